@@ -1,0 +1,44 @@
+"""SPIFFE identities: who a workload is, as its certificate says."""
+
+import re
+from typing import NamedTuple
+
+_PART = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_SPIFFE = "spiffe://"
+
+
+class Identity(NamedTuple):
+    """A service account in a trust domain: `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`."""
+
+    trust_domain: str
+    namespace: str
+    service_account: str
+
+    def __str__(self) -> str:
+        return f"{_SPIFFE}{self.principal}"
+
+    @property
+    def principal(self) -> str:
+        """The form that policies compare with: the SPIFFE id without its scheme."""
+        return f"{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+    @classmethod
+    def parse(cls, uri: str) -> "Identity":
+        """Read a SPIFFE id of exactly this shape.
+
+        Raises: ValueError for any other URI (other paths, empty parts, foreign characters).
+        """
+        parts = uri.removeprefix(_SPIFFE).split("/") if uri.startswith(_SPIFFE) else []
+        if len(parts) != 5 or parts[1] != "ns" or parts[3] != "sa" or not all(map(_PART.fullmatch, parts)):
+            raise ValueError(f"not a workload identity: {uri!r}: expected spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/NAME")
+        return cls(parts[0], parts[2], parts[4])
+
+
+def first_identity(uris: list[str]) -> Identity | None:
+    """The first of several URI SANs that is a workload identity; others are skipped, as Istio's ztunnel does."""
+    for uri in uris:
+        try:
+            return Identity.parse(uri)
+        except ValueError:
+            continue
+    return None

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Makes this folder runnable on Debian 12 or 13: Debian packages, a venv with the PyPI packages, generated protobuf code.
+# Does nothing that is done already. Leaves no service started or enabled that was not there before.
+# usage: setup.sh [run|test|bench]...        (run is always included)
+set -euo pipefail
+cd "$(dirname "$0")"
+say() { printf '== %s\n' "$*"; }
+
+[ "$(id -u)" = 0 ] || { echo "setup.sh: run as root: weft loads eBPF programs and makes network namespaces" >&2; exit 1; }
+
+packages=(python3-bpfcc python3-venv libbpf1 iproute2 nftables tcpdump kmod procps ca-certificates
+          nginx-light curl redis-server redis-tools postgresql postgresql-client)
+for extra in "$@"; do
+    case $extra in
+        test) packages+=(clang-format openssl) ;;
+        run|bench) ;;
+        *) echo "setup.sh: unknown part '$extra': run, test or bench" >&2; exit 2 ;;
+    esac
+done
+# Kernel headers: the running kernel's own, else any (the programs touch UAPI structs only).
+if [ ! -e "/lib/modules/$(uname -r)/build" ] && ! compgen -G '/usr/src/linux-headers-*' >/dev/null; then
+    packages+=("linux-headers-$(dpkg --print-architecture)")
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+
+units=(nginx redis-server postgresql)
+install_missing() {
+    say "Debian packages: ${missing[*]}"
+    # Server packages start what they install: forbidden for the duration, unless the host has a rule of its own.
+    policy=/usr/sbin/policy-rc.d
+    made_policy=
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+        made_policy=1
+    fi
+    trap '[ -z "$made_policy" ] || rm -f "$policy"' EXIT
+    # PostgreSQL's package would create and run a cluster "main".
+    if [ "$(dpkg-query -W -f '${db:Status-Status}' postgresql-common 2>/dev/null)" != installed ]; then
+        mkdir -p /etc/postgresql-common/createcluster.d
+        echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/weft.conf
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -y -q --no-install-recommends "${missing[@]}"
+    # A unit that came with this installation stays off; one that was there before is not touched.
+    for unit in "${units[@]}"; do
+        for package in "${missing[@]}"; do
+            if [ "${package%-light}" = "$unit" ] && command -v systemctl >/dev/null; then
+                systemctl disable "$unit" >/dev/null 2>&1 || true
+            fi
+        done
+    done
+    [ -z "$made_policy" ] || rm -f $policy
+    trap - EXIT
+}
+[ ${#missing[@]} = 0 ] || install_missing
+
+venv=.venv
+[ -x $venv/bin/python ] || { say "venv from /usr/bin/python3"; /usr/bin/python3 -m venv --system-site-packages $venv; }
+
+# The bench extra (Envoy) is large: only where asked for. Extras add up, so that `make demo` after `make test` removes nothing.
+extras=build
+for extra in "$@"; do [ "$extra" = run ] || extras+=",$extra"; done
+stamp=$venv/.installed
+wanted="$(sha256sum pyproject.toml | cut -d' ' -f1)"
+for extra in ${extras//,/ }; do
+    if ! grep -qsx "$wanted $extra" $stamp; then
+        say "PyPI packages: weft[$extras]"
+        $venv/bin/pip install -q --disable-pip-version-check -e ".[$extras]"
+        for done_extra in ${extras//,/ }; do echo "$wanted $done_extra" >>$stamp; done
+        break
+    fi
+done
+
+# Code from our .proto files; made anew only when one of them changed.
+sum="$(cat mesh/proto/*.proto | sha256sum | cut -d' ' -f1)"
+if [ "$(cat mesh/proto/.generated 2>/dev/null)" != "$sum" ]; then
+    say "protobuf code"
+    $venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. mesh/proto/*.proto
+    echo "$sum" >mesh/proto/.generated
+fi

@@ -1,0 +1,90 @@
+"""Where weft keeps its sockets, state and pins. Every process and command asks here, so that two labs can live side by side.
+
+`WEFT_RUN_DIR` (default /run/weft) and `WEFT_STATE_DIR` (default /var/lib/weft) move everything; `WEFT_PREFIX` (default weft)
+names network namespaces and the cgroup subtree.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The roots of one installation."""
+
+    run: Path
+    state: Path
+    prefix: str
+
+    @classmethod
+    def from_environment(cls) -> "Places":
+        """Read the roots from the environment, with the defaults of a node."""
+        return cls(
+            Path(os.environ.get("WEFT_RUN_DIR", "/run/weft")),
+            Path(os.environ.get("WEFT_STATE_DIR", "/var/lib/weft")),
+            os.environ.get("WEFT_PREFIX", "weft"),
+        )
+
+    @property
+    def control_socket(self) -> Path:
+        """weft-control's own API (gRPC, root only)."""
+        return self.run / "control.sock"
+
+    @property
+    def control_state(self) -> Path:
+        """Manifests, root key and database of the embedded control plane."""
+        return self.state / "control"
+
+    def nodes(self) -> list[str]:
+        """The nodes that have a run folder here, sorted."""
+        folder = self.run / "nodes"
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+    def node(self, name: str) -> "NodePlaces":
+        """The places of one node."""
+        return NodePlaces(name, self.run / "nodes" / name, self.state / "nodes" / name)
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlaces:
+    """The places of one node."""
+
+    name: str
+    run: Path
+    state: Path
+
+    @property
+    def agent_socket(self) -> Path:
+        """`POST /cmdadd`, `POST /cmddel` (HTTP/1.1) and `weft.agent.Agent` (gRPC)."""
+        return self.run / "agent.sock"
+
+    @property
+    def hubble_socket(self) -> Path:
+        """`observer.Observer` (gRPC)."""
+        return self.run / "hubble.sock"
+
+    @property
+    def zds_socket(self) -> Path:
+        """The agent's end of ZDS (SOCK_SEQPACKET)."""
+        return self.run / "ztunnel.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """The proxy's admin endpoints (HTTP/1.1)."""
+        return self.run / "admin.sock"
+
+    @property
+    def token(self) -> Path:
+        """The node's credential for control (0600)."""
+        return self.run / "token"
+
+    @property
+    def root(self) -> Path:
+        """PEM of what signs control's server certificate."""
+        return self.run / "root-cert.pem"
+
+    @property
+    def bpffs(self) -> Path:
+        """The lab's bpffs of this node; on a real node programs are pinned under /sys/fs/bpf/weft."""
+        return self.run / "bpf"

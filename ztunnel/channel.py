@@ -1,0 +1,236 @@
+"""The channel between ztunnel's supervisor and one data worker: the messages, and their framing over a socket pair.
+
+Both ends are weft's own processes of the same privilege (the worker is the supervisor's child and inherits its end of the
+socket pair as a numbered descriptor), so messages are pickled values of mesh.* and of this module; a frame is a 4-byte
+length and the pickle, with up to MAX_FDS descriptors riding on its first byte (SCM_RIGHTS). The worker never blocks on the
+channel: what it cannot send it queues up to a bound, and drops connection events first (counted), never replies.
+
+Order matters and is kept: the supervisor sends inventory and certificates before the pods that need them where it can, and
+every AddPod is answered by PodAdded.
+"""
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal
+
+from mesh.identity import Identity
+from mesh.policy import Policy
+from mesh.workload import Service, Workload
+
+MAX_FDS = 4
+MAX_FRAME_BYTES = 64 << 20
+
+IPAddress = IPv4Address | IPv6Address
+Direction = Literal["inbound", "outbound"]
+Protocol = Literal["TCP", "HBONE"]
+Flag = Literal["-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR"]
+"""Istio's response_flags."""
+
+
+# --- supervisor -> worker
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """First message: who and where this proxy is. Timeouts in seconds."""
+
+    node: str
+    network: str
+    cluster_id: str
+    trust_domain: str
+    worker: int
+    keep_source_address: bool = True
+    packet_mark: int = 0x539
+    connect_timeout_s: float = 10.0
+    workload_timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class AddPod:
+    """A pod to serve. Descriptors, in this order: its netns, then its listeners 15001, 15006, 15008."""
+
+    uid: str
+    """Kubernetes uid, as in ZDS."""
+    namespace: str
+    name: str
+    service_account: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePod:
+    """Stop serving a pod: GOAWAY to its peers, close its listeners and connections."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateInventory:
+    """Workloads and services that are new or changed, and resource names that are gone."""
+
+    upserts: list[Workload | Service]
+    removals: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePolicies:
+    """Policies that are new or changed, and keys that are gone; every tracked inbound connection is checked again."""
+
+    upserts: list[Policy]
+    removals: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SetCertificate:
+    """An identity's current certificate. The key exists only in memory, here as in the worker."""
+
+    identity: Identity
+    chain_pem: bytes
+    """Leaf first, then intermediates."""
+    key_pem: bytes = field(repr=False)
+    roots_pem: bytes
+    expires_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFailed:
+    """No certificate for an identity now; who waits for it fails with this reason."""
+
+    identity: Identity
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetCertificate:
+    """No local workload has this identity any more."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class QueryConnections:
+    """Ask for the open connections; answered by Connections with the same number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Close listeners, drain, and end after at most this long."""
+
+    deadline_s: float
+
+
+# --- worker -> supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class PodAdded:
+    """Answer to AddPod: the listeners are being served, or why not."""
+
+    uid: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedCertificate:
+    """A connection waits for this identity's certificate."""
+
+    identity: Identity
+
+
+@dataclass(slots=True)
+class ConnectionRecord:
+    """One end of one application connection, as this proxy sees it. Workloads by xDS uid, services by key."""
+
+    number: int
+    """Unique in this worker."""
+    pod_uid: str
+    direction: Direction
+    protocol: Protocol
+    source: tuple[IPAddress, int]
+    destination: tuple[IPAddress, int]
+    """What is dialled (outbound) or was dialled (inbound): keeps :15008 for HBONE."""
+    hbone_destination: str = ""
+    """CONNECT target, `ip:port` or `hostname:port`; empty for TCP."""
+    original_destination: tuple[IPAddress, int] | None = None
+    """What the application dialled (outbound), before services and waypoints."""
+    source_workload: str = ""
+    source_identity: Identity | None = None
+    """Proved by mutual TLS (or our own, outbound over HBONE); None for plain text."""
+    destination_workload: str = ""
+    destination_identity: Identity | None = None
+    destination_service: str = ""
+    opened_unix_ns: int = 0
+    duration_ns: int = 0
+    bytes_sent: int = 0
+    """From the local workload's viewpoint: outbound client->server, inbound server->client."""
+    bytes_received: int = 0
+    flag: Flag = "-"
+    error: str = ""
+    """Empty: ended well."""
+    policy: str = ""
+    """Key of the policy that allowed or denied; empty where a default did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connection was accepted and allowed: bytes can flow."""
+
+    record: ConnectionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Byte counts of a connection that is still open: (number, bytes_sent, bytes_received) each, since its opening."""
+
+    counts: list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A connection ended, well, refused or broken: `flag` and `error` say which. Was Opened before unless refused."""
+
+    record: ConnectionRecord
+    was_open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyFailure:
+    """A connection failed before it could be tracked (handshake, unknown source): the access log's `connection failed`."""
+
+    pod_uid: str
+    direction: Direction
+    source: tuple[IPAddress, int]
+    destination: tuple[IPAddress, int]
+    flag: Flag
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """Answer to QueryConnections."""
+
+    number: int
+    records: list[ConnectionRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """Sent every second: sizes that an operator watches, by name (open connections, tunnels, buffered bytes, drops)."""
+
+    gauges: dict[str, int]
+
+
+ToWorker = (
+    Configure
+    | AddPod
+    | RemovePod
+    | UpdateInventory
+    | UpdatePolicies
+    | SetCertificate
+    | CertificateFailed
+    | ForgetCertificate
+    | QueryConnections
+    | Shutdown
+)
+FromWorker = PodAdded | NeedCertificate | Opened | Progress | Closed | EarlyFailure | Connections | WorkerStatus
