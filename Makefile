@@ -1,6 +1,6 @@
 # Two commands do everything, as root, on a fresh Debian 12 or 13 machine: `make demo` and `make test`.
 PYTHON := .venv/bin/python
-.PHONY: setup demo test check unit kernel lab bench down clean
+.PHONY: setup demo down test check unit kernel lab peer bench clean
 
 setup:
 	@./setup.sh run
@@ -11,17 +11,19 @@ demo: setup
 down:
 	@.venv/bin/weft lab down
 
-test:
+test: check
+	$(PYTHON) -m pytest -q
+
+check:
 	@./setup.sh run test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	clang-format --dry-run -Werror bpf/*.c bpf/*.h
-	$(PYTHON) -m pytest -q
 
-check unit kernel lab: %:
+unit kernel lab peer:
 	@./setup.sh run test
-	$(if $(filter check,$@),$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy,$(PYTHON) -m pytest -q -m $@)
+	$(PYTHON) -m pytest -q -m $@
 
 bench:
 	@./setup.sh run bench
