@@ -6,7 +6,7 @@ setup:
 	@./setup.sh run
 
 demo: setup
-	@$(PYTHON) -m lab.demo
+	@$(PYTHON) -m lab.walkthrough
 
 down:
 	@.venv/bin/weft lab down

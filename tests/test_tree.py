@@ -1,0 +1,84 @@
+"""The folder tree explains the architecture: who may import whom, and that files stay small enough to read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("mesh", "wire", "bpf", "agent", "ztunnel", "control", "cli", "lab", "bench")
+MAY_IMPORT = {
+    "mesh": {"mesh"},
+    "wire": {"wire", "mesh"},
+    "bpf": {"bpf", "mesh", "wire"},
+    "agent": {"agent", "bpf", "mesh", "wire"},
+    "ztunnel": {"ztunnel", "mesh", "wire"},
+    "control": {"control", "mesh", "wire"},
+    "cli": {"cli", "lab", "mesh", "wire"},
+    "lab": {"lab", "mesh", "wire"},
+    "bench": {"bench", "lab", "mesh", "wire"},
+}
+IMPURE = {"asyncio", "socket", "select", "time", "random", "secrets", "os", "subprocess", "threading", "logging", "grpc"}
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc", "types"}
+LONGEST_FILE = 450
+"""Lines; aim near 200. A longer file is two nouns."""
+
+
+def sources() -> list[Path]:
+    return [
+        path
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+    ]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    ours = {name.split(".")[0] for name in imported(path)} & set(FOLDERS)
+    assert ours <= MAY_IMPORT[folder], f"{folder}/ must not import {sorted(ours - MAY_IMPORT[folder])}"
+
+
+def test_the_vocabulary_is_pure() -> None:
+    for path in sources():
+        if path.relative_to(ROOT).parts[0] == "mesh":
+            impure = {name.split(".")[0] for name in imported(path)} & IMPURE
+            assert not impure, f"{path.relative_to(ROOT)} imports {sorted(impure)}: mesh/ holds values and functions only"
+
+
+def test_the_data_worker_starts_light() -> None:
+    """The worker's memory and start-up stay small: neither gRPC nor protobuf nor cryptography may come in by an import."""
+    seen: set[str] = set()
+    todo = ["ztunnel.worker"]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        path = ROOT / (name.replace(".", "/") + ".py")
+        if not path.exists():
+            path = ROOT / name.replace(".", "/") / "__init__.py"
+        if path.exists():
+            todo += imported(path)
+    heavy = {name for name in seen if name.split(".")[0] in {"grpc", "google", "cryptography", "asyncio"}}
+    assert not heavy, f"the data worker imports {sorted(heavy)}"
+
+
+def test_files_are_one_noun() -> None:
+    for path in sources():
+        assert path.stem not in VAGUE_NAMES, f"{path.relative_to(ROOT)}: name the noun it holds"
+        lines = len(path.read_text().splitlines())
+        assert lines <= LONGEST_FILE, f"{path.relative_to(ROOT)} has {lines} lines: it is more than one noun"
