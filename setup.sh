@@ -9,7 +9,7 @@ say() { printf '== %s\n' "$*"; }
 [ "$(id -u)" = 0 ] || { echo "setup.sh: run as root: weft loads eBPF programs and makes network namespaces" >&2; exit 1; }
 
 packages=(python3-bpfcc python3-venv libbpf1 iproute2 nftables tcpdump kmod procps ca-certificates
-          nginx-light curl redis-server redis-tools postgresql postgresql-client)
+          nginx curl redis-server redis-tools postgresql postgresql-client)
 for extra in "$@"; do
     case $extra in
         test) packages+=(clang-format openssl) ;;
@@ -27,7 +27,6 @@ for package in "${packages[@]}"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
 
-units=(nginx redis-server postgresql)
 install_missing() {
     say "Debian packages: ${missing[*]}"
     # Server packages start what they install: forbidden for the duration, unless the host has a rule of its own.
@@ -47,13 +46,14 @@ install_missing() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
     apt-get install -y -q --no-install-recommends "${missing[@]}"
-    # A unit that came with this installation stays off; one that was there before is not touched.
-    for unit in "${units[@]}"; do
-        for package in "${missing[@]}"; do
-            if [ "${package%-light}" = "$unit" ] && command -v systemctl >/dev/null; then
-                systemctl disable "$unit" >/dev/null 2>&1 || true
-            fi
-        done
+    # A server that came with this installation stays off at boot too; one that was there before is not touched.
+    for unit in nginx redis-server postgresql; do
+        case " ${missing[*]} " in *" $unit "*) ;; *) continue ;; esac
+        if command -v systemctl >/dev/null; then
+            systemctl disable "$unit" >/dev/null 2>&1 || true
+        fi
+        deb-systemd-helper disable "$unit.service" >/dev/null 2>&1 || true
+        update-rc.d "$unit" disable >/dev/null 2>&1 || true
     done
     [ -z "$made_policy" ] || rm -f $policy
     trap - EXIT
