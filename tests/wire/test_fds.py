@@ -1,0 +1,76 @@
+"""Packets with descriptors: whole, bounded, and nothing leaks when a packet is refused."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from wire import fds
+
+pytestmark = pytest.mark.unit
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def test_a_descriptor_travels_close_on_exec() -> None:
+    ours, theirs = pair()
+    with ours, theirs, open("/dev/null") as null:
+        fds.send_packet(ours, b"hello", [null.fileno()])
+        packet = fds.receive_packet(theirs, 100, 1)
+        assert packet.data == b"hello" and len(packet.fds) == 1
+        assert os.fstat(packet.fds[0]).st_rdev == os.fstat(null.fileno()).st_rdev
+        assert not os.get_inheritable(packet.fds[0])
+        packet.close()
+
+
+@pytest.mark.parametrize(("data", "count"), [(b"x" * 101, 1), (b"x", 3), (b"x" * 101, 0)])
+def test_beyond_the_bounds_nothing_is_kept(data: bytes, count: int) -> None:
+    ours, theirs = pair()
+    with ours, theirs, open("/dev/null") as null:
+        before = open_fds()
+        fds.send_packet(ours, data, [null.fileno()] * count)
+        with pytest.raises(fds.Truncated, match="beyond 100 bytes or 1 descriptors"):
+            fds.receive_packet(theirs, 100, 1)
+        assert open_fds() == before
+
+
+def test_streams_wait_cancel_and_end(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = str(tmp_path / "socket")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(path)
+        listener.listen()
+        client = await fds.PacketStream.connect(path)
+        accepted, _ = listener.accept()
+        server = fds.PacketStream(accepted)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await server.receive()
+        waiting = asyncio.ensure_future(server.receive())
+        await client.send(b"one")
+        assert (await waiting).data == b"one"
+        # A peer that does not read makes the sender wait, not fail.
+        count = 0
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                while True:
+                    await client.send(b"x" * 10_000)
+                    count += 1
+        for _ in range(count):
+            assert len((await server.receive()).data) == 10_000
+        client.close()
+        assert await server.receive() == fds.Packet(b"", [])
+        server.close()
+        listener.close()
+        with pytest.raises(ConnectionRefusedError):
+            await fds.PacketStream.connect(path)
+
+    asyncio.run(scenario())

@@ -1,0 +1,105 @@
+"""Framing: whatever the cuts, messages and descriptors arrive whole, in order and together; a broken peer leaks nothing."""
+
+import os
+import pickle
+import socket
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.workload import Workload
+from ztunnel import channel, framing
+
+pytestmark = pytest.mark.unit
+
+PODS = st.builds(channel.AddPod, st.text(), st.text(), st.text(), st.text())
+MESSAGES = st.lists(st.tuples(PODS, st.integers(0, channel.MAX_FDS)), max_size=6)
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@given(MESSAGES, st.lists(st.integers(1, 90), min_size=1, max_size=30))
+def test_any_cut_gives_the_same_messages(messages: list[tuple[channel.AddPod, int]], cuts: list[int]) -> None:
+    # Descriptors are numbers to the reader: they arrive no later than their frame's first byte.
+    stream, owners = b"", {}
+    number = 1000
+    for message, count in messages:
+        owners[len(stream)] = list(range(number, number + count))
+        number += count
+        stream += framing.pack(message, count)
+    reader, received, position = framing.FrameReader(), [], 0
+    while position < len(stream):
+        size = cuts[position % len(cuts)]
+        fds = [fd for start, owned in owners.items() if position <= start < position + size for fd in owned]
+        received += reader.feed(stream[position : position + size], fds)
+        position += size
+    expected = [(message, fds) for (message, _), fds in zip(messages, owners.values(), strict=True)]
+    assert received == expected
+
+
+def test_descriptors_arrive_with_their_message_over_a_real_pair() -> None:
+    before = open_fds()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    pipes = [os.pipe() for _ in range(4)]
+    writer, reader, received = framing.FrameWriter(), framing.FrameReader(), []
+    big = channel.UpdateInventory([Workload(uid=f"c//Pod/ns/{i}", name=str(i), namespace="ns") for i in range(5000)], [])
+    writer.push(big)
+    for number, (_, end) in enumerate(pipes):
+        writer.push(channel.AddPod(str(number), "ns", "pod", "sa"), [end])
+        os.close(end)
+    done = False
+    while len(received) < 5:
+        done = done or writer.flush(ours)
+        received += reader.feed(*framing.receive(theirs))
+    assert done and writer.pending_bytes == 0
+    assert received[0] == (big, [])
+    for number, (message, fds) in enumerate(received[1:]):
+        assert isinstance(message, channel.AddPod) and message.uid == str(number)
+        os.write(fds[0], b"%d" % number)
+        assert os.read(pipes[number][0], 10) == b"%d" % number
+        os.close(fds[0])
+        os.close(pipes[number][0])
+    ours.close()
+    theirs.close()
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (struct.pack("!IB", channel.MAX_FRAME_BYTES + 1, 0), "beyond the channel's bounds"),
+        (struct.pack("!IB", 3, channel.MAX_FDS + 1), "beyond the channel's bounds"),
+        (struct.pack("!IB", 3, 2) + b"abc", "names 2 descriptors, 1 came"),
+        (struct.pack("!IB", 3, 1) + b"abc", "holds no message"),
+        (framing.pack("message"), "that no frame names"),
+    ],
+)
+def test_a_broken_frame_is_refused_and_its_descriptor_closed(data: bytes, reason: str) -> None:
+    before = open_fds()
+    with pytest.raises(framing.FrameError, match=reason):
+        framing.FrameReader().feed(data, [os.open("/dev/null", os.O_RDONLY)])
+    assert open_fds() == before
+
+
+def test_what_is_too_large_never_leaves() -> None:
+    with pytest.raises(ValueError, match=r"UpdateInventory of .* bytes: the channel carries at most"):
+        framing.pack(channel.UpdateInventory([], ["x" * channel.MAX_FRAME_BYTES]))
+    with pytest.raises(ValueError, match="5 descriptors"):
+        framing.pack(channel.Shutdown(1.0), 5)
+
+
+def test_a_message_that_waits_keeps_its_descriptor_open() -> None:
+    before = open_fds()
+    read_end, write_end = os.pipe()
+    writer = framing.FrameWriter()
+    writer.push(channel.RemovePod("1"), [write_end])
+    os.close(write_end)
+    writer.close()
+    assert os.read(read_end, 1) == b""
+    os.close(read_end)
+    assert open_fds() == before and pickle.loads(framing.pack(1)[5:]) == 1
