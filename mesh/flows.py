@@ -198,13 +198,13 @@ def _set_verdict(flow: flow_pb2.Flow, event: ConnectionEvent) -> None:
         flow.policy_match_type = 2  # identity and port
 
 
-def _observation_point(event: ConnectionEvent) -> int:
+def _observation_point(event: ConnectionEvent) -> "flow_pb2.TraceObservationPoint":
     if event.direction == "inbound":
         return flow_pb2.TO_ENDPOINT
     return flow_pb2.TO_NETWORK if event.encrypted else flow_pb2.TO_STACK
 
 
-def _drop_reason(event: ConnectionEvent) -> int:
+def _drop_reason(event: ConnectionEvent) -> "flow_pb2.DropReason":
     if event.phase == "unauthenticated":
         return flow_pb2.AUTH_REQUIRED
     if not event.encrypted and is_peer_authentication(event):
