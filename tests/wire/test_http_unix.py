@@ -1,0 +1,181 @@
+"""HTTP/1.1 over unix and TCP sockets: what is served, what is refused, and that nothing is left behind."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire import http_unix as http
+
+pytestmark = pytest.mark.unit
+
+
+class World:
+    """A server with one route of each kind, and what its stream saw."""
+
+    def __init__(self) -> None:
+        self.stream_closed = asyncio.Event()
+        self.server = http.HttpServer(
+            {
+                "GET /hello": self.hello,
+                "POST /echo": self.echo,
+                "GET /fail": self.fail,
+                "GET /refuse": self.refuse,
+                "GET /count": self.count,
+            },
+            max_connections=3,
+        )
+
+    async def hello(self, request: http.Request) -> http.Response:
+        return http.Response.json({"name": request.query.get("name", "")})
+
+    async def echo(self, request: http.Request) -> http.Response:
+        return http.Response(200, request.body)
+
+    async def fail(self, _: http.Request) -> http.Response:
+        raise RuntimeError("a secret detail")
+
+    async def refuse(self, _: http.Request) -> http.Response:
+        raise http.HttpError(409, "pod demo/web: already there")
+
+    async def count(self, _: http.Request) -> http.Response:
+        async def numbers() -> AsyncGenerator[bytes, None]:
+            try:
+                for number in range(10**9):
+                    yield b"%d\n" % number
+                    await asyncio.sleep(0)
+            finally:
+                self.stream_closed.set()
+
+        return http.Response(200, stream=numbers())
+
+
+def with_server(tmp_path: Path, scenario: Callable[[World, Path], Awaitable[None]]) -> None:
+    async def run() -> None:
+        world = World()
+        path = tmp_path / "admin.sock"
+        await world.server.listen_unix(path)
+        async with asyncio.timeout(30):
+            await scenario(world, path)
+            await world.server.close()
+
+    asyncio.run(run())
+
+
+def test_requests_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World, path: Path) -> None:
+        assert (await http.request(path, "GET", "/hello?name=a%20b")).check() == b'{"name": "a b"}\n'
+        assert (await http.request(path, "POST", "/echo", b"x" * 1_000_000)).body == b"x" * 1_000_000
+        port = await world.server.listen_tcp("127.0.0.1", 0)
+        assert (await http.request(("127.0.0.1", port), "POST", "/echo", b"tcp")).body == b"tcp"
+        for method, target, status, words in [
+            ("GET", "/nowhere", 404, "/nowhere: not here"),
+            ("GET", "/echo", 405, "/echo: use POST"),
+            ("GET", "/refuse", 409, "pod demo/web: already there"),
+            ("GET", "/fail", 500, "internal error: see the log"),
+        ]:
+            with pytest.raises(http.HttpError) as refusal:
+                (await http.request(path, method, target)).check()
+            assert (refusal.value.status, refusal.value.reason) == (status, words)
+        with pytest.raises(http.HttpError, match=r"413.*at most"):
+            (await http.request(path, "POST", "/echo", b"x" * (http.MAX_BODY_BYTES + 1))).check()
+        assert os.stat(path).st_mode & 0o777 == 0o600
+
+    with_server(tmp_path, scenario)
+    assert "a secret detail" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/2.0\r\n\r\n", 400),
+        (b"GET  / HTTP/1.1\r\n\r\n", 400),
+        (b"GET /hello HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\ncontent-length: -1\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n\r\n", 413),
+        (b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", 501),
+        (b"GET /hello HTTP/1.1\r\nx: " + b"y" * http.MAX_HEAD_BYTES + b"\r\n\r\n", 431),
+    ],
+)
+def test_what_is_no_good_request_is_answered_and_closed(tmp_path: Path, sent: bytes, status: int) -> None:
+    async def scenario(_: World, path: Path) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(sent)
+        reply = await reader.read()
+        assert reply.startswith(b"HTTP/1.1 %d " % status)
+        writer.close()
+
+    with_server(tmp_path, scenario)
+
+
+def test_a_connection_serves_several_requests_and_only_so_many_connections_are_served(tmp_path: Path) -> None:
+    async def scenario(_: World, path: Path) -> None:
+        peers = [await asyncio.open_unix_connection(str(path)) for _ in range(3)]
+        for reader, writer in peers:
+            for _ in range(2):
+                writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
+                assert (await reader.readuntil(b'""}\n')).startswith(b"HTTP/1.1 200 OK")
+        assert (await http.request(path, "GET", "/hello")).status == 503
+        peers[0][1].close()
+        async with asyncio.timeout(5):
+            while (await http.request(path, "GET", "/hello")).status == 503:
+                pass
+        for _, writer in peers:
+            writer.close()
+
+    with_server(tmp_path, scenario)
+
+
+def test_a_stream_ends_with_its_reader(tmp_path: Path) -> None:
+    async def scenario(world: World, path: Path) -> None:
+        async with http.open_stream(path, "GET", "/count") as (status, _, pieces):
+            assert status == 200
+            lines = http.read_lines(pieces)
+            assert [await anext(lines) for _ in range(3)] == [b"0", b"1", b"2"]
+        await world.stream_closed.wait()
+
+    with_server(tmp_path, scenario)
+
+
+def test_close_ends_streams(tmp_path: Path) -> None:
+    async def scenario(world: World, path: Path) -> None:
+        async with http.open_stream(path, "GET", "/count") as (_, _, pieces):
+            await anext(pieces)
+            await world.server.close()
+            with pytest.raises((http.HttpError, ConnectionError)):
+                async for _ in pieces:
+                    pass
+        assert world.stream_closed.is_set()
+
+    with_server(tmp_path, scenario)
+
+
+def test_curl_understands_it(tmp_path: Path) -> None:
+    curl = shutil.which("curl")
+    assert curl, "curl is not installed: ./setup.sh run"
+
+    async def scenario(_: World, path: Path) -> None:
+        run = await asyncio.to_thread(
+            subprocess.run,
+            [curl, "-sS", "--unix-socket", str(path), "-d", "body", "http://weft/echo"],
+            capture_output=True,
+            timeout=10,
+        )
+        assert (run.stdout, run.stderr) == (b"body", b"")
+
+    with_server(tmp_path, scenario)
+
+
+@given(st.binary(max_size=300))
+def test_any_head_is_read_or_refused(head: bytes) -> None:
+    for text in (head, b"GET /" + head + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + head + b"\r\n\r\n"):
+        try:
+            assert http.parse_request(text).path.startswith("/")
+        except http.HttpError as error:
+            assert error.status in (400, 501)

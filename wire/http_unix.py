@@ -1,0 +1,368 @@
+"""A small HTTP/1.1 server and client for admin endpoints, over unix and TCP sockets. Everything is bounded in size and time.
+
+For a handful of trusted readers (operators' tools, the agent, Prometheus, kubelet), not for the open world: no TLS, no
+uploads, no chunked requests. A response body may be a stream without end: it is sent in chunks, and its source is closed as
+soon as the reader goes away.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+MAX_HEAD_BYTES = 16 << 10
+MAX_BODY_BYTES = 1 << 20
+MAX_REPLY_BYTES = 256 << 20
+"""A config dump of a large mesh is tens of megabytes."""
+HEAD_TIMEOUT_S = 10.0
+IDLE_TIMEOUT_S = 60.0
+WRITE_TIMEOUT_S = 30.0
+_MAX_CONNECTIONS = 64
+
+_log = logging.getLogger(__name__)
+Target = Path | tuple[str, int]
+"""A unix socket's path, or host and port."""
+
+
+class HttpError(Exception):
+    """An answer other than success, for a handler to raise or a client to meet."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"HTTP {status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as handlers see it; header names in lower case, the last of several values wins."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a handler answers; `stream` instead of `body` for a body without known end."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+    stream: AsyncGenerator[bytes, None] | None = None
+
+    @classmethod
+    def json(cls, value: object, status: int = 200) -> "Response":
+        """A JSON document."""
+        return cls(status, json.dumps(value).encode() + b"\n", "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered to a client."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def check(self) -> bytes:
+        """The body of a success. Raises: HttpError with the server's words otherwise."""
+        if self.status // 100 != 2:
+            raise HttpError(self.status, self.body.decode(errors="replace").strip())
+        return self.body
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def parse_request(head: bytes) -> Request:
+    """Read a request head, up to and with its empty line.
+
+    Raises: HttpError 400 for what is no HTTP/1.1 request, 501 for a chunked one.
+    """
+    try:
+        line, *fields = head.decode("ascii").removesuffix("\r\n\r\n").split("\r\n")
+        method, target, version = line.split(" ")
+        url = urlsplit(target)
+        headers = _parse_fields(fields)
+    except ValueError as error:
+        raise HttpError(400, f"not a request: {error}") from error
+    if version not in ("HTTP/1.1", "HTTP/1.0") or not method.isalpha() or not url.path.startswith("/"):
+        raise HttpError(400, f"not a request: {line[:100]!r}")
+    if "transfer-encoding" in headers:
+        raise HttpError(501, "chunked requests are not served: send a content-length")
+    if version == "HTTP/1.0":
+        headers.setdefault("connection", "close")
+    return Request(method, url.path, dict(parse_qsl(url.query, keep_blank_values=True)), headers)
+
+
+def _parse_fields(lines: list[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            raise ValueError(f"bad header {line[:100]!r}")
+        headers[name.lower()] = value.strip()
+    return headers
+
+
+def _content_length(headers: Mapping[str, str], limit: int) -> int:
+    text = headers.get("content-length", "0")
+    if not (text.isascii() and text.isdigit()):
+        raise HttpError(400, f"bad content-length {text[:40]!r}")
+    if len(text) > 12 or int(text) > limit:
+        raise HttpError(413, f"body of {text[:40]} bytes: at most {limit} are taken")
+    return int(text)
+
+
+class HttpServer:
+    """Serves routes, written `GET /path`, on any number of sockets, to at most `max_connections` peers at a time."""
+
+    def __init__(self, routes: Mapping[str, Handler], max_connections: int = _MAX_CONNECTIONS) -> None:
+        self._routes = routes
+        self._max_connections = max_connections
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def listen_unix(self, path: Path, mode: int = 0o600) -> None:
+        """Listen at `path`, in place of what is there; nobody but `mode` allows ever connects."""
+        self._servers.append(await asyncio.start_unix_server(self.handle, sock=_bind(path, mode), limit=MAX_HEAD_BYTES))
+
+    async def listen_tcp(self, host: str, port: int) -> int:
+        """Listen on a TCP port; the port that it is (for port 0). OSError when it is taken."""
+        server = await asyncio.start_server(self.handle, host, port, limit=MAX_HEAD_BYTES)
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = b"") -> None:
+        """Serve one connection to its end and close it; `first` are bytes that were read from it already."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            if len(self._connections) > self._max_connections:
+                await _send(writer, Response(503, b"too many connections\n"), close=True)
+                return
+            while await self._serve_one(reader, writer, first):
+                first = b""
+        except (OSError, EOFError, TimeoutError):
+            pass  # the peer went away, or sits on the connection
+        except asyncio.CancelledError:
+            pass  # close(): asyncio's server would report this task as failed
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort() if task.cancelling() else writer.close()
+
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes) -> bool:
+        try:
+            request = await _read_request(reader, first)
+        except HttpError as error:
+            await _send(writer, Response(error.status, error.reason.encode() + b"\n"), close=True)
+            await _discard(reader, writer)
+            return False
+        response = await self._answer(request)
+        if response.stream is not None:
+            await _send_stream(reader, writer, response, response.stream)
+            return False
+        close = request.headers.get("connection", "").lower() == "close"
+        await _send(writer, response, close)
+        return not close
+
+    async def _answer(self, request: Request) -> Response:
+        handler = self._routes.get(f"{request.method} {request.path}")
+        if handler is None:
+            methods = [route.split(" ")[0] for route in self._routes if route.split(" ")[1] == request.path]
+            if methods:
+                return Response(405, f"{request.path}: use {' or '.join(methods)}\n".encode())
+            return Response(404, f"{request.path}: not here\n".encode())
+        try:
+            return await handler(request)
+        except HttpError as error:
+            return Response(error.status, error.reason.encode() + b"\n")
+        except Exception:  # one bad request must not end the process that serves traffic
+            _log.exception("%s %s failed", request.method, request.path)
+            return Response(500, b"internal error: see the log\n")
+
+    async def close(self) -> None:
+        """Stop listening and end every connection, streams too."""
+        for server in self._servers:
+            server.close()
+        tasks = list(self._connections)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _bind(path: Path, mode: int) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        os.chmod(path, mode)  # nobody can connect before the socket listens
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _read_request(reader: asyncio.StreamReader, first: bytes) -> Request:
+    try:
+        async with asyncio.timeout(HEAD_TIMEOUT_S if first else IDLE_TIMEOUT_S):
+            head = first + await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError as error:
+        raise HttpError(431, f"request head beyond {MAX_HEAD_BYTES} bytes") from error
+    request = parse_request(head)
+    length = _content_length(request.headers, MAX_BODY_BYTES)
+    async with asyncio.timeout(HEAD_TIMEOUT_S):
+        body = await reader.readexactly(length)
+    return Request(request.method, request.path, request.query, request.headers, body)
+
+
+async def _discard(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    # Closing with unread bytes resets the connection, and the peer would never read why it was refused.
+    writer.write_eof()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            for _ in range(64):
+                if not await reader.read(64 << 10):
+                    return
+
+
+def _head(response: Response, framing: str) -> bytes:
+    reason = HTTPStatus(response.status).phrase
+    return f"HTTP/1.1 {response.status} {reason}\r\ncontent-type: {response.content_type}\r\n{framing}\r\n".encode()
+
+
+async def _send(writer: asyncio.StreamWriter, response: Response, close: bool) -> None:
+    framing = f"content-length: {len(response.body)}\r\n" + ("connection: close\r\n" if close else "")
+    writer.write(_head(response, framing) + response.body)
+    async with asyncio.timeout(WRITE_TIMEOUT_S):
+        await writer.drain()
+
+
+async def _send_stream(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, response: Response, stream: AsyncGenerator[bytes, None]
+) -> None:
+    # A slow reader may take its time: the stream's source bounds what waits for it.
+    async def copy() -> None:
+        with suppress(OSError):  # the reader went away
+            async with aclosing(stream):
+                async for piece in stream:
+                    if piece:
+                        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                        await writer.drain()
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+    async def until_gone() -> None:
+        with suppress(OSError):
+            while await reader.read(1024):
+                pass
+        copying.cancel()
+
+    writer.write(_head(response, "transfer-encoding: chunked\r\nconnection: close\r\n"))
+    async with asyncio.TaskGroup() as group:
+        copying = group.create_task(copy())
+        watching = group.create_task(until_gone())
+        await asyncio.wait([copying])
+        watching.cancel()
+
+
+async def request(
+    target: Target, method: str, path: str, body: bytes = b"", timeout_s: float = 10.0, max_bytes: int = MAX_REPLY_BYTES
+) -> Reply:
+    """Send one request and read the whole reply.
+
+    Raises: OSError when nobody listens; TimeoutError; HttpError 502 for a reply that is no HTTP or beyond `max_bytes`.
+    """
+    async with asyncio.timeout(timeout_s), open_stream(target, method, path, body) as (status, headers, pieces):
+        whole = bytearray()
+        async for piece in pieces:
+            whole += piece
+            if len(whole) > max_bytes:
+                raise HttpError(502, f"{path}: reply beyond {max_bytes} bytes")
+        return Reply(status, headers, bytes(whole))
+
+
+@asynccontextmanager
+async def open_stream(
+    target: Target, method: str, path: str, body: bytes = b"", timeout_s: float = 10.0
+) -> AsyncIterator[tuple[int, Mapping[str, str], AsyncIterator[bytes]]]:
+    """Send one request; give status, headers and the body in pieces as they come, for as long as the server goes on.
+
+    `timeout_s` bounds the time until the head of the reply. Raises: as `request`.
+    """
+    async with asyncio.timeout(timeout_s):
+        reader, writer = await _connect(target)
+    try:
+        async with asyncio.timeout(timeout_s):
+            writer.write(
+                f"{method} {path} HTTP/1.1\r\nhost: weft\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            await writer.drain()
+            status, headers = await _read_reply_head(reader)
+        async with aclosing(_pieces(reader, headers)) as pieces:
+            yield status, headers, pieces
+    finally:
+        writer.close()
+
+
+async def read_lines(pieces: AsyncIterator[bytes], max_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
+    """Cut a stream at its line ends. Raises: HttpError 502 for a line beyond `max_bytes`."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
+        if len(rest) > max_bytes:
+            raise HttpError(502, f"line beyond {max_bytes} bytes")
+    if rest:
+        yield rest
+
+
+async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(target, Path):
+        return await asyncio.open_unix_connection(str(target))
+    return await asyncio.open_connection(*target)
+
+
+async def _read_reply_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        line, *fields = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        version, status = line.split(" ")[:2]
+        if not version.startswith("HTTP/1."):
+            raise ValueError(f"not a reply: {line[:100]!r}")
+        return int(status), _parse_fields(fields)
+    except (ValueError, EOFError, asyncio.LimitOverrunError) as error:
+        raise HttpError(502, f"no HTTP reply: {error}") from error
+
+
+async def _pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+    try:
+        if headers.get("transfer-encoding") == "chunked":
+            while size := int((await reader.readline()).split(b";")[0], 16):
+                if size > MAX_REPLY_BYTES:
+                    raise HttpError(502, f"chunk of {size} bytes")
+                yield await reader.readexactly(size)
+                await reader.readexactly(2)
+            return
+        left = int(headers.get("content-length", MAX_REPLY_BYTES))
+        while left > 0 and (piece := await reader.read(min(left, 64 << 10))):
+            left -= len(piece)
+            yield piece
+        if left > 0 and "content-length" in headers:
+            raise EOFError(f"{left} bytes are missing")
+    except (ValueError, EOFError) as error:
+        raise HttpError(502, f"reply broke off: {error}") from error
