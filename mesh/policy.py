@@ -10,7 +10,7 @@ Inside a policy: rules are OR-ed (none: never matches), a rule's clauses AND-ed 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -80,7 +80,20 @@ class Match:
     @property
     def is_empty(self) -> bool:
         """True when no attribute asks anything."""
-        return not any(getattr(self, attribute.name) for attribute in fields(self))
+        return not (
+            self.namespaces
+            or self.not_namespaces
+            or self.principals
+            or self.not_principals
+            or self.source_ips
+            or self.not_source_ips
+            or self.destination_ips
+            or self.not_destination_ips
+            or self.destination_ports
+            or self.not_destination_ports
+            or self.service_accounts
+            or self.not_service_accounts
+        )
 
 
 Clause = tuple[Match, ...]
@@ -97,11 +110,13 @@ class Policy:
     action: Action
     rules: tuple[Rule, ...] = ()
     dry_run: bool = False
+    resource: str = ""
+    """The name under which it came, where that differs from `namespace/name`."""
 
     @cached_property
     def key(self) -> str:
-        """`namespace/name`: the resource name."""
-        return f"{self.namespace}/{self.name}"
+        """The resource name, `namespace/name`: what workloads list, removals name and reasons say."""
+        return self.resource or f"{self.namespace}/{self.name}"
 
 
 class Connection(NamedTuple):
@@ -122,51 +137,81 @@ class Verdict(NamedTuple):
     """Empty when allowed; else the words of Istio's access log."""
 
 
-def _match_applies(match: Match, connection: Connection) -> bool:
+class _Peer(NamedTuple):
+    """A connection in the terms that attributes compare, made once for all policies of an evaluation."""
+
+    namespace: str
+    """Empty for a peer that proved nothing: an empty prefix, suffix or exact value then matches."""
+    principal: str | None
+    account: ServiceAccountMatch | None
+    source: Address
+    destination: Address
+    port: int
+
+
+def _peer_of(connection: Connection) -> _Peer:
     identity = connection.identity
-    principal = identity.principal if identity else None
-    namespace = identity.namespace if identity else ""
-    account = ServiceAccountMatch(identity.namespace, identity.service_account) if identity else None
+    ends = (connection.source, connection.destination, connection.port)
+    if identity is None:
+        return _Peer("", None, None, *ends)
+    account = ServiceAccountMatch(identity.namespace, identity.service_account)
+    return _Peer(identity.namespace, identity.principal, account, *ends)
 
-    def principal_in(wanted: tuple[StringMatch, ...]) -> bool:
-        return principal is not None and any(one.matches(principal) for one in wanted)
 
-    pairs = (
-        (match.namespaces, match.not_namespaces, lambda wanted: any(one.matches(namespace) for one in wanted)),
-        (match.principals, match.not_principals, principal_in),
-        (match.source_ips, match.not_source_ips, lambda wanted: any(connection.source in one for one in wanted)),
-        (
-            match.destination_ips,
-            match.not_destination_ips,
-            lambda wanted: any(connection.destination in one for one in wanted),
-        ),
-        (match.destination_ports, match.not_destination_ports, lambda wanted: connection.port in wanted),
-        (match.service_accounts, match.not_service_accounts, lambda wanted: account in wanted),
+def _any_string(wanted: tuple[StringMatch, ...], text: str | None) -> bool:
+    """A text that is None equals nothing, not even the empty prefix."""
+    return text is not None and any(one.matches(text) for one in wanted)
+
+
+def _any_network(wanted: tuple[Network, ...], address: Address) -> bool:
+    return any(address in one for one in wanted)
+
+
+def _match_applies(match: Match, peer: _Peer) -> bool:
+    """All attribute pairs hold: an empty positive list asks nothing, an empty negative one forbids nothing."""
+    return (
+        not (match.destination_ports and peer.port not in match.destination_ports)
+        and peer.port not in match.not_destination_ports
+        and not (match.principals and not _any_string(match.principals, peer.principal))
+        and not (match.not_principals and _any_string(match.not_principals, peer.principal))
+        and not (match.namespaces and not _any_string(match.namespaces, peer.namespace))
+        and not (match.not_namespaces and _any_string(match.not_namespaces, peer.namespace))
+        and not (match.service_accounts and peer.account not in match.service_accounts)
+        and not (match.not_service_accounts and peer.account in match.not_service_accounts)
+        and not (match.source_ips and not _any_network(match.source_ips, peer.source))
+        and not (match.not_source_ips and _any_network(match.not_source_ips, peer.source))
+        and not (match.destination_ips and not _any_network(match.destination_ips, peer.destination))
+        and not (match.not_destination_ips and _any_network(match.not_destination_ips, peer.destination))
     )
-    return all((not positive or holds(positive)) and not (negative and holds(negative)) for positive, negative, holds in pairs)
+
+
+def _clause_applies(clause: Clause, peer: _Peer) -> bool:
+    return not clause or any(not match.is_empty and _match_applies(match, peer) for match in clause)
+
+
+def _rules_match(rules: tuple[Rule, ...], peer: _Peer) -> bool:
+    return any(all(_clause_applies(clause, peer) for clause in rule) for rule in rules)
 
 
 def policy_matches(policy: Policy, connection: Connection) -> bool:
     """Whether any rule of the policy matches, whatever the policy then does."""
-    return any(
-        all(not clause or any(not match.is_empty and _match_applies(match, connection) for match in clause) for clause in rule)
-        for rule in policy.rules
-    )
+    return _rules_match(policy.rules, _peer_of(connection))
 
 
 def evaluate(policies: Iterable[Policy], connection: Connection) -> Verdict:
     """Decide about one connection under the policies that apply to its destination."""
+    peer = _peer_of(connection)
     allows: list[Policy] = []
     for policy in policies:
         if policy.dry_run:
             continue
         if policy.action is Action.ALLOW:
             allows.append(policy)
-        elif policy_matches(policy, connection):
+        elif _rules_match(policy.rules, peer):
             return Verdict(False, policy.key, f"explicitly denied by: {policy.key}")
     if not allows:
         return Verdict(True, None, "")
     for policy in allows:
-        if policy_matches(policy, connection):
+        if _rules_match(policy.rules, peer):
             return Verdict(True, policy.key, "")
     return Verdict(False, None, "allow policies exist, but none allowed")

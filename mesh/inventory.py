@@ -1,0 +1,300 @@
+"""What the data plane knows about the mesh, indexed for the questions a connection asks.
+
+`Inventory` joins workloads and services: a workload names the services it serves, and may arrive before them. Membership is
+therefore kept apart from both, and an endpoint list is joined when somebody asks (and remembered until one of its parts
+changes). So nothing depends on the order in which resources arrive: an endpoint waits for its service, a service that is
+updated keeps its endpoints, a change of health policy takes effect at once, and CIDR addresses see the same endpoints.
+
+`PolicyStore` does the same for policies. Neither reads time, sockets or randomness: choosing among endpoints is the caller's.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+from mesh.policy import Policy, Scope
+from mesh.workload import Address, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+_Where = tuple[str, Address]
+"""A network's name and an address in it."""
+
+
+class Endpoint(NamedTuple):
+    """A workload as one service sees it: with the target ports that it named itself, by service port."""
+
+    workload: Workload
+    ports: dict[int, int]
+
+
+class _CIDRs:
+    """Services by the CIDR addresses they claim; a lookup tries every prefix length in use, longest first."""
+
+    def __init__(self) -> None:
+        self._claims: dict[tuple[str, int], dict[int, dict[int, dict[str, Service]]]] = {}
+
+    @staticmethod
+    def _bits(address: Address, prefix: int) -> int:
+        return int(address) >> (address.max_prefixlen - prefix)
+
+    def add(self, vip: NetworkAddress, prefix: int, service: Service) -> None:
+        lengths = self._claims.setdefault((vip.network, vip.address.version), {})
+        lengths.setdefault(prefix, {}).setdefault(self._bits(vip.address, prefix), {})[service.key] = service
+
+    def remove(self, vip: NetworkAddress, prefix: int, service: Service) -> None:
+        lengths = self._claims[vip.network, vip.address.version]
+        claims = lengths[prefix]
+        bits = self._bits(vip.address, prefix)
+        claims[bits].pop(service.key, None)
+        if not claims[bits]:
+            del claims[bits]
+        if not claims:
+            del lengths[prefix]
+        if not lengths:
+            del self._claims[vip.network, vip.address.version]
+
+    def covering(self, network: str, address: Address) -> Iterator[tuple[int, Service]]:
+        """Every claim that holds the address, with its prefix length."""
+        for prefix, claims in self._claims.get((network, address.version), {}).items():
+            for service in claims.get(self._bits(address, prefix), {}).values():
+                yield prefix, service
+
+
+def _visible(service: Service, namespace: str) -> bool:
+    """A namespace-only service is hidden from clients that are known to be elsewhere."""
+    return not service.namespace_only or not namespace or service.namespace == namespace
+
+
+def _choose(services: Iterable[Service], namespace: str) -> Service | None:
+    """Among services that share a name or address: the client's namespace, then canonical, then the first by key."""
+    seen = [service for service in services if _visible(service, namespace)]
+    return min(seen, key=lambda one: (one.namespace != namespace, not one.canonical, one.key), default=None)
+
+
+class Inventory:
+    """Workloads and services, by every name and address under which a connection may ask for them."""
+
+    def __init__(self) -> None:
+        self._workloads: dict[str, Workload] = {}
+        self._services: dict[str, Service] = {}
+        self._by_address: dict[_Where, dict[str, Workload]] = {}
+        self._by_pod: dict[tuple[str, str], dict[str, Workload]] = {}
+        self._members: dict[str, dict[str, Workload]] = {}
+        self._by_vip: dict[_Where, dict[str, Service]] = {}
+        self._by_hostname: dict[str, dict[str, Service]] = {}
+        self._cidrs = _CIDRs()
+        self._joined: dict[str, tuple[Endpoint, ...]] = {}
+
+    def apply(self, upserts: Iterable[Workload | Service], removals: Iterable[str]) -> None:
+        """Take one update in: removals first, so that what an update both removes and brings is there afterwards.
+
+        A removal names a workload's uid, else a service's `namespace/hostname`; unknown names are nothing.
+        """
+        for name in removals:
+            self._remove_workload(name)
+            self._remove_service(name)
+        for one in upserts:
+            if isinstance(one, Workload):
+                self._remove_workload(one.uid)
+                self._add_workload(one)
+            else:
+                self._remove_service(one.key)
+                self._add_service(one)
+
+    def _add_workload(self, workload: Workload) -> None:
+        uid = workload.uid
+        self._workloads[uid] = workload
+        self._by_pod.setdefault((workload.namespace, workload.name), {})[uid] = workload
+        for where in _places_of(workload):
+            self._by_address.setdefault(where, {})[uid] = workload
+        for key in workload.services:
+            self._members.setdefault(key, {})[uid] = workload
+            self._joined.pop(key, None)
+
+    def _remove_workload(self, uid: str) -> None:
+        workload = self._workloads.pop(uid, None)
+        if workload is None:
+            return
+        _discard(self._by_pod, (workload.namespace, workload.name), uid)
+        for where in _places_of(workload):
+            _discard(self._by_address, where, uid)
+        for key in workload.services:
+            _discard(self._members, key, uid)
+            self._joined.pop(key, None)
+
+    def _add_service(self, service: Service) -> None:
+        key = service.key
+        self._services[key] = service
+        self._joined.pop(key, None)
+        self._by_hostname.setdefault(service.hostname, {})[key] = service
+        for vip in service.vips:
+            if vip.prefix is None:
+                self._by_vip.setdefault((vip.network, vip.address), {})[key] = service
+            else:
+                self._cidrs.add(vip, vip.prefix, service)
+
+    def _remove_service(self, key: str) -> None:
+        service = self._services.pop(key, None)
+        if service is None:
+            return
+        self._joined.pop(key, None)
+        _discard(self._by_hostname, service.hostname, key)
+        for vip in set(service.vips):
+            if vip.prefix is None:
+                _discard(self._by_vip, (vip.network, vip.address), key)
+            else:
+                self._cidrs.remove(vip, vip.prefix, service)
+
+    def workload(self, uid: str) -> Workload | None:
+        """Find a workload by its xDS uid."""
+        return self._workloads.get(uid)
+
+    def workload_by_address(self, network: str, address: Address) -> Workload | None:
+        """Find who owns an address: pods before others, then HBONE before plain, then the newest claim.
+
+        Workloads on their node's network own none.
+        """
+        claims = self._by_address.get((network, address))
+        if not claims:
+            return None
+        # max() keeps the first of equals, and a dict the order of arrival.
+        return max(reversed(claims.values()), key=_claim_rank)
+
+    def workload_of_pod(self, namespace: str, name: str, service_account: str) -> Workload | None:
+        """Find the workload that stands for a pod, by what ZDS says of the pod."""
+        for workload in self._by_pod.get((namespace, name), {}).values():
+            if workload.service_account == service_account:
+                return workload
+        return None
+
+    def service(self, key: str) -> Service | None:
+        """Find a service by `namespace/hostname`."""
+        return self._services.get(key)
+
+    def service_by_vip(self, network: str, address: Address, namespace: str = "") -> Service | None:
+        """Find the service behind an address, as seen by a client in a namespace (empty: not known).
+
+        An exact address beats every CIDR; among CIDRs the client's namespace decides, then the prefix, then canonical.
+        """
+        exact = _choose(self._by_vip.get((network, address), {}).values(), namespace)
+        if exact is not None:
+            return exact
+        covering = [claim for claim in self._cidrs.covering(network, address) if _visible(claim[1], namespace)]
+        best = min(
+            covering,
+            key=lambda claim: (claim[1].namespace != namespace, -claim[0], not claim[1].canonical, claim[1].key),
+            default=None,
+        )
+        return best[1] if best else None
+
+    def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
+        """Find the service with a hostname, as seen by a client in a namespace (empty: not known)."""
+        return _choose(self._by_hostname.get(hostname, {}).values(), namespace)
+
+    def endpoints(self, service_key: str) -> Sequence[Endpoint]:
+        """List what serves a service: its workloads, without the unhealthy ones unless the service asks for them.
+
+        Empty for a service that is not known.
+        """
+        joined = self._joined.get(service_key)
+        if joined is None:
+            service = self._services.get(service_key)
+            if service is None:
+                return ()
+            members = self._members.get(service_key, {}).values()
+            joined = tuple(
+                Endpoint(workload, workload.services[service_key])
+                for workload in members
+                if workload.healthy or service.allow_unhealthy
+            )
+            self._joined[service_key] = joined
+        return joined
+
+    def staged(self) -> dict[str, list[Endpoint]]:
+        """List the endpoints whose service has not arrived yet, by its key."""
+        return {
+            key: [Endpoint(workload, workload.services[key]) for workload in members.values()]
+            for key, members in self._members.items()
+            if key not in self._services
+        }
+
+    def workloads(self) -> Iterable[Workload]:
+        """List all workloads."""
+        return self._workloads.values()
+
+    def services(self) -> Iterable[Service]:
+        """List all services."""
+        return self._services.values()
+
+
+def _places_of(workload: Workload) -> list[_Where]:
+    if workload.network_mode is NetworkMode.HOST_NETWORK:
+        return []
+    return [(workload.network, address) for address in workload.addresses]
+
+
+def _claim_rank(workload: Workload) -> tuple[bool, bool]:
+    return "//Pod/" in workload.uid, workload.protocol is TunnelProtocol.HBONE
+
+
+def _discard(index: dict[_Key, dict[str, _Value]], key: _Key, member: str) -> None:
+    """Take a member out of an index of groups, and the group with its last member."""
+    group = index.get(key)
+    if group is not None:
+        group.pop(member, None)
+        if not group:
+            del index[key]
+
+
+class PolicyStore:
+    """Authorization policies, by the workloads they apply to."""
+
+    def __init__(self) -> None:
+        self._policies: dict[str, Policy] = {}
+        self._applicable: dict[tuple[str, tuple[str, ...]], tuple[Policy, ...]] = {}
+        self._by_namespace: dict[str, dict[str, Policy]] = {}
+        self._global: dict[str, Policy] = {}
+
+    def apply(self, upserts: Iterable[Policy], removals: Iterable[str]) -> None:
+        """Take one update in, removals first; unknown keys are nothing."""
+        for key in removals:
+            self._remove(key)
+        for policy in upserts:
+            self._remove(policy.key)
+            self._policies[policy.key] = policy
+            if policy.scope is Scope.GLOBAL:
+                self._global[policy.key] = policy
+            elif policy.scope is Scope.NAMESPACE:
+                self._by_namespace.setdefault(policy.namespace, {})[policy.key] = policy
+        self._applicable.clear()
+
+    def _remove(self, key: str) -> None:
+        policy = self._policies.pop(key, None)
+        if policy is not None:
+            self._global.pop(key, None)
+            _discard(self._by_namespace, policy.namespace, key)
+
+    def applicable(self, workload: Workload) -> Sequence[Policy]:
+        """List what applies to connections to a workload: its namespace's policies, global ones, those it lists by key.
+
+        A listed key counts whatever the policy's scope; one that is not known is left out (see `missing`).
+        """
+        question = (workload.namespace, workload.authorization_policies)
+        answer = self._applicable.get(question)
+        if answer is None:
+            listed = {key: self._policies[key] for key in workload.authorization_policies if key in self._policies}
+            answer = tuple((self._by_namespace.get(workload.namespace, {}) | self._global | listed).values())
+            self._applicable[question] = answer
+        return answer
+
+    def missing(self, workload: Workload) -> list[str]:
+        """List the keys that a workload lists and nobody has sent: worth a warning."""
+        return [key for key in workload.authorization_policies if key not in self._policies]
+
+    def policy(self, key: str) -> Policy | None:
+        """Find a policy by its key."""
+        return self._policies.get(key)
+
+    def policies(self) -> Iterable[Policy]:
+        """List all policies."""
+        return self._policies.values()
