@@ -1,0 +1,72 @@
+"""What tests of several folders stand on: a certificate authority of their own."""
+
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+
+class Authority:
+    """A root of trust that signs whatever a test asks for."""
+
+    def __init__(self, name: str = "test root") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._root = self._build(self._name, self._key.public_key(), timedelta(days=1)).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        self.root_pem = self._root.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def _build(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, ttl: timedelta) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
+        return (
+            builder.serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=2))
+            .not_valid_after(now + ttl)
+        )
+
+    def server(self, *names: str) -> tuple[bytes, bytes]:
+        """Key and certificate, PEM, of a server under DNS names and addresses."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        alternatives: list[x509.GeneralName] = []
+        for name in names:
+            try:
+                alternatives.append(x509.IPAddress(ip_address(name)))
+            except ValueError:
+                alternatives.append(x509.DNSName(name))
+        builder = self._build(x509.Name([]), key.public_key(), timedelta(days=1)).add_extension(
+            x509.SubjectAlternativeName(alternatives), critical=True
+        )
+        return key_pem(key), builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def workload(self, public_key: ec.EllipticCurvePublicKey, *uris: str, ttl: timedelta = timedelta(days=1)) -> bytes:
+        """A workload's certificate, PEM."""
+        alternatives = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = self._build(x509.Name([]), public_key, ttl).add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=True)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PKCS#8 PEM."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """One root of trust for the whole run."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def other_authority() -> Authority:
+    """A root that nobody should trust."""
+    return Authority("foreign root")

@@ -1,0 +1,140 @@
+"""The CA client against a real gRPC server over TLS: what it sends, what it takes, what it refuses."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mesh.identity import Identity
+from mesh.proto import certificate_pb2, certificate_pb2_grpc
+from wire.grpc_tls import Endpoint, host_and_port
+from ztunnel.ca import CertificateClient, FetchError, make_request, read_chain
+
+pytestmark = pytest.mark.unit
+
+WEB = Identity("cluster.local", "demo", "web")
+URI = "spiffe://cluster.local/ns/demo/sa/web"
+
+
+class Ca(certificate_pb2_grpc.IstioCertificateServiceServicer):
+    """Signs what it is asked for, or refuses; remembers what it saw."""
+
+    def __init__(self, authority: Any) -> None:
+        self.authority = authority
+        self.requests: list[certificate_pb2.IstioCertificateRequest] = []
+        self.metadata: list[dict[str, str]] = []
+
+    async def CreateCertificate(
+        self, request: certificate_pb2.IstioCertificateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> certificate_pb2.IstioCertificateResponse:
+        self.requests.append(request)
+        self.metadata.append({key: str(value) for key, value in context.invocation_metadata() or ()})
+        uri = request.metadata["ImpersonatedIdentity"]
+        if "intruder" in uri:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "request impersonation authentication failure")
+        key = x509.load_pem_x509_csr(request.csr.encode()).public_key()
+        leaf = self.authority.workload(key, uri).decode()
+        return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.root_pem.decode()])
+
+
+def with_ca(tmp_path: Path, authority: Any, scenario: Callable[[Ca, Endpoint], Awaitable[None]]) -> None:
+    async def run() -> None:
+        server, ca = grpc.aio.server(), Ca(authority)
+        certificate_pb2_grpc.add_IstioCertificateServiceServicer_to_server(ca, server)
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([authority.server("127.0.0.1")]))
+        await server.start()
+        (tmp_path / "root.pem").write_bytes(authority.root_pem)
+        (tmp_path / "token").write_text("first\n")
+        async with asyncio.timeout(30):
+            await scenario(ca, Endpoint(f"127.0.0.1:{port}", tmp_path / "root.pem", tmp_path / "token", "Kubernetes"))
+        await server.stop(None)
+
+    asyncio.run(run())
+
+
+def test_a_certificate_with_every_credential_read_anew(tmp_path: Path, authority: Any, other_authority: Any) -> None:
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
+        client = CertificateClient(endpoint, ttl_s=86_400)
+        certificate = await client.fetch(WEB, time.time())
+        assert certificate.identity == WEB and certificate.roots_pem == authority.root_pem
+        assert certificate.not_after - certificate.not_before == pytest.approx(86_400 + 120)
+        (tmp_path / "token").write_text("second")
+        await client.fetch(WEB, time.time())
+        assert [row["authorization"] for row in ca.metadata] == ["Bearer first", "Bearer second"]
+        assert ca.metadata[0]["clusterid"] == "Kubernetes"
+        assert ca.requests[0].validity_duration == 86_400 and ca.requests[0].csr != ca.requests[1].csr
+        with pytest.raises(FetchError, match="unauthenticated: request impersonation authentication failure"):
+            await client.fetch(Identity("cluster.local", "demo", "intruder"), time.time())
+        (tmp_path / "root.pem").write_bytes(other_authority.root_pem)
+        with pytest.raises(FetchError, match=r"CA 127.0.0.1:\d+: spiffe://.*: unavailable: .*"):
+            await client.fetch(WEB, time.time())
+        (tmp_path / "root.pem").write_text("nonsense")
+        with pytest.raises(FetchError, match=r"root.pem: holds no PEM certificate: write control's root"):
+            await client.fetch(WEB, time.time())
+        (tmp_path / "root.pem").write_bytes(authority.root_pem)
+        (tmp_path / "token").unlink()
+        with pytest.raises(FetchError, match=r"No such file .*token"):
+            await client.fetch(WEB, time.time())
+        await client.close()
+
+    with_ca(tmp_path, authority, scenario)
+
+
+def test_the_request_has_one_critical_identity_and_no_subject() -> None:
+    key, pem = make_request(WEB)
+    request = x509.load_pem_x509_csr(pem)
+    assert request.is_signature_valid and len(request.subject) == 0 and isinstance(key.curve, ec.SECP256R1)
+    (extension,) = request.extensions
+    assert extension.critical and isinstance(extension.value, x509.SubjectAlternativeName)
+    assert [name.value for name in extension.value] == [URI]
+
+
+def test_what_the_ca_must_not_answer(authority: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = authority.workload(key.public_key(), URI).decode()
+    roots = authority.root_pem.decode()
+    foreign = authority.workload(key.public_key(), "spiffe://cluster.local/ns/demo/sa/db", URI).decode()
+    bare = authority.workload(key.public_key()).decode()
+    old = authority.workload(key.public_key(), URI, ttl=timedelta(seconds=-1)).decode()
+    stolen = authority.workload(ec.generate_private_key(ec.SECP256R1()).public_key(), URI).decode()
+    for chain, reason in [
+        ([], "has 0 elements: expected leaf and roots"),
+        ([leaf], "has 1 elements: expected leaf and roots"),
+        ([leaf, "no PEM"], "cannot be read"),
+        ([leaf, "no PEM", roots], "cannot be read"),
+        ([bare, roots], "cannot be read: No .*SubjectAlternativeName"),
+        ([foreign, roots], f"issued spiffe://cluster.local/ns/demo/sa/db instead of {URI}"),
+        ([stolen, roots], "another key than ours"),
+        ([old, roots], "not valid now: compare this node's clock"),
+        ([leaf, "x" * (1 << 20)], "beyond 1048576 bytes"),
+    ]:
+        with pytest.raises(FetchError, match=reason):
+            read_chain(WEB, key, chain, time.time())
+    whole = read_chain(WEB, key, [leaf, roots, roots, roots * 2], time.time())
+    assert whole.chain_pem.decode() == leaf + roots * 2 and whole.roots_pem.decode() == roots * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://istiod.istio-system.svc:15012", "istiod.istio-system.svc:15012"),
+        ("10.0.0.1", "10.0.0.1:15012"),
+        ("[fd00::1]:99", "[fd00::1]:99"),
+        ("[fd00::1]", "[fd00::1]:15012"),
+    ],
+)
+def test_addresses(value: str, expected: str) -> None:
+    assert host_and_port("XDS_ADDRESS", value, 15012) == expected
+
+
+@pytest.mark.parametrize("value", ["", "http://x:1", "x:", "x:0", "x:99999", "fd00::1", "a/b:1"])
+def test_what_is_no_address(value: str) -> None:
+    with pytest.raises(ValueError, match=r"XDS_ADDRESS=.*write https://HOST:PORT"):
+        host_and_port("XDS_ADDRESS", value, 15012)

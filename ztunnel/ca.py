@@ -1,0 +1,109 @@
+"""Certificates from an Istio-compatible CA: the key is made here and never leaves this process but to its workers."""
+
+from datetime import UTC
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from google.protobuf.struct_pb2 import Struct
+
+from mesh.identity import Identity
+from mesh.proto.certificate_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from wire.grpc_tls import Endpoint
+from ztunnel.certificates import Certificate
+
+_METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+_TIMEOUT_S = 10.0
+_MAX_CHAIN_BYTES = 1 << 20
+
+
+class FetchError(Exception):
+    """No certificate, and why, for logs and for who waits."""
+
+
+def make_request(identity: Identity) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A new key, and the PEM request for it: empty subject, the identity as its one (critical) URI name."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))])
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=True)
+    return key, builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def read_chain(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: list[str], now: float) -> Certificate:
+    """Check a CA's answer: [leaf, intermediates.., root bundle], for this key and no other identity, valid now.
+
+    Raises: FetchError with what is wrong.
+    """
+    if sum(map(len, chain)) > _MAX_CHAIN_BYTES:
+        raise FetchError(f"the CA's chain for {identity} is beyond {_MAX_CHAIN_BYTES} bytes")
+    if len(chain) < 2:
+        raise FetchError(f"the CA's chain for {identity} has {len(chain)} elements: expected leaf and roots")
+    try:
+        leaf = x509.load_pem_x509_certificate(chain[0].encode())
+        between = [block for element in chain[1:-1] for block in x509.load_pem_x509_certificates(element.encode())]
+        roots = x509.load_pem_x509_certificates(chain[-1].encode())
+        uris = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+            x509.UniformResourceIdentifier
+        )
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise FetchError(f"the CA's chain for {identity} cannot be read: {error}") from error
+    if not uris or uris[0] != str(identity):
+        raise FetchError(f"the CA issued {uris[0] if uris else 'no identity'} instead of {identity}")
+    if leaf.public_key() != key.public_key():
+        raise FetchError(f"the CA certified another key than ours for {identity}")
+    not_before, not_after = (
+        moment.replace(tzinfo=UTC).timestamp() for moment in (leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+    )
+    if not not_before <= now < not_after:
+        raise FetchError(f"the certificate for {identity} is not valid now: compare this node's clock with the CA's")
+    key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Certificate(identity, _pem([leaf, *between]), key_pem, _pem(roots), not_before, not_after)
+
+
+def _pem(certificates: list[x509.Certificate]) -> bytes:
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+class CertificateClient:
+    """Asks a CA for certificates; connects anew when the file of its root has changed."""
+
+    def __init__(self, endpoint: Endpoint, ttl_s: int) -> None:
+        self._endpoint = endpoint
+        self._ttl_s = ttl_s
+        self._root_pem = b""
+        self._channel: grpc.aio.Channel | None = None
+
+    async def fetch(self, identity: Identity, now: float) -> Certificate:
+        """One certificate with a key of its own. Raises: FetchError; waits 10 s at most."""
+        key, csr = make_request(identity)
+        metadata = Struct()
+        metadata["ImpersonatedIdentity"] = str(identity)
+        message = IstioCertificateRequest(csr=csr.decode(), validity_duration=self._ttl_s, metadata=metadata)
+        try:
+            call = (await self._connected()).unary_unary(
+                _METHOD,
+                request_serializer=IstioCertificateRequest.SerializeToString,
+                response_deserializer=IstioCertificateResponse.FromString,
+            )
+            response = await call(message, timeout=_TIMEOUT_S, metadata=self._endpoint.metadata())
+        except grpc.aio.AioRpcError as error:
+            reason = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
+            raise FetchError(f"CA {self._endpoint.address}: {identity}: {reason}") from error
+        except (OSError, ValueError) as error:
+            raise FetchError(f"CA {self._endpoint.address}: {error}") from error
+        return read_chain(identity, key, list(response.cert_chain), now)
+
+    async def _connected(self) -> grpc.aio.Channel:
+        root_pem = self._endpoint.root_pem()
+        if self._channel is None or root_pem != self._root_pem:
+            await self.close()
+            self._channel, self._root_pem = self._endpoint.open_channel(root_pem), root_pem
+        return self._channel
+
+    async def close(self) -> None:
+        """Close the connection; a fetch under way fails."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
