@@ -141,8 +141,8 @@ class _Subscription:
 
     wildcard: bool
     names: set[str]
-    sent: dict[str, str]
-    """What the client has, as far as it was told: name -> version."""
+    sent: Mapping[str, str]
+    """What the client has, as far as it was told: name -> version. A snapshot's own, shared by all streams: never changed."""
     unanswered: set[str]
     """Names asked for since the last answer: these get one even if it is `removed`."""
     outstanding: str | None = None
@@ -193,7 +193,7 @@ class DeltaServer:
             if name == "*":
                 subscription.wildcard = False
             elif not subscription.wildcard:
-                subscription.sent.pop(name, None)
+                subscription.sent = {known: version for known, version in subscription.sent.items() if known != name}
 
     def _add_names(self, subscription: _Subscription, names: set[str]) -> None:
         if "*" in names:
@@ -220,12 +220,12 @@ class DeltaServer:
             return None
         subscription.unanswered.clear()
         subscription.outstanding, subscription.answered, subscription.acknowledged = nonce, True, False
-        subscription.sent = dict(wanted)
+        subscription.sent = wanted
         return Response(type_url, tuple(snapshot.resources[name] for name in sorted(changed)), tuple(sorted(removed)), nonce)
 
     @staticmethod
-    def _wanted(subscription: _Subscription, snapshot: Snapshot) -> tuple[dict[str, str], set[str], set[str]]:
-        """What the client is to have (name -> version), what of it was asked for just now, and asked names that do not exist."""
+    def _wanted(subscription: _Subscription, snapshot: Snapshot) -> tuple[Mapping[str, str], set[str], set[str]]:
+        """What the client is to have (name -> version), which of it was just asked for, and which asked names do not exist."""
         resolved = {name: name if name in snapshot.resources else snapshot.by_alias.get(name) for name in subscription.names}
         asked = {real for name in subscription.unanswered if (real := resolved[name])}
         unknown = {name for name in subscription.unanswered if not resolved[name]}
