@@ -1,0 +1,63 @@
+"""Who calls: the node behind a bearer token or a client certificate.
+
+Either is enough. A token is named by `authorization: Bearer ...`; a node certificate carries one URI SAN
+`spiffe://TRUST_DOMAIN/node/NAME` and reaches us only on the ports that require one, where gRPC has checked its chain and
+dates. A node that is no longer an object of the mesh is nobody, whatever it holds.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import grpc
+from cryptography import x509
+
+from control.tokens import Tokens
+
+_NODE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_BEARER = "bearer "
+
+
+def node_spiffe_id(trust_domain: str, node: str) -> str:
+    """The URI SAN of a node certificate: no workload identity, so that it is one nowhere."""
+    return f"spiffe://{trust_domain}/node/{node}"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a call must show to be taken for a node."""
+
+    tokens: Tokens
+    trust_domain: str
+
+    def node_of(self, context: grpc.aio.ServicerContext) -> str | None:
+        """The node that this call proved to be, None where it proved nothing."""
+        certificates = context.auth_context().get("x509_pem_cert", ())
+        return self.identify(metadata_values(context, "authorization"), certificates)
+
+    def identify(self, authorization: Sequence[str], certificates: Iterable[bytes]) -> str | None:
+        """The node named by a verified client certificate, else by the only bearer token."""
+        for pem in certificates:
+            return self._node_of_certificate(pem)
+        if len(authorization) != 1 or not authorization[0].lower().startswith(_BEARER):
+            return None
+        return self.tokens.node_of(authorization[0][len(_BEARER) :].strip())
+
+    def _node_of_certificate(self, pem: bytes) -> str | None:
+        try:
+            certificate = x509.load_pem_x509_certificate(pem)
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (ValueError, x509.ExtensionNotFound):
+            return None
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        prefix = node_spiffe_id(self.trust_domain, "")
+        if len(uris) != 1 or not uris[0].startswith(prefix):
+            return None
+        name = uris[0].removeprefix(prefix)
+        return name if _NODE.fullmatch(name) else None
+
+
+def metadata_values(context: grpc.aio.ServicerContext, key: str) -> list[str]:
+    """Every value of one text header of a call."""
+    metadata = context.invocation_metadata() or ()
+    return [value for name, value in metadata if name == key and isinstance(value, str)]

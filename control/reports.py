@@ -1,0 +1,160 @@
+"""Pod reports: what runs where, as those who run it say. Pure: bounds, checks, and the union over reporters."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Literal
+
+from mesh.workload import Address, Network
+
+MAX_PODS = 50_000
+"""Of one report: five times the mesh that weft is measured with."""
+MAX_ADDRESSES = 8
+MAX_NAME = 253
+Phase = Literal["Pending", "Running", "Succeeded", "Failed"]
+PHASES: tuple[Phase, ...] = ("Pending", "Running", "Succeeded", "Failed")
+Key = tuple[str, str]
+"""Namespace and name of a pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodReport:
+    """What is known of one pod beyond its manifest."""
+
+    namespace: str
+    name: str
+    reporter: str
+    uid: str
+    node: str
+    addresses: tuple[Address, ...] = ()
+    ready: bool = False
+    enrolled: bool = False
+    phase: str = "Pending"
+
+    @property
+    def key(self) -> Key:
+        """Namespace and name."""
+        return self.namespace, self.name
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the pod has ended for good."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddresses:
+    """Where the pods of a node may have addresses."""
+
+    pod_ranges: tuple[Network, ...]
+    own: tuple[Address, ...] = ()
+    """The node's own, which its hostNetwork pods share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How a new report differs from what was known."""
+
+    upserts: tuple[PodReport, ...]
+    removals: tuple[Key, ...]
+
+
+@dataclass(slots=True)
+class Reports:
+    """The newest report of every pod, whoever made it."""
+
+    pods: dict[Key, PodReport] = field(default_factory=dict)
+    _owners: dict[Address, set[Key]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reports: Iterable[PodReport]) -> "Reports":
+        """Take up where a former process ended."""
+        made = cls()
+        made.apply(Changes(tuple(reports), ()))
+        return made
+
+    def changes(self, reporter: str, reports: Sequence[PodReport]) -> Changes:
+        """Compare a reporter's whole list with what is known of its pods."""
+        told = {report.key for report in reports}
+        gone = (key for key, report in self.pods.items() if report.reporter == reporter and key not in told)
+        return Changes(tuple(report for report in reports if self.pods.get(report.key) != report), tuple(gone))
+
+    def apply(self, changes: Changes) -> None:
+        """Make changes current."""
+        for key in (*changes.removals, *(report.key for report in changes.upserts)):
+            known = self.pods.pop(key, None)
+            for address in known.addresses if known else ():
+                self._owners[address].discard(key)
+                if not self._owners[address]:
+                    del self._owners[address]
+        for report in changes.upserts:
+            self.pods[report.key] = report
+            for address in report.addresses:
+                self._owners.setdefault(address, set()).add(report.key)
+
+    def check(self, reporter: str, reports: Sequence[PodReport], nodes: Mapping[str, NodeAddresses]) -> list[str]:
+        """What is wrong with a reporter's list, a sentence each; empty: nothing."""
+        if len(reports) > MAX_PODS:
+            return [f"{len(reports)} pods in one report, at most {MAX_PODS} are read"]
+        problems: list[str] = []
+        seen: dict[Key, None] = {}
+        owners: dict[Address, Key] = {}
+        for report in reports:
+            problem = self._problem(report, seen, nodes) or self._address_problem(report, reporter, owners, nodes)
+            if problem:
+                problems.append(f"pod {report.namespace}/{report.name}: {problem}")
+            seen[report.key] = None
+        return problems
+
+    @staticmethod
+    def _problem(report: PodReport, seen: Mapping[Key, None], nodes: Mapping[str, NodeAddresses]) -> str | None:
+        for word, text in (("namespace", report.namespace), ("name", report.name), ("uid", report.uid)):
+            if not 0 < len(text) <= MAX_NAME:
+                return f"its {word} has {len(text)} characters: 1 to {MAX_NAME} are allowed"
+        if report.key in seen:
+            return "reported twice"
+        if report.node not in nodes:
+            return f"node {report.node!r} is no Node object: apply it first"
+        if report.phase not in PHASES:
+            return f"phase {report.phase!r} is none of {', '.join(PHASES)}"
+        if len(report.addresses) > MAX_ADDRESSES:
+            return f"{len(report.addresses)} addresses, at most {MAX_ADDRESSES} are allowed"
+        return None
+
+    def _address_problem(
+        self, report: PodReport, reporter: str, owners: dict[Address, Key], nodes: Mapping[str, NodeAddresses]
+    ) -> str | None:
+        if report.is_over:
+            return None
+        node = nodes[report.node]
+        for address in report.addresses:
+            if address in node.own:
+                continue
+            if not any(address.version == one.version and address in one for one in node.pod_ranges):
+                ranges = ", ".join(map(str, node.pod_ranges)) or "none"
+                return f"{address} is outside the podCIDRs of node {report.node} ({ranges})"
+            owner = owners.setdefault(address, report.key)
+            if owner == report.key:
+                owner = self._foreign_owner(address, reporter) or owner
+            if owner != report.key:
+                return f"{address} is held by pod {'/'.join(owner)}"
+        return None
+
+    def _foreign_owner(self, address: Address, reporter: str) -> Key | None:
+        """A pod of another reporter that has the address and still runs."""
+        for key in self._owners.get(address, ()):
+            known = self.pods[key]
+            if known.reporter != reporter and not known.is_over:
+                return key
+        return None
+
+
+def read_address(text: str) -> Address:
+    """Read a textual address of a report.
+
+    Raises: ValueError for anything that no pod can have.
+    """
+    address = ip_address(text)
+    if address.is_unspecified or address.is_multicast or address.is_loopback or getattr(address, "scope_id", None):
+        raise ValueError(f"{text} is no address of a pod")
+    return address

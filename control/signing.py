@@ -1,0 +1,70 @@
+"""The certificate service: reads a request, asks `control.grants`, has `control.authority` sign."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import grpc
+
+from control.abort import abort
+from control.authority import Authority, SigningError, lifetime_of, read_request
+from control.credentials import Credentials, metadata_values
+from control.grants import Grant, Grants, Refusal
+from control.rate import Rate
+from control.root import new_serial
+from mesh.proto import certificate_pb2, certificate_pb2_grpc
+
+REQUESTS_PER_SECOND = 50.0
+"""Of one node, on average: all certificates of a node with 200 identities in 4 s."""
+REQUESTS_AT_ONCE = 500
+IMPERSONATED = "ImpersonatedIdentity"
+_log = logging.getLogger("control.signing")
+
+
+@dataclass(slots=True)
+class CertificateService(certificate_pb2_grpc.IstioCertificateServiceServicer):  # type: ignore[misc]
+    """`istio.v1.auth.IstioCertificateService`, as Istio-compatible proxies call it."""
+
+    authority: Authority
+    credentials: Credentials
+    grants: Grants
+    default_lifetime_s: int
+    clock: Callable[[], float] = time.time
+    _rate: Rate = field(default_factory=lambda: Rate(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE))
+
+    async def CreateCertificate(
+        self, request: certificate_pb2.IstioCertificateRequest, context: grpc.aio.ServicerContext
+    ) -> certificate_pb2.IstioCertificateResponse:
+        """Sign one request of a node."""
+        node = self.credentials.node_of(context)
+        decision = self.grants.decide(node, metadata_values(context, "clusterid"), _impersonated(request))
+        if isinstance(decision, Refusal):
+            _log.warning("certificate refused: peer=%s node=%s: %s", context.peer(), node or "-", decision.reason)
+            await abort(context, grpc.StatusCode.UNAUTHENTICATED, decision.reason)
+        if not self._rate.take(node or "", self.clock()):
+            await abort(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"node {node} asks for more than {REQUESTS_PER_SECOND:.0f} certificates a second: try again later",
+            )
+        try:
+            leaf = self._sign(decision, request)
+        except SigningError as error:
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"CSR signing error ({error})")
+        _log.info("certificate issued: node=%s identity=%s", node, decision.spiffe_id)
+        return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.root_pem])
+
+    def _sign(self, grant: Grant, request: certificate_pb2.IstioCertificateRequest) -> str:
+        key = read_request(request.csr)
+        lifetime = lifetime_of(request.validity_duration, self.default_lifetime_s)
+        now = datetime.fromtimestamp(self.clock(), UTC)
+        sign = self.authority.sign_workload if grant.kind == "workload" else self.authority.sign_node
+        return sign(key, grant.spiffe_id, lifetime, now, new_serial())
+
+
+def _impersonated(request: certificate_pb2.IstioCertificateRequest) -> str | None:
+    """The identity asked for; None where the key is absent. A value that is no string reads as empty, which is refused."""
+    fields = request.metadata.fields
+    return fields[IMPERSONATED].string_value if IMPERSONATED in fields else None

@@ -1,0 +1,52 @@
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from control.authority import make_root
+from control.credentials import Credentials
+from control.store import Store
+from control.tokens import Tokens
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path):
+    store = Store(tmp_path / "control.db")
+    yield Tokens(store)
+    store.close()
+
+
+def test_a_bearer_token_names_its_node(tokens: Tokens) -> None:
+    credentials = Credentials(tokens, "cluster.local")
+    token = tokens.issue("n1", bytes(32))
+    assert credentials.identify([f"Bearer {token}"], []) == "n1"
+    assert credentials.identify([f"bearer {token} "], []) == "n1"
+    for headers in ([], [token], [f"Basic {token}"], ["Bearer "], [f"Bearer {token}"] * 2):
+        assert credentials.identify(headers, []) is None
+
+
+def test_only_a_node_certificate_names_a_node(tokens: Tokens) -> None:
+    credentials = Credentials(tokens, "cluster.local")
+    authority = make_root(ec.generate_private_key(ec.SECP256R1()), "cluster.local", NOW, 1)
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    token = tokens.issue("n2", bytes(32))
+
+    def shown(spiffe_id: str) -> str | None:
+        pem = authority.sign_workload(key, spiffe_id, timedelta(hours=1), NOW, 2)
+        return credentials.identify([f"Bearer {token}"], [pem.encode()])
+
+    assert shown("spiffe://cluster.local/node/n1") == "n1"
+    # A certificate that names no node is not excused by a token.
+    for other in (
+        "spiffe://cluster.local/ns/demo/sa/web",
+        "spiffe://cluster.local/node/",
+        "spiffe://cluster.local/node/n1/x",
+        "spiffe://other/node/n1",
+    ):
+        assert shown(other) is None
+    assert credentials.identify([], [b"no certificate"]) is None
