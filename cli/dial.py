@@ -1,0 +1,129 @@
+"""The sockets that the commands talk to, each with what to say when nobody answers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grpc
+import grpc.aio
+
+from cli.failure import Failure, explained, warn
+from mesh.proto.agent_pb2 import StatusRequest, StatusResponse
+from mesh.proto.agent_pb2_grpc import AgentStub
+from mesh.proto.control_pb2_grpc import ControlStub
+from wire.http_unix import HttpError, request
+from wire.places import NodePlaces, Places
+
+TIMEOUT_S = 5.0
+MAX_MESSAGE_BYTES = 64 << 20
+LOOK_AT_LOGS = "look at: weft lab logs"
+_NO_MESH = "start a mesh with: weft lab up"
+_OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What one node said, or why it said nothing."""
+
+    node: str
+    value: T | None
+    failure: Failure | None = None
+
+
+def chosen_nodes(places: Places, names: Iterable[str]) -> list[NodePlaces]:
+    """The nodes that were named, all where none was.
+
+    Raises: Failure when there is none, or none of a given name.
+    """
+    known = places.nodes()
+    if not known:
+        raise Failure("no node here", f"{places.run / 'nodes'} is empty", _NO_MESH)
+    wanted = list(dict.fromkeys(names)) or known
+    for name in wanted:
+        if name not in known:
+            raise Failure(f"node {name}", "not on this machine", f"known here: {', '.join(known)}")
+    return [places.node(name) for name in wanted]
+
+
+async def from_nodes(nodes: list[NodePlaces], fetch: Callable[[NodePlaces], Awaitable[T]]) -> list[Answer[T]]:
+    """Ask all nodes at once; a node that fails does not keep the others from answering."""
+
+    async def one(node: NodePlaces) -> Answer[T]:
+        try:
+            return Answer(node.name, await fetch(node))
+        except Failure as failure:
+            return Answer(node.name, None, failure)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(node)) for node in nodes]
+    return [task.result() for task in tasks]
+
+
+def report_failures(answers: Iterable[Answer[Any]]) -> bool:
+    """Say on stderr which nodes did not answer; whether all did."""
+    failed = [answer.failure for answer in answers if answer.failure]
+    for failure in failed:
+        warn(failure.message)
+    return not failed
+
+
+async def proxy_json(node: NodePlaces, path: str) -> Any:
+    """A JSON document from the node's proxy. Raises: Failure."""
+    what = f"proxy of {node.name}"
+    with explained(what, node.admin_socket, f"{LOOK_AT_LOGS} --node {node.name}"):
+        try:
+            reply = await request(node.admin_socket, "GET", path, timeout_s=TIMEOUT_S)
+            return json.loads(reply.check())
+        except (HttpError, ValueError) as error:
+            raise Failure(what, f"{path}: {error}") from None
+
+
+async def proxy_readiness(node: NodePlaces) -> str:
+    """Empty when the node's proxy is ready, else what it waits for. Raises: Failure."""
+    with explained(f"proxy of {node.name}", node.admin_socket, f"{LOOK_AT_LOGS} --node {node.name}"):
+        try:
+            reply = await request(node.admin_socket, "GET", "/healthz/ready", timeout_s=TIMEOUT_S)
+        except HttpError as error:
+            return str(error)
+        return "" if reply.status == 200 else reply.body.decode(errors="replace").strip() or f"status {reply.status}"
+
+
+async def agent_status(node: NodePlaces) -> StatusResponse:
+    """The node agent's diagnostics. Raises: Failure."""
+    async with grpc_socket(f"agent of {node.name}", node.agent_socket, f"{LOOK_AT_LOGS} --node {node.name}") as channel:
+        status: StatusResponse = await AgentStub(channel).Status(StatusRequest(), timeout=TIMEOUT_S)
+        return status
+
+
+@asynccontextmanager
+async def control_stub(places: Places) -> AsyncIterator[ControlStub]:
+    """The control plane's own API, for the body. Raises: Failure for what goes wrong with it in the body."""
+    async with grpc_socket("control plane", places.control_socket, _NO_MESH) as channel:
+        yield ControlStub(channel)
+
+
+@asynccontextmanager
+async def grpc_socket(what: str, socket: Path, mend: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a unix socket for the body, whose gRPC errors become a Failure about `what`."""
+    async with grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
+        try:
+            yield channel
+        except grpc.aio.AioRpcError as error:
+            raise rpc_failure(error, what, socket, mend) from None
+
+
+def rpc_failure(error: grpc.aio.AioRpcError, what: str, socket: Path, mend: str) -> Failure:
+    """One clear line for a gRPC error."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        there = "does not answer" if socket.exists() else "does not exist: nobody serves it"
+        return Failure(what, f"{socket} {there}", mend)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Failure(what, f"no answer on {socket} within {TIMEOUT_S:g} s", mend)
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return Failure(what, "does not know this call: its version differs from this command's", "compare with: weft version")
+    return Failure(what, error.details() or str(error.code()))

@@ -1,0 +1,46 @@
+"""How the command fails: one clear line, never a traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+_UNREACHABLE = (ConnectionRefusedError, FileNotFoundError)
+
+
+class Failure(click.ClickException):
+    """What went wrong with which object, and the mend: printed as one line, exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, reason: str, mend: str = "") -> None:
+        super().__init__(f"{what}: {reason}" + (f"; {mend}" if mend else ""))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line on stderr."""
+        warn(self.message)
+
+
+def warn(message: str) -> None:
+    """Print one line for a person on stderr; stdout stays data."""
+    click.echo(f"weft: {' '.join(message.split())}", err=True)
+
+
+@contextmanager
+def explained(what: str, socket: Path, mend: str) -> Iterator[None]:
+    """Turn what can go wrong on a unix socket into a Failure about `what`.
+
+    Raises: Failure for every OSError and timeout of the body.
+    """
+    try:
+        yield
+    except _UNREACHABLE:
+        raise Failure(what, f"nobody serves {socket}", mend) from None
+    except PermissionError:
+        raise Failure(what, f"no permission to open {socket}", "run as root") from None
+    except TimeoutError:
+        raise Failure(what, f"no answer on {socket} in time", mend) from None
+    except OSError as error:
+        raise Failure(what, f"{socket}: {error.strerror or error}", mend) from None

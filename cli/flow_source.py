@@ -1,0 +1,95 @@
+"""Flows from the nodes' Observer sockets: once, or for as long as the nodes are there."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import grpc.aio
+
+from cli.dial import LOOK_AT_LOGS, TIMEOUT_S, Answer, from_nodes, grpc_socket, rpc_failure
+from cli.failure import Failure
+from cli.flow_merge import LiveMerge
+from mesh.proto.observer_pb2 import GetFlowsRequest, GetFlowsResponse
+from mesh.proto.observer_pb2_grpc import ObserverStub
+from wire.places import NodePlaces
+
+RETRY_S = 1.0
+_QUEUE = 1024
+
+
+async def history(nodes: list[NodePlaces], asked: GetFlowsRequest) -> list[Answer[list[GetFlowsResponse]]]:
+    """What every node has stored, node by node; the ones that are down answer with their failure."""
+
+    async def one(node: NodePlaces) -> list[GetFlowsResponse]:
+        async with _observer(node) as stub:
+            return [_stamped(node, response) async for response in stub.GetFlows(asked, timeout=6 * TIMEOUT_S)]
+
+    return await from_nodes(nodes, one)
+
+
+async def follow(
+    nodes: list[NodePlaces],
+    asked: GetFlowsRequest,
+    hold_s: float,
+    show: Callable[[GetFlowsResponse], None],
+    report: Callable[[Failure], None],
+) -> None:
+    """Show live flows of all nodes, merged by time, until cancelled. A node that goes away is reported once and asked again."""
+    arrived: asyncio.Queue[GetFlowsResponse] = asyncio.Queue(_QUEUE)
+    merge = LiveMerge(hold_s)
+    clock = asyncio.get_running_loop().time
+    async with asyncio.TaskGroup() as group:
+        for node in nodes:
+            group.create_task(_follow_one(node, asked, arrived, report))
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(merge.next_timer()):
+                    merge.receive(await arrived.get(), clock())
+            for response in merge.due(clock()):
+                show(response)
+
+
+async def _follow_one(
+    node: NodePlaces, asked: GetFlowsRequest, arrived: asyncio.Queue[GetFlowsResponse], report: Callable[[Failure], None]
+) -> None:
+    """One node's live flows, across its restarts: the next stream starts after the last flow seen, so nothing comes twice."""
+    request = GetFlowsRequest()
+    request.CopyFrom(asked)
+    down = False
+    while True:
+        try:
+            async with _observer(node) as stub:
+                async for response in stub.GetFlows(request):
+                    down = False
+                    _continue_after(request, response)
+                    await arrived.put(_stamped(node, response))
+                await asyncio.sleep(RETRY_S)
+        except Failure as failure:
+            if not down:
+                report(failure)
+            down = True
+            await asyncio.sleep(RETRY_S)
+
+
+def _continue_after(request: GetFlowsRequest, response: GetFlowsResponse) -> None:
+    request.number = 0
+    request.since.FromNanoseconds(response.time.ToNanoseconds() + 1)
+
+
+def _stamped(node: NodePlaces, response: GetFlowsResponse) -> GetFlowsResponse:
+    if not response.node_name:
+        response.node_name = node.name
+    return response
+
+
+@contextlib.asynccontextmanager
+async def _observer(node: NodePlaces) -> AsyncIterator[ObserverStub]:
+    what, mend = f"flows of {node.name}", f"{LOOK_AT_LOGS} --node {node.name}"
+    async with grpc_socket(what, node.hubble_socket, mend) as channel:
+        try:
+            yield ObserverStub(channel)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN):
+                raise Failure(what, error.details() or "refused the filters") from None
+            raise rpc_failure(error, what, node.hubble_socket, mend) from None

@@ -1,0 +1,123 @@
+"""What is wrong on a node, from what its parts say. Pure: the time is an argument.
+
+Findings are sentences with the mend. A warning is worth a look; everything else means that something does not work.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cli.moments import span
+from mesh.proto.agent_pb2 import StatusResponse as AgentStatus
+from mesh.proto.control_pb2 import StatusResponse as ControlStatus
+
+CAPTURED_LIMIT = 28_000
+"""Outbound connections per pod and address family: they share one tuple, so there are as many as ephemeral ports."""
+NEARLY_FULL = 0.8
+_MIN_LEFT = 0.1
+"""A certificate is renewed at half its life; with less than this share left the renewal is in trouble."""
+_DAY_S = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong, and where: a node's name or `control`."""
+
+    where: str
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A proxy's certificate as the config dump shows it; times None where there is none (yet)."""
+
+    identity: str
+    state: str
+    serial: str = ""
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+
+    def left_s(self, now: datetime) -> float | None:
+        """Seconds until it expires."""
+        return (self.not_after - now).total_seconds() if self.not_after else None
+
+
+def certificates(dump: dict[str, Any]) -> list[Certificate]:
+    """The leaf certificates of a proxy's config dump, by identity."""
+    return sorted((_certificate(entry) for entry in dump.get("certificates") or []), key=lambda one: one.identity)
+
+
+def _certificate(entry: dict[str, Any]) -> Certificate:
+    chain = entry.get("certChain") or []
+    leaf = chain[0] if chain else {}
+    return Certificate(
+        str(entry.get("identity", "")),
+        str(entry.get("state", "")),
+        str(leaf.get("serialNumber", "")),
+        _moment(leaf.get("validFrom")),
+        _moment(leaf.get("expirationTime")),
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def agent_findings(node: str, status: AgentStatus) -> Iterator[Finding]:
+    """What a node's agent says or shows to be wrong."""
+    for problem in status.problems:
+        yield Finding(node, problem)
+    said = bool(status.problems)
+    if not status.proxy.connected and not said:
+        yield Finding(
+            node, "no proxy is connected to the agent: enrolled pods are refused; look at: weft lab logs --node " + node
+        )
+    if not status.control.connected and not said:
+        why = f": {status.control.error}" if status.control.error else ""
+        yield Finding(node, f"the agent has no control plane{why}: the last known state stays in force")
+    for pod in status.pods:
+        if pod.state != "enrolled":
+            why = f": {pod.reason}" if pod.reason else ""
+            yield Finding(node, f"pod {pod.namespace}/{pod.name} is {pod.state}{why}")
+        for family, captured in (("IPv4", pod.captured_v4), ("IPv6", pod.captured_v6)):
+            if captured > CAPTURED_LIMIT * NEARLY_FULL:
+                text = f"pod {pod.namespace}/{pod.name} has {captured} captured {family} connections of about {CAPTURED_LIMIT}"
+                yield Finding(node, text + ": spread its work over more pods", warning=True)
+    for program in status.programs:
+        if not program.attached:
+            yield Finding(node, f"program {program.name} is not attached to {program.hook}: restart the agent")
+    for fill in status.maps:
+        if fill.capacity and fill.used > fill.capacity * NEARLY_FULL:
+            yield Finding(node, f"map {fill.name} is {fill.used * 100 // fill.capacity} % full", warning=True)
+
+
+def certificate_findings(node: str, found: Iterable[Certificate], now: datetime) -> Iterator[Finding]:
+    """Certificates that are missing, expired or not renewed in time."""
+    for one in found:
+        left = one.left_s(now)
+        if not one.state.startswith("Available"):
+            # "Initializing" is where every certificate starts.
+            yield Finding(node, f"certificate of {one.identity}: {one.state}", warning=one.state.startswith("Init"))
+        elif left is not None and left <= 0:
+            yield Finding(node, f"certificate of {one.identity} expired {span(-left)} ago: is the control plane reachable?")
+        elif left is not None and one.not_before and one.not_after:
+            life = (one.not_after - one.not_before).total_seconds()
+            if left < life * _MIN_LEFT:
+                text = f"certificate of {one.identity} expires in {span(left)} and was not renewed"
+                yield Finding(node, text, warning=True)
+
+
+def control_findings(status: ControlStatus, now: datetime) -> Iterator[Finding]:
+    """What the control plane says to be wrong."""
+    for problem in status.problems:
+        text = ": ".join(part for part in (problem.file, problem.object, problem.field, problem.reason) if part)
+        yield Finding("control", text, warning=problem.warning)
+    for node in status.nodes:
+        if node.last_nack:
+            yield Finding("control", f"{node.client or node.node} refused a configuration: {node.last_nack}")
+    if status.root_expires_unix_s:
+        left = status.root_expires_unix_s - now.timestamp()
+        if left < 30 * _DAY_S:
+            yield Finding("control", f"the root certificate expires in {span(left)}", warning=left > 0)

@@ -1,0 +1,97 @@
+"""The `weft` command. Every group of commands is a module of its own, loaded when it is used."""
+
+import os
+import sys
+from importlib import import_module
+
+import click
+from click.shell_completion import CompletionItem
+
+from cli.failure import warn
+
+_COMMANDS = {
+    "lab": "cli.lab",
+    "status": "cli.status",
+    "workloads": "cli.resources",
+    "services": "cli.resources",
+    "policies": "cli.resources",
+    "certificates": "cli.certificates",
+    "connections": "cli.connections",
+    "observe": "cli.observe",
+    "apply": "cli.manifests",
+    "delete": "cli.manifests",
+    "version": "cli.version",
+    "completion": "cli.completion",
+}
+_HELP = {
+    "lab": "A throw-away mesh on this machine.",
+    "status": "Show what runs, and what is wrong.",
+    "workloads": "List the workloads that the mesh knows.",
+    "services": "List the services that the mesh knows.",
+    "policies": "List the policies in force.",
+    "certificates": "List the proxies' certificates.",
+    "connections": "List the open connections.",
+    "observe": "Show flows: who connected to whom, and what became of it.",
+    "apply": "Put manifests in force.",
+    "delete": "Take manifests out of force.",
+    "version": "Show the versions of all parts.",
+    "completion": "Print the shell's completion script.",
+}
+
+
+class _Commands(click.Group):
+    """Commands by name; help and completion of the names load none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=_HELP[name]) for name in _COMMANDS if name.startswith(incomplete)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_HELP.items()))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""
+\b
+Examples:
+  weft lab up                 a mesh of two nodes on this machine
+  weft status                 what runs, and what is wrong
+  weft observe -f             every connection as it happens
+  weft apply -f policy.yaml   in force within moments
+\b
+WEFT_RUN_DIR, WEFT_STATE_DIR and WEFT_PREFIX name another installation than the default one.
+""",
+)
+def weft() -> None:
+    """A service mesh without sidecars: run it, look inside, watch its flows."""
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed or something is wrong, 2 wrongly called."""
+    try:
+        weft.main(prog_name="weft")
+    except Exception as error:
+        # What is reached here is a mistake of this program: still one line, with the way to more.
+        if os.environ.get("WEFT_DEBUG"):
+            raise
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        warn(f"internal error: {type(error).__name__}: {error}; WEFT_DEBUG=1 shows where")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""`weft version`: which version every part runs."""
+
+import asyncio
+import platform
+import ssl
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+
+import click
+
+from cli.dial import Answer, agent_status, from_nodes
+from cli.failure import Failure
+from cli.output import output_option, print_json
+from cli.status import control_report
+from wire.places import NodePlaces, Places
+
+
+def own_version() -> str:
+    """The version of this installation."""
+    try:
+        return installed_version("weft")
+    except PackageNotFoundError:
+        return "unknown (not installed: run from a source tree without set-up)"
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  weft version            this command, and the parts that run here
+  weft version --client   this command alone
+"""
+)
+@click.option("--client", is_flag=True, help="Ask no running part.")
+@output_option
+def version(client: bool, output: str) -> None:
+    """Show the versions of this command and of all parts that run; parts that do not answer are left out."""
+    versions = {
+        "weft": own_version(),
+        "python": platform.python_version(),
+        "openssl": ssl.OPENSSL_VERSION,
+        "kernel": platform.release(),
+    }
+    if not client:
+        versions |= asyncio.run(_running(Places.from_environment()))
+    if output == "json":
+        print_json(versions)
+    else:
+        for part, text in versions.items():
+            click.echo(f"{part}: {text}")
+
+
+async def _running(places: Places) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        found["control"] = (await control_report(places)).version
+    except Failure:
+        pass  # no control plane runs here: nothing to say about it
+    answers: list[Answer[str]] = await from_nodes([places.node(name) for name in places.nodes()], _agent_version)
+    return found | {f"agent {answer.node}": answer.value for answer in answers if answer.value}
+
+
+async def _agent_version(node: NodePlaces) -> str:
+    return str((await agent_status(node)).version)

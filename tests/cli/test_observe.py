@@ -1,0 +1,149 @@
+"""`weft observe` against real Observer servers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from mesh.proto.observer_pb2 import GetFlowsResponse
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import World
+
+pytestmark = pytest.mark.unit
+
+
+def _flow(second: int, node: str, **more: Any) -> GetFlowsResponse:
+    time_text = f"2026-03-05T08:00:{second:02}Z"
+    flow = {
+        "time": time_text,
+        "uuid": f"{node}-{second}",
+        "verdict": "FORWARDED",
+        "IP": {"source": "10.0.1.5", "destination": "10.0.1.9"},
+        "source": {"namespace": "demo", "pod_name": "client", "identity": 300},
+        "destination": {"namespace": "demo", "pod_name": "web", "identity": 301},
+        "l4": {"TCP": {"source_port": 40000 + second, "destination_port": 80}},
+        "event_type": {"type": 4},
+        "is_reply": False,
+        "Summary": "opened, mutual TLS",
+        "node_name": node,
+    }
+    return ParseDict({"flow": flow | more, "node_name": node, "time": time_text}, GetFlowsResponse())
+
+
+_DENIED = {
+    "verdict": "DROPPED",
+    "event_type": {"type": 5},
+    "policy_match_type": 2,
+    "traffic_direction": "INGRESS",
+    "ingress_denied_by": [{"name": "web", "namespace": "demo", "kind": "AuthorizationPolicy"}],
+    "drop_reason_desc": "POLICY_DENY",
+    "Summary": "denied by AuthorizationPolicy demo/web",
+}
+
+
+def test_flows_of_all_nodes_in_order_of_time(world: "World") -> None:
+    world.observer("node-a", [_flow(1, "node-a"), _flow(4, "node-a")])
+    world.observer("node-b", [_flow(2, "node-b", **_DENIED), _flow(3, "node-b")])
+    result = world.weft("observe")
+    assert (result.exit_code, result.stderr) == (0, "")
+    allowed = "-> demo/web:80 (ID:301) to-endpoint FORWARDED (opened, mutual TLS)"
+    denied = "policy-verdict:L3-L4 INGRESS DENIED BY AuthorizationPolicy demo/web (denied by AuthorizationPolicy demo/web)"
+    assert result.stdout.splitlines() == [
+        f"Mar  5 08:00:01.000 [node-a]: demo/client:40001 (ID:300) {allowed}",
+        f"Mar  5 08:00:02.000 [node-b]: demo/client:40002 (ID:300) -> demo/web:80 (ID:301) {denied}",
+        f"Mar  5 08:00:03.000 [node-b]: demo/client:40003 (ID:300) {allowed}",
+        f"Mar  5 08:00:04.000 [node-a]: demo/client:40004 (ID:300) {allowed}",
+    ]
+
+
+def test_last_counts_over_all_nodes(world: "World") -> None:
+    world.observer("node-a", [_flow(1, "node-a"), _flow(4, "node-a")])
+    world.observer("node-b", [_flow(2, "node-b"), _flow(3, "node-b")])
+    result = world.weft("observe", "--last", "2", "-o", "json")
+    assert [json.loads(line)["flow"]["uuid"] for line in result.stdout.splitlines()] == ["node-b-3", "node-a-4"]
+    result = world.weft("observe", "--first", "1", "-o", "json")
+    assert [json.loads(line)["flow"]["uuid"] for line in result.stdout.splitlines()] == ["node-a-1"]
+
+
+def test_a_node_that_is_down_is_reported_and_the_others_are_shown(world: "World") -> None:
+    world.node_folder("node-a")
+    world.observer("node-b", [_flow(2, "node-b")])
+    result = world.weft("observe")
+    assert result.exit_code == 1
+    assert "[node-b]" in result.stdout and len(result.stdout.splitlines()) == 1
+    assert result.stderr.startswith("weft: flows of node-a: ") and "hubble.sock does not exist" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_table_and_dict(world: "World") -> None:
+    world.observer("node-a", [_flow(1, "node-a")])
+    assert world.weft("observe", "-o", "table").stdout.splitlines() == [
+        "TIMESTAMP             SOURCE              DESTINATION   TYPE          VERDICT     SUMMARY",
+        "Mar  5 08:00:01.000   demo/client:40001   demo/web:80   to-endpoint   FORWARDED   opened, mutual TLS",
+    ]
+    assert world.weft("observe", "-o", "dict", "--print-node-name").stdout.splitlines() == [
+        "  TIMESTAMP: Mar  5 08:00:01.000",
+        "       NODE: node-a",
+        "     SOURCE: demo/client:40001",
+        "DESTINATION: demo/web:80",
+        "       TYPE: to-endpoint",
+        "    VERDICT: FORWARDED",
+        "    SUMMARY: opened, mutual TLS",
+        "------------",
+    ]
+
+
+def test_options_reach_the_node(world: "World") -> None:
+    observer = world.observer("node-a", [])
+    result = world.weft("observe", "-n", "demo", "--to-port", "80", "--verdict", "dropped", "--since", "5m", "--node", "node-a")
+    assert result.exit_code == 0
+    (asked,) = observer.asked
+    assert [list(one.destination_port) for one in asked.whitelist] == [["80"], ["80"]]
+    assert [list(one.verdict) for one in asked.whitelist] == [[2], [2]]
+    assert abs(asked.since.seconds - (time.time() - 300)) < 60
+
+
+def test_the_nodes_own_words_about_a_bad_filter(world: "World") -> None:
+    world.observer("node-a", []).refusal = "invalid label selector '!!'"
+    result = world.weft("observe", "-l", "!!")
+    assert (result.exit_code, result.stderr) == (1, "weft: flows of node-a: invalid label selector '!!'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--first", "1", "--last", "1"], "--first goes with neither"),
+        (["--since", "1d"], "not a time"),
+        (["--port", "http"], "is no port"),
+        (["--port", "70000"], "is no port"),
+        (["-f", "-o", "table"], "-o table needs all flows"),
+        (["--verdict", "ALLOWED"], "'ALLOWED'"),
+        (["--pod", "shop/a", "-n", "data"], "not in namespace data"),
+    ],
+)
+def test_wrong_calls(world: "World", arguments: list[str], words: str) -> None:
+    world.node_folder("node-a")
+    result = world.weft("observe", *arguments)
+    assert result.exit_code == 2 and words in result.stderr
+
+
+def test_following_shows_flows_as_they_come_and_ends_well_when_interrupted(world: "World") -> None:
+    observer = world.observer("node-a", [_flow(1, "node-a"), _flow(2, "node-a")])
+    environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run)}
+    command = [sys.executable, "-m", "cli.main", "observe", "-f", "--last", "2"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert process.stderr.read() == ""
+    observer.live.set()
+    assert [line[:19] for line in lines] == ["Mar  5 08:00:01.000", "Mar  5 08:00:02.000"]
+    assert observer.asked[0].follow and observer.asked[0].number == 2
