@@ -1,0 +1,47 @@
+"""DNS in miniature: the text of a pod's /etc/hosts and /etc/resolv.conf.
+
+Services are known by `name` (in their own namespace), `name.ns`, `name.ns.svc` and `name.ns.svc.DOMAIN`; a headless one
+stands for its pods, each of which is also `hostname.name.ns.svc.DOMAIN` when it names the service as its subdomain.
+There is no name server: what is not listed is refused at once.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from lab.endpoints import PodEndpoint, ServiceView, backends
+from mesh.workload import Address
+
+_LOCAL = """127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+"""
+
+
+def service_lines(namespace: str, services: Iterable[ServiceView], pods: Sequence[PodEndpoint], domain: str) -> str:
+    """The part that all pods of a namespace share."""
+    lines = []
+    for service in sorted(services, key=lambda one: (one.namespace, one.name)):
+        names = _names(service.name, service.namespace, namespace, domain)
+        lines += [f"{vip}\t{names}" for vip in service.vips]
+        if service.headless:
+            for pod in backends(service, pods):
+                own = ""
+                if pod.subdomain == service.name:
+                    own = " " + _names(f"{pod.hostname}.{service.name}", service.namespace, namespace, domain)
+                lines += [f"{address}\t{names}{own}" for address in pod.addresses]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _names(name: str, owner: str, namespace: str, domain: str) -> str:
+    short = [name] if owner == namespace else []
+    return " ".join([f"{name}.{owner}.svc.{domain}", f"{name}.{owner}.svc", f"{name}.{owner}", *short])
+
+
+def hosts_file(hostname: str, addresses: Sequence[Address], shared: str) -> str:
+    """A pod's whole /etc/hosts: loopback, itself, services."""
+    own = "".join(f"{address}\t{hostname}\n" for address in addresses)
+    return f"# Kept by the lab: names of this pod and of all services.\n{_LOCAL}{own}{shared}"
+
+
+def resolver_file(namespace: str, domain: str) -> str:
+    """A pod's /etc/resolv.conf. Nothing listens on its own port 53, so an unknown name fails at once instead of hanging."""
+    search = f"{namespace}.svc.{domain} svc.{domain} {domain}"
+    return f"nameserver 127.0.0.1\nsearch {search}\noptions ndots:5 timeout:1 attempts:1\n"

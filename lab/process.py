@@ -1,0 +1,181 @@
+"""Processes that the lab's daemon started: begun by `lab.launch`, watched by pidfd, found again after the daemon's restart."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.launch import Launch
+from lab.layout import SOURCE_ROOT
+
+_START_TIMEOUT_S = 20.0
+_MAX_STATUS_BYTES = 4096
+
+
+class LaunchError(Exception):
+    """A program could not be started; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What tells a process from a later one with its number."""
+
+    pid: int
+    started_ticks: int
+    """Since boot, field 22 of /proc/PID/stat."""
+
+
+@dataclass(slots=True)
+class Process:
+    """A running program. Owns its pidfd, which `wait` closes."""
+
+    record: Record
+    _pidfd: int
+    _exit_code: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its number in the host's process namespace."""
+        return self.record.pid
+
+    @classmethod
+    async def start(cls, launch: Launch) -> "Process":
+        """Start a program where it belongs; return when it is executed.
+
+        Raises: LaunchError when it could not be. Cancel: the program may be running; its cgroup's owner ends it.
+        """
+        status, launcher = spawn(launch)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                text = await _read_to_end(status)
+        except TimeoutError as error:
+            os.kill(launcher, signal.SIGKILL)
+            raise LaunchError(f"{launch.argv[0]} was not started within {_START_TIMEOUT_S:.0f} s") from error
+        lines = dict(line.split(" ", 1) for line in text.splitlines())
+        pid = int(lines.get("pid", launcher))
+        if pid != launcher or "error" in lines:
+            await asyncio.to_thread(_reap, launcher)
+        if "error" in lines or "pid" not in lines:
+            if pid != launcher:
+                await asyncio.to_thread(_reap, pid)
+            raise LaunchError(lines.get("error", "the launcher ended without a word"))
+        process = cls._open(pid)
+        if process is None:
+            raise LaunchError(f"{launch.argv[0]} ended at once")
+        return process
+
+    @classmethod
+    def _open(cls, pid: int) -> "Process | None":
+        try:
+            pidfd = os.pidfd_open(pid)
+            return cls(Record(pid, started_ticks(pid)), pidfd)
+        except OSError:
+            return None
+
+    @classmethod
+    def adopt(cls, record: Record) -> "Process | None":
+        """Take over what a former daemon started; None when it has ended."""
+        process = cls._open(record.pid)
+        if process is None or process.record != record:
+            return None
+        return process
+
+    async def wait(self) -> int | None:
+        """The exit code once it has ended (128 + n for signal n); None for an adopted one, whose code went elsewhere."""
+        if self._pidfd >= 0:
+            loop = asyncio.get_running_loop()
+            ended: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(self._pidfd, lambda: _complete(ended))
+            try:
+                await ended
+            finally:
+                loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+            self._exit_code = _reap(self.pid)
+        return self._exit_code
+
+    def signal(self, number: int) -> None:
+        """Send a signal; none once it has ended."""
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass  # ended, and not yet waited for
+
+
+def spawn(launch: Launch, inherit_terminal: bool = False) -> tuple[int, int]:
+    """Start a launcher: (descriptor to read its status from, its pid).
+
+    With `inherit_terminal` the program has the caller's standard streams (unless it logs).
+    """
+    spec = os.memfd_create("launch", os.MFD_CLOEXEC)
+    os.write(spec, launch.to_json().encode())
+    os.lseek(spec, 0, os.SEEK_SET)
+    status, theirs = os.pipe2(os.O_CLOEXEC)
+    quiet = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in ([] if inherit_terminal else range(3))]
+    passed = [(os.POSIX_SPAWN_DUP2, spec, 3), (os.POSIX_SPAWN_DUP2, theirs, 4)]
+    if theirs == 3:  # the first DUP2 would close it
+        passed.reverse()
+    argv = [sys.executable, "-P", "-s", "-S", "-m", "lab.launch", "3", "4"]
+    environment = {"PYTHONPATH": str(SOURCE_ROOT), "PATH": os.environ.get("PATH", os.defpath)}
+    try:
+        # Python opens descriptors close-on-exec: the launcher has no others than these.
+        pid = os.posix_spawn(sys.executable, argv, environment, file_actions=[*quiet, *passed])
+    except OSError:
+        os.close(status)
+        raise
+    finally:
+        os.close(spec)
+        os.close(theirs)
+    return status, pid
+
+
+def started_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot. Raises: OSError when it is gone."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def _reap(pid: int) -> int | None:
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return None  # a former daemon's child
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+async def _read_to_end(descriptor: int) -> str:
+    loop = asyncio.get_running_loop()
+    os.set_blocking(descriptor, False)
+    text = bytearray()
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, _collect(descriptor, text, ended))
+    try:
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return text.decode(errors="replace")
+
+
+def _collect(descriptor: int, text: bytearray, ended: asyncio.Future[None]) -> Callable[[], None]:
+    def read() -> None:
+        try:
+            piece = os.read(descriptor, _MAX_STATUS_BYTES)
+        except BlockingIOError:
+            return
+        text.extend(piece)
+        if not piece or len(text) > _MAX_STATUS_BYTES:
+            _complete(ended)
+
+    return read
+
+
+def _complete(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
