@@ -1,0 +1,255 @@
+"""`istio.workload.Address`: a workload or a service."""
+
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from mesh.proto import extension_pb2 as extension
+from mesh.proto import workload_pb2 as wire
+from mesh.resources.field import PORT_BITS, parse, pick, read_address
+from mesh.workload import (
+    ApplicationTunnel,
+    BalancingMode,
+    GatewayAddress,
+    IPFamilies,
+    Locality,
+    NamespacedHostname,
+    NetworkAddress,
+    NetworkMode,
+    Service,
+    TunnelProtocol,
+    WeightedWaypoint,
+    Workload,
+)
+from mesh.workload import Scope as Preference
+
+ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
+
+POLICY_SOURCES = "weft.policy-sources"
+"""Name of the extension that says which of the user's objects a converted policy comes from."""
+
+_DEFAULT_TRUST_DOMAIN = "cluster.local"
+_WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
+_NETWORK_MODES = (NetworkMode.STANDARD, NetworkMode.HOST_NETWORK)
+_E = TypeVar("_E", bound=IntEnum)
+
+
+def _enum(kind: type[_E], number: int) -> _E:
+    try:
+        return kind(number)
+    except ValueError:
+        raise ValueError(f"unknown enum: unknown enumeration value {number}") from None
+
+
+def _network_address(message: Any) -> NetworkAddress:
+    address = read_address(message.address)
+    if not message.HasField("length") or message.length == address.max_prefixlen:
+        return NetworkAddress(message.network, address)
+    if message.length > address.max_prefixlen:
+        raise ValueError(f"invalid prefix length {message.length} of address {address}")
+    return NetworkAddress(message.network, address, message.length)
+
+
+def _gateway(message: Any) -> GatewayAddress:
+    kind = message.WhichOneof("destination")
+    if kind == "hostname":
+        named = NamespacedHostname(message.hostname.namespace, message.hostname.hostname)
+        return GatewayAddress(named, message.hbone_mtls_port & PORT_BITS)
+    if kind == "address":
+        return GatewayAddress(_network_address(message.address), message.hbone_mtls_port & PORT_BITS)
+    raise ValueError("gateway address without hostname and address")
+
+
+def _optional_gateway(message: Any, field: str) -> GatewayAddress | None:
+    return _gateway(getattr(message, field)) if message.HasField(field) else None
+
+
+def _protocol(number: int) -> TunnelProtocol:
+    if number == wire.LEGACY_ISTIO_MTLS:
+        raise ValueError("unknown enum: unsupported tunnel protocol: legacy istio mtls")
+    return pick((TunnelProtocol.NONE, TunnelProtocol.HBONE), number)
+
+
+def _services(message: Any) -> dict[str, dict[int, int]]:
+    services = {}
+    for key, ports in message.services.items():
+        if "/" not in key:
+            raise ValueError(f"failed to parse namespaced hostname: {key}")
+        services[key] = {port.service_port & PORT_BITS: port.target_port & PORT_BITS for port in ports.ports}
+    return services
+
+
+def _application_tunnel(message: Any) -> ApplicationTunnel | None:
+    if not message.HasField("application_tunnel"):
+        return None
+    tunnel = message.application_tunnel
+    return ApplicationTunnel(pick((False, True), tunnel.protocol), tunnel.port & PORT_BITS)
+
+
+def _policy_sources(message: Any) -> dict[str, str]:
+    sources = extension.PolicySources()
+    for one in message.extensions:
+        if one.name == POLICY_SOURCES and one.config.Is(sources.DESCRIPTOR):
+            parse(sources, one.config.value, "decode")
+    return dict(sources.objects)
+
+
+def _workload(message: Any) -> Workload:
+    locality = message.locality
+    return Workload(
+        uid=message.uid,
+        name=message.name,
+        namespace=message.namespace,
+        addresses=tuple(read_address(value) for value in message.addresses),
+        network=message.network,
+        protocol=_protocol(message.tunnel_protocol),
+        trust_domain=message.trust_domain or _DEFAULT_TRUST_DOMAIN,
+        service_account=message.service_account or "default",
+        waypoint=_optional_gateway(message, "waypoint"),
+        network_gateway=_optional_gateway(message, "network_gateway"),
+        node=message.node,
+        canonical_name=message.canonical_name,
+        canonical_revision=message.canonical_revision,
+        workload_type=pick(_WORKLOAD_TYPES, message.workload_type),
+        workload_name=message.workload_name,
+        native_tunnel=message.native_tunnel,
+        authorization_policies=tuple(message.authorization_policies),
+        healthy=pick((True, False), message.status),
+        cluster_id=message.cluster_id or "Kubernetes",
+        hostname=message.hostname,
+        services=_services(message),
+        application_tunnel=_application_tunnel(message),
+        locality=Locality(locality.region, locality.zone, locality.subzone),
+        network_mode=pick(_NETWORK_MODES, message.network_mode),
+        capacity=message.capacity.value if message.HasField("capacity") else 1,
+        policy_sources=_policy_sources(message),
+    )
+
+
+def _service(message: Any) -> Service:
+    balancing = message.load_balancing
+    return Service(
+        name=message.name,
+        namespace=message.namespace,
+        hostname=message.hostname,
+        vips=tuple(_network_address(address) for address in message.addresses),
+        ports={port.service_port & PORT_BITS: port.target_port & PORT_BITS for port in message.ports},
+        subject_alt_names=tuple(message.subject_alt_names),
+        waypoint=_optional_gateway(message, "waypoint"),
+        weighted_waypoints=tuple(WeightedWaypoint(_gateway(one.destination), one.weight) for one in message.weighted_waypoints),
+        preferences=tuple(_enum(Preference, number) for number in balancing.routing_preference),
+        mode=_enum(BalancingMode, balancing.mode),
+        allow_unhealthy=pick((False, True), balancing.health_policy),
+        ip_families=_enum(IPFamilies, message.ip_families),
+        canonical=message.canonical,
+        namespace_only=message.visibility == wire.NAMESPACE,
+    )
+
+
+def decode_address(value: bytes) -> Workload | Service:
+    """Read an `istio.workload.Address`.
+
+    Raises: ValueError with the reason, in the words of a ztunnel's NACK.
+    """
+    message = wire.Address()
+    parse(message, value, "decode")
+    kind = message.WhichOneof("type")
+    if kind is None:
+        raise ValueError("unknown address type")
+    return _workload(message.workload) if kind == "workload" else _service(message.service)
+
+
+def _put_network_address(message: Any, address: NetworkAddress) -> None:
+    message.network = address.network
+    message.address = address.address.packed
+    if address.prefix is not None:
+        message.length = address.prefix
+
+
+def _put_gateway(message: Any, gateway: GatewayAddress) -> None:
+    if isinstance(gateway.destination, NetworkAddress):
+        _put_network_address(message.address, gateway.destination)
+    else:
+        message.hostname.namespace = gateway.destination.namespace
+        message.hostname.hostname = gateway.destination.hostname
+        message.hostname.SetInParent()
+    message.hbone_mtls_port = gateway.hbone_port
+
+
+def _put_ports(messages: Any, ports: dict[int, int]) -> None:
+    for service_port, target_port in ports.items():
+        messages.add(service_port=service_port, target_port=target_port)
+
+
+def _put_optional(message: Any, workload: Workload) -> None:
+    """Fill in what most workloads do not have."""
+    if workload.trust_domain != _DEFAULT_TRUST_DOMAIN:
+        message.trust_domain = workload.trust_domain
+    if workload.waypoint:
+        _put_gateway(message.waypoint, workload.waypoint)
+    if workload.network_gateway:
+        _put_gateway(message.network_gateway, workload.network_gateway)
+    if workload.application_tunnel:
+        message.application_tunnel.protocol = int(workload.application_tunnel.proxy_protocol)
+        message.application_tunnel.port = workload.application_tunnel.port
+        message.application_tunnel.SetInParent()
+    if workload.locality != Locality():
+        locality = workload.locality
+        message.locality.CopyFrom(wire.Locality(region=locality.region, zone=locality.zone, subzone=locality.subzone))
+    if workload.capacity != 1:
+        message.capacity.value = workload.capacity
+        message.capacity.SetInParent()
+    if workload.policy_sources:
+        one = message.extensions.add(name=POLICY_SOURCES)
+        one.config.Pack(extension.PolicySources(objects=workload.policy_sources), deterministic=True)
+
+
+def encode_workload(workload: Workload) -> bytes:
+    """Write a workload as an `istio.workload.Address`."""
+    address = wire.Address()
+    message = address.workload
+    message.SetInParent()
+    message.uid, message.name, message.namespace = workload.uid, workload.name, workload.namespace
+    message.addresses.extend(one.packed for one in workload.addresses)
+    message.network = workload.network
+    message.tunnel_protocol = wire.HBONE if workload.protocol is TunnelProtocol.HBONE else wire.NONE
+    message.service_account = workload.service_account
+    message.node = workload.node
+    message.canonical_name, message.canonical_revision = workload.canonical_name, workload.canonical_revision
+    message.workload_type = _WORKLOAD_TYPES.index(workload.workload_type)
+    message.workload_name = workload.workload_name
+    message.native_tunnel = workload.native_tunnel
+    message.authorization_policies.extend(workload.authorization_policies)
+    message.status = wire.HEALTHY if workload.healthy else wire.UNHEALTHY
+    message.cluster_id = workload.cluster_id
+    message.hostname = workload.hostname
+    message.network_mode = _NETWORK_MODES.index(workload.network_mode)
+    for key, ports in workload.services.items():
+        message.services[key].SetInParent()
+        _put_ports(message.services[key].ports, ports)
+    _put_optional(message, workload)
+    return bytes(address.SerializeToString(deterministic=True))
+
+
+def encode_service(service: Service) -> bytes:
+    """Write a service as an `istio.workload.Address`."""
+    address = wire.Address()
+    message = address.service
+    message.SetInParent()
+    message.name, message.namespace, message.hostname = service.name, service.namespace, service.hostname
+    for vip in service.vips:
+        _put_network_address(message.addresses.add(), vip)
+    _put_ports(message.ports, service.ports)
+    message.subject_alt_names.extend(service.subject_alt_names)
+    if service.waypoint:
+        _put_gateway(message.waypoint, service.waypoint)
+    for one in service.weighted_waypoints:
+        weighted = message.weighted_waypoints.add(weight=one.weight)
+        _put_gateway(weighted.destination, one.destination)
+    if service.preferences or service.mode or service.allow_unhealthy:
+        message.load_balancing.routing_preference.extend(service.preferences)
+        message.load_balancing.mode = service.mode
+        message.load_balancing.health_policy = int(service.allow_unhealthy)
+    message.ip_families = service.ip_families
+    message.canonical = service.canonical
+    message.visibility = wire.NAMESPACE if service.namespace_only else wire.PUBLIC
+    return bytes(address.SerializeToString(deterministic=True))

@@ -1,0 +1,44 @@
+"""What both kinds of resource are read with: messages, enumerations, addresses."""
+
+from ipaddress import ip_address
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from mesh.workload import Address
+
+PORT_BITS = 0xFFFF
+"""What of a wire's 32-bit port counts, in the original as here."""
+
+_T = TypeVar("_T")
+
+
+def parse(message: Message, value: bytes, prefix: str) -> None:
+    """Fill a message from bytes.
+
+    Raises: ValueError with the prefix, if they are no such message.
+    """
+    try:
+        message.ParseFromString(value)
+    except DecodeError as error:
+        raise ValueError(f"{prefix}: failed to decode Protobuf message: {error}") from error
+
+
+def pick(values: tuple[_T, ...], number: int, prefix: str = "unknown enum") -> _T:
+    """Turn an enumeration's number into one of our values.
+
+    Raises: ValueError with the prefix, for a number outside the enumeration.
+    """
+    if not 0 <= number < len(values):
+        raise ValueError(f"{prefix}: unknown enumeration value {number}")
+    return values[number]
+
+
+def read_address(value: bytes) -> Address:
+    """Read an address of 4 or 16 bytes.
+
+    Raises: ValueError for any other length.
+    """
+    if len(value) not in (4, 16):
+        raise ValueError(f"failed to parse address, had {len(value)} bytes")
+    return ip_address(value)
