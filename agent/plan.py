@@ -1,0 +1,105 @@
+"""From what should be to what is, step by step in an order that is safe at every point.
+
+A pod in the mesh has four layers, and each rests on the one before, so that a pod is never half in:
+
+    record    on disk, so that a restart knows what to adopt or to clean up
+    network   sysctls, mark rules and table 100 in its namespace: the proxy's connections to the app need them
+    capture   maps and the sk_lookup link: from here on nothing of the pod leaves in plain text (no proxy: refused)
+    announce  the proxy has the pod's namespace and acknowledged it
+
+A pod that leaves is released from capture before the proxy is told, so that it is not refused in between; then the
+namespace gets its own settings back, and the record goes last. Nothing that is not desired is taken away before the desired
+set is complete: a starting agent that has read half of its records must not tear down the other half.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from agent.pod import Pod
+from mesh.workload import Address
+
+Layer = Literal["record", "network", "capture", "announce"]
+UP: tuple[Layer, ...] = ("record", "network", "capture", "announce")
+DOWN: tuple[Layer, ...] = ("capture", "announce", "network", "record")
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """A pod as it is now; `addresses` are those that the kernel's maps hold for it."""
+
+    pod: Pod
+    layers: frozenset[Layer] = frozenset()
+    addresses: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Make or take away one layer of one pod."""
+
+    add: bool
+    layer: Layer
+    pod: Pod
+
+    def __str__(self) -> str:
+        return f"{'add' if self.add else 'remove'} {self.layer} of {self.pod}"
+
+
+def plan(desired: Mapping[str, Pod], actual: Mapping[str, Actual], complete: bool) -> list[Step]:
+    """The steps from `actual` to `desired`, both by uid; withdrawals before enrolments.
+
+    `complete`: the desired set is whole, so that what is missing in it is to go. A pod that came back under its uid in
+    another namespace is withdrawn and enrolled anew in any case.
+    """
+    steps: list[Step] = []
+    for uid, present in sorted(actual.items()):
+        wanted = desired.get(uid)
+        if (wanted is None and complete) or (wanted is not None and not same_place(wanted, present.pod)):
+            steps += [Step(False, layer, present.pod) for layer in DOWN if layer in present.layers]
+    for uid, pod in sorted(desired.items()):
+        found = actual.get(uid)
+        steps += _enrol(pod, found if found and same_place(pod, found.pod) else Actual(pod))
+    return steps
+
+
+def _enrol(pod: Pod, present: Actual) -> list[Step]:
+    missing = {layer for layer in UP if layer not in present.layers}
+    if pod != present.pod:
+        missing.add("record")
+    if present.addresses != pod.request.addresses:
+        missing.add("capture")
+    return [Step(True, layer, pod) for layer in UP if layer in missing]
+
+
+def same_place(one: Pod, other: Pod) -> bool:
+    """Whether two pods of one uid are in the same namespace of the same boot."""
+    return (one.cookie, one.boot_id) == (other.cookie, other.boot_id)
+
+
+def after(actual: Mapping[str, Actual], step: Step) -> dict[str, Actual]:
+    """The state once a step succeeded. The applier keeps its books with this, so that plan and books cannot drift apart."""
+    state = dict(actual)
+    uid = step.pod.uid
+    present = state.get(uid) or Actual(step.pod)
+    layers = present.layers | {step.layer} if step.add else present.layers - {step.layer}
+    addresses = present.addresses
+    if step.layer == "capture":
+        addresses = step.pod.request.addresses if step.add else ()
+    if layers:
+        state[uid] = Actual(step.pod, layers, addresses)
+    else:
+        state.pop(uid, None)
+    return state
+
+
+def unannounced(actual: Mapping[str, Actual]) -> dict[str, Actual]:
+    """The state once the proxy is gone: whoever comes next is told of every pod again."""
+    return {uid: replace(one, layers=one.layers - {"announce"}) for uid, one in actual.items()}
+
+
+def pending(desired: Mapping[str, Pod], actual: Mapping[str, Actual]) -> Iterable[Pod]:
+    """Desired pods that are not all the way in."""
+    for uid, pod in desired.items():
+        present = actual.get(uid)
+        if present is None or "announce" not in present.layers or not same_place(pod, present.pod):
+            yield pod

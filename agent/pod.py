@@ -1,0 +1,50 @@
+"""A pod as the agent enrols it."""
+
+from dataclasses import dataclass
+
+from mesh.workload import Address
+
+
+@dataclass(frozen=True, slots=True)
+class PodRequest:
+    """What the container runtime says about a pod."""
+
+    uid: str
+    """The Kubernetes object's uid, also the name of its pins and of its record."""
+    namespace: str
+    name: str
+    service_account: str
+    netns: str
+    """Path of the network namespace."""
+    addresses: tuple[Address, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    cgroup: str = ""
+    """Path of the pod's cgroup; empty where the runtime does not say."""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A request whose namespace was found. Two pods with the same uid in different namespaces are different pods."""
+
+    request: PodRequest
+    netns_id: tuple[int, int]
+    """(st_dev, st_ino): exact as long as somebody holds the namespace."""
+    cookie: int
+    """The kernel's number of the namespace, never reused until the machine boots again."""
+    boot_id: str
+
+    @property
+    def uid(self) -> str:
+        """The Kubernetes object's uid."""
+        return self.request.uid
+
+    def __str__(self) -> str:
+        return str(self.request)
+
+    @property
+    def flow_labels(self) -> tuple[str, ...]:
+        """The pod's labels as flows show them."""
+        return tuple(f"k8s:{key}={value}" for key, value in self.request.labels)

@@ -1,0 +1,101 @@
+"""Whatever the sequence of states, interruptions and restarts: the plan converges, and no point of it is unsafe."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.plan import UP, Actual, Step, after, pending, plan, unannounced
+from agent.pod import Pod, PodRequest
+from mesh.workload import Address
+
+pytestmark = pytest.mark.unit
+
+ADDRESSES: list[tuple[Address, ...]] = [(ip_address("10.1.0.2"),), (ip_address("10.1.0.2"), ip_address("fd00::2")), ()]
+
+
+def pod(uid: str, cookie: int = 1, addresses: int = 0) -> Pod:
+    request = PodRequest(uid, "demo", f"pod-{uid}", "default", f"/run/netns/{uid}", ADDRESSES[addresses])
+    return Pod(request, (4, cookie), cookie, "boot")
+
+
+def run(actual: dict[str, Actual], steps: list[Step]) -> dict[str, Actual]:
+    for step in steps:
+        actual = after(actual, step)
+    return actual
+
+
+def text(steps: list[Step]) -> list[str]:
+    return [("+" if step.add else "-") + step.layer for step in steps]
+
+
+def test_enrols_in_order_and_then_has_nothing_to_do() -> None:
+    desired = {"a": pod("a")}
+    steps = plan(desired, {}, complete=True)
+    assert text(steps) == ["+record", "+network", "+capture", "+announce"]
+    assert plan(desired, run({}, steps), complete=True) == []
+
+
+def test_withdraws_release_first_record_last() -> None:
+    actual = run({}, plan({"a": pod("a")}, {}, complete=True))
+    steps = plan({}, actual, complete=True)
+    assert text(steps) == ["-capture", "-announce", "-network", "-record"]
+    assert run(actual, steps) == {}
+
+
+def test_takes_nothing_away_before_the_desired_set_is_complete() -> None:
+    actual = run({}, plan({"a": pod("a")}, {}, complete=True))
+    assert plan({}, actual, complete=False) == []
+
+
+def test_new_addresses_are_recorded_and_written_without_another_announcement() -> None:
+    actual = run({}, plan({"a": pod("a")}, {}, complete=True))
+    assert text(plan({"a": pod("a", addresses=1)}, actual, complete=True)) == ["+record", "+capture"]
+
+
+def test_same_uid_in_another_namespace_is_another_pod() -> None:
+    actual = run({}, plan({"a": pod("a")}, {}, complete=True))
+    steps = plan({"a": pod("a", cookie=2)}, actual, complete=False)
+    assert text(steps) == ["-capture", "-announce", "-network", "-record", "+record", "+network", "+capture", "+announce"]
+    assert [step.pod.cookie for step in steps] == [1] * 4 + [2] * 4
+
+
+def test_another_boot_is_another_place() -> None:
+    actual = run({}, plan({"a": pod("a")}, {}, complete=True))
+    steps = plan({"a": replace(pod("a"), boot_id="later")}, actual, complete=True)
+    assert len(steps) == 8
+
+
+def test_lost_proxy_leaves_only_the_announcement_to_do() -> None:
+    desired = {"a": pod("a")}
+    actual = unannounced(run({}, plan(desired, {}, complete=True)))
+    assert text(plan(desired, actual, complete=True)) == ["+announce"]
+    assert [one.uid for one in pending(desired, actual)] == ["a"]
+
+
+STATES = st.dictionaries(st.sampled_from("abc"), st.tuples(st.integers(1, 2), st.integers(0, 2)), max_size=3).map(
+    lambda found: {uid: pod(uid, *what) for uid, what in found.items()}
+)
+
+
+@given(st.lists(st.tuples(STATES, st.integers(0, 30), st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_every_sequence_converges_and_is_safe_throughout(sequence: list[tuple[dict[str, Pod], int, bool, bool]]) -> None:
+    actual: dict[str, Actual] = {}
+    desired: dict[str, Pod] = {}
+    for desired, stop_after, complete, proxy_lost in sequence:
+        for step in plan(desired, actual, complete)[:stop_after]:
+            wanted = desired.get(step.pod.uid)
+            assert step.add or complete or wanted is not None, "took away what was perhaps desired"
+            actual = after(actual, step)
+            layers = actual[step.pod.uid].layers if step.pod.uid in actual else frozenset()
+            if step.add:
+                assert layers >= set(UP[: UP.index(step.layer)]), f"{step} without what it rests on"
+            assert "record" in layers or not layers, "something is in the kernel that no record tells of"
+        if proxy_lost:
+            actual = unannounced(actual)
+    actual = run(actual, plan(desired, actual, complete=True))
+    assert {uid: one.pod for uid, one in actual.items()} == desired
+    assert all(one.layers == set(UP) and one.addresses == one.pod.request.addresses for one in actual.values())
+    assert plan(desired, actual, complete=True) == [] and not list(pending(desired, actual))
