@@ -55,12 +55,14 @@ def _read_rfc1123(text: str) -> datetime:
     return datetime.strptime(text[:_MAX_TEXT], _RFC1123).astimezone(UTC)
 
 
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
 def span(seconds: float) -> str:
-    """A length of time in its two largest units: `3d4h`, `5m2s`, `0s`."""
+    """A length of time in its largest unit and the one below: `3d4h`, `5m2s`, `0s`."""
     left = max(0, int(seconds))
-    parts: list[str] = []
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
-        if left >= size or (unit == "s" and not parts):
-            parts.append(f"{left // size}{unit}")
-            left %= size
-    return "".join(parts[:2])
+    for index, (size, unit) in enumerate(_UNITS):
+        if left >= size:
+            below = left % size // _UNITS[index + 1][0] if size > 1 else 0
+            return f"{left // size}{unit}" + (f"{below}{_UNITS[index + 1][1]}" if below else "")
+    return "0s"

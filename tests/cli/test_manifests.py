@@ -1,0 +1,96 @@
+"""`weft apply` and `weft delete` against a real gRPC server."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mesh.proto.control_pb2 import ApplyResponse, ObjectChange, Problem
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import World
+
+pytestmark = pytest.mark.unit
+
+
+def test_files_folders_and_standard_input(world: "World", tmp_path: Path) -> None:
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "folder" / "b.yml").write_text("b: 1")
+    (tmp_path / "folder" / "below" / "a.yaml").write_text("a: 1")
+    (tmp_path / "folder" / "notes.txt").write_text("no manifest")
+    control = world.control()
+    control.answer = ApplyResponse(changes=[ObjectChange(object="Pod demo/web", change="created")])
+    result = world.weft("apply", "-f", str(tmp_path / "folder"), "-f", "-", input="c: 1")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Pod demo/web created\n", "")
+    assert [file.yaml for file in control.asked.files] == ["b: 1", "a: 1", "c: 1"]
+    assert control.asked.files[0].name == str(tmp_path / "folder" / "b.yml") and not control.asked.dry_run
+
+
+def test_problems_are_lines_with_file_document_object_field_and_reason(world: "World", tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("x: 1")
+    world.control().answer = ApplyResponse(
+        problems=[
+            Problem(
+                file="p.yaml",
+                document=2,
+                object="AuthorizationPolicy demo/web",
+                field="spec.action",
+                reason="CUSTOM is not served",
+            ),
+            Problem(file="p.yaml", document=3, object="Ingress demo/x", reason="kind skipped", warning=True),
+        ]
+    )
+    result = world.weft("apply", "-f", str(tmp_path / "p.yaml"))
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "weft: p.yaml, document 2: AuthorizationPolicy demo/web: spec.action: CUSTOM is not served",
+        "weft: warning: p.yaml, document 3: Ingress demo/x: kind skipped",
+        "weft: nothing was changed: mend the above and repeat",
+    ]
+    answer = json.loads(world.weft("apply", "-f", str(tmp_path / "p.yaml"), "-o", "json").stdout)
+    assert answer["changes"] == [] and answer["problems"][0]["field"] == "spec.action"
+
+
+def test_a_warning_alone_is_no_failure(world: "World", tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("x: 1")
+    world.control().answer = ApplyResponse(
+        changes=[ObjectChange(object="Pod a/b", change="configured")],
+        problems=[Problem(file="p.yaml", reason="w", warning=True)],
+    )
+    result = world.weft("apply", "-f", str(tmp_path / "p.yaml"), "--dry-run")
+    assert (result.exit_code, result.stdout) == (0, "Pod a/b configured (dry run)\n")
+
+
+def test_delete(world: "World", tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("x: 1")
+    control = world.control()
+    control.answer = ApplyResponse(changes=[ObjectChange(object="Pod a/b", change="deleted")])
+    result = world.weft("delete", "-f", str(tmp_path / "p.yaml"), "--dry-run")
+    assert (result.exit_code, result.stdout) == (0, "Pod a/b deleted (dry run)\n") and control.asked.dry_run
+
+
+def test_what_cannot_be_read(world: "World", tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"ok\xff")
+    (tmp_path / "empty").mkdir()
+    for source, words in (
+        ("missing.yaml", "missing.yaml: No such file or directory"),
+        ("binary.yaml", "binary.yaml: not UTF-8 at byte 2"),
+        ("empty", "empty: no manifest in this folder"),
+    ):
+        result = world.weft("apply", "-f", str(tmp_path / source))
+        assert result.exit_code == 1 and words in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_no_control_plane(world: "World", tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("x: 1")
+    result = world.weft("apply", "-f", str(tmp_path / "p.yaml"))
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"weft: control plane: {world.places.control_socket} does not exist: nobody serves it; start a mesh with: weft lab up\n"
+    )
+
+
+def test_a_file_is_required(world: "World") -> None:
+    result = world.weft("apply")
+    assert result.exit_code == 2 and "'-f' / '--filename'" in result.stderr

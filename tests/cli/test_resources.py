@@ -1,0 +1,107 @@
+"""`weft workloads|services|policies|certificates` against real servers."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import World
+
+pytestmark = pytest.mark.unit
+
+_WORKLOAD: dict[str, Any] = {
+    "uid": "Kubernetes//Pod/demo/web-0", "name": "web-0", "namespace": "demo", "workloadIps": ["10.1.1.2", "fd01::2"],
+    "node": "node-a", "protocol": "HBONE", "serviceAccount": "web", "status": "Healthy",
+}  # fmt: skip
+_SERVICE: dict[str, Any] = {
+    "name": "web", "namespace": "demo", "hostname": "web.demo.svc.cluster.local", "vips": ["/10.96.0.10", "/fd00:96::10"],
+    "ports": {"443": 0, "80": 8080},
+    "endpoints": {"Kubernetes//Pod/demo/web-0": {"status": "Healthy"}, "Kubernetes//Pod/demo/web-1": {"status": "Unhealthy"}},
+}  # fmt: skip
+_POLICY: dict[str, Any] = {"name": "web", "namespace": "demo", "action": "Deny", "scope": "WorkloadSelector", "rules": [[[{}]]]}
+
+
+def _known(world: "World") -> None:
+    world.control().described = {
+        "workloads": [_WORKLOAD | {"object": "Pod demo/web-0"}],
+        "services": [_SERVICE | {"object": "Service demo/web"}],
+        "policies": [_POLICY | {"object": "AuthorizationPolicy demo/web"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (
+            "workloads",
+            [
+                "NAMESPACE   NAME    ADDRESSES          NODE     PROTOCOL   SERVICE ACCOUNT   STATUS    WAYPOINT   OBJECT",
+                "demo        web-0   10.1.1.2,fd01::2   node-a   HBONE   web   Healthy   None   Pod demo/web-0",
+            ],
+        ),
+        (
+            "services",
+            [
+                "NAMESPACE   SERVICE   VIPS                      PORTS         ENDPOINTS   WAYPOINT   OBJECT",
+                "demo        web       10.96.0.10,fd00:96::10   80:8080,443   1/2         None       Service demo/web",
+            ],
+        ),
+        (
+            "policies",
+            [
+                "NAMESPACE   POLICY   ACTION   SCOPE              RULES   OBJECT",
+                "demo        web      Deny     WorkloadSelector   1       AuthorizationPolicy demo/web",
+            ],
+        ),
+    ],
+)
+def test_tables(world: "World", kind: str, expected: list[str]) -> None:
+    _known(world)
+    result = world.weft(kind)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split() for line in result.stdout.splitlines()] == [line.split() for line in expected]
+
+
+def test_json_is_complete_and_namespaces_select(world: "World") -> None:
+    _known(world)
+    assert json.loads(world.weft("workloads", "-o", "json").stdout) == [_WORKLOAD | {"object": "Pod demo/web-0"}]
+    assert json.loads(world.weft("workloads", "-o", "json", "-n", "other").stdout) == []
+
+
+def test_a_nodes_own_view(world: "World") -> None:
+    _known(world)
+    world.proxy("node-a", {"workloads": [_WORKLOAD | {"status": "Unhealthy"}]})
+    assert "Unhealthy" in world.weft("workloads", "--node", "node-a").stdout
+
+
+def test_without_control_the_proxies_are_asked_and_each_resource_is_shown_once(world: "World") -> None:
+    world.proxy("node-a", {"workloads": [_WORKLOAD]})
+    world.proxy("node-b", {"workloads": {"0": _WORKLOAD, "1": _WORKLOAD | {"uid": "Kubernetes//Pod/demo/x", "name": "x"}}})
+    world.node_folder("node-c")
+    result = world.weft("workloads")
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["NAME", "web-0", "x"]
+    assert "this is what the proxies know" in result.stderr and "proxy of node-c" in result.stderr
+
+
+def test_a_dump_that_is_no_json_is_an_error_in_one_line(world: "World") -> None:
+    world.proxy("node-a", {}, ready=(200, b"ready"))
+    world.node_folder("node-b")
+    result = world.weft("certificates")
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("weft: proxy of node-b: nobody serves ")
+
+
+def test_certificates(world: "World") -> None:
+    leaf = {"serialNumber": "255", "validFrom": "2026-11-21T00:01:18Z", "expirationTime": "2026-11-22T00:03:18Z"}
+    identity = "spiffe://cluster.local/ns/demo/sa/web"
+    world.proxy(
+        "node-a", {"certificates": [{"identity": identity, "state": "Available", "certChain": [leaf | {"pem": "LS0t"}]}]}
+    )
+    result = world.weft("certificates")
+    assert result.exit_code == 0
+    cells = [cell.strip() for cell in result.stdout.splitlines()[1].split("   ")]
+    assert (cells[0], cells[1], cells[2]) == ("node-a", identity, "Available")
+    assert cells[-2:] == ["2026-11-22 00:03:18Z", "ff"]
+    (one,) = json.loads(world.weft("certificates", "-o", "json").stdout)
+    assert (one["node"], one["not_after"]) == ("node-a", "2026-11-22T00:03:18+00:00")

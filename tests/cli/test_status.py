@@ -1,0 +1,131 @@
+"""`weft status` against real servers, with nodes that are well, ill and gone."""
+
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mesh.proto import agent_pb2, control_pb2
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import World
+
+pytestmark = pytest.mark.unit
+
+
+def _agent(**more: Any) -> agent_pb2.StatusResponse:
+    base: dict[str, Any] = {
+        "version": "0.1.0",
+        "proxy": agent_pb2.ProxyState(connected=True, ready=True),
+        "control": agent_pb2.ControlState(connected=True),
+        "pods": [
+            agent_pb2.EnrolledPod(
+                namespace="demo",
+                name="web",
+                service_account="web",
+                addresses=["10.1.1.2", "fd01::2"],
+                state="enrolled",
+                captured_v4=2,
+            )
+        ],
+        "maps": [agent_pb2.MapFill(name="original", used=5, capacity=1000)],
+    }
+    return agent_pb2.StatusResponse(**(base | more))
+
+
+def _dump() -> dict[str, Any]:
+    now = datetime.now(UTC)
+    leaf = {
+        "serialNumber": "255",
+        "validFrom": (now - timedelta(minutes=1)).isoformat(),
+        "expirationTime": (now + timedelta(hours=24, seconds=30)).isoformat(),
+    }
+    identity = "spiffe://cluster.local/ns/demo/sa/web"
+    connections = {"inbound": [{"src": "10.1.2.2:1", "protocol": "HBONE"}], "outbound": []}
+    return {
+        "certificates": [{"identity": identity, "state": "Available", "certChain": [leaf], "rootCerts": []}],
+        "workloadState": {"uid-1": {"state": "Up", "connections": connections}},
+    }
+
+
+def _control(world: "World") -> None:
+    expires = int(time.time()) + 3650 * 86400 + 60
+    world.control().status = control_pb2.StatusResponse(version="0.1.0", objects=5, workloads=2, root_expires_unix_s=expires)
+
+
+def test_all_well(world: "World") -> None:
+    _control(world)
+    world.agent("node-a", _agent())
+    world.proxy("node-a", _dump())
+    result = world.weft("status")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        "control: running 0.1.0, 5 objects, 2 workloads, 0 services, 0 policies, root certificate for 3650d\n"
+        "\n"
+        "NODE     AGENT           PROXY   CONTROL     ENROLLED   CERTIFICATES   FIRST EXPIRES   CONNECTIONS\n"
+        "node-a   running 0.1.0   ready   connected   1/1        1/1            1d              1\n"
+        "\n"
+        "NODE     POD        SERVICE ACCOUNT   ADDRESSES          STATE      CAPTURED V4   CAPTURED V6\n"
+        "node-a   demo/web   web               10.1.1.2,fd01::2   enrolled   2             0\n"
+        "\n"
+        "NODE     MAP        USED   CAPACITY   FILL\n"
+        "node-a   original   5      1000       0.5 %\n"
+        "\n"
+        "nothing is wrong\n"
+    )
+
+
+def test_a_node_and_the_control_plane_that_are_gone(world: "World") -> None:
+    world.agent("node-a", _agent())
+    world.proxy("node-a", _dump(), ready=(500, b"waiting for: state"))
+    world.node_folder("node-b")
+    result = world.weft("status")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[0] == "control: does not answer"
+    assert "node-b   down            down       -           -          -              -               -" in lines
+    wrong = [line for line in lines if line.startswith("wrong: ")]
+    assert [line.split(": ")[1] for line in wrong] == ["control", "node-a", "node-b", "node-b"]
+    assert wrong[1] == "wrong: node-a: the proxy is not ready: waiting for: state"
+    assert "agent of node-b" in wrong[2] and "weft lab logs --node node-b" in wrong[2]
+
+
+def test_json_says_the_same(world: "World") -> None:
+    _control(world)
+    world.agent("node-a", _agent(problems=["map original is full"]))
+    world.proxy("node-a", _dump())
+    result = world.weft("status", "-o", "json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert answer["ok"] is False
+    assert answer["findings"] == [{"where": "node-a", "text": "map original is full", "warning": False}]
+    assert answer["nodes"][0]["agent"]["pods"][0]["serviceAccount"] == "web"
+    assert answer["nodes"][0]["certificates"][0]["expiresInSeconds"] > 86000
+
+
+def test_no_mesh_at_all(world: "World") -> None:
+    result = world.weft("status")
+    assert result.exit_code == 1
+    assert result.stderr == f"weft: no node here: {world.places.run}/nodes is empty; start a mesh with: weft lab up\n"
+
+
+def test_an_unknown_node(world: "World") -> None:
+    world.node_folder("node-a")
+    result = world.weft("status", "--node", "nod-a")
+    assert (result.exit_code, result.stderr) == (1, "weft: node nod-a: not on this machine; known here: node-a\n")
+
+
+def test_version_names_the_parts_that_run(world: "World") -> None:
+    _control(world)
+    world.agent("node-a", _agent())
+    world.node_folder("node-b")
+    lines = world.weft("version").stdout.splitlines()
+    assert lines[-2:] == ["control: 0.1.0", "agent node-a: 0.1.0"]
+    assert [line.split(":")[0] for line in world.weft("version", "--client").stdout.splitlines()] == [
+        "weft",
+        "python",
+        "openssl",
+        "kernel",
+    ]
