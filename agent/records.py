@@ -1,0 +1,105 @@
+"""Enrolled pods on disk: one JSON file each, written before anything else is done for a pod and removed after all is undone.
+
+So after a crash at any point the records tell of everything that may be in the kernel. Nothing secret is in them.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from agent.pod import Pod, PodRequest
+
+VERSION = 1
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A pod, and what the agent must still know of it after a restart."""
+
+    pod: Pod
+    enrolled_unix_s: int
+    pre_mesh: tuple[tuple[str, int, str, int], ...] = ()
+    """Connections older than the enrolment: local address and port, remote address and port."""
+
+
+class Records:
+    """The folder of records; every write is whole or not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def write(self, record: Record) -> None:
+        """Write a pod's record, in place of an older one. OSError when the disk does not take it."""
+        path = self._path(record.pod.uid)
+        fresh = path.with_suffix(".new")
+        with fresh.open("w") as file:
+            json.dump(_to_document(record), file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+
+    def remove(self, uid: str) -> None:
+        """Forget a pod; a missing record is fine."""
+        self._path(uid).unlink(missing_ok=True)
+
+    def read(self) -> tuple[list[Record], list[str]]:
+        """All records, and a sentence for each file that is none: it stays where it is, for a person to look at."""
+        records, problems = [], []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                if path.stat().st_size > _MAX_BYTES:
+                    raise ValueError(f"larger than {_MAX_BYTES} bytes")
+                record = _from_document(json.loads(path.read_text()))
+                if self._path(record.pod.uid) != path:
+                    raise ValueError(f"holds pod {record.pod.uid}")
+                records.append(record)
+            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                problems.append(f"record {path} is not readable ({error!r}): enrol its pod anew, or remove the file")
+        return records, problems
+
+    def _path(self, uid: str) -> Path:
+        return self._folder / f"{uid}.json"
+
+
+def _to_document(record: Record) -> dict[str, Any]:
+    pod, request = record.pod, record.pod.request
+    return {
+        "version": VERSION,
+        "uid": request.uid,
+        "namespace": request.namespace,
+        "name": request.name,
+        "service_account": request.service_account,
+        "netns": request.netns,
+        "netns_id": list(pod.netns_id),
+        "netns_cookie": pod.cookie,
+        "boot_id": pod.boot_id,
+        "addresses": [str(address) for address in request.addresses],
+        "labels": dict(request.labels),
+        "cgroup": request.cgroup,
+        "enrolled_unix_s": record.enrolled_unix_s,
+        "pre_mesh": [list(connection) for connection in record.pre_mesh],
+    }
+
+
+def _from_document(document: dict[str, Any]) -> Record:
+    if document["version"] != VERSION:
+        raise ValueError(f"version {document['version']!r}, expected {VERSION}")
+    request = PodRequest(
+        uid=str(document["uid"]),
+        namespace=str(document["namespace"]),
+        name=str(document["name"]),
+        service_account=str(document["service_account"]),
+        netns=str(document["netns"]),
+        addresses=tuple(ip_address(text) for text in document["addresses"]),
+        labels=tuple(sorted((str(key), str(value)) for key, value in document["labels"].items())),
+        cgroup=str(document["cgroup"]),
+    )
+    device, inode = document["netns_id"]
+    pod = Pod(request, (int(device), int(inode)), int(document["netns_cookie"]), str(document["boot_id"]))
+    connections = tuple((str(a), int(b), str(c), int(d)) for a, b, c, d in document["pre_mesh"])
+    return Record(pod, int(document["enrolled_unix_s"]), connections)
