@@ -80,7 +80,7 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         self._next += 1
         number = self._next
         self.streams[number] = stream
-        silence = self.feed.listen(stream.wake.set)
+        silence = self.feed.changed.listen(stream.wake.set)
         try:
             await self._serve(stream, context)
         finally:

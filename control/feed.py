@@ -1,8 +1,9 @@
-"""What every client is to have now: one immutable snapshot per type, and a word to whoever waits for the next."""
+"""What every client is to have now: one immutable snapshot per type."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from control.notice import Notice
 from mesh.delta import Resource, Snapshot
 
 
@@ -10,23 +11,18 @@ from mesh.delta import Resource, Snapshot
 class Feed:
     """The newest state. Only the newest: who was busy meanwhile asks for what is current when it is ready."""
 
-    snapshots: dict[str, Snapshot] = field(default_factory=dict)
-    """By type URL."""
+    snapshots: dict[str, Snapshot]
+    """By type URL; the types never change."""
+    changed: Notice = field(default_factory=Notice)
     revision: int = 0
-    _listeners: dict[int, Callable[[], None]] = field(default_factory=dict)
-    _next_listener: int = 0
 
-    def publish(self, changed: Mapping[str, Mapping[str, Resource]]) -> None:
-        """Replace the snapshots of some types, then tell the listeners."""
-        for type_url, resources in changed.items():
-            self.snapshots[type_url] = Snapshot(dict(resources))
+    @classmethod
+    def of(cls, type_urls: Iterable[str]) -> "Feed":
+        """Begin with nothing of each type."""
+        return cls({type_url: Snapshot({}) for type_url in type_urls})
+
+    def publish(self, resources: Mapping[str, Mapping[str, Resource]]) -> None:
+        """Replace the snapshots of some types, then tell the listeners. The mappings must not change any more."""
+        self.snapshots.update({type_url: Snapshot(several) for type_url, several in resources.items()})
         self.revision += 1
-        for listener in list(self._listeners.values()):
-            listener()
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` after each publication (it must not block); returns what ends that."""
-        number = self._next_listener
-        self._next_listener += 1
-        self._listeners[number] = listener
-        return lambda: self._listeners.pop(number, None) and None
+        self.changed.give()

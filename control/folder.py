@@ -1,0 +1,148 @@
+"""A folder of manifests: reads what changed, writes all or nothing.
+
+Reading: every *.yaml and *.yml file directly in the folder, or one file where the path is one. A file counts as changed when
+its size, inode or modification time did; while that time is fresh the file is read again, because a second write within the
+clock's grain would not show.
+
+Writing: new files are laid out in `.apply.new`, which becomes `.apply` by one rename: from then on the change is made, and
+whoever comes next (this process, or the one after a crash) moves its files into place. So a reader of this module never sees
+half of a change.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from control.files import sync_folder, write_file
+
+MAX_FILES = 50_000
+MAX_FILE_BYTES = 8 << 20
+FRESH_S = 0.05
+"""A modification younger than this may be followed by one with the same time stamp."""
+_SUFFIXES = (".yaml", ".yml")
+_STAGED = ".apply.new"
+_COMMITTED = ".apply"
+_REMOVALS = "removals.json"
+_Mark = tuple[int, int, int] | None
+
+
+@dataclass(slots=True)
+class Texts:
+    """The manifests as they are on disk, by file name."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Files that cannot be read, with the reason; `.` stands for the folder."""
+
+
+class Folder:
+    """Manifests on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._marks: dict[str, _Mark] = {}
+        self._texts = Texts()
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether manifests may be added here: a folder yes, a single file no."""
+        return not self.path.is_file()
+
+    def read(self) -> Texts | None:
+        """What is on disk now; None where nothing changed since the last call."""
+        try:
+            if self.is_writable:
+                self._finish()
+            found = self._list()
+        except OSError as error:
+            texts = Texts(dict(self._texts.files), {".": f"{self.path}: {error.strerror}"})
+            changed = texts.unreadable != self._texts.unreadable
+            self._texts, self._marks = texts, {}
+            return texts if changed else None
+        if found == self._marks and None not in found.values() and "." not in self._texts.unreadable:
+            return None
+        texts = Texts()
+        for name in sorted(found):
+            self._take(name, found[name], texts)
+        self._marks = found
+        if texts == self._texts:
+            return None
+        self._texts = texts
+        return texts
+
+    def _take(self, name: str, mark: _Mark, texts: Texts) -> None:
+        if mark is not None and mark == self._marks.get(name) and name in self._texts.files:
+            texts.files[name] = self._texts.files[name]
+            return
+        path = self.path / name if self.is_writable else self.path
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+            if len(data) > MAX_FILE_BYTES:
+                raise ValueError(f"more than {MAX_FILE_BYTES} bytes")
+            texts.files[name] = data.decode()
+        except FileNotFoundError:
+            # Removed since the folder was listed; the next listing says so.
+            return
+        except (OSError, ValueError) as error:
+            texts.unreadable[name] = str(error)
+
+    def _list(self) -> dict[str, _Mark]:
+        fresh_after = time.time_ns() - int(FRESH_S * 1e9)
+
+        def mark(status: os.stat_result) -> _Mark:
+            return (status.st_mtime_ns, status.st_size, status.st_ino) if status.st_mtime_ns < fresh_after else None
+
+        if not self.is_writable:
+            return {self.path.name: mark(self.path.stat())}
+        found: dict[str, _Mark] = {}
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIXES) and not entry.name.startswith("."):
+                    try:
+                        found[entry.name] = mark(entry.stat())
+                    except FileNotFoundError:
+                        continue
+        if len(found) > MAX_FILES:
+            raise OSError(0, f"{len(found)} files, at most {MAX_FILES} are read")
+        return found
+
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Write files, and remove those whose text is None; all of it or, with an error, nothing.
+
+        Raises: OSError, with the folder as it was.
+        """
+        self._finish()
+        staged = self.path / _STAGED
+        staged.mkdir(mode=0o700)
+        try:
+            for name, text in changes.items():
+                if text is not None:
+                    write_file(staged / name, text.encode(), 0o600)
+            removals = [name for name, text in changes.items() if text is None]
+            write_file(staged / _REMOVALS, json.dumps(removals).encode(), 0o600)
+            os.rename(staged, self.path / _COMMITTED)
+        except OSError:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        sync_folder(self.path)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Put a committed change into place, and drop one that was not committed."""
+        shutil.rmtree(self.path / _STAGED, ignore_errors=True)
+        committed = self.path / _COMMITTED
+        if not committed.is_dir():
+            return
+        for entry in sorted(committed.iterdir()):
+            if entry.name != _REMOVALS and not entry.name.startswith("."):
+                os.rename(entry, self.path / entry.name)
+        removals = committed / _REMOVALS
+        for name in json.loads(removals.read_text()) if removals.exists() else []:
+            (self.path / name).unlink(missing_ok=True)
+        sync_folder(self.path)
+        shutil.rmtree(committed)

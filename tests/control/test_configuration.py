@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from control.configuration import parse
+from wire.places import Places
+
+pytestmark = pytest.mark.unit
+
+PLACES = Places(Path("/run/x"), Path("/var/lib/x"), "x")
+
+
+def test_defaults() -> None:
+    configuration = parse([], PLACES)
+    assert configuration.manifests == Path("/var/lib/x/control/manifests")
+    assert list(map(str, configuration.listeners)) == ["[::]:15012"]
+    assert configuration.certificate_listeners == ()
+    assert list(map(str, configuration.service_ranges)) == ["10.96.0.0/16", "fd00:96::/112"]
+    assert configuration.workload_ttl_s == 86400
+
+
+def test_flags() -> None:
+    addresses = ["10.0.0.1", "[fd00::1]:99", "10.0.0.2:0", "fd00::2"]
+    flags = [word for address in addresses for word in ("--listen", address)]
+    configuration = parse([*flags, "--service-cidr", "10.0.0.0/24", "--workload-ttl", "90m"], PLACES)
+    assert list(map(str, configuration.service_ranges)) == ["10.0.0.0/24"]
+    assert list(map(str, configuration.listeners)) == ["10.0.0.1:15012", "[fd00::1]:99", "10.0.0.2:0", "[fd00::2]:15012"]
+    assert configuration.workload_ttl_s == 5400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--listen here",
+        "--listen 10.0.0.1:65536",
+        "--listen 10.0.0.1:-1",
+        "--service-cidr 10.0.0.1/24",
+        "--workload-ttl 1s",
+        "--workload-ttl 91d",
+        "--workload-ttl 5.5m",
+        "--workload-ttl h",
+    ],
+)
+def test_wrong_flags_end_with_a_usage_message(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(text.split(), PLACES)
+    assert text.split()[1] in capsys.readouterr().err

@@ -1,0 +1,118 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from control import folder as folder_module
+from control.folder import Folder
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file counts as settled at once, so that what was read is not read again."""
+    monkeypatch.setattr(folder_module, "FRESH_S", -3600.0)
+
+
+def test_only_changes_are_reported(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    assert folder.read() is None, "an empty folder is what we began with"
+    (tmp_path / "a.yaml").write_text("one")
+    (tmp_path / "b.yml").write_text("two")
+    (tmp_path / "c.txt").write_text("no manifest")
+    (tmp_path / ".d.yaml").write_text("hidden")
+    texts = folder.read()
+    assert texts is not None and texts.files == {"a.yaml": "one", "b.yml": "two"}
+    assert folder.read() is None
+    (tmp_path / "a.yaml").write_text("three")
+    os.rename(tmp_path / "b.yml", tmp_path / "e.yaml")
+    texts = folder.read()
+    assert texts is not None and texts.files == {"a.yaml": "three", "e.yaml": "two"}
+    os.utime(tmp_path / "a.yaml")
+    assert folder.read() is None, "touched, not changed"
+
+
+def test_a_fresh_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "FRESH_S", 3600.0)
+    folder = Folder(tmp_path)
+    path = tmp_path / "a.yaml"
+    path.write_text("one")
+    status = path.stat()
+    assert folder.read() is not None
+    path.write_text("two")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    texts = folder.read()
+    assert texts is not None and texts.files == {"a.yaml": "two"}
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "MAX_FILE_BYTES", 10)
+    (tmp_path / "good.yaml").write_text("good")
+    (tmp_path / "long.yaml").write_text("x" * 11)
+    (tmp_path / "latin.yaml").write_bytes(b"\xff")
+    (tmp_path / "folder.yaml").mkdir()
+    folder = Folder(tmp_path)
+    texts = folder.read()
+    assert texts is not None and texts.files == {"good.yaml": "good"}
+    assert "more than 10 bytes" in texts.unreadable["long.yaml"]
+    assert "utf-8" in texts.unreadable["latin.yaml"]
+    assert "Is a directory" in texts.unreadable["folder.yaml"]
+
+
+def test_a_folder_that_vanishes_is_a_problem_and_not_an_empty_mesh(tmp_path: Path) -> None:
+    path = tmp_path / "manifests"
+    path.mkdir()
+    (path / "a.yaml").write_text("one")
+    folder = Folder(path)
+    assert folder.read() is not None
+    os.rename(path, tmp_path / "away")
+    texts = folder.read()
+    assert texts is not None and texts.files == {"a.yaml": "one"} and "No such file" in texts.unreadable["."]
+    assert folder.read() is None, "said once"
+    os.rename(tmp_path / "away", path)
+    texts = folder.read()
+    assert texts is not None and texts.files == {"a.yaml": "one"} and not texts.unreadable
+
+
+def test_one_file_is_read_and_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.yaml"
+    path.write_text("all")
+    folder = Folder(path)
+    texts = folder.read()
+    assert texts is not None and texts.files == {"mesh.yaml": "all"}
+    assert not folder.is_writable and Folder(tmp_path).is_writable
+
+
+def test_a_change_is_written_whole(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("old")
+    folder = Folder(tmp_path)
+    folder.write({"a.yaml": "one", "b.yaml": "two", "old.yaml": None, "absent.yaml": None})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.yaml": "one", "b.yaml": "two"}
+    assert (tmp_path / "a.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_change_that_cannot_be_written_leaves_no_trace(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    with pytest.raises(OSError, match="File name too long"):
+        folder.write({"a.yaml": "one", "x" * 300 + ".yaml": "two"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_leaves_the_old_state_or_the_new_one(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("old")
+    staged = tmp_path / ".apply.new"
+    staged.mkdir()
+    (staged / "a.yaml").write_text("one")
+    texts = Folder(tmp_path).read()
+    assert texts is not None and texts.files == {"old.yaml": "old"}
+    assert not staged.exists(), "never committed: dropped"
+    committed = tmp_path / ".apply"
+    committed.mkdir()
+    (committed / "b.yaml").write_text("two")
+    (committed / "removals.json").write_text(json.dumps(["old.yaml", "gone already.yaml"]))
+    (tmp_path / "a.yaml").write_text("moved before the crash")
+    texts = Folder(tmp_path).read()
+    assert texts is not None and texts.files == {"a.yaml": "moved before the crash", "b.yaml": "two"}
+    assert not committed.exists()
