@@ -1,5 +1,7 @@
-"""What tests of several folders stand on: a certificate authority of their own."""
+"""What tests of several folders stand on: a certificate authority of their own, and a way to wait."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
@@ -70,3 +72,15 @@ def authority() -> Authority:
 def other_authority() -> Authority:
     """A root that nobody should trust."""
     return Authority("foreign root")
+
+
+async def _eventually(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  whatever a test waits for, it has no event of its own
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Awaitable[None]]:
+    """`await eventually(condition)`: go on as soon as it holds; TimeoutError after 20 s."""
+    return _eventually

@@ -1,0 +1,176 @@
+"""The xDS client against a real gRPC server over TLS: what it says byte for byte, and that it comes back with what it holds."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.json_format import MessageToDict
+
+from wire.grpc_tls import Endpoint
+from wire.xds import NodeMetadata, Update, XdsClient
+
+pytestmark = pytest.mark.unit
+
+ADDRESS = "type.googleapis.com/istio.workload.Address"
+AUTHORIZATION = "type.googleapis.com/istio.security.Authorization"
+ACK_N1 = "122a747970652e676f6f676c65617069732e636f6d2f697374696f2e776f726b6c6f61642e4164647265737332026e31"
+NACK_N5 = (
+    "122a747970652e676f6f676c65617069732e636f6d2f697374696f2e776f726b6c6f61642e4164647265737332026e353abd0112ba014b2f2f506f642f667a"
+    "2f62313a206661696c656420746f20706172736520616464726573732c2068616420332062797465733b204b2f2f506f642f667a2f62323a20756e6b6e6f77"
+    "6e20656e756d3a20756e737570706f727465642074756e6e656c2070726f746f636f6c3a206c656761637920697374696f206d746c733b204b2f2f506f642f"
+    "667a2f62333a206661696c656420746f207061727365206e616d6573706163656420686f73746e616d653a206e6f736c617368"
+)
+BAD = {
+    "K//Pod/fz/b1": "failed to parse address, had 3 bytes",
+    "K//Pod/fz/b2": "unknown enum: unsupported tunnel protocol: legacy istio mtls",
+    "K//Pod/fz/b3": "failed to parse namespaced hostname: noslash",
+}
+
+
+class Control:
+    """A control plane played by hand: every stream's raw requests arrive in a queue, and a queue of responses leaves."""
+
+    def __init__(self, authority: Any, tmp_path: Path) -> None:
+        self.credentials = grpc.ssl_server_credentials([authority.server("127.0.0.1")])
+        self.requests: asyncio.Queue[bytes] = asyncio.Queue()
+        self.responses: asyncio.Queue[DeltaDiscoveryResponse | None] = asyncio.Queue()
+        self.metadata: list[dict[str, str]] = []
+        self.port = 0
+        (tmp_path / "root.pem").write_bytes(authority.root_pem)
+        (tmp_path / "token").write_text("one")
+        self.tmp_path = tmp_path
+
+    async def start(self) -> None:
+        self.server = grpc.aio.server()
+        handler = grpc.stream_stream_rpc_method_handler(
+            self.stream, response_serializer=DeltaDiscoveryResponse.SerializeToString
+        )
+        service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+        self.server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": handler}),)
+        )
+        self.port = self.server.add_secure_port(f"127.0.0.1:{self.port}", self.credentials)
+        await self.server.start()
+
+    async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
+        self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
+
+        async def collect() -> None:
+            async for request in requests:
+                self.requests.put_nowait(request)
+
+        collecting = asyncio.ensure_future(collect())
+        try:
+            while (response := await self.responses.get()) is not None:
+                yield response
+        finally:
+            collecting.cancel()
+
+    async def request(self) -> DeltaDiscoveryRequest:
+        return DeltaDiscoveryRequest.FromString(await self.requests.get())
+
+    def respond(self, type_url: str, nonce: str, resources: Mapping[str, str], removed: tuple[str, ...] = ()) -> None:
+        found = [Resource(name=name, version=v, resource=AnyMessage(value=name.encode())) for name, v in resources.items()]
+        self.responses.put_nowait(
+            DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, resources=found, removed_resources=removed)
+        )
+
+    def client(self, on_update: Any, retained: Any = None) -> XdsClient:
+        endpoint = Endpoint(
+            f"127.0.0.1:{self.port}",
+            self.tmp_path / "root.pem",
+            self.tmp_path / "token",
+            "Kubernetes",
+            headers={"x-first": "1"},
+        )
+        node = NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "Kubernetes", {"FOO": "bar", "J": {"x": [1]}})
+        return XdsClient(endpoint, node, (ADDRESS, AUTHORIZATION), on_update, retained)
+
+
+def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path: Path) -> None:
+    updates: list[Update] = []
+
+    async def on_update(update: Update) -> Mapping[str, str]:
+        updates.append(update)
+        return {resource.name: BAD[resource.name] for resource in update.upserts if resource.name in BAD}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update)
+        running = asyncio.ensure_future(client.run())
+        first, second = await control.request(), await control.request()
+        assert (first.type_url, second.type_url) == (ADDRESS, AUTHORIZATION)
+        assert first.node.id == "ztunnel~10.77.0.2~app.fz~fz.svc.cluster.local"
+        assert MessageToDict(first.node.metadata) == {
+            "NAME": "app", "NAMESPACE": "fz", "INSTANCE_IPS": "10.77.0.2", "NODE_NAME": "nz", "CLUSTER_ID": "Kubernetes",
+            "FOO": "bar", "J": {"x": [1.0]},
+        }  # fmt: skip
+        assert not first.resource_names_subscribe and not first.resource_names_unsubscribe and not first.response_nonce
+        assert not client.ready and not client.status.connected
+
+        control.respond(ADDRESS, "n1", {"K//Pod/fz/app": "v1", "K//Pod/fz/gone": "v1"})
+        assert (await control.requests.get()).hex() == ACK_N1
+        control.respond(AUTHORIZATION, "n2", {})
+        assert (await control.request()).response_nonce == "n2"
+        await client.wait_ready()
+        control.respond(ADDRESS, "n5", {"K//Pod/fz/g": "v1", **dict.fromkeys(BAD, "v1")}, ("K//Pod/fz/gone",))
+        assert (await control.requests.get()).hex() == NACK_N5
+        assert updates[-1].upserts[0].name == "K//Pod/fz/g" and updates[-1].removals == ("K//Pod/fz/gone",)
+        assert updates[-1].upserts[0].value == b"K//Pod/fz/g" and client.status.connected
+
+        await control.server.stop(None)
+        await eventually(lambda: not client.status.connected)
+        assert "unavailable" in client.status.last_error
+        (tmp_path / "token").write_text("two")
+        await control.start()
+        again = await control.request()
+        assert again.node.id and dict(again.initial_resource_versions) == {"K//Pod/fz/app": "v1", "K//Pod/fz/g": "v1"}
+        assert (await control.request()).type_url == AUTHORIZATION
+        control.respond(ADDRESS, "n1", {})
+        assert (await control.request()).response_nonce == "n1"
+        assert client.status.connected and not client.status.last_error
+        assert client.versions(ADDRESS) == {"K//Pod/fz/app": "v1", "K//Pod/fz/g": "v1"}
+
+        control.responses.put_nowait(None)
+        assert (await control.request()).initial_resource_versions, "after a clean end at once"
+        assert [row["authorization"] for row in control.metadata] == ["Bearer one", "Bearer two", "Bearer two"]
+        assert (control.metadata[0]["x-first"], control.metadata[0]["clusterid"]) == ("1", "Kubernetes")
+        assert client.status.terminations["ConnectionError"] >= 1 and client.status.terminations["Complete"] == 1
+        assert client.status.messages == {ADDRESS: 3, AUTHORIZATION: 1}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
+    authority: Any, other_authority: Any, eventually: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        (tmp_path / "root.pem").write_bytes(other_authority.root_pem)
+        client = control.client(on_update, {ADDRESS: {"K//Pod/fz/app": "v7"}})
+        running = asyncio.ensure_future(client.run())
+        await eventually(lambda: "unavailable" in client.status.last_error)
+        assert control.requests.empty()
+        (tmp_path / "root.pem").unlink()
+        await eventually(lambda: "root.pem" in client.status.last_error)
+        (tmp_path / "root.pem").write_bytes(authority.root_pem)
+        assert dict((await control.request()).initial_resource_versions) == {"K//Pod/fz/app": "v7"}, "from an earlier run"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert "next attempt in 0.01 s" in caplog.text and "next attempt in 0.02 s" in caplog.text

@@ -1,0 +1,197 @@
+"""The xDS stream to the control plane: delta ADS over gRPC and TLS, for ever.
+
+`mesh.delta.DeltaClient` knows what to say; this shell connects, converts messages, hands every update to one consumer, and
+answers with what the consumer refused. State outlives streams: a new one says which versions are held, so that after a
+break only differences travel. A stream that ends is opened again, at once after a clean end, else after a pause that doubles
+from 10 ms to 15 s and starts over once a stream has delivered something.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from envoy.config.core.v3.base_pb2 import Node
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+from google.rpc.status_pb2 import Status
+
+from mesh import delta
+from wire.grpc_tls import Endpoint
+
+_METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 15.0
+_FIRST_ANSWER_TIMEOUT_S = 30.0
+"""A server that takes the stream but says nothing is given up for a new attempt: half-open connections look like that."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMetadata:
+    """Who asks: the Node of the first requests. `extra` joins the metadata (ISTIO_META_X as X)."""
+
+    role: str
+    name: str
+    namespace: str
+    instance_ip: str
+    node_name: str
+    cluster_id: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_proto(self) -> Node:
+        """The wire form, as Istio's ztunnel fills it."""
+        metadata = {
+            "NAME": self.name,
+            "NAMESPACE": self.namespace,
+            "INSTANCE_IPS": self.instance_ip,
+            "NODE_NAME": self.node_name,
+            "CLUSTER_ID": self.cluster_id,
+            **self.extra,
+        }
+        place = f"{self.name}.{self.namespace}~{self.namespace}.svc.cluster.local"
+        return Node(id=f"{self.role}~{self.instance_ip}~{place}", metadata=ParseDict(metadata, Struct()))
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One response's content: apply the upserts, then the removals; say which upserts are refused and why."""
+
+    type_url: str
+    upserts: tuple[delta.Resource, ...]
+    removals: tuple[str, ...]
+
+
+Consumer = Callable[[Update], Awaitable[Mapping[str, str]]]
+"""Applies an update and returns the refused resources, name -> reason; it never raises."""
+
+
+@dataclass(slots=True)
+class XdsStatus:
+    """What an operator wants to know of the stream."""
+
+    connected: bool = False
+    """A stream is open and has delivered something."""
+    last_error: str = ""
+    """Why the last stream ended, or could not be opened; empty while connected."""
+    messages: Counter[str] = field(default_factory=Counter)
+    message_bytes: Counter[str] = field(default_factory=Counter)
+    """By type URL."""
+    terminations: Counter[str] = field(default_factory=Counter)
+    """By Istio's reasons: ConnectionError, Error, Complete."""
+
+
+class XdsClient:
+    """Keeps one consumer in step with a control plane."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        node: NodeMetadata,
+        type_urls: Iterable[str],
+        on_update: Consumer,
+        retained: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """Types are asked for in the order given; `retained` are the versions (by type and name) that the consumer holds."""
+        self._endpoint = endpoint
+        self._node = node
+        self._on_update = on_update
+        self._client = delta.DeltaClient(type_urls, retained)
+        self._pause_s = _FIRST_PAUSE_S
+        self._ready = asyncio.Event()
+        self.status = XdsStatus()
+
+    @property
+    def ready(self) -> bool:
+        """Every type was answered at least once."""
+        return self._ready.is_set()
+
+    async def wait_ready(self) -> None:
+        """Wait until every type was answered."""
+        await self._ready.wait()
+
+    def versions(self, type_url: str) -> dict[str, str]:
+        """What is held of a type, name -> version."""
+        return self._client.versions(type_url)
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        while True:
+            reason = "Error"
+            try:
+                await self._one_stream()
+                reason, self.status.last_error = "Complete", "the control plane ended the stream"
+            except grpc.aio.AioRpcError as error:
+                connection = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+                reason = "ConnectionError" if connection else "Error"
+                self.status.last_error = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
+            except (OSError, ValueError) as error:
+                self.status.last_error = str(error)
+            self.status.terminations[reason] += 1
+            if self.status.connected:
+                self.status.connected, self._pause_s = False, _FIRST_PAUSE_S
+                if reason == "Complete":
+                    continue
+            _log.warning(
+                "control plane %s: %s; next attempt in %.2g s", self._endpoint.address, self.status.last_error, self._pause_s
+            )
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _one_stream(self) -> None:
+        async with self._endpoint.open_channel(self._endpoint.root_pem()) as channel:
+            method = channel.stream_stream(
+                _METHOD,
+                request_serializer=DeltaDiscoveryRequest.SerializeToString,
+                response_deserializer=DeltaDiscoveryResponse.FromString,
+            )
+            call = method(metadata=self._endpoint.metadata())
+            for request in self._client.open():
+                await call.write(self._encode(request))
+            async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
+                message = await call.read()
+            while message is not grpc.aio.EOF:
+                await call.write(self._encode(await self._take(message)))
+                message = await call.read()
+            if await call.code() != grpc.StatusCode.OK:
+                await call  # raises with code and details
+
+    async def _take(self, message: DeltaDiscoveryResponse) -> delta.Request:
+        self.status.connected, self.status.last_error = True, ""
+        self.status.messages[message.type_url] += 1
+        self.status.message_bytes[message.type_url] += message.ByteSize()
+        response = _decode(message)
+        refused = self._client.excess(response)
+        upserts = tuple(resource for resource in response.resources if resource.name not in refused)
+        refused |= await self._on_update(Update(response.type_url, upserts, response.removed))
+        if refused:
+            _log.warning("control plane sent %d resources that are refused: %s", len(refused), next(iter(refused.items())))
+        answer = self._client.answer(response, refused)
+        if self._client.ready:
+            self._ready.set()
+        return answer
+
+    def _encode(self, request: delta.Request) -> DeltaDiscoveryRequest:
+        return DeltaDiscoveryRequest(
+            node=self._node.to_proto() if request.initial else None,
+            type_url=request.type_url,
+            resource_names_subscribe=request.subscribe,
+            resource_names_unsubscribe=request.unsubscribe,
+            initial_resource_versions=dict(request.initial_versions),
+            response_nonce=request.nonce,
+            error_detail=Status(message=request.error) if request.error is not None else None,
+        )
+
+
+def _decode(message: DeltaDiscoveryResponse) -> delta.Response:
+    resources = tuple(
+        delta.Resource(resource.name, resource.version, resource.resource.value, tuple(resource.aliases))
+        for resource in message.resources
+    )
+    return delta.Response(
+        message.type_url, resources, tuple(message.removed_resources), message.nonce, message.system_version_info
+    )
