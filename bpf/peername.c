@@ -1,0 +1,86 @@
+/* What sockets say of themselves: getpeername tells the app whom it dialled, SO_ORIGINAL_DST tells the proxy. */
+#include "address.h"
+
+#define LEVEL_IP4 0
+#define LEVEL_IP6 41
+#define ORIGINAL_DST 80 /* SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST */
+
+static inline struct tag *tag_of(struct bpf_sock *sk, u32 role) {
+    if (!sk)
+        return 0;
+    struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
+    return tag && tag->role == role ? tag : 0;
+}
+
+int weft_peer4(struct bpf_sock_addr *ctx) {
+    struct tag *tag = tag_of(ctx->sk, ROLE_CLIENT);
+    if (!tag)
+        return 1;
+    ctx->user_ip4 = tag->destination.address.words[3];
+    FENCE();
+    ctx->user_port = bpf_htons((u16)tag->destination.port);
+    return 1;
+}
+
+int weft_peer6(struct bpf_sock_addr *ctx) {
+    struct tag *tag = tag_of(ctx->sk, ROLE_CLIENT);
+    if (!tag)
+        return 1;
+    ctx->user_ip6[0] = tag->destination.address.words[0];
+    FENCE();
+    ctx->user_ip6[1] = tag->destination.address.words[1];
+    FENCE();
+    ctx->user_ip6[2] = tag->destination.address.words[2];
+    FENCE();
+    ctx->user_ip6[3] = tag->destination.address.words[3];
+    FENCE();
+    ctx->user_port = bpf_htons((u16)tag->destination.port);
+    return 1;
+}
+
+struct answer4 { /* sockaddr_in */
+    u16 family;
+    u16 port_be;
+    u32 ip4;
+    u64 zero;
+};
+
+struct answer6 { /* sockaddr_in6 */
+    u16 family;
+    u16 port_be;
+    u32 flow;
+    struct address ip6;
+    u32 scope;
+};
+
+/* Runs after the kernel's own answer, which is an error: nothing was translated. */
+int weft_getsockopt(struct bpf_sockopt *ctx) {
+    if (ctx->optname != ORIGINAL_DST || (ctx->level != LEVEL_IP4 && ctx->level != LEVEL_IP6))
+        return 1;
+    struct tag *tag = tag_of(ctx->sk, ROLE_ACCEPTED);
+    if (!tag || is_ip4(&tag->destination.address) != (ctx->level == LEVEL_IP4))
+        return 1;
+    void *end = ctx->optval_end;
+    if (ctx->level == LEVEL_IP4) {
+        struct answer4 *answer = ctx->optval;
+        if ((void *)(answer + 1) > end)
+            return 1;
+        answer->family = 2;
+        answer->port_be = bpf_htons((u16)tag->destination.port);
+        answer->ip4 = tag->destination.address.words[3];
+        answer->zero = 0;
+        ctx->optlen = sizeof(struct answer4);
+    } else {
+        struct answer6 *answer = ctx->optval;
+        if ((void *)(answer + 1) > end)
+            return 1;
+        answer->family = 10;
+        answer->port_be = bpf_htons((u16)tag->destination.port);
+        answer->flow = 0;
+        answer->ip6 = tag->destination.address;
+        answer->scope = 0;
+        ctx->optlen = sizeof(struct answer6);
+    }
+    ctx->retval = 0;
+    return 1;
+}
