@@ -1,0 +1,153 @@
+"""The ZDS server: proxies connect, learn of every pod, and are kept up to date.
+
+A new pod goes to the newest connection only, so that an old proxy that drains beside its successor takes on nothing new; a
+withdrawal goes to all.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from agent.zds_connection import ProxyAway, ProxyPeer, ZdsConnection
+from agent.zds_messages import MAX_PACKET_BYTES, Announcement
+from wire.fds import PacketStream
+
+ACCEPT_INTERVAL_S = 0.2
+_BACKLOG = 8
+_log = logging.getLogger(__name__)
+
+
+class Pods(Protocol):
+    """Who knows the pods and wants to hear how the proxy takes them."""
+
+    def snapshot(self) -> tuple[Sequence[Announcement], Sequence[str]]:
+        """Pods to add, and uids to keep without a namespace."""
+
+    def netns_of(self, uid: str) -> int | None:
+        """A pod's namespace."""
+
+    def told(self, uid: str, reason: str) -> None:
+        """The newest proxy answered for a pod; empty: it serves it."""
+
+    def proxy_changed(self) -> None:
+        """The newest proxy is another one, or gone: nobody has been told of anything."""
+
+
+class _Live(NamedTuple):
+    connection: ZdsConnection
+    peer: ProxyPeer
+    since_unix_s: int
+
+
+class ZdsServer:
+    """Listens at a path; `on_proxy` is called with every proxy's credentials before it is told of any pod."""
+
+    def __init__(self, path: Path, pods: Pods, on_proxy: Callable[[ProxyPeer], None]) -> None:
+        self._path = path
+        self._pods = pods
+        self._on_proxy = on_proxy
+        self._live: list[_Live] = []
+        self._syncing: set[ZdsConnection] = set()
+        self.last_end = ""
+        """Why the connection before ended."""
+
+    async def serve(self) -> None:
+        """Accept proxies until cancelled; at most five a second, as one that fails at once would otherwise keep us busy."""
+        listener = self._listen()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    sock, _ = await loop.sock_accept(listener)
+                    group.create_task(self._serve_one(sock))
+                    await asyncio.sleep(ACCEPT_INTERVAL_S)
+        finally:
+            listener.close()
+
+    def _listen(self) -> socket.socket:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(str(self._path))
+        os.chmod(self._path, 0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        return listener
+
+    async def _serve_one(self, sock: socket.socket) -> None:
+        stream = PacketStream(sock, MAX_PACKET_BYTES)
+        connection = ZdsConnection(stream, self._pods.netns_of)
+        peer: ProxyPeer | None = None
+        try:
+            peer = await connection.greet()
+            self._on_proxy(peer)
+            self._enter(connection, peer)
+            pods, kept = self._pods.snapshot()
+            await connection.run(pods, kept, self._told_by(connection), lambda: self._syncing.discard(connection))
+        except (ProxyAway, OSError) as away:
+            who = f"proxy (process {peer.pid})" if peer else "somebody on the proxy's socket"
+            _log.warning("%s is away: %s", who, away)
+            self.last_end = str(away)
+        finally:
+            stream.close()
+            self._leave(connection)
+
+    def _told_by(self, connection: ZdsConnection) -> Callable[[str, str], None]:
+        def told(uid: str, reason: str) -> None:
+            if self._is_newest(connection):
+                self._pods.told(uid, reason)
+
+        return told
+
+    def _is_newest(self, connection: ZdsConnection) -> bool:
+        return bool(self._live) and self._live[-1].connection is connection
+
+    def _enter(self, connection: ZdsConnection, peer: ProxyPeer) -> None:
+        _log.info("proxy connected: process %d, cgroup %d", peer.pid, peer.cgroup_id)
+        self._live.append(_Live(connection, peer, int(time.time())))
+        self._syncing.add(connection)
+        self._pods.proxy_changed()
+
+    def _leave(self, connection: ZdsConnection) -> None:
+        newest = self._is_newest(connection)
+        self._live = [one for one in self._live if one.connection is not connection]
+        self._syncing.discard(connection)
+        if newest:
+            self._pods.proxy_changed()
+
+    @property
+    def newest(self) -> "ProxyPeer | None":
+        """The newest proxy's process; None: no proxy is connected."""
+        return self._live[-1].peer if self._live else None
+
+    @property
+    def connected_unix_s(self) -> int:
+        """Since when the newest proxy is there; 0: none is."""
+        return self._live[-1].since_unix_s if self._live else 0
+
+    @property
+    def synced(self) -> bool:
+        """Whether the newest proxy acknowledged its snapshot."""
+        return bool(self._live) and self._live[-1].connection not in self._syncing
+
+    async def add(self, pod: Announcement) -> None:
+        """Have the newest proxy serve a pod. Raises: ProxyAway with the reason when it does not."""
+        if not self._live:
+            raise ProxyAway("no proxy is connected")
+        connection = self._live[-1].connection
+        await connection.add(pod)
+        if not self._is_newest(connection):
+            raise ProxyAway("another proxy took over meanwhile")
+
+    async def delete(self, uid: str) -> None:
+        """Have no proxy serve a pod any more; one that does not answer is logged: it learns at its next snapshot."""
+        for live in list(self._live):
+            try:
+                await live.connection.delete(uid)
+            except ProxyAway as away:
+                _log.warning("withdrawal of pod %s: %s", uid, away)

@@ -1,0 +1,214 @@
+"""The agent's end of ZDS against scripted proxies that speak the recorded bytes of the original."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agent import zds_connection
+from agent.zds import ZdsServer
+from agent.zds_connection import ProxyAway, ProxyPeer
+from agent.zds_messages import Announcement, add, delete, parse_ack, parse_hello, snapshot_sent
+from wire.fds import PacketStream
+
+pytestmark = pytest.mark.unit
+
+HELLO, ACK, SNAPSHOT_SENT = bytes.fromhex("0801"), bytes.fromhex("0a00"), bytes.fromhex("1a00")
+WEB = Announcement("6b732c90-457b-4b44-a08f-fb8fbc76572e", "amb", "web-97958b57f-gsv6n", "websa")
+ADD_WEB = bytes.fromhex(
+    "0a490a2436623733326339302d343537622d346234342d613038662d66623866626337363537326512210a137765622d3937393538623537662d"
+    "677376366e1203616d621a057765627361"
+)
+ONE = Announcement("99072bea-ba9e-484b-9358-874538c10793", "amb", "one", "default")
+DELETE_ONE = bytes.fromhex("1226122439393037326265612d626139652d343834622d393335382d383734353338633130373933")
+NACK = bytes.fromhex("0a2e0a2c6661696c75726520746f2072656164206d657373616765203a204e6f20636f6e74726f6c206d657373616765")
+
+
+class Book:
+    """Pods for a server, and what it was told of them; every namespace is this process's own."""
+
+    def __init__(self, *pods: Announcement, kept: Sequence[str] = ()) -> None:
+        self.pods, self.kept = list(pods), kept
+        self.answers: list[tuple[str, str]] = []
+        self.changes = 0
+        self.netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+
+    def snapshot(self) -> tuple[Sequence[Announcement], Sequence[str]]:
+        return list(self.pods), self.kept
+
+    def netns_of(self, uid: str) -> int | None:
+        return self.netns if uid in {pod.uid for pod in (WEB, ONE)} else None
+
+    def told(self, uid: str, reason: str) -> None:
+        self.answers.append((uid, reason))
+
+    def proxy_changed(self) -> None:
+        self.changes += 1
+
+
+@asynccontextmanager
+async def serving(path: Path, book: Book) -> AsyncIterator[tuple[ZdsServer, list[ProxyPeer]]]:
+    peers: list[ProxyPeer] = []
+    server = ZdsServer(path, book, peers.append)
+    task = asyncio.create_task(server.serve())
+    try:
+        await until(path.exists)
+        yield server, peers
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        os.close(book.netns)
+
+
+async def exchange(proxy: PacketStream, answer: bytes = ACK) -> tuple[bytes, int]:
+    packet = await proxy.receive()
+    packet.close()
+    if packet.data:
+        await proxy.send(answer)
+    return packet.data, len(packet.fds)
+
+
+async def connect(path: Path) -> PacketStream:
+    proxy = await PacketStream.connect(str(path))
+    await proxy.send(HELLO)
+    return proxy
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)  # noqa: ASYNC110 - the server has no event for everything a test wants to see
+
+
+def test_packets_are_the_recorded_ones() -> None:
+    parse_hello(HELLO)
+    assert (add(WEB), snapshot_sent(), delete(ONE.uid)) == (ADD_WEB, SNAPSHOT_SENT, DELETE_ONE)
+    assert parse_ack(ACK) == "" and parse_ack(NACK) == "failure to read message : No control message"
+    for garbage in (b"", b"\x4a\x00", b"\xff"):
+        with pytest.raises(ValueError, match="acknowledgement"):
+            parse_ack(garbage)
+
+
+async def snapshot_then_live(path: Path) -> None:
+    book = Book(WEB, kept=["kept-uid"])
+    async with serving(path, book) as (server, peers):
+        proxy = await connect(path)
+        assert await exchange(proxy) == (ADD_WEB, 1)
+        assert await exchange(proxy) == (b"\x2a\x0a\x0a\x08kept-uid", 0)
+        assert not server.synced
+        assert await exchange(proxy) == (SNAPSHOT_SENT, 0)
+        await until(lambda: server.synced)
+        assert book.answers == [(WEB.uid, "")]
+        assert peers[0].pid == os.getpid() and peers[0].cgroup_id > 0
+        adding = asyncio.create_task(server.add(ONE))
+        assert await exchange(proxy) == (add(ONE), 1)
+        await adding
+        deleting = asyncio.create_task(server.delete(ONE.uid))
+        assert await exchange(proxy) == (DELETE_ONE, 0)
+        await deleting
+        adding = asyncio.create_task(server.add(ONE))
+        await exchange(proxy, NACK)
+        with pytest.raises(ProxyAway, match="amb/one: failure to read message"):
+            await adding
+        proxy.close()
+        await until(lambda: server.newest is None)
+        with pytest.raises(ProxyAway, match="no proxy"):
+            await server.add(ONE)
+        assert book.changes == 2 and "closed" in server.last_end
+
+
+def test_snapshot_then_live(tmp_path: Path) -> None:
+    asyncio.run(snapshot_then_live(tmp_path / "zds"))
+
+
+async def two_proxies(path: Path) -> None:
+    async with serving(path, Book()) as (server, _):
+        old = await connect(path)
+        assert (await exchange(old))[0] == SNAPSHOT_SENT
+        await until(lambda: server.synced)
+        new = await connect(path)
+        assert (await exchange(new))[0] == SNAPSHOT_SENT
+        adding = asyncio.create_task(server.add(WEB))
+        assert (await exchange(new))[0] == ADD_WEB
+        await adding
+        deleting = asyncio.create_task(server.delete(ONE.uid))
+        assert [(await exchange(one))[0] for one in (old, new)] == [DELETE_ONE, DELETE_ONE]
+        await deleting
+        new.close()  # the old one is the newest again
+        await until(lambda: server.last_end)
+        assert server.synced
+        adding = asyncio.create_task(server.add(WEB))
+        assert (await exchange(old))[0] == ADD_WEB
+        await adding
+        old.close()
+
+
+def test_adds_go_to_the_newest_proxy_withdrawals_to_all(tmp_path: Path) -> None:
+    asyncio.run(two_proxies(tmp_path / "zds"))
+
+
+async def late_answer(path: Path) -> None:
+    async with serving(path, Book()) as (server, _):
+        proxy = await connect(path)
+        await exchange(proxy)
+        with pytest.raises(ProxyAway, match="did not answer"):
+            await server.add(WEB)
+        adding = asyncio.create_task(server.add(ONE))
+        assert (await proxy.receive()).data == ADD_WEB
+        await proxy.send(ACK)  # late, and not the answer to what was asked since
+        assert (await proxy.receive()).data == add(ONE)
+        await proxy.send(NACK)
+        with pytest.raises(ProxyAway, match="amb/one"):
+            await adding
+        proxy.close()
+
+
+def test_a_late_answer_is_not_taken_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.2)
+    asyncio.run(late_answer(tmp_path / "zds"))
+
+
+@pytest.mark.parametrize(
+    ("packets", "reason"),
+    [
+        ([], "no hello"),
+        ([b"\xff"], "not a hello"),
+        ([HELLO], "during the snapshot"),
+        ([HELLO, b"\x4a\x00"], "no acknowledgement"),
+        ([HELLO, ACK, ACK, ACK], "nobody asked for"),
+    ],
+)
+def test_a_proxy_out_of_step_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packets: list[bytes], reason: str
+) -> None:
+    monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(zds_connection, "HELLO_TIMEOUT_S", 0.2)
+
+    async def scenario() -> None:
+        async with serving(tmp_path / "zds", Book(WEB)) as (server, _):
+            proxy = await PacketStream.connect(str(tmp_path / "zds"))
+            for packet in packets:
+                await proxy.send(packet)
+            await until(lambda: server.last_end)
+            assert reason in server.last_end and server.newest is None
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "zds", Book()) as (server, _):
+            proxy = await connect(tmp_path / "zds")
+            await exchange(proxy)
+            await until(lambda: server.synced)
+            adds = [asyncio.create_task(server.add(WEB)) for _ in range(zds_connection.QUEUE + 20)]
+            await until(lambda: any(task.done() for task in adds))
+            with pytest.raises(ProxyAway, match="messages wait"):
+                await next(task for task in adds if task.done())
+            proxy.close()
+            results = await asyncio.gather(*adds, return_exceptions=True)
+            assert all(isinstance(result, ProxyAway) for result in results)
+
+    asyncio.run(scenario())
