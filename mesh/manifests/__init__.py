@@ -1,0 +1,55 @@
+"""Kubernetes manifests: YAML files into validated, frozen objects.
+
+document (YAML into plain values, bounded) -> cursor (checks every value, notes every mistake with its path) -> one file per
+kind -> manifest_set (all files, duplicates, unknown kinds) -> relations (pods of deployments, selectors, enrolment).
+"""
+
+from mesh.manifests.authorization_policy import AuthorizationPolicy, Condition, Operation, PolicyRule, Source
+from mesh.manifests.cluster import Namespace, Node, ServiceAccount
+from mesh.manifests.container import POD_FIELDS, Container, ContainerPort, Probe, VolumeMount
+from mesh.manifests.deployment import Deployment
+from mesh.manifests.kinds import KINDS
+from mesh.manifests.manifest_set import ManifestSet, Origin, from_dict, parse
+from mesh.manifests.metadata import Metadata, Object
+from mesh.manifests.peer_authentication import Mode, PeerAuthentication
+from mesh.manifests.pod import Pod, PodSpec
+from mesh.manifests.problem import Problem
+from mesh.manifests.relations import DATAPLANE_MODE, check_references, is_enrolled, pods_of, selects, service_selects
+from mesh.manifests.service import Service, ServicePort
+
+__all__ = [
+    "DATAPLANE_MODE",
+    "KINDS",
+    "POD_FIELDS",
+    "AuthorizationPolicy",
+    "Condition",
+    "Container",
+    "ContainerPort",
+    "Deployment",
+    "ManifestSet",
+    "Metadata",
+    "Mode",
+    "Namespace",
+    "Node",
+    "Object",
+    "Operation",
+    "Origin",
+    "PeerAuthentication",
+    "Pod",
+    "PodSpec",
+    "PolicyRule",
+    "Probe",
+    "Problem",
+    "Service",
+    "ServiceAccount",
+    "ServicePort",
+    "Source",
+    "VolumeMount",
+    "check_references",
+    "from_dict",
+    "is_enrolled",
+    "parse",
+    "pods_of",
+    "selects",
+    "service_selects",
+]

@@ -1,0 +1,107 @@
+"""What objects mean to each other: the pods there are, whom a selector means, who is in the mesh, what cannot be together."""
+
+from collections.abc import Iterable, Mapping
+
+from mesh.manifests.cluster import Namespace, Node
+from mesh.manifests.deployment import Deployment
+from mesh.manifests.metadata import Object
+from mesh.manifests.pod import Pod
+from mesh.manifests.problem import Problem
+from mesh.manifests.service import Service
+from mesh.workload import Network
+
+DATAPLANE_MODE = "istio.io/dataplane-mode"
+_SIDECAR = "sidecar.istio.io/status"
+
+
+def pods_of(objects: Iterable[Object]) -> list[Pod]:
+    """List all pods: those written as such, and those of deployments, as NAME-0, NAME-1 and so on."""
+    pods: list[Pod] = []
+    for one in objects:
+        if isinstance(one, Pod):
+            pods.append(one)
+        elif isinstance(one, Deployment):
+            pods.extend(one.pods())
+    return pods
+
+
+def is_enrolled(pod: Pod, namespace: Namespace | None) -> bool:
+    """Whether a pod is to be in the mesh: its own label beats its namespace's, either way.
+
+    Never: pods on their node's network, and pods that carry a sidecar.
+    """
+    if pod.spec.host_network or _SIDECAR in pod.metadata.annotations:
+        return False
+    own = pod.labels.get(DATAPLANE_MODE)
+    if own in ("ambient", "none"):
+        return own == "ambient"
+    return namespace is not None and namespace.labels.get(DATAPLANE_MODE) == "ambient"
+
+
+def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:
+    """Whether labels fulfil a selector; one without labels selects everything (but see `service_selects`)."""
+    return all(labels.get(key) == value for key, value in (selector or {}).items())
+
+
+def service_selects(service: Service, pod: Pod) -> bool:
+    """Whether a pod belongs to a service; a service without selector has no pods."""
+    return bool(service.selector) and service.namespace == pod.namespace and selects(service.selector, pod.labels)
+
+
+def check_references(objects: Iterable[Object]) -> list[Problem]:
+    """Find what is wrong only between objects: pods of one name, nodes that share addresses or do not exist.
+
+    For a whole set; the problems name objects, not files.
+    """
+    known = list(objects)
+    nodes = {one.name: one for one in known if isinstance(one, Node)}
+    return [*_overlaps(list(nodes.values())), *_pod_clashes(known), *_unplaced(known, nodes), *_fixed_addresses(known)]
+
+
+def _refuse(one: Object, field: str, reason: str) -> Problem:
+    return Problem("", 0, one.title, field, reason)
+
+
+def _overlaps(nodes: list[Node]) -> list[Problem]:
+    problems = []
+    claims = [(cidr, node) for node in nodes for cidr in node.pod_cidrs]
+    widest: tuple[Network, Node] | None = None
+    # In order of their first address, a range overlaps an earlier one exactly if it overlaps the one that reaches furthest.
+    for cidr, node in sorted(claims, key=lambda claim: (claim[0].version, int(claim[0][0]), -claim[0].num_addresses)):
+        if widest is not None and cidr.version == widest[0].version and int(cidr[0]) <= int(widest[0][-1]):
+            problems.append(_refuse(node, "spec.podCIDRs", f"{cidr} overlaps {widest[0]} of {widest[1].title}"))
+        else:
+            widest = cidr, node
+    return problems
+
+
+def _pod_clashes(objects: list[Object]) -> list[Problem]:
+    problems = []
+    made: dict[str, str] = {}
+    for pod in pods_of(objects):
+        owner = pod.metadata.owner or pod.title
+        first = made.setdefault(pod.title, owner)
+        if first != owner:
+            problems.append(_refuse(pod, "metadata.name", f"this name belongs to {first} and to {owner}"))
+    return problems
+
+
+def _unplaced(objects: list[Object], nodes: Mapping[str, Node]) -> list[Problem]:
+    problems = []
+    for one in objects:
+        spec = one.spec if isinstance(one, (Pod, Deployment)) else None
+        if spec is not None and spec.node_name and spec.node_name not in nodes:
+            field = "spec.nodeName" if isinstance(one, Pod) else "spec.template.spec.nodeName"
+            problems.append(_refuse(one, field, f"there is no Node {spec.node_name}"))
+    return problems
+
+
+def _fixed_addresses(objects: list[Object]) -> list[Problem]:
+    problems = []
+    owners: dict[object, str] = {}
+    for service in (one for one in objects if isinstance(one, Service)):
+        for address in service.cluster_ips:
+            first = owners.setdefault(address, service.title)
+            if first != service.title:
+                problems.append(_refuse(service, "spec.clusterIP", f"{address} belongs to {first}"))
+    return problems
