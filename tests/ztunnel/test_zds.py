@@ -1,0 +1,264 @@
+"""The ZDS client against a scripted agent on a real SOCK_SEQPACKET socket, with packets recorded from the originals."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.proto.zds_pb2 import WorkloadRequest
+from wire.fds import Packet, PacketStream
+from wire.netns import netns_id
+from ztunnel import zds
+
+pytestmark = pytest.mark.unit
+
+WEB_UID, ONE_UID = "6b732c90-457b-4b44-a08f-fb8fbc76572e", "99072bea-ba9e-484b-9358-874538c10793"
+HELLO, SUCCESS, SNAPSHOT = "0801", "0a00", "1a00"
+ADD_WEB = (
+    "0a490a2436623733326339302d343537622d346234342d613038662d66623866626337363537326512210a137765622d3937393538623537662d677376"
+    "366e1203616d621a057765627361"
+)
+ADD_ONE = (
+    "0a3b0a2439393037326265612d626139652d343834622d393335382d38373435333863313037393312130a036f6e651203616d621a0764656661756c74"
+)
+KEEP_WEB = "2a260a2436623733326339302d343537622d346234342d613038662d666238666263373635373265"
+DEL_ONE = "1226122439393037326265612d626139652d343834622d393335382d383734353338633130373933"
+NO_CONTROL = "0a2e0a2c6661696c75726520746f2072656164206d657373616765203a204e6f20636f6e74726f6c206d657373616765"
+NO_PAYLOAD = "0a260a246661696c75726520746f2072656164206d657373616765203a206e6f207061796c6f6164"
+IN_USE = (
+    "0a700a6e6661696c75726520746f2073746172742070726f7879203a2042696e64285b3a3a5d3a31353030382c204f73207b20636f64653a2039382c206b"
+    "696e643a2041646472496e5573652c206d6573736167653a20224164647265737320616c726561647920696e2075736522207d29"
+)
+SECOND_SNAPSHOT = (
+    "0a4d0a4b6661696c75726520746f2070726f63657373206d657373616765203a2050726f746f636f6c4572726f722822706f6420736e617073686f7420"
+    "726563656976656420616c72656164792229"
+)
+LATE_KEEP = (
+    "0a500a4e6661696c75726520746f2070726f63657373206d657373616765203a2050726f746f636f6c4572726f722822706f64206b65657020726563656976"
+    "656420616674657220736e617073686f742229"
+)
+NO_INFO = (
+    "0a590a576661696c75726520746f2070726f63657373206d657373616765203a2050726f746f636f6c4572726f722822776f726b6c6f61645f696e666f2069"
+    "7320726571756972656420627574206e6f742070726573656e742229"
+)
+BIND_ERROR = 'Bind([::]:15008, Os { code: 98, kind: AddrInUse, message: "Address already in use" })'
+
+
+def ack(text: str) -> str:
+    body = text.encode()
+    inner = b"\x0a" + bytes([len(body)]) + body
+    return (b"\x0a" + bytes([len(inner)]) + inner).hex()
+
+
+class Host:
+    """Keeps books about pods; a uid in `broken` cannot be started."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, tuple[zds.PodInfo, tuple[int, int]]] = {}
+        self.broken: set[str] = set()
+        self.steps: list[str] = []
+
+    def running(self) -> Iterable[str]:
+        return self.pods
+
+    def serves(self, uid: str, netns: tuple[int, int]) -> bool:
+        return uid in self.pods and self.pods[uid][1] == netns
+
+    async def start(self, pod: zds.PodInfo, netns_fd: int) -> None:
+        if pod.uid in self.broken:
+            raise zds.StartError(BIND_ERROR)
+        self.steps.append(f"start {pod.name}")
+        self.pods[pod.uid] = (pod, netns_id(netns_fd))
+
+    async def stop(self, uid: str) -> None:
+        if self.pods.pop(uid, None):
+            self.steps.append(f"stop {uid[:2]}")
+
+
+class Agent:
+    """The other end, packet by packet."""
+
+    def __init__(self, path: Path) -> None:
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.listener.setblocking(False)
+
+    async def accept(self) -> None:
+        accepted, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+        self.stream = PacketStream(accepted)
+        assert (await self.stream.receive()).data.hex() == HELLO
+
+    async def tell(self, packet: str, *netns: Path) -> str:
+        fds = [os.open(path, os.O_RDONLY) for path in netns]
+        await self.stream.send(bytes.fromhex(packet), fds)
+        for fd in fds:
+            os.close(fd)
+        return (await self.stream.receive()).data.hex()
+
+    async def closed(self) -> None:
+        assert await self.stream.receive() == Packet(b"", [])
+        self.stream.close()
+
+
+def converse(tmp_path: Path, scenario: Callable[[Agent, zds.ZdsClient, Host, "asyncio.Task[None]"], Awaitable[None]]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def run() -> None:
+        agent, host = Agent(tmp_path / "zds"), Host()
+        client = zds.ZdsClient(tmp_path / "zds", host)
+        running = asyncio.ensure_future(client.run())
+        await agent.accept()
+        await scenario(agent, client, host, running)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        agent.stream.close()
+        agent.listener.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert len(os.listdir("/proc/self/fd")) == before, "descriptors leaked"
+
+
+@pytest.fixture
+def spaces(tmp_path: Path) -> list[Path]:
+    """Files whose (device, inode) stand for namespaces."""
+    paths = [tmp_path / f"ns{number}" for number in range(3)]
+    for path in paths:
+        path.touch()
+    return paths
+
+
+def test_snapshot_then_live_and_every_add_idempotent(tmp_path: Path, spaces: list[Path]) -> None:
+    async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
+        assert not client.ready
+        assert await agent.tell(ADD_WEB, spaces[0]) == SUCCESS
+        assert host.pods[WEB_UID][0] == zds.PodInfo(WEB_UID, "amb", "web-97958b57f-gsv6n", "websa")
+        assert await agent.tell(ADD_ONE, spaces[1]) == SUCCESS
+        assert not client.ready
+        assert await agent.tell(SNAPSHOT) == SUCCESS
+        assert client.ready
+        assert await agent.tell(ADD_WEB, spaces[0]) == SUCCESS
+        assert host.steps == ["start web-97958b57f-gsv6n", "start one"]
+        assert await agent.tell(ADD_WEB, spaces[2]) == SUCCESS
+        assert host.steps[2:] == ["stop 6b", "start web-97958b57f-gsv6n"]
+        assert await agent.tell(DEL_ONE) == SUCCESS and await agent.tell(DEL_ONE) == SUCCESS
+        assert host.steps[4:] == ["stop 99"]
+
+    converse(tmp_path, scenario)
+
+
+def test_a_new_snapshot_stops_who_is_not_named_and_keeps_who_is_kept(tmp_path: Path, spaces: list[Path]) -> None:
+    async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
+        await agent.tell(ADD_WEB, spaces[0])
+        await agent.tell(ADD_ONE, spaces[1])
+        await agent.tell(SNAPSHOT)
+        agent.stream.close()
+        await agent.accept()
+        assert not client.ready and set(host.pods) == {WEB_UID, ONE_UID}, "a lost agent stops nobody"
+        assert await agent.tell(KEEP_WEB) == SUCCESS
+        assert await agent.tell(ADD_ONE, spaces[1]) == SUCCESS
+        assert await agent.tell(DEL_ONE) == SUCCESS
+        assert set(host.pods) == {WEB_UID, ONE_UID}, "before the snapshot Del only forgets the name"
+        assert await agent.tell(SNAPSHOT) == SUCCESS
+        assert set(host.pods) == {WEB_UID} and client.ready
+
+    converse(tmp_path, scenario)
+
+
+def test_a_pod_that_does_not_start_is_pending_and_readiness_latches(
+    tmp_path: Path, spaces: list[Path], eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zds, "RETRY_S", 0.02)
+
+    async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
+        host.broken = {WEB_UID}
+        assert await agent.tell(ADD_WEB, spaces[0]) == IN_USE
+        assert await agent.tell(SNAPSHOT) == SUCCESS
+        assert [pod.uid for pod in client.pending] == [WEB_UID] and not client.ready
+        host.broken = set()
+        await eventually(lambda: client.ready)
+        assert WEB_UID in host.pods and not client.pending
+        host.broken = {ONE_UID}
+        assert await agent.tell(ADD_ONE, spaces[1]) == IN_USE
+        assert client.ready and client.pending
+        assert await agent.tell(DEL_ONE) == SUCCESS and not client.pending
+
+    converse(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("packet", "fds", "answer"),
+    [
+        (ADD_WEB, 0, NO_CONTROL),
+        ("4a00", 0, NO_PAYLOAD),
+        (SNAPSHOT, 1, ack("failure to read message : Unexpected control message")),
+        (ADD_WEB, 2, ack("failure to read message : Expected 1 FD, got 2")),
+        ("0a" * 5000, 0, ack("failure to read message : received truncated message")),
+    ],
+)
+def test_what_is_no_message_is_answered_and_ends_the_connection(
+    tmp_path: Path, spaces: list[Path], packet: str, fds: int, answer: str
+) -> None:
+    async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
+        assert await agent.tell(packet, *spaces[:fds]) == answer
+        await agent.closed()
+        await agent.accept()
+        assert not host.steps
+
+    converse(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("packets", "fds", "answer", "words"),
+    [
+        ([SNAPSHOT, SNAPSHOT], 0, SECOND_SNAPSHOT, "pod snapshot received already"),
+        ([SNAPSHOT, KEEP_WEB], 0, LATE_KEEP, "pod keep received after snapshot"),
+        (["0a030a0171"], 1, NO_INFO, "workload_info is required but not present"),
+    ],
+)
+def test_a_broken_order_is_answered_and_ends_the_client(
+    tmp_path: Path, spaces: list[Path], packets: list[str], fds: int, answer: str, words: str
+) -> None:
+    async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, running: "asyncio.Task[None]") -> None:
+        for packet in packets[:-1]:
+            assert await agent.tell(packet) == SUCCESS
+        assert await agent.tell(packets[-1], *spaces[:fds]) == answer
+        with pytest.raises(zds.ZdsProtocolError, match=words):
+            await running
+
+    converse(tmp_path, scenario)
+
+
+def test_an_agent_that_comes_later_is_found(tmp_path: Path) -> None:
+    async def run() -> None:
+        client = zds.ZdsClient(tmp_path / "late", Host())
+        running = asyncio.ensure_future(client.run())
+        await asyncio.sleep(0)
+        agent = Agent(tmp_path / "late")
+        await agent.accept()
+        assert client.connected and not client.ready
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        agent.stream.close()
+        agent.listener.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+@given(
+    st.one_of(st.binary(max_size=100), st.from_type(bytes).map(lambda tail: bytes.fromhex(ADD_WEB) + tail)), st.integers(0, 3)
+)
+def test_any_packet_is_a_message_or_refused_with_a_reason(data: bytes, count: int) -> None:
+    try:
+        request = zds.read_request(Packet(data, [-1] * count))
+    except zds.ReadError as error:
+        assert str(error)
+    else:
+        assert isinstance(request, WorkloadRequest)
+        assert count == (request.WhichOneof("payload") == "add")
