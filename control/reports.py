@@ -1,6 +1,6 @@
 """Pod reports: what runs where, as those who run it say. Pure: bounds, checks, and the union over reporters."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Literal
@@ -40,15 +40,6 @@ class PodReport:
     def is_over(self) -> bool:
         """Whether the pod has ended for good."""
         return self.phase in ("Succeeded", "Failed")
-
-
-@dataclass(frozen=True, slots=True)
-class NodeAddresses:
-    """Where the pods of a node may have addresses."""
-
-    pod_ranges: tuple[Network, ...]
-    own: tuple[Address, ...] = ()
-    """The node's own, which its hostNetwork pods share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,47 +83,33 @@ class Reports:
             for address in report.addresses:
                 self._owners.setdefault(address, set()).add(report.key)
 
-    def check(self, reporter: str, reports: Sequence[PodReport], nodes: Mapping[str, NodeAddresses]) -> list[str]:
-        """What is wrong with a reporter's list, a sentence each; empty: nothing."""
-        if len(reports) > MAX_PODS:
-            return [f"{len(reports)} pods in one report, at most {MAX_PODS} are read"]
-        problems: list[str] = []
-        seen: dict[Key, None] = {}
+    def misplaced(
+        self, reporter: str, reports: Sequence[PodReport], ranges: Mapping[str, Sequence[Network]], sharing: Container[Key]
+    ) -> dict[Key, str]:
+        """The pods that cannot be where they are said to be, with the reason.
+
+        `ranges` are the pod ranges by node; pods in `sharing` have their node's addresses instead (hostNetwork).
+        """
+        problems: dict[Key, str] = {}
         owners: dict[Address, Key] = {}
         for report in reports:
-            problem = self._problem(report, seen, nodes) or self._address_problem(report, reporter, owners, nodes)
-            if problem:
-                problems.append(f"pod {report.namespace}/{report.name}: {problem}")
-            seen[report.key] = None
+            if report.is_over:
+                continue
+            if report.node not in ranges:
+                problems[report.key] = f"node {report.node!r} is no Node object: apply it first"
+            elif report.key not in sharing:
+                problem = self._address_problem(report, reporter, owners, ranges[report.node])
+                if problem:
+                    problems[report.key] = problem
         return problems
 
-    @staticmethod
-    def _problem(report: PodReport, seen: Mapping[Key, None], nodes: Mapping[str, NodeAddresses]) -> str | None:
-        for word, text in (("namespace", report.namespace), ("name", report.name), ("uid", report.uid)):
-            if not 0 < len(text) <= MAX_NAME:
-                return f"its {word} has {len(text)} characters: 1 to {MAX_NAME} are allowed"
-        if report.key in seen:
-            return "reported twice"
-        if report.node not in nodes:
-            return f"node {report.node!r} is no Node object: apply it first"
-        if report.phase not in PHASES:
-            return f"phase {report.phase!r} is none of {', '.join(PHASES)}"
-        if len(report.addresses) > MAX_ADDRESSES:
-            return f"{len(report.addresses)} addresses, at most {MAX_ADDRESSES} are allowed"
-        return None
-
     def _address_problem(
-        self, report: PodReport, reporter: str, owners: dict[Address, Key], nodes: Mapping[str, NodeAddresses]
+        self, report: PodReport, reporter: str, owners: dict[Address, Key], ranges: Sequence[Network]
     ) -> str | None:
-        if report.is_over:
-            return None
-        node = nodes[report.node]
         for address in report.addresses:
-            if address in node.own:
-                continue
-            if not any(address.version == one.version and address in one for one in node.pod_ranges):
-                ranges = ", ".join(map(str, node.pod_ranges)) or "none"
-                return f"{address} is outside the podCIDRs of node {report.node} ({ranges})"
+            if not any(address.version == one.version and address in one for one in ranges):
+                known = ", ".join(map(str, ranges)) or "none"
+                return f"{address} is outside the podCIDRs of node {report.node} ({known})"
             owner = owners.setdefault(address, report.key)
             if owner == report.key:
                 owner = self._foreign_owner(address, reporter) or owner
@@ -147,6 +124,30 @@ class Reports:
             if known.reporter != reporter and not known.is_over:
                 return key
         return None
+
+
+def malformed(reports: Sequence[PodReport]) -> str | None:
+    """Why a list is no list of pods at all; None: it is one."""
+    if len(reports) > MAX_PODS:
+        return f"{len(reports)} pods in one report, at most {MAX_PODS} are read"
+    seen: set[Key] = set()
+    for report in reports:
+        if report.key in seen:
+            return f"pod {report.namespace}/{report.name} is reported twice"
+        seen.add(report.key)
+        names = {"namespace": report.namespace, "name": report.name, "uid": report.uid, "node": report.node}
+        for word, text in names.items():
+            if not 0 < len(text) <= MAX_NAME:
+                return (
+                    f"pod {report.namespace}/{report.name}: its {word} has {len(text)} characters, 1 to {MAX_NAME} are allowed"
+                )
+        if report.phase not in PHASES:
+            return f"pod {report.namespace}/{report.name}: phase {report.phase!r} is none of {', '.join(PHASES)}"
+        if len(report.addresses) > MAX_ADDRESSES:
+            return (
+                f"pod {report.namespace}/{report.name}: {len(report.addresses)} addresses, at most {MAX_ADDRESSES} are allowed"
+            )
+    return None
 
 
 def read_address(text: str) -> Address:

@@ -1,15 +1,17 @@
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 
-from control.reports import MAX_PODS, NodeAddresses, PodReport, Reports, read_address
+from control.reports import MAX_PODS, PodReport, Reports, malformed, read_address
 
 pytestmark = pytest.mark.unit
 
-NODES = {
-    "n1": NodeAddresses((ip_network("10.244.1.0/24"), ip_network("fd00:244:1::/64")), (ip_address("172.30.0.1"),)),
-    "n2": NodeAddresses((ip_network("10.244.2.0/24"),)),
+RANGES = {
+    "n1": (ip_network("10.244.1.0/24"), ip_network("fd00:244:1::/64")),
+    "n2": (ip_network("10.244.2.0/24"),),
 }
+SHARING = {("demo", "host")}
 
 
 def pod(name: str, address: str = "", node: str = "n1", reporter: str = "lab", phase: str = "Running") -> PodReport:
@@ -34,42 +36,52 @@ def test_changes_are_only_what_differs() -> None:
 @pytest.mark.parametrize(
     ("report", "problem"),
     [
-        (pod("a", "10.244.2.2"), r"10\.244\.2\.2 is outside the podCIDRs of node n1 \(10\.244\.1\.0/24, fd00:244:1::/64\)"),
+        (pod("a", "10.244.2.2"), "10.244.2.2 is outside the podCIDRs of node n1 (10.244.1.0/24, fd00:244:1::/64)"),
         (pod("a", "fd00:244:1::9"), None),
-        (pod("a", "172.30.0.1"), None),
-        (pod("a", "10.244.1.2", node="n3"), "node 'n3' is no Node object"),
-        (pod("a", phase="Evicted"), "phase 'Evicted' is none of"),
-        (pod(""), "its name has 0 characters"),
-        (pod("a" * 254), "its name has 254 characters"),
+        (pod("host", "172.30.0.1"), None),
+        (pod("host", "172.30.0.1", node="n3"), "node 'n3' is no Node object: apply it first"),
+        (pod("a", "10.244.1.2", node="n3", phase="Failed"), None),
         (pod("held", "10.244.1.77"), "10.244.1.77 is held by pod demo/old"),
         (pod("over", "10.244.1.77", phase="Succeeded"), None),
         (pod("a", "10.244.1.78"), None),
     ],
 )
-def test_a_report_is_checked(report: PodReport, problem: str | None) -> None:
+def test_a_pod_is_where_it_can_be(report: PodReport, problem: str | None) -> None:
     known = [pod("old", "10.244.1.77", reporter="other"), pod("dead", "10.244.1.78", reporter="other", phase="Failed")]
-    problems = Reports.of(known).check("lab", [report], NODES)
-    if problem is None:
-        assert problems == []
-    else:
-        assert len(problems) == 1
-        with pytest.raises(ValueError, match=problem):
-            raise ValueError(problems[0])
+    misplaced = Reports.of(known).misplaced("lab", [report, pod("fine", "10.244.1.99")], RANGES, SHARING)
+    assert misplaced == ({report.key: problem} if problem else {})
+
+
+@pytest.mark.parametrize(
+    ("reports", "problem"),
+    [
+        ([pod("a"), pod("b")], None),
+        ([pod("a"), pod("a", "10.244.1.9")], "pod demo/a is reported twice"),
+        ([pod("")], "its name has 0 characters, 1 to 253 are allowed"),
+        ([pod("a" * 254)], "its name has 254 characters"),
+        ([pod("a", node="")], "its node has 0 characters"),
+        ([pod("a", phase="Evicted")], "phase 'Evicted' is none of Pending, Running, Succeeded, Failed"),
+        ([replace(pod("a"), addresses=(ip_address("10.244.1.1"),) * 9)], "9 addresses, at most 8"),
+        ([pod("a")] * (MAX_PODS + 1), "at most 50000 are read"),
+    ],
+)
+def test_what_is_no_list_of_pods_is_refused_whole(reports: list[PodReport], problem: str | None) -> None:
+    found = malformed(reports)
+    assert found is None if problem is None else found is not None and problem in found
 
 
 def test_two_pods_of_one_report_share_nothing() -> None:
-    problems = Reports().check("lab", [pod("a", "10.244.1.2"), pod("b", "10.244.1.2"), pod("a")], NODES)
-    assert problems == ["pod demo/b: 10.244.1.2 is held by pod demo/a", "pod demo/a: reported twice"]
-    assert Reports().check("lab", [pod("a", "172.30.0.1"), pod("b", "172.30.0.1")], NODES) == []
-    assert "at most" in Reports().check("lab", [pod("a")] * (MAX_PODS + 1), NODES)[0]
+    reports = [pod("a", "10.244.1.2"), pod("b", "10.244.1.2")]
+    assert Reports().misplaced("lab", reports, RANGES, SHARING) == {("demo", "b"): "10.244.1.2 is held by pod demo/a"}
 
 
 def test_an_address_moves_between_pods_of_one_reporter() -> None:
     reports = Reports.of([pod("a", "10.244.1.2")])
-    assert reports.check("lab", [pod("b", "10.244.1.2")], NODES) == []
+    assert reports.misplaced("lab", [pod("b", "10.244.1.2")], RANGES, ()) == {}
     reports.apply(reports.changes("lab", [pod("b", "10.244.1.2")]))
     assert list(reports.pods) == [("demo", "b")]
-    assert "held by pod demo/b" in reports.check("other", [pod("c", "10.244.1.2", reporter="other")], NODES)[0]
+    foreign = pod("c", "10.244.1.2", reporter="other")
+    assert "held by pod demo/b" in reports.misplaced("other", [foreign], RANGES, ())[foreign.key]
 
 
 def test_addresses_that_no_pod_can_have() -> None:

@@ -1,0 +1,87 @@
+"""A Kubernetes Service as a service of the mesh, and the ports by which a pod serves it. Pure; filled in as istiod does."""
+
+from collections.abc import Iterable, Sequence
+
+from control.vips import Claim
+from mesh import workload as nouns
+from mesh.manifests.pod import Pod
+from mesh.manifests.service import Service
+from mesh.workload import Address, BalancingMode, IPFamilies, Network, NetworkAddress, Scope
+
+DNS_DOMAIN = "cluster.local"
+_VERSIONS = {"IPv4": 4, "IPv6": 6}
+_FAMILIES: dict[tuple[int, ...], IPFamilies] = {(4,): IPFamilies.IPV4_ONLY, (6,): IPFamilies.IPV6_ONLY}
+_DISTRIBUTIONS = {
+    "PreferClose": (Scope.NETWORK, Scope.REGION, Scope.ZONE),
+    "PreferSameZone": (Scope.NETWORK, Scope.REGION, Scope.ZONE),
+    "PreferSameNode": (Scope.NETWORK, Scope.REGION, Scope.ZONE, Scope.SUBZONE, Scope.NODE),
+}
+
+
+def hostname_of(service: Service) -> str:
+    """The name that clients resolve."""
+    return f"{service.name}.{service.namespace}.svc.{DNS_DOMAIN}"
+
+
+def key_of(service: Service) -> str:
+    """Its resource name."""
+    return f"{service.namespace}/{hostname_of(service)}"
+
+
+def versions_of(service: Service, ranges: Sequence[Network]) -> tuple[int, ...]:
+    """The IP versions that a service uses, the preferred one first: one unless its author asks for two, as in Kubernetes."""
+    offered = list(dict.fromkeys(one.version for one in ranges))
+    asked = [_VERSIONS[family] for family in service.ip_families] or [one.version for one in service.cluster_ips]
+    if service.ip_family_policy == "SingleStack":
+        return tuple((asked or offered)[:1])
+    if service.ip_family_policy == "RequireDualStack":
+        return tuple(dict.fromkeys([*asked, *offered, 4, 6]))[:2]
+    if service.ip_family_policy == "PreferDualStack":
+        return tuple(dict.fromkeys([*asked, *offered]))[:2]
+    return tuple(asked or offered[:1])
+
+
+def claim_of(service: Service, ranges: Sequence[Network]) -> Claim | None:
+    """What addresses a service asks for; None where it wants none."""
+    if service.headless:
+        return None
+    versions = versions_of(service, ranges)
+    wanted = tuple(address for address in service.cluster_ips if address.version in versions)
+    return Claim(f"{service.namespace}/{service.name}", versions, wanted)
+
+
+def mesh_service(service: Service, addresses: Iterable[Address], ranges: Sequence[Network]) -> nouns.Service:
+    """The service as proxies know it."""
+    mode, preferences = _balancing(service)
+    ports: dict[int, int] = {}
+    for port in service.ports:
+        ports.setdefault(port.port, port.target if isinstance(port.target, int) else 0)
+    return nouns.Service(
+        name=service.name,
+        namespace=service.namespace,
+        hostname=hostname_of(service),
+        vips=tuple(NetworkAddress("", address) for address in addresses),
+        ports=ports,
+        preferences=preferences,
+        mode=mode,
+        allow_unhealthy=service.publish_not_ready,
+        ip_families=_FAMILIES.get(versions_of(service, ranges), IPFamilies.DUAL),
+        canonical=True,
+    )
+
+
+def _balancing(service: Service) -> tuple[BalancingMode, tuple[Scope, ...]]:
+    if service.internal_traffic_local:
+        return BalancingMode.STRICT, (Scope.NODE,)
+    preferences = _DISTRIBUTIONS.get(service.traffic_distribution, ())
+    return (BalancingMode.FAILOVER if preferences else BalancingMode.UNSPECIFIED), preferences
+
+
+def ports_of(pod: Pod, service: Service) -> dict[int, int]:
+    """By which of its ports a pod serves each port of a service; a named port that the pod lacks is left out."""
+    ports: dict[int, int] = {}
+    for port in service.ports:
+        target = port.target if isinstance(port.target, int) else pod.spec.port_named(port.target, port.protocol)
+        if target:
+            ports.setdefault(port.port, target)
+    return ports

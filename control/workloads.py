@@ -1,0 +1,86 @@
+"""A pod and what is reported of it, as a workload of the mesh. Pure; filled in as istiod does."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from control.reports import PodReport
+from control.services import key_of, ports_of
+from mesh.manifests.cluster import Node
+from mesh.manifests.pod import Pod
+from mesh.manifests.service import Service
+from mesh.workload import Locality, NetworkMode, TunnelProtocol, Workload
+
+_NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+_REVISION_LABELS = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class MeshNames:
+    """What this mesh is called."""
+
+    cluster: str = "Kubernetes"
+    trust_domain: str = "cluster.local"
+    root_namespace: str = "istio-system"
+
+
+@dataclass(frozen=True, slots=True)
+class PodPolicies:
+    """The policies that one pod lists."""
+
+    keys: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Converted policy -> the user's object."""
+
+
+def workload_uid(names: MeshNames, namespace: str, name: str) -> str:
+    """A pod's resource name."""
+    return f"{names.cluster}//Pod/{namespace}/{name}"
+
+
+def mesh_workload(
+    names: MeshNames,
+    pod: Pod,
+    report: PodReport | None,
+    services: Iterable[Service],
+    policies: PodPolicies,
+    node: Node | None,
+) -> Workload | None:
+    """The pod as proxies know it; None while it is no endpoint: not reported, without addresses, or ended."""
+    if report is None or not report.addresses or report.is_over:
+        return None
+    labels = pod.metadata.labels
+    host_network = pod.spec.host_network
+    return Workload(
+        uid=workload_uid(names, pod.namespace, pod.name),
+        name=pod.name,
+        namespace=pod.namespace,
+        addresses=report.addresses,
+        protocol=TunnelProtocol.HBONE if report.enrolled and not host_network else TunnelProtocol.NONE,
+        trust_domain=names.trust_domain,
+        service_account=pod.spec.service_account,
+        node=report.node,
+        canonical_name=_label(labels, _NAME_LABELS, pod.workload_name),
+        canonical_revision=_label(labels, _REVISION_LABELS, "latest"),
+        workload_type="pod",
+        workload_name=pod.workload_name,
+        authorization_policies=policies.keys,
+        healthy=report.ready,
+        cluster_id=names.cluster,
+        services={key_of(service): ports_of(pod, service) for service in services},
+        locality=_locality(node),
+        network_mode=NetworkMode.HOST_NETWORK if host_network else NetworkMode.STANDARD,
+        policy_sources=dict(policies.sources),
+    )
+
+
+def _label(labels: Mapping[str, str], keys: Iterable[str], default: str) -> str:
+    return next((labels[key] for key in keys if key in labels), default)
+
+
+def _locality(node: Node | None) -> Locality:
+    labels = node.metadata.labels if node else {}
+    return Locality(
+        labels.get("topology.kubernetes.io/region", ""),
+        labels.get("topology.kubernetes.io/zone", ""),
+        labels.get("topology.istio.io/subzone", ""),
+    )
