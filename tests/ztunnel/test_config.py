@@ -1,0 +1,97 @@
+"""Configuration: what the flags and variables mean, and that a wrong one is named with its mend."""
+
+from pathlib import Path
+
+import pytest
+
+from ztunnel.config import Config, drain_deadline, read_config
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEFT_RUN_DIR", "/run/w")
+    monkeypatch.setenv("WEFT_STATE_DIR", "/var/lib/w")
+
+
+def read(flags: str = "--node n1", cores: int = 4, **environment: str) -> Config:
+    return read_config(flags.split(), environment, cores)
+
+
+def test_a_node_name_fills_all() -> None:
+    config = read("--node n1 --control 10.0.0.1")
+    folder = Path("/run/w/nodes/n1")
+    assert config.zds_socket == folder / "ztunnel.sock" and config.admin_socket == folder / "admin.sock"
+    assert config.state == Path("/var/lib/w/nodes/n1")
+    assert config.xds == config.ca
+    assert (config.xds.address, config.xds.root_pem_path, config.xds.token_path) == (
+        "10.0.0.1:15012", folder / "root-cert.pem", folder / "token",
+    )  # fmt: skip
+    assert (config.workers, config.secret_ttl_s, config.drain_s, config.packet_mark) == (4, 86_400, 5.0, 0x539)
+
+
+def test_the_variables_of_istios_ztunnel_win() -> None:
+    config = read(
+        "--control 10.0.0.1",
+        NODE_NAME="nz",
+        XDS_ADDRESS="https://istiod:99",
+        CA_ADDRESS="ca",
+        CA_ROOT_CA="/ca.pem",
+        ALT_CA_HOSTNAME="istiod.istio-system.svc",
+        XDS_HEADER_X_Tenant="blue",
+        AUTH_TOKEN="/token",
+        INPOD_UDS="/zds",
+        CLUSTER_ID="c1",
+        ISTIO_META_CLUSTER_ID="c2",
+        ISTIO_METAJSON_J='{"x":[1]}',
+        SECRET_TTL="1h30m",
+        ENABLE_ORIG_SRC="False",
+        LOG_FORMAT="json",
+        ZTUNNEL_WORKER_THREADS="50%",
+        TERMINATION_GRACE_PERIOD_SECONDS="30",
+    )
+    assert (config.node, config.xds.address, config.ca.address) == ("nz", "istiod:99", "ca:15012")
+    assert (config.ca.root_pem_path, config.ca.server_name) == (Path("/ca.pem"), "istiod.istio-system.svc")
+    assert config.xds.headers == {"x_tenant": "blue"} and config.ca.headers == {}
+    assert config.zds_socket == Path("/zds") and config.xds.token_path == Path("/token")
+    assert config.cluster_id == config.xds.cluster_id == "c2"
+    assert config.node_metadata == {"CLUSTER_ID": "c2", "J": {"x": [1]}}
+    assert (config.secret_ttl_s, config.keep_source_address, config.log_json, config.workers) == (5400, False, True, 2)
+    assert config.drain_s == 25.0
+
+
+@pytest.mark.parametrize(
+    ("variables", "deadline"),
+    [
+        ({}, 5),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "11"}, 6),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "10"}, 9),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "1"}, 1),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "30", "CONNECTION_TERMINATION_DEADLINE": "500ms"}, 0.5),
+    ],
+)
+def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
+    assert drain_deadline(variables) == deadline
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "words"),
+    [
+        ("", {}, "NODE_NAME is not set: give --node NAME"),
+        ("--node N_1", {}, "--node 'N_1': not a node's name"),
+        ("--node n1 --workers many", {}, "--workers 'many': not a number of workers: write N"),
+        ("--node n1", {"XDS_ADDRESS": ""}, "XDS_ADDRESS='': not an address"),
+        ("--node n1", {"CA_ADDRESS": "http://ca:1"}, "CA_ADDRESS='http://ca:1': not an address"),
+        ("--node n1", {"SECRET_TTL": "1 day"}, "SECRET_TTL='1 day': not a duration: write one like 30s"),
+        ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
+        ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
+        ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
+        ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
+        ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "TERMINATION_GRACE_PERIOD_SECONDS='-1'"),
+    ],
+)
+def test_what_is_wrong_is_named(flags: str, variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        read(flags, **variables)
+    assert words in str(refusal.value)

@@ -1,0 +1,81 @@
+"""A pod's listeners, in real network namespaces: both families, one, taken ports, and nothing left behind."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wire.netns import entered, open_home
+from ztunnel.pod_sockets import HBONE, INBOUND, OUTBOUND, BindError, open_pod_sockets
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"weft-test-{os.getpid()}-sockets"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    yield name
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def fds(netns: str) -> Iterator[tuple[int, int]]:
+    netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
+    yield netns_fd, home_fd
+    os.close(netns_fd)
+    os.close(home_fd)
+
+
+def connect(fds: tuple[int, int], address: str, port: int) -> None:
+    with entered(*fds):
+        client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with client:
+        client.settimeout(2)
+        client.connect((address, port))
+
+
+def test_all_ports_in_both_families_marked_and_transparent(fds: tuple[int, int]) -> None:
+    sockets = open_pod_sockets(*fds, mark=0x539)
+    for port in (OUTBOUND, INBOUND, HBONE):
+        for address in ("127.0.0.1", "::1"):
+            connect(fds, address, port)
+    for listener, port in zip((sockets.outbound, sockets.inbound, sockets.hbone), (15001, 15006, 15008), strict=True):
+        assert listener.getsockname()[1] == port and not listener.getblocking()
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539
+        assert listener.getsockopt(socket.SOL_IP, socket.IP_TRANSPARENT) == 1
+    assert len(set(sockets.fds())) == 4 and os.fstat(sockets.netns_fd).st_ino == os.fstat(fds[0]).st_ino
+    sockets.close()
+    with pytest.raises(ConnectionRefusedError):
+        connect(fds, "127.0.0.1", HBONE)
+
+
+def test_without_ipv6_the_other_family_is_served(netns: str, fds: tuple[int, int]) -> None:
+    subprocess.run(["ip", "netns", "exec", netns, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"], check=True)
+    sockets = open_pod_sockets(*fds, mark=0x539)
+    connect(fds, "127.0.0.1", OUTBOUND)
+    sockets.close()
+
+
+def test_a_taken_port_is_named_and_nothing_stays_open(fds: tuple[int, int]) -> None:
+    with entered(*fds):
+        taken = socket.create_server(("::", INBOUND), family=socket.AF_INET6, dualstack_ipv6=True)
+    before = len(os.listdir("/proc/self/fd"))
+    with taken, pytest.raises(BindError) as refusal:
+        open_pod_sockets(*fds, mark=0x539)
+    assert str(refusal.value) == 'Bind([::]:15006, Os { code: 98, kind: AddrInUse, message: "Address already in use" })'
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    with pytest.raises(ConnectionRefusedError):
+        connect(fds, "127.0.0.1", HBONE)
+
+
+def test_what_is_no_namespace_is_refused(fds: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    wrong = os.open(tmp_path / "file", os.O_RDONLY)
+    with pytest.raises(OSError, match="cannot enter the network namespace"):
+        open_pod_sockets(wrong, fds[1], mark=0x539)
+    os.close(wrong)

@@ -1,0 +1,178 @@
+"""What this proxy is told about itself: flags and environment become one frozen value, or a refusal that names the mend.
+
+`--node NAME` suffices where weft's own places are used; every variable that Istio's ztunnel knows wins over them.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wire.grpc_tls import Endpoint, host_and_port
+from wire.places import Places
+
+CONTROL_PORT = 15012
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+_MAX_WORKERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a supervisor needs to know. Times in seconds."""
+
+    node: str
+    zds_socket: Path
+    admin_socket: Path
+    state: Path
+    """Folder for the mesh's last known state; never keys."""
+    xds: Endpoint
+    ca: Endpoint
+    cluster_id: str = "Kubernetes"
+    network: str = ""
+    trust_domain: str = "cluster.local"
+    pod_name: str = "ztunnel"
+    pod_namespace: str = "istio-system"
+    instance_ip: str = "1.1.1.1"
+    node_metadata: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    secret_ttl_s: int = 86_400
+    drain_s: float = 5.0
+    keep_source_address: bool = True
+    packet_mark: int = 0x539
+    admin_port: int = 15000
+    metrics_port: int = 15020
+    readiness_port: int = 15021
+    """0 in these three: not served."""
+    log_json: bool = False
+    log_level: str = "info"
+
+
+def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores: int) -> Config:
+    """Read flags and environment.
+
+    Raises: ValueError naming the variable or flag, the reason and the mend. SystemExit for --help and unknown flags.
+    """
+    flags = _parser().parse_args(arguments)
+    node = flags.node or environment.get("NODE_NAME", "")
+    if not node:
+        raise ValueError("NODE_NAME is not set: give --node NAME")
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", node):
+        raise ValueError(f"--node {node!r}: not a node's name: lower-case letters, digits, '-' and '.'")
+    places = Places.from_environment().node(node)
+    environment = {**({"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}), **environment}
+    cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
+    return Config(
+        node=node,
+        zds_socket=Path(environment.get("INPOD_UDS") or places.zds_socket),
+        admin_socket=places.admin_socket,
+        state=places.state,
+        xds=_endpoint("XDS", environment, places.root, places.token, cluster_id),
+        ca=_endpoint("CA", environment, places.root, places.token, cluster_id),
+        cluster_id=cluster_id,
+        network=environment.get("NETWORK", ""),
+        trust_domain=environment.get("TRUST_DOMAIN") or "cluster.local",
+        pod_name=environment.get("POD_NAME") or f"ztunnel-{node}",
+        pod_namespace=environment.get("POD_NAMESPACE") or "istio-system",
+        instance_ip=environment.get("INSTANCE_IP") or "1.1.1.1",
+        node_metadata=_node_metadata(environment),
+        workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
+        secret_ttl_s=max(int(_duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
+        drain_s=drain_deadline(environment),
+        keep_source_address=_truth("ENABLE_ORIG_SRC", environment, True),
+        packet_mark=_integer("PACKET_MARK", environment, 0x539, 1, 0xFFFFFFFF),
+        admin_port=_integer("ADMIN_PORT", environment, 15000, 0, 65535),
+        metrics_port=_integer("STATS_PORT", environment, 15020, 0, 65535),
+        readiness_port=_integer("READINESS_PORT", environment, 15021, 0, 65535),
+        log_json=_choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
+        log_level=environment.get("RUST_LOG") or "info",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="weft-ztunnel", description="The node proxy: supervisor of its data workers.")
+    parser.add_argument("--node", metavar="NAME", help="this node's name (NODE_NAME)")
+    parser.add_argument("--workers", metavar="N|N%", help="data workers; default: one per core (ZTUNNEL_WORKER_THREADS)")
+    parser.add_argument("--control", metavar="HOST[:PORT]", help="control plane (XDS_ADDRESS and CA_ADDRESS win)")
+    return parser
+
+
+def _endpoint(prefix: str, environment: Mapping[str, str], root: Path, token: Path, cluster_id: str) -> Endpoint:
+    default = "https://istiod.istio-system.svc:15012" if "KUBERNETES_SERVICE_HOST" in environment else "https://localhost:15012"
+    header = f"{prefix}_HEADER_"
+    return Endpoint(
+        host_and_port(f"{prefix}_ADDRESS", environment.get(f"{prefix}_ADDRESS", default), CONTROL_PORT),
+        Path(environment.get(f"{prefix}_ROOT_CA") or root),
+        Path(environment.get("AUTH_TOKEN") or token),
+        cluster_id,
+        environment.get(f"ALT_{prefix}_HOSTNAME", ""),
+        {name.removeprefix(header).lower(): value for name, value in environment.items() if name.startswith(header)},
+    )
+
+
+def _node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for name, value in sorted(environment.items()):
+        if name.startswith("ISTIO_META_"):
+            metadata[name.removeprefix("ISTIO_META_")] = value
+        elif name.startswith("ISTIO_METAJSON_"):
+            try:
+                metadata[name.removeprefix("ISTIO_METAJSON_")] = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: not JSON ({error}): write a JSON value or use ISTIO_META_") from error
+    return metadata
+
+
+def drain_deadline(environment: Mapping[str, str]) -> float:
+    """How long open connections may go on after SIGTERM: its own variable, else what Kubernetes' grace period leaves."""
+    if deadline := environment.get("CONNECTION_TERMINATION_DEADLINE"):
+        return _duration("CONNECTION_TERMINATION_DEADLINE", deadline)
+    if "TERMINATION_GRACE_PERIOD_SECONDS" in environment:
+        grace = _integer("TERMINATION_GRACE_PERIOD_SECONDS", environment, 0, 0, 86_400)
+        return float(grace - 5 if grace > 10 else max(grace - 1, 1))
+    return 5.0
+
+
+def _duration(name: str, text: str) -> float:
+    if _DURATION.sub("", text) or not text:
+        raise ValueError(f"{name}={text!r}: not a duration: write one like 30s, 1h30m or 500ms")
+    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(text))
+
+
+def _workers(text: str, cores: int) -> int:
+    share = re.fullmatch(r"(\d{1,4})(%?)", text)
+    if share is None or int(share[1]) > _MAX_WORKERS:
+        raise ValueError(
+            f"--workers {text!r}: not a number of workers: write N up to {_MAX_WORKERS}, a share like 50%, or 0 for all"
+        )
+    number = int(share[1])
+    return max(cores * number // 100, 1) if share[2] else number or cores
+
+
+def _integer(name: str, environment: Mapping[str, str], default: int, least: int, most: int) -> int:
+    text = environment.get(name)
+    if not text:
+        return default
+    if not re.fullmatch(r"\d{1,10}", text) or not least <= int(text) <= most:
+        raise ValueError(f"{name}={text!r}: not a number from {least} to {most}")
+    return int(text)
+
+
+def _truth(name: str, environment: Mapping[str, str], default: bool) -> bool:
+    text = environment.get(name)
+    if not text:
+        return default
+    if text.lower() not in _TRUTHS:
+        raise ValueError(f"{name}={text!r}: write true or false")
+    return _TRUTHS[text.lower()]
+
+
+def _choice(name: str, environment: Mapping[str, str], default: str, choices: tuple[str, ...]) -> str:
+    text = environment.get(name) or default
+    if text not in choices:
+        raise ValueError(f"{name}={text!r}: write {' or '.join(choices)}")
+    return text

@@ -1,0 +1,107 @@
+"""The three listening sockets of a pod, made inside its network namespace and kept here, so that every worker shares them.
+
+They outlive any worker: one that dies loses no listener, and its successor gets the same ones. `listen` is called once per
+socket, because that is the moment in which the kernel side of the redirect learns of them.
+"""
+
+import errno
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+
+from wire.netns import entered
+
+OUTBOUND, INBOUND, HBONE = 15001, 15006, 15008
+_BACKLOG = 1024
+_IPV6_TRANSPARENT = 75  # linux/in6.h; Python has no name for it
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+_KINDS = {
+    errno.EADDRINUSE: "AddrInUse",
+    errno.EADDRNOTAVAIL: "AddrNotAvailable",
+    errno.EACCES: "PermissionDenied",
+    errno.EPERM: "PermissionDenied",
+    errno.EINVAL: "InvalidInput",
+    errno.ENOMEM: "OutOfMemory",
+}
+
+
+class BindError(Exception):
+    """A listener could not be made; the text is Istio's ztunnel's."""
+
+    def __init__(self, address: str, error: OSError) -> None:
+        number = error.errno or 0
+        kind = _KINDS.get(number, "Uncategorized")
+        super().__init__(f'Bind({address}, Os {{ code: {number}, kind: {kind}, message: "{os.strerror(number)}" }})')
+
+
+@dataclass(frozen=True, slots=True)
+class PodSockets:
+    """A pod's namespace and listeners, as descriptors that this object owns."""
+
+    netns_fd: int
+    outbound: socket.socket
+    inbound: socket.socket
+    hbone: socket.socket
+
+    def fds(self) -> list[int]:
+        """In the order of the channel's AddPod."""
+        return [self.netns_fd, self.outbound.fileno(), self.inbound.fileno(), self.hbone.fileno()]
+
+    def close(self) -> None:
+        """Close all; connections that a worker accepted go on."""
+        for listener in (self.outbound, self.inbound, self.hbone):
+            listener.close()
+        with suppress(OSError):
+            os.close(self.netns_fd)
+
+
+def open_pod_sockets(netns_fd: int, home_fd: int, mark: int) -> PodSockets:
+    """Listen on 15008, 15006 and 15001 inside a namespace, on all its addresses, both families where it has both.
+
+    The caller keeps `netns_fd`. Raises: BindError, and nothing stays open; OSError when the namespace cannot be entered.
+    """
+    opened: dict[int, socket.socket] = {}
+    try:
+        with entered(netns_fd, home_fd):
+            for port in (HBONE, INBOUND, OUTBOUND):
+                opened[port] = _listen(port, mark)
+        return PodSockets(os.dup(netns_fd), opened[OUTBOUND], opened[INBOUND], opened[HBONE])
+    except BaseException:
+        for listener in opened.values():
+            listener.close()
+        raise
+
+
+def _listen(port: int, mark: int) -> socket.socket:
+    try:
+        return _listen_on(socket.AF_INET6, "::", port, mark)
+    except OSError as error:
+        if error.errno not in _NO_IPV6:
+            raise BindError(f"[::]:{port}", error) from error
+    try:
+        return _listen_on(socket.AF_INET, "0.0.0.0", port, mark)
+    except OSError as error:
+        raise BindError(f"0.0.0.0:{port}", error) from error
+
+
+def _listen_on(family: socket.AddressFamily, address: str, port: int, mark: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        # A successor binds beside its predecessor that drains, so that an upgrade refuses nobody.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):
+            listener.setsockopt(socket.SOL_IP, socket.IP_TRANSPARENT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            with suppress(OSError):
+                listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        listener.bind((address, port))
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
