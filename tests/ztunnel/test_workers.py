@@ -1,0 +1,169 @@
+"""Workers as real processes: told everything, heard, and replaced with the same descriptors when they die."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ztunnel import channel, workers
+
+pytestmark = pytest.mark.unit
+
+# A worker in small: answers what must be answered, and says in its gauges what else it was told.
+PROGRAM = """
+import os, signal, socket, sys
+from ztunnel import channel, framing
+sock = socket.socket(fileno=int(sys.argv[2]))
+reader, writer, told = framing.FrameReader(), framing.FrameWriter(), {}
+def say(message):
+    writer.push(message)
+    writer.flush(sock)
+while True:
+    data, fds = framing.receive(sock)
+    if not data:
+        sys.exit(0)
+    for message, fds in reader.feed(data, fds):
+        name = type(message).__name__
+        told[name] = told.get(name, 0) + 1
+        if name == "AddPod":
+            told["fd_inode"] = os.fstat(fds[0]).st_ino
+            if message.name == "mute":
+                continue
+            say(channel.PodAdded(message.uid, "no room" if message.name == "bad" else ""))
+        elif name == "QueryConnections":
+            say(channel.Connections(message.number, []))
+        elif name == "Shutdown":
+            say(channel.WorkerStatus({"last words": 1}))
+            sys.exit(0)
+        elif name == "RemovePod" and message.uid == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif name == "RemovePod":
+            say(channel.WorkerStatus({**told, "openssl.cnf": os.environ["OPENSSL_CONF"].endswith("ztunnel/openssl.cnf")}))
+"""
+NULL = os.open(os.devnull, os.O_RDONLY)
+ASK = channel.RemovePod("what were you told?")
+
+
+class World:
+    """Two workers and what was heard of them."""
+
+    def __init__(self, script: Path) -> None:
+        self.heard: list[tuple[int, channel.FromWorker]] = []
+        self.deaths: list[int] = []
+        self.state: list[workers.Statement] = []
+        self.workers = workers.Workers(
+            2,
+            lambda index: [(channel.Configure("n", "", "c", "td", index), ()), *self.state],
+            lambda index, message: self.heard.append((index, message)),
+            self.deaths.append,
+            (sys.executable, str(script)),
+        )
+
+    def gauges(self, index: int) -> dict[str, int]:
+        return next((m.gauges for i, m in reversed(self.heard) if i == index and isinstance(m, channel.WorkerStatus)), {})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[Callable[[World], Awaitable[None]]], None]:
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    async def main(scenario: Callable[[World], Awaitable[None]]) -> None:
+        world = World(tmp_path / "program.py")
+        running = asyncio.ensure_future(world.workers.run())
+        await scenario(world)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    return lambda scenario: asyncio.run(asyncio.wait_for(main(scenario), 60))
+
+
+def test_every_worker_is_told_and_the_first_error_counts(run: Any, eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        good, bad = channel.AddPod("1", "ns", "good", "sa"), channel.AddPod("2", "ns", "bad", "sa")
+        await eventually(lambda: len(world.workers.alive) == 2)
+        assert await world.workers.add_pod(good, "1", [NULL]) == ""
+        assert await world.workers.add_pod(bad, "2", [NULL]) == "no room"
+        assert await world.workers.query_connections() == []
+        world.workers.broadcast(ASK)
+        await eventually(lambda: world.gauges(0) and world.gauges(1))
+        expected = {"Configure": 1, "AddPod": 2, "fd_inode": os.fstat(NULL).st_ino, "QueryConnections": 1, "RemovePod": 1}
+        assert world.gauges(0) == world.gauges(1) == {**expected, "openssl.cnf": True}
+
+    run(scenario)
+
+
+def test_a_dead_worker_is_replaced_with_all_it_must_know(run: Any, eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        pids = world.workers.pids
+        world.state = [(channel.AddPod("1", "ns", "pod", "sa"), [NULL])]
+        world.workers.broadcast(channel.RemovePod("die"))
+        await eventually(lambda: sorted(world.deaths) == [0, 1] and len(world.workers.alive) == 2)
+        assert set(world.workers.pids.values()).isdisjoint(pids.values()) and world.workers.restarts == 2
+        world.workers.broadcast(ASK)
+        await eventually(lambda: world.gauges(0) and world.gauges(1))
+        assert world.gauges(1)["AddPod"] == 1 and world.gauges(1)["fd_inode"] == os.fstat(NULL).st_ino
+
+    run(scenario)
+
+
+def test_who_does_not_answer_in_time_is_an_error(run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_ANSWER_TIMEOUT_S", 0.05)
+
+    async def scenario(world: World) -> None:
+        mute = channel.AddPod("1", "ns", "mute", "sa")
+        await eventually(lambda: len(world.workers.alive) == 2)
+        assert await world.workers.add_pod(mute, "1", [NULL] * 4) == "the data workers do not answer"
+        nobody = workers.Workers(1, lambda _: [], lambda *_: None, lambda _: None)
+        assert await nobody.add_pod(mute, "1", [NULL] * 4) == "no data worker is running"
+
+    run(scenario)
+
+
+def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(
+    tmp_path: Path, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        pool = workers.Workers(1, lambda _: [], lambda *_: None, lambda _: None, (str(tmp_path / "absent"),))
+        running = asyncio.ensure_future(pool.run())
+        await eventually(lambda: pool.restarts == 3)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+    assert "worker 0 cannot be started: " in caplog.text and "starting another in 0.4 s" in caplog.text
+
+
+def test_a_worker_that_reads_nothing_is_replaced(tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_MAX_PENDING_BYTES", 1 << 20)
+
+    async def main() -> None:
+        sleeper = tmp_path / "sleeper.py"
+        sleeper.write_text("import time\ntime.sleep(1000)\n")
+        pool = workers.Workers(1, lambda _: [], lambda *_: None, lambda _: None, (sys.executable, str(sleeper)))
+        running = asyncio.ensure_future(pool.run())
+        await eventually(lambda: pool.alive)
+        pool.broadcast(channel.UpdateInventory([], ["x" * (2 << 20)]))
+        await eventually(lambda: pool.restarts == 1)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_shutdown_hears_last_words_and_leaves_no_process(run: Any, eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        pids = world.workers.pids
+        await world.workers.shut_down(5)
+        await eventually(lambda: world.gauges(0) == world.gauges(1) == {"last words": 1})
+        await eventually(lambda: not world.workers.alive and world.workers.restarts == 0)
+        for pid in pids.values():
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+    run(scenario)

@@ -1,0 +1,276 @@
+"""The data workers: processes that carry the traffic, started, told everything, heard, and replaced when they die.
+
+Each worker has a socket pair with frames both ways (`ztunnel.channel`). What every worker must know is sent to all; a worker
+that is started anew is first told the whole present state, pods with the very same listeners, and so takes up where the other
+fell. The listeners stay open here meanwhile: new connections wait in the kernel's queue or go to the other workers.
+
+A worker that does not read is killed when too much waits for it. Deaths in a row are answered ever more slowly (0.1 s to 5 s).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from subprocess import DEVNULL
+
+from ztunnel import framing
+from ztunnel.channel import ConnectionRecord, Connections, FromWorker, PodAdded, QueryConnections, Shutdown, ToWorker
+
+Statement = tuple[ToWorker, Sequence[int]]
+"""A message and the descriptors that go with it."""
+
+_MAX_PENDING_BYTES = 256 << 20
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 0.1, 5.0, 30.0
+_ANSWER_TIMEOUT_S = 3.0
+"""Agents wait 5 s for the answer to an Add."""
+_FAREWELL_S = 1.0
+_READ_TURNS = 16
+"""Receive calls per wake-up: one busy worker must not keep the loop from the others."""
+_OPENSSL_CONF = Path(__file__).with_name("openssl.cnf")
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One running worker process and the supervisor's end of its channel."""
+
+    def __init__(self, index: int, on_message: Callable[[int, FromWorker], None]) -> None:
+        self.index = index
+        self.gone = asyncio.Event()
+        self._on_message = on_message
+        self._reader, self._writer = framing.FrameReader(), framing.FrameWriter()
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self, command: Sequence[str]) -> None:
+        """Start the process. OSError when it cannot be started."""
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.setblocking(False)
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *command,
+                "--channel",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=DEVNULL,
+                env={**os.environ, "OPENSSL_CONF": str(_OPENSSL_CONF)},
+            )
+        except BaseException:
+            self._sock.close()
+            raise
+        finally:
+            theirs.close()
+        self._loop.add_reader(self._sock, self._receive)
+
+    def tell(self, frame: bytes, fds: Sequence[int] = ()) -> None:
+        """Queue a packed message; the worker is killed when it does not keep up."""
+        if self.gone.is_set():
+            return
+        self._writer.push_packed(frame, fds)
+        if self._writer.pending_bytes > _MAX_PENDING_BYTES:
+            _log.error("worker %d reads nothing: replacing it", self.index)
+            self.kill()
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            if self._writer.flush(self._sock):
+                self._loop.remove_writer(self._sock)
+            else:
+                self._loop.add_writer(self._sock, self._flush)
+        except OSError:
+            self._hang_up()
+
+    def _receive(self) -> None:
+        try:
+            for _ in range(_READ_TURNS):
+                data, fds = framing.receive(self._sock)
+                if not data:
+                    self._hang_up()
+                    return
+                for message, _ in self._reader.feed(data, fds):
+                    self._on_message(self.index, message)  # type: ignore[arg-type]
+        except BlockingIOError:
+            return
+        except (OSError, framing.FrameError) as error:
+            _log.error("worker %d: channel broken: %s", self.index, error)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if not self.gone.is_set():
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._writer.close()
+            self._reader.close()
+            self._sock.close()
+            self.gone.set()
+
+    def kill(self) -> None:
+        """End the process at once, and the channel with it."""
+        self._hang_up()
+        if self.process.returncode is None:
+            self.process.kill()
+
+    async def wait(self) -> int:
+        """Wait for the end of the process, or of its channel; the other has a moment to follow, for the last words in it."""
+        exited = asyncio.ensure_future(self.process.wait())
+        gone = asyncio.ensure_future(self.gone.wait())
+        try:
+            await asyncio.wait([exited, gone], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([exited, gone], timeout=_FAREWELL_S)
+        finally:
+            gone.cancel()
+            self.kill()
+            await exited
+        return exited.result()
+
+
+class Workers:
+    """All workers of this node."""
+
+    def __init__(
+        self,
+        count: int,
+        state: Callable[[int], Iterable[Statement]],
+        on_message: Callable[[int, FromWorker], None],
+        on_death: Callable[[int], None],
+        command: Sequence[str] = (sys.executable, "-m", "ztunnel.worker"),
+    ) -> None:
+        """`state` gives, for worker N, all that a new worker must be told; `on_death` hears that N's connections are gone."""
+        self._count = count
+        self._state = state
+        self._on_message = on_message
+        self._on_death = on_death
+        self._command = command
+        self._workers: dict[int, Worker] = {}
+        self._ready = asyncio.Event()
+        self._answers: dict[str, dict[int, str]] = {}
+        self._changed = asyncio.Event()
+        self._queries: dict[int, dict[int, list[ConnectionRecord]]] = {}
+        self._query_number = 0
+        self._ending = False
+        self.restarts = 0
+
+    async def run(self) -> None:
+        """Keep all workers running, until cancelled: then they are killed."""
+        async with asyncio.TaskGroup() as group:
+            for index in range(self._count):
+                group.create_task(self._keep(index))
+
+    async def _keep(self, index: int) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            started_at = time.monotonic()
+            try:
+                ending = _how_it_ended(await self._one_life(index))
+            except OSError as error:
+                ending = f"cannot be started: {error}"
+            if self._ending:
+                return
+            self.restarts += 1
+            if time.monotonic() - started_at > _STEADY_S:
+                pause_s = _FIRST_PAUSE_S
+            _log.error("worker %d %s; starting another in %.2g s", index, ending, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _one_life(self, index: int) -> int:
+        worker = Worker(index, self._hear)
+        await worker.start(self._command)
+        try:
+            # No await from here to its place among the others: nothing is said meanwhile that it would miss.
+            for message, fds in self._state(index):
+                worker.tell(framing.pack(message, len(fds)), fds)
+            self._workers[index] = worker
+            self._ready.set()
+            return await worker.wait()
+        finally:
+            worker.kill()
+            self._workers.pop(index, None)
+            self._on_death(index)
+            self._changed.set()
+
+    @property
+    def alive(self) -> list[int]:
+        """The indices of running workers."""
+        return sorted(self._workers)
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process id by index."""
+        return {index: worker.process.pid for index, worker in sorted(self._workers.items())}
+
+    def broadcast(self, message: ToWorker, fds: Sequence[int] = ()) -> None:
+        """Tell every worker."""
+        frame = framing.pack(message, len(fds))
+        for worker in list(self._workers.values()):
+            worker.tell(frame, fds)
+
+    async def add_pod(self, message: ToWorker, uid: str, fds: Sequence[int]) -> str:
+        """Tell every worker of a pod and wait for the answers: the first error, empty when all serve it."""
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                await self._ready.wait()
+                self._answers[uid] = {}
+                self.broadcast(message, fds)
+                while self._workers.keys() - self._answers[uid].keys() or not self._workers:
+                    self._changed.clear()
+                    await self._changed.wait()
+            return next((error for error in self._answers[uid].values() if error), "")
+        except TimeoutError:
+            return "the data workers do not answer" if self._workers else "no data worker is running"
+        finally:
+            self._answers.pop(uid, None)
+
+    async def query_connections(self) -> list[tuple[int, ConnectionRecord]]:
+        """The open connections of all workers, with the worker's index; those that do not answer in time are left out."""
+        self._query_number += 1
+        number = self._query_number
+        answers = self._queries[number] = {}
+        asked = len(self._workers)
+        try:
+            self.broadcast(QueryConnections(number))
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                while len(answers) < min(asked, len(self._workers)):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            _log.warning("%d of %d workers did not list their connections", asked - len(answers), asked)
+        finally:
+            del self._queries[number]
+        return [(index, record) for index, records in sorted(answers.items()) for record in records]
+
+    def _hear(self, index: int, message: FromWorker) -> None:
+        if isinstance(message, PodAdded):
+            if message.uid in self._answers:
+                self._answers[message.uid][index] = message.error
+                self._changed.set()
+            elif message.error:
+                _log.error("worker %d cannot serve pod %s: %s", index, message.uid, message.error)
+        elif isinstance(message, Connections):
+            if message.number in self._queries:
+                self._queries[message.number][index] = message.records
+                self._changed.set()
+        else:
+            self._on_message(index, message)
+
+    async def shut_down(self, deadline_s: float) -> None:
+        """Let every worker drain and end, for at most `deadline_s`; `run` then returns."""
+        self._ending = True
+        self.broadcast(Shutdown(deadline_s))
+        exits = [asyncio.ensure_future(worker.process.wait()) for worker in self._workers.values()]
+        if exits:
+            await asyncio.wait(exits, timeout=deadline_s + 1.0)
+        for worker in list(self._workers.values()):
+            worker.kill()
+
+
+def _how_it_ended(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with status {code}"
