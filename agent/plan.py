@@ -1,15 +1,18 @@
 """From what should be to what is, step by step in an order that is safe at every point.
 
-A pod in the mesh has four layers, and each rests on the one before, so that a pod is never half in:
+A pod in the mesh has five layers, each made on top of those before:
 
     record    on disk, so that a restart knows what to adopt or to clean up
     network   sysctls, mark rules and table 100 in its namespace: the proxy's connections to the app need them
-    capture   maps and the sk_lookup link: from here on nothing of the pod leaves in plain text (no proxy: refused)
-    announce  the proxy has the pod's namespace and acknowledged it
+    register  the kernel programs know the pod, and register the proxy's listeners in it; nothing is captured yet
+    announce  the proxy has the pod's namespace, listens in it and acknowledged that
+    capture   the pod's traffic goes to the proxy, and nowhere else
 
-A pod that leaves is released from capture before the proxy is told, so that it is not refused in between; then the
-namespace gets its own settings back, and the record goes last. Nothing that is not desired is taken away before the desired
-set is complete: a starting agent that has read half of its records must not tear down the other half.
+So a pod with running programs enters without one refused connection. When no proxy takes the pod, it is captured all the
+same, and refused until one does: capture rests on register, not on announce. A pod that leaves is released from capture
+before the proxy is told, again so that nothing is refused in between; its record goes last. Nothing that is not desired is
+taken away before the desired set is complete: a starting agent that has read half of its records must not tear down the
+other half.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,9 +22,10 @@ from typing import Literal
 from agent.pod import Pod
 from mesh.workload import Address
 
-Layer = Literal["record", "network", "capture", "announce"]
-UP: tuple[Layer, ...] = ("record", "network", "capture", "announce")
-DOWN: tuple[Layer, ...] = ("capture", "announce", "network", "record")
+Layer = Literal["record", "network", "register", "announce", "capture"]
+UP: tuple[Layer, ...] = ("record", "network", "register", "announce", "capture")
+DOWN: tuple[Layer, ...] = ("register", "announce", "network", "record")
+"""Taking `register` away takes `capture` with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def _enrol(pod: Pod, present: Actual) -> list[Step]:
     if pod != present.pod:
         missing.add("record")
     if present.addresses != pod.request.addresses:
-        missing.add("capture")
+        missing.add("capture" if "capture" in present.layers else "register")
     return [Step(True, layer, pod) for layer in UP if layer in missing]
 
 
@@ -81,9 +85,10 @@ def after(actual: Mapping[str, Actual], step: Step) -> dict[str, Actual]:
     state = dict(actual)
     uid = step.pod.uid
     present = state.get(uid) or Actual(step.pod)
-    layers = present.layers | {step.layer} if step.add else present.layers - {step.layer}
+    gone: set[Layer] = {"register", "capture"} if step.layer == "register" else {step.layer}
+    layers = present.layers | {step.layer} if step.add else present.layers - gone
     addresses = present.addresses
-    if step.layer == "capture":
+    if step.layer in ("register", "capture"):
         addresses = step.pod.request.addresses if step.add else ()
     if layers:
         state[uid] = Actual(step.pod, layers, addresses)

@@ -24,6 +24,8 @@ class Record:
     enrolled_unix_s: int
     pre_mesh: tuple[tuple[str, int, str, int], ...] = ()
     """Connections older than the enrolment: local address and port, remote address and port."""
+    sysctls: tuple[tuple[str, str], ...] = ()
+    """The namespace's own settings, to be given back; empty: they were not touched yet."""
 
 
 class Records:
@@ -47,9 +49,9 @@ class Records:
         """Forget a pod; a missing record is fine."""
         self._path(uid).unlink(missing_ok=True)
 
-    def read(self) -> tuple[list[Record], list[str]]:
-        """All records, and a sentence for each file that is none: it stays where it is, for a person to look at."""
-        records, problems = [], []
+    def read(self) -> tuple[list[Record], dict[str, str]]:
+        """All records, and by uid a sentence for each file that is none: it stays where it is, for a person to look at."""
+        records, problems = [], {}
         for path in sorted(self._folder.glob("*.json")):
             try:
                 if path.stat().st_size > _MAX_BYTES:
@@ -58,8 +60,8 @@ class Records:
                 if self._path(record.pod.uid) != path:
                     raise ValueError(f"holds pod {record.pod.uid}")
                 records.append(record)
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-                problems.append(f"record {path} is not readable ({error!r}): enrol its pod anew, or remove the file")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                problems[path.stem] = f"record {path} is not readable ({error!r}): enrol its pod anew, or withdraw it"
         return records, problems
 
     def _path(self, uid: str) -> Path:
@@ -82,6 +84,7 @@ def _to_document(record: Record) -> dict[str, Any]:
         "labels": dict(request.labels),
         "cgroup": request.cgroup,
         "enrolled_unix_s": record.enrolled_unix_s,
+        "sysctls": dict(record.sysctls),
         "pre_mesh": [list(connection) for connection in record.pre_mesh],
     }
 
@@ -102,4 +105,5 @@ def _from_document(document: dict[str, Any]) -> Record:
     device, inode = document["netns_id"]
     pod = Pod(request, (int(device), int(inode)), int(document["netns_cookie"]), str(document["boot_id"]))
     connections = tuple((str(a), int(b), str(c), int(d)) for a, b, c, d in document["pre_mesh"])
-    return Record(pod, int(document["enrolled_unix_s"]), connections)
+    sysctls = tuple(sorted((str(name), str(text)) for name, text in document["sysctls"].items()))
+    return Record(pod, int(document["enrolled_unix_s"]), connections, sysctls)

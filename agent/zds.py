@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from agent.zds_connection import ProxyAway, ProxyPeer, ZdsConnection
+from agent.zds_connection import NoProxy, ProxyAway, ProxyPeer, ZdsConnection
 from agent.zds_messages import MAX_PACKET_BYTES, Announcement
 from wire.fds import PacketStream
 
@@ -136,9 +136,9 @@ class ZdsServer:
         return bool(self._live) and self._live[-1].connection not in self._syncing
 
     async def add(self, pod: Announcement) -> None:
-        """Have the newest proxy serve a pod. Raises: ProxyAway with the reason when it does not."""
+        """Have the newest proxy serve a pod. Raises: NoProxy; ProxyAway with the reason when it does not serve it."""
         if not self._live:
-            raise ProxyAway("no proxy is connected")
+            raise NoProxy("no proxy is connected")
         connection = self._live[-1].connection
         await connection.add(pod)
         if not self._is_newest(connection):

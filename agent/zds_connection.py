@@ -31,6 +31,10 @@ class ProxyAway(Exception):
     """The proxy is not there, or did not do what it was told; the text says which."""
 
 
+class NoProxy(ProxyAway):
+    """No proxy is connected at all; one that comes is told of every pod."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProxyPeer:
     """The process at the other end, as the kernel vouches for it."""

@@ -78,8 +78,11 @@ async def connect(path: Path) -> PacketStream:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)  # noqa: ASYNC110 - the server has no event for everything a test wants to see
+    for _ in range(10_000):  # the server has no event for everything a test wants to see
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
 
 
 def test_packets_are_the_recorded_ones() -> None:

@@ -1,0 +1,300 @@
+"""Keeps pods in the mesh: desired pods, the kernel and the proxy in step, whatever restarts or goes away.
+
+Every pod converges on its own (see plan.py for the steps and their order): at once when the runtime, the proxy or the pod's
+addresses ask for it, and again after a pause that doubles while something fails. Blocking work runs on one thread.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from agent.hands import Found, Hands, Place, updated_addresses
+from agent.plan import Actual, Step, after, plan, same_place, unannounced
+from agent.pod import Pod, PodRequest
+from agent.zds_connection import NoProxy, ProxyAway
+from agent.zds_messages import Announcement
+
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.35, 5.0
+ALIVE_INTERVAL_S = 2.0
+PROXY_WAIT_S = 4.0
+"""How long an enrolment waits for a proxy: a node's processes start together, and runtimes give up after five seconds."""
+_SNAPSHOT_GRACE_S = 1.0
+"""A proxy that just connected is told of every pod by its snapshot; only then does trying again make sense."""
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class EnrolmentFailed(Exception):
+    """The pod is not in the mesh, or not out of it, yet; the text says why. It is tried again without being asked."""
+
+
+class Proxy(Protocol):
+    """What enrolment asks of the proxy."""
+
+    async def add(self, pod: Announcement) -> None:
+        """Have the pod served. Raises: ProxyAway with the reason when it is not."""
+
+    async def delete(self, uid: str) -> None:
+        """Have the pod no longer served."""
+
+
+class Enrolment:
+    """The pods of this node."""
+
+    def __init__(self, hands: Hands, on_change: Callable[[Pod, bool], None]) -> None:
+        """`on_change` is called when a pod is wholly in the mesh (True), and when it is out of it."""
+        self.hands = hands
+        self.proxy: Proxy | None = None
+        """Bound once, before anything is announced: the ZDS server needs this object first."""
+        self._on_change = on_change
+        self._thread = ThreadPoolExecutor(1, "enrolment")
+        self._desired: dict[str, Pod] = {}
+        self._actual: dict[str, Actual] = {}
+        self._places: dict[str, Place] = {}
+        self._inside: dict[str, Pod] = {}
+        self._failures: dict[str, str] = {}
+        self._due: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._without_proxy: set[str] = set()
+        self._settled = asyncio.Event()
+        self._wake = asyncio.Event()
+        self.unreadable: dict[str, str] = {}
+        """Uid -> sentence, of pods whose records cannot be read: the proxy keeps them as they are."""
+        self.strays: dict[str, int] = {}
+        """Uid -> netns cookie, of pods that the kernel has and no record tells of: they stay captured until withdrawn."""
+
+    # what the runtime asks for
+
+    async def add(self, request: PodRequest) -> None:
+        """Have a pod in the mesh. On return its traffic is captured and the proxy serves it. Idempotent.
+
+        Raises: ValueError for a request that cannot be; EnrolmentFailed when it did not work out yet.
+        """
+        pod, place = await self.blocking(self.hands.locate, request)
+        self._take(pod, place)
+        await self._converge(request.uid)
+        try:
+            async with asyncio.timeout(PROXY_WAIT_S):
+                while request.uid in self._without_proxy:
+                    await self._settled.wait()
+        except TimeoutError:
+            pass  # the failure says it
+        reason = self._failures.get(request.uid)
+        if reason:
+            raise EnrolmentFailed(f"pod {pod} is pending: {reason}")
+
+    async def remove(self, uid: str) -> None:
+        """Have a pod out of the mesh; one that is not in it is fine. Raises: EnrolmentFailed."""
+        if uid in self.strays or uid in self.unreadable:
+            await self.blocking(self.hands.forget, uid, self.strays.pop(uid, 0))
+            self.unreadable.pop(uid, None)
+        pod = self._desired.pop(uid, None)
+        await self._converge(uid)
+        reason = self._failures.get(uid)
+        if reason:
+            raise EnrolmentFailed(f"pod {pod or uid} is not out of the mesh yet: {reason}")
+
+    async def remove_all(self) -> None:
+        """Have every pod out of the mesh. Raises: EnrolmentFailed for the first that did not work out."""
+        for uid in {*self._actual, *self._desired, *self.strays, *self.unreadable}:
+            await self.remove(uid)
+
+    # start and run
+
+    async def adopt(self) -> None:
+        """Take over what an earlier agent left: nothing of a living pod is touched, what is gone is cleaned up."""
+        found: Found = await self.blocking(self.hands.find_all)
+        self.unreadable = found.unreadable
+        self.strays = {one.pod.uid: one.pod.netns_cookie for one in found.strays if one.steered}
+        for one in found.strays:
+            if not one.steered:
+                await self.blocking(self.hands.forget, one.pod.uid, one.pod.netns_cookie)
+        for record, actual in found.gone:
+            _log.info("pod %s went away while no agent ran", record.pod)
+            self._actual[record.pod.uid] = actual
+            await self._converge(record.pod.uid)
+        for record, actual, place in found.alive:
+            self._actual[record.pod.uid] = actual
+            self._take(record.pod, place)
+            await self._converge(record.pod.uid, announce=False)
+
+    async def run(self) -> None:
+        """Try again what is pending, and withdraw pods whose namespace is gone; until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_lives())
+            while True:
+                self._wake.clear()
+                now = asyncio.get_running_loop().time()
+                for uid in [uid for uid, due in self._due.items() if due <= now]:
+                    del self._due[uid]
+                    group.create_task(self._converge(uid))
+                try:
+                    async with asyncio.timeout_at(min(self._due.values(), default=None)):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+
+    async def _watch_lives(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_INTERVAL_S)
+            for uid, pod in list(self._desired.items()):
+                if not await self.blocking(self.hands.is_alive, pod) and self._desired.get(uid) is pod:
+                    _log.info("pod %s is gone: its network namespace has neither a process nor a name any more", pod)
+                    del self._desired[uid]
+                    self._schedule(uid, 0.0)
+
+    async def blocking(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run something on the one thread that enters namespaces and writes maps."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    # the ZDS server's view
+
+    def snapshot(self) -> tuple[Sequence[Announcement], Sequence[str]]:
+        """Pods that the kernel knows, to be added; pods whose record is unreadable, to be kept."""
+        ready = [one.pod for uid, one in self._actual.items() if uid in self._desired and "register" in one.layers]
+        return [_announcement(pod) for pod in ready], list(self.unreadable)
+
+    def netns_of(self, uid: str) -> int | None:
+        """A pod's namespace, as long as it is enrolled; the descriptor stays ours."""
+        place = self._places.get(uid)
+        return place.netns_fd if place else None
+
+    def told(self, uid: str, reason: str) -> None:
+        """The proxy answered for a pod of its snapshot."""
+        present = self._actual.get(uid)
+        if present is None or "register" not in present.layers:
+            return
+        if reason:
+            self._fail(uid, f"the proxy did not take it: {reason}")
+        else:
+            self._actual = after(self._actual, Step(True, "announce", present.pod))
+            self._schedule(uid, 0.0)
+
+    def proxy_changed(self) -> None:
+        """Another proxy is the newest one, or none is: nobody was told of any pod."""
+        self._actual = unannounced(self._actual)
+        for uid in self._desired:
+            self._schedule(uid, _SNAPSHOT_GRACE_S)
+
+    # what others ask about
+
+    def pods(self) -> dict[str, Pod]:
+        """The pods that are, or are to be, in the mesh, by uid."""
+        return dict(self._desired)
+
+    def pending_reason(self, uid: str) -> str:
+        """Why a pod is not wholly in the mesh; empty when it is."""
+        present = self._actual.get(uid)
+        if present is not None and "announce" in present.layers and "capture" in present.layers:
+            return ""
+        return self._failures.get(uid) or "the proxy was not told yet"
+
+    def is_captured(self, uid: str) -> bool:
+        """Whether the kernel captures the pod, so that nothing of it travels in plain text unasked."""
+        present = self._actual.get(uid)
+        return present is not None and "capture" in present.layers
+
+    # converging
+
+    def _take(self, pod: Pod, place: Place) -> None:
+        """Make a pod desired. A namespace that it had before is let go: what is undone there needs no visit."""
+        self._drop_place(pod.uid)
+        self._places[pod.uid] = place
+        self._desired[pod.uid] = pod
+        asyncio.get_running_loop().add_reader(place.watch.fileno(), self._addresses_changed, pod.uid)
+
+    def _drop_place(self, uid: str) -> None:
+        place = self._places.pop(uid, None)
+        if place is not None:
+            asyncio.get_running_loop().remove_reader(place.watch.fileno())
+            place.close()
+
+    def _addresses_changed(self, uid: str) -> None:
+        pod = updated_addresses(self._desired[uid], self._places[uid].watch.read())
+        if pod != self._desired[uid]:
+            _log.info("pod %s now has the addresses %s", pod, ", ".join(map(str, pod.request.addresses)))
+            self._desired[uid] = pod
+            self._schedule(uid, 0.0)
+
+    async def _converge(self, uid: str, announce: bool = True) -> None:
+        """Do what is to be done for one pod; what fails is remembered, and tried again later."""
+        async with self._locks.setdefault(uid, asyncio.Lock()):
+            failure = ""
+            self._without_proxy.discard(uid)
+            for step in self._plan(uid):
+                if step.layer == "announce" and step.add and not announce:
+                    continue
+                try:
+                    await self._apply(step)
+                except (OSError, ValueError, ProxyAway) as error:
+                    failure = failure or str(error)
+                    if isinstance(error, NoProxy):
+                        self._without_proxy.add(uid)
+                    if step.layer != "announce":
+                        break  # what follows rests on it
+            self._settle(uid, failure)
+
+    def _plan(self, uid: str) -> list[Step]:
+        desired = {uid: self._desired[uid]} if uid in self._desired else {}
+        actual = {uid: self._actual[uid]} if uid in self._actual else {}
+        return plan(desired, actual, complete=True)
+
+    async def _apply(self, step: Step) -> None:
+        uid, wanted = step.pod.uid, self._desired.get(step.pod.uid)
+        if step.layer == "announce":
+            if self.proxy is None:
+                raise NoProxy("no proxy is connected")
+            await (self.proxy.add(_announcement(step.pod)) if step.add else self.proxy.delete(uid))
+        else:
+            here = wanted is None or same_place(wanted, step.pod)
+            netns_fd = self.netns_of(uid) if here else None
+            if not step.add:
+                await self.blocking(self.hands.remove, step.layer, step.pod, netns_fd)
+            elif netns_fd is not None:
+                await self.blocking(self.hands.add, step.layer, step.pod, netns_fd)
+            else:
+                return  # withdrawn, or moved, while this was on its way
+        self._actual = after(self._actual, step)
+
+    def _settle(self, uid: str, failure: str) -> None:
+        self._settled.set()
+        self._settled = asyncio.Event()
+        wanted, present = self._desired.get(uid), self._actual.get(uid)
+        if failure:
+            self._fail(uid, failure)
+            return
+        self._failures.pop(uid, None)
+        self._pauses.pop(uid, None)
+        if self._plan(uid):
+            self._schedule(uid, RETRY_FIRST_S)
+        elif wanted is not None:
+            if uid not in self._inside:
+                self._on_change(wanted, True)
+            self._inside[uid] = wanted
+        elif present is None:
+            self._drop_place(uid)
+            self._due.pop(uid, None)
+            if uid in self._inside:
+                self._on_change(self._inside.pop(uid), False)
+
+    def _fail(self, uid: str, reason: str) -> None:
+        pod = self._desired.get(uid) or self._actual[uid].pod
+        if self._failures.get(uid) != reason:
+            _log.warning("pod %s: %s", pod, reason)
+        self._failures[uid] = reason
+        pause = self._pauses.get(uid, RETRY_FIRST_S)
+        self._pauses[uid] = min(pause * 2, RETRY_LONGEST_S)
+        self._schedule(uid, pause)
+
+    def _schedule(self, uid: str, pause_s: float) -> None:
+        self._due[uid] = asyncio.get_running_loop().time() + pause_s
+        self._wake.set()
+
+
+def _announcement(pod: Pod) -> Announcement:
+    return Announcement(pod.uid, pod.request.namespace, pod.request.name, pod.request.service_account)
