@@ -1,0 +1,193 @@
+"""Outgoing connections: sockets made inside a pod's network namespace, marked, and connected without waiting."""
+
+import errno
+import logging
+import os
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
+
+from mesh.workload import Address
+from wire.netns import entered
+from ztunnel.channel import Flag
+from ztunnel.loop import OUT, Deadlines, Loop
+
+# Not in Python's socket module.
+_IP_TRANSPARENT, _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 19, 15, 24
+_IPV6_TRANSPARENT, _IPV6_FREEBIND = 75, 78
+_SO_ORIGINAL_DST = 80
+KEEPALIVE_S, KEEPALIVE_PROBES = 180, 9
+_log = logging.getLogger("ztunnel.worker")
+
+
+class Owner(Protocol):
+    """Who wants a connection."""
+
+    def connected(self, sock: socket.socket) -> None:
+        """It is there; the owner has the socket now."""
+
+    def not_connected(self, flag: Flag, error: str) -> None:
+        """It is not, and will not be."""
+
+
+class Netns:
+    """A pod's network namespace, where its sockets are born."""
+
+    def __init__(self, fd: int, home_fd: int, mark: int) -> None:
+        self.fd = fd
+        self._home_fd = home_fd
+        self._mark = mark
+
+    def make_socket(self, family: int, source: Address | None) -> socket.socket:
+        """A non-blocking TCP socket; with a `source`, bound to that address although it may be another host's.
+
+        A source that cannot be had costs the address, not the connection, as in Istio's ztunnel.
+        """
+        with entered(self.fd, self._home_fd):
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+            set_tcp_options(sock)
+            if source is not None:
+                self._bind_foreign(sock, family, source)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _bind_foreign(self, sock: socket.socket, family: int, source: Address) -> None:
+        try:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+                sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            # The port is chosen at connect, where it need only be unique for one destination.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((str(source), 0))
+        except OSError as error:
+            _log.warning("cannot keep the source address %s: %s", source, error)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.fd)
+
+
+def set_tcp_options(sock: socket.socket) -> None:
+    """What every connection gets; a listener hands it on to what it accepts."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+class Dial:
+    """One connection in the making; owns its socket until it hands it over."""
+
+    def __init__(
+        self, loop: Loop, deadlines: Deadlines, owner: Owner, sock: socket.socket, address: Address, port: int
+    ) -> None:
+        self._loop = loop
+        self._deadlines = deadlines
+        self._owner = owner
+        self._sock: socket.socket | None = sock
+        self._where = (str(address), port)
+
+    def start(self) -> None:
+        """Connect. The owner may be called before this returns: within one machine a connection is there at once."""
+        sock = self._sock
+        assert sock is not None
+        error = sock.connect_ex(self._where)
+        if error == errno.EINPROGRESS and not _has_peer(sock):
+            self._deadlines.add(self, self._loop.now, self._timed_out)
+            self._loop.watch(sock.fileno(), OUT, self)
+        elif error in (0, errno.EINPROGRESS):
+            self._sock = None
+            self._owner.connected(sock)
+        else:
+            self._fail(error)
+
+    def on_event(self, _events: int) -> None:
+        """The connection is there, or refused."""
+        sock = self._sock
+        if sock is None:
+            return
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._fail(error)
+        elif _has_peer(sock):
+            self._release()
+            self._owner.connected(sock)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+        sock = self._sock
+        if sock is not None:
+            self._release()
+            sock.close()
+
+    def crashed(self, error: Exception) -> None:
+        """See ztunnel.loop.Handler."""
+        self.cancel()
+        self._owner.not_connected("-", f"internal error: {error}")
+
+    def _timed_out(self) -> None:
+        self.cancel()
+        host, port = self._where
+        self._owner.not_connected(
+            "NETWORK_POLICY",
+            f"connection timed out, maybe a NetworkPolicy is blocking port {port} of {host}",
+        )
+
+    def _fail(self, error: int) -> None:
+        self.cancel()
+        self._owner.not_connected("CONNECT", f"connection failed: {os.strerror(error)} (os error {error})")
+
+    def _release(self) -> None:
+        sock, self._sock = self._sock, None
+        self._deadlines.discard(self)
+        if sock is not None:
+            self._loop.forget(sock.fileno())
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def endpoint(raw: tuple[str, int] | tuple[str, int, int, int]) -> tuple[Address, int]:
+    """A socket address as values; an IPv4 address inside IPv6 is the IPv4 address."""
+    return parse_address(raw[0]), raw[1]
+
+
+def parse_address(text: str) -> Address:
+    """An address of a socket: without its scope, and IPv4 where it is IPv4."""
+    if text.startswith("::ffff:") and "." in text:
+        text = text[7:]
+    if ":" in text:
+        return IPv6Address(socket.inet_pton(socket.AF_INET6, text.partition("%")[0]))
+    return IPv4Address(socket.inet_aton(text))
+
+
+def original_destination(sock: socket.socket) -> tuple[Address, int] | None:
+    """Where the peer meant to connect to, as the redirect recorded it: IPv4 is asked first, then IPv6; None: nobody did."""
+    try:
+        raw = sock.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
+        _, port, address = struct.unpack_from("!HH4s", raw)
+        return IPv4Address(address), port
+    except OSError:
+        pass
+    try:
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
+    except OSError:
+        return None
+    _, port, _, packed = struct.unpack_from("!HHL16s", raw)
+    found = IPv6Address(packed)
+    return found.ipv4_mapped or found, port

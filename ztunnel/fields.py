@@ -1,0 +1,108 @@
+"""Header blocks of one HTTP/2 connection: put together from HEADERS and CONTINUATION, bounded, decoded by `hpack`."""
+
+from hpack import Decoder, Encoder
+from hpack.exceptions import HPACKError, OversizedHeaderListError
+
+from ztunnel.frames import END_HEADERS, HPACK_TABLE_BYTES, PADDED, PRIORITISED, Code, ProtocolError
+
+Fields = list[tuple[bytes, bytes]]
+
+MAX_CONTINUATIONS = 16
+_ENTRY_BYTES = 32
+"""What RFC 7541 adds for each field of a list."""
+_BOMB_FACTOR = 4
+"""A list above its limit costs the stream; above this many times the limit, the connection: decoding stops there."""
+
+
+class FieldReader:
+    """Turns header frames into lists of fields. Owns the connection's HPACK decoding state."""
+
+    def __init__(self, max_list_bytes: int) -> None:
+        self.max_list_bytes = max_list_bytes
+        self.stream_id = 0
+        """The stream whose block is unfinished: only its CONTINUATION may come next."""
+        self.ends_stream = False
+        self._fragments = bytearray()
+        self._continuations = 0
+        self._decoder = Decoder(max_header_list_size=_BOMB_FACTOR * max_list_bytes)
+        self._decoder.max_allowed_table_size = HPACK_TABLE_BYTES
+
+    def begin(self, stream_id: int, flags: int, payload: bytes) -> Fields | None:
+        """Take a HEADERS frame; the fields when they are complete. Raises: ProtocolError."""
+        fragment = strip_padding(payload) if flags & PADDED else payload
+        if flags & PRIORITISED:
+            if len(fragment) < 5:
+                raise ProtocolError(Code.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            if int.from_bytes(fragment[:4], "big") & 0x7FFFFFFF == stream_id:
+                raise ProtocolError(Code.PROTOCOL_ERROR, "stream depends on itself")
+            fragment = fragment[5:]
+        self.stream_id = stream_id
+        self.ends_stream = bool(flags & 0x1)
+        self._continuations = 0
+        self._fragments = bytearray(fragment)
+        return self._finish() if flags & END_HEADERS else None
+
+    def go_on(self, stream_id: int, flags: int, payload: bytes) -> Fields | None:
+        """Take a CONTINUATION frame; the fields when they are complete. Raises: ProtocolError."""
+        if not self.stream_id or stream_id != self.stream_id:
+            raise ProtocolError(Code.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._continuations += 1
+        self._fragments += payload
+        if self._continuations > MAX_CONTINUATIONS or len(self._fragments) > self.max_list_bytes:
+            raise ProtocolError(Code.ENHANCE_YOUR_CALM, "header block beyond its bounds")
+        return self._finish() if flags & END_HEADERS else None
+
+    def _finish(self) -> Fields:
+        self.stream_id = 0
+        block, self._fragments = bytes(self._fragments), bytearray()
+        try:
+            return list(self._decoder.decode(block, raw=True))
+        except OversizedHeaderListError as error:
+            raise ProtocolError(Code.ENHANCE_YOUR_CALM, "header list far beyond its bounds") from error
+        except (HPACKError, IndexError, ValueError) as error:
+            raise ProtocolError(Code.COMPRESSION_ERROR, f"header block: {error}") from error
+
+
+def list_bytes(fields: Fields) -> int:
+    """The size of a list as MAX_HEADER_LIST_SIZE counts it."""
+    return sum(len(name) + len(value) + _ENTRY_BYTES for name, value in fields)
+
+
+def strip_padding(payload: bytes) -> bytes:
+    """The payload of a padded frame without its padding. Raises: ProtocolError when the padding is longer than the frame."""
+    if not payload or payload[0] >= len(payload):
+        raise ProtocolError(Code.PROTOCOL_ERROR, "padding longer than its frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def _literal_length(length: int) -> bytes:
+    """A string length with a 7-bit prefix, not Huffman-coded (RFC 7541, 5.1 and 5.2)."""
+    if length < 127:
+        return bytes((length,))
+    out, rest = bytearray((127,)), length - 127
+    while rest >= 128:
+        out.append(rest & 127 | 128)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A field that no table remembers: right for values that never come again, and 4x cheaper than looking them up."""
+    return b"\0" + _literal_length(len(name)) + name + _literal_length(len(value)) + value
+
+
+class FieldWriter:
+    """Encodes the fields that repeat, through the peer's table; owns the connection's HPACK encoding state."""
+
+    def __init__(self) -> None:
+        self._encoder = Encoder()
+
+    def resize(self, table_bytes: int) -> None:
+        """Follow the peer's HEADER_TABLE_SIZE, up to our own bound."""
+        self._encoder.header_table_size = min(table_bytes, HPACK_TABLE_BYTES)
+
+    def encode(self, fields: Fields) -> bytes:
+        """Encode in the given order."""
+        block: bytes = self._encoder.encode(fields, huffman=False)
+        return block

@@ -1,0 +1,166 @@
+"""The CONNECT requests of HBONE: who wants what on whose behalf, as header fields.
+
+Order on the wire: :method, :authority, baggage, forwarded, traceparent. What repeats from stream to stream comes first and
+goes through the HPACK table; what never repeats follows as literals. Source: facts of Istio's ztunnel, section 4.2.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
+
+from mesh.workload import Address, Workload
+from ztunnel.fields import Fields, literal
+
+HBONE_PORT = 15008
+RESERVED_PORTS = frozenset({15001, 15006, 15008})
+MAX_PORT = 65535
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~*-]+)(?::([0-9]*))?")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_PSEUDO = {b":method", b":authority", b":scheme", b":path", b":protocol"}
+_WORKLOAD_TYPES = {"deployment", "cronjob", "pod", "job"}
+_TRACEPARENT_LENGTH = 55
+
+
+class Malformed(ValueError):
+    """Not a request at all: the stream is reset with PROTOCOL_ERROR."""
+
+
+class BadRequest(ValueError):
+    """A request, but none that a proxy can serve: status 400."""
+
+
+class Authority(NamedTuple):
+    """The target of a CONNECT."""
+
+    host: Address | str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if isinstance(self.host, IPv6Address) else f"{self.host}:{self.port}"
+
+
+class ConnectRequest(NamedTuple):
+    """A CONNECT as the server reads it."""
+
+    authority: Authority
+    forwarded_host: str
+    """The service that the client meant; empty when it did not say."""
+
+
+def parse_authority(text: str) -> Authority:
+    """Read `ip:port`, `[v6]:port` or `hostname:port`.
+
+    Raises: Malformed for what no URI allows; BadRequest without a port, or with one beyond 65535.
+    """
+    match = _AUTHORITY.fullmatch(text) if len(text) <= 512 else None
+    if match is None:
+        raise Malformed(f"authority {text[:64]!r}")
+    host, port = match.groups()
+    if not port or len(port) > 5 or int(port) > MAX_PORT:
+        raise BadRequest(f"authority {text[:64]!r}: no port from 0 to {MAX_PORT}")
+    bare = host[1:-1] if host.startswith("[") else host
+    try:
+        return Authority(ip_address(bare), int(port))
+    except ValueError:
+        if bare is not host:
+            raise Malformed(f"authority {text[:64]!r}") from None
+        return Authority(host, int(port))
+
+
+def read_request(fields: Fields) -> ConnectRequest:
+    """Read the fields of a new stream. Raises: Malformed, BadRequest."""
+    pseudo: dict[bytes, bytes] = {}
+    forwarded = b""
+    regular = False
+    for name, value in fields:
+        if name.startswith(b":"):
+            if regular or name in pseudo or name not in _PSEUDO:
+                raise Malformed(f"pseudo field {name[:32]!r}")
+            pseudo[name] = value
+        else:
+            regular = True
+            if not _NAME.fullmatch(name) or b"\n" in value or b"\r" in value or b"\0" in value:
+                raise Malformed(f"field {name[:32]!r}")
+            if name == b"forwarded":
+                forwarded = value
+    method = pseudo.get(b":method")
+    if not method:
+        raise Malformed("no method")
+    if method != b"CONNECT":
+        raise BadRequest(f"method {method[:16]!r}")
+    if len(pseudo) != 2 or not pseudo.get(b":authority"):
+        raise Malformed("CONNECT has :method and :authority and no other pseudo field")
+    try:
+        authority = parse_authority(pseudo[b":authority"].decode("ascii"))
+    except UnicodeDecodeError:
+        raise Malformed("authority is not ASCII") from None
+    return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "")
+
+
+def forwarded_host(value: bytes) -> str:
+    """The `host` parameter of a `forwarded` field, without quotes; empty when there is none or it is not ASCII."""
+    for part in value.split(b","):
+        for pair in part.split(b";"):
+            name, _, text = pair.partition(b"=")
+            if name.strip().lower() == b"host" and text.isascii():
+                return text.decode().strip().strip('"')
+    return ""
+
+
+def repeating_fields(authority: Authority, baggage: bytes) -> Fields:
+    """The fields of a request that are the same for every stream to the same target."""
+    return [(b":method", b"CONNECT"), (b":authority", str(authority).encode()), (b"baggage", baggage)]
+
+
+def single_fields(source: tuple[Address, int], hostname: str, trace: bytes) -> bytes:
+    """The fields of one request alone, encoded; `trace` is 24 random bytes."""
+    address, port = source
+    forwarded = f'for="{Authority(address, port)}"' + (f";host={hostname}" if hostname else "")
+    digits = trace.hex()
+    return literal(b"forwarded", forwarded.encode()) + literal(b"traceparent", f"00-{digits[:32]}-{digits[32:]}-00".encode())
+
+
+def response_fields(status: int, baggage: bytes = b"") -> Fields:
+    """The fields of a response."""
+    fields = [(b":status", str(status).encode())]
+    return [*fields, (b"baggage", baggage)] if baggage else fields
+
+
+def read_status(fields: Fields) -> int:
+    """The status of a response; 0 when it has none that is a number."""
+    for name, value in fields:
+        if name == b":status" and len(value) == 3 and value.isdigit():
+            return int(value)
+    return 0
+
+
+def baggage_of(workload: Workload) -> bytes:
+    """Who a workload is, for the other side's telemetry. Empty values are left out; nothing is percent-encoded."""
+    kind = workload.workload_type if workload.workload_type in _WORKLOAD_TYPES else ""
+    pairs = (
+        ("k8s.cluster.name", workload.cluster_id),
+        ("k8s.namespace.name", workload.namespace),
+        (f"k8s.{kind}.name", workload.workload_name if kind else ""),
+        ("service.name", workload.canonical_name),
+        ("service.version", workload.canonical_revision),
+        ("cloud.region", workload.locality.region),
+        ("cloud.availability_zone", workload.locality.zone),
+    )
+    return ",".join(f"{name}={value}" for name, value in pairs if value).encode("ascii", "replace")
+
+
+def parse_baggage(values: Iterable[bytes]) -> Mapping[str, str]:
+    """Merge several baggage fields; empty values count as absent, whatever is not `name=value` is skipped."""
+    found: dict[str, str] = {}
+    for value in values:
+        for pair in value.decode("ascii", "replace").split(","):
+            name, separator, text = pair.partition("=")
+            if separator and text.strip():
+                found[name.strip()] = text.strip()
+    return found
+
+
+def accepted_traceparent(value: bytes) -> bool:
+    """Whether a traceparent is passed on; any other is replaced."""
+    return len(value) == _TRACEPARENT_LENGTH

@@ -1,0 +1,314 @@
+"""One HTTP/2 connection of HBONE, without I/O: plaintext bytes in, calls on streams out, frames to send in `out`.
+
+The receiving half is ztunnel.intake; here is what frames mean, and what the owner and its streams can do. What we send goes
+into `out` (small frames) and is written by the owner once per turn of its loop. A stream that sends DATA does so itself
+(see ztunnel.stream): it takes the room from both windows and writes its header in front of its payload.
+
+Source: RFC 9113; facts of Istio's ztunnel for sizes, timing and the shutdown sequence.
+"""
+
+from ztunnel import frames
+from ztunnel.allowance import Allowance
+from ztunnel.fields import Fields, FieldWriter, list_bytes, strip_padding
+from ztunnel.flow import Owner, Stream
+from ztunnel.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    MAX_STREAM_ID,
+    MAX_WINDOW,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Code,
+    ProtocolError,
+    Setting,
+)
+from ztunnel.intake import Intake
+
+PING_INTERVAL_S = 10.0
+PING_TIMEOUT_S = 20.0
+_BYTES_PER_WINDOW_UPDATE = 256
+"""A peer that acknowledges every few bytes earns its WINDOW_UPDATEs by what we send it."""
+
+
+class Connection(Intake):
+    """Both roles of one connection."""
+
+    def __init__(self, server: bool, owner: Owner, now: float) -> None:
+        super().__init__(server, now)
+        self.owner = owner
+        self.window = self._initial_window = frames.DEFAULT_WINDOW
+        self.chunk = frames.MIN_MAX_FRAME_BYTES
+        """Largest DATA payload that the peer accepts from us."""
+        self.blocked: dict[Stream, None] = {}
+        """Streams that wait for a window, in order."""
+        self.reopened = False
+        """A window opened: the owner lets `blocked` streams go on when it has finished reading."""
+        self.max_streams = frames.CLIENT_STREAMS
+        self.draining = False
+        """No new streams, by either side's GOAWAY."""
+        self.writer = FieldWriter()
+        self._granted = frames.DEFAULT_WINDOW
+        self._paid = 0
+        self._goaway_sid = MAX_STREAM_ID
+        self._peer_left = False
+        self._next_ping = now + PING_INTERVAL_S
+        self._ping_sent = 0.0
+        self._resets = Allowance(200, 20)
+        self._refusals = Allowance(128, 16)
+        self._windows = Allowance(4096, 256)
+
+    def dispatch(self, kind: int, sid: int, payload: bytes) -> None:
+        """Take a whole frame that is not plain DATA. Raises: ProtocolError."""
+        if kind == DATA:
+            self._padded_data(payload)
+        elif kind in (HEADERS, CONTINUATION):
+            take = self._reader.begin if kind == HEADERS else self._reader.go_on
+            fields = take(sid, self._flags, payload)
+            if fields is not None:
+                self._headers(sid, fields)
+        elif kind == WINDOW_UPDATE:
+            self._window_update(sid, frames.read_u32(payload))
+        elif kind == SETTINGS:
+            self._settings(payload)
+        elif kind == PING:
+            self._ping(payload)
+        elif kind == RST_STREAM:
+            self._rst_stream(sid, frames.read_code(payload))
+        elif kind == GOAWAY:
+            self._goaway(payload)
+
+    def _padded_data(self, payload: bytes) -> None:
+        data = strip_padding(payload)
+        stream = self.streams.get(self._sid)
+        if stream is None:
+            self.discarded(len(payload))
+            return
+        self._stream = stream
+        padding = len(payload) - len(data)
+        self.delivered(stream, padding + (stream.take(memoryview(data)) if data else 0))
+        if self._flags & END_STREAM and self._stream is stream:
+            self.end_of_peer(stream)
+        self._stream = None
+
+    def _headers(self, sid: int, fields: Fields) -> None:
+        ended = self._reader.ends_stream
+        stream = self.streams.get(sid)
+        if stream is not None and (self.server or stream.answered):
+            if not ended or stream.remote_closed:
+                raise ProtocolError(Code.PROTOCOL_ERROR, f"second HEADERS on stream {sid}")
+            self.end_of_peer(stream)  # trailers: nothing in them for us
+        elif stream is not None:
+            stream.answered = True
+            stream.peer_answered(fields)
+            if ended and self.streams.get(sid) is stream:
+                self.end_of_peer(stream)
+        elif not self._is_idle(sid):
+            if not ended:
+                raise ProtocolError(Code.STREAM_CLOSED, f"HEADERS on closed stream {sid}")
+            self._spend(self._control, "HEADERS on closed streams")
+        elif not self.server or not sid & 1:
+            raise ProtocolError(Code.PROTOCOL_ERROR, f"HEADERS on stream {sid}")
+        else:
+            self._request(sid, fields, ended)
+
+    def _request(self, sid: int, fields: Fields, ended: bool) -> None:
+        self.last_sid = sid
+        if sid > self._goaway_sid:
+            return  # sent after our final GOAWAY: the peer knows that nobody answers
+        if len(self.streams) >= frames.SERVER_STREAMS:
+            self.refuse(sid, Code.REFUSED_STREAM)
+        elif list_bytes(fields) > self._reader.max_list_bytes:
+            self.refuse(sid, Code.PROTOCOL_ERROR)
+        else:
+            stream = self.owner.requested(sid, fields)
+            if stream is not None and ended and self.streams.get(sid) is stream:
+                self.end_of_peer(stream)
+
+    def end_of_peer(self, stream: Stream) -> None:
+        """Take the peer's END_STREAM."""
+        stream.remote_closed = True
+        if stream.local_closed:
+            self._drop(stream)
+        stream.peer_ended()
+
+    def _settings(self, payload: bytes) -> None:
+        if self._flags & ACK:
+            if payload:
+                raise ProtocolError(Code.FRAME_SIZE_ERROR, "SETTINGS ack with a payload")
+            return
+        for number, value in frames.read_settings(payload):
+            if number == Setting.INITIAL_WINDOW_SIZE:
+                self._move_windows(value - self._initial_window)
+                self._initial_window = value
+            elif number == Setting.MAX_FRAME_SIZE:
+                self.chunk = min(value, frames.SEND_FRAME_BYTES)
+            elif number == Setting.MAX_CONCURRENT_STREAMS:
+                self.max_streams = min(value, frames.CLIENT_STREAMS)
+            elif number == Setting.HEADER_TABLE_SIZE:
+                self.writer.resize(value)
+            elif number == Setting.ENABLE_PUSH and value and not self.server:
+                raise ProtocolError(Code.PROTOCOL_ERROR, "a server enables push")
+        self.ready = True
+        self.out += frames.SETTINGS_ACK
+
+    def _move_windows(self, change: int) -> None:
+        for stream in self.streams.values():
+            stream.window += change
+            if stream.window > MAX_WINDOW:
+                raise ProtocolError(Code.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE overflows a stream")
+        self.reopened = True
+
+    def _window_update(self, sid: int, increment: int) -> None:
+        sent = self._granted - self.window
+        self._windows.earn((sent - self._paid) / _BYTES_PER_WINDOW_UPDATE)
+        self._paid = sent
+        self._spend(self._windows, "WINDOW_UPDATEs")
+        if not increment:
+            raise ProtocolError(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+        if not sid:
+            self.window += increment
+            self._granted += increment
+            overflows = self.window > MAX_WINDOW
+        else:
+            stream = self.streams.get(sid)
+            if stream is None:
+                if self._is_idle(sid):
+                    raise ProtocolError(Code.PROTOCOL_ERROR, f"WINDOW_UPDATE on idle stream {sid}")
+                return
+            stream.window += increment
+            overflows = stream.window > MAX_WINDOW
+        if overflows:
+            raise ProtocolError(Code.FLOW_CONTROL_ERROR, f"WINDOW_UPDATE overflows the window of stream {sid}")
+        self.reopened = True
+
+    def _ping(self, payload: bytes) -> None:
+        if not self._flags & ACK:
+            self.out += frames.frame(PING, ACK, 0, payload)
+        elif payload == frames.PING_PAYLOAD:
+            self._ping_sent = 0.0
+        elif payload == frames.DRAIN_PAYLOAD and self.draining and self._goaway_sid == MAX_STREAM_ID:
+            self._goaway_sid = self.last_sid
+            self.out += frames.goaway(self.last_sid, Code.NO_ERROR)
+
+    def _rst_stream(self, sid: int, code: int) -> None:
+        stream = self.streams.get(sid)
+        if stream is None:
+            if self._is_idle(sid):
+                raise ProtocolError(Code.PROTOCOL_ERROR, f"RST_STREAM on idle stream {sid}")
+            self._spend(self._resets, "resets")
+            return
+        if self.server and not stream.answered:
+            self._spend(self._resets, "resets before an answer")
+        self._drop(stream)
+        stream.peer_reset(code)
+
+    def _goaway(self, payload: bytes) -> None:
+        if len(payload) < 8:
+            raise ProtocolError(Code.FRAME_SIZE_ERROR, "GOAWAY too short")
+        self.draining = self._peer_left = True
+        last = frames.read_u32(payload)
+        if not self.server:
+            for stream in [one for one in self.streams.values() if one.sid > last]:
+                self._drop(stream)
+                stream.peer_reset(Code.REFUSED_STREAM)
+        self.owner.retired()
+
+    # --- what the owner and its streams do
+
+    @property
+    def room(self) -> int:
+        """How many more requests the connection takes now."""
+        if self.draining or self.next_sid > MAX_STREAM_ID >> 1:
+            return 0
+        return max(0, self.max_streams - len(self.streams))
+
+    def request(self, stream: Stream, repeating: Fields, once: bytes) -> None:
+        """Open a stream: `repeating` goes through the HPACK table, `once` is encoded already and follows it."""
+        stream.sid = self.next_sid
+        self.next_sid += 2
+        stream.window = self._initial_window
+        self.streams[stream.sid] = stream
+        self.out += frames.frame(HEADERS, END_HEADERS, stream.sid, self.writer.encode(repeating) + once)
+
+    def adopt(self, stream: Stream, sid: int) -> None:
+        """Give a requested stream its place."""
+        stream.sid = sid
+        stream.window = self._initial_window
+        self.streams[sid] = stream
+
+    def answer(self, stream: Stream, fields: Fields) -> None:
+        """Accept a request."""
+        stream.answered = True
+        self.out += frames.frame(HEADERS, END_HEADERS, stream.sid, self.writer.encode(fields))
+
+    def reject(self, sid: int, fields: Fields) -> None:
+        """Answer a request with a final status and no stream: HEADERS that end it, then RST_STREAM as its own side is open."""
+        self._spend(self._refusals, "refused requests", 0.1)
+        stream = self.streams.get(sid)
+        self.out += frames.frame(HEADERS, END_HEADERS | END_STREAM, sid, self.writer.encode(fields))
+        if stream is None or not stream.remote_closed:
+            self.out += frames.rst_stream(sid, Code.NO_ERROR)
+        if stream is not None:
+            self._drop(stream)
+
+    def refuse(self, sid: int, code: Code) -> None:
+        """Reset a request that never became a stream."""
+        self._spend(self._refusals, "refused streams")
+        self.out += frames.rst_stream(sid, code)
+
+    def end(self, stream: Stream) -> None:
+        """No more bytes from us."""
+        self.out += frames.frame(DATA, END_STREAM, stream.sid)
+        stream.local_closed = True
+        if stream.remote_closed:
+            self._drop(stream)
+
+    def reset(self, stream: Stream, code: Code) -> None:
+        """Give a stream up."""
+        if self.streams.get(stream.sid) is stream:
+            self.out += frames.rst_stream(stream.sid, code)
+            self._drop(stream)
+
+    def _drop(self, stream: Stream) -> None:
+        del self.streams[stream.sid]
+        self.blocked.pop(stream, None)
+        if self._stream is stream:
+            self._stream = None
+        self.owner.retired()
+
+    def tick(self, now: float) -> bool:
+        """Send a keep-alive PING when it is due; False when the last one was never answered."""
+        if self._ping_sent and now >= self._ping_sent + PING_TIMEOUT_S:
+            return False
+        if now >= self._next_ping:
+            self._next_ping = now + PING_INTERVAL_S
+            if not self._ping_sent:
+                self._ping_sent = now
+                self.out += frames.frame(PING, 0, 0, frames.PING_PAYLOAD)
+        return True
+
+    def drain(self) -> None:
+        """Say that no new streams are wanted, and ask how far the peer had got: the second GOAWAY follows its answer."""
+        if not self.draining:
+            self.draining = True
+            self.out += frames.goaway(MAX_STREAM_ID, Code.NO_ERROR)
+            self.out += frames.frame(PING, 0, 0, frames.DRAIN_PAYLOAD)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is open, and nothing new will be: the owner closes."""
+        if not self.draining or self.streams:
+            return False
+        return not self.server or self._peer_left or self._goaway_sid != MAX_STREAM_ID
+
+    def fail(self, code: Code) -> None:
+        """Queue the GOAWAY of a connection that ends now."""
+        self.draining = True
+        self.out += frames.goaway(self.last_sid, code)

@@ -1,0 +1,371 @@
+"""Connections to this node's pods: HBONE from other proxies (15008) and plain text (15006).
+
+The order of checks is fixed: who is it (TLS), what does it want (400, 503), may it (401), is the application there (503),
+and only then 200. A plain connection is only asked whether it may.
+"""
+
+import socket
+
+from mesh.identity import Identity
+from mesh.policy import Connection
+from mesh.workload import Address, Service, Workload
+from ztunnel.channel import ConnectionRecord, Flag
+from ztunnel.dial import Dial, endpoint, original_destination
+from ztunnel.fields import Fields
+from ztunnel.flow import Stream
+from ztunnel.frames import Code
+from ztunnel.gate import Rejected, admit, service_of
+from ztunnel.hbone import (
+    RESERVED_PORTS,
+    Authority,
+    BadRequest,
+    ConnectRequest,
+    Malformed,
+    baggage_of,
+    read_request,
+    response_fields,
+)
+from ztunnel.ledger import DENIED, SocketAddress, Tracked
+from ztunnel.passthrough import Passthrough
+from ztunnel.pod import Pod
+from ztunnel.stream import TunnelStream
+from ztunnel.tls import Credentials, check_client
+from ztunnel.tunnel import Tunnel, reset_on_close
+
+
+def accept_hbone(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
+    """A proxy connects to 15008: greet it as the pod's own identity, as soon as both are known."""
+    Arrival(pod, sock, peer, endpoint(sock.getsockname())).start()
+
+
+class Arrival:
+    """One inbound tunnel and where it came from."""
+
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, local: SocketAddress) -> None:
+        self.pod = pod
+        self.peer = peer
+        self.local = local
+        self._sock: socket.socket | None = sock
+        self._identity: Identity | None = None
+        self._trust_domain = ""
+
+    def start(self) -> None:
+        """Find the pod's workload, then its certificate, then greet."""
+        self.pod.guests[self] = None
+        self.pod.node.when_known(self, self._try_workload, self._no_workload)
+
+    def _try_workload(self) -> bool:
+        workload = self.pod.workload()
+        if workload is None:
+            return False
+        self._identity = workload.identity
+        self._trust_domain = workload.trust_domain
+        vault = self.pod.node.vault
+        credentials = vault.find(workload.identity)
+        if credentials is not None:
+            self._greet(credentials)
+        else:
+            vault.wait(workload.identity, self, self._greet)
+        return True
+
+    def _no_workload(self) -> None:
+        self.turn_away("IDENTITY_ERROR", f"unknown destination: no workload for pod {self.pod.namespace}/{self.pod.name}")
+
+    def _greet(self, credentials: Credentials | str) -> None:
+        node, sock = self.pod.node, self._sock
+        if sock is None:
+            return
+        if isinstance(credentials, str):
+            self.turn_away("IDENTITY_ERROR", credentials)
+            return
+        self._sock = None
+        tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes)
+        self.pod.guests.pop(self, None)
+        self.pod.tunnels[tunnel] = None
+        node.add_tunnel(tunnel, inbound=True)
+
+    def turn_away(self, flag: Flag, error: str) -> None:
+        """Close before anything was said."""
+        sock, self._sock = self._sock, None
+        node = self.pod.node
+        self.pod.guests.pop(self, None)
+        node.forget_waiter(self)
+        if self._identity is not None:
+            node.vault.forget_waiter(self._identity, self)
+        if sock is not None:
+            reset_on_close(sock)
+            sock.close()
+            node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error)
+
+    # --- what the tunnel asks
+
+    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+        """See ztunnel.tunnel.Owner."""
+        return check_client(names, self._trust_domain)
+
+    def established(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel.Owner."""
+
+    def retired(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel.Owner."""
+
+    def closed(self, tunnel: Tunnel, flag: Flag, error: str) -> None:
+        """See ztunnel.tunnel.Owner."""
+        node = self.pod.node
+        node.remove_tunnel(tunnel)
+        self.pod.tunnels.pop(tunnel, None)
+        if error and not (tunnel.http.ready and tunnel.lost_streams):
+            node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error)
+
+    def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
+        """See ztunnel.tunnel.Owner."""
+        try:
+            request = read_request(fields)
+        except Malformed as error:
+            tunnel.http.refuse(sid, Code.PROTOCOL_ERROR)
+            self._fail(f"malformed request: {error}")
+            return None
+        except BadRequest as error:
+            self._reject(tunnel, sid, 400, str(error))
+            return None
+        node = self.pod.node
+        workload = self.pod.workload()
+        if workload is None:
+            self._reject(tunnel, sid, 503, "unknown destination")
+            return None
+        if not node.has_room():
+            node.refused += 1
+            self._reject(tunnel, sid, 503, "too many connections")
+            return None
+        node.used(tunnel)
+        outcome = admit(node.inventory, node.config.network, workload, self.local[0], request)
+        if isinstance(outcome, Rejected):
+            self._reject(tunnel, sid, outcome.status, outcome.reason)
+            return None
+        return InboundRequest(self, tunnel, workload, request, outcome.service).start(sid, outcome.port)
+
+    def _reject(self, tunnel: Tunnel, sid: int, status: int, reason: str) -> None:
+        tunnel.http.reject(sid, response_fields(status))
+        self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        self.pod.node.fail_early(self.pod.uid, "inbound", self.peer, self.local, "CONNECT", reason)
+
+
+class _Inbound(Tracked):
+    """What both kinds share: policy, then the application's own socket."""
+
+    __slots__ = ("_dial", "pod")
+
+    def __init__(self, pod: Pod, record: ConnectionRecord, workload: Workload, port: int) -> None:
+        super().__init__(pod.node.ledger, record)
+        self.pod = pod
+        self._dial: Dial | None = None
+        self.workload = workload
+        self.subject = Connection(record.source[0], record.source_identity, record.destination[0], port)
+
+    def check(self) -> str:
+        """Register, then ask the policies; why not, or nothing."""
+        self.pod.connections[self] = None
+        self.ledger.register(self)
+        verdict = self.ledger.judge(self)
+        return "" if verdict.allowed else DENIED + verdict.reason
+
+    def dial(self, address: Address, port: int) -> None:
+        """Connect to the application, from the client's own address where that is possible."""
+        node = self.pod.node
+        client = self.record.source[0]
+        source = client if node.config.keep_source_address and client != address and client.version == address.version else None
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            sock = self.pod.netns.make_socket(family, source)
+        except OSError as error:
+            self.not_connected("CONNECT", f"cannot make a socket: {error}")
+            return
+        self._dial = Dial(node.loop, node.dials, self, sock, address, port)
+        self._dial.start()
+
+    def connected(self, sock: socket.socket) -> None:
+        """See ztunnel.dial.Owner."""
+        raise NotImplementedError
+
+    def not_connected(self, flag: Flag, error: str) -> None:
+        """See ztunnel.dial.Owner."""
+        raise NotImplementedError
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """See ztunnel.ledger.Tracked."""
+        if self._dial is not None:
+            self._dial.cancel()
+            self._dial = None
+        self.pod.connections.pop(self, None)
+        super().ended(flag, error)
+
+
+class InboundRequest(_Inbound):
+    """One CONNECT stream to an application of this node."""
+
+    __slots__ = ("_baggage", "_stream", "_tunnel")
+
+    def __init__(
+        self, arrival: Arrival, tunnel: Tunnel, workload: Workload, request: ConnectRequest, service: Service | None
+    ) -> None:
+        node = arrival.pod.node
+        source = node.inventory.workload_by_address(node.config.network, arrival.peer[0])
+        record = ConnectionRecord(
+            node.ledger.next_number(),
+            arrival.pod.uid,
+            "inbound",
+            "HBONE",
+            arrival.peer,
+            arrival.local,
+            str(request.authority),
+            source_workload=source.uid if source else "",
+            source_identity=tunnel.peer,
+            destination_workload=workload.uid,
+            destination_identity=workload.identity,
+            destination_service=service.key if service else "",
+        )
+        super().__init__(arrival.pod, record, workload, request.authority.port)
+        self._tunnel = tunnel
+        self._baggage = baggage_of(workload)
+        self._stream: TunnelStream | None = None
+
+    def start(self, sid: int, port: int) -> Stream | None:
+        """Check and connect; the stream, unless it was rejected at once."""
+        record = self.record
+        assert self.subject is not None
+        self.subject = self.subject._replace(port=port)
+        refusal = self.check()
+        if refusal:
+            self._tunnel.http.reject(sid, response_fields(401))
+            self.ended("DENY", refusal)
+            return None
+        self._stream = stream = TunnelStream(self._tunnel, self)
+        self.pump = stream
+        self._tunnel.http.adopt(stream, sid)
+        self.dial(record.destination[0], port)
+        return stream
+
+    def connected(self, sock: socket.socket) -> None:
+        """The application is there: say 200, and move bytes."""
+        self._dial = None
+        stream = self._stream
+        assert stream is not None
+        stream.answer(response_fields(200, self._baggage))
+        self.opened()
+        stream.attach(sock)
+
+    def not_connected(self, flag: Flag, error: str) -> None:
+        """The application is not there: say 503."""
+        self._dial = None
+        stream = self._stream
+        assert stream is not None
+        self._tunnel.http.reject(stream.sid, response_fields(503))
+        self._tunnel.loop.dirty[self._tunnel] = None
+        stream.drop()
+        self.ended(flag, error)
+
+
+def accept_plain(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
+    """Plain text reached the pod: it was meant for the application's port."""
+    local = endpoint(sock.getsockname())
+    if local[1] in RESERVED_PORTS:  # not steered by the kernel: a NAT rule says where it was meant to go, or nobody does
+        meant = original_destination(sock)
+        if meant is None or meant[1] in RESERVED_PORTS:
+            reset_on_close(sock)
+            sock.close()
+            pod.node.fail_early(pod.uid, "inbound", peer, local, "CONNECT", f"self call to {Authority(*local)}")
+            return
+        local = meant
+    PlainArrival(pod, sock, peer, local).start()
+
+
+class PlainArrival:
+    """A plain connection that waits until its pod's workload is known."""
+
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, local: SocketAddress) -> None:
+        self.pod = pod
+        self._sock: socket.socket | None = sock
+        self._peer = peer
+        self._local = local
+
+    def start(self) -> None:
+        """Go on when the workload is known."""
+        self.pod.guests[self] = None
+        self.pod.node.when_known(self, self._try_workload, self._no_workload)
+
+    def _try_workload(self) -> bool:
+        workload = self.pod.workload()
+        if workload is None or self._sock is None:
+            return self._sock is None
+        sock, self._sock = self._sock, None
+        self.pod.guests.pop(self, None)
+        InboundPlain(self.pod, sock, self._peer, self._local, workload).start()
+        return True
+
+    def _no_workload(self) -> None:
+        self.turn_away("-", f"unknown destination: no workload for pod {self.pod.namespace}/{self.pod.name}")
+
+    def turn_away(self, flag: Flag, error: str) -> None:
+        """Close before anything was said."""
+        sock, self._sock = self._sock, None
+        self.pod.guests.pop(self, None)
+        self.pod.node.forget_waiter(self)
+        if sock is not None:
+            reset_on_close(sock)
+            sock.close()
+            self.pod.node.fail_early(self.pod.uid, "inbound", self._peer, self._local, flag, error)
+
+
+class InboundPlain(_Inbound):
+    """One plain connection to an application of this node."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, local: SocketAddress, workload: Workload) -> None:
+        node = pod.node
+        source = node.inventory.workload_by_address(node.config.network, peer[0])
+        service = service_of(node.inventory, workload, local[1])
+        record = ConnectionRecord(
+            node.ledger.next_number(),
+            pod.uid,
+            "inbound",
+            "TCP",
+            peer,
+            local,
+            source_workload=source.uid if source else "",
+            destination_workload=workload.uid,
+            destination_identity=workload.identity,
+            destination_service=service.key if service else "",
+        )
+        super().__init__(pod, record, workload, local[1])
+        self._sock: socket.socket | None = sock
+
+    def start(self) -> None:
+        """Check, then connect to where the client meant."""
+        refusal = self.check()
+        if refusal:
+            self.ended("DENY", refusal)
+        else:
+            self.dial(*self.record.destination)
+
+    def connected(self, sock: socket.socket) -> None:
+        """The application is there: move bytes."""
+        self._dial = None
+        client, self._sock = self._sock, None
+        assert client is not None
+        self.pump = Passthrough(self.pod.node.loop, self, sock, client)
+
+    def not_connected(self, flag: Flag, error: str) -> None:
+        """The application is not there: neither is the connection."""
+        self._dial = None
+        self.ended(flag, error)
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """See ztunnel.ledger.Tracked."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            reset_on_close(sock)
+            sock.close()
+        super().ended(flag, error)

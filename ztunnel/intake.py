@@ -1,0 +1,243 @@
+"""The receiving half of an HTTP/2 connection: plaintext in, DATA to its stream while it arrives, all else collected whole.
+
+Theory of operation. `receive` walks over what TLS decrypted. A DATA frame is handed on while it arrives, in parts, to the
+`take` of its stream, which says how many bytes left for the application at once; only those, and what is `delivered` later,
+reopen windows. So a slow application stops its own stream at 4 MiB and the connection at 16 MiB, and nothing else in here
+holds payload. All other frames are small: they are collected against a bound and handed to `dispatch`.
+
+A peer with a valid certificate may still be hostile. Everything it can make us do that moves no bytes has an allowance;
+the connection that overdraws one ends with ENHANCE_YOUR_CALM. Every violation raises ProtocolError, and costs the peer this
+connection and nothing else.
+"""
+
+from abc import ABC, abstractmethod
+
+from ztunnel import frames
+from ztunnel.allowance import Allowance
+from ztunnel.fields import FieldReader
+from ztunnel.flow import Stream
+from ztunnel.frames import (
+    CONTINUATION,
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADER_BYTES,
+    HEADERS,
+    MAX_FRAME_BYTES,
+    MAX_WINDOW,
+    PADDED,
+    PING,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Code,
+    ProtocolError,
+)
+
+_HALF_STREAM = frames.STREAM_WINDOW // 2
+_HALF_CONNECTION = frames.CONNECTION_WINDOW // 2
+_CONTROL_BOUNDS = {SETTINGS: 384, PING: 8, RST_STREAM: 4, WINDOW_UPDATE: 4, PRIORITY: 5, GOAWAY: 16 << 10}
+"""Longest payload of each control frame; 64 settings are ten times what anybody sends."""
+_EXACT = {PING, RST_STREAM, WINDOW_UPDATE, PRIORITY}
+_ON_CONNECTION = {SETTINGS, PING, GOAWAY}
+_ON_STREAM = {HEADERS, PRIORITY, RST_STREAM, CONTINUATION}
+_unpack = frames.header.unpack_from
+
+
+class Intake(ABC):
+    """Frames in, and the windows that we grant."""
+
+    def __init__(self, server: bool, now: float) -> None:
+        self.server = server
+        self.now = now
+        self.out = bytearray(frames.SERVER_OPENING if server else frames.CLIENT_OPENING)
+        """Small frames that wait for the owner to write them."""
+        self.streams: dict[int, Stream] = {}
+        self.ready = False
+        """The peer's SETTINGS have come."""
+        self.last_sid = 0
+        self.next_sid = 1
+        self._reader = FieldReader(frames.SERVER_HEADER_BYTES if server else frames.CLIENT_HEADER_BYTES)
+        self._preface = frames.PREFACE if server else b""
+        self._head = b""
+        self._left = self._kind = self._flags = self._sid = 0
+        self._stream: Stream | None = None
+        self._payload: bytearray | None = None
+        self._credit = 0
+        self._receive_window = frames.CONNECTION_WINDOW
+        self._control = Allowance(256, 32)
+        self._empty = Allowance(128, 16)
+
+    def receive(self, view: memoryview, now: float) -> None:
+        """Take plaintext in. Raises: ProtocolError when the connection must end."""
+        self.now = now
+        position, end = 0, len(view)
+        if self._preface:
+            position = self._take_preface(view)
+        while position < end:
+            left = self._left
+            if left:
+                part = view[position : position + left] if left < end - position else view[position:end]
+                count = len(part)
+                position += count
+                self._left = left = left - count
+                stream = self._stream
+                if stream is not None:
+                    taken = stream.take(part)
+                    if taken:
+                        self.delivered(stream, taken)
+                    if not left and self._flags & END_STREAM and self._stream is stream:
+                        self.end_of_peer(stream)
+                else:
+                    self._keep(part, left)
+                continue
+            if self._head or end - position < HEADER_BYTES:
+                position += self._take_head(view[position:])
+                if len(self._head) < HEADER_BYTES:
+                    return
+                high, low, kind, flags, sid = _unpack(self._head)
+                self._head = b""
+            else:
+                high, low, kind, flags, sid = _unpack(view, position)
+                position += HEADER_BYTES
+            self._left = left = high << 8 | low
+            sid &= MAX_WINDOW  # the reserved bit is ignored
+            self._kind, self._flags, self._sid = kind, flags, sid
+            if kind == DATA:
+                self._begin_data(left, flags, sid)
+            else:
+                self._begin_other(left, kind, sid)
+
+    def _keep(self, part: memoryview, left: int) -> None:
+        if self._payload is not None:
+            self._payload += part
+            if not left:
+                self._hand_on()
+        elif self._kind == DATA:
+            self.discarded(len(part))
+
+    def _take_preface(self, view: memoryview) -> int:
+        got = bytes(view[: len(self._preface)])
+        if not self._preface.startswith(got):
+            raise ProtocolError(Code.PROTOCOL_ERROR, "not an HTTP/2 preface")
+        self._preface = self._preface[len(got) :]
+        return len(got)
+
+    def _take_head(self, view: memoryview) -> int:
+        part = bytes(view[: HEADER_BYTES - len(self._head)])
+        self._head += part
+        return len(part)
+
+    def _begin_data(self, length: int, flags: int, sid: int) -> None:
+        self._stream = self._payload = None
+        if self._reader.stream_id or not self.ready or not sid:
+            raise ProtocolError(Code.PROTOCOL_ERROR, "DATA out of place")
+        if length > MAX_FRAME_BYTES:
+            raise ProtocolError(Code.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
+        self._receive_window -= length
+        stream = self.streams.get(sid)
+        if stream is None or stream.remote_closed:
+            self._refuse_data(stream, sid)
+        else:
+            stream.receive_window -= length
+            if stream.receive_window < 0:
+                raise ProtocolError(Code.FLOW_CONTROL_ERROR, f"stream {sid} overflows its window")
+        if self._receive_window < 0:
+            raise ProtocolError(Code.FLOW_CONTROL_ERROR, "DATA overflows the connection's window")
+        if length < 2 and not flags & END_STREAM and (not length or flags & PADDED):
+            self._spend(self._empty, "empty DATA")
+        if flags & PADDED:
+            if not length:
+                raise ProtocolError(Code.FRAME_SIZE_ERROR, "padded DATA without a length")
+            self._payload = bytearray()
+        elif stream is not None and not stream.remote_closed:
+            if length:
+                self._stream = stream
+            elif flags & END_STREAM:
+                self.end_of_peer(stream)
+
+    def _refuse_data(self, stream: Stream | None, sid: int) -> None:
+        if stream is not None:
+            raise ProtocolError(Code.STREAM_CLOSED, f"DATA after the end of stream {sid}")
+        if self._is_idle(sid):
+            raise ProtocolError(Code.PROTOCOL_ERROR, f"DATA on idle stream {sid}")
+        # A stream that we have reset: the peer may not know yet, for a while.
+        self._spend(self._control, "DATA on closed streams", 0.05)
+
+    def _begin_other(self, length: int, kind: int, sid: int) -> None:
+        self._stream = None
+        self._payload = bytearray()
+        if self._reader.stream_id and kind != CONTINUATION:
+            raise ProtocolError(Code.PROTOCOL_ERROR, "header block interrupted")
+        if not self.ready and kind != SETTINGS:
+            raise ProtocolError(Code.PROTOCOL_ERROR, "first frame is not SETTINGS")
+        if length > MAX_FRAME_BYTES:
+            raise ProtocolError(Code.FRAME_SIZE_ERROR, f"frame of {length} bytes")
+        if (kind in _ON_CONNECTION and sid) or (kind in _ON_STREAM and not sid) or kind == PUSH_PROMISE:
+            raise ProtocolError(Code.PROTOCOL_ERROR, f"frame type {kind} on stream {sid}")
+        if kind in (HEADERS, CONTINUATION):
+            if length > self._reader.max_list_bytes:
+                raise ProtocolError(Code.ENHANCE_YOUR_CALM, f"header block of {length} bytes")
+        elif kind in _CONTROL_BOUNDS:
+            self._check_control(length, kind)
+        else:
+            self._payload = None
+            self._spend(self._control, "unknown frames", 1 + length / 4096)
+        if not length and self._payload is not None:
+            self._hand_on()
+
+    def _check_control(self, length: int, kind: int) -> None:
+        bound = _CONTROL_BOUNDS[kind]
+        if kind in _EXACT and length != bound:
+            raise ProtocolError(Code.FRAME_SIZE_ERROR, f"frame type {kind} of {length} bytes")
+        if length > bound:
+            raise ProtocolError(Code.ENHANCE_YOUR_CALM, f"frame type {kind} of {length} bytes")
+        if kind not in (RST_STREAM, WINDOW_UPDATE):
+            self._spend(self._control, f"control frames (type {kind})")
+
+    def _hand_on(self) -> None:
+        payload = bytes(self._payload or b"")
+        self._payload = None
+        self.dispatch(self._kind, self._sid, payload)
+
+    def _spend(self, allowance: Allowance, what: str, cost: float = 1.0) -> None:
+        if not allowance.spend(self.now, cost):
+            raise ProtocolError(Code.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def _is_idle(self, sid: int) -> bool:
+        """A stream id that nobody has used yet."""
+        if self.server:
+            return sid > self.last_sid or not sid & 1
+        return sid >= self.next_sid or not sid & 1
+
+    @abstractmethod
+    def dispatch(self, kind: int, sid: int, payload: bytes) -> None:
+        """Take a whole frame that is not plain DATA. Raises: ProtocolError."""
+
+    @abstractmethod
+    def end_of_peer(self, stream: Stream) -> None:
+        """Take the peer's END_STREAM."""
+
+    def delivered(self, stream: Stream, count: int) -> None:
+        """Bytes of a stream have left for the application."""
+        self._credit += count
+        stream.credit = credit = stream.credit + count
+        if credit > _HALF_STREAM and not stream.remote_closed:
+            self.out += frames.window_update(stream.sid, credit)
+            stream.receive_window += credit
+            stream.credit = 0
+        if self._credit > _HALF_CONNECTION:
+            self._widen()
+
+    def discarded(self, count: int) -> None:
+        """Bytes of a stream that is gone will never be delivered: the connection's window gets them back."""
+        self._credit += count
+        if self._credit > _HALF_CONNECTION:
+            self._widen()
+
+    def _widen(self) -> None:
+        self.out += frames.window_update(0, self._credit)
+        self._receive_window += self._credit
+        self._credit = 0

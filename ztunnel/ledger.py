@@ -1,0 +1,139 @@
+"""The account of this worker's connections: who is open, what moved, how each ended; and who may stay when policy changes."""
+
+import itertools
+import time
+from collections.abc import Callable
+from copy import copy
+from typing import Protocol
+
+from mesh.inventory import PolicyStore
+from mesh.policy import Connection, Verdict, evaluate
+from mesh.workload import Address, Workload
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Flag, FromWorker, Opened, Progress
+
+DENIED = "connection closed due to policy rejection: "
+CHANGED = "connection closed due to policy change: "
+DRAINED = "connection closed due to connection drain"
+
+
+class Pump(Protocol):
+    """What moves a connection's bytes: ztunnel.stream or ztunnel.passthrough."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes from the local workload's socket."""
+
+    @property
+    def received(self) -> int:
+        """Bytes to it."""
+
+    def abort(self, flag: Flag, error: str) -> None:
+        """End both sides now."""
+
+
+class Tracked:
+    """One connection, from its first check to its end. The shells in ztunnel.inbound and ztunnel.outbound derive from it."""
+
+    __slots__ = ("_began_ns", "_told", "ledger", "pump", "record", "subject", "was_open", "workload")
+
+    def __init__(self, ledger: "Ledger", record: ConnectionRecord) -> None:
+        self.ledger = ledger
+        self.record = record
+        self.pump: Pump | None = None
+        self.subject: Connection | None = None
+        """What policies are asked about; None outbound, where none apply."""
+        self.workload: Workload | None = None
+        """The local workload that policies protect."""
+        self.was_open = False
+        self._began_ns = time.monotonic_ns()
+        self._told = (0, 0)
+
+    def opened(self) -> None:
+        """Bytes can flow."""
+        self.was_open = True
+        self.ledger.emit(Opened(copy(self.record)))
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """It is over: write it down."""
+        if self.ledger.open.pop(self.record.number, None) is None:
+            return
+        record = self.record
+        record.flag, record.error = flag, error
+        record.duration_ns = time.monotonic_ns() - self._began_ns
+        self.count()
+        self.pump = None
+        self.ledger.emit(Closed(record, self.was_open))
+
+    def abort(self, flag: Flag, error: str) -> None:
+        """End it from outside, wherever it stands."""
+        if self.pump is not None:
+            self.pump.abort(flag, error)
+        self.ended(flag, error)
+
+    def count(self) -> tuple[int, int, int] | None:
+        """Bring the record's bytes up to date; the change, or None."""
+        if self.pump is not None and self.was_open:
+            now = (self.pump.sent, self.pump.received)
+            if now != self._told:
+                self._told = now
+                self.record.bytes_sent, self.record.bytes_received = now
+                return self.record.number, *now
+        return None
+
+
+class Ledger:
+    """All connections that are being checked, connected or carried."""
+
+    def __init__(self, emit: Callable[[FromWorker], None], policies: PolicyStore) -> None:
+        self.emit = emit
+        self.open: dict[int, Tracked] = {}
+        self._policies = policies
+        self._numbers = itertools.count(1)
+
+    def next_number(self) -> int:
+        """A number for a new record."""
+        return next(self._numbers)
+
+    def register(self, tracked: Tracked) -> None:
+        """From here on a change of policy finds the connection: before its own first check, so that none is missed."""
+        tracked.record.opened_unix_ns = time.time_ns()
+        self.open[tracked.record.number] = tracked
+
+    def judge(self, tracked: Tracked) -> Verdict:
+        """Ask the policies about an inbound connection, and note which one decided."""
+        assert tracked.subject is not None and tracked.workload is not None
+        verdict = evaluate(self._policies.applicable(tracked.workload), tracked.subject)
+        tracked.record.policy = verdict.policy or ""
+        return verdict
+
+    def recheck(self, workload_of: Callable[[str], Workload | None]) -> None:
+        """Judge every inbound connection again, and close what is no longer allowed.
+
+        `workload_of`: a local pod's workload as it is now, by the pod's uid.
+        """
+        for tracked in list(self.open.values()):
+            if tracked.subject is None:
+                continue
+            tracked.workload = workload_of(tracked.record.pod_uid) or tracked.workload
+            verdict = self.judge(tracked)
+            if not verdict.allowed:
+                tracked.abort("DENY", CHANGED + verdict.reason)
+
+    def progress(self) -> None:
+        """Report what moved since the last time."""
+        counts = [change for tracked in self.open.values() if (change := tracked.count()) is not None]
+        if counts:
+            self.emit(Progress(counts))
+
+    def refused_early(self, failure: EarlyFailure) -> None:
+        """A connection failed before anything was known of it."""
+        self.emit(failure)
+
+    def records(self) -> list[ConnectionRecord]:
+        """The open connections, with their bytes so far."""
+        for tracked in self.open.values():
+            tracked.count()
+        return [copy(tracked.record) for tracked in self.open.values() if tracked.was_open]
+
+
+SocketAddress = tuple[Address, int]

@@ -1,0 +1,104 @@
+"""The worker's end of the channel to its supervisor. It never blocks; events may be dropped, replies never."""
+
+import errno
+import socket
+from collections.abc import Callable
+
+from ztunnel.channel import Closed, EarlyFailure, FromWorker, Opened, Progress
+from ztunnel.framing import FrameError, FrameReader, FrameWriter, pack, receive
+from ztunnel.loop import IN, OUT, Loop
+
+BATCH_S = 0.05
+"""Events travel together: one send for all of a moment."""
+MAX_PENDING_BYTES = 8 << 20
+_EVENTS = (Opened, Progress, Closed, EarlyFailure)
+
+
+class Link:
+    """Messages in and out of one socket, which it owns."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, take: Callable[[object, list[int]], None]) -> None:
+        sock.setblocking(False)
+        self._loop = loop
+        self._sock = sock
+        self._take = take
+        self._reader = FrameReader()
+        self._writer = FrameWriter()
+        self._batch = bytearray()
+        self._flush_due = False
+        self._writing = False
+        self.dropped_events = 0
+        loop.watch(sock.fileno(), IN, self)
+
+    def emit(self, message: FromWorker) -> None:
+        """Send a message: events in batches, replies now."""
+        if isinstance(message, _EVENTS):
+            if self._writer.pending_bytes + len(self._batch) > MAX_PENDING_BYTES:
+                self.dropped_events += 1
+                return
+            self._batch += pack(message)
+            if not self._flush_due:
+                self._flush_due = True
+                self._loop.call_at(self._loop.now + BATCH_S, self._flush_batch)
+        else:
+            self._push_batch()
+            self._writer.push(message)
+            self._write()
+
+    def _flush_batch(self) -> None:
+        self._flush_due = False
+        self._push_batch()
+        self._write()
+
+    def _push_batch(self) -> None:
+        if self._batch:
+            self._writer.push_packed(bytes(self._batch))
+            self._batch.clear()
+
+    def _write(self) -> None:
+        try:
+            done = self._writer.flush(self._sock)
+        except OSError:
+            self._loop.running = False  # nobody is there: who serves without its supervisor serves stale policy
+            return
+        if done == self._writing:
+            self._writing = not done
+            self._loop.modify(self._sock.fileno(), IN | OUT if self._writing else IN)
+
+    def on_event(self, events: int) -> None:
+        """The supervisor said something, or takes more."""
+        if events & OUT:
+            self._write()
+        if events & ~OUT:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data, fds = receive(self._sock)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.ECONNRESET, errno.EPIPE):
+                raise
+            data, fds = b"", []
+        if not data:
+            self._loop.running = False
+            return
+        for message, owned in self._reader.feed(data, fds):
+            self._take(message, owned)
+
+    def crashed(self, error: Exception) -> None:
+        """A broken channel cannot be mended: the supervisor starts a new worker."""
+        self._loop.running = False
+        if isinstance(error, FrameError):
+            self._reader.close()
+
+    def finish(self, timeout_s: float) -> None:
+        """Send what waits before the process ends; blocks for at most this long."""
+        self._push_batch()
+        try:
+            self._sock.settimeout(timeout_s)
+            self._writer.flush(self._sock)
+        except OSError:
+            pass  # the supervisor is gone
+        self._sock.close()

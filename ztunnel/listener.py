@@ -1,0 +1,92 @@
+"""Accepting connections on a listener that all workers share."""
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from ztunnel.dial import endpoint, set_tcp_options
+from ztunnel.ledger import SocketAddress
+from ztunnel.node import MAX_HANDSHAKES
+from ztunnel.pod import Pod
+from ztunnel.tunnel import reset_on_close
+
+ACCEPTS_PER_EVENT = 64
+"""Then others get their turn."""
+PAUSE_S = 0.1
+"""After the system ran out of something: accepting again at once would only spin."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_log = logging.getLogger("ztunnel.worker")
+
+Accept = Callable[[Pod, socket.socket, SocketAddress], None]
+
+
+class Listener:
+    """One of a pod's three listeners; owns its descriptor."""
+
+    def __init__(self, pod: Pod, fd: int, accept: Accept) -> None:
+        self._pod = pod
+        self._accept = accept
+        self._sock = socket.socket(fileno=fd)
+        self._sock.setblocking(False)
+        if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
+            self._sock.close()
+            raise OSError(errno.EINVAL, f"descriptor {fd} is not a listening socket")
+        set_tcp_options(self._sock)  # what it accepts inherits them
+        self.port: int = self._sock.getsockname()[1]
+        self._open = True
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._open:
+            self._pod.node.loop.watch_shared(self._sock.fileno(), self)
+
+    def on_event(self, _events: int) -> None:
+        """Connections wait, unless another worker was faster."""
+        for _ in range(ACCEPTS_PER_EVENT):
+            try:
+                sock, raw = self._sock.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._survive(error)
+                return
+            self._take(sock, endpoint(raw))
+
+    def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
+        node = self._pod.node
+        sock.setblocking(False)
+        if len(node.handshakes) >= MAX_HANDSHAKES:
+            node.handshakes.evict_oldest()
+        if not node.has_room():
+            node.refused += 1
+            reset_on_close(sock)
+            sock.close()
+            return
+        try:
+            self._accept(self._pod, sock, peer)
+        except OSError as error:  # reset before we looked at it
+            _log.debug("connection from %s was gone at once: %s", peer, error)
+            sock.close()
+
+    def _survive(self, error: OSError) -> None:
+        if error.errno not in _EXHAUSTED:
+            raise error
+        _log.warning("cannot accept: %s; trying again in %.1f s", os.strerror(error.errno or 0), PAUSE_S)
+        loop = self._pod.node.loop
+        loop.forget(self._sock.fileno())
+        loop.call_at(loop.now + PAUSE_S, self._watch)
+
+    def crashed(self, error: Exception) -> None:
+        """See ztunnel.loop.Handler: a listener is never given up for one bad connection."""
+        _log.error("listener %d of pod %s: %s", self.port, self._pod.uid, error)
+
+    def close(self) -> None:
+        """Stop; the kernel gives waiting connections to the other workers, or resets them with the last one."""
+        if self._open:
+            self._open = False
+            self._pod.node.loop.forget(self._sock.fileno())
+            self._sock.close()

@@ -1,0 +1,165 @@
+"""The worker's event loop: epoll, level-triggered, one thread, nothing that waits anywhere else.
+
+A turn: wait; call the handler of each ready descriptor; then flush what the turn left in `dirty` (so that all small frames
+for one tunnel leave in one TLS write and one send); then what is due by time. Handlers must not raise: what one does raise
+is logged and ends its own object, never the loop.
+"""
+
+import heapq
+import itertools
+import logging
+import select
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+BROKEN = select.EPOLLERR | select.EPOLLHUP
+_EXCLUSIVE = select.EPOLLEXCLUSIVE
+_LONGEST_WAIT_S = 60.0
+_log = logging.getLogger("ztunnel.worker")
+
+
+class Handler(Protocol):
+    """What a descriptor belongs to."""
+
+    def on_event(self, events: int) -> None:
+        """The descriptor is ready."""
+
+    def crashed(self, error: Exception) -> None:
+        """A handler raised what it should not have: give everything back, now."""
+
+
+class Flushable(Protocol):
+    """What writes at the end of a turn."""
+
+    def flush(self) -> None:
+        """Write everything that the turn left."""
+
+    def crashed(self, error: Exception) -> None:
+        """See Handler."""
+
+
+class Deadlines:
+    """Things that must happen within one and the same time: what is oldest is due first. Add, discard and find are O(1)."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._due: dict[object, tuple[float, Callable[[], None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, what: object, now: float, expire: Callable[[], None]) -> None:
+        """Start the time of one thing, or start it again."""
+        self._due.pop(what, None)
+        self._due[what] = (now + self.timeout_s, expire)
+
+    def discard(self, what: object) -> None:
+        """It happened, or does not matter any more."""
+        self._due.pop(what, None)
+
+    def evict_oldest(self) -> None:
+        """Let the oldest expire before its time."""
+        what = next(iter(self._due), None)
+        if what is not None:
+            self._due.pop(what)[1]()
+
+    def expire(self, now: float) -> None:
+        """Call everything that is due."""
+        while self._due:
+            what, (at, call) = next(iter(self._due.items()))
+            if at > now:
+                return
+            del self._due[what]
+            call()
+
+
+class Loop:
+    """One per worker."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self.register_raw = self._epoll.register
+        self.modify = self._epoll.modify
+        """(fd, mask): change what a watched descriptor waits for."""
+        self.dirty: dict[Flushable, None] = {}
+        self.now = time.monotonic()
+        self.running = True
+        self.buffered = 0
+        """Bytes that wait in the worker for slow receivers."""
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = itertools.count()
+
+    def watch(self, fd: int, mask: int, handler: Handler) -> None:
+        """Call `handler.on_event` while the descriptor is ready for `mask`."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, mask)
+
+    def watch_shared(self, fd: int, handler: Handler) -> None:
+        """Watch a listener that other processes watch too: the kernel wakes one of them."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, IN | _EXCLUSIVE)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching; before the descriptor is closed, always."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """Call once, at a monotonic time or soon after it."""
+        heapq.heappush(self._timers, (when, next(self._sequence), call))
+
+    def every(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call again and again."""
+
+        def again() -> None:
+            self.call_at(self.now + seconds, again)
+            call()
+
+        self.call_at(self.now + seconds, again)
+
+    def run(self) -> None:
+        """Turn until `running` is false."""
+        while self.running:
+            self.turn()
+
+    def turn(self, longest_wait_s: float = _LONGEST_WAIT_S) -> None:
+        """Wait for something to do, and do it."""
+        wait = longest_wait_s
+        if self._timers:
+            wait = min(wait, max(0.0, self._timers[0][0] - time.monotonic()))
+        ready = self._epoll.poll(wait)
+        self.now = time.monotonic()
+        handlers = self._handlers
+        for fd, events in ready:
+            handler = handlers.get(fd)
+            if handler is not None:
+                try:
+                    handler.on_event(events)
+                except Exception as error:  # the one catch point of a connection: it alone ends
+                    self._contain(handler, error)
+        while self.dirty:
+            flushable, _ = self.dirty.popitem()
+            try:
+                flushable.flush()
+            except Exception as error:  # as above
+                self._contain(flushable, error)
+        if self._timers and self._timers[0][0] <= self.now:
+            self._fire()
+
+    def _contain(self, owner: Handler | Flushable, error: Exception) -> None:
+        _log.exception("%s failed and is closed", type(owner).__name__)
+        try:
+            owner.crashed(error)
+        except Exception:
+            _log.exception("%s could not be closed cleanly", type(owner).__name__)
+
+    def _fire(self) -> None:
+        while self._timers and self._timers[0][0] <= self.now:
+            _, _, call = heapq.heappop(self._timers)
+            try:
+                call()
+            except Exception:
+                _log.exception("a timer failed")

@@ -1,0 +1,141 @@
+"""What all connections of one worker share: the loop, what is known of the mesh, certificates, the ledger, and the limits."""
+
+import resource
+from collections.abc import Callable
+from random import random
+
+from mesh.inventory import Inventory, PolicyStore
+from wire.netns import open_home
+from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker
+from ztunnel.ledger import Ledger, SocketAddress
+from ztunnel.loop import Deadlines, Loop
+from ztunnel.tunnel import Tunnel
+from ztunnel.vault import Vault
+
+HANDSHAKE_TIMEOUT_S = 10.0
+MAX_HANDSHAKES = 512
+"""Inbound, in flight: beyond it the oldest goes. Good clients need milliseconds."""
+MAX_INBOUND_TUNNELS = 4096
+"""Beyond it the one goes that has been without streams for longest."""
+MAX_CONNECTIONS = 32768
+_RESERVED_FDS = 256
+
+
+def raise_fd_limit() -> int:
+    """Take all descriptors that the system grants, and say how many connections they are good for: two each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(64, min(MAX_CONNECTIONS, (hard - _RESERVED_FDS) // 2))
+
+
+class Node:
+    """One per worker."""
+
+    def __init__(self, loop: Loop, config: Configure, emit: Callable[[FromWorker], None]) -> None:
+        self.loop = loop
+        self.config = config
+        self.emit = emit
+        self.home_fd = open_home()
+        self.inventory = Inventory()
+        self.generation = 0
+        """Counts updates of the inventory: what was looked up before may have changed."""
+        self.policies = PolicyStore()
+        self.ledger = Ledger(emit, self.policies)
+        self.vault = Vault(loop, emit)
+        self.handshakes = Deadlines(HANDSHAKE_TIMEOUT_S)
+        """Inbound ones."""
+        self.client_handshakes = Deadlines(HANDSHAKE_TIMEOUT_S)
+        self.dials = Deadlines(config.connect_timeout_s)
+        self.workload_waits = Deadlines(config.workload_timeout_s)
+        self.tunnels: dict[Tunnel, None] = {}
+        self.inbound_tunnels: dict[Tunnel, None] = {}
+        """In the order in which they last carried a stream."""
+        self.max_connections = raise_fd_limit()
+        self.refused = 0
+        """Connections beyond a limit."""
+        self._waiting: dict[object, Callable[[], bool]] = {}
+        self.chance = random
+
+    def has_room(self) -> bool:
+        """Whether one more connection may be accepted."""
+        waiting = len(self.workload_waits) + len(self.handshakes)
+        return len(self.ledger.open) + len(self.tunnels) + waiting < self.max_connections
+
+    def fail_early(
+        self, uid: str, direction: Direction, source: SocketAddress, destination: SocketAddress, flag: Flag, error: str
+    ) -> None:
+        """Report a connection that failed before it could be tracked."""
+        self.emit(EarlyFailure(uid, direction, source, destination, flag, error))
+
+    # --- waiting for workloads
+
+    def when_known(self, who: object, attempt: Callable[[], bool], give_up: Callable[[], None]) -> None:
+        """Try now and after each update of the inventory, until `attempt` is true or the time is over."""
+        if attempt():
+            return
+
+        def expire() -> None:
+            self._waiting.pop(who, None)
+            give_up()
+
+        self._waiting[who] = attempt
+        self.workload_waits.add(who, self.loop.now, expire)
+
+    def inventory_changed(self) -> None:
+        """Wake who waits."""
+        self.generation += 1
+        for who, attempt in list(self._waiting.items()):
+            if attempt():
+                self._waiting.pop(who, None)
+                self.workload_waits.discard(who)
+
+    def forget_waiter(self, who: object) -> None:
+        """Who waited is gone."""
+        self._waiting.pop(who, None)
+        self.workload_waits.discard(who)
+
+    # --- tunnels
+
+    def add_tunnel(self, tunnel: Tunnel, inbound: bool) -> None:
+        """Keep a tunnel alive with PINGs, and count it."""
+        self.tunnels[tunnel] = None
+        if inbound:
+            self.inbound_tunnels[tunnel] = None
+            if len(self.inbound_tunnels) > MAX_INBOUND_TUNNELS:
+                idle = next((one for one in self.inbound_tunnels if not one.http.streams), None)
+                if idle is not None:
+                    idle.end("")
+
+    def used(self, tunnel: Tunnel) -> None:
+        """A stream came in: the tunnel is the least likely to be closed for room."""
+        self.inbound_tunnels.pop(tunnel, None)
+        self.inbound_tunnels[tunnel] = None
+
+    def remove_tunnel(self, tunnel: Tunnel) -> None:
+        """It is closed."""
+        self.tunnels.pop(tunnel, None)
+        self.inbound_tunnels.pop(tunnel, None)
+
+    def tick(self) -> None:
+        """Once a second: what is due by time."""
+        now = self.loop.now
+        for deadlines in (self.handshakes, self.client_handshakes, self.dials, self.workload_waits, self.vault.deadlines):
+            deadlines.expire(now)
+        for tunnel in list(self.tunnels):
+            tunnel.tick(now)
+        self.ledger.progress()
+
+    def gauges(self) -> dict[str, int]:
+        """Sizes that an operator watches."""
+        return {
+            "connections": len(self.ledger.open),
+            "tunnels": len(self.tunnels),
+            "inbound_tunnels": len(self.inbound_tunnels),
+            "handshakes": len(self.handshakes) + len(self.client_handshakes),
+            "connecting": len(self.dials),
+            "waiting_for_workload": len(self.workload_waits),
+            "buffered_bytes": self.loop.buffered,
+            "certificates": len(self.vault),
+            "refused_connections": self.refused,
+        }

@@ -1,0 +1,190 @@
+"""Connections of this node's pods: captured at 15001, routed, and carried in a tunnel or in plain."""
+
+import os
+import socket
+
+from mesh.workload import Workload
+from ztunnel.channel import ConnectionRecord, Flag
+from ztunnel.dial import Dial, endpoint, original_destination
+from ztunnel.hbone import baggage_of, repeating_fields, single_fields
+from ztunnel.ledger import SocketAddress, Tracked
+from ztunnel.passthrough import Passthrough
+from ztunnel.pod import Pod
+from ztunnel.pool import Key
+from ztunnel.route import Refused, Request, Route, decide
+from ztunnel.stream import TunnelStream
+from ztunnel.tls import Credentials
+from ztunnel.tunnel import Tunnel, reset_on_close
+
+_TRACE_BYTES = 24
+
+
+def accept_outbound(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
+    """An application connected: find out where to. One that no redirect sent is refused."""
+    meant = original_destination(sock)
+    if meant is None or meant[1] == 0:
+        reset_on_close(sock)
+        local = endpoint(sock.getsockname())
+        sock.close()
+        pod.node.fail_early(pod.uid, "outbound", peer, local, "CONNECT", "no original destination: not sent by the redirect")
+        return
+    Departure(pod, sock, peer, meant).start()
+
+
+class Departure:
+    """A captured connection that waits until its pod's workload is known."""
+
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
+        self.pod = pod
+        self._sock: socket.socket | None = sock
+        self._peer = peer
+        self._destination = destination
+
+    def start(self) -> None:
+        """Go on when the workload is known."""
+        self.pod.guests[self] = None
+        self.pod.node.when_known(self, self._try_workload, self._no_workload)
+
+    def _try_workload(self) -> bool:
+        client = self.pod.workload()
+        if client is None or self._sock is None:
+            return self._sock is None
+        sock, self._sock = self._sock, None
+        self.pod.guests.pop(self, None)
+        node = self.pod.node
+        request = Request(client, self._peer[0], *self._destination)
+        Outbound(self.pod, sock, self._peer, request).start(decide(node.inventory, node.config.network, request, node.chance()))
+        return True
+
+    def _no_workload(self) -> None:
+        self.turn_away("-", f"unknown source: no workload for pod {self.pod.namespace}/{self.pod.name}")
+
+    def turn_away(self, flag: Flag, error: str) -> None:
+        """Close before anything was said."""
+        sock, self._sock = self._sock, None
+        self.pod.guests.pop(self, None)
+        self.pod.node.forget_waiter(self)
+        if sock is not None:
+            reset_on_close(sock)
+            sock.close()
+            self.pod.node.fail_early(self.pod.uid, "outbound", self._peer, self._destination, flag, error)
+
+
+class Outbound(Tracked):
+    """One connection of a local application."""
+
+    __slots__ = ("_client", "_credentials", "_dial", "_key", "_route", "_sock", "pod")
+
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
+        destination = (request.destination, request.port)
+        record = ConnectionRecord(
+            pod.node.ledger.next_number(),
+            pod.uid,
+            "outbound",
+            "TCP",
+            peer,
+            destination,
+            original_destination=destination,
+            source_workload=request.client.uid,
+        )
+        super().__init__(pod.node.ledger, record)
+        self.pod = pod
+        self._client: Workload = request.client
+        self._sock: socket.socket | None = sock
+        self._dial: Dial | None = None
+        self._key: Key | None = None
+        self._route: Route | None = None
+
+    def start(self, route: Route | Refused) -> None:
+        """Go where the decision says."""
+        self.pod.connections[self] = None
+        self.ledger.register(self)
+        record = self.record
+        record.destination_workload = route.workload.uid if route.workload else ""
+        record.destination_service = route.service.key if route.service else ""
+        if isinstance(route, Refused):
+            self.ended(route.flag, route.reason)
+            return
+        self._route = route
+        record.protocol = route.protocol
+        record.destination = (route.address, route.port)
+        if route.protocol == "HBONE":
+            self._start_tunnelled(route)
+        else:
+            self._start_plain(route)
+
+    def _start_plain(self, route: Route) -> None:
+        family = socket.AF_INET if route.address.version == 4 else socket.AF_INET6
+        node = self.pod.node
+        try:
+            sock = self.pod.netns.make_socket(family, None)
+        except OSError as error:
+            self.not_connected("CONNECT", f"cannot make a socket: {error}")
+            return
+        self._dial = Dial(node.loop, node.dials, self, sock, route.address, route.port)
+        self._dial.start()
+
+    def connected(self, sock: socket.socket) -> None:
+        """See ztunnel.dial.Owner."""
+        self._dial = None
+        client, self._sock = self._sock, None
+        assert client is not None
+        self.pump = Passthrough(self.pod.node.loop, self, client, sock)
+
+    def not_connected(self, flag: Flag, error: str) -> None:
+        """See ztunnel.dial.Owner."""
+        self._dial = None
+        self.ended(flag, error)
+
+    def _start_tunnelled(self, route: Route) -> None:
+        record, identity = self.record, self._client.identity
+        record.hbone_destination = str(route.authority)
+        record.source_identity = identity
+        record.destination_identity = route.workload.identity if route.workload else None
+        self._key = Key(identity, route.expected, record.source[0], route.address, route.port)
+        vault = self.pod.node.vault
+        credentials = vault.find(identity)
+        if credentials is not None:
+            self._with_credentials(credentials)
+        else:
+            vault.wait(identity, self, self._with_credentials)
+
+    def _with_credentials(self, credentials: Credentials | str) -> None:
+        assert self._key is not None
+        if isinstance(credentials, str):
+            self.ended("IDENTITY_ERROR", credentials)
+        else:
+            self.pod.pool.request(self._key, credentials, self)
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        """See ztunnel.pool.Waiter."""
+        route, sock = self._route, self._sock
+        assert route is not None and route.authority is not None and sock is not None
+        self._sock = None
+        hostname = route.service.hostname if route.service else ""
+        stream = TunnelStream(tunnel, self)
+        self.pump = stream
+        stream.request(
+            sock,
+            repeating_fields(route.authority, baggage_of(self._client)),
+            single_fields(self.record.source, hostname, os.urandom(_TRACE_BYTES)),
+        )
+
+    def no_tunnel(self, flag: Flag, error: str) -> None:
+        """See ztunnel.pool.Waiter."""
+        self.ended(flag, error)
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """See ztunnel.ledger.Tracked."""
+        if self._dial is not None:
+            self._dial.cancel()
+            self._dial = None
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            if self._key is not None:
+                self.pod.pool.cancel(self._key, self)
+                self.pod.node.vault.forget_waiter(self._client.identity, self)
+            reset_on_close(sock)
+            sock.close()
+        self.pod.connections.pop(self, None)
+        super().ended(flag, error)

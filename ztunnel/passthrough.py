@@ -1,0 +1,205 @@
+"""Two plain sockets: the pump of connections that no tunnel carries. Same narrow interface as ztunnel.stream.
+
+Each side reads only while nothing waits in front of the other; a FIN is passed on as a FIN once all bytes before it have
+left, and a reset as a reset.
+"""
+
+from socket import SHUT_WR, socket
+
+from ztunnel import buffers
+from ztunnel.backlog import Backlog
+from ztunnel.channel import Flag
+from ztunnel.loop import IN, OUT, Loop
+from ztunnel.stream import NOBODY, Owner
+from ztunnel.tunnel import reset_on_close
+
+_READS_PER_EVENT = 4
+_FULL_BYTES = 64 << 10
+_buffer = buffers.plain_view
+
+
+class _End:
+    """One socket, and what waits to be sent into it."""
+
+    __slots__ = (
+        "_fd",
+        "_loop",
+        "_mask",
+        "_recv_into",
+        "_send",
+        "_sock",
+        "backlog",
+        "closed",
+        "moved",
+        "other",
+        "pump",
+        "read_all",
+        "shut",
+    )
+
+    def __init__(self, loop: Loop, pump: "Passthrough", sock: socket) -> None:
+        self.pump = pump
+        self.other: _End
+        self.closed = False
+        self.moved = 0
+        """Bytes that came out of this socket and left through the other."""
+        self.backlog: Backlog | None = None
+        self.read_all = self.shut = False
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._recv_into, self._send = sock.recv_into, sock.send
+        self._mask = IN
+
+    def start(self) -> None:
+        self._loop.watch(self._fd, IN, self)
+
+    def on_event(self, events: int) -> None:
+        if events & OUT and self.backlog is not None:
+            self._flush()
+        if events & ~OUT and not self.closed:
+            if self._mask & IN:
+                self._readable()
+            elif self.read_all:
+                self.pump.broke()
+            else:  # reset while we are not reading: the read that follows will say so, and nothing may spin until then
+                self._loop.forget(self._fd)
+                self._mask = -1
+
+    def _readable(self) -> None:
+        other = self.other
+        for _ in range(_READS_PER_EVENT):
+            try:
+                count = self._recv_into(_buffer)
+                if not count:
+                    self.read_all = True
+                    self._want(self._mask & ~IN)
+                    other.finish()
+                    return
+                if other.give(_buffer[:count]) < count:
+                    self._want(self._mask & ~IN)
+                    return
+            except BlockingIOError:
+                return
+            except OSError:
+                self.pump.broke()
+                return
+            if count < _FULL_BYTES:
+                return
+
+    def give(self, data: memoryview) -> int:
+        """Send into this socket; what it does not take waits."""
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        self.other.moved += sent
+        if sent < len(data):
+            self.backlog = Backlog(self._loop)
+            self.backlog.add(data[sent:])
+            self._want(self._mask | OUT)
+        return sent
+
+    def _flush(self) -> None:
+        backlog = self.backlog
+        assert backlog is not None
+        try:
+            self.other.moved += backlog.send(self._send)
+        except OSError:
+            self.pump.broke()
+            return
+        if backlog.size:
+            return
+        self.backlog = None
+        self._want(self._mask & ~OUT)
+        if self.other.read_all:
+            self.finish()
+        else:
+            self.other.go_on()
+
+    def go_on(self) -> None:
+        """The other side takes bytes again."""
+        if self._mask < 0:
+            self._mask = IN if self.backlog is None else IN | OUT
+            self._loop.watch(self._fd, self._mask, self)
+        else:
+            self._want(self._mask | IN)
+
+    def finish(self) -> None:
+        """No more bytes will come for this socket."""
+        if self.backlog is not None or self.shut:
+            return
+        self.shut = True
+        if self.read_all:
+            self.pump.over("-", "")
+            return
+        try:
+            self._sock.shutdown(SHUT_WR)
+        except OSError:
+            self.pump.broke()
+
+    def _want(self, mask: int) -> None:
+        if mask != self._mask and self._mask >= 0:
+            self._mask = mask
+            self._loop.modify(self._fd, mask)
+
+    def close(self, reset: bool) -> None:
+        self.closed = True
+        # The ends and the pump refer to each other, and the worker hardly ever runs the cyclic collector.
+        del self.pump, self.other
+        if reset:
+            reset_on_close(self._sock)
+        self._loop.forget(self._fd)
+        self._sock.close()
+        if self.backlog is not None:
+            self.backlog.clear()
+
+    def crashed(self, error: Exception) -> None:
+        if not self.closed:
+            self.pump.abort("-", f"internal error: {error}")
+
+
+class Passthrough:
+    """One connection of two sockets; owns both. `local` is the side of this node's workload."""
+
+    __slots__ = ("_local", "_remote", "closed", "owner")
+
+    def __init__(self, loop: Loop, owner: Owner, local: socket, remote: socket) -> None:
+        self.owner = owner
+        self.closed = False
+        self._local, self._remote = _End(loop, self, local), _End(loop, self, remote)
+        self._local.other, self._remote.other = self._remote, self._local
+        self._local.start()
+        self._remote.start()
+        owner.opened()
+
+    @property
+    def sent(self) -> int:
+        """Bytes from the local workload."""
+        return self._local.moved
+
+    @property
+    def received(self) -> int:
+        """Bytes to the local workload."""
+        return self._remote.moved
+
+    def broke(self) -> None:
+        """One socket was reset: so is the other. That is how programs end, no error of ours."""
+        self._close("-", "", reset=True)
+
+    def over(self, flag: Flag, error: str) -> None:
+        """Both directions have ended."""
+        self._close(flag, error, reset=False)
+
+    def abort(self, flag: Flag, error: str) -> None:
+        """End both sides now, with resets."""
+        self._close(flag, error, reset=True)
+
+    def _close(self, flag: Flag, error: str, reset: bool) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._local.close(reset)
+        self._remote.close(reset)
+        owner, self.owner = self.owner, NOBODY
+        owner.ended(flag, error)

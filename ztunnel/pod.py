@@ -1,0 +1,76 @@
+"""A pod that this worker serves: its namespace, its listeners, its tunnels both ways, and its connections."""
+
+from typing import Protocol
+
+from mesh.workload import Workload
+from ztunnel.channel import AddPod, Flag
+from ztunnel.dial import Netns
+from ztunnel.ledger import DRAINED, Tracked
+from ztunnel.node import Node
+from ztunnel.pool import Pool
+from ztunnel.tunnel import Tunnel
+
+
+class Guest(Protocol):
+    """An accepted connection that waits for something to become known."""
+
+    def turn_away(self, flag: Flag, error: str) -> None:
+        """Close it."""
+
+
+class Closable(Protocol):
+    """A listener."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class Pod:
+    """One pod; owns its namespace descriptor, listeners, tunnels and connections."""
+
+    def __init__(self, node: Node, message: AddPod, netns_fd: int) -> None:
+        self.node = node
+        self.uid = message.uid
+        self.namespace = message.namespace
+        self.name = message.name
+        self.service_account = message.service_account
+        self.netns = Netns(netns_fd, node.home_fd, node.config.packet_mark)
+        self.pool = Pool(node, self.netns)
+        self.listeners: list[Closable] = []
+        self.tunnels: dict[Tunnel, None] = {}
+        self.connections: dict[Tracked, None] = {}
+        self.guests: dict[Guest, None] = {}
+        self._workload: Workload | None = None
+        self._looked_at = -1
+
+    def workload(self) -> Workload | None:
+        """The mesh's view of the pod, as it is now."""
+        if self._looked_at != self.node.generation:
+            self._looked_at = self.node.generation
+            self._workload = self.node.inventory.workload_of_pod(self.namespace, self.name, self.service_account)
+        return self._workload
+
+    def stop_listening(self) -> None:
+        """Accept nothing more."""
+        listeners, self.listeners = self.listeners, []
+        for listener in listeners:
+            listener.close()
+
+    def drain(self) -> None:
+        """Let what is open finish, and take nothing new."""
+        self.stop_listening()
+        for tunnel in list(self.tunnels):
+            tunnel.drain()
+        self.pool.drain()
+
+    def close(self) -> None:
+        """End everything now; peers hear GOAWAY first."""
+        self.stop_listening()
+        for guest in list(self.guests):
+            guest.turn_away("-", DRAINED)
+        self.pool.close(DRAINED)
+        for tunnel in list(self.tunnels):
+            tunnel.end(DRAINED)
+        for tracked in list(self.connections):
+            tracked.abort("-", DRAINED)
+        self.netns.close()

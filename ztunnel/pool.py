@@ -1,0 +1,180 @@
+"""Outgoing tunnels of one pod, shared by its connections to the same peer.
+
+A tunnel is found by who asks (identity and address) and who must answer (identities and address). One is made at a time for
+each such key; who comes meanwhile waits for it. A tunnel that is full, or has said or heard GOAWAY, is passed over; one that
+nobody uses is given back after five minutes.
+"""
+
+import socket
+from typing import NamedTuple, Protocol
+
+from mesh.identity import Identity
+from mesh.workload import Address
+from ztunnel.channel import Flag
+from ztunnel.dial import Dial, Netns
+from ztunnel.fields import Fields
+from ztunnel.flow import Stream
+from ztunnel.node import Node
+from ztunnel.tls import Credentials, check_server
+from ztunnel.tunnel import Tunnel
+
+IDLE_RELEASE_S = 300.0
+MAX_WAITING = 4096
+
+
+class Key(NamedTuple):
+    """What must be equal for two connections to share a tunnel."""
+
+    source: Identity
+    expected: frozenset[str]
+    source_address: Address
+    address: Address
+    port: int
+
+
+class Waiter(Protocol):
+    """Who wants to open a stream."""
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        """Open it now: there is room for one."""
+
+    def no_tunnel(self, flag: Flag, error: str) -> None:
+        """There is none."""
+
+
+class _Making:
+    """A tunnel in the making, and then the one who answers for it."""
+
+    def __init__(self, pool: "Pool", key: Key, credentials: Credentials) -> None:
+        self.pool = pool
+        self.key = key
+        self.credentials = credentials
+        self.waiting: dict[Waiter, None] = {}
+        self.dial: Dial | None = None
+        self.tunnel: Tunnel | None = None
+        self.ready = False
+        self.idle_since = 0.0
+
+    def connected(self, sock: socket.socket) -> None:
+        self.dial = None
+        node = self.pool.node
+        tunnel = Tunnel(node.loop, sock, self.credentials.client, False, self, node.client_handshakes)
+        if tunnel.open:
+            self.tunnel = tunnel
+            node.add_tunnel(tunnel, inbound=False)
+
+    def not_connected(self, flag: Flag, error: str) -> None:
+        self.dial = None
+        self.pool.failed(self, flag, error if flag == "NETWORK_POLICY" else f"io error: {error}")
+
+    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+        return check_server(names, self.key.expected)
+
+    def established(self, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
+        self.ready = True
+        self.pool.made(self)
+
+    def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
+        return None  # only a server is asked
+
+    def retired(self, tunnel: Tunnel) -> None:
+        if not tunnel.http.streams:
+            self.idle_since = self.pool.node.loop.now
+
+    def closed(self, tunnel: Tunnel, flag: Flag, error: str) -> None:
+        self.tunnel = None
+        self.pool.node.remove_tunnel(tunnel)
+        self.pool.failed(self, flag, f"io error: {error}" if not self.ready else error)
+
+
+class Pool:
+    """One per pod."""
+
+    def __init__(self, node: Node, netns: Netns) -> None:
+        self.node = node
+        self._netns = netns
+        self._ready: dict[Key, list[_Making]] = {}
+        self._making: dict[Key, _Making] = {}
+
+    def request(self, key: Key, credentials: Credentials, waiter: Waiter) -> None:
+        """Give the waiter a tunnel with room: now, or when it is made."""
+        for member in self._ready.get(key, ()):
+            if member.tunnel is not None and member.tunnel.http.room:
+                waiter.tunnel_ready(member.tunnel)
+                return
+        making = self._making.get(key)
+        if making is None:
+            making = self._making[key] = _Making(self, key, credentials)
+            making.waiting[waiter] = None
+            self._dial(making)
+        elif len(making.waiting) >= MAX_WAITING:
+            waiter.no_tunnel("CONNECT", f"too many connections wait for a tunnel to {key.address}")
+        else:
+            making.waiting[waiter] = None
+
+    def cancel(self, key: Key, waiter: Waiter) -> None:
+        """The waiter is gone; the tunnel is made all the same, for the next one."""
+        making = self._making.get(key)
+        if making is not None:
+            making.waiting.pop(waiter, None)
+
+    def _dial(self, making: _Making) -> None:
+        key = making.key
+        family = socket.AF_INET if key.address.version == 4 else socket.AF_INET6
+        try:
+            sock = self._netns.make_socket(family, None)
+        except OSError as error:
+            making.not_connected("CONNECT", f"cannot make a socket: {error}")
+            return
+        making.dial = Dial(self.node.loop, self.node.dials, making, sock, key.address, key.port)
+        making.dial.start()
+
+    def made(self, member: _Making) -> None:
+        """A tunnel is up: serve who waits, and make another for who finds no room."""
+        key = member.key
+        self._making.pop(key, None)
+        self._ready.setdefault(key, []).append(member)
+        member.idle_since = self.node.loop.now
+        waiting, member.waiting = list(member.waiting), {}
+        for waiter in waiting:
+            self.request(key, member.credentials, waiter)
+
+    def failed(self, member: _Making, flag: Flag, error: str) -> None:
+        """A tunnel is gone, or never came up: so are those who wait for it."""
+        key = member.key
+        if self._making.get(key) is member:
+            del self._making[key]
+        members = self._ready.get(key)
+        if members and member in members:
+            members.remove(member)
+            if not members:
+                del self._ready[key]
+        waiting, member.waiting = list(member.waiting), {}
+        for waiter in waiting:
+            waiter.no_tunnel(flag, error)
+
+    def release_idle(self) -> None:
+        """Give back what nobody uses."""
+        now = self.node.loop.now
+        for member in [one for members in self._ready.values() for one in members]:
+            tunnel = member.tunnel
+            if tunnel is not None and not tunnel.http.streams and now - member.idle_since >= IDLE_RELEASE_S:
+                tunnel.end("")
+
+    def drain(self) -> None:
+        """Open nothing new; what is open goes on."""
+        for members in list(self._ready.values()):
+            for member in list(members):
+                if member.tunnel is not None:
+                    member.tunnel.drain()
+
+    def close(self, error: str) -> None:
+        """End everything now."""
+        everyone = [*self._making.values(), *(one for members in self._ready.values() for one in members)]
+        for member in everyone:
+            if member.tunnel is not None:
+                member.tunnel.end(error)
+            elif member.dial is not None:
+                member.dial.cancel()
+                member.not_connected("-", error)

@@ -1,0 +1,354 @@
+"""A plain socket on one side, a stream of a tunnel on the other: the pump of HBONE.
+
+The narrow interface that everything above sees, shared with ztunnel.passthrough: two ends are given, bytes move, `sent` and
+`received` count them (sent: from the plain socket), the owner hears one `ended`; `abort` ends it from outside.
+
+Back-pressure both ways: what the application sends is read only while both windows are open and the tunnel's queue is short;
+what it does not take waits here, up to the stream's window, and reopens windows only once it has left. Half-close both ways:
+an application's FIN becomes END_STREAM and the other way round. Resets both ways: an application's RST becomes RST_STREAM
+CANCEL, and any RST_STREAM but NO_ERROR becomes a RST.
+
+Bytes that an application sends at once may travel behind its request, before the answer, up to EARLY_BYTES: that saves a
+new connection one round trip between nodes. They go to a peer that has proved its identity, and stop there when it refuses.
+"""
+
+from collections.abc import Callable
+from socket import SHUT_WR, socket
+from typing import Protocol
+
+from ztunnel import buffers
+from ztunnel.backlog import Backlog
+from ztunnel.channel import Flag
+from ztunnel.fields import Fields
+from ztunnel.flow import Stream
+from ztunnel.frames import DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, header
+from ztunnel.hbone import read_status
+from ztunnel.http2 import Connection
+from ztunnel.loop import IN, OUT, Loop
+from ztunnel.tunnel import HIGH_WATER, Tunnel, reset_on_close
+
+EARLY_BYTES = 64 << 10
+MAX_BUFFERED_BYTES = 512 << 20
+"""For the whole worker: beyond it, a stream whose application does not read loses its connection."""
+_SMALL_BYTES = 8192
+"""Up to here copying a frame into the turn's write is cheaper than a TLS write of its own."""
+_READS_PER_EVENT = 4
+_FULL_BYTES = 64 << 10
+"""A read that brings less has emptied the socket."""
+_frame, _frame_view, _payload = buffers.frame, buffers.frame_view, buffers.payload_view
+_pack = header.pack_into
+
+
+class Owner(Protocol):
+    """Who hears how a connection goes."""
+
+    def opened(self) -> None:
+        """The other end accepted: bytes can flow."""
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """It is over; an empty error means that it ended well. `sent` and `received` are final."""
+
+
+class _Nobody:
+    """Hears nothing."""
+
+    def opened(self) -> None:
+        """Nothing."""
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """Nothing."""
+
+
+NOBODY = _Nobody()
+
+
+def _not_attached(_data: memoryview) -> int:
+    raise BlockingIOError
+
+
+class TunnelStream(Stream):
+    """One HBONE connection; owns its plain socket."""
+
+    __slots__ = (
+        "_backlog",
+        "_eof",
+        "_fd",
+        "_held",
+        "_http",
+        "_loop",
+        "_mask",
+        "_recv_into",
+        "_send",
+        "_sock",
+        "closed",
+        "owner",
+        "received",
+        "sent",
+        "tunnel",
+    )
+
+    def __init__(self, tunnel: Tunnel, owner: Owner) -> None:
+        super().__init__()
+        self.tunnel = tunnel
+        self.owner = owner
+        self.sent = self.received = 0
+        self.closed = False
+        self._http: Connection = tunnel.http
+        self._loop: Loop = tunnel.loop
+        self._sock: socket | None = None
+        self._fd = -1
+        self._mask = 0
+        self._held = 0
+        self._send: Callable[[memoryview], int] = _not_attached
+        self._backlog: Backlog | None = None
+        self._eof = False
+
+    # --- how it starts
+
+    def request(self, sock: socket, repeating: Fields, once: bytes) -> None:
+        """Ask the peer for a connection on behalf of `sock`'s application."""
+        self._http.request(self, repeating, once)
+        self._held = max(0, self.window - EARLY_BYTES)
+        self.window -= self._held
+        self._loop.dirty[self.tunnel] = None
+        self.attach(sock)
+
+    def attach(self, sock: socket) -> None:
+        """The application's socket is connected: move bytes."""
+        self._sock, self._fd = sock, sock.fileno()
+        self._recv_into, self._send = sock.recv_into, sock.send
+        self._mask = IN
+        self._loop.watch(self._fd, IN, self)
+        if self._backlog is not None:
+            self._flush()
+        elif self.remote_closed:
+            self._end_of_tunnel()
+        if not self.closed and self._mask & IN:
+            self._readable()
+
+    def answer(self, fields: Fields) -> None:
+        """Accept the peer's request."""
+        self._http.answer(self, fields)
+        self._loop.dirty[self.tunnel] = None
+
+    # --- application -> tunnel
+
+    def on_event(self, events: int) -> None:
+        """The application's socket is ready."""
+        if events & OUT and self._backlog is not None:
+            self._flush()
+        if events & ~OUT and not self.closed:
+            if self._mask & IN:
+                self._readable()
+            elif self._eof:
+                self._application_gone()
+            else:  # reset while we are not reading: it will tell again when we do, and must not spin until then
+                self._loop.forget(self._fd)
+                self._mask = -1
+
+    def _readable(self) -> None:
+        http, tunnel = self._http, self.tunnel
+        for _ in range(_READS_PER_EVENT):
+            room = self.window
+            if http.window < room:
+                room = http.window
+            if http.chunk < room:
+                room = http.chunk
+            if room <= 0 or tunnel.queued > HIGH_WATER:
+                self._want(self._mask & ~IN)
+                http.blocked[self] = None
+                return
+            try:
+                count = self._recv_into(_payload if room == SEND_FRAME_BYTES else _payload[:room])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._application_gone()
+                return
+            if not count:
+                self._application_ended()
+                return
+            self.window -= count
+            http.window -= count
+            self.sent += count
+            _pack(_frame, 0, count >> 8, count & 0xFF, DATA, 0, self.sid)
+            if count < _SMALL_BYTES:
+                tunnel.send_small(_frame_view[: HEADER_BYTES + count])
+                return
+            tunnel.send_large(_frame_view[: HEADER_BYTES + count])
+            if count < _FULL_BYTES and count < room:
+                return
+
+    def resume(self) -> None:
+        """See ztunnel.flow.Stream."""
+        if self.closed or self._eof or self._fd < 0:
+            return
+        if self.window <= 0:  # it is the stream's own window that waits
+            self._http.blocked[self] = None
+            return
+        if self._mask < 0:
+            self._mask = IN if self._backlog is None else IN | OUT
+            self._loop.watch(self._fd, self._mask, self)
+        else:
+            self._want(self._mask | IN)
+        self._readable()
+
+    def _application_ended(self) -> None:
+        self._eof = True
+        self._want(self._mask & ~IN)
+        self._http.end(self)
+        self._loop.dirty[self.tunnel] = None
+        if self.remote_closed and self._backlog is None:
+            self._finish("-", "")
+
+    def _application_gone(self) -> None:
+        """The application's socket broke: its peer learns it, and the log has no error, as that is how programs end."""
+        self._http.reset(self, Code.CANCEL)
+        self._loop.dirty[self.tunnel] = None
+        self._finish("-", "")
+
+    # --- tunnel -> application
+
+    def take(self, data: memoryview) -> int:
+        """See ztunnel.flow.Stream."""
+        count = 0
+        if self._backlog is None:
+            try:
+                count = self._send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._application_gone()
+                return len(data)
+            self.received += count
+            if count == len(data):
+                return count
+            self._backlog = Backlog(self._loop)
+        self._keep(data[count:])
+        return count
+
+    def _keep(self, rest: memoryview) -> None:
+        backlog = self._backlog
+        assert backlog is not None
+        if self._loop.buffered > MAX_BUFFERED_BYTES:
+            self._http.discarded(len(rest))
+            self.abort("-", "the worker's buffers are full and this application does not read", Code.ENHANCE_YOUR_CALM)
+            return
+        backlog.add(rest)
+        if self._fd >= 0:
+            self._want(self._mask | OUT)
+
+    def _flush(self) -> None:
+        backlog = self._backlog
+        if backlog is None:
+            return
+        try:
+            sent = backlog.send(self._send)
+        except OSError:
+            self._application_gone()
+            return
+        if sent:
+            self.received += sent
+            self._http.delivered(self, sent)
+            if self._http.out:
+                self._loop.dirty[self.tunnel] = None
+        if backlog.size:
+            self._want(self._mask | OUT)
+            return
+        self._backlog = None
+        self._want(self._mask & ~OUT)
+        if self.remote_closed:
+            self._end_of_tunnel()
+
+    def peer_ended(self) -> None:
+        """See ztunnel.flow.Stream."""
+        if self._backlog is None and self._fd >= 0:
+            self._end_of_tunnel()
+
+    def _end_of_tunnel(self) -> None:
+        assert self._sock is not None
+        if self._eof:
+            self._finish("-", "")
+            return
+        try:
+            self._sock.shutdown(SHUT_WR)
+        except OSError:
+            self._application_gone()
+
+    def peer_answered(self, fields: Fields) -> None:
+        """See ztunnel.flow.Stream."""
+        status = read_status(fields)
+        if status != 200:
+            self.abort("CONNECT", f"http status: {_status_text(status)}", Code.CANCEL)
+            return
+        self.window += self._held
+        self._held = 0
+        self.owner.opened()
+        if self in self._http.blocked:
+            self._http.reopened = True
+
+    def peer_reset(self, code: int) -> None:
+        """See ztunnel.flow.Stream."""
+        self.remote_closed = self.local_closed = True
+        if code == Code.NO_ERROR and self.answered and self._fd >= 0:
+            self._eof = True
+            self._want(self._mask & ~IN)
+            if self._backlog is None:
+                self._finish("-", "")
+            return
+        normal = code in (Code.NO_ERROR, Code.CANCEL) and self.answered
+        flag: Flag = "-" if self.answered else "CONNECT"
+        self._reset_application()
+        self._finish(flag, "" if normal else f"h2 failed: stream reset by peer: {code_name(code)}")
+
+    def connection_lost(self, flag: Flag, error: str) -> None:
+        """See ztunnel.flow.Stream."""
+        self._reset_application()
+        self._finish(flag, error or "h2 failed: connection closed")
+
+    # --- ends
+
+    def abort(self, flag: Flag, error: str, code: Code = Code.CANCEL) -> None:
+        """End both sides now, with resets."""
+        if not self.closed:
+            self._http.reset(self, code)
+            self._loop.dirty[self.tunnel] = None
+            self._reset_application()
+            self._finish(flag, error)
+
+    def drop(self) -> None:
+        """Forget the stream without a word to its owner, who has rejected its request."""
+        self.owner = NOBODY
+        self._finish("-", "")
+
+    def crashed(self, error: Exception) -> None:
+        """See ztunnel.loop.Handler."""
+        self.abort("-", f"internal error: {error}", Code.INTERNAL_ERROR)
+
+    def _reset_application(self) -> None:
+        if self._sock is not None:
+            reset_on_close(self._sock)
+
+    def _want(self, mask: int) -> None:
+        if mask != self._mask and self._mask >= 0:
+            self._mask = mask
+            self._loop.modify(self._fd, mask)
+
+    def _finish(self, flag: Flag, error: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._sock is not None:
+            self._loop.forget(self._fd)
+            self._sock.close()
+        if self._backlog is not None:
+            self._http.discarded(self._backlog.clear())
+            self._backlog = None
+        self._send = _not_attached
+        owner, self.owner = self.owner, NOBODY
+        owner.ended(flag, error)
+
+
+def _status_text(status: int) -> str:
+    names = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
+    return f"{status} {names[status]}" if status in names else str(status)

@@ -1,0 +1,339 @@
+"""A tunnel: one HTTP/2 connection over mutual TLS on one socket. The only place where TLS bytes move.
+
+Theory of operation. TLS runs on memory BIOs, so that one receive call brings up to 256 KiB and all records in it are
+decrypted before the frames in them are parsed: the application gets one large send instead of one per record. In the other
+direction small frames of all streams collect in `http.out`; the loop flushes every dirty tunnel once per turn, in one TLS
+write and one send. A large payload goes out at once, its frame header in front of it in the same buffer, so that both fill
+whole TLS records.
+
+What the socket does not take waits in a queue; above HIGH_WATER streams stop reading from their applications, and a peer
+that makes us queue far beyond that (by asking for answers that it does not read) is dropped.
+"""
+
+import ssl
+from collections import deque
+from socket import socket
+from typing import Protocol
+
+from mesh.identity import Identity
+from ztunnel import buffers
+from ztunnel.channel import Flag
+from ztunnel.fields import Fields
+from ztunnel.flow import Stream
+from ztunnel.frames import Code, ProtocolError
+from ztunnel.http2 import Connection
+from ztunnel.loop import IN, OUT, Deadlines, Loop
+from ztunnel.tls import PeerRefused, names_of, reason_of
+
+HIGH_WATER = 1 << 20
+_LOW_WATER = HIGH_WATER // 2
+_DROP_ABOVE = 8 << 20
+_RECORD_BYTES = 16384
+_SMALL_BYTES = 60_000
+_cipher, _plain = buffers.cipher_view, buffers.plain_view
+_PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
+
+
+class Owner(Protocol):
+    """Who made a tunnel and answers for its peer."""
+
+    def check_peer(self, tunnel: "Tunnel", names: list[str]) -> Identity:
+        """Who the peer is, by its URI names. Raises: PeerRefused."""
+
+    def established(self, tunnel: "Tunnel") -> None:
+        """The handshake is done and the peer is who it must be."""
+
+    def requested(self, tunnel: "Tunnel", sid: int, fields: Fields) -> Stream | None:
+        """A new stream of the peer; see ztunnel.flow.Owner."""
+
+    def retired(self, tunnel: "Tunnel") -> None:
+        """A stream left, or the peer wants no more of them."""
+
+    def closed(self, tunnel: "Tunnel", flag: Flag, error: str) -> None:
+        """The tunnel is gone; an empty error means that it ended well."""
+
+
+class Tunnel:
+    """One end of a tunnel; owns its socket."""
+
+    def __init__(
+        self, loop: Loop, sock: socket, context: ssl.SSLContext, server: bool, owner: Owner, handshakes: Deadlines
+    ) -> None:
+        self.loop = loop
+        self.owner = owner
+        self.http = Connection(server, self, loop.now)
+        self.peer: Identity | None = None
+        self.established = False
+        self.open = True
+        self.lost_streams = 0
+        """Streams that were open when the tunnel closed: each of them reports its own end."""
+        self.queued = 0
+        self._handshakes: Deadlines | None = handshakes
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._send, self._recv_into = sock.send, sock.recv_into
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
+        self._waiting: deque[memoryview] = deque()
+        handshakes.add(self, loop.now, self._timed_out)
+        loop.watch(self._fd, IN, self)
+        if not server:
+            self._handshake()
+
+    # --- receiving
+
+    def on_event(self, events: int) -> None:
+        """The socket is ready."""
+        if events & OUT:
+            self._send_waiting()
+        if events & ~OUT and self.open:
+            self._readable()
+
+    def _readable(self) -> None:
+        try:
+            count = self._recv_into(_cipher)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(error.strerror or str(error))
+            return
+        if not count:
+            self._lost("connection closed by the peer")
+            return
+        self._incoming.write(_cipher[:count])
+        if not self.established and not self._handshake():
+            return
+        try:
+            self._decrypt()
+        except ProtocolError as error:
+            self.fail(error)
+        except ssl.SSLError as error:
+            self._push()
+            self.close("TLS_FAILURE", f"tls error: {reason_of(error)}")
+        if self.open:
+            self._after_reading()
+
+    def _decrypt(self) -> None:
+        read, pending, receive, now = self._tls.read, self._incoming, self.http.receive, self.loop.now
+        filled = 0
+        while pending.pending:
+            try:
+                count: int = read(buffers.IO_BYTES, _plain[filled:] if filled else _plain)  # type: ignore
+            except ssl.SSLWantReadError:
+                break
+            if not count:
+                if filled:
+                    receive(_plain[:filled], now)
+                self._lost("connection closed by the peer")
+                return
+            filled += count
+            if filled > _PARSE_ABOVE:
+                receive(_plain[:filled], now)
+                filled = 0
+                if not self.open:
+                    return
+        if filled:
+            receive(_plain[:filled], now)
+
+    def _after_reading(self) -> None:
+        http = self.http
+        if self._handshakes is not None and http.ready:
+            self._handshakes.discard(self)
+            self._handshakes = None
+        if http.reopened:
+            http.reopened = False
+            self._resume()
+        if http.out:
+            self.loop.dirty[self] = None
+
+    def _resume(self) -> None:
+        http = self.http
+        if http.blocked and self.queued <= HIGH_WATER:
+            blocked, http.blocked = http.blocked, {}
+            for stream in blocked:
+                stream.resume()
+
+    def _handshake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+            self.peer = self.owner.check_peer(self, names_of(self._tls))
+        except ssl.SSLWantReadError:
+            self._push()
+            return False
+        except ssl.SSLError as error:
+            self._push()  # the alert
+            self.close("TLS_FAILURE", f"tls handshake error: {reason_of(error)}")
+            return False
+        except PeerRefused as error:
+            self._reset_on_close()
+            self.close("IDENTITY_ERROR", f"tls handshake error: {error}")
+            return False
+        self.established = True
+        self.loop.dirty[self] = None
+        self.owner.established(self)
+        return self.open
+
+    # --- sending
+
+    def flush(self) -> None:
+        """Write all small frames."""
+        out = self.http.out
+        if out and self.established and self.open:
+            self._tls.write(out)
+            self.http.out = bytearray()
+            self._push()
+        if self.http.finished and self.open and not self.queued:
+            self.close("-", "")
+
+    def send_small(self, data: memoryview) -> None:
+        """Add a small DATA frame to this turn's write."""
+        out = self.http.out
+        out += data
+        self.loop.dirty[self] = None
+        if len(out) > _SMALL_BYTES:
+            self.flush()
+
+    def send_large(self, data: memoryview) -> None:
+        """Write a DATA frame now, behind what is there."""
+        out = self.http.out
+        if out:
+            self._tls.write(out)
+            self.http.out = bytearray()
+        self._tls.write(data)
+        self._push()
+
+    def _push(self) -> None:
+        data = self._outgoing.read()
+        if not data:
+            return
+        if not self._waiting:
+            try:
+                sent = self._send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # the read side tells, with whatever the peer said last
+            if sent == len(data):
+                return
+        else:
+            sent = 0
+        rest = memoryview(data)[sent:]
+        self._waiting.append(rest)
+        self.queued += len(rest)
+        self.loop.buffered += len(rest)
+        if len(self._waiting) == 1:
+            self.loop.modify(self._fd, IN | OUT)
+        if self.queued > _DROP_ABOVE:
+            self.close("-", "h2 failed: peer does not read what it asks for")
+
+    def _send_waiting(self) -> None:
+        before = self.queued
+        while self._waiting:
+            rest = self._waiting[0]
+            try:
+                sent = self._send(rest)
+            except BlockingIOError:
+                break
+            except OSError:
+                sent = len(rest)  # the read side tells
+            self.queued -= sent
+            if sent < len(rest):
+                self._waiting[0] = rest[sent:]
+                break
+            self._waiting.popleft()
+        self.loop.buffered -= before - self.queued
+        if not self._waiting:
+            self.loop.modify(self._fd, IN)
+            if self.http.draining:
+                self.loop.dirty[self] = None
+        if self.queued < _LOW_WATER:
+            self._resume()
+
+    # --- what the connection asks of its owner
+
+    def requested(self, sid: int, fields: Fields) -> Stream | None:
+        """Hand a request on."""
+        return self.owner.requested(self, sid, fields)
+
+    def retired(self) -> None:
+        """Hand it on."""
+        if self.open:
+            if self.http.draining:
+                self.loop.dirty[self] = None
+            self.owner.retired(self)
+
+    # --- ends
+
+    def tick(self, now: float) -> None:
+        """Keep the connection alive, or give it up."""
+        if self.established and not self.http.tick(now):
+            self.http.fail(Code.NO_ERROR)
+            self.flush()
+            self.close("-", "h2 failed: keep-alive timed out")
+        elif self.http.out:
+            self.loop.dirty[self] = None
+
+    def drain(self) -> None:
+        """Take no new streams; open ones go on."""
+        self.http.drain()
+        self.loop.dirty[self] = None
+
+    def end(self, error: str) -> None:
+        """Say GOAWAY and close, with all its streams."""
+        if self.established and self.open:
+            self.http.fail(Code.NO_ERROR)
+            self.flush()
+        self.close("-", error)
+
+    def fail(self, error: ProtocolError) -> None:
+        """The peer broke the protocol: say so and close."""
+        self.http.fail(error.code)
+        self.flush()
+        self.close("-" if self.http.ready else "H2_HANDSHAKE_FAILURE", f"h2 failed: {error}")
+
+    def crashed(self, error: Exception) -> None:
+        """See ztunnel.loop.Handler."""
+        self.close("-", f"internal error: {error}")
+
+    def _timed_out(self) -> None:
+        self.close("H2_HANDSHAKE_FAILURE" if self.established else "TLS_FAILURE", "tls handshake error: timed out or evicted")
+
+    def _lost(self, why: str) -> None:
+        """The socket is gone. An idle connection may go like that; a stream that is cut off is an error of its own."""
+        if not self.established:
+            self.close("TLS_FAILURE", f"tls handshake error: {why}")
+        elif not self.http.ready:
+            self.close("H2_HANDSHAKE_FAILURE", f"h2 failed: {why}")
+        else:
+            self.close("-", f"h2 failed: {why}" if self.http.streams else "")
+
+    def _reset_on_close(self) -> None:
+        reset_on_close(self._sock)
+
+    def close(self, flag: Flag, error: str) -> None:
+        """Close the socket and lose every stream."""
+        if not self.open:
+            return
+        self.open = False
+        if self._handshakes is not None:
+            self._handshakes.discard(self)
+            self._handshakes = None
+        self.loop.forget(self._fd)
+        self._sock.close()
+        self.loop.buffered -= self.queued
+        self.queued = 0
+        self._waiting.clear()
+        self.loop.dirty.pop(self, None)
+        streams = list(self.http.streams.values())
+        self.lost_streams = len(streams)
+        self.http.streams.clear()
+        self.http.blocked.clear()
+        self.http.draining = True
+        for stream in streams:
+            stream.connection_lost(flag, error)
+        self.owner.closed(self, flag, error)
+
+
+def reset_on_close(sock: socket) -> None:
+    """Make the socket's close a reset: the other end learns that this was no orderly end."""
+    sock.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SOL_SOCKET, SO_LINGER: on, 0 seconds

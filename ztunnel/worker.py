@@ -1,0 +1,188 @@
+"""The data worker: one process per core, single-threaded, which carries every byte of this node's pods.
+
+usage: python -m ztunnel.worker --channel FD      started by the supervisor, with OPENSSL_CONF naming ztunnel/openssl.cnf
+
+It is told what is true (ztunnel.channel) and tells what happened; it reads no file, and keeps no state across its end.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mesh.workload import Workload
+from ztunnel.channel import (
+    AddPod,
+    CertificateFailed,
+    Configure,
+    Connections,
+    ForgetCertificate,
+    PodAdded,
+    QueryConnections,
+    RemovePod,
+    SetCertificate,
+    Shutdown,
+    UpdateInventory,
+    UpdatePolicies,
+    WorkerStatus,
+)
+from ztunnel.inbound import accept_hbone, accept_plain
+from ztunnel.link import Link
+from ztunnel.listener import Listener
+from ztunnel.loop import Loop
+from ztunnel.node import Node
+from ztunnel.outbound import accept_outbound
+from ztunnel.pod import Pod
+
+TICK_S = 0.25
+STATUS_S = 1.0
+COLLECT_S = 60.0
+_ACCEPTS = (accept_outbound, accept_plain, accept_hbone)
+"""In the order of AddPod's listeners."""
+_log = logging.getLogger("ztunnel.worker")
+
+
+class Worker:
+    """Takes the supervisor's messages, and owns the pods."""
+
+    def __init__(self, loop: Loop, channel: socket.socket) -> None:
+        self._loop = loop
+        self._link = Link(loop, channel, self._take)
+        self._node: Node | None = None
+        self._pods: dict[str, Pod] = {}
+        self._draining = False
+        self._handlers: dict[type, Callable[[Node, Any, list[int]], None]] = {
+            AddPod: self._add_pod,
+            RemovePod: self._remove_pod,
+            UpdateInventory: self._update_inventory,
+            UpdatePolicies: self._update_policies,
+            SetCertificate: lambda node, message, _: node.vault.set(message),
+            CertificateFailed: lambda node, message, _: node.vault.failed(message),
+            ForgetCertificate: lambda node, message, _: node.vault.forget(message),
+            QueryConnections: lambda node, message, _: node.emit(Connections(message.number, node.ledger.records())),
+            Shutdown: self._shut_down,
+        }
+
+    def _take(self, message: object, fds: list[int]) -> None:
+        if isinstance(message, Configure) and self._node is None:
+            self._node = Node(self._loop, message, self._link.emit)
+            self._loop.every(TICK_S, self._node.tick)
+            self._loop.every(STATUS_S, self._report)
+            self._loop.every(COLLECT_S, self._collect)
+            return
+        handler = self._handlers.get(type(message))
+        if self._node is None or handler is None:
+            _close_all(fds)
+            raise ValueError(f"unexpected {type(message).__name__} on the channel")
+        handler(self._node, message, fds)
+
+    # --- pods
+
+    def _add_pod(self, node: Node, message: AddPod, fds: list[int]) -> None:
+        if len(fds) != 1 + len(_ACCEPTS):
+            _close_all(fds)
+            self._link.emit(PodAdded(message.uid, f"expected {1 + len(_ACCEPTS)} descriptors, got {len(fds)}"))
+            return
+        old = self._pods.pop(message.uid, None)
+        if old is not None:
+            old.close()
+        pod = Pod(node, message, fds[0])
+        error = ""
+        for place, (fd, accept) in enumerate(zip(fds[1:], _ACCEPTS, strict=True), 1):
+            try:
+                pod.listeners.append(Listener(pod, fd, accept))
+            except OSError as failure:
+                error = str(failure)
+                _close_all(fds[place + 1 :])
+                pod.close()
+                break
+        if not error:
+            self._pods[message.uid] = pod
+        self._link.emit(PodAdded(message.uid, error))
+
+    def _remove_pod(self, _node: Node, message: RemovePod, _fds: list[int]) -> None:
+        pod = self._pods.pop(message.uid, None)
+        if pod is not None:
+            pod.close()
+
+    # --- what is true
+
+    def _update_inventory(self, node: Node, message: UpdateInventory, _fds: list[int]) -> None:
+        before = {uid: pod.workload() for uid, pod in self._pods.items()}
+        node.inventory.apply(message.upserts, message.removals)
+        node.inventory_changed()
+        if any(_policies_of(before[uid]) != _policies_of(pod.workload()) for uid, pod in self._pods.items()):
+            node.ledger.recheck(self._workload_of)
+        gc.freeze()  # what is known of the mesh is large, and holds no cycles: collecting must not walk over it
+
+    def _update_policies(self, node: Node, message: UpdatePolicies, _fds: list[int]) -> None:
+        node.policies.apply(message.upserts, message.removals)
+        node.ledger.recheck(self._workload_of)
+
+    def _workload_of(self, uid: str) -> Workload | None:
+        pod = self._pods.get(uid)
+        return pod.workload() if pod is not None else None
+
+    # --- time
+
+    def _report(self) -> None:
+        assert self._node is not None
+        gauges = self._node.gauges() | {"pods": len(self._pods), "dropped_events": self._link.dropped_events}
+        self._link.emit(WorkerStatus(gauges))
+        for pod in self._pods.values():
+            pod.pool.release_idle()
+        if self._draining and not self._node.ledger.open:
+            self._loop.running = False
+
+    def _collect(self) -> None:
+        """Tunnels and their connections refer to each other: find the closed ones. The collector is off on the hot path."""
+        gc.collect()
+
+    def _shut_down(self, _node: Node, message: Shutdown, _fds: list[int]) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        for pod in self._pods.values():
+            pod.drain()
+        self._loop.call_at(self._loop.now + message.deadline_s, self._stop)
+
+    def _stop(self) -> None:
+        self._loop.running = False
+
+    def finish(self) -> None:
+        """End everything, and report it."""
+        for pod in self._pods.values():
+            pod.close()
+        self._link.finish(1.0)
+
+
+def _policies_of(workload: Workload | None) -> tuple[str, ...]:
+    return workload.authorization_policies if workload is not None else ()
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until the supervisor says so, or is gone."""
+    parser = argparse.ArgumentParser(prog="ztunnel.worker", description=__doc__)
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket pair to the supervisor")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s", level=logging.INFO)
+    loop = Loop()
+    worker = Worker(loop, socket.socket(fileno=options.channel))
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    loop.run()
+    worker.finish()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
