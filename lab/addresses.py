@@ -50,15 +50,14 @@ def control() -> tuple[Interface, ...]:
     return tuple(host(network, _CONTROL_HOST) for network in UNDERLAY)
 
 
-def node_addresses(index: int, pod_cidrs: Sequence[str]) -> NodeAddresses:
+def node_addresses(index: int, pod_cidrs: Sequence[Network]) -> NodeAddresses:
     """The addresses of node number `index`; without `pod_cidrs` its ranges follow from the index.
 
-    Raises: ValueError for a range that is no network, or too small for a bridge and a pod.
+    Raises: ValueError for a range that is too small for a bridge and a pod.
     """
     if not 1 <= index <= MAX_NODES:
         raise ValueError(f"a lab has at most {MAX_NODES} nodes")
-    texts = pod_cidrs or (f"10.{index}.0.0/24", f"fd00:10:{index:x}::/64")
-    ranges = tuple(ip_network(text) for text in texts)
+    ranges = tuple(pod_cidrs) or (ip_network(f"10.{index}.0.0/24"), ip_network(f"fd00:10:{index:x}::/64"))
     for network in ranges:
         if network.num_addresses < 4:
             raise ValueError(f"podCIDR {network} has no room for a gateway and a pod: make it larger")

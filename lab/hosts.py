@@ -1,13 +1,14 @@
 """DNS in miniature: the text of a pod's /etc/hosts and /etc/resolv.conf.
 
 Services are known by `name` (in their own namespace), `name.ns`, `name.ns.svc` and `name.ns.svc.DOMAIN`; a headless one
-stands for its pods, each of which is also `hostname.name.ns.svc.DOMAIN` when it names the service as its subdomain.
+stands for its pods, each of which is also known as `pod.name.ns.svc.DOMAIN` and its short forms.
 There is no name server: what is not listed is refused at once.
 """
 
 from collections.abc import Iterable, Sequence
 
-from lab.endpoints import PodEndpoint, ServiceView, backends
+from lab.endpoints import Endpoint, backends
+from mesh.manifests import Service
 from mesh.workload import Address
 
 _LOCAL = """127.0.0.1\tlocalhost
@@ -15,18 +16,16 @@ _LOCAL = """127.0.0.1\tlocalhost
 """
 
 
-def service_lines(namespace: str, services: Iterable[ServiceView], pods: Sequence[PodEndpoint], domain: str) -> str:
+def service_lines(namespace: str, services: Iterable[Service], endpoints: Sequence[Endpoint], domain: str) -> str:
     """The part that all pods of a namespace share."""
     lines = []
     for service in sorted(services, key=lambda one: (one.namespace, one.name)):
         names = _names(service.name, service.namespace, namespace, domain)
-        lines += [f"{vip}\t{names}" for vip in service.vips]
+        lines += [f"{vip}\t{names}" for vip in service.cluster_ips]
         if service.headless:
-            for pod in backends(service, pods):
-                own = ""
-                if pod.subdomain == service.name:
-                    own = " " + _names(f"{pod.hostname}.{service.name}", service.namespace, namespace, domain)
-                lines += [f"{address}\t{names}{own}" for address in pod.addresses]
+            for one in backends(service, endpoints):
+                own = _names(f"{one.pod.name}.{service.name}", service.namespace, namespace, domain)
+                lines += [f"{address}\t{names} {own}" for address in one.addresses]
     return "".join(f"{line}\n" for line in lines)
 
 

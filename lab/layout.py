@@ -102,6 +102,19 @@ class Layout:
         """Records and the hosts file of the pod `namespace/name`."""
         return self.run / "pods" / pod.replace("/", ".", 1)
 
+    @property
+    def scratch(self) -> Path:
+        """An empty folder that every container builds its root on, each in a mount namespace of its own."""
+        return self.run / "root"
+
+    def prober_socket(self, node: str) -> Path:
+        """Where a node's prober listens."""
+        return self.run / "probers" / f"{node}.sock"
+
+    def program_record(self, node: str, part: str) -> Path:
+        """Which process a node's `agent`, `ztunnel` or `prober` is."""
+        return self.run / "programs" / f"{node}.{part}.json"
+
     def pod_volumes(self, pod: str) -> Path:
         """The emptyDir volumes of a pod; on disk, since /run may be small."""
         return self.state / "volumes" / pod.replace("/", ".", 1)

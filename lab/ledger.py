@@ -16,6 +16,8 @@ class Placement:
 
     uid: str
     node: str
+    spec: str
+    """Digest of the pod's spec: another one is another life."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ def load(path: Path) -> Ledger:
         return Ledger(
             {str(node): int(index) for node, index in document["nodes"].items()},
             {str(node): {str(pod): int(number) for pod, number in pods.items()} for node, pods in document["hosts"].items()},
-            {str(pod): Placement(str(one["uid"]), str(one["node"])) for pod, one in document["pods"].items()},
+            {str(pod): Placement(*(str(one[key]) for key in ("uid", "node", "spec"))) for pod, one in document["pods"].items()},
         )
     except FileNotFoundError:
         return Ledger()

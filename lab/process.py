@@ -30,11 +30,11 @@ class Record:
 
 @dataclass(slots=True)
 class Process:
-    """A running program. Owns its pidfd, which `wait` closes."""
+    """A running program. Owns its pidfd, until `wait` has seen the end."""
 
     record: Record
     _pidfd: int
-    _exit_code: int | None = None
+    _ended: "asyncio.Future[int | None] | None" = None
 
     @property
     def pid(self) -> int:
@@ -85,18 +85,17 @@ class Process:
 
     async def wait(self) -> int | None:
         """The exit code once it has ended (128 + n for signal n); None for an adopted one, whose code went elsewhere."""
-        if self._pidfd >= 0:
+        if self._ended is None:
             loop = asyncio.get_running_loop()
-            ended: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(self._pidfd, lambda: _complete(ended))
-            try:
-                await ended
-            finally:
-                loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-            self._exit_code = _reap(self.pid)
-        return self._exit_code
+            self._ended = loop.create_future()
+            loop.add_reader(self._pidfd, self._on_end, self._ended)
+        return await asyncio.shield(self._ended)
+
+    def _on_end(self, ended: "asyncio.Future[int | None]") -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        ended.set_result(_reap(self.pid))
 
     def signal(self, number: int) -> None:
         """Send a signal; none once it has ended."""
@@ -105,6 +104,28 @@ class Process:
                 signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:
                 pass  # ended, and not yet waited for
+
+
+async def run_joined(launch: Launch, timeout_s: float) -> int | None:
+    """Run a program inside a running container to its end: its exit code, or None when it took too long and was killed.
+
+    Raises: LaunchError when it could not be started. Cancel: the program is killed.
+    """
+    status, launcher = spawn(launch)
+    process = Process._open(launcher)
+    assert process is not None  # not reaped before somebody waits
+    try:
+        async with asyncio.timeout(timeout_s):
+            text = await _read_to_end(status)
+            code = await process.wait()
+    except TimeoutError:
+        code, text = None, ""
+    finally:
+        process.signal(signal.SIGKILL)  # the program goes with its launcher
+        await process.wait()
+    if "error " in text:
+        raise LaunchError(text.partition("error ")[2].strip())
+    return code
 
 
 def spawn(launch: Launch, inherit_terminal: bool = False) -> tuple[int, int]:

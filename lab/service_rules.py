@@ -7,27 +7,28 @@ it would not answer itself otherwise. Enrolled pods never need this table: the m
 
 from collections.abc import Iterable, Sequence
 
-from lab.endpoints import PodEndpoint, ServiceView, backends, targets
+from lab.endpoints import Endpoint, backends, targets
+from mesh.manifests import Service
 from mesh.workload import Address
 
 TABLE = "services"
 
 
-def rules(services: Iterable[ServiceView], pods: Sequence[PodEndpoint]) -> str:
+def rules(services: Iterable[Service], endpoints: Sequence[Endpoint]) -> str:
     """The whole table as an nft script that replaces the former one in one transaction."""
     rewrites: list[str] = []
     refusals: dict[int, list[str]] = {4: [], 6: []}
     hairpins: dict[int, set[str]] = {4: set(), 6: set()}
     for service in sorted(services, key=lambda one: (one.namespace, one.name)):
-        ready = backends(service, pods)
-        for vip in service.vips:
+        ready = backends(service, endpoints)
+        for vip in service.cluster_ips:
             for port in service.ports:
                 found = targets(port, ready, vip.version)
                 if found:
-                    rewrites.append(_rewrite(vip, port.protocol, port.port, found))
+                    rewrites.append(_rewrite(vip, port.protocol.lower(), port.port, found))
                     hairpins[vip.version].update(f"{address} . {address}" for address, _ in found)
                 else:
-                    refusals[vip.version].append(f"{vip} . {port.protocol} . {port.port}")
+                    refusals[vip.version].append(f"{vip} . {port.protocol.lower()} . {port.port}")
     return _table(rewrites, refusals, hairpins)
 
 
@@ -61,7 +62,7 @@ def _table(rewrites: list[str], refusals: dict[int, list[str]], hairpins: dict[i
         ("rewrite", "", rewrites),
         ("refuse", "", refuse),
         ("prerouting", "type nat hook prerouting priority dstnat; policy accept;", ["jump rewrite"]),
-        ("output", "type nat hook output priority dstnat; policy accept;", ["jump rewrite"]),
+        ("output", "type nat hook output priority -100; policy accept;", ["jump rewrite"]),
         ("postrouting", "type nat hook postrouting priority srcnat; policy accept;", hairpin),
         ("forward", "type filter hook forward priority filter; policy accept;", ["jump refuse"]),
         ("local", "type filter hook output priority filter; policy accept;", ["jump refuse"]),

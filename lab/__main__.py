@@ -1,0 +1,46 @@
+"""weft-lab: a kubelet in miniature for one machine. `weft lab up` starts it; it may also be run by hand."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+
+from lab.api import Api
+from lab.daemon import Daemon
+from lab.layout import Layout
+from wire.http_unix import HttpServer
+
+
+async def serve(layout: Layout, mesh: bool) -> None:
+    """Run the daemon and its API until a signal ends it."""
+    daemon = Daemon(layout, mesh)
+    server = HttpServer(Api(daemon).routes())
+    task = asyncio.create_task(daemon.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    await server.listen_unix(layout.socket)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    finally:
+        await server.close()
+        layout.socket.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m lab", description="weft-lab: nodes and pods on this machine.")
+    parser.add_argument("--no-mesh", action="store_true", help="the same topology without agents and proxies")
+    flags = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("weft-lab: run as root: it makes network namespaces and cgroups")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    asyncio.run(serve(Layout.from_environment(), not flags.no_mesh))
+
+
+if __name__ == "__main__":
+    main()

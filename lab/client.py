@@ -1,0 +1,286 @@
+"""The lab as commands use it: up, down, status, exec, logs. Synchronous; talks to the daemon on lab.sock.
+
+Every problem that is a user's to mend is a LabError whose message says what, why and how.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab import logs, teardown
+from lab.launch import Launch
+from lab.layout import SOURCE_ROOT, Layout
+from lab.node import program_environment
+from lab.process import spawn
+from mesh.manifests import Problem, parse
+from wire.http_unix import HttpError, request
+
+READY_TIMEOUT_S = 120.0
+_DAEMON_TIMEOUT_S = 20.0
+_POLL_S = 0.05
+_QUIET_S = 1.0
+Progress = Callable[[str], None]
+
+
+class LabError(Exception):
+    """What the lab cannot do, why, and how to mend it."""
+
+
+class ManifestError(LabError):
+    """Manifests that were refused; nothing was changed."""
+
+    def __init__(self, problems: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__("\n".join(problem_line(one) for one in problems))
+        self.problems = problems
+
+
+def problem_line(problem: Mapping[str, Any]) -> str:
+    """A problem in one line: file, document, object, field, reason."""
+    where = f"{problem['file']} document {problem['document']}" if problem["document"] else problem["file"]
+    return ": ".join(str(part) for part in (where, problem["object"], problem["field"], problem["reason"]) if part)
+
+
+def read_manifests(path: Path) -> dict[str, str]:
+    """The YAML text of a file, or of every *.yaml and *.yml of a folder, by name.
+
+    Raises: LabError when there is none.
+    """
+    try:
+        paths = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.suffix in (".yaml", ".yml"))
+        files = {str(one): one.read_text() for one in paths}
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"cannot read {path}: {error}") from error
+    if not files:
+        raise LabError(f"{path} holds no *.yaml file")
+    return files
+
+
+class Lab:
+    """One lab on this machine."""
+
+    def __init__(self, layout: Layout | None = None) -> None:
+        self.layout = layout or Layout.from_environment()
+        self._daemon = 0
+
+    # Up and down
+
+    def up(
+        self,
+        files: Mapping[str, str],
+        mesh: bool = True,
+        progress: Progress = lambda line: None,
+        timeout_s: float = READY_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Bring everything in `files` (name -> YAML) up, beside what is up already, and wait until it is ready: its status.
+
+        Raises: ManifestError; LabError with what is not ready and why.
+        """
+        _require_root()
+        read = parse(files)
+        if read.refused:
+            raise ManifestError([_problem(one) for one in read.problems if not one.warning])
+        self._start_daemon(mesh, progress)
+        until = time.monotonic() + timeout_s
+        answer = self._apply(files, until, progress)
+        for problem in answer["problems"]:
+            progress(f"warning: {problem_line(problem)}")
+        for change in answer["changes"]:
+            if change["change"] != "unchanged":
+                progress(f"{change['object']} {change['change']}")
+        return self._await_ready(until, timeout_s, progress)
+
+    def _start_daemon(self, mesh: bool, progress: Progress) -> None:
+        if self.running():
+            if self.status()["mesh"] != mesh:
+                progress("putting the mesh on" if mesh else "taking the mesh off")
+                self._call("POST", "/mesh", {"enabled": mesh})
+            return
+        progress("starting the lab")
+        layout = self.layout
+        for folder in (layout.logs, layout.lab_cgroup, layout.run):
+            folder.mkdir(parents=True, exist_ok=True)
+        log = layout.logs / "lab.log"
+        argv = (sys.executable, "-m", "lab", *(() if mesh else ("--no-mesh",)))
+        launch = Launch(argv, str(layout.lab_cgroup), env=program_environment(layout), cwd=str(SOURCE_ROOT), log=str(log))
+        status, pid = spawn(launch)
+        with open(status, encoding="utf-8") as file:
+            text = file.read()
+        if "error " in text:
+            os.waitpid(pid, 0)
+            raise LabError(f"the lab's daemon cannot be started: {text.partition('error ')[2].strip()}")
+        self._daemon = pid
+        until = time.monotonic() + _DAEMON_TIMEOUT_S
+        while not self.running():
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                self._daemon = 0
+                raise LabError(f"the lab's daemon ended:\n{logs.tail(log, 5)}")
+            if time.monotonic() > until:
+                raise LabError(f"the lab's daemon does not answer within {_DAEMON_TIMEOUT_S:.0f} s: see {log}")
+            time.sleep(_POLL_S)
+
+    def _apply(self, files: Mapping[str, str], until: float, progress: Progress) -> dict[str, Any]:
+        told = False
+        while True:
+            try:
+                answer = self._call("POST", "/apply", {"files": dict(files)})
+                break
+            except LabError as error:  # control is starting
+                if time.monotonic() > until:
+                    raise LabError(f"{error}; see: weft lab logs control") from error
+                if not told:
+                    progress("waiting for control")
+                told = True
+                time.sleep(_POLL_S)
+        if any(not problem["warning"] for problem in answer["problems"]):
+            raise ManifestError([one for one in answer["problems"] if not one["warning"]])
+        return answer
+
+    def _await_ready(self, until: float, timeout_s: float, progress: Progress) -> dict[str, Any]:
+        shown, shown_at = "", time.monotonic()
+        while True:
+            status = self.status()
+            if not status["unready"]:
+                return status
+            if time.monotonic() > until:
+                reasons = "\n".join(f"  {reason}" for reason in status["unready"])
+                raise LabError(f"not ready after {timeout_s:.0f} s:\n{reasons}")
+            first = status["unready"][0]
+            if first != shown and time.monotonic() - shown_at > _QUIET_S:
+                progress(f"waiting: {first}")
+                shown, shown_at = first, time.monotonic()
+            time.sleep(_POLL_S)
+
+    def down(self, progress: Progress = lambda line: None) -> bool:
+        """Remove everything of the lab; whether there was anything.
+
+        Raises: LabError when something cannot be removed.
+        """
+        _require_root()
+        if not teardown.present(self.layout):
+            return False
+        progress("removing the lab")
+        try:
+            teardown.remove(self.layout)
+        except (OSError, RuntimeError) as error:
+            raise LabError(f"the lab could not be removed whole: {error}; try again") from error
+        if self._daemon:
+            os.waitpid(self._daemon, 0)  # this very process started it
+            self._daemon = 0
+        return True
+
+    # Looking
+
+    def running(self) -> bool:
+        """Whether the daemon answers."""
+        try:
+            self._request("GET", "/status", b"", 10.0)
+        except (OSError, TimeoutError, HttpError):
+            return False
+        return True
+
+    def status(self) -> dict[str, Any]:
+        """The whole lab, as `GET /status` gives it. Raises: LabError when none is up."""
+        return self._call("GET", "/status")
+
+    def log_path(self, target: str, container: str = "") -> Path:
+        """The log file of `lab`, `control`, a node's part `NODE/agent`, or a pod `NAMESPACE/NAME`.
+
+        Raises: LabError naming what there is.
+        """
+        if target in ("lab", "control"):
+            return self.layout.logs / f"{target}.log"
+        first, slash, second = target.partition("/")
+        part = self.layout.process_log(first, second)
+        if slash and second in ("agent", "ztunnel", "prober") and part.exists():
+            return part
+        folder = self.layout.container_log(target, "_").parent
+        found = sorted(folder.glob("*.log")) if slash and folder.is_dir() else []
+        chosen = [path for path in found if not container or path.stem == container]
+        if len(chosen) == 1:
+            return chosen[0]
+        if chosen:
+            raise LabError(f"pod {target} has several containers: say which: {', '.join(path.stem for path in chosen)}")
+        raise LabError(f"there is no log of {target!r}: use lab, control, NODE/agent, NODE/ztunnel or NAMESPACE/POD")
+
+    def log_targets(self, node: str = "") -> list[str]:
+        """Everything that has a log: `lab`, `control`, `NODE/PART`; with `node` only that node's parts."""
+        parts = sorted(self.layout.logs.glob("nodes/*/*.log"))
+        names = [f"{path.parent.name}/{path.stem}" for path in parts if not node or path.parent.name == node]
+        return names if node else ["lab", "control", *names]
+
+    def logs(self, target: str, container: str = "", lines: int = 100, follow: bool = False) -> Iterator[str]:
+        """The last lines of a log in pieces, then with `follow` what comes, for ever. Raises: LabError as `log_path`."""
+        path = self.log_path(target, container)
+        yield logs.tail(path, lines)
+        if follow:
+            yield from logs.follow(path)
+
+    # Inside
+
+    def join(self, pod: str, argv: Sequence[str], container: str = "") -> Launch:
+        """The order to run a program inside a pod `namespace/name`. Raises: LabError when it does not run."""
+        document = self._call("GET", f"/join?pod={pod}&container={container}")
+        launch = Launch.from_json(json.dumps({**document, "argv": list(argv)}))
+        if term := os.environ.get("TERM"):
+            launch.env.setdefault("TERM", term)
+        return launch
+
+    def exec(self, pod: str, argv: Sequence[str], container: str = "") -> int:
+        """Run a program inside a pod with the caller's standard streams; its exit code.
+
+        Raises: LabError when the pod does not run or the program cannot be started.
+        """
+        _require_root()
+        if not argv:
+            raise LabError("say what to run: weft lab exec NAMESPACE/POD -- COMMAND")
+        status, pid = spawn(self.join(pod, argv, container), inherit_terminal=True)
+        former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
+        try:
+            with open(status, encoding="utf-8") as file:
+                text = file.read()
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+        if "error " in text:
+            raise LabError(f"{pod}: {text.partition('error ')[2].strip()}")
+        return code if code >= 0 else 128 - code
+
+    # The wire
+
+    def _call(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        body = json.dumps(document).encode() if document is not None else b""
+        try:
+            result: dict[str, Any] = json.loads(self._request(method, path, body, 30.0))
+            return result
+        except HttpError as error:
+            raise LabError(error.reason) from error
+        except TimeoutError as error:
+            raise LabError("the lab's daemon does not answer: see weft lab logs lab") from error
+        except OSError as error:
+            raise LabError(f"no lab is up ({error.strerror or error}): start one with: weft lab up") from error
+
+    def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> bytes:
+        return asyncio.run(request(self.layout.socket, method, path, body, timeout_s)).check()
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise LabError("run as root: the lab makes network namespaces and cgroups")
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {
+        "file": problem.file,
+        "document": problem.document,
+        "object": problem.object,
+        "field": problem.field,
+        "reason": problem.reason,
+        "warning": problem.warning,
+    }

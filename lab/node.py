@@ -1,0 +1,198 @@
+"""One node: its namespace, its cgroup, its prober, and with the mesh its agent and its proxy.
+
+Every program is inside the node's cgroup and network namespace before it makes a socket: the mesh's programs hang on that
+cgroup, and the agent knows the host's own processes and the proxy by theirs.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from lab import cgroup, fabric, netns
+from lab.addresses import NodeAddresses, control
+from lab.launch import Launch
+from lab.layout import SOURCE_ROOT, Layout, netns_path
+from lab.supervision import Program, ProgramState
+from lab.syscalls import detach, mount
+from wire.http_unix import HttpError, request
+from wire.places import NodePlaces
+
+_log = logging.getLogger(__name__)
+XDS_PORT = 15012
+_READY_TIMEOUT_S = 2.0
+_MESH_PARTS = ("agent", "ztunnel")
+
+
+def control_authority() -> str:
+    """Where agents and proxies find weft-control: HOST:PORT."""
+    return f"{control()[0].ip}:{XDS_PORT}"
+
+
+def program_environment(layout: Layout) -> dict[str, str]:
+    """What weft's own programs inherit: the lab's places, and nothing else of the shell that started it."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("WEFT_", "BCC_"))}
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        **kept,
+        "WEFT_PREFIX": layout.places.prefix,
+        "WEFT_RUN_DIR": str(layout.places.run),
+        "WEFT_STATE_DIR": str(layout.places.state),
+    }
+
+
+def program_launch(layout: Layout, cgroup_path: Path, netns_name: str, log: Path, argv: list[str]) -> Launch:
+    """One of weft's own programs: `python -m ARGV...`."""
+    return Launch(
+        argv=(sys.executable, "-m", *argv),
+        cgroup=str(cgroup_path),
+        netns=str(netns_path(netns_name)),
+        env=program_environment(layout),
+        cwd=str(SOURCE_ROOT),
+        log=str(log),
+    )
+
+
+class NodeRun:
+    """Owns everything of one node but its pods."""
+
+    def __init__(self, layout: Layout, name: str, addresses: NodeAddresses) -> None:
+        self._layout = layout
+        self.name = name
+        self.addresses = addresses
+        self._programs: dict[str, tuple[Program, asyncio.Task[None]]] = {}
+        self._rules = ""
+        self._reason = "its network is being made"
+
+    @property
+    def places(self) -> NodePlaces:
+        """Its sockets and folders."""
+        return self._layout.places.node(self.name)
+
+    async def prepare(self, group: asyncio.TaskGroup) -> None:
+        """Make its network and start its prober; what a former daemon left complete is kept.
+
+        Raises: RuntimeError, OSError when the kernel refuses.
+        """
+        await asyncio.to_thread(self._make_places)
+        self._start("prober", group, ["lab.prober", str(self._layout.prober_socket(self.name))], "host")
+        self._reason = ""
+
+    def _make_places(self) -> None:
+        layout, name = self._layout, self._layout.node_netns(self.name)
+        for part in ("host", "pods"):
+            cgroup.create(layout.node_cgroup(self.name) / part)
+        for folder in (self.places.run, self.places.state):
+            folder.mkdir(parents=True, exist_ok=True)
+        standing = layout.run / "nodes" / self.name  # written last: a network without it may be half made
+        expected = f"{self.addresses}"
+        if not (netns.exists(name) and standing.exists() and standing.read_text() == f"{netns.inode(name)} {expected}"):
+            cgroup.kill(layout.node_cgroup(self.name))
+            fabric.delete_node(layout, self.name)
+            fabric.create_node(layout, self.name, self.addresses)
+            standing.parent.mkdir(parents=True, exist_ok=True)
+            standing.write_text(f"{netns.inode(name)} {expected}")
+
+    async def set_rules(self, rules: str) -> None:
+        """Load the service rules where they changed. Raises: RuntimeError when the kernel refuses."""
+        if rules != self._rules:
+            await asyncio.to_thread(netns.nft, self._layout.node_netns(self.name), rules)
+            self._rules = rules
+
+    async def start_mesh(self, group: asyncio.TaskGroup, token: str, root_pem: str) -> None:
+        """Start the agent and the proxy, if they do not run.
+
+        Raises: OSError when the node's folders cannot be written.
+        """
+        await asyncio.to_thread(self._write_credentials, token, root_pem)
+        layout = self._layout
+        own, pods = layout.node_cgroup(self.name), layout.pods_cgroup(self.name)
+        agent = ["agent", "--node", self.name, "--cgroup", str(own), "--pods-cgroup", str(pods)]
+        agent += ["--bpffs", str(self.places.bpffs), "--control", control_authority()]
+        self._start("agent", group, agent)
+        self._start("ztunnel", group, ["ztunnel", "--node", self.name])
+
+    def _write_credentials(self, token: str, root_pem: str) -> None:
+        for path, text in ((self.places.token, token), (self.places.root, root_pem)):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(text)
+        self.places.bpffs.mkdir(exist_ok=True)
+        if not os.path.ismount(self.places.bpffs):
+            mount("bpf", str(self.places.bpffs), "bpf", 0, "mode=700")
+
+    def _start(self, part: str, group: asyncio.TaskGroup, argv: list[str], cgroup_name: str = "") -> None:
+        if part in self._programs:
+            return
+        layout = self._layout
+        path = layout.node_cgroup(self.name) / (cgroup_name or part)
+        cgroup.create(path)
+
+        def launch() -> Launch:
+            log = layout.process_log(self.name, part)
+            return program_launch(layout, path, layout.node_netns(self.name), log, argv)
+
+        program = Program(f"{part} of node {self.name}", launch, layout.program_record(self.name, part))
+        self._programs[part] = (program, group.create_task(program.run()))
+
+    @property
+    def programs(self) -> dict[str, ProgramState]:
+        """How its programs do: `prober`, and with the mesh `agent` and `ztunnel`."""
+        return {part: program.state for part, (program, _) in self._programs.items()}
+
+    @property
+    def has_mesh(self) -> bool:
+        """Whether an agent or a proxy is to run."""
+        return any(part in self._programs for part in _MESH_PARTS)
+
+    async def stop_mesh(self) -> None:
+        """End the proxy and the agent, and take the mesh's programs off the node."""
+        for part in reversed(_MESH_PARTS):
+            await self._stop(part)
+        await asyncio.to_thread(self._unmount)
+
+    async def _stop(self, part: str) -> None:
+        if part in self._programs:
+            program, task = self._programs.pop(part)
+            await program.stop()
+            await task
+
+    def _unmount(self) -> None:
+        while os.path.ismount(self.places.bpffs):
+            detach(str(self.places.bpffs))
+
+    async def unready(self) -> str:
+        """Why the node is not ready, asking its programs; empty when it is."""
+        if self._reason:
+            return self._reason
+        for program, _ in self._programs.values():
+            if program.state.pid == 0:
+                return f"{program.name} {program.state.reason}"
+        if "ztunnel" in self._programs:
+            if not self.places.agent_socket.exists():
+                return f"agent of node {self.name} does not serve yet"
+            try:
+                (await request(self.places.admin_socket, "GET", "/healthz/ready", timeout_s=_READY_TIMEOUT_S)).check()
+            except (OSError, TimeoutError, HttpError) as error:
+                return f"ztunnel of node {self.name} is not ready: {error}"
+        return ""
+
+    async def delete(self) -> None:
+        """End its programs and remove all of it. Its pods have been deleted before."""
+        await self.stop_mesh()
+        await self._stop("prober")
+        await asyncio.to_thread(self._remove_places)
+
+    def _remove_places(self) -> None:
+        layout = self._layout
+        cgroup.kill(layout.node_cgroup(self.name))
+        fabric.delete_node(layout, self.name)
+        cgroup.remove(layout.node_cgroup(self.name))
+        for folder in (self.places.run, self.places.state, layout.process_log(self.name, "_").parent):
+            shutil.rmtree(folder, ignore_errors=True)
+        (layout.run / "nodes" / self.name).unlink(missing_ok=True)
