@@ -1,0 +1,187 @@
+"""The truth table of L4 authorization, case by case as Istio's ztunnel decides it."""
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.identity import Identity
+from mesh.policy import (
+    Action,
+    Connection,
+    Match,
+    Policy,
+    Rule,
+    Scope,
+    ServiceAccountMatch,
+    StringMatch,
+    Verdict,
+    evaluate,
+    policy_matches,
+)
+
+pytestmark = pytest.mark.unit
+
+TLS = Connection(ip_address("127.0.0.1"), Identity("td", "namespace", "account"), ip_address("127.0.0.2"), 8080)
+OTHER = TLS._replace(identity=Identity("td2", "elsewhere", "other"), source=ip_address("fd00::1"))
+PLAIN = TLS._replace(identity=None)
+
+
+def exact(value: str) -> tuple[StringMatch, ...]:
+    return (StringMatch("exact", value),)
+
+
+def allow(*rules: Rule, name: str = "allow") -> Policy:
+    return Policy("ns", name, Scope.GLOBAL, Action.ALLOW, rules)
+
+
+def deny(*rules: Rule, name: str = "deny") -> Policy:
+    return Policy("ns", name, Scope.GLOBAL, Action.DENY, rules)
+
+
+def asking(match: Match) -> Policy:
+    return allow(((match,),))
+
+
+@pytest.mark.parametrize(
+    ("rules", "matches"),
+    [((), False), (((),), True), ((((),),), True), ((((Match(),),),), False)],
+    ids=["no rule", "no clause", "no match", "empty match"],
+)
+def test_emptiness(rules: tuple[Rule, ...], matches: bool) -> None:
+    assert policy_matches(allow(*rules), TLS) is matches
+    assert evaluate([allow(*rules)], TLS).allowed is matches
+    assert evaluate([deny(*rules)], TLS).allowed is not matches
+
+
+def test_an_empty_match_is_skipped_and_its_neighbours_count() -> None:
+    assert policy_matches(allow(((Match(), Match(destination_ports=(8080,))),)), TLS)
+    assert not policy_matches(allow(((Match(), Match(destination_ports=(1,))),)), TLS)
+
+
+ACCOUNT = ServiceAccountMatch("namespace", "account")
+EVERYTHING = ip_network("0.0.0.0/0")
+
+
+# Columns: the mutual TLS peer, another one (other trust domain, namespace and account, over IPv6), plain text.
+@pytest.mark.parametrize(
+    ("match", "tls", "other", "plain"),
+    [
+        (Match(namespaces=exact("namespace")), True, False, False),
+        (Match(not_namespaces=exact("namespace")), False, True, True),
+        (Match(namespaces=exact("nobody")), False, False, False),
+        (Match(namespaces=exact("")), False, False, True),
+        (Match(principals=exact("td/ns/namespace/sa/account")), True, False, False),
+        (Match(not_principals=exact("td/ns/namespace/sa/account")), False, True, True),
+        (Match(principals=exact("spiffe://td/ns/namespace/sa/account")), False, False, False),
+        (Match(not_principals=(StringMatch("presence"),)), False, False, True),
+        (Match(principals=(StringMatch("prefix"),)), True, True, False),
+        (Match(service_accounts=(ACCOUNT,)), True, False, False),
+        (Match(not_service_accounts=(ACCOUNT,)), False, True, True),
+        (Match(source_ips=(ip_network("127.0.0.1/32"),)), True, False, True),
+        (Match(not_source_ips=(ip_network("127.0.0.1/32"),)), False, True, False),
+        (Match(source_ips=(ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8"))), True, False, True),
+        (Match(source_ips=(EVERYTHING,)), True, False, True),
+        (Match(source_ips=(ip_network("::/0"),)), False, True, False),
+        (Match(destination_ips=(ip_network("127.0.0.2/32"),)), True, True, True),
+        (Match(not_destination_ips=(ip_network("127.0.0.2/31"),)), False, False, False),
+        (Match(destination_ports=(8080, 80)), True, True, True),
+        (Match(destination_ports=(80,)), False, False, False),
+        (Match(not_destination_ports=(8080,)), False, False, False),
+        (Match(not_destination_ports=(80,)), True, True, True),
+        (Match(namespaces=exact("namespace"), destination_ports=(8080,)), True, False, False),
+        (Match(namespaces=exact("namespace"), destination_ports=(80,)), False, False, False),
+        (Match(namespaces=exact("namespace"), not_source_ips=(EVERYTHING,)), False, False, False),
+        (Match(namespaces=exact("namespace") + exact("elsewhere")), True, True, False),
+        (Match(not_namespaces=exact("namespace") + exact("elsewhere")), False, False, True),
+        (Match(namespaces=exact("namespace"), not_namespaces=exact("namespace")), False, False, False),
+    ],
+)
+def test_attributes(match: Match, tls: bool, other: bool, plain: bool) -> None:
+    verdicts = tuple(policy_matches(asking(match), connection) for connection in (TLS, OTHER, PLAIN))
+    assert verdicts == (tls, other, plain)
+
+
+@pytest.mark.parametrize(
+    ("match", "holds"),
+    [
+        (StringMatch("exact", "abc"), ["abc"]),
+        (StringMatch("exact", ""), [""]),
+        (StringMatch("prefix", "ab"), ["abc", "ab"]),
+        (StringMatch("prefix", ""), ["abc", "ab", "bc", ""]),
+        (StringMatch("suffix", "bc"), ["abc", "bc"]),
+        (StringMatch("suffix", ""), ["abc", "ab", "bc", ""]),
+        (StringMatch("presence"), ["abc", "ab", "bc"]),
+        (StringMatch("presence", "ignored"), ["abc", "ab", "bc"]),
+    ],
+)
+def test_string_match(match: StringMatch, holds: list[str]) -> None:
+    assert [text for text in ("abc", "ab", "bc", "") if match.matches(text)] == holds
+
+
+def test_plain_text_has_an_empty_namespace_but_no_principal() -> None:
+    empty = (StringMatch("prefix", ""),)
+    assert policy_matches(asking(Match(namespaces=empty)), PLAIN)
+    assert not policy_matches(asking(Match(principals=empty)), PLAIN)
+    assert not policy_matches(asking(Match(namespaces=(StringMatch("presence"),))), PLAIN)
+
+
+def test_nesting() -> None:
+    """(namespace a or b) and port 80: clauses are AND-ed, their matches OR-ed."""
+    policy = allow(((Match(namespaces=exact("a")), Match(namespaces=exact("b"))), (Match(destination_ports=(80,)),)))
+    for namespace, port, expected in (("a", 80, True), ("b", 80, True), ("b", 81, False), ("c", 80, False)):
+        connection = TLS._replace(identity=Identity("td", namespace, "x"), port=port)
+        assert policy_matches(policy, connection) is expected
+
+
+def test_rules_are_alternatives() -> None:
+    policy = allow(((Match(namespaces=exact("a")),),), ((Match(destination_ports=(8080,)),),))
+    assert policy_matches(policy, TLS)
+    assert not policy_matches(policy, TLS._replace(port=1))
+
+
+YES: Rule = ()
+NO: Rule = ((Match(destination_ports=(1,)),),)
+
+
+@pytest.mark.parametrize(
+    ("policies", "verdict"),
+    [
+        ([], Verdict(True, None, "")),
+        ([deny(NO)], Verdict(True, None, "")),
+        ([deny(YES)], Verdict(False, "ns/deny", "explicitly denied by: ns/deny")),
+        ([allow(YES)], Verdict(True, "ns/allow", "")),
+        ([allow(NO)], Verdict(False, None, "allow policies exist, but none allowed")),
+        ([allow()], Verdict(False, None, "allow policies exist, but none allowed")),
+        ([allow(NO), allow(YES, name="second")], Verdict(True, "ns/second", "")),
+        ([allow(YES), deny(YES)], Verdict(False, "ns/deny", "explicitly denied by: ns/deny")),
+        ([allow(YES), deny(NO)], Verdict(True, "ns/allow", "")),
+        ([allow(NO), deny(NO)], Verdict(False, None, "allow policies exist, but none allowed")),
+    ],
+)
+def test_deny_beats_allow_and_an_allow_policy_shuts_the_door(policies: list[Policy], verdict: Verdict) -> None:
+    assert evaluate(policies, TLS) == verdict
+
+
+@given(st.permutations([allow(YES), allow(NO, name="n"), deny(NO), deny(YES, name="d")]))
+def test_the_order_of_policies_does_not_change_the_result(policies: list[Policy]) -> None:
+    assert evaluate(policies, TLS) == Verdict(False, "ns/d", "explicitly denied by: ns/d")
+
+
+def test_dry_run_never_changes_the_result() -> None:
+    watching = replace(deny(YES), dry_run=True)
+    assert evaluate([watching], TLS) == Verdict(True, None, "")
+    assert evaluate([replace(allow(NO), dry_run=True)], TLS) == Verdict(True, None, "")
+    assert evaluate([replace(allow(YES), dry_run=True), allow(NO)], TLS).allowed is False
+    assert policy_matches(watching, TLS)
+
+
+def test_strict_mutual_tls_is_a_policy_like_any_other() -> None:
+    strict = deny(((Match(not_principals=(StringMatch("presence"),)),),))
+    exempt = deny(((Match(not_principals=(StringMatch("presence"),)),), (Match(not_destination_ports=(8080,)),)))
+    assert evaluate([strict], TLS).allowed
+    assert not evaluate([strict], PLAIN).allowed
+    assert evaluate([exempt], PLAIN).allowed
+    assert not evaluate([exempt], PLAIN._replace(port=9090)).allowed
