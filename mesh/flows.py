@@ -16,13 +16,13 @@ from mesh.workload import Address, Workload
 EMITTER = "Weft"
 VERSION = "0.1.0"
 
-Phase = Literal["opened", "closed", "denied", "unauthenticated", "failed", "kept"]
-"""denied: by policy or a default; unauthenticated: the peer proved no acceptable identity; failed: broke for another reason;
-kept: older than the pod's enrolment, left as it is."""
+Phase = Literal["opened", "closed", "denied", "unauthenticated", "refused", "failed", "kept"]
+"""denied: by policy or a default; unauthenticated: the peer proved no acceptable identity; refused: by the kernel, before any
+proxy saw it; failed: broke for another reason; kept: older than the pod's enrolment, left as it is."""
 Direction = Literal["inbound", "outbound"]
 EndpointKind = Literal["workload", "host", "world"]
 
-TRACE, POLICY_VERDICT = 4, 5
+DROP, TRACE, POLICY_VERDICT = 1, 4, 5
 _RESERVED = {"host": 1, "world": 2}
 _FIRST_IDENTITY = 256
 _STATIC_STRICT = "istio_converted_static_strict"
@@ -108,7 +108,9 @@ class ConnectionEvent:
     policy_object: str = ""
     """The user's object behind the policy, e.g. `PeerAuthentication demo/default`."""
     reason: str = ""
-    """Of denied, unauthenticated and failed, in plain words."""
+    """Of denied, unauthenticated, refused and failed, in plain words; of others a remark."""
+    drop_reason: int = 0
+    """Of refused: one of Hubble's drop reasons."""
     encrypted: bool = False
     """Mutual TLS on this connection: both identities were proved."""
     pre_mesh: bool = False
@@ -186,6 +188,12 @@ def _set_verdict(flow: flow_pb2.Flow, event: ConnectionEvent) -> None:
         flow.drop_reason = flow.drop_reason_desc
         flow.event_type.type = POLICY_VERDICT
         deciders = flow.ingress_denied_by if inbound else flow.egress_denied_by
+    elif event.phase == "refused":
+        flow.verdict = flow_pb2.DROPPED
+        flow.drop_reason = flow.event_type.sub_type = event.drop_reason
+        flow.drop_reason_desc = event.drop_reason
+        flow.event_type.type = DROP
+        return
     else:
         flow.verdict = flow_pb2.ERROR if event.phase == "failed" else flow_pb2.FORWARDED
         flow.event_type.type = TRACE
@@ -226,17 +234,17 @@ def _summary(event: ConnectionEvent) -> str:
         return _denial(event)
     if event.phase == "unauthenticated":
         return f"refused, no acceptable identity: {event.reason}"
-    if event.phase == "failed":
-        return f"failed: {event.reason or 'for an unknown reason'}"
+    if event.phase in ("failed", "refused"):
+        return f"{event.phase}: {event.reason or 'for an unknown reason'}"
     if event.phase == "kept":
         return f"pre-mesh: {event.reason or 'older than the enrolment of its pod, left in plain text'}"
     how = "pre-mesh" if event.pre_mesh else "mutual TLS" if event.encrypted else "plain text"
+    remark = f" ({event.reason})" if event.reason else ""
     if event.phase == "opened":
         by = f", allowed by {_named(event)}" if event.policy else ""
-        return f"opened, {how}{by}"
+        return f"opened, {how}{by}{remark}"
     milliseconds = event.duration_ns // 1_000_000
-    ending = f" ({event.reason})" if event.reason else ""
-    return f"closed, {how}: {event.bytes_sent} bytes sent, {event.bytes_received} received, {milliseconds} ms{ending}"
+    return f"closed, {how}: {event.bytes_sent} bytes sent, {event.bytes_received} received, {milliseconds} ms{remark}"
 
 
 def _denial(event: ConnectionEvent) -> str:

@@ -98,6 +98,12 @@ def test_failure_is_an_error_with_its_reason() -> None:
     assert flow.drop_reason_desc == flow_pb2.DROP_REASON_UNKNOWN and not flow.egress_denied_by
 
 
+def test_kernel_refusal_is_a_drop_with_its_own_reason() -> None:
+    flow = connection_flow(event(phase="refused", encrypted=False, reason="no proxy listens", drop_reason=178))
+    assert (flow.verdict, flow.drop_reason_desc, flow.event_type.type) == (flow_pb2.DROPPED, flow_pb2.SOCKET_LOOKUP_FAILED, 1)
+    assert (flow.event_type.sub_type, flow.Summary) == (178, "refused: no proxy listens")
+
+
 def test_close_reports_bytes_and_time() -> None:
     flow = connection_flow(event(phase="closed", bytes_sent=10, bytes_received=2000, duration_ns=15_000_000))
     assert flow.Summary == "closed, mutual TLS: 10 bytes sent, 2000 received, 15 ms" and flow.l4.TCP.flags.FIN
