@@ -1,0 +1,163 @@
+"""The lab that the bench stands on: up, down, its processes, its pods' addresses, and the load clients inside pods."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bench.topology import NODES, PODS, Place, manifests
+from lab.layout import Layout, netns_path
+from mesh.proto.control_pb2 import ApplyRequest, DeleteRequest, DescribeRequest, ManifestFile
+from mesh.proto.control_pb2_grpc import ControlStub
+
+_LOAD = Path(__file__).with_name("load.py")
+_SLACK_S = 60.0
+_WEFT = (sys.executable, "-m", "cli.main")
+_CONGESTION = "net/ipv4/tcp_congestion_control"
+
+
+class LoadError(RuntimeError):
+    """A load did not do what it was ordered to."""
+
+
+class LoadClient:
+    """The load generator's client inside a pod."""
+
+    def __init__(self, place: Place, process: "subprocess.Popen[str]") -> None:
+        self.place = place
+        self._process = process
+
+    def order(self, load: str, **details: Any) -> None:
+        """Start a load; `answer` waits for its end."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"load": load, **details}) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """What the load found. Raises: LoadError with its reason."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise LoadError(f"the load client in {self.place.key} ended: see its error above")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise LoadError(f"load in {self.place.key}: {found['error']}")
+        return found
+
+    def run(self, load: str, **details: Any) -> dict[str, Any]:
+        """Carry out a load."""
+        self.order(load, **details)
+        return self.answer()
+
+
+@dataclass(slots=True)
+class Stage:
+    """A lab that is up."""
+
+    layout: Layout
+    control: ControlStub
+    clients: dict[str, LoadClient] = field(default_factory=dict)
+
+    def address(self, place: Place, version: int = 4) -> str:
+        """A pod's address."""
+        answer = self.control.Describe(DescribeRequest(kind="workloads"), timeout=10)
+        for text in answer.resources_json:
+            workload = json.loads(text)
+            if (workload["namespace"], workload["name"]) == (place.namespace, place.name):
+                return str(next(one for one in workload["workloadIps"] if (":" in one) == (version == 6)))
+        raise LoadError(f"the control plane knows no workload {place.key}")
+
+    def netns(self, place: Place) -> Path:
+        """A pod's network namespace."""
+        return netns_path(self.layout.pod_netns(place.node, place.key))
+
+    def node_pids(self, part: str) -> dict[int, str]:
+        """Processes of `agent` or `ztunnel`, with the node that they serve."""
+        return {pid: node for node in NODES for pid in pids_of(self.layout.node_cgroup(node) / part)}
+
+    def pod_pids(self, places: Iterator[Place] | tuple[Place, ...] = PODS) -> list[int]:
+        """Processes of pods."""
+        return [pid for place in places for pid in pids_of(self.layout.pod_cgroup(place.node, place.key))]
+
+    def apply(self, yaml: str) -> None:
+        """Put manifests in force. Raises: LoadError with the problems."""
+        answer = self.control.Apply(ApplyRequest(files=[ManifestFile(name="bench", yaml=yaml)]), timeout=10)
+        if any(not problem.warning for problem in answer.problems):
+            raise LoadError("; ".join(f"{problem.object}: {problem.reason}" for problem in answer.problems))
+
+    def delete(self, yaml: str) -> None:
+        """Take manifests out of force."""
+        self.control.Delete(DeleteRequest(files=[ManifestFile(name="bench", yaml=yaml)]), timeout=10)
+
+
+def pids_of(cgroup: Path) -> list[int]:
+    """The processes in a cgroup and below it."""
+    found = []
+    for file in (cgroup / "cgroup.procs", *cgroup.glob("**/cgroup.procs")):
+        try:
+            found += [int(line) for line in file.read_text().splitlines()]
+        except OSError:
+            continue  # removed meanwhile
+    return sorted(set(found))
+
+
+@contextmanager
+def stage(say: Callable[[str], None], keep: bool) -> Iterator[Stage]:
+    """Bring the lab up for the body, with a load client in both client pods; take it down afterwards unless `keep`."""
+    layout = Layout.from_environment()
+    source = _LOAD.read_text()
+    with ExitStack() as stack:
+        if not keep:
+            stack.callback(_weft, "lab", "down")
+        with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+            file = Path(folder) / "bench.yaml"
+            file.write_text(manifests(source))
+            say("lab up")
+            _weft("lab", "down")
+            _weft("lab", "up", str(file))
+        force_cubic(layout)
+        channel = stack.enter_context(
+            grpc.insecure_channel(f"unix:{layout.places.control_socket}", options=[("grpc.default_authority", "localhost")])
+        )
+        made = Stage(layout, ControlStub(channel))
+        for place in PODS:
+            if place.name == "client":
+                made.clients[place.namespace] = stack.enter_context(_load_client(place, source))
+        yield made
+
+
+def _weft(*arguments: str) -> None:
+    result = subprocess.run([*_WEFT, *arguments], stdout=subprocess.DEVNULL, timeout=300)
+    if result.returncode:
+        raise LoadError(f"weft {' '.join(arguments)}: exit code {result.returncode}, see its error above")
+
+
+@contextmanager
+def _load_client(place: Place, source: str) -> Iterator[LoadClient]:
+    command = [*_WEFT, "lab", "exec", place.key, "--", "/usr/bin/python3", "-c", source, "client"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield LoadClient(place, process)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(_SLACK_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def force_cubic(layout: Layout) -> None:
+    """Set the congestion control of every namespace of the lab: the machine's default (BBR, say) would be measured too."""
+    names = [layout.fabric_netns, layout.control_netns, *(layout.node_netns(node) for node in NODES)]
+    names += [layout.pod_netns(place.node, place.key) for place in PODS]
+    for name in names:
+        command = ["nsenter", f"--net={netns_path(name)}", "--", "sysctl", "-qw", f"{_CONGESTION.replace('/', '.')}=cubic"]
+        subprocess.run(command, check=True, timeout=10)
