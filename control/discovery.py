@@ -9,15 +9,15 @@ on and it is told the newest state later.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from control.abort import abort
+from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials
-from control.feed import Feed
 from mesh.delta import DeltaServer, Request, Response
 
 PUSH_DELAY_S = 0.003
@@ -61,26 +61,27 @@ class Stream:
 class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
     """`AggregatedDiscoveryService.DeltaAggregatedResources` for nodes of the mesh."""
 
-    feed: Feed
+    cluster: Cluster
     credentials: Credentials
-    has_node: Callable[[str], bool]
     streams: dict[int, Stream] = field(default_factory=dict)
     _next: int = 0
 
     async def DeltaAggregatedResources(self, _requests: object, context: grpc.aio.ServicerContext) -> None:
         """Serve one stream until its client leaves, misbehaves, or its node is gone."""
+        if not self.cluster.is_loaded:
+            await abort(context, grpc.StatusCode.UNAVAILABLE, NOT_LOADED)
         node = self.credentials.node_of(context)
-        if node is None or not self.has_node(node):
+        if node is None or not self.cluster.has_node(node):
             _log.warning("xds refused: peer=%s: no valid node token or node certificate", context.peer())
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, "request authenticate failure")
         if Counter(stream.node for stream in self.streams.values())[node] >= MAX_STREAMS_PER_NODE:
             reason = f"node {node} has {MAX_STREAMS_PER_NODE} streams already: end some of them"
             await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
-        stream = Stream(node, DeltaServer(self.feed.snapshots))
+        stream = Stream(node, DeltaServer(self.cluster.feed.snapshots))
         self._next += 1
         number = self._next
         self.streams[number] = stream
-        silence = self.feed.changed.listen(stream.wake.set)
+        silence = self.cluster.feed.changed.listen(stream.wake.set)
         try:
             await self._serve(stream, context)
         finally:
@@ -107,20 +108,20 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
                 return
             await asyncio.sleep(PUSH_DELAY_S)
             stream.wake.clear()
-            if not self.has_node(stream.node):
+            if not self.cluster.has_node(stream.node):
                 raise StreamEnded(grpc.StatusCode.PERMISSION_DENIED, f"node {stream.node} is no longer part of the mesh")
             for type_url in stream.server.type_urls:
                 await self._push(stream, context, type_url)
 
     async def _push(self, stream: Stream, context: grpc.aio.ServicerContext, type_url: str) -> None:
         stream.pushes += 1
-        nonce = f"{self.feed.revision}-{stream.pushes}"
-        response = stream.server.push(type_url, self.feed.snapshots[type_url], nonce)
+        nonce = f"{self.cluster.feed.revision}-{stream.pushes}"
+        response = stream.server.push(type_url, self.cluster.feed.snapshots[type_url], nonce)
         if response is None:
             return
         try:
             async with asyncio.timeout(WRITE_S):
-                await context.write(_to_proto(response, str(self.feed.revision)))
+                await context.write(_to_proto(response, str(self.cluster.feed.revision)))
         except TimeoutError as error:
             reason = f"nothing was read for {WRITE_S:.0f} s"
             raise StreamEnded(grpc.StatusCode.DEADLINE_EXCEEDED, reason) from error

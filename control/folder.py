@@ -45,7 +45,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._marks: dict[str, _Mark] = {}
-        self._texts = Texts()
+        self._texts: Texts | None = None
 
     @property
     def is_writable(self) -> bool:
@@ -54,29 +54,31 @@ class Folder:
 
     def read(self) -> Texts | None:
         """What is on disk now; None where nothing changed since the last call."""
+        known = self._texts or Texts()
         try:
             if self.is_writable:
                 self._finish()
             found = self._list()
         except OSError as error:
-            texts = Texts(dict(self._texts.files), {".": f"{self.path}: {error.strerror}"})
-            changed = texts.unreadable != self._texts.unreadable
-            self._texts, self._marks = texts, {}
-            return texts if changed else None
-        if found == self._marks and None not in found.values() and "." not in self._texts.unreadable:
+            self._marks = {}
+            return self._changed(Texts(dict(known.files), {".": f"{self.path}: {error.strerror}"}))
+        if self._texts is not None and found == self._marks and None not in found.values() and "." not in known.unreadable:
             return None
         texts = Texts()
         for name in sorted(found):
-            self._take(name, found[name], texts)
+            self._take(name, found[name], known, texts)
         self._marks = found
+        return self._changed(texts)
+
+    def _changed(self, texts: Texts) -> Texts | None:
         if texts == self._texts:
             return None
         self._texts = texts
         return texts
 
-    def _take(self, name: str, mark: _Mark, texts: Texts) -> None:
-        if mark is not None and mark == self._marks.get(name) and name in self._texts.files:
-            texts.files[name] = self._texts.files[name]
+    def _take(self, name: str, mark: _Mark, known: Texts, texts: Texts) -> None:
+        if mark is not None and mark == self._marks.get(name) and name in known.files:
+            texts.files[name] = known.files[name]
             return
         path = self.path / name if self.is_writable else self.path
         try:

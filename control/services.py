@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from control.vips import Claim
 from mesh import workload as nouns
-from mesh.manifests.pod import Pod
-from mesh.manifests.service import Service
+from mesh.manifests import Pod, Service
 from mesh.workload import Address, BalancingMode, IPFamilies, Network, NetworkAddress, Scope
 
 DNS_DOMAIN = "cluster.local"

@@ -10,6 +10,7 @@ import grpc
 
 from control.abort import abort
 from control.authority import Authority, SigningError, lifetime_of, read_request
+from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials, metadata_values
 from control.grants import Grant, Grants, Refusal
 from control.rate import Rate
@@ -28,6 +29,7 @@ class CertificateService(certificate_pb2_grpc.IstioCertificateServiceServicer): 
     """`istio.v1.auth.IstioCertificateService`, as Istio-compatible proxies call it."""
 
     authority: Authority
+    cluster: Cluster
     credentials: Credentials
     grants: Grants
     default_lifetime_s: int
@@ -38,6 +40,8 @@ class CertificateService(certificate_pb2_grpc.IstioCertificateServiceServicer): 
         self, request: certificate_pb2.IstioCertificateRequest, context: grpc.aio.ServicerContext
     ) -> certificate_pb2.IstioCertificateResponse:
         """Sign one request of a node."""
+        if not self.cluster.is_loaded:
+            await abort(context, grpc.StatusCode.UNAVAILABLE, NOT_LOADED)
         node = self.credentials.node_of(context)
         decision = self.grants.decide(node, metadata_values(context, "clusterid"), _impersonated(request))
         if isinstance(decision, Refusal):

@@ -1,13 +1,12 @@
 """A pod and what is reported of it, as a workload of the mesh. Pure; filled in as istiod does."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from control.reports import PodReport
 from control.services import key_of, ports_of
-from mesh.manifests.cluster import Node
-from mesh.manifests.pod import Pod
-from mesh.manifests.service import Service
+from mesh.authorization import Listed
+from mesh.manifests import Node, Pod, Service
 from mesh.workload import Locality, NetworkMode, TunnelProtocol, Workload
 
 _NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
@@ -23,15 +22,6 @@ class MeshNames:
     root_namespace: str = "istio-system"
 
 
-@dataclass(frozen=True, slots=True)
-class PodPolicies:
-    """The policies that one pod lists."""
-
-    keys: tuple[str, ...] = ()
-    sources: Mapping[str, str] = field(default_factory=dict)
-    """Converted policy -> the user's object."""
-
-
 def workload_uid(names: MeshNames, namespace: str, name: str) -> str:
     """A pod's resource name."""
     return f"{names.cluster}//Pod/{namespace}/{name}"
@@ -40,15 +30,15 @@ def workload_uid(names: MeshNames, namespace: str, name: str) -> str:
 def mesh_workload(
     names: MeshNames,
     pod: Pod,
-    report: PodReport | None,
+    report: PodReport,
     services: Iterable[Service],
-    policies: PodPolicies,
-    node: Node | None,
+    policies: Listed,
+    node: Node,
 ) -> Workload | None:
-    """The pod as proxies know it; None while it is no endpoint: not reported, without addresses, or ended."""
-    if report is None or not report.addresses or report.is_over:
+    """The pod as proxies know it; None while it is no endpoint: without addresses, or ended."""
+    if not report.addresses or report.is_over:
         return None
-    labels = pod.metadata.labels
+    labels = pod.labels
     host_network = pod.spec.host_network
     return Workload(
         uid=workload_uid(names, pod.namespace, pod.name),
@@ -77,8 +67,8 @@ def _label(labels: Mapping[str, str], keys: Iterable[str], default: str) -> str:
     return next((labels[key] for key in keys if key in labels), default)
 
 
-def _locality(node: Node | None) -> Locality:
-    labels = node.metadata.labels if node else {}
+def _locality(node: Node) -> Locality:
+    labels = node.labels
     return Locality(
         labels.get("topology.kubernetes.io/region", ""),
         labels.get("topology.kubernetes.io/zone", ""),

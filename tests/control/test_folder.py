@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from control import folder as folder_module
-from control.folder import Folder
+from control.folder import Folder, Texts
 
 pytestmark = pytest.mark.unit
 
@@ -18,7 +18,8 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_changes_are_reported(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    assert folder.read() is None, "an empty folder is what we began with"
+    assert folder.read() == Texts(), "an empty folder is a state too"
+    assert folder.read() is None
     (tmp_path / "a.yaml").write_text("one")
     (tmp_path / "b.yml").write_text("two")
     (tmp_path / "c.txt").write_text("no manifest")

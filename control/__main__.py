@@ -1,0 +1,110 @@
+"""weft-control: one process, one event loop. Builds the parts and ties them together."""
+
+import asyncio
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
+
+import grpc
+
+from control.api import ControlService
+from control.authority import Authority
+from control.cluster import Cluster
+from control.configuration import Configuration, parse
+from control.credentials import Credentials
+from control.discovery import DiscoveryService
+from control.folder import Folder
+from control.grants import Grants
+from control.lock import take_lock
+from control.root import load_or_make_root, make_folder
+from control.server import STOP_GRACE_S, control_server, node_server
+from control.server_tls import server_addresses
+from control.signing import CertificateService
+from control.source import FolderSource
+from control.store import DATABASE_FILE, Store
+from control.tokens import Tokens
+from control.workloads import MeshNames
+from wire.places import Places
+
+_log = logging.getLogger("control")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What is there before the event loop runs."""
+
+    configuration: Configuration
+    places: Places
+    authority: Authority
+    store: Store
+    addresses: list[IPv4Address | IPv6Address]
+    """For the server certificate."""
+
+
+async def serve(ground: Ground) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    configuration = ground.configuration
+    names = MeshNames(configuration.cluster, configuration.trust_domain, configuration.root_namespace)
+    tokens = Tokens(ground.store)
+    cluster = Cluster(names, configuration.service_ranges, ground.store, tokens)
+    source = FolderSource(Folder(configuration.manifests), cluster)
+    await source.refresh()
+    nodes, control = _servers(ground, cluster, source, tokens)
+    await nodes.start()
+    await control.start()
+    _log.info("ready: trust_domain=%s cluster=%s", names.trust_domain, names.cluster)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(source.follow())
+            await stop.wait()
+            following.cancel()
+    finally:
+        _log.info("stopping")
+        await asyncio.gather(nodes.stop(STOP_GRACE_S), control.stop(STOP_GRACE_S))
+        ground.places.control_socket.unlink(missing_ok=True)
+
+
+def _servers(ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tokens) -> tuple[grpc.aio.Server, grpc.aio.Server]:
+    configuration = ground.configuration
+    credentials = Credentials(tokens, configuration.trust_domain)
+    grants = Grants(configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.index.runs_on)
+    discovery = DiscoveryService(cluster, credentials)
+    signing = CertificateService(ground.authority, cluster, credentials, grants, configuration.workload_ttl_s)
+    service = ControlService(source, cluster, tokens, ground.authority, discovery)
+    nodes = node_server(configuration, ground.authority, ground.addresses, discovery, signing)
+    return nodes, control_server(ground.places.control_socket, service)
+
+
+def main(arguments: list[str]) -> int:
+    """Run control; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    places = Places.from_environment()
+    configuration = parse(arguments, places)
+    state = places.control_state
+    try:
+        make_folder(state)
+        take_lock(state)
+        if configuration.manifests == state / "manifests":
+            make_folder(configuration.manifests)
+        authority = load_or_make_root(state, configuration.trust_domain, datetime.now(UTC))
+        store = Store(state / DATABASE_FILE)
+        listeners = [*configuration.listeners, *configuration.certificate_listeners]
+        addresses = server_addresses(listener.address for listener in listeners)
+        try:
+            asyncio.run(serve(Ground(configuration, places, authority, store, addresses)))
+        finally:
+            store.close()
+    except (OSError, ValueError) as error:
+        _log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""Texts of manifests into one set of objects, each text read once. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from mesh.manifests import ManifestSet, Object, Origin, Problem, parse
+
+MAX_OBJECTS = 50_000
+"""Of all files together."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """What the texts say."""
+
+    objects: dict[str, Object] = field(default_factory=dict)
+    """By title."""
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Where each object was written, by title."""
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether any problem is no mere warning."""
+        return is_refused(self.problems)
+
+    def located(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The same problems, each with the place where its object was written."""
+        return [
+            replace(one, file=self.origins[one.object].file, document=self.origins[one.object].document)
+            if not one.file and one.object in self.origins
+            else one
+            for one in problems
+        ]
+
+
+def is_refused(problems: Iterable[Problem]) -> bool:
+    """Whether any problem is no mere warning."""
+    return any(not problem.warning for problem in problems)
+
+
+class Catalogue:
+    """Remembers what each text said."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[str, ManifestSet]] = {}
+
+    def read(self, files: Mapping[str, str]) -> Reading:
+        """Read every text, or remember it; then put them together."""
+        current: dict[str, tuple[str, ManifestSet]] = {}
+        for name, text in files.items():
+            known = self._read.get(name)
+            current[name] = known if known is not None and known[0] == text else (text, parse({name: text}))
+        self._read = current
+        return _join(found for _, found in current.values())
+
+
+def _join(parts: Iterable[ManifestSet]) -> Reading:
+    reading = Reading()
+    warned: set[str] = set()
+    for part in parts:
+        for problem in part.problems:
+            # A kind that is skipped is worth one warning, in however many files it occurs.
+            about_kind = problem.warning and not problem.field
+            if not about_kind or problem.reason not in warned:
+                reading.problems.append(problem)
+            if about_kind:
+                warned.add(problem.reason)
+        for one in part.objects:
+            _keep(reading, one, part.origins[one.title])
+    if len(reading.objects) > MAX_OBJECTS:
+        reading.problems.append(Problem("", 0, "", "", f"{len(reading.objects)} objects, at most {MAX_OBJECTS} are kept"))
+    return reading
+
+
+def _keep(reading: Reading, one: Object, origin: Origin) -> None:
+    first = reading.origins.setdefault(one.title, origin)
+    if first is origin:
+        reading.objects[one.title] = one
+    else:
+        reason = f"defined twice: first in {first.file}, document {first.document}"
+        reading.problems.append(Problem(origin.file, origin.document, one.title, "metadata.name", reason))

@@ -1,0 +1,142 @@
+"""The state of the mesh: what sources and reporters say goes in, is checked and remembered, and reaches whoever listens.
+
+The one writer of the index, of the feed and of the database's addresses and reports. Everything here runs in the event loop
+and finishes within one call, so nobody ever sees half of a change.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from control.catalogue import is_refused
+from control.feed import Feed
+from control.index import TYPE_URLS, Index
+from control.notice import Notice
+from control.reports import Changes, PodReport, Reports
+from control.services import claim_of
+from control.store import Store
+from control.tokens import Tokens
+from control.vips import Allocation, allocate
+from control.workloads import MeshNames
+from mesh.authorization import convert
+from mesh.manifests import AuthorizationPolicy, Object, PeerAuthentication, Problem, Service, check_references
+from mesh.workload import Address, Network
+
+NOT_LOADED = "the mesh has no valid set of manifests yet: see weft status"
+MAX_SHOWN = 20
+"""Pods named in one message."""
+_log = logging.getLogger("control.cluster")
+
+
+class Cluster:
+    """One mesh."""
+
+    def __init__(self, names: MeshNames, ranges: Sequence[Network], store: Store, tokens: Tokens) -> None:
+        """Take up the addresses and reports of the process before; objects come with the first `replace_objects`."""
+        self.names = names
+        self.feed = Feed.of(TYPE_URLS)
+        self.objects_changed = Notice()
+        self.objects: dict[str, Object] = {}
+        self.revision = 0
+        self.is_loaded = False
+        """Whether there ever was a valid set of objects: before, nobody is told anything."""
+        self.misplaced: dict[str, dict[tuple[str, str], str]] = {}
+        """By reporter: pods that were not taken, with the reason."""
+        self.index = Index(names, ranges)
+        self._ranges = ranges
+        self._store = store
+        self._tokens = tokens
+        self._addresses: dict[str, tuple[Address, ...]] = store.addresses()
+        self._reports = Reports.of(store.reports())
+        self._json: dict[str, tuple[Object, str]] = {}
+        self.index.replace_reports(self._reports.pods, ())
+
+    def check(self, objects: Sequence[Object]) -> list[Problem]:
+        """What is wrong with a set of objects as a whole, and what of it will have no effect; nothing is changed."""
+        problems = check_references(objects)
+        named = {problem.object for problem in problems}
+        for service, reason in self._allocate(objects).problems.items():
+            if f"Service {service}" not in named:
+                problems.append(Problem("", 0, f"Service {service}", "spec.clusterIP", reason))
+        security = convert(_of(objects, AuthorizationPolicy), _of(objects, PeerAuthentication), self.names.root_namespace)
+        return [*problems, *security.problems]
+
+    def replace_objects(self, objects: Sequence[Object]) -> list[Problem]:
+        """Make a whole set of objects current, unless it has problems that are no warnings; returns all problems."""
+        problems = self.check(objects)
+        if is_refused(problems):
+            return problems
+        addresses = self._allocate(objects).addresses
+        known = self._addresses
+        changed = {name: addresses.get(name, ()) for name in addresses.keys() | known.keys()}
+        self._store.replace_addresses({name: several for name, several in changed.items() if several != known.get(name, ())})
+        self._addresses = addresses
+        self.objects = {one.title: one for one in objects}
+        self.index.replace_objects(objects, addresses)
+        for node in self._tokens.keep_only(self.index.nodes):
+            _log.info("node removed: node=%s: its tokens are no longer valid", node)
+        self.is_loaded = True
+        self._publish()
+        self.objects_changed.give()
+        return problems
+
+    def report(self, reporter: str, reports: Sequence[PodReport]) -> dict[tuple[str, str], str]:
+        """Make a reporter's whole list current, but for pods that cannot be where they are said to be: returns those."""
+        ranges = {name: node.pod_cidrs for name, node in self.index.nodes.items()}
+        sharing = {key for key, pod in self.index.pods.items() if pod.spec.host_network}
+        misplaced = self._reports.misplaced(reporter, reports, ranges, sharing)
+        if misplaced != self.misplaced.get(reporter, {}):
+            for (namespace, name), reason in list(misplaced.items())[:MAX_SHOWN]:
+                _log.warning("pod not taken: pod=%s/%s reporter=%s: %s", namespace, name, reporter, reason)
+        self.misplaced[reporter] = misplaced
+        self._take(self._reports.changes(reporter, [one for one in reports if one.key not in misplaced]))
+        return misplaced
+
+    def _take(self, changes: Changes) -> None:
+        if not changes.upserts and not changes.removals:
+            return
+        self._store.replace_reports(changes.upserts, changes.removals)
+        self._reports.apply(changes)
+        changed = [*changes.removals, *(one.key for one in changes.upserts)]
+        self.index.replace_reports(self._reports.pods, changed)
+        self._publish()
+
+    def has_node(self, name: str) -> bool:
+        """Whether a node is an object of the mesh."""
+        return name in self.index.nodes
+
+    def objects_json(self, kinds: Sequence[str]) -> Iterator[str]:
+        """The objects of some kinds (of all, if none is named) as Kubernetes JSON, services with their addresses."""
+        for title, one in self.objects.items():
+            if not kinds or one.kind in kinds:
+                yield self._to_json(title, self._completed(one))
+
+    def _completed(self, one: Object) -> Object:
+        if not isinstance(one, Service):
+            return one
+        addresses = self._addresses.get(f"{one.namespace}/{one.name}", ())
+        return replace(one, cluster_ips=addresses) if addresses != one.cluster_ips else one
+
+    def _to_json(self, title: str, one: Object) -> str:
+        known = self._json.get(title)
+        if known is None or (known[0] is not one and known[0] != one):
+            known = self._json[title] = (one, json.dumps(one.to_dict()))
+        return known[1]
+
+    def _allocate(self, objects: Iterable[Object]) -> Allocation:
+        claims = (claim_of(one, self._ranges) for one in objects if isinstance(one, Service))
+        return allocate(filter(None, claims), self._ranges, self._addresses)
+
+    def _publish(self) -> None:
+        self.revision += 1
+        for gone in self._json.keys() - self.objects.keys():
+            del self._json[gone]
+        resources = self.index.take()
+        if resources:
+            self.feed.publish(resources)
+
+
+def _of(objects: Iterable[Object], kind: type[Any]) -> list[Any]:
+    return [one for one in objects if isinstance(one, kind)]

@@ -1,0 +1,202 @@
+"""Objects, pod reports and service addresses in; workloads, services, policies and their encoded resources out. Pure.
+
+Whatever the source of the objects, this is the one place where they become what proxies get. It keeps every noun with its
+resource, works out which ones a change can touch, makes only those anew, and encodes only those that came out different: so a
+pod that becomes ready costs one encoding, in a mesh of any size.
+
+    pod, its report, its node                 -> that workload
+    service                                   -> itself, and the workloads that it selects or did select
+    AuthorizationPolicy, PeerAuthentication   -> all policies; then the workloads whose list came out different
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from control.reports import Key, PodReport
+from control.services import key_of, mesh_service
+from control.table import Resources, Table
+from control.workloads import MeshNames, mesh_workload, workload_uid
+from mesh.authorization import Conversion, Listed, convert
+from mesh.delta import Resource
+from mesh.manifests import (
+    AuthorizationPolicy,
+    Deployment,
+    Node,
+    Object,
+    PeerAuthentication,
+    Pod,
+    Service,
+    service_selects,
+)
+from mesh.policy import Policy
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
+from mesh.workload import Address, Network, Workload
+from mesh.workload import Service as MeshService
+
+TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
+Addresses = Mapping[str, tuple[Address, ...]]
+"""Service addresses by `namespace/name`."""
+
+
+class _Change(NamedTuple):
+    """One object before and after; None where it was or is not."""
+
+    before: Object | None
+    after: Object | None
+
+    def touches(self, *kinds: type[Object]) -> bool:
+        return isinstance(self.after or self.before, kinds)
+
+
+@dataclass(slots=True)
+class Index:
+    """The state of one mesh."""
+
+    names: MeshNames
+    ranges: Sequence[Network] = ()
+    """Service ranges: which IP versions services have."""
+    workloads: Table[Workload] = field(init=False)
+    """By uid."""
+    services: Table[MeshService] = field(init=False)
+    policies: Table[Policy] = field(init=False)
+    conversion: Conversion = field(default_factory=lambda: convert((), ()))
+    pods: dict[Key, Pod] = field(default_factory=dict)
+    """Those written as such, and those of deployments."""
+    nodes: dict[str, Node] = field(default_factory=dict)
+    _objects: dict[str, Object] = field(default_factory=dict)
+    """By title."""
+    _made: dict[str, list[Pod]] = field(default_factory=dict)
+    """Pods by the title of the object that they come from."""
+    _pods_in: dict[str, set[Key]] = field(default_factory=dict)
+    _services_in: dict[str, dict[str, Service]] = field(default_factory=dict)
+    _listed: dict[Key, Listed] = field(default_factory=dict)
+    _addresses: Addresses = field(default_factory=dict)
+    _reports: Mapping[Key, PodReport] = field(default_factory=dict)
+    _resources: dict[str, Resources] = field(default_factory=lambda: {url: Resources() for url in TYPE_URLS})
+
+    def __post_init__(self) -> None:
+        """Begin with an empty mesh: no objects, and the policies that even such a mesh has."""
+        addresses, authorizations = (self._resources[url] for url in TYPE_URLS)
+        self.workloads = Table(encode_workload, addresses)
+        self.services = Table(encode_service, addresses)
+        self.policies = Table(encode_policy, authorizations)
+        self._replace_policies()
+
+    def take(self) -> dict[str, dict[str, Resource]]:
+        """All resources of every type that changed since the last call; the caller's to keep."""
+        taken = {url: resources.take() for url, resources in self._resources.items()}
+        return {url: resources for url, resources in taken.items() if resources is not None}
+
+    def replace_objects(self, objects: Iterable[Object], addresses: Addresses) -> None:
+        """Make a whole set of objects current, and the addresses of its services."""
+        before, after = self._objects, {one.title: one for one in objects}
+        changes = [_Change(one, None) for title, one in before.items() if title not in after]
+        for title, one in after.items():
+            known = before.get(title)
+            if known is not one and known != one:
+                changes.append(_Change(known, one))
+        self._objects = after
+        # Pods first: what services and policies mean is then asked of the pods as they are now.
+        dirty = self._replace_pods([change for change in changes if change.touches(Pod, Deployment)])
+        dirty |= self._replace_nodes([change for change in changes if change.touches(Node)])
+        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses)
+        if any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes):
+            dirty |= self._replace_policies()
+        self._replace_workloads(dirty)
+
+    def replace_reports(self, reports: Mapping[Key, PodReport], changed: Iterable[Key]) -> None:
+        """Make pod reports current; `changed` are the pods for which they differ from before."""
+        self._reports = reports
+        self._replace_workloads(changed)
+
+    def runs_on(self, node: str, namespace: str, service_account: str) -> bool:
+        """Whether a pod reported on a node, and not ended, runs under a service account."""
+        keys = (key for key in self._pods_in.get(namespace, ()) if self.pods[key].spec.service_account == service_account)
+        reports = filter(None, map(self._reports.get, keys))
+        return any(report.node == node and not report.is_over for report in reports)
+
+    def _replace_pods(self, changes: Iterable[_Change]) -> set[Key]:
+        dirty: set[Key] = set()
+        for change in changes:
+            if change.before is not None:
+                for pod in self._made.pop(change.before.title):
+                    dirty.add(self._drop_pod(pod))
+            if isinstance(change.after, (Pod, Deployment)):
+                made = change.after.pods() if isinstance(change.after, Deployment) else [change.after]
+                self._made[change.after.title] = made
+                dirty.update(map(self._add_pod, made))
+        return dirty
+
+    def _drop_pod(self, pod: Pod) -> Key:
+        key = (pod.namespace, pod.name)
+        # A pod of this name may already come from another object; then that one stays.
+        if self.pods.get(key) is pod:
+            del self.pods[key], self._listed[key]
+            self._pods_in[pod.namespace].discard(key)
+        return key
+
+    def _add_pod(self, pod: Pod) -> Key:
+        key = (pod.namespace, pod.name)
+        self.pods[key] = pod
+        self._pods_in.setdefault(pod.namespace, set()).add(key)
+        self._listed[key] = self.conversion.listed_by(pod.namespace, pod.labels)
+        return key
+
+    def _replace_nodes(self, changes: Iterable[_Change]) -> set[Key]:
+        names = set()
+        for change in changes:
+            if isinstance(change.after, Node):
+                self.nodes[change.after.name] = change.after
+                names.add(change.after.name)
+            elif change.before is not None:
+                del self.nodes[change.before.name]
+                names.add(change.before.name)
+        return {key for key, report in self._reports.items() if report.node in names} if names else set()
+
+    def _replace_services(self, changes: Iterable[_Change], addresses: Addresses) -> set[Key]:
+        dirty: set[Key] = set()
+        stale = {name for name in addresses.keys() | self._addresses.keys() if addresses.get(name) != self._addresses.get(name)}
+        self._addresses = addresses
+        for change in changes:
+            for one in change:
+                if isinstance(one, Service):
+                    stale.add(f"{one.namespace}/{one.name}")
+                    dirty |= {key for key in self._pods_in.get(one.namespace, ()) if service_selects(one, self.pods[key])}
+            if isinstance(change.after, Service):
+                self._services_in.setdefault(change.after.namespace, {})[change.after.name] = change.after
+            elif isinstance(change.before, Service):
+                del self._services_in[change.before.namespace][change.before.name]
+                self.services.put(key_of(change.before), None)
+        for name in stale:
+            namespace, _, short = name.partition("/")
+            service = self._services_in.get(namespace, {}).get(short)
+            if service is not None:
+                self.services.put(key_of(service), mesh_service(service, addresses.get(name, ()), self.ranges))
+        return dirty
+
+    def _replace_policies(self) -> set[Key]:
+        self.conversion = convert(
+            [one for one in self._objects.values() if isinstance(one, AuthorizationPolicy)],
+            [one for one in self._objects.values() if isinstance(one, PeerAuthentication)],
+            self.names.root_namespace,
+        )
+        current = {policy.key: policy for policy in self.conversion.policies}
+        for key in self.policies.nouns.keys() - current.keys():
+            self.policies.put(key, None)
+        for key, policy in current.items():
+            self.policies.put(key, policy)
+        listed = {key: self.conversion.listed_by(pod.namespace, pod.labels) for key, pod in self.pods.items()}
+        dirty = {key for key, one in listed.items() if one != self._listed[key]}
+        self._listed = listed
+        return dirty
+
+    def _replace_workloads(self, dirty: Iterable[Key]) -> None:
+        for key in dirty:
+            pod, report = self.pods.get(key), self._reports.get(key)
+            made = None
+            if pod is not None and report is not None and report.node in self.nodes:
+                beside = self._services_in.get(pod.namespace, {})
+                services = [beside[name] for name in sorted(beside) if service_selects(beside[name], pod)]
+                made = mesh_workload(self.names, pod, report, services, self._listed[key], self.nodes[report.node])
+            self.workloads.put(workload_uid(self.names, *key), made)

@@ -1,0 +1,182 @@
+"""Objects from a folder of manifests: follows it, and is the way by which `weft apply` and `weft delete` change it.
+
+A set of manifests counts only as a whole. While any file is wrong, the last good set stays in force and the problems are
+shown; a change through here is refused with the problems that the whole set would then have.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from control.catalogue import Catalogue, Reading, is_refused
+from control.cluster import Cluster
+from control.folder import Folder, Texts
+from control.text import manifest_text
+from mesh.manifests import ManifestSet, Problem, parse
+
+POLL_S = 0.1
+POLL_SHARE = 20
+"""A look at the folder may take one part in this many of the time: 2,000 files every 0.2 s, 10,000 every second."""
+_MAX_FILE_NAME_BYTES = 255
+_log = logging.getLogger("control.source")
+
+Change = Literal["created", "configured", "unchanged", "deleted", "absent"]
+_Plan = tuple[list[tuple[str, Change]], dict[str, str | None]]
+"""What happens to which object, and the files to write (None: to remove)."""
+_Planner = Callable[[ManifestSet], _Plan]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a requested change does, or why it cannot be."""
+
+    changes: list[tuple[str, Change]] = field(default_factory=list)
+    """Title of the object, and what happens to it."""
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether nothing was changed."""
+        return is_refused(self.problems)
+
+
+class FolderSource:
+    """The manifests of one mesh."""
+
+    def __init__(self, folder: Folder, cluster: Cluster) -> None:
+        self.problems: list[Problem] = []
+        """Of the manifests as they are now on disk."""
+        self._folder = folder
+        self._cluster = cluster
+        self._catalogue = Catalogue()
+        self._texts = Texts()
+        self._reading = Reading()
+        self._lock = asyncio.Lock()
+
+    async def follow(self) -> None:
+        """Take in every change of the folder, for ever."""
+        while True:
+            before = time.monotonic()
+            await self.refresh()
+            await asyncio.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - before)))
+
+    async def refresh(self) -> None:
+        """Take in what is on disk now."""
+        async with self._lock:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        texts = await asyncio.to_thread(self._folder.read)
+        if texts is None:
+            return
+        self._texts = texts
+        self._reading = await asyncio.to_thread(self._catalogue.read, texts.files)
+        problems = [*_unreadable(texts), *self._reading.problems]
+        if not is_refused(problems):
+            found = self._cluster.replace_objects(list(self._reading.objects.values()))
+            problems += self._reading.located(found)
+        self._say(problems)
+
+    def _say(self, problems: list[Problem]) -> None:
+        """Show problems from now on, and log each one that is new."""
+        known = set(self.problems)
+        for problem in problems:
+            if problem not in known:
+                _log.log(logging.WARNING if problem.warning else logging.ERROR, "manifests: %s", problem)
+        if is_refused(problems):
+            kept = (
+                "the last good state stays in force" if self._cluster.is_loaded else "nodes are told nothing until it is mended"
+            )
+            _log.error("manifests: refused: %s", kept)
+        else:
+            _log.info("manifests: %d objects in force, revision=%d", len(self._reading.objects), self._cluster.revision)
+        self.problems = problems
+
+    async def apply(self, files: Mapping[str, str], dry_run: bool) -> Outcome:
+        """Add or change objects: all of them or, with any problem that is no warning, none."""
+
+        def plan(wanted: ManifestSet) -> _Plan:
+            changes: list[tuple[str, Change]] = []
+            writes: dict[str, str | None] = {}
+            for one in wanted.objects:
+                known = self._reading.objects.get(one.title)
+                changes.append((one.title, "created" if known is None else "unchanged" if known == one else "configured"))
+                if known != one:
+                    writes[one.file_name] = manifest_text(one)
+            return changes, writes
+
+        return await self._change(files, dry_run, plan)
+
+    async def delete(self, files: Mapping[str, str], dry_run: bool) -> Outcome:
+        """Remove objects by what their manifests are called: all that are there or, with any problem, none."""
+
+        def plan(wanted: ManifestSet) -> _Plan:
+            present = [one for one in wanted.objects if one.title in self._reading.objects]
+            changes: list[tuple[str, Change]] = [
+                (one.title, "deleted" if one.title in self._reading.objects else "absent") for one in wanted.objects
+            ]
+            return changes, {one.file_name: None for one in present}
+
+        return await self._change(files, dry_run, plan)
+
+    async def _change(self, files: Mapping[str, str], dry_run: bool, plan: _Planner) -> Outcome:
+        wanted = await asyncio.to_thread(parse, files)
+        if wanted.refused:
+            return Outcome(problems=wanted.problems)
+        async with self._lock:
+            await self._refresh()
+            changes, writes = plan(wanted)
+            problems = [*wanted.problems, *self._obstacles(wanted, writes)]
+            if not is_refused(problems):
+                problems += await self._foresee(wanted, writes)
+            if is_refused(problems):
+                return Outcome(problems=problems)
+            if writes and not dry_run:
+                problems += await self._write(writes)
+            return Outcome([] if is_refused(problems) else changes, problems)
+
+    def _obstacles(self, wanted: ManifestSet, writes: Mapping[str, str | None]) -> Iterator[Problem]:
+        """Why objects cannot be written where they are."""
+        for one in wanted.objects:
+            if one.file_name not in writes:
+                continue
+            origin = wanted.origins[one.title]
+            known = self._reading.origins.get(one.title)
+            reason = None
+            if not self._folder.is_writable:
+                reason = f"control reads the one file {self._folder.path}: change it there"
+            elif len(one.file_name.encode()) > _MAX_FILE_NAME_BYTES:
+                reason = f"its file name would have more than {_MAX_FILE_NAME_BYTES} bytes: shorten its name"
+            elif known is not None and known.file != one.file_name:
+                reason = f"it stands in {known.file}, document {known.document}, of {self._folder.path}: change it there"
+            if reason is not None:
+                yield Problem(origin.file, origin.document, one.title, "metadata.name", reason)
+
+    async def _foresee(self, wanted: ManifestSet, writes: Mapping[str, str | None]) -> list[Problem]:
+        """The problems that the whole set would have: all that would refuse it, and the warnings about wanted objects."""
+        texts = {name: text for name, text in self._texts.files.items() if name not in writes}
+        texts |= {name: text for name, text in writes.items() if text is not None}
+        reading = await asyncio.to_thread(self._catalogue.read, texts)
+        reading.origins |= wanted.origins
+        problems = [one for one in _unreadable(self._texts) if one.file not in writes]
+        problems += reading.problems
+        if not is_refused(problems):
+            problems += self._cluster.check(list(reading.objects.values()))
+        kept = [one for one in problems if not one.warning or one.object in wanted.origins]
+        return reading.located(replace(one, file="") if one.file in writes else one for one in kept)
+
+    async def _write(self, writes: Mapping[str, str | None]) -> list[Problem]:
+        try:
+            await asyncio.to_thread(self._folder.write, writes)
+        except OSError as error:
+            reason = f"cannot write to {self._folder.path}: {error.strerror}: nothing was changed"
+            return [Problem("", 0, "", "", reason)]
+        await self._refresh()
+        return [one for one in self.problems if not one.warning]
+
+
+def _unreadable(texts: Texts) -> list[Problem]:
+    return [Problem(name, 0, "", "", reason) for name, reason in texts.unreadable.items()]
