@@ -262,6 +262,8 @@ class AuthorizationPolicy(Object):
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
         """Read spec; without one, an ALLOW policy that matches nothing."""
+        if cls(metadata).dry_run is None:
+            cursor.refuse(f"metadata.annotations[{DRY_RUN}]", 'expected "true" or "false"')
         spec = cursor.child("spec")
         if spec is None:
             return cls(metadata)
@@ -282,8 +284,6 @@ class AuthorizationPolicy(Object):
             spec.refuse("provider", "goes with action CUSTOM, and only with it")
         if made.action == "DENY" and not made.rules:
             spec.warn("rules", "a DENY policy without rules has no effect")
-        if made.dry_run is None:
-            cursor.refuse(f"metadata.annotations[{DRY_RUN}]", 'expected "true" or "false"')
         spec.finish()
         return made
 

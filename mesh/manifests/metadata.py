@@ -169,7 +169,7 @@ class Object:
 
 def title(kind: str, namespace: str, name: str) -> str:
     """How people call an object."""
-    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}".rstrip()
+    return f"{kind} {namespace}/{name}".strip() if namespace else f"{kind} {name}".strip()
 
 
 def _owner(fields: Cursor) -> str:
