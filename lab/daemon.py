@@ -230,7 +230,6 @@ class Daemon:
                 self.nodes[node.name] = node
         if fresh:
             await asyncio.to_thread(fabric.route_nodes, self.layout, self._addresses())
-            await asyncio.to_thread(fabric.control_routes, self.layout, self._addresses())
         await self._write_ranges([one for one in objects if isinstance(one, Node) and not one.pod_cidrs])
 
     def _addresses(self) -> dict[str, NodeAddresses]:

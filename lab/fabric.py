@@ -22,6 +22,11 @@ _QUIET = {
     "ipv6/conf/default/accept_dad": "0",
     "ipv6/conf/all/accept_ra": "0",
     "ipv6/conf/default/accept_ra": "0",
+    # Neighbours talk through their node on purpose; a redirect would teach them the short way, past its service rules.
+    "ipv4/conf/all/accept_redirects": "0",
+    "ipv4/conf/default/accept_redirects": "0",
+    "ipv6/conf/all/accept_redirects": "0",
+    "ipv6/conf/default/accept_redirects": "0",
 }
 _ROUTER = {
     **_QUIET,
@@ -29,7 +34,6 @@ _ROUTER = {
     "ipv6/conf/all/forwarding": "1",
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
-    # Neighbours talk through their node on purpose; a redirect would teach them the short way.
     "ipv4/conf/all/send_redirects": "0",
     "ipv4/conf/default/send_redirects": "0",
     # Bridged frames are none of the service rules' business; present only where br_netfilter is loaded.
@@ -81,11 +85,6 @@ def _join_fabric(layout: Layout, name: str, addresses: Sequence[Interface]) -> N
     netns.batch(name, ["link set lo up", f"link set {UPLINK} up", *_assign(UPLINK, addresses), *defaults])
 
 
-def control_routes(layout: Layout, nodes: Mapping[str, NodeAddresses]) -> None:
-    """Let weft-control reach pods: waypoints and agents answer it from there."""
-    netns.batch(layout.control_netns, _routes(nodes))
-
-
 def create_node(layout: Layout, node: str, addresses: NodeAddresses) -> None:
     """Make a node's namespace, its place on the underlay and its pods' bridge.
 
@@ -107,13 +106,14 @@ def _routes(nodes: Mapping[str, NodeAddresses]) -> list[str]:
 
 
 def route_nodes(layout: Layout, nodes: Mapping[str, NodeAddresses], gone: Sequence[Network] = ()) -> None:
-    """Give every node the routes to the others' pods, and take away those to ranges that are gone.
+    """Give everyone on the underlay the routes to all pods, and take away those to ranges that are gone.
 
+    The fabric itself needs them for what it answers: that an address is unreachable.
     Raises: RuntimeError when the kernel refuses.
     """
-    for node in nodes:
-        others = {name: addresses for name, addresses in nodes.items() if name != node}
-        netns.batch(layout.node_netns(node), [f"route flush {network}" for network in gone] + _routes(others))
+    for name in (layout.fabric_netns, layout.control_netns, *map(layout.node_netns, nodes)):
+        others = {node: addresses for node, addresses in nodes.items() if layout.node_netns(node) != name}
+        netns.batch(name, [f"route flush {network}" for network in gone] + _routes(others))
 
 
 def delete_node(layout: Layout, node: str) -> None:

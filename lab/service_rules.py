@@ -1,8 +1,9 @@
 """kube-proxy in miniature: one nftables table in each node's namespace, for pods that are not enrolled and for host processes.
 
-A virtual address is rewritten to one of the service's ready pods at random, once per connection; one without ready pods is
-refused. A pod that reaches itself through its own service gets its node's address as source, as with kube-proxy, since
-it would not answer itself otherwise. Enrolled pods never need this table: the mesh resolves services at connect().
+A virtual address is rewritten to one of the service's ready pods at random, once per connection; what is left unrewritten, a
+port without ready pods or of no service, is refused. A pod that reaches itself through its own service gets its node's
+address as source, as with kube-proxy, since it would not answer itself otherwise. Enrolled pods never need this table: the
+mesh resolves services at connect().
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,19 +18,18 @@ TABLE = "services"
 def rules(services: Iterable[Service], endpoints: Sequence[Endpoint]) -> str:
     """The whole table as an nft script that replaces the former one in one transaction."""
     rewrites: list[str] = []
-    refusals: dict[int, list[str]] = {4: [], 6: []}
+    vips: dict[int, list[str]] = {4: [], 6: []}
     hairpins: dict[int, set[str]] = {4: set(), 6: set()}
     for service in sorted(services, key=lambda one: (one.namespace, one.name)):
         ready = backends(service, endpoints)
         for vip in service.cluster_ips:
+            vips[vip.version].append(str(vip))
             for port in service.ports:
                 found = targets(port, ready, vip.version)
                 if found:
                     rewrites.append(_rewrite(vip, port.protocol.lower(), port.port, found))
                     hairpins[vip.version].update(f"{address} . {address}" for address, _ in found)
-                else:
-                    refusals[vip.version].append(f"{vip} . {port.protocol.lower()} . {port.port}")
-    return _table(rewrites, refusals, hairpins)
+    return _table(rewrites, vips, hairpins)
 
 
 def _rewrite(vip: Address, protocol: str, port: int, found: Sequence[tuple[Address, int]]) -> str:
@@ -47,11 +47,13 @@ def _keyword(version: int) -> str:
     return "ip6" if version == 6 else "ip"
 
 
-def _table(rewrites: list[str], refusals: dict[int, list[str]], hairpins: dict[int, set[str]]) -> str:
+def _table(rewrites: list[str], vips: dict[int, list[str]], hairpins: dict[int, set[str]]) -> str:
+    # A reset is heard at once; ICMPv6 errors are limited in rate and may come only for the second try, a second later.
     refuse = [
-        f"{_keyword(version)} daddr . meta l4proto . th dport {{ {', '.join(entries)} }} reject"
-        for version, entries in refusals.items()
-        if entries
+        f"{_keyword(version)} daddr {{ {', '.join(addresses)} }} {how}"
+        for version, addresses in vips.items()
+        for how in ("meta l4proto tcp reject with tcp reset", "reject")
+        if addresses
     ]
     hairpin = [
         f"ct status dnat {_keyword(version)} saddr . {_keyword(version)} daddr {{ {', '.join(sorted(pairs))} }} masquerade"
