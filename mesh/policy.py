@@ -160,7 +160,12 @@ def _peer_of(connection: Connection) -> _Peer:
 
 def _any_string(wanted: tuple[StringMatch, ...], text: str | None) -> bool:
     """A text that is None equals nothing, not even the empty prefix."""
-    return text is not None and any(one.matches(text) for one in wanted)
+    if text is not None:
+        # Loops, here and below: a generator per policy is what ten thousand policies would mostly pay for.
+        for one in wanted:
+            if one.matches(text):
+                return True
+    return False
 
 
 def _any_network(wanted: tuple[Network, ...], address: Address) -> bool:
@@ -186,11 +191,20 @@ def _match_applies(match: Match, peer: _Peer) -> bool:
 
 
 def _clause_applies(clause: Clause, peer: _Peer) -> bool:
-    return not clause or any(not match.is_empty and _match_applies(match, peer) for match in clause)
+    for match in clause:
+        if _match_applies(match, peer) and not match.is_empty:
+            return True
+    return not clause
 
 
 def _rules_match(rules: tuple[Rule, ...], peer: _Peer) -> bool:
-    return any(all(_clause_applies(clause, peer) for clause in rule) for rule in rules)
+    for rule in rules:
+        for clause in rule:
+            if not _clause_applies(clause, peer):
+                break
+        else:
+            return True
+    return False
 
 
 def policy_matches(policy: Policy, connection: Connection) -> bool:
