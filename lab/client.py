@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +16,9 @@ from typing import Any
 
 from lab import logs, teardown
 from lab.launch import Launch
-from lab.layout import SOURCE_ROOT, Layout
+from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.node import program_environment
-from lab.process import spawn
+from lab.process import popen, spawn
 from mesh.manifests import Problem, parse
 from wire.http_unix import HttpError, request
 
@@ -201,7 +202,8 @@ class Lab:
             return part
         folder = self.layout.container_log(target, "_").parent
         found = sorted(folder.glob("*.log")) if slash and folder.is_dir() else []
-        chosen = [path for path in found if not container or path.stem == container]
+        main = [path for path in found if not path.stem.endswith(".init")] or found
+        chosen = [path for path in found if path.stem.removesuffix(".init") == container] if container else main
         if len(chosen) == 1:
             return chosen[0]
         if chosen:
@@ -232,25 +234,55 @@ class Lab:
         return launch
 
     def exec(self, pod: str, argv: Sequence[str], container: str = "") -> int:
-        """Run a program inside a pod with the caller's standard streams; its exit code.
+        """Run a program inside a pod with the caller's standard streams; its exit code (127: it cannot be started).
 
-        Raises: LabError when the pod does not run or the program cannot be started.
+        Raises: LabError when the pod does not run.
         """
         _require_root()
         if not argv:
             raise LabError("say what to run: weft lab exec NAMESPACE/POD -- COMMAND")
-        status, pid = spawn(self.join(pod, argv, container), inherit_terminal=True)
+        process = self.popen(pod, argv, container)
         former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
         try:
-            with open(status, encoding="utf-8") as file:
-                text = file.read()
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            code = process.wait()
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
-        if "error " in text:
-            raise LabError(f"{pod}: {text.partition('error ')[2].strip()}")
         return code if code >= 0 else 128 - code
+
+    def popen(self, pod: str, argv: Sequence[str], container: str = "", **options: Any) -> "subprocess.Popen[Any]":
+        """Start a program inside a pod, with subprocess.Popen's options for its standard streams.
+
+        Raises: LabError when the pod does not run.
+        """
+        return popen(self.join(pod, argv, container), **options)
+
+    def run(
+        self, pod: str, *argv: str, container: str = "", timeout_s: float = 30.0, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a program inside a pod to its end and collect what it prints.
+
+        Raises: LabError when the pod does not run; subprocess.TimeoutExpired.
+        """
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        with self.popen(pod, argv, container, **options) as process:
+            try:
+                out, err = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+    def on_node(self, node: str, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
+        """Start a program of a node's host: in its network namespace and its cgroup `host`, on this machine's files."""
+        layout = self.layout
+        launch = Launch(
+            tuple(argv),
+            str(layout.node_cgroup(node) / "host"),
+            netns=str(netns_path(layout.node_netns(node))),
+            env=program_environment(layout),
+        )
+        return popen(launch, **options)
 
     # The wire
 

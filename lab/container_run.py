@@ -43,10 +43,11 @@ class ContainerState:
 class ContainerRun:
     """Owns a container's process and its record. `run` is its task; cancelling that leaves the program to the next daemon."""
 
-    def __init__(self, layout: Layout, wish: PodWish, command: Command, changed: Callable[[], None]) -> None:
+    def __init__(self, layout: Layout, wish: PodWish, command: Command, log: Path, changed: Callable[[], None]) -> None:
         self._layout = layout
         self.wish = wish
         self.command = command
+        self._log = log
         self._changed = changed
         self._record = layout.pod_run(wish.key) / f"container.{command.name}.json"
         self._process: Process | None = None
@@ -133,15 +134,14 @@ class ContainerRun:
             self._changed()
 
     async def _start(self) -> None:
-        log = self._layout.container_log(self.wish.key, self.command.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._process = await Process.start(self._launch(str(log)))
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = await Process.start(self._launch())
         fresh = self._record.with_name(self._record.name + ".new")
         record = self._process.record
         fresh.write_text(json.dumps({"pid": record.pid, "started_ticks": record.started_ticks, "restarts": self._restarts}))
         os.replace(fresh, self._record)
 
-    def _launch(self, log: str) -> Launch:
+    def _launch(self) -> Launch:
         layout, wish, command = self._layout, self.wish, self.command
         run, volumes = layout.pod_run(wish.key), layout.pod_volumes(wish.key)
         netns = layout.node_netns(wish.node) if wish.host_network else layout.pod_netns(wish.node, wish.key)
@@ -159,7 +159,7 @@ class ContainerRun:
             netns=str(netns_path(netns)),
             env={"HOME": home, **command.env},
             cwd=command.cwd,
-            log=log,
+            log=str(self._log),
             root=root,
             hostname=wish.pod.name[:63],
             uid=command.uid,

@@ -41,7 +41,7 @@ _LOG_CHECK_S = 5.0
 
 
 class Daemon:
-    """The lab's one long-running process."""
+    """The lab's one long-running process. Made inside its event loop."""
 
     def __init__(self, layout: Layout, mesh: bool) -> None:
         self.layout = layout
@@ -57,8 +57,8 @@ class Daemon:
         self._dirty, self._changed = asyncio.Event(), asyncio.Event()
         self._reconciled: Sequence[Object] | None = None
         self.control = Program("control", self._control_launch, layout.run / "programs" / "control.json")
+        self.link = ControlLink(layout.places)
         self._group: asyncio.TaskGroup
-        self.link: ControlLink
 
     def _control_launch(self) -> Any:
         listen = [f"{one.ip}:{XDS_PORT}" if one.version == 4 else f"[{one.ip}]:{XDS_PORT}" for one in control()]
@@ -70,7 +70,7 @@ class Daemon:
         """Run until cancelled. Cancel: nodes, pods and their programs go on; the next daemon adopts them."""
         become_subreaper()
         await asyncio.to_thread(self._make_fabric)
-        async with ControlLink(self.layout.places) as self.link, asyncio.TaskGroup() as self._group:
+        async with self.link, asyncio.TaskGroup() as self._group:
             self._group.create_task(self.control.run())
             self._group.create_task(self._watch())
             self._group.create_task(self._reconcile_forever())

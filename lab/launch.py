@@ -8,7 +8,8 @@ library only: it starts in 20 ms.
 - A container gets its own mount, process, UTS and IPC namespaces; its program is their process 1.
 - A joiner (`weft lab exec`, exec probes) enters those of a running container and waits for its program.
 
-On STATUS_FD: `pid N` once the program's process exists; then the end of file when it is executed, or `error WHY`.
+On STATUS_FD: `pid N` once the program's process exists; then the end of file when it is executed, or `error WHY`. With -1 for
+STATUS_FD errors go to standard error.
 """
 
 import json
@@ -24,6 +25,7 @@ from lab.rootfs import Root, enter
 _KEPT_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31))
 """What container runtimes grant, but MKNOD: CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE
 NET_RAW SYS_CHROOT AUDIT_WRITE SETFCAP (linux/capability.h). Without NET_ADMIN and SYS_ADMIN a pod cannot leave its network."""
+_NOBODY = -1
 _NAMESPACES = {
     "net": syscalls.CLONE_NEWNET,
     "uts": syscalls.CLONE_NEWUTS,
@@ -80,14 +82,23 @@ def _tuple(value: Any) -> Any:
 def main() -> None:
     """Read the order, go there, become the program."""
     spec_fd, status_fd = int(sys.argv[1]), int(sys.argv[2])
-    os.set_inheritable(status_fd, False)
+    if status_fd != _NOBODY:
+        os.set_inheritable(status_fd, False)
     try:
         with open(spec_fd, encoding="utf-8") as file:
             launch = Launch.from_json(file.read())
         _go(launch, status_fd)
     except Exception as error:  # whatever it is, the one who asked must hear it
-        os.write(status_fd, f"error {error}\n".encode())
-        sys.exit(127)
+        if status_fd == _NOBODY:
+            print(f"lab: {error}", file=sys.stderr)
+        _tell(status_fd, f"error {error}")
+        sys.stderr.flush()
+        os._exit(127)
+
+
+def _tell(status_fd: int, line: str) -> None:
+    if status_fd != _NOBODY:
+        os.write(status_fd, f"{line}\n".encode())
 
 
 def _go(launch: Launch, status_fd: int) -> None:
@@ -104,7 +115,7 @@ def _go(launch: Launch, status_fd: int) -> None:
         if launch.root is not None:
             _contain(launch, launch.root, status_fd)
         else:
-            os.write(status_fd, f"pid {os.getpid()}\n".encode())
+            _tell(status_fd, f"pid {os.getpid()}")
     _become(launch)
 
 
@@ -129,7 +140,7 @@ def _contain(launch: Launch, root: Root, status_fd: int) -> None:
     syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
     child = os.fork()
     if child:
-        os.write(status_fd, f"pid {child}\n".encode())
+        _tell(status_fd, f"pid {child}")
         os._exit(0)
     syscalls.sethostname(launch.hostname)
     enter(root)
@@ -147,8 +158,9 @@ def _fork_and_wait(status_fd: int) -> None:
     child = os.fork()
     if child == 0:
         return
-    os.write(status_fd, f"pid {child}\n".encode())
-    os.close(status_fd)
+    _tell(status_fd, f"pid {child}")
+    if status_fd != _NOBODY:
+        os.close(status_fd)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # the terminal sends these to the child as well
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))

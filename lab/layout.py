@@ -128,9 +128,9 @@ class Layout:
         """The log of a node's `agent` or `ztunnel`."""
         return self.logs / "nodes" / node / f"{part}.log"
 
-    def container_log(self, pod: str, container: str) -> Path:
-        """The log of one container."""
-        return self.logs / "pods" / pod.replace("/", ".", 1) / f"{container}.log"
+    def container_log(self, pod: str, container: str, init: bool = False) -> Path:
+        """The log of one container, or of an init container."""
+        return self.logs / "pods" / pod.replace("/", ".", 1) / f"{container}{'.init' if init else ''}.log"
 
 
 def link_name(kind: str, owner: str) -> str:

@@ -65,7 +65,7 @@ class PodRun:
         states = [run.state for run in self._runs]
         running = bool(states) and self._phase == "Running"
         ready = running and all(one.ready for one in states)
-        reason = self._reason or next((f"container {one.name}: {one.reason}" for one in states if one.reason), "")
+        reason = next((f"container {one.name}: {one.reason}" for one in states if one.reason), "") or self._reason
         addresses = self.wish.address_texts if self._networked else []
         restarts = sum(one.restarts for one in states)
         done = self._phase in ("Succeeded",)
@@ -191,9 +191,10 @@ class PodRun:
 
     # Containers
 
-    def _run_of(self, container: Container) -> ContainerRun:
+    def _run_of(self, container: Container, init: bool = False) -> ContainerRun:
         facts = Facts(self.wish.node, tuple(self.wish.address_texts))
-        return ContainerRun(self._layout, self.wish, command(self.wish.pod, container, facts), self._changed)
+        log = self._layout.container_log(self.wish.key, container.name, init)
+        return ContainerRun(self._layout, self.wish, command(self.wish.pod, container, facts), log, self._changed)
 
     async def _run_containers(self) -> None:
         spec = self.wish.pod.spec
@@ -215,9 +216,9 @@ class PodRun:
         if done.exists():
             return
         for one in spec.init_containers:
-            run = self._run_of(one)
+            run = self._run_of(one, init=True)
             self._runs = [run]
-            self._set("Pending", "")
+            self._set("Pending", f"init container {one.name} runs")
             await run.run("Never" if spec.restart_policy == "Never" else "OnFailure")
             if run.state.exit_code != 0:
                 raise ValueError(f"init container {one.name} {run.state.reason}")

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT
@@ -128,21 +130,41 @@ async def run_joined(launch: Launch, timeout_s: float) -> int | None:
     return code
 
 
-def spawn(launch: Launch, inherit_terminal: bool = False) -> tuple[int, int]:
-    """Start a launcher: (descriptor to read its status from, its pid).
-
-    With `inherit_terminal` the program has the caller's standard streams (unless it logs).
-    """
+def _order(launch: Launch) -> int:
+    """A descriptor from which a launcher reads its order."""
     spec = os.memfd_create("launch", os.MFD_CLOEXEC)
     os.write(spec, launch.to_json().encode())
     os.lseek(spec, 0, os.SEEK_SET)
+    return spec
+
+
+def _launcher(spec: int, status: int) -> tuple[list[str], dict[str, str]]:
+    argv = [sys.executable, "-P", "-s", "-S", "-m", "lab.launch", str(spec), str(status)]
+    return argv, {"PYTHONPATH": str(SOURCE_ROOT), "PATH": os.environ.get("PATH", os.defpath)}
+
+
+def popen(launch: Launch, **options: Any) -> "subprocess.Popen[Any]":
+    """Start a program with standard streams of the caller's choice, as subprocess.Popen takes them.
+
+    What cannot be started says so on its standard error and ends with code 127.
+    """
+    spec = _order(launch)
+    try:
+        argv, environment = _launcher(spec, -1)
+        return subprocess.Popen(argv, env=environment, pass_fds=(spec,), **options)
+    finally:
+        os.close(spec)
+
+
+def spawn(launch: Launch) -> tuple[int, int]:
+    """Start a launcher without standard streams: (descriptor to read its status from, its pid)."""
+    spec = _order(launch)
     status, theirs = os.pipe2(os.O_CLOEXEC)
-    quiet = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in ([] if inherit_terminal else range(3))]
+    quiet = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3)]
     passed = [(os.POSIX_SPAWN_DUP2, spec, 3), (os.POSIX_SPAWN_DUP2, theirs, 4)]
     if theirs == 3:  # the first DUP2 would close it
         passed.reverse()
-    argv = [sys.executable, "-P", "-s", "-S", "-m", "lab.launch", "3", "4"]
-    environment = {"PYTHONPATH": str(SOURCE_ROOT), "PATH": os.environ.get("PATH", os.defpath)}
+    argv, environment = _launcher(3, 4)
     try:
         # Python opens descriptors close-on-exec: the launcher has no others than these.
         pid = os.posix_spawn(sys.executable, argv, environment, file_actions=[*quiet, *passed])
