@@ -1,0 +1,56 @@
+"""The fixed bytes of HBONE, as recorded from Istio's ztunnel, and settings that no peer may send."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ztunnel import frames
+from ztunnel.frames import Code, ProtocolError
+
+pytestmark = pytest.mark.unit
+
+
+def test_both_ends_open_with_the_recorded_bytes() -> None:
+    preface = "505249202a20485454502f322e300d0a0d0a534d0d0a0d0a"
+    client = "000018040000000000000200000000000400400000000500100000000600004000"
+    server = "0000180400000000000003000000c8000400400000000500100000000600010000"
+    window = "00000408000000000000ff0001"
+    assert frames.CLIENT_OPENING.hex() == preface + client + window
+    assert frames.SERVER_OPENING.hex() == server + window
+    assert frames.SETTINGS_ACK.hex() == "000000040100000000"
+
+
+def test_keep_alive_and_shutdown_frames() -> None:
+    assert frames.frame(frames.PING, 0, 0, frames.PING_PAYLOAD).hex() == "0000080600000000003b7cdb7a0b8716b4"
+    assert frames.frame(frames.PING, 0, 0, frames.DRAIN_PAYLOAD).hex() == "0000080600000000000b7ba2f08b9bfe54"
+    assert frames.goaway(frames.MAX_STREAM_ID, Code.NO_ERROR).hex() == "0000080700000000007fffffff00000000"
+    assert frames.rst_stream(3, Code.CANCEL).hex() == "00000403000000000300000008"
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        ("0004", Code.FRAME_SIZE_ERROR),
+        ("000200000002", Code.PROTOCOL_ERROR),
+        ("000480000000", Code.FLOW_CONTROL_ERROR),
+        ("000500003fff", Code.PROTOCOL_ERROR),
+        ("000501000000", Code.PROTOCOL_ERROR),
+    ],
+)
+def test_settings_outside_the_rfc_end_the_connection(payload: str, code: Code) -> None:
+    with pytest.raises(ProtocolError) as failure:
+        frames.read_settings(bytes.fromhex(payload))
+    assert failure.value.code is code
+
+
+def test_unknown_settings_are_ignored() -> None:
+    assert frames.read_settings(bytes.fromhex("00f100000001000300000007")) == [(3, 7)]
+
+
+@given(st.binary(max_size=60))
+def test_any_payload_is_read_or_refused(payload: bytes) -> None:
+    try:
+        pairs = frames.read_settings(payload)
+    except ProtocolError:
+        return
+    assert len(pairs) <= len(payload) // 6

@@ -1,0 +1,164 @@
+"""CONNECT requests: recorded ones, the ones that are refused, and whatever else may come."""
+
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.workload import Locality, Workload
+from ztunnel.fields import FieldReader, Fields, FieldWriter, literal
+from ztunnel.frames import END_HEADERS, Code, ProtocolError
+from ztunnel.hbone import (
+    Authority,
+    BadRequest,
+    Malformed,
+    accepted_traceparent,
+    baggage_of,
+    forwarded_host,
+    parse_authority,
+    parse_baggage,
+    read_request,
+    read_status,
+    repeating_fields,
+    response_fields,
+    single_fields,
+)
+
+pytestmark = pytest.mark.unit
+
+FIRST = bytes.fromhex(
+    "4287bdab4e9c17b7ff418b0817134d2e15dcb8f01e0740858c734c398bcdeaf2172516a125b17a874960cd6c65b2a2a4a8faeaf217a87495158c855e"
+    "a1d258074c7f5d5e42f59e45ea1d2580f517e905b3b98855ea1d258083a8f57d20b677310abf72d8831ea82c2f777f408794f6781d92164f9194f641"
+    "fc840b89a6970aeddc69b79e7bf940884d83216b1d85a93fa8001664a3784f48d3ac91d6dc2b724a323efc617637640c72b4b36e36fb6fb8d882fb81"
+    "765916003f"
+)
+SECOND = bytes.fromhex(
+    "c2c1c07f009194f641fc840b89a6970aeddc69b79f73f97f00a7001675b1cac91a8c4ebc371b7e4742cba26c2f3230c83700159c7a47641b4465c180"
+    "2100d6003f"
+)
+BAGGAGE = b"k8s.cluster.name=Kubernetes,k8s.namespace.name=amb,k8s.pod.name=one,service.name=canon,service.version=rev7"
+ONE = Workload("u", "one", "amb", canonical_name="canon", canonical_revision="rev7", workload_name="one")
+
+
+def connect(authority: bytes, *more: tuple[bytes, bytes]) -> Fields:
+    return [(b":method", b"CONNECT"), (b":authority", authority), *more]
+
+
+def test_recorded_requests_read_as_they_were_meant() -> None:
+    reader = FieldReader(64 << 10)
+    first = reader.begin(1, END_HEADERS, FIRST)
+    second = reader.begin(3, END_HEADERS, SECOND)
+    assert first is not None and second is not None
+    assert [name for name, _ in first] == [b":method", b":authority", b"baggage", b"forwarded", b"traceparent"]
+    assert dict(first)[b"baggage"] == BAGGAGE and dict(second)[b"baggage"] == BAGGAGE
+    assert dict(second)[b"forwarded"] == b'for="10.244.1.5:45896"'
+    assert read_request(first).authority == Authority(ip_address("10.244.1.6"), 8080)
+    assert parse_baggage([BAGGAGE])["k8s.pod.name"] == "one"
+    assert accepted_traceparent(dict(first)[b"traceparent"])
+
+
+def test_our_requests_say_the_same_in_the_same_order() -> None:
+    trace = bytes.fromhex("3ea828d473c756e5dfac99b17b7d1bf456595965219617fd")
+    writer, reader, theirs = FieldWriter(), FieldReader(64 << 10), FieldReader(64 << 10)
+    recorded = theirs.begin(1, END_HEADERS, FIRST)
+    for sid in (1, 3):  # the second time through the table
+        block = writer.encode(repeating_fields(Authority(ip_address("10.244.1.6"), 8080), baggage_of(ONE)))
+        block += single_fields((ip_address("10.244.1.5"), 45888), "", trace)
+        assert reader.begin(sid, END_HEADERS, block) == recorded
+    assert len(block) < 120
+
+
+def test_forwarded_names_the_service() -> None:
+    block = single_fields((ip_address("fd00::1"), 1), "a.fz.svc.cluster.local", bytes(24))
+    fields = FieldReader(64 << 10).begin(1, END_HEADERS, block)
+    assert fields is not None and fields[0] == (b"forwarded", b'for="[fd00::1]:1";host=a.fz.svc.cluster.local')
+    assert forwarded_host(fields[0][1]) == "a.fz.svc.cluster.local"
+    assert forwarded_host(b'For="x";HOST="quoted.example"') == "quoted.example"
+    assert forwarded_host(b"for=x") == forwarded_host("host=\u00e4".encode()) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["", "::::", "a b:80", "http://x/", "[::1:80", "[x]:1", "fd00::1:80", "x" * 600 + ":1", "a:80:80"]
+)
+def test_what_is_no_authority_is_malformed(text: str) -> None:
+    with pytest.raises(Malformed):
+        read_request(connect(text.encode()))
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1", "web.example", "10.0.0.1:99999", "web:", "web:123456"])
+def test_what_has_no_port_is_a_bad_request(text: str) -> None:
+    with pytest.raises(BadRequest):
+        read_request(connect(text.encode()))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        connect(b"a:1", (b":scheme", b"https")),
+        connect(b"a:1", (b":path", b"/")),
+        connect(b"a:1", (b":protocol", b"websocket")),
+        connect(b"a:1", (b":authority", b"b:1")),
+        connect(b"a:1", (b":status", b"200")),
+        connect(b"a:1", (b"x", b"y"), (b":path", b"/")),
+        connect(b"a:1", (b"Upper", b"y")),
+        connect(b"a:1", (b"x", b"a\r\nb")),
+        [(b":method", b"CONNECT")],
+        [],
+    ],
+)
+def test_what_is_no_connect_is_malformed(fields: Fields) -> None:
+    with pytest.raises(Malformed):
+        read_request(fields)
+
+
+def test_other_methods_are_bad_requests() -> None:
+    with pytest.raises(BadRequest):
+        read_request([(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"a")])
+
+
+def test_baggage_leaves_out_what_is_empty_and_names_the_kind() -> None:
+    workload = Workload(
+        "u", "n", "ns", workload_type="deployment", workload_name="d", cluster_id="", locality=Locality("r", "z")
+    )
+    assert baggage_of(workload) == b"k8s.namespace.name=ns,k8s.deployment.name=d,cloud.region=r,cloud.availability_zone=z"
+    assert b"k8s..name" not in baggage_of(Workload("u", "n", "ns", workload_type="", workload_name="d"))
+    assert parse_baggage([b"a=1,b=", b"c=3,junk"]) == {"a": "1", "c": "3"}
+
+
+def test_responses() -> None:
+    assert response_fields(200, b"x=y") == [(b":status", b"200"), (b"baggage", b"x=y")]
+    assert response_fields(401) == [(b":status", b"401")]
+    assert read_status([(b":status", b"503")]) == 503
+    assert read_status([(b":status", b"abc")]) == read_status([]) == 0
+
+
+@given(st.one_of(st.text(max_size=80), st.from_regex(r"\[?[0-9a-f:.]{1,20}\]?:[0-9]{0,6}", fullmatch=True)))
+def test_any_authority_is_read_or_refused(text: str) -> None:
+    try:
+        authority = parse_authority(text)
+    except (Malformed, BadRequest):
+        return
+    assert 0 <= authority.port <= 65535 and parse_authority(str(authority)) == authority
+
+
+@given(st.lists(st.tuples(st.binary(max_size=12), st.binary(max_size=40)), max_size=6))
+def test_any_fields_are_read_or_refused(fields: Fields) -> None:
+    try:
+        read_request(fields)
+    except (Malformed, BadRequest):
+        pass
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=300), st.binary(max_size=400)), max_size=4))
+def test_literals_are_read_back(fields: Fields) -> None:
+    block = b"".join(literal(name, value) for name, value in fields)
+    assert FieldReader(64 << 10).begin(1, END_HEADERS, block) == fields
+
+
+@given(st.binary(max_size=200))
+def test_any_block_is_decoded_or_ends_the_connection(block: bytes) -> None:
+    try:
+        FieldReader(1024).begin(1, END_HEADERS, block)
+    except ProtocolError as error:
+        assert error.code in (Code.COMPRESSION_ERROR, Code.ENHANCE_YOUR_CALM)

@@ -1,0 +1,438 @@
+"""HTTP/2 for HBONE without sockets: two ends in memory, and a peer that breaks every rule in turn."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ztunnel import frames
+from ztunnel.channel import Flag
+from ztunnel.fields import Fields, literal
+from ztunnel.flow import Stream
+from ztunnel.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Code,
+    ProtocolError,
+    frame,
+    window_update,
+)
+from ztunnel.http2 import Connection
+
+pytestmark = pytest.mark.unit
+
+REQUEST: Fields = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
+OPENING = frames.CLIENT_OPENING
+BLOCK = literal(b":method", b"CONNECT") + literal(b":authority", b"10.0.0.1:80")
+
+
+class Recorder(Stream):
+    """A stream that writes down what it hears, and takes `appetite` bytes at once."""
+
+    def __init__(self, appetite: int = 1 << 30) -> None:
+        super().__init__()
+        self.appetite = appetite
+        self.heard: list[str] = []
+        self.data = b""
+
+    def take(self, data: memoryview) -> int:
+        self.data += data
+        return min(len(data), self.appetite)
+
+    def peer_ended(self) -> None:
+        self.heard.append("end")
+
+    def peer_reset(self, code: int) -> None:
+        self.heard.append(f"reset {code}")
+
+    def peer_answered(self, fields: Fields) -> None:
+        self.heard.append(f"answer {fields[0][1].decode()}")
+
+    def connection_lost(self, flag: Flag, error: str) -> None:
+        self.heard.append("lost")
+
+    def resume(self) -> None:
+        self.heard.append("resume")
+
+
+class End:
+    """One end of a connection."""
+
+    def __init__(self, server: bool, appetite: int = 1 << 30) -> None:
+        self.http = Connection(server, self, 100.0)
+        self.appetite = appetite
+        self.streams: list[Recorder] = []
+
+    def requested(self, sid: int, fields: Fields) -> Stream | None:
+        stream = Recorder(self.appetite)
+        self.http.adopt(stream, sid)
+        self.streams.append(stream)
+        return stream
+
+    def retired(self) -> None:
+        pass
+
+    def says(self) -> bytes:
+        said, self.http.out = bytes(self.http.out), bytearray()
+        return said
+
+    def hears(self, data: bytes, now: float = 100.0) -> None:
+        self.http.receive(memoryview(data), now)
+
+
+def talk(*ends: End) -> None:
+    """Carry bytes both ways until nobody has anything to say."""
+    one, other = ends
+    while (said := one.says()) or one.http.out or other.http.out:
+        other.hears(said)
+        one.hears(other.says())
+
+
+def pair(appetite: int = 1 << 30) -> tuple[End, End]:
+    client, server = End(False), End(True, appetite)
+    talk(client, server)
+    return client, server
+
+
+def open_stream(client: End, server: End) -> tuple[Recorder, Recorder]:
+    mine = Recorder()
+    client.http.request(mine, REQUEST, b"")
+    talk(client, server)
+    theirs = server.streams[-1]
+    server.http.answer(theirs, [(b":status", b"200")])
+    talk(client, server)
+    return mine, theirs
+
+
+def test_settings_are_exchanged_and_acknowledged() -> None:
+    client, server = End(False), End(True)
+    server.hears(client.says())
+    assert server.says() == frames.SERVER_OPENING + frames.SETTINGS_ACK
+    assert server.http.ready and server.http.window == frames.CONNECTION_WINDOW
+    assert server.http.chunk == frames.SEND_FRAME_BYTES == 256 * 1024 - 9
+
+
+def test_a_request_leaves_in_the_first_flight() -> None:
+    client = End(False)
+    client.http.request(Recorder(), REQUEST, b"")
+    said = client.says()
+    assert said.startswith(OPENING) and said[len(OPENING) + 3 : len(OPENING) + 9].hex() == "010400000001"
+
+
+def test_a_stream_from_request_to_both_ends() -> None:
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    assert mine.heard == ["answer 200"] and mine.answered and mine.window == frames.STREAM_WINDOW
+    server.hears(frame(DATA, 0, 1, b"to the server"))
+    client.hears(frame(DATA, 0, 1, b"to the client"))
+    assert (theirs.data, mine.data) == (b"to the server", b"to the client")
+    client.http.end(mine)
+    talk(client, server)
+    assert theirs.heard == ["end"] and client.http.streams and server.http.streams
+    server.http.end(theirs)
+    talk(client, server)
+    assert mine.heard[-1] == "end" and not client.http.streams and not server.http.streams
+
+
+def test_windows_reopen_only_for_delivered_bytes() -> None:
+    client, server = pair(appetite=0)
+    _, theirs = open_stream(client, server)
+    for _ in range(4):
+        server.hears(frame(DATA, 0, 1, bytes(1 << 20)))
+    assert server.says() == b""
+    server.http.delivered(theirs, (2 << 20) + 1)
+    assert server.says() == window_update(1, (2 << 20) + 1)
+    server.hears(frame(DATA, 0, 1, bytes(1 << 20)))
+    with pytest.raises(ProtocolError, match="FLOW_CONTROL_ERROR"):
+        server.hears(frame(DATA, 0, 1, bytes(1 << 20)) * 2)
+
+
+def test_the_connections_window_bounds_all_streams_together() -> None:
+    client, server = pair(appetite=0)
+    for _ in range(5):
+        open_stream(client, server)
+    for sid in (1, 3, 5, 7):
+        server.hears(frame(DATA, 0, sid, bytes(1 << 20)) * 4)
+    with pytest.raises(ProtocolError, match="FLOW_CONTROL_ERROR: DATA overflows the connection"):
+        server.hears(frame(DATA, 0, 9, b"x"))
+
+
+def test_bytes_of_a_stream_that_we_reset_give_the_window_back() -> None:
+    client, server = pair()
+    _, theirs = open_stream(client, server)
+    server.http.reset(theirs, Code.CANCEL)
+    assert server.says() == frames.rst_stream(1, Code.CANCEL)
+    server.hears(frame(DATA, 0, 1, bytes(1 << 20)) * 9)
+    assert server.says() == window_update(0, 9 << 20)
+
+
+def test_resets_reach_the_stream_and_free_its_place() -> None:
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    server.http.reset(theirs, Code.CANCEL)
+    talk(client, server)
+    assert mine.heard[-1] == "reset 8" and not client.http.streams
+    server.hears(window_update(1, 5) + frame(DATA, 0, 1, b"late"))  # still on its way when we reset: no harm
+    assert not theirs.data
+
+
+def test_a_rejected_request_leaves_the_connection_in_use() -> None:
+    client, server = pair()
+    mine = Recorder()
+    client.http.request(mine, REQUEST, b"")
+    talk(client, server)
+    server.http.reject(1, [(b":status", b"401")])
+    said = server.says()
+    assert said.endswith(frames.rst_stream(1, Code.NO_ERROR)) and said[4] == END_STREAM | END_HEADERS
+    client.hears(said)
+    assert mine.heard == ["answer 401", "end", "reset 0"] and not client.http.streams and not server.http.streams
+    assert open_stream(client, server)[0].heard == ["answer 200"]
+
+
+def test_the_201st_stream_is_refused_and_the_others_live() -> None:
+    client, server = pair()
+    client.http.max_streams = 1000
+    many = [Recorder() for _ in range(201)]
+    for stream in many:
+        client.http.request(stream, REQUEST, b"")
+    talk(client, server)
+    assert len(server.http.streams) == 200 and many[200].heard == ["reset 7"] and many[0].heard == []
+
+
+def test_new_windows_apply_to_open_streams() -> None:
+    client, server = pair()
+    mine, _ = open_stream(client, server)
+    client.hears(frames.settings([(4, 10)]))
+    assert mine.window == 10 and client.http.reopened
+    mine.window = -5
+    client.hears(frames.settings([(4, 20)]))
+    assert mine.window == 5
+
+
+def test_padding_is_taken_off_and_counted() -> None:
+    client, server = pair()
+    _, theirs = open_stream(client, server)
+    server.hears(frame(DATA, PADDED | END_STREAM, 1, b"\x03abc" + bytes(3)))
+    assert theirs.data == b"abc" and theirs.heard == ["end"] and theirs.credit == 7
+
+
+def test_ping_is_answered_and_sent_and_its_silence_noticed() -> None:
+    _, server = pair()
+    server.hears(frame(PING, 0, 0, b"12345678"))
+    assert server.says() == frame(PING, ACK, 0, b"12345678")
+    assert server.http.tick(109.9) and server.says() == b""
+    assert server.http.tick(110.0)
+    assert server.says().hex() == "0000080600000000003b7cdb7a0b8716b4"
+    assert server.http.tick(129.9) and not server.http.tick(130.0)
+    server.hears(frame(PING, ACK, 0, frames.PING_PAYLOAD))
+    assert server.http.tick(130.0)
+
+
+def test_shutdown_sends_two_goaways_around_a_ping() -> None:
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    server.http.drain()
+    said = server.says()
+    assert said.hex() == "0000080700000000007fffffff00000000" + "0000080600000000000b7ba2f08b9bfe54"
+    client.hears(said)
+    assert client.http.room == 0 and client.http.streams
+    assert not server.http.finished
+    server.hears(client.says())
+    assert server.says() == frames.goaway(1, Code.NO_ERROR)
+    server.hears(frame(HEADERS, END_HEADERS, 3, BLOCK))
+    assert len(server.streams) == 1 and server.says() == b""  # too late: no answer
+    server.hears(frame(DATA, 0, 1, b"goes on"))
+    assert theirs.data == b"goes on"
+    client.http.end(mine)
+    server.http.end(theirs)
+    talk(client, server)
+    assert server.http.finished and client.http.finished
+
+
+def test_goaway_refuses_the_streams_that_it_did_not_reach() -> None:
+    client, _ = pair()
+    first, second = Recorder(), Recorder()
+    client.http.request(first, REQUEST, b"")
+    client.http.request(second, REQUEST, b"")
+    client.hears(frames.goaway(1, Code.NO_ERROR))
+    assert second.heard == ["reset 7"] and first.heard == [] and client.http.room == 0
+
+
+# --- a hostile peer
+
+HostileCase = tuple[str, bytes, Code]
+START = frame(HEADERS, END_HEADERS, 1, BLOCK)
+EMPTY_FRAGMENT = frame(CONTINUATION, 0, 1)
+HOSTILE: list[HostileCase] = [
+    ("oversized DATA", START + frame(DATA, 0, 1, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
+    ("oversized unknown frame", frame(0xBB, 0, 0, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
+    ("oversized HEADERS", frame(HEADERS, END_HEADERS, 1, bytes((64 << 10) + 1)), Code.ENHANCE_YOUR_CALM),
+    ("CONTINUATION flood", frame(HEADERS, 0, 1, BLOCK) + EMPTY_FRAGMENT * 20, Code.ENHANCE_YOUR_CALM),
+    ("CONTINUATION bytes", frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1, bytes(40000)) * 2, Code.ENHANCE_YOUR_CALM),
+    (
+        "header bomb",
+        frame(HEADERS, END_HEADERS, 1, b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 9000),
+        Code.ENHANCE_YOUR_CALM,
+    ),
+    ("bad HPACK", frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff\xff\xff"), Code.COMPRESSION_ERROR),
+    ("window overflow", window_update(0, 2**31 - 1), Code.FLOW_CONTROL_ERROR),
+    ("stream window overflow", START + window_update(1, 2**31 - 1), Code.FLOW_CONTROL_ERROR),
+    ("window update of 0", window_update(0, 0), Code.PROTOCOL_ERROR),
+    ("stream overflow", START + frame(DATA, 0, 1, bytes(1 << 20)) * 5, Code.FLOW_CONTROL_ERROR),
+    (
+        "settings overflow",
+        START + window_update(1, 2**31 - 1 - (4 << 20)) + frames.settings([(4, 2**31 - 1)]),
+        Code.FLOW_CONTROL_ERROR,
+    ),
+    ("SETTINGS flood", frames.settings([(3, 1)]) * 300, Code.ENHANCE_YOUR_CALM),
+    ("PING flood", frame(PING, 0, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
+    ("PING ack flood", frame(PING, ACK, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
+    ("PRIORITY flood", frame(PRIORITY, 0, 1, bytes(5)) * 300, Code.ENHANCE_YOUR_CALM),
+    ("unknown flood", frame(0xBB, 0, 0) * 300, Code.ENHANCE_YOUR_CALM),
+    ("GOAWAY flood", frame(GOAWAY, 0, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
+    ("empty DATA flood", START + frame(DATA, 0, 1) * 200, Code.ENHANCE_YOUR_CALM),
+    ("padding-only DATA flood", START + frame(DATA, PADDED, 1, b"\0") * 200, Code.ENHANCE_YOUR_CALM),
+    ("WINDOW_UPDATE flood", window_update(0, 1) * 5000, Code.ENHANCE_YOUR_CALM),
+    ("stream id 0", frame(HEADERS, END_HEADERS, 0, BLOCK), Code.PROTOCOL_ERROR),
+    ("even stream id", frame(HEADERS, END_HEADERS, 2, BLOCK), Code.PROTOCOL_ERROR),
+    ("stream id going back", frame(HEADERS, END_HEADERS, 5, BLOCK) + frame(HEADERS, END_HEADERS, 3, BLOCK), Code.STREAM_CLOSED),
+    ("DATA on idle stream", frame(DATA, 0, 1, b"x"), Code.PROTOCOL_ERROR),
+    ("DATA on stream 0", frame(DATA, 0, 0, b"x"), Code.PROTOCOL_ERROR),
+    ("RST_STREAM on idle stream", frames.rst_stream(7, 0), Code.PROTOCOL_ERROR),
+    ("WINDOW_UPDATE on idle stream", window_update(7, 1), Code.PROTOCOL_ERROR),
+    ("DATA after END_STREAM", START + frame(DATA, END_STREAM, 1) + frame(DATA, 0, 1, b"x"), Code.STREAM_CLOSED),
+    ("second HEADERS", START + START, Code.PROTOCOL_ERROR),
+    ("interrupted headers", frame(HEADERS, 0, 1, BLOCK) + frame(PING, 0, 0, bytes(8)), Code.PROTOCOL_ERROR),
+    ("CONTINUATION alone", frame(CONTINUATION, END_HEADERS, 1, BLOCK), Code.PROTOCOL_ERROR),
+    ("PUSH_PROMISE", frame(PUSH_PROMISE, 0, 1, bytes(4)), Code.PROTOCOL_ERROR),
+    ("short PING", frame(PING, 0, 0, bytes(7)), Code.FRAME_SIZE_ERROR),
+    ("short RST_STREAM", START + frame(RST_STREAM, 0, 1, bytes(3)), Code.FRAME_SIZE_ERROR),
+    ("long WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, bytes(5)), Code.FRAME_SIZE_ERROR),
+    ("short GOAWAY", frame(GOAWAY, 0, 0, bytes(7)), Code.FRAME_SIZE_ERROR),
+    ("huge SETTINGS", frame(SETTINGS, 0, 0, bytes(6 * 100)), Code.ENHANCE_YOUR_CALM),
+    ("SETTINGS ack with payload", frame(SETTINGS, ACK, 0, bytes(6)), Code.FRAME_SIZE_ERROR),
+    ("SETTINGS on a stream", frame(SETTINGS, 0, 1), Code.PROTOCOL_ERROR),
+    ("padding too long", START + frame(DATA, PADDED, 1, b"\x09abc"), Code.PROTOCOL_ERROR),
+    ("padded without length", START + frame(DATA, PADDED, 1), Code.FRAME_SIZE_ERROR),
+]
+
+
+@pytest.mark.parametrize(("attack", "code"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
+def test_a_hostile_peer_loses_its_connection_with_the_right_code(attack: bytes, code: Code) -> None:
+    server = End(True, appetite=0)
+    server.hears(OPENING)
+    with pytest.raises(ProtocolError) as failure:
+        server.hears(attack)
+    assert failure.value.code is code
+
+
+def test_rapid_resets_end_the_connection() -> None:
+    server = End(True)
+    server.hears(OPENING)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many resets"):
+        for sid in range(1, 1001, 2):
+            server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK) + frames.rst_stream(sid, Code.CANCEL))
+    assert len(server.streams) < 250
+
+
+def test_stream_floods_end_the_connection() -> None:
+    server = End(True)
+    server.hears(OPENING)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many refused streams"):
+        for sid in range(1, 2001, 2):
+            server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
+    assert len(server.http.streams) == 200
+
+
+def test_a_peer_within_its_allowance_goes_on_for_ever() -> None:
+    server = End(True)
+    server.hears(OPENING)
+    for second in range(1000):
+        server.hears(frame(PING, 0, 0, bytes(8)) * 10, 100.0 + second)
+        server.says()
+
+
+@pytest.mark.parametrize("opening", [b"GET / HTTP/1.1\r\n", OPENING[:24] + frame(PING, 0, 0, bytes(8)), OPENING[:20] + b"xxxx"])
+def test_a_server_wants_preface_and_settings_first(opening: bytes) -> None:
+    server = End(True)
+    with pytest.raises(ProtocolError, match="PROTOCOL_ERROR"):
+        server.hears(opening)
+
+
+def test_a_server_may_not_open_streams_or_push() -> None:
+    for attack in (frame(HEADERS, END_HEADERS, 2, BLOCK), frame(HEADERS, END_HEADERS, 1, BLOCK), frames.settings([(2, 1)])):
+        client = End(False)
+        client.hears(frames.SERVER_OPENING)
+        with pytest.raises(ProtocolError, match="PROTOCOL_ERROR"):
+            client.hears(attack)
+
+
+def test_a_long_header_list_costs_the_stream_only() -> None:
+    server = End(True)
+    server.hears(OPENING)
+    server.says()
+    bomb = b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 20
+    server.hears(frame(HEADERS, END_HEADERS, 1, BLOCK + bomb))
+    assert server.says() == frames.rst_stream(1, Code.PROTOCOL_ERROR) and not server.streams
+
+
+CONVERSATION = (
+    OPENING
+    + frame(HEADERS, 0, 1, BLOCK[:7])
+    + frame(CONTINUATION, END_HEADERS, 1, BLOCK[7:])
+    + frame(DATA, 0, 1, b"first")
+    + frame(PING, 0, 0, b"12345678")
+    + frame(0xBB, 0, 0, b"unknown")
+    + frame(DATA, PADDED, 1, b"\x02second..")
+    + frame(HEADERS, END_HEADERS | END_STREAM, 3, BLOCK)
+    + frame(DATA, END_STREAM, 1, b"third")
+)
+
+
+@given(st.lists(st.integers(1, len(CONVERSATION)), max_size=12))
+def test_how_bytes_are_cut_does_not_matter(cuts: list[int]) -> None:
+    whole, parts = End(True), End(True)
+    whole.hears(CONVERSATION)
+    places = [0, *sorted(cuts), len(CONVERSATION)]
+    for start, end in pairwise(places):
+        parts.hears(CONVERSATION[start:end])
+    assert parts.says() == whole.says()
+    assert [(one.data, one.heard) for one in parts.streams] == [(one.data, one.heard) for one in whole.streams]
+    assert whole.streams[0].data == b"firstsecondthird"[: len(whole.streams[0].data)] == b"firstsecondthird"
+
+
+def random_frames() -> st.SearchStrategy[bytes]:
+    kinds = st.one_of(st.sampled_from(range(10)), st.integers(0, 255))
+    payloads = st.one_of(st.binary(max_size=40), st.just(BLOCK), st.just(bytes(4)), st.just(bytes(8)))
+    return st.builds(frame, kinds, st.integers(0, 255), st.integers(0, 9), payloads)
+
+
+@given(st.booleans(), st.lists(st.one_of(random_frames(), st.binary(max_size=30)), max_size=30))
+@settings(max_examples=300)
+def test_whatever_comes_is_served_or_refused(server: bool, attack: list[bytes]) -> None:
+    end = End(server)
+    end.hears(OPENING if server else frames.SERVER_OPENING)
+    if not server:
+        for _ in range(3):
+            end.http.request(Recorder(), REQUEST, b"")
+    act: Callable[[bytes], None] = end.hears
+    try:
+        for part in attack:
+            act(part)
+    except ProtocolError:
+        return
+    assert len(end.http.streams) <= 200

@@ -1,0 +1,318 @@
+"""A small world for the data worker: two pods in their own network namespaces, one real worker process for each, real TLS.
+
+The redirect is nftables in the pods' namespaces, as Istio's CNI makes it: the worker cannot tell the difference.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mesh.identity import Identity
+from mesh.workload import NetworkAddress, Service, TunnelProtocol, Workload
+from wire.netns import entered, open_home
+from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, EarlyFailure, SetCertificate, UpdateInventory
+from ztunnel.framing import FrameReader, FrameWriter, receive
+from ztunnel.pod_sockets import open_pod_sockets
+
+ROOT = Path(__file__).parents[2]
+VIP = "10.199.0.1"
+CLIENT, SERVER = Identity("cluster.local", "shop", "client"), Identity("cluster.local", "shop", "server")
+_T = TypeVar("_T")
+
+_RULES = """
+table inet capture {{
+    chain mark_in {{
+        type filter hook prerouting priority mangle;
+        meta mark & 0xfff == 0x539 ct mark set 0x111
+    }}
+    chain mark_out {{
+        type route hook output priority mangle;
+        ct mark 0x111 meta mark set 0x111
+    }}
+    chain inbound {{
+        type nat hook prerouting priority dstnat;
+        iifname != "lo" tcp dport != 15008 meta mark & 0xfff != 0x539 redirect to :15006
+    }}
+    chain outbound {{
+        type nat hook output priority -100;
+        ct mark 0x111 accept
+        oifname != "lo" meta l4proto tcp meta mark & 0xfff != 0x539 redirect to :15001
+    }}
+}}
+"""
+
+
+class Authority:
+    """A CA that signs what it is told to."""
+
+    def __init__(self, name: str = "test root") -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.now(UTC)
+        self.certificate = (
+            x509.CertificateBuilder()
+            .subject_name(self.name)
+            .issuer_name(self.name)
+            .public_key(self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=2))
+            .not_valid_after(now + timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+        self.pem = self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, *uris: str, expired: bool = False, usages: list[Any] | None = None) -> tuple[bytes, bytes]:
+        """Chain and key, as PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.now(UTC)
+        until = now - timedelta(hours=1) if expired else now + timedelta(hours=24)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(until)
+            .add_extension(
+                x509.ExtendedKeyUsage(usages or [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+        )
+        if uris:
+            names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+            builder = builder.add_extension(names, critical=True)
+        certificate = builder.sign(self.key, hashes.SHA256())
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return certificate.public_bytes(serialization.Encoding.PEM), pem
+
+    def certificate_for(self, identity: Identity, *uris: str, expired: bool = False, roots: bytes = b"") -> SetCertificate:
+        """What a supervisor would send for an identity; `uris` replaces the honest name."""
+        chain, key = self.issue(*(uris or (str(identity),)), expired=expired)
+        return SetCertificate(identity, chain, key, roots or self.pem, time.time() + 3600)
+
+
+class WorkerProcess:
+    """A worker, seen from its supervisor."""
+
+    def __init__(self) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        environment = os.environ | {"OPENSSL_CONF": str(ROOT / "ztunnel" / "openssl.cnf")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ztunnel.worker", "--channel", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            cwd=ROOT,
+            env=environment,
+        )
+        theirs.close()
+        self._reader, self._writer = FrameReader(), FrameWriter()
+        self.heard: list[Any] = []
+
+    def tell(self, message: object, fds: list[int] | None = None) -> None:
+        self._writer.push(message, fds or [])
+        self._writer.flush(self.sock)
+
+    def listen(self, timeout_s: float) -> None:
+        """Take in what the worker says within a moment."""
+        self.sock.settimeout(timeout_s)
+        try:
+            data, fds = receive(self.sock)
+        except (TimeoutError, BlockingIOError):
+            return
+        if not data:
+            raise EOFError(f"worker ended with {self.process.wait(5)}")
+        self.heard += [message for message, _ in self._reader.feed(data, fds)]
+
+    def wait_for(self, kind: type[_T], accept: Callable[[_T], bool] = lambda _: True, timeout_s: float = 15) -> _T:
+        """The first message of a kind that is accepted, of those said before too; it is taken away."""
+        until = time.monotonic() + timeout_s
+        while True:
+            for place, message in enumerate(self.heard):
+                if isinstance(message, kind) and accept(message):
+                    return self.heard.pop(place)
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"no {kind.__name__}; heard {self.heard[-20:]}")
+            self.listen(left)
+
+    def closed(self, accept: Callable[[ConnectionRecord], bool] = lambda _: True) -> ConnectionRecord:
+        """The record of the next connection that ends."""
+        return self.wait_for(Closed, lambda message: accept(message.record)).record
+
+    def early(self, text: str) -> EarlyFailure:
+        """The next early failure with these words."""
+        return self.wait_for(EarlyFailure, lambda failure: text in failure.error)
+
+    def memory_kib(self, what: str = "Pss") -> int:
+        """Proportional set size."""
+        for line in Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(what + ":"):
+                return int(line.split()[1])
+        raise LookupError(what)
+
+    def stop(self) -> None:
+        self.sock.close()
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+
+
+class PodWorld:
+    """A pod's namespace and its worker."""
+
+    def __init__(self, name: str, number: int, prefix: str, home_fd: int, protocol: TunnelProtocol) -> None:
+        self.name = name
+        self.netns = f"{prefix}-{name}"
+        self.address = f"10.198.0.{number}"
+        self.address6 = f"fd98::{number}"
+        self.home_fd = home_fd
+        self.identity = Identity("cluster.local", "shop", name)
+        self.workload = Workload(
+            f"Kubernetes//Pod/shop/{name}",
+            name,
+            "shop",
+            (ip_address(self.address), ip_address(self.address6)),
+            protocol=protocol,
+            service_account=name,
+            node=f"node-{name}",
+            canonical_name=name,
+            canonical_revision="v1",
+            workload_name=name,
+        )
+        run("ip", "netns", "add", self.netns)
+        self.fd = os.open(f"/run/netns/{self.netns}", os.O_RDONLY | os.O_CLOEXEC)
+        self.worker: WorkerProcess
+
+    def wire_up(self, device: str, redirect: bool = True) -> None:
+        run("ip", "-n", self.netns, "link", "set", "lo", "up")
+        run("ip", "-n", self.netns, "addr", "add", f"{self.address}/24", "dev", device)
+        run("ip", "-n", self.netns, "addr", "add", f"{self.address6}/64", "dev", device, "nodad")
+        run("ip", "-n", self.netns, "link", "set", device, "up")
+        run("ip", "-n", self.netns, "route", "add", "default", "dev", device)
+        if redirect:
+            run("ip", "netns", "exec", self.netns, "nft", "-f", "-", text=_RULES.format())
+            for family in ("-4", "-6"):
+                run("ip", family, "-n", self.netns, "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764", "lookup", "100")
+                run("ip", family, "-n", self.netns, "route", "add", "local", "default", "dev", "lo", "table", "100")
+
+    def start(self, workloads: list[Workload | Service], certificates: list[SetCertificate]) -> None:
+        """Start the worker and give it this pod."""
+        self.worker = WorkerProcess()
+        self.worker.tell(Configure(f"node-{self.name}", "", "Kubernetes", "cluster.local", 0))
+        self.worker.tell(UpdateInventory(workloads, []))
+        for certificate in certificates:
+            self.worker.tell(certificate)
+        self.add_pod()
+
+    def add_pod(self) -> None:
+        from ztunnel.channel import PodAdded
+
+        sockets = open_pod_sockets(self.fd, self.home_fd, mark=0x539)
+        self.worker.tell(AddPod(self.name, "shop", self.name, self.name), sockets.fds())
+        sockets.close()
+        assert self.worker.wait_for(PodAdded).error == ""
+
+    def make_socket(self, family: int = socket.AF_INET) -> socket.socket:
+        """A TCP socket of an application in the pod."""
+        with entered(self.fd, self.home_fd):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        return sock
+
+    def listen(self, port: int, family: int = socket.AF_INET) -> socket.socket:
+        """An application that listens."""
+        sock = self.make_socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+        sock.listen(1024)
+        return sock
+
+    def connect(self, address: str, port: int) -> socket.socket:
+        """An application that connects."""
+        sock = self.make_socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock.connect((address, port))
+        return sock
+
+    def close(self) -> None:
+        if hasattr(self, "worker"):
+            self.worker.stop()
+        os.close(self.fd)
+        run("ip", "netns", "del", self.netns)
+
+
+class World:
+    """Client and server pod, each on a node of its own."""
+
+    def __init__(self, name: str) -> None:
+        assert shutil.which("nft"), "nftables is needed: apt-get install nftables"
+        self.prefix = f"{os.environ.get('WEFT_PREFIX', 'weft')}-test-{os.getpid()}-{name}"
+        self.home_fd = open_home()
+        self.authority = Authority()
+        self.client = PodWorld("client", 1, self.prefix, self.home_fd, TunnelProtocol.HBONE)
+        self.server = PodWorld("server", 2, self.prefix, self.home_fd, TunnelProtocol.HBONE)
+        run(
+            "ip",
+            "-n",
+            self.client.netns,
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self.server.netns,
+        )
+        self.client.wire_up("eth0")
+        self.server.wire_up("eth0")
+        key = "shop/web.shop.svc.cluster.local"
+        self.service = Service("web", "shop", "web.shop.svc.cluster.local", (NetworkAddress("", ip_address(VIP)),), {80: 8080})
+        self.server.workload = replace(self.server.workload, services={key: {80: 8080}})
+
+    @property
+    def inventory(self) -> list[Workload | Service]:
+        return [self.client.workload, self.server.workload, self.service]
+
+    def start(self, client: SetCertificate | None = None, server: SetCertificate | None = None) -> None:
+        """Start both workers, with honest certificates unless others are given."""
+        self.client.start(self.inventory, [client or self.authority.certificate_for(CLIENT)])
+        self.server.start(self.inventory, [server or self.authority.certificate_for(SERVER)])
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+        os.close(self.home_fd)
+
+
+@contextmanager
+def world(name: str) -> Iterator[World]:
+    """A world that leaves nothing behind."""
+    made = World(name)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def run(*command: str, text: str = "") -> None:
+    done = subprocess.run(command, input=text, text=True, capture_output=True)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
