@@ -11,7 +11,7 @@ int weft_create(struct bpf_sock *sk) {
     if (sk->type != SOCK_STREAM)
         return 1;
     if (sk->protocol == PROTOCOL_MPTCP) {
-        /* The subflows of an MPTCP socket pass no connect hook. */
+        /* Its subflows are captured all right, but getpeername asks the MPTCP socket, which carries no tag. */
         u64 netns = bpf_get_netns_cookie(sk);
         if (!pods.lookup(&netns))
             return 1;

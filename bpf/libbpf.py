@@ -251,6 +251,7 @@ class Map:
 
     def get(self, key: bytes) -> bytes | None:
         """The value under `key`; of a per-CPU map all CPUs' values, one after the other."""
+        self._check(key)
         value = ct.create_string_buffer(self._room)
         result = _lib.bpf_map_lookup_elem(self.fileno(), key, value)
         if result == -_MISSING:
@@ -263,19 +264,22 @@ class Map:
 
         Raises: OSError with E2BIG when the map is full.
         """
-        if len(key) != self.key_size or len(value) != self._room:
-            raise ValueError(f"map {self.name}: key and value have {self.key_size} and {self._room} bytes")
+        self._check(key, value)
         _checked(_lib.bpf_map_update_elem(self.fileno(), key, value, 0), f"map {self.name}")
 
     def delete(self, key: bytes) -> bool:
         """Remove one entry; False when there was none."""
+        self._check(key)
         result = _lib.bpf_map_delete_elem(self.fileno(), key)
-        if result in (-_MISSING, -errno.EINVAL) and self.type == MapType.SOCKHASH:
-            return False
-        if result == -_MISSING:
+        if result == -_MISSING or (result == -errno.EINVAL and self.type == MapType.SOCKHASH):
             return False
         _checked(result, f"map {self.name}")
         return True
+
+    def _check(self, key: bytes, value: bytes | None = None) -> None:
+        """The kernel reads as many bytes as the map says, whatever it is given."""
+        if len(key) != self.key_size or (value is not None and len(value) != self._room):
+            raise ValueError(f"map {self.name}: key and value have {self.key_size} and {self._room} bytes")
 
     def keys(self) -> Iterator[bytes]:
         """Every key, as far as the map stands still; one that is removed meanwhile may restart the walk, which is bounded."""

@@ -154,14 +154,16 @@ def compile_programs(maps_folder: Path) -> dict[str, int]:
     from bcc import BPF  # LLVM: only ever in the child
 
     flags = [f'-DPINS="{maps_folder}"', "-Wno-macro-redefined", *headers.flags(platform.machine())]
-    bpf = BPF(text=source_text(), cflags=flags)
+    bpf = BPF(text=source_text().encode(), cflags=flags)
     return {
-        program.name: bpf.load_func(f"weft_{program.name}", program.kind, attach_type=program.hook).fd for program in PROGRAMS
+        program.name: bpf.load_func(f"weft_{program.name}".encode(), program.kind, attach_type=program.hook).fd
+        for program in PROGRAMS
     }
 
 
 def install(bpffs: Path, cgroup: Path) -> list[str]:
     """The child's work: maps, programs, links, then the version that says it is done. Returns: names of new maps."""
+    cgroup_id(cgroup)  # before anything is made: a wrong path is the likeliest mistake
     mount_bpffs(bpffs)
     with _locked(bpffs):
         version = source_version()

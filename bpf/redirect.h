@@ -45,7 +45,7 @@ enum reason {
     REASON_NO_ORIGIN = 4,   /* accepted at 15001 without original destination: the proxy must refuse it */
     REASON_FULL = 5,        /* refused: no room for the original destination */
     REASON_BYPASS_FULL = 6, /* refused: no room for a bypass entry */
-    REASON_ESCAPE = 7,      /* refused: a connection that passed no connect hook (MPTCP from before enrolment) */
+    REASON_ESCAPE = 7,      /* refused: a connection whose connect() came before enrolment, or passed no hook */
     REASON_NO_ADDRESS = 8,  /* refused: the pod has no address of the family dialled */
     REASON_NO_STORAGE = 9,  /* refused: the socket's storage could not be made */
     REASON_NO_MARK = 10,    /* refused: the proxy's socket could not be marked for delivery */

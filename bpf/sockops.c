@@ -61,6 +61,12 @@ static inline void refuse_syn(struct bpf_sock_ops *ops, u32 reason, struct tag *
     report(reason, netns, tag ? tag->cgroup : 0, flow);
 }
 
+/* A pod that was withdrawn and enrolled again starts at zero, while connections from before may still end. */
+static inline void give_back(u64 *counter) {
+    if (*counter)
+        __sync_fetch_and_add(counter, -1);
+}
+
 static inline struct usage *add_live(struct tag *tag, const struct endpoint *local) {
     struct usage *pod = usage.lookup(&tag->netns);
     if (!pod)
@@ -159,7 +165,7 @@ static inline void accept_captured(struct bpf_sock_ops *ops, struct bpf_sock *sk
     }
     struct usage *pod = usage.lookup(&netns);
     if (!origins.delete(&key) && pod)
-        __sync_fetch_and_add(&pod->handshakes, -1);
+        give_back(&pod->handshakes);
 }
 
 static inline void on_accepted(struct bpf_sock_ops *ops, struct bpf_sock *sk, u64 netns) {
@@ -190,11 +196,11 @@ static inline void on_close(struct bpf_sock_ops *ops, struct bpf_sock *sk, u64 n
     key.local = flow.source;
     struct origin *origin = tag->traces & TRACE_ORIGIN ? origins.lookup(&key) : 0;
     if (origin && origin->client == cookie && !origins.delete(&key) && pod)
-        __sync_fetch_and_add(&pod->handshakes, -1);
+        give_back(&pod->handshakes);
     if (pod && tag->traces & TRACE_LIVE4)
-        __sync_fetch_and_add(&pod->live4, -1);
+        give_back(&pod->live4);
     if (pod && tag->traces & TRACE_LIVE6)
-        __sync_fetch_and_add(&pod->live6, -1);
+        give_back(&pod->live6);
     tag->traces = 0;
 }
 

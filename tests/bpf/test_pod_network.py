@@ -1,0 +1,59 @@
+"""The settings in a pod's namespace: made, made again, taken back."""
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from bpf import pod_network
+from bpf.pod_network import _WANTED
+
+pytestmark = pytest.mark.kernel
+
+
+def rules(world: Any, name: str) -> str:
+    namespace = f"{world.prefix}-{name}"
+    commands = (
+        ["ip", "-n", namespace, "rule"],
+        ["ip", "-n", namespace, "-6", "rule"],
+        ["ip", "-n", namespace, "route", "show", "table", "all"],
+        ["ip", "-n", namespace, "-6", "route", "show", "table", "all"],
+    )
+    return "".join(subprocess.run(command, check=True, capture_output=True, text=True).stdout for command in commands)
+
+
+def sysctls(world: Any, name: str) -> dict[str, str]:
+    return {key: world.sysctl(name, key) for key in _WANTED}
+
+
+def test_made_made_again_and_taken_back(world: Any) -> None:
+    world.sysctl("c", "ipv4/conf/all/rp_filter", "2")
+    clean = rules(world, "c"), sysctls(world, "c")
+    fd = world.namespaces["c"]
+    before = pod_network.prepare(fd, world.home)
+    assert before.sysctls == clean[1]
+    made = rules(world, "c")
+    assert made.count("32764:\tfrom all fwmark 0x111/0xfff lookup 100") == 2
+    assert "local default dev lo table 100 proto static scope host" in made
+    assert "local default dev lo table 100 proto static metric" in made
+    assert sysctls(world, "c") == _WANTED
+    assert pod_network.prepare(fd, world.home).sysctls == _WANTED
+    assert rules(world, "c") == made
+    pod_network.restore(fd, world.home, before)
+    assert (rules(world, "c"), sysctls(world, "c")) == clean
+    pod_network.restore(fd, world.home, before)
+
+
+def test_the_rest_of_the_namespace_is_left_alone(world: Any) -> None:
+    world._in("c", "rule add fwmark 0x222 lookup 200 pref 32700", "route add 192.0.2.0/24 dev lo table 100")
+    try:
+        clean = rules(world, "c")
+        before = pod_network.prepare(world.namespaces["c"], world.home)
+        pod_network.restore(world.namespaces["c"], world.home, before)
+        assert rules(world, "c") == clean
+    finally:
+        world._in("c", "rule del pref 32700", "route del 192.0.2.0/24 dev lo table 100")
+
+
+def test_local_ports(world: Any) -> None:
+    assert pod_network.local_ports(world.namespaces["c"], world.home) == 28232

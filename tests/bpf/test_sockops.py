@@ -1,0 +1,128 @@
+"""The life of what a connection leaves in the maps: nothing outlives it, and what cannot be kept is refused."""
+
+import errno
+import socket
+from typing import Any
+
+import pytest
+
+from bpf.layout import HANDSHAKE_CAPACITY, MARK_PROXY, POD_HANDSHAKES, PORT_OUTBOUND, Reason, Usage
+from bpf.sock_destroy import connections, destroy
+
+pytestmark = pytest.mark.kernel
+
+
+def usage_of(world: Any, name: str) -> tuple[int, int, int]:
+    (found,) = [usage for usage in world.redirect.usage() if usage.netns_cookie == world.cookie(name)]
+    return found.live4, found.live6, found.handshakes
+
+
+def left_over(world: Any) -> int:
+    return sum(fill.used for fill in world.redirect.fill() if fill.name in ("origins", "bypass"))
+
+
+def test_live_connections_are_counted(world: Any, outbound: socket.socket) -> None:
+    held = [world.dial(world.pods["a"].where, address, 80) for address in ("10.9.8.7", "::ffff:10.9.8.7", "2001:db8::7")]
+    accepted = [outbound.accept()[0] for _ in held]
+    assert usage_of(world, "a") == (2, 1, 0)
+    for sock in (*accepted, *held):
+        sock.close()
+    assert usage_of(world, "a") == (0, 0, 0)
+    assert left_over(world) == 0
+
+
+@pytest.mark.parametrize("how", ["fin", "reset", "destroyed"])
+def test_an_unaccepted_connection_leaves_nothing(world: Any, how: str) -> None:
+    """The proxy hangs: its queue is full, and clients give up before it accepts."""
+    hung = world.at(("a", "proxy"), lambda: _listener_with_backlog(0))
+    clients = [world.at(world.pods["a"].where, lambda: _begun("10.9.8.7")) for _ in range(4)]
+    assert left_over(world) > 0
+    assert usage_of(world, "a")[0] == 4
+    if how == "destroyed":
+        namespace = world.namespaces["a"]
+        ours = {client.getsockname()[1] for client in clients}
+        chosen = [found for found in connections(namespace, world.home) if found.local_port in ours]
+        assert destroy(namespace, world.home, chosen) == len(chosen) == 4
+    for client in clients:
+        if how == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+    hung.close()
+    assert left_over(world) == 0
+    assert usage_of(world, "a") == (0, 0, 0)
+
+
+def _listener_with_backlog(backlog: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_PROXY)
+    sock.bind(("::", PORT_OUTBOUND))
+    sock.listen(backlog)
+    return sock
+
+
+def _begun(address: str) -> socket.socket:
+    sock = socket.socket()
+    sock.setblocking(False)
+    assert sock.connect_ex((address, 80)) in (0, errno.EINPROGRESS)
+    return sock
+
+
+def test_a_full_map_refuses_and_evicts_nobody(world: Any, outbound: socket.socket) -> None:
+    origins = world.map("origins")
+    keys = [number.to_bytes(8, "little") + bytes(origins.key_size - 8) for number in range(1, HANDSHAKE_CAPACITY + 1)]
+    for key in keys:
+        origins.put(key, bytes(origins.value_size))
+    try:
+        before = world.redirect.counters()
+        with pytest.raises(OSError) as refused:
+            world.dial(world.pods["a"].where, "10.9.8.7", 80)
+        assert refused.value.errno == errno.EHOSTUNREACH
+        assert world.counted(before) == {"captured": 1, "full": 1}
+        (event,) = world.events()
+        assert (event.reason, str(event.destination), event.destination_port) == (Reason.FULL, "10.9.8.7", 80)
+        assert left_over(world) == HANDSHAKE_CAPACITY
+        assert usage_of(world, "a") == (0, 0, 0)
+    finally:
+        for key in keys:
+            origins.delete(key)
+    world.dial(world.pods["a"].where, "10.9.8.7", 80)
+    outbound.accept()
+
+
+def test_a_pod_cannot_take_more_than_its_share(world: Any, outbound: socket.socket) -> None:
+    key = world.cookie("a").to_bytes(8, "little")
+    world.map("usage").put(key, bytes(Usage(0, 0, POD_HANDSHAKES)))
+    with pytest.raises(OSError) as refused:
+        world.dial(world.pods["a"].where, "10.9.8.7", 80)
+    assert refused.value.errno == errno.EHOSTUNREACH
+    assert [event.reason for event in world.events()] == [Reason.FULL]
+
+
+def test_an_untagged_listener_is_not_registered(world: Any) -> None:
+    with world.listen(world.pods["a"].where, PORT_OUTBOUND, mark=MARK_PROXY):
+        assert world.redirect.listening(world.cookie("a")) == frozenset()
+
+
+def test_a_listener_that_came_before_the_pod_is_not_registered(world: Any) -> None:
+    world.withdraw("a")
+    with world.proxy_listener("a", PORT_OUTBOUND):
+        world.enrol("a")
+        assert world.redirect.listening(world.cookie("a")) == frozenset()
+
+
+def test_events_are_limited_and_the_rest_counted(world: Any) -> None:
+    before = world.redirect.counters()
+
+    def flood() -> int:
+        refused = 0
+        for _ in range(3000):
+            with socket.socket() as sock:
+                refused += sock.connect_ex((world.pods["b"].ip4, 8080)) == errno.ECONNREFUSED
+        return refused
+
+    assert world.at(world.pods["c"].where, flood) == 3000
+    counted = world.counted(before)
+    assert counted["no_listener"] == 3000
+    told = len(world.events(until=lambda events: len(events) >= 3000, timeout=0.3))
+    assert told + counted.get("events_limited", 0) + counted.get("events_lost", 0) == 3000
