@@ -14,6 +14,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from mesh.manifests import AuthorizationPolicy, Condition, Operation, PeerAuthentication, PolicyRule, Problem, Source, selects
+from mesh.manifests.authorization_policy import field_name
 from mesh.peer_authentication import PeerModes
 from mesh.policy import Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch
 
@@ -158,7 +159,7 @@ class _Converting:
                     continue
                 attribute = attributes.get(one.name.removeprefix("not_"))
                 if attribute is None:
-                    self.lost.append(f"{path}[{index}].{kind}.{_camel(one.name)}")
+                    self.lost.append(f"{path}[{index}].{kind}.{field_name(one.name)}")
                 else:
                     taken[_signed(one.name, attribute)] = self._values(attribute, values)
             yield Match(**taken)
@@ -191,11 +192,6 @@ class _Converting:
 
 def _signed(name: str, attribute: str) -> str:
     return f"not_{attribute}" if name.startswith("not_") else attribute
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
 
 
 def _string(value: str) -> StringMatch:

@@ -29,11 +29,8 @@ _WHEN_KEYS = (
 _WHEN_PREFIXES = ("request.headers[", "request.auth.claims[", "experimental.")
 
 
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-
-
-def _camel(name: str) -> str:
+def field_name(name: str) -> str:
+    """Make the manifest's name of a field from ours: `not_principals` is notPrincipals."""
     first, *rest = name.split("_")
     return first + "".join(part.capitalize() for part in rest)
 
@@ -84,7 +81,7 @@ def _read_lists(cursor: Cursor, names: list[str]) -> dict[str, tuple[str, ...]]:
     """Read lists of values by their field names, each in the form that its name (without `not`) calls for."""
     taken = {}
     for name in names:
-        key = _camel(name)
+        key = field_name(name)
         plain = key.removeprefix("not")
         plain = plain[0].lower() + plain[1:]
         taken[name] = cursor.texts(key, _FORMS.get(plain, string_form))
@@ -139,7 +136,7 @@ class Operation:
 
 
 def _lists(one: Source | Operation) -> dict[str, Any]:
-    return present(**{_camel(field.name): list(getattr(one, field.name)) for field in fields(one)})
+    return present(**{field_name(field.name): list(getattr(one, field.name)) for field in fields(one)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def from_dict(value: dict[str, Any]) -> Object:
 
     Raises: ValueError for other kinds and for every mistake.
     """
-    kind = KINDS.get(value.get("kind", ""))
+    kind = KINDS.get(str(value.get("kind")))
     if kind is None:
         raise ValueError(f"unknown kind {value.get('kind')!r}")
     return kind.from_dict(value)
