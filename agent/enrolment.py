@@ -212,7 +212,8 @@ class Enrolment:
         place = self._places.pop(uid, None)
         if place is not None:
             asyncio.get_running_loop().remove_reader(place.watch.fileno())
-            place.close()
+            # After what is under way on the thread: a number that is given back may mean another file there.
+            self._thread.submit(place.close)
 
     def _addresses_changed(self, uid: str) -> None:
         pod = updated_addresses(self._desired[uid], self._places[uid].watch.read())

@@ -45,12 +45,12 @@ class _Live(NamedTuple):
 
 
 class ZdsServer:
-    """Listens at a path; `on_proxy` is called with every proxy's credentials before it is told of any pod."""
+    """Listens at a path; `on_proxies` gets all connected proxies, before a new one is told of any pod."""
 
-    def __init__(self, path: Path, pods: Pods, on_proxy: Callable[[ProxyPeer], None]) -> None:
+    def __init__(self, path: Path, pods: Pods, on_proxies: Callable[[list[ProxyPeer]], None]) -> None:
         self._path = path
         self._pods = pods
-        self._on_proxy = on_proxy
+        self._on_proxies = on_proxies
         self._live: list[_Live] = []
         self._syncing: set[ZdsConnection] = set()
         self.last_end = ""
@@ -85,7 +85,6 @@ class ZdsServer:
         peer: ProxyPeer | None = None
         try:
             peer = await connection.greet()
-            self._on_proxy(peer)
             self._enter(connection, peer)
             pods, kept = self._pods.snapshot()
             await connection.run(pods, kept, self._told_by(connection), lambda: self._syncing.discard(connection))
@@ -111,12 +110,16 @@ class ZdsServer:
         _log.info("proxy connected: process %d, cgroup %d", peer.pid, peer.cgroup_id)
         self._live.append(_Live(connection, peer, int(time.time())))
         self._syncing.add(connection)
+        self._on_proxies([one.peer for one in self._live])
         self._pods.proxy_changed()
 
     def _leave(self, connection: ZdsConnection) -> None:
+        if all(one.connection is not connection for one in self._live):
+            return
         newest = self._is_newest(connection)
         self._live = [one for one in self._live if one.connection is not connection]
         self._syncing.discard(connection)
+        self._on_proxies([one.peer for one in self._live])
         if newest:
             self._pods.proxy_changed()
 

@@ -50,8 +50,8 @@ class Book:
 
 
 @asynccontextmanager
-async def serving(path: Path, book: Book) -> AsyncIterator[tuple[ZdsServer, list[ProxyPeer]]]:
-    peers: list[ProxyPeer] = []
+async def serving(path: Path, book: Book) -> AsyncIterator[tuple[ZdsServer, list[list[ProxyPeer]]]]:
+    peers: list[list[ProxyPeer]] = []
     server = ZdsServer(path, book, peers.append)
     task = asyncio.create_task(server.serve())
     try:
@@ -104,7 +104,7 @@ async def snapshot_then_live(path: Path) -> None:
         assert await exchange(proxy) == (SNAPSHOT_SENT, 0)
         await until(lambda: server.synced)
         assert book.answers == [(WEB.uid, "")]
-        assert peers[0].pid == os.getpid() and peers[0].cgroup_id > 0
+        assert [peer.pid for peer in peers[0]] == [os.getpid()] and peers[0][0].cgroup_id > 0
         adding = asyncio.create_task(server.add(ONE))
         assert await exchange(proxy) == (add(ONE), 1)
         await adding
@@ -119,7 +119,7 @@ async def snapshot_then_live(path: Path) -> None:
         await until(lambda: server.newest is None)
         with pytest.raises(ProxyAway, match="no proxy"):
             await server.add(ONE)
-        assert book.changes == 2 and "closed" in server.last_end
+        assert book.changes == 2 and peers[-1] == [] and "closed" in server.last_end
 
 
 def test_snapshot_then_live(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""`python -m agent`: the node agent's process."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from agent.enrolment import EnrolmentFailed
+from agent.node_agent import NodeAgent, lock, open_redirect, remove_pins
+from agent.settings import Settings, parse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; 0 when that was all, 1 with a sentence on stderr when it could not."""
+    settings = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        lock(settings)
+        asyncio.run(_uninstall(settings) if settings.uninstall else _run(settings))
+    except (OSError, RuntimeError, EnrolmentFailed) as error:
+        print(f"weft-agent of node {settings.node}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    redirect = await asyncio.to_thread(open_redirect, settings)
+    agent = NodeAgent(settings, redirect)
+    running = asyncio.ensure_future(agent.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        logging.getLogger("agent").info("stops; pods stay in the mesh, the next agent takes over")
+
+
+async def _uninstall(settings: Settings) -> None:
+    redirect = await asyncio.to_thread(open_redirect, settings)
+    agent = NodeAgent(settings, redirect)
+    await agent.enrolment.adopt()
+    await agent.enrolment.remove_all()
+    redirect.close()
+    remove_pins(settings.bpffs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Reads what the kernel programs report, and counts what they could not."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from agent.flow_log import FlowLog
+from agent.kernel_flows import KernelFlows
+from agent.pod import Pod
+from agent.status import kernel_losses
+from bpf.redirect import Redirect
+from mesh.flows import connection_flow
+from mesh.proto import flow_pb2
+
+LOSS_INTERVAL_S = 1.0
+
+
+class KernelEvents:
+    """Turns events into flows for as long as it runs."""
+
+    def __init__(self, redirect: Redirect, flows: FlowLog, names: KernelFlows, pods: Callable[[], Mapping[str, Pod]]) -> None:
+        self._redirect = redirect
+        self._flows = flows
+        self._names = names
+        self._pods = pods
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        events = self._redirect.open_events()
+        loop = asyncio.get_running_loop()
+        by_cookie: dict[int, Pod] = {}
+
+        def read() -> None:
+            by_cookie.clear()
+            by_cookie.update({pod.cookie: pod for pod in self._pods().values()})
+            for seen in events.read():
+                event = self._names.event(seen, by_cookie)
+                if event is not None:
+                    self._flows.add(connection_flow(event), time.time())
+
+        loop.add_reader(events.fileno(), read)
+        try:
+            await self._count_losses()
+        finally:
+            loop.remove_reader(events.fileno())
+            events.close()
+
+    async def _count_losses(self) -> None:
+        known = kernel_losses(self._redirect.counters())
+        while True:
+            await asyncio.sleep(LOSS_INTERVAL_S)
+            now = kernel_losses(self._redirect.counters())
+            if now > known:
+                self._flows.add_lost(flow_pb2.PERF_EVENT_RING_BUFFER, now - known)
+            known = now

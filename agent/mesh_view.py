@@ -1,0 +1,62 @@
+"""The mesh as control tells it, for names in flows and for policy on connections that no proxy sees."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+
+from agent.agent_events import AgentEvents
+from mesh.identity import Identity
+from mesh.inventory import Inventory, PolicyStore
+from mesh.policy import Connection, Verdict, evaluate
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
+from mesh.workload import Address, Workload
+from wire.xds import Update
+
+TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
+
+
+class MeshView:
+    """Inventory and policies, kept up to date by an XdsClient."""
+
+    def __init__(self, network: str, events: AgentEvents) -> None:
+        self.network = network
+        self.inventory = Inventory()
+        self.policies = PolicyStore()
+        self._events = events
+        self._readers: list[Callable[[], None]] = []
+
+    def on_change(self, reader: Callable[[], None]) -> None:
+        """Have `reader` called after every update."""
+        self._readers.append(reader)
+
+    async def take(self, update: Update) -> Mapping[str, str]:
+        """Apply what can be applied of an update; resources that cannot, with their reasons."""
+        if update.type_url == ADDRESS_TYPE:
+            addresses, refused = decode_all(update.upserts, lambda one: decode_address(one.value))
+            self.inventory.apply(addresses, update.removals)
+        else:
+            policies, refused = decode_all(update.upserts, lambda one: decode_authorization(one.name, one.value))
+            self.policies.apply(policies, update.removals)
+            rules = sum(1 for _ in self.policies.policies())
+            self._events.policies_changed([one.key for one in policies], list(update.removals), rules)
+        for reader in self._readers:
+            reader()
+        await asyncio.sleep(0)  # a long series of updates leaves room for others
+        return refused
+
+    def workload_at(self, address: Address) -> Workload | None:
+        """Who has an address on this node's network."""
+        return self.inventory.workload_by_address(self.network, address)
+
+    def evaluate_plain(self, workload: Workload, source: Address, destination: Address, port: int) -> Verdict:
+        """What policy says to a connection whose peer proved no identity."""
+        nobody: Identity | None = None
+        return evaluate(self.policies.applicable(workload), Connection(source, nobody, destination, port))
+
+    def size(self) -> int:
+        """How many resources are held."""
+        parts: tuple[Iterable[object], ...] = (
+            self.inventory.workloads(),
+            self.inventory.services(),
+            self.policies.policies(),
+        )
+        return sum(1 for part in parts for _ in part)

@@ -1,0 +1,120 @@
+"""Prometheus metrics of the agent, all `weft_agent_*`; traffic has Istio's names and is counted by the proxy."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from agent.flow_log import FlowLog
+from agent.status import Diagnostics
+from mesh.proto.agent_pb2 import StatusResponse
+from wire.http_unix import Request, Response
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Answers `GET /metrics`."""
+
+    def __init__(self, diagnostics: Diagnostics, flows: FlowLog) -> None:
+        self._diagnostics = diagnostics
+        self._flows = flows
+
+    async def answer(self, _: Request) -> Response:
+        """The state of this moment."""
+        status = await self._diagnostics.gather()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Once([*of_status(status, self._diagnostics.local_ports), *of_flows(self._flows)]))
+        return Response(body=generate_latest(registry), content_type=CONTENT_TYPE)
+
+
+class _Once(Collector):
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _gauge(name: str, help_text: str, labels: tuple[str, ...], samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    metric = GaugeMetricFamily(f"weft_agent_{name}", help_text, labels=labels)
+    for values, number in samples:
+        metric.add_metric(values, number)
+    return metric
+
+
+def _counter(name: str, help_text: str, labels: tuple[str, ...], samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    metric = CounterMetricFamily(f"weft_agent_{name}", help_text, labels=labels)
+    for values, number in samples:
+        metric.add_metric(values, number)
+    return metric
+
+
+def of_status(status: StatusResponse, local_ports: int) -> list[Metric]:
+    """Metrics out of the diagnostics."""
+    states = Counter(pod.state for pod in status.pods)
+    captured = [
+        ((pod.namespace, pod.name, family), used)
+        for pod in status.pods
+        for family, used in (("ipv4", pod.captured_v4), ("ipv6", pod.captured_v6))
+    ]
+    pod_labels = ("namespace", "pod", "family")
+    return [
+        _gauge("build_info", "The running version.", ("version",), [((status.version,), 1)]),
+        _gauge("start_time_seconds", "When the agent started, Unix time.", (), [((), status.started_unix_s)]),
+        _gauge(
+            "pods",
+            "Pods by state.",
+            ("state",),
+            [((state,), states[state]) for state in ("enrolled", "pending", "failed")],
+        ),
+        _gauge("proxy_connected", "1 while a proxy is connected over ZDS.", (), [((), status.proxy.connected)]),
+        _gauge("proxy_ready", "1 while the proxy has acknowledged its snapshot.", (), [((), status.proxy.ready)]),
+        _gauge("control_connected", "1 while the stream to control is open.", (), [((), status.control.connected)]),
+        _gauge("control_resources", "Resources held of the mesh.", (), [((), status.control.resources)]),
+        _gauge("captured_connections", "Captured outbound connections that are open.", pod_labels, captured),
+        _gauge(
+            "captured_connections_share",
+            "The same, as a share of the pod's local ports; 1 means that no further connection can be captured.",
+            pod_labels,
+            [(labels, used / local_ports) for labels, used in captured],
+        ),
+        _gauge("map_entries", "Used entries of a kernel map.", ("map",), [((one.name,), one.used) for one in status.maps]),
+        _gauge(
+            "map_capacity",
+            "Entries that a kernel map can hold.",
+            ("map",),
+            [((one.name,), one.capacity) for one in status.maps],
+        ),
+        _gauge(
+            "program_attached",
+            "1 where a kernel program is attached.",
+            ("program", "hook"),
+            [((one.name, one.hook), one.attached) for one in status.programs],
+        ),
+        _counter(
+            "kernel_events",
+            "What the kernel programs did, by reason.",
+            ("reason",),
+            [((reason,), count) for reason, count in sorted(status.counters.items())],
+        ),
+        _gauge("problems", "Sentences in the diagnostics that say what is wrong.", (), [((), len(status.problems))]),
+    ]
+
+
+def of_flows(flows: FlowLog) -> list[Metric]:
+    """Metrics out of the flow log."""
+    return [
+        _counter("flows", "Flows seen.", ("verdict",), [((name,), count) for name, count in sorted(flows.by_verdict.items())]),
+        _counter(
+            "lost_flows",
+            "Events that never became flows.",
+            ("source",),
+            [((name,), count) for name, count in flows.lost.items()],
+        ),
+        _gauge("stored_flows", "Flows that can be asked for.", (), [((), len(flows.ring))]),
+    ]

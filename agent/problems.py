@@ -1,0 +1,36 @@
+"""What is wrong with a node, in sentences that name the mend."""
+
+from collections.abc import Iterator
+
+from mesh.proto.agent_pb2 import StatusResponse
+
+FULL_SHARE = 0.8
+"""Maps and ports that are used beyond this are worth a warning."""
+
+
+def problems(status: StatusResponse, local_ports: int) -> Iterator[str]:
+    """Everything that a status shows to be wrong; `local_ports` is how many connections a pod can have captured."""
+    if not status.proxy.connected:
+        yield "no proxy is connected: connections of enrolled pods are refused: start weft-ztunnel on this node"
+    elif not status.proxy.ready:
+        yield f"the proxy (process {status.proxy.pid}) has not acknowledged all pods yet"
+    if status.control.address and not status.control.connected:
+        why = f" ({status.control.error})" if status.control.error else ""
+        yield f"control {status.control.address} is away{why}: what is known of the mesh stays in force"
+    for pod in status.pods:
+        if pod.state != "enrolled":
+            yield f"pod {pod.namespace}/{pod.name} is {pod.state}: {pod.reason}"
+        for family, used in (("IPv4", pod.captured_v4), ("IPv6", pod.captured_v6)):
+            if used >= FULL_SHARE * local_ports:
+                yield (
+                    f"pod {pod.namespace}/{pod.name} has {used} captured {family} connections of about {local_ports} "
+                    "that its local ports allow: have it reuse connections, or run more replicas"
+                )
+    for fill in status.maps:
+        if fill.capacity and fill.used >= FULL_SHARE * fill.capacity:
+            share = 100 * fill.used // fill.capacity
+            of_all = f"{share} % full ({fill.used} of {fill.capacity})"
+            yield f"map {fill.name} is {of_all}: once it is full, connections are refused"
+    for program in status.programs:
+        if not program.attached:
+            yield f"program {program.name} is not attached to {program.hook}: restart the agent"

@@ -1,0 +1,73 @@
+"""What the agent is told at its start."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wire.grpc_tls import host_and_port
+from wire.places import NodePlaces, Places
+
+METRICS_PORT = 15090
+CONTROL_PORT = 15012
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One node's agent."""
+
+    node: str
+    places: NodePlaces
+    cgroup: Path
+    """Programs attach here: the node's cgroup."""
+    pods_cgroup: Path
+    """Parent of all pods' cgroups."""
+    bpffs: Path
+    control: str
+    """`host:port`; empty: no control plane, flows carry addresses only."""
+    root: Path
+    token: Path
+    metrics_port: int
+    cluster_id: str
+    network: str
+    uninstall: bool
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Read the command line; ends the process with a sentence for what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agent",
+        description="weft's node agent: enrols pods, serves ZDS to the node's proxy, and the node's flows to Hubble's clients.",
+        epilog="Ends on SIGTERM and leaves the redirect in place: pods stay in the mesh, and the next agent takes over.",
+    )
+    parser.add_argument("--node", required=True, help="name of this node")
+    parser.add_argument("--cgroup", required=True, type=Path, help="the node's cgroup v2 folder; programs attach there")
+    parser.add_argument("--pods-cgroup", type=Path, help="parent of all pods' cgroups (default: CGROUP/pods)")
+    parser.add_argument("--bpffs", type=Path, help="where programs and maps are pinned (default: in the node's run folder)")
+    parser.add_argument("--control", default="", help="HOST:PORT of weft-control")
+    parser.add_argument("--root", type=Path, help="PEM of what signs control's certificate")
+    parser.add_argument("--token", type=Path, help="file with the node's credential for control")
+    parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus metrics; 0 for none")
+    parser.add_argument("--cluster-id", default="Kubernetes")
+    parser.add_argument("--network", default="", help="name of the network that this node's pods are on")
+    parser.add_argument("--uninstall", action="store_true", help="withdraw every pod, take the redirect away, and end")
+    given = parser.parse_args(arguments)
+    places = Places.from_environment().node(given.node)
+    try:
+        control = host_and_port("--control", given.control, CONTROL_PORT) if given.control else ""
+    except ValueError as error:
+        parser.error(str(error))
+    return Settings(
+        node=given.node,
+        places=places,
+        cgroup=given.cgroup,
+        pods_cgroup=given.pods_cgroup or given.cgroup / "pods",
+        bpffs=given.bpffs or places.bpffs,
+        control=control,
+        root=given.root or places.root,
+        token=given.token or places.token,
+        metrics_port=given.metrics_port,
+        cluster_id=given.cluster_id,
+        network=given.network,
+        uninstall=given.uninstall,
+    )
