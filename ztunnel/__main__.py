@@ -1,0 +1,40 @@
+"""Entry of the node proxy: `python -m ztunnel --node NAME [--control HOST:PORT] [--workers N]`."""
+
+import asyncio
+import logging
+import os
+import resource
+import sys
+
+from ztunnel.config import Config, read_config
+from ztunnel.supervisor import Supervisor
+
+
+def main() -> int:
+    """Run until told to end: the exit status."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    try:
+        config = read_config(sys.argv[1:], os.environ, len(os.sched_getaffinity(0)))
+    except ValueError as error:
+        print(f"weft-ztunnel: {error}", file=sys.stderr)
+        return 2
+    _raise_fd_limit()
+    try:
+        return asyncio.run(_run(config))
+    except (OSError, ValueError) as error:
+        print(f"weft-ztunnel: {error}", file=sys.stderr)
+        return 1
+
+
+async def _run(config: Config) -> int:
+    return await Supervisor(config).run()
+
+
+def _raise_fd_limit() -> None:
+    # Two descriptors per connection: a node's share of them is whatever the system allows.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

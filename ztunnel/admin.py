@@ -1,0 +1,112 @@
+"""What an operator, kubelet and Prometheus may ask: HTTP on admin.sock, and on TCP 15000, 15020 and 15021."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from wire.http_unix import HttpError, HttpServer, Request, Response
+from ztunnel.channel import ConnectionRecord
+from ztunnel.config_dump import JSON, dump_connection_fully
+from ztunnel.flow_feed import FlowFeed
+from ztunnel.log_levels import LogLevels
+from ztunnel.metrics import Family, render
+
+_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+class Proxy(Protocol):
+    """What the endpoints show and do."""
+
+    flows: FlowFeed
+    log_levels: LogLevels
+
+    def waits_for(self) -> list[str]:
+        """What is missing for readiness."""
+
+    def families(self) -> list[Family]:
+        """The metrics."""
+
+    async def connections(self) -> list[tuple[int, ConnectionRecord]]:
+        """The open connections, with their workers."""
+
+    async def config_dump(self) -> JSON:
+        """Everything that is known."""
+
+    def quit(self) -> None:
+        """Drain and end."""
+
+
+class Admin:
+    """The endpoints of one proxy."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        every: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
+            "GET /config_dump": self._config_dump,
+            "GET /connections": self._connections,
+            "GET /flows": self._flows,
+            "GET /healthz/ready": self._ready,
+            "GET /logging": self._logging,
+            "POST /logging": self._logging,
+            "GET /metrics": self._metrics,
+            "GET /stats/prometheus": self._metrics,
+            "POST /quitquitquit": self._quit,
+        }
+        self._all = HttpServer(every)
+        self._only_metrics = HttpServer({route: every[route] for route in ("GET /metrics", "GET /stats/prometheus")})
+        self._only_ready = HttpServer({"GET /healthz/ready": self._ready})
+
+    async def listen(self, path: Path, admin_port: int, metrics_port: int, readiness_port: int) -> None:
+        """Open all sockets; port 0 leaves one out. OSError when a port is taken."""
+        await self._all.listen_unix(path)
+        for server, host, port in (
+            (self._all, "127.0.0.1", admin_port),
+            (self._only_metrics, "", metrics_port),
+            (self._only_ready, "", readiness_port),
+        ):
+            if port:
+                await server.listen_tcp(host, port)
+
+    async def close(self) -> None:
+        """Close everything, streams too."""
+        for server in (self._all, self._only_metrics, self._only_ready):
+            await server.close()
+
+    async def _config_dump(self, _: Request) -> Response:
+        return Response.json(await self._proxy.config_dump())
+
+    async def _connections(self, _: Request) -> Response:
+        return Response.json([dump_connection_fully(*row) for row in await self._proxy.connections()])
+
+    async def _flows(self, _: Request) -> Response:
+        if not self._proxy.flows.has_room:
+            raise HttpError(503, "too many readers of flows are served already: close one")
+        return Response(content_type="application/x-ndjson", stream=self._proxy.flows.stream())
+
+    async def _ready(self, _: Request) -> Response:
+        missing = self._proxy.waits_for()
+        if missing:
+            return Response(500, ("not ready, waiting for: " + "; ".join(missing) + "\n").encode())
+        return Response(200, b"ready\n")
+
+    async def _metrics(self, request: Request) -> Response:
+        asked = "application/openmetrics-text" in request.headers.get("accept", "")
+        content_type = _OPENMETRICS if asked else "text/plain; charset=utf-8"
+        return Response(200, render(self._proxy.families()), content_type)
+
+    async def _logging(self, request: Request) -> Response:
+        levels = self._proxy.log_levels
+        try:
+            if "reset" in request.query:
+                levels.reset()
+            elif "level" in request.query:
+                levels.set(request.query["level"])
+            elif request.method == "POST":
+                raise ValueError("give ?level=LEVEL, ?level=SCOPE=LEVEL or ?reset")
+        except ValueError as error:
+            raise HttpError(400, str(error)) from error
+        return Response(200, f"current log level is {levels.text}\n".encode())
+
+    async def _quit(self, _: Request) -> Response:
+        self._proxy.quit()
+        return Response(200, b"shutdown now\n")

@@ -1,0 +1,131 @@
+"""The config dump: everything that this proxy knows, in the JSON form that istioctl reads. No key, no token."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from mesh.dump import dump_endpoints, dump_policy, dump_service, dump_workload
+from mesh.identity import Identity
+from ztunnel.access_log import endpoint_text
+from ztunnel.certificates import Certificate
+from ztunnel.channel import ConnectionRecord
+from ztunnel.config import Config
+from ztunnel.mesh_view import MeshView
+from ztunnel.zds import PodInfo
+
+VERSION = "0.1.0"
+JSON = dict[str, Any]
+
+
+def dump_mesh(view: MeshView) -> JSON:
+    """Workloads, services and policies."""
+    inventory = view.inventory
+    services = sorted(inventory.services(), key=lambda service: service.key)
+    return {
+        "workloads": [dump_workload(one) for one in sorted(inventory.workloads(), key=lambda workload: workload.uid)],
+        "services": [dump_service(service, inventory.endpoints(service.key)) for service in services],
+        "policies": [dump_policy(policy) for policy in sorted(view.policies.policies(), key=lambda policy: policy.key)],
+        "stagedServices": {key: dump_endpoints(endpoints) for key, endpoints in inventory.staged().items()},
+        "staticConfig": {"workloads": [], "policies": [], "services": []},
+    }
+
+
+def dump_certificates(states: Iterable[tuple[Identity, str, Certificate | None]]) -> list[JSON]:
+    """Certificates with their chains; never keys."""
+    return [
+        {
+            "identity": str(identity),
+            "state": state,
+            "certChain": _chain(certificate.chain_pem) if certificate else [],
+            "rootCerts": _chain(certificate.roots_pem) if certificate else [],
+        }
+        for identity, state, certificate in states
+    ]
+
+
+def _chain(pem: bytes) -> list[JSON]:
+    return [
+        {
+            "pem": base64.b64encode(one.public_bytes(Encoding.PEM)).decode(),
+            "serialNumber": str(one.serial_number),
+            "validFrom": f"{one.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}",
+            "expirationTime": f"{one.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+        }
+        for one in x509.load_pem_x509_certificates(pem)
+    ]
+
+
+def dump_connection(record: ConnectionRecord) -> JSON:
+    """An open connection as the config dump shows it."""
+    original = record.original_destination or record.destination
+    actual = record.hbone_destination if record.direction == "inbound" and record.hbone_destination else None
+    return {
+        "src": endpoint_text(*record.source),
+        "originalDst": endpoint_text(*original),
+        "actualDst": actual or endpoint_text(*record.destination),
+        "protocol": record.protocol,
+    }
+
+
+def dump_pods(served: Iterable[PodInfo], pending: Iterable[PodInfo], records: Iterable[ConnectionRecord]) -> JSON:
+    """Pods by uid, with their state and open connections."""
+    pods: JSON = {}
+    for state, infos in (("Up", served), ("Pending", pending)):
+        for pod in infos:
+            info = {"name": pod.name, "namespace": pod.namespace, "serviceAccount": pod.service_account}
+            pods[pod.uid] = {"state": state, "connections": {"inbound": [], "outbound": []}, "info": info}
+    for record in records:
+        if record.pod_uid in pods:
+            pods[record.pod_uid]["connections"][record.direction].append(dump_connection(record))
+    return pods
+
+
+def dump_connection_fully(worker: int, record: ConnectionRecord) -> JSON:
+    """An open connection with all that is known of it."""
+    return {
+        "worker": worker,
+        "number": record.number,
+        "podUid": record.pod_uid,
+        "direction": record.direction,
+        **dump_connection(record),
+        "hboneDst": record.hbone_destination,
+        "sourceWorkload": record.source_workload,
+        "sourceIdentity": str(record.source_identity or ""),
+        "destinationWorkload": record.destination_workload,
+        "destinationIdentity": str(record.destination_identity or ""),
+        "destinationService": record.destination_service,
+        "openedUnixNs": record.opened_unix_ns,
+        "bytesSent": record.bytes_sent,
+        "bytesReceived": record.bytes_received,
+        "policy": record.policy,
+    }
+
+
+def dump_config(config: Config) -> JSON:
+    """The configuration in camel case. Of further headers only the names: they may be credentials."""
+    shown = asdict(config)
+    for endpoint in (shown["xds"], shown["ca"]):
+        endpoint["headers"] = sorted(endpoint["headers"])
+    return {_camel(name): _plain(value) for name, value in shown.items()}
+
+
+def dump_version() -> JSON:
+    """What runs here, under istioctl's keys."""
+    unknown = dict.fromkeys(("gitRevision", "rustVersion", "buildProfile", "buildStatus", "istioVersion"), "unknown")
+    return {"version": f"weft-{VERSION}", **unknown, "cryptoProvider": "openssl"}
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_camel(str(key)): _plain(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,71 @@
+"""What the inventory adds to a connection's record: names for logs, labels for metrics, ends for flows."""
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from mesh.identity import Identity
+from mesh.inventory import Inventory
+from mesh.workload import Address, Service, Workload
+from ztunnel.channel import ConnectionRecord
+
+HBONE_PORT = 15008
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A record with the objects that its names stand for, as far as they are known still."""
+
+    record: ConnectionRecord
+    source: Workload | None
+    destination: Workload | None
+    service: Service | None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether mutual TLS carried it."""
+        return self.record.protocol == "HBONE"
+
+    @property
+    def source_principal(self) -> Identity | None:
+        """Only what was proved."""
+        return self.record.source_identity
+
+    @property
+    def destination_principal(self) -> Identity | None:
+        """What was proved; for what came in in plain text, the local workload's own."""
+        if self.record.destination_identity is None and self.record.direction == "inbound" and self.destination:
+            return self.destination.identity
+        return self.record.destination_identity
+
+    @property
+    def destination_end(self) -> tuple[Address, int]:
+        """Address and port of the application itself, also where a tunnel's port was dialled."""
+        address, port = self.record.destination
+        host, _, tunnelled = self.record.hbone_destination.rpartition(":")
+        if not tunnelled.isdigit():
+            return address, port
+        try:
+            return ip_address(host.strip("[]")), int(tunnelled)
+        except ValueError:
+            return address, int(tunnelled)
+
+
+def facts_of(record: ConnectionRecord, inventory: Inventory) -> Facts:
+    """Look up a record's names."""
+    return Facts(
+        record,
+        _workload(record.source_workload, inventory),
+        _workload(record.destination_workload, inventory),
+        inventory.service(record.destination_service) if record.destination_service else None,
+    )
+
+
+def _workload(uid: str, inventory: Inventory) -> Workload | None:
+    if not uid:
+        return None
+    if known := inventory.workload(uid):
+        return known
+    # Gone since the connection began: a pod's uid still names it.
+    cluster, found, path = uid.partition("//Pod/")
+    namespace, slash, name = path.partition("/")
+    return Workload(uid, name, namespace, cluster_id=cluster) if found and slash else None

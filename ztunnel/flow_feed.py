@@ -1,0 +1,145 @@
+"""The proxy's flows for whoever reads them: one proto-JSON `flow.Flow` per line, and never at the traffic's expense.
+
+Events wait raw in a queue per reader, and become flows when the reader takes them. Who is slow loses the oldest (counted), and
+so does everybody when more than 1,000 a second happen for long: ordinary openings and closings first, refusals never before
+the queue is full of them.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from google.protobuf.json_format import MessageToJson
+
+from mesh.flows import ConnectionEvent, FlowEndpoint, Phase, connection_flow, policy_object
+from mesh.workload import Workload
+from ztunnel.channel import EarlyFailure
+from ztunnel.connection_facts import Facts
+
+QUEUE_EVENTS = 4096
+READERS = 8
+_PER_SECOND, _BURST = 1000.0, 4096.0
+_BATCH = 32
+"""Flows per piece: about 3 ms of work, then others get their turn."""
+
+Moment = Literal["opened", "closed"]
+
+
+def connection_event(facts: Facts, moment: Moment, node: str) -> ConnectionEvent:
+    """What to tell of a connection that was opened or has ended."""
+    record = facts.record
+    source_address, source_port = record.source
+    return ConnectionEvent(
+        time_ns=record.opened_unix_ns + (record.duration_ns if moment == "closed" else 0),
+        node=node,
+        phase="opened" if moment == "opened" else _ending(facts),
+        direction=record.direction,
+        source=FlowEndpoint.of(facts.source, source_address, source_port, identity=record.source_identity),
+        destination=FlowEndpoint.of(facts.destination, *facts.destination_end, identity=record.destination_identity),
+        service=record.destination_service,
+        policy=record.policy,
+        policy_object=policy_object(record.policy, facts.destination),
+        reason=record.error,
+        encrypted=facts.encrypted,
+        bytes_sent=record.bytes_sent,
+        bytes_received=record.bytes_received,
+        duration_ns=record.duration_ns,
+    )
+
+
+def _ending(facts: Facts) -> Phase:
+    if facts.record.flag == "DENY":
+        return "denied"
+    if facts.record.flag in ("TLS_FAILURE", "IDENTITY_ERROR"):
+        return "unauthenticated"
+    return "failed" if facts.record.error else "closed"
+
+
+def early_event(
+    failure: EarlyFailure, local: Workload | None, peer: Workload | None, node: str, unix_ns: int
+) -> ConnectionEvent:
+    """What to tell of a connection that failed before it was one; `local` is the pod's workload, `peer` the other end's."""
+    inbound = failure.direction == "inbound"
+    source, destination = (peer, local) if inbound else (local, peer)
+    unauthenticated = inbound and failure.flag in ("TLS_FAILURE", "IDENTITY_ERROR")
+    return ConnectionEvent(
+        time_ns=unix_ns,
+        node=node,
+        phase="denied" if failure.flag == "DENY" else "unauthenticated" if unauthenticated else "failed",
+        direction=failure.direction,
+        source=FlowEndpoint.of(source, *failure.source),
+        destination=FlowEndpoint.of(destination, *failure.destination),
+        reason=failure.error,
+    )
+
+
+@dataclass(slots=True)
+class _Reader:
+    queue: deque[ConnectionEvent] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class FlowFeed:
+    """Passes events to all readers."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._readers: list[_Reader] = []
+        self._budget = _BURST
+        self._filled_at = clock()
+        self.lost = 0
+        """Events that some reader did not get."""
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether anybody wants events at all."""
+        return bool(self._readers)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more reader is served."""
+        return len(self._readers) < READERS
+
+    def publish(self, event: ConnectionEvent) -> None:
+        """Queue an event for every reader."""
+        if event.phase in ("opened", "closed") and not self._within_budget():
+            self.lost += len(self._readers)
+            return
+        for reader in self._readers:
+            if len(reader.queue) >= QUEUE_EVENTS:
+                reader.queue.popleft()
+                self.lost += 1
+            reader.queue.append(event)
+            reader.wake.set()
+
+    def _within_budget(self) -> bool:
+        now = self._clock()
+        self._budget = min(_BURST, self._budget + (now - self._filled_at) * _PER_SECOND)
+        self._filled_at = now
+        if self._budget < 1:
+            return False
+        self._budget -= 1
+        return True
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Lines from now on, until the reader goes away. Ask `has_room` before."""
+        reader = _Reader()
+        self._readers.append(reader)
+        try:
+            while True:
+                reader.wake.clear()
+                while reader.queue:
+                    batch = [reader.queue.popleft() for _ in range(min(_BATCH, len(reader.queue)))]
+                    yield b"".join(flow_line(event) for event in batch)
+                    await asyncio.sleep(0)
+                await reader.wake.wait()
+        finally:
+            self._readers.remove(reader)
+
+
+def flow_line(event: ConnectionEvent) -> bytes:
+    """The event as one line of JSON."""
+    text: str = MessageToJson(connection_flow(event), indent=None, preserving_proto_field_name=True)
+    return text.encode() + b"\n"

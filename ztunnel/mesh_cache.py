@@ -1,0 +1,71 @@
+"""The mesh's last known state on disk, so that a restart without the control plane keeps routing. Never keys.
+
+Resources are kept as they came, with their versions: what is read back is decoded like an answer of the control plane, and
+the versions make the next conversation with it cheap. A file that cannot be read is worth nothing and is made anew.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from mesh.delta import Resource
+
+_log = logging.getLogger(__name__)
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS resource (type TEXT, name TEXT, version TEXT, value BLOB, PRIMARY KEY (type, name)) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
+
+class MeshCache:
+    """Resources by type and name. Calls block for a disk write; they may come from any thread, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the file in a folder that only root reads. OSError when the folder cannot be made."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = folder / "mesh.sqlite"
+        try:
+            self._database = self._open()
+        except sqlite3.DatabaseError as error:
+            _log.warning("%s cannot be read (%s): starting without what was known of the mesh", self._path, error)
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    self._path.with_name(self._path.name + suffix).unlink()
+            self._database = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.touch(mode=0o600)
+        database = sqlite3.connect(self._path, check_same_thread=False)
+        try:
+            # Losing the last moments to a power cut is harmless: the control plane sends what is missing.
+            database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;" + _SCHEMA)
+            database.execute("SELECT count(*) FROM resource").fetchone()
+        except sqlite3.DatabaseError:
+            database.close()
+            raise
+        return database
+
+    def load(self, type_url: str) -> list[Resource]:
+        """What is known of a type."""
+        rows = self._database.execute("SELECT name, version, value FROM resource WHERE type = ? ORDER BY name", (type_url,))
+        return [Resource(name, version, value) for name, version, value in rows]
+
+    def apply(self, type_url: str, upserts: Iterable[Resource], removals: Iterable[str]) -> None:
+        """Take an update in; a disk that fails is logged, and costs no more than a slower start."""
+        try:
+            with self._database as database:
+                database.executemany(
+                    "INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?)",
+                    [(type_url, resource.name, resource.version, resource.value) for resource in upserts],
+                )
+                database.executemany(
+                    "DELETE FROM resource WHERE type = ? AND name = ?", [(type_url, name) for name in removals]
+                )
+        except sqlite3.Error as error:
+            _log.warning("%s: cannot keep what is known of the mesh: %s", self._path, error)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()

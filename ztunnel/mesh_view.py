@@ -1,0 +1,87 @@
+"""What this node knows of the mesh: updates of the control plane, decoded, indexed, passed on to the workers, kept on disk."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from itertools import islice
+
+from mesh.delta import Resource
+from mesh.inventory import Inventory, PolicyStore
+from mesh.policy import Policy
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
+from mesh.workload import Service, Workload
+from wire.xds import Update
+from ztunnel.channel import UpdateInventory, UpdatePolicies
+from ztunnel.mesh_cache import MeshCache
+
+TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
+"""In the order in which they are asked for."""
+
+_PIECE = 5000
+"""Workloads or services per message: some 5 MB pickled."""
+
+
+class MeshView:
+    """Inventory and policies, in step with the control plane."""
+
+    def __init__(self, cache: MeshCache, on_change: Callable[[UpdateInventory | UpdatePolicies], None]) -> None:
+        """`on_change` hears of every change, after it was taken in here."""
+        self.inventory = Inventory()
+        self.policies = PolicyStore()
+        self.restored = 0
+        """Resources that came from the disk at start."""
+        self._cache = cache
+        self._on_change = on_change
+
+    def restore(self) -> dict[str, dict[str, str]]:
+        """Take in what the disk holds; returns the versions by type and name, for the control plane."""
+        versions = {}
+        for type_url in TYPE_URLS:
+            resources = self._cache.load(type_url)
+            refused = self._take_in(type_url, resources, ())
+            versions[type_url] = {one.name: one.version for one in resources if one.name not in refused}
+            self.restored += len(versions[type_url])
+        return versions
+
+    async def take(self, update: Update) -> Mapping[str, str]:
+        """Take in an update of the control plane; returns what is refused, name -> reason."""
+        if update.type_url not in TYPE_URLS:
+            return {}
+        refused = self._take_in(update.type_url, update.upserts, update.removals)
+        kept = [resource for resource in update.upserts if resource.name not in refused]
+        await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+        return refused
+
+    def _take_in(
+        self, type_url: str, upserts: tuple[Resource, ...] | list[Resource], removals: tuple[str, ...]
+    ) -> dict[str, str]:
+        if type_url == ADDRESS_TYPE:
+            addresses, refused = decode_all(upserts, lambda resource: decode_address(resource.value))
+            self._change_inventory(addresses, list(removals))
+        else:
+            policies, refused = decode_all(upserts, lambda resource: decode_authorization(resource.name, resource.value))
+            self._change_policies(policies, list(removals))
+        return refused
+
+    def _change_inventory(self, upserts: list[Workload | Service], removals: list[str]) -> None:
+        self.inventory.apply(upserts, removals)
+        for message in _inventory_messages(upserts, removals):
+            self._on_change(message)
+
+    def _change_policies(self, upserts: list[Policy], removals: list[str]) -> None:
+        if upserts or removals:
+            self.policies.apply(upserts, removals)
+            self._on_change(UpdatePolicies(upserts, removals))
+
+    def statements(self) -> list[UpdateInventory | UpdatePolicies]:
+        """All that is known, for a worker that starts."""
+        addresses: list[Workload | Service] = [*self.inventory.workloads(), *self.inventory.services()]
+        return [*_inventory_messages(addresses, []), UpdatePolicies(list(self.policies.policies()), [])]
+
+
+def _inventory_messages(upserts: list[Workload | Service], removals: list[str]) -> list[UpdateInventory]:
+    """An update in pieces that fit the channel's frames."""
+    messages = [UpdateInventory([], removals)] if removals else []
+    rest = iter(upserts)
+    while piece := list(islice(rest, _PIECE)):
+        messages.append(UpdateInventory(piece, []))
+    return messages

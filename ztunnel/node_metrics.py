@@ -1,0 +1,63 @@
+"""Metrics of the proxy itself: its pods, its processes, its conversations."""
+
+import os
+import resource
+from collections.abc import Iterable
+from typing import Protocol
+
+from wire.xds import XdsStatus
+from ztunnel.config_dump import VERSION
+from ztunnel.metrics import Family, counter, gauge
+from ztunnel.pods import Pods
+from ztunnel.workers import Workers
+from ztunnel.zds import ZdsClient
+
+
+class _Xds(Protocol):
+    status: XdsStatus
+
+
+class Measured(Protocol):
+    """The parts that are measured."""
+
+    @property
+    def workers(self) -> Workers:
+        """The data workers."""
+
+    @property
+    def pods(self) -> Pods:
+        """The pods."""
+
+    @property
+    def zds(self) -> ZdsClient:
+        """The agent's orders."""
+
+    @property
+    def xds(self) -> _Xds:
+        """The control plane's stream."""
+
+
+def node_families(proxy: Measured, lines_lost: int) -> list[Family]:
+    """All of them."""
+    status = proxy.xds.status
+    return [
+        gauge("istio_build", "Istio component build info", 1, component="ztunnel", tag=f"weft-{VERSION}"),
+        _by("istio_xds_connection_terminations", "Ended xDS streams", "reason", status.terminations.items()),
+        _by("istio_xds_message", "Messages received over xDS", "url", status.messages.items()),
+        _by("istio_xds_message_bytes", "Bytes received over xDS", "url", status.message_bytes.items()),
+        gauge("weft_xds_connected", "Whether the control plane is connected", status.connected),
+        gauge("weft_zds_connected", "Whether the agent is connected", proxy.zds.connected),
+        gauge("workload_manager_active_proxy_count", "Pods that are served", len(list(proxy.pods.running()))),
+        gauge("workload_manager_pending_proxy_count", "Pods that could not be started yet", len(proxy.zds.pending)),
+        counter("workload_manager_proxies_started", "Pods started", [((), proxy.pods.started)]),
+        counter("workload_manager_proxies_stopped", "Pods stopped", [((), proxy.pods.stopped)]),
+        gauge("weft_workers", "Data workers that run", len(proxy.workers.alive)),
+        counter("weft_worker_restarts", "Data workers that ended and were replaced", [((), proxy.workers.restarts)]),
+        counter("weft_access_log_lost", "Access log lines that nobody took", [((), lines_lost)]),
+        gauge("process_open_fds", "Open descriptors of the supervisor", len(os.listdir("/proc/self/fd"))),
+        gauge("process_max_fds", "Bound of open descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+    ]
+
+
+def _by(name: str, text: str, label: str, counts: Iterable[tuple[str, int]]) -> Family:
+    return counter(name, text, ((((label, key),), count) for key, count in sorted(counts)))

@@ -1,0 +1,84 @@
+"""The pods that this node's proxy serves: their listeners, and the workers' consent."""
+
+import logging
+from collections.abc import Callable, Iterable
+
+from wire.netns import netns_id
+from ztunnel.channel import AddPod, RemovePod
+from ztunnel.pod_sockets import BindError, PodSockets, open_pod_sockets
+from ztunnel.workers import Statement, Workers
+from ztunnel.zds import PodInfo, StartError
+
+_log = logging.getLogger(__name__)
+
+
+class Pods:
+    """Carries out the agent's orders (`ztunnel.zds.PodHost`). A pod that fails to start leaves nothing open."""
+
+    def __init__(self, workers: Workers, home_fd: int, mark: int, on_change: Callable[[], None]) -> None:
+        """`on_change` hears when a pod came or went."""
+        self._workers = workers
+        self._home_fd = home_fd
+        self._mark = mark
+        self._on_change = on_change
+        self._pods: dict[str, tuple[PodInfo, PodSockets]] = {}
+        self.started = 0
+        self.stopped = 0
+
+    def running(self) -> Iterable[str]:
+        """The uids that are served."""
+        return list(self._pods)
+
+    def pod(self, uid: str) -> PodInfo | None:
+        """A pod that is served."""
+        known = self._pods.get(uid)
+        return known[0] if known else None
+
+    def infos(self) -> list[PodInfo]:
+        """All pods that are served."""
+        return [info for info, _ in self._pods.values()]
+
+    def serves(self, uid: str, netns: tuple[int, int]) -> bool:
+        """Whether a pod is served in just this namespace."""
+        return uid in self._pods and netns_id(self._pods[uid][1].netns_fd) == netns
+
+    async def start(self, pod: PodInfo, netns_fd: int) -> None:
+        """Open a pod's listeners and have every worker serve them; the caller keeps the descriptor. Raises: StartError."""
+        try:
+            sockets = open_pod_sockets(netns_fd, self._home_fd, self._mark)
+        except (BindError, OSError) as error:
+            raise StartError(str(error)) from error
+        self._pods[pod.uid] = (pod, sockets)
+        self._on_change()
+        refusal = await self._workers.add_pod(_add_pod(pod), pod.uid, sockets.fds())
+        if refusal:
+            await self.stop(pod.uid)
+            raise StartError(refusal)
+        self.started += 1
+        _log.info("serving pod %s/%s", pod.namespace, pod.name)
+
+    async def stop(self, uid: str) -> None:
+        """Stop serving a pod at once, its connections included."""
+        known = self._pods.pop(uid, None)
+        if known is None:
+            return
+        pod, sockets = known
+        self._workers.broadcast(RemovePod(uid))
+        sockets.close()
+        self.stopped += 1
+        self._on_change()
+        _log.info("no longer serving pod %s/%s", pod.namespace, pod.name)
+
+    def close_listeners(self) -> None:
+        """Take no new connections for any pod; the workers close their share themselves."""
+        for _, sockets in self._pods.values():
+            sockets.close()
+        self._pods.clear()
+
+    def statements(self) -> list[Statement]:
+        """All pods with their descriptors, for a worker that starts."""
+        return [(_add_pod(pod), sockets.fds()) for pod, sockets in self._pods.values()]
+
+
+def _add_pod(pod: PodInfo) -> AddPod:
+    return AddPod(pod.uid, pod.namespace, pod.name, pod.service_account)

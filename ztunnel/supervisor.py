@@ -1,0 +1,231 @@
+"""The proxy's control half: hears the agent, the control plane and the CA, and keeps the data workers told.
+
+Nothing here touches a byte of traffic: the workers carry that, each with the whole present state. So what is slow or away
+(control plane, CA, a reader of logs) costs a connection nothing that is open, and a busy worker delays no answer here.
+
+Start: workers first, with what the disk remembers of the mesh; then the agent's pods; the control plane whenever it answers.
+End (SIGTERM, SIGINT, POST /quitquitquit): listeners close, workers drain up to the deadline; a second signal ends at once.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from wire.netns import open_home
+from wire.xds import NodeMetadata, XdsClient
+from ztunnel import config_dump
+from ztunnel.access_log import Level
+from ztunnel.admin import Admin
+from ztunnel.ca import CertificateClient
+from ztunnel.channel import Configure, ConnectionRecord, FromWorker, NeedCertificate, UpdateInventory, UpdatePolicies
+from ztunnel.config import Config
+from ztunnel.flow_feed import FlowFeed
+from ztunnel.issuer import Issuer
+from ztunnel.line_output import LineOutput
+from ztunnel.log_levels import LogLevels
+from ztunnel.mesh_cache import MeshCache
+from ztunnel.mesh_view import TYPE_URLS, MeshView
+from ztunnel.metrics import Family
+from ztunnel.node_metrics import node_families
+from ztunnel.pods import Pods
+from ztunnel.residents import Residents
+from ztunnel.telemetry import Telemetry
+from ztunnel.workers import Statement, Workers
+from ztunnel.zds import ZdsClient, ZdsProtocolError
+
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One node's proxy. Made and run inside an event loop."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._end = asyncio.Event()
+        self._home_fd = open_home()
+        self._cache = MeshCache(config.state)
+        self._residents = Residents(config.node)
+        self.view = MeshView(self._cache, self._mesh_changed)
+        self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died)
+        self.pods = Pods(self.workers, self._home_fd, config.packet_mark, self._pods_changed)
+        self._ca = CertificateClient(config.ca, config.secret_ttl_s)
+        self._issuer = Issuer(self._ca, self._residents, self.workers.broadcast)
+        self.zds = ZdsClient(config.zds_socket, self.pods)
+        self._output = LineOutput(sys.stdout.fileno())
+        self.flows = FlowFeed(time.monotonic)
+        self._telemetry = Telemetry(
+            config.node, config.network, self.view.inventory, self.flows, self._output.write, self.pods.pod
+        )
+        self._telemetry.as_json = config.log_json
+        self.log_levels = LogLevels(config.log_level, self._set_access_level)
+        self.xds = XdsClient(config.xds, _node_metadata(config), TYPE_URLS, self.view.take, self.view.restore())
+        self._admin = Admin(self)
+        self._exit_code = 0
+
+    def _set_access_level(self, level: Level) -> None:
+        self._telemetry.level = level
+
+    # --- what workers are told
+
+    def _statements(self, index: int) -> Iterator[Statement]:
+        config = self.config
+        yield (
+            Configure(
+                config.node,
+                config.network,
+                config.cluster_id,
+                config.trust_domain,
+                index,
+                config.keep_source_address,
+                config.packet_mark,
+            ),
+            (),
+        )
+        for message in (*self.view.statements(), *self._issuer.statements()):
+            yield message, ()
+        yield from self.pods.statements()
+
+    def _mesh_changed(self, message: UpdateInventory | UpdatePolicies) -> None:
+        self.workers.broadcast(message)
+        if isinstance(message, UpdateInventory):
+            self._residents.update(message.upserts, message.removals)
+            self._issuer.residents_changed()
+
+    def _pods_changed(self) -> None:
+        self._residents.set_pods((pod.namespace, pod.service_account) for pod in self.pods.infos())
+        self._issuer.residents_changed()
+
+    # --- what workers say
+
+    def _hear(self, worker: int, message: FromWorker) -> None:
+        if isinstance(message, NeedCertificate):
+            self._issuer.need(message.identity)
+        else:
+            self._telemetry.hear(worker, message)
+
+    def _worker_died(self, worker: int) -> None:
+        self._telemetry.worker_died(worker)
+
+    # --- what others ask
+
+    def waits_for(self) -> list[str]:
+        """What is missing for readiness, in plain words."""
+        missing = []
+        if not self.workers.alive:
+            missing.append("data workers")
+        if not self.xds.ready and not self.view.restored:
+            missing.append(
+                f"state of the mesh (control plane {self.config.xds.address}: {self.xds.status.last_error or 'asked'})"
+            )
+        if not self.zds.connected:
+            missing.append(f"agent ({self.config.zds_socket}: {self.zds.last_error})")
+        elif not self.zds.ready:
+            names = ", ".join(f"{pod.namespace}/{pod.name}" for pod in self.zds.pending)
+            missing.append(f"pods that do not start ({names})" if names else "the agent's list of pods")
+        return missing
+
+    def families(self) -> list[Family]:
+        """All metrics."""
+        return [*self._telemetry.families(), *node_families(self, self._output.lost)]
+
+    async def connections(self) -> list[tuple[int, ConnectionRecord]]:
+        """The open connections, with their workers."""
+        return await self.workers.query_connections()
+
+    async def config_dump(self) -> config_dump.JSON:
+        """Everything that is known."""
+        records = [record for _, record in await self.workers.query_connections()]
+        return {
+            **config_dump.dump_mesh(self.view),
+            "version": config_dump.dump_version(),
+            "config": config_dump.dump_config(self.config),
+            "certificates": config_dump.dump_certificates(self._issuer.states()),
+            "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, records),
+        }
+
+    def quit(self) -> None:
+        """Drain and end."""
+        self._end.set()
+
+    # --- its life
+
+    async def run(self) -> int:
+        """Serve until told to end: the exit status.
+
+        Raises: OSError when an admin port is taken.
+        """
+        self._handle_signals()
+        config = self.config
+        tasks = [asyncio.ensure_future(self._watch("the data workers", self.workers.run))]
+        try:
+            await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
+            for name, run in (("certificates", self._issuer.run), ("xDS", self.xds.run), ("ZDS", self._serve_agent)):
+                tasks.append(asyncio.ensure_future(self._watch(name, run)))
+            _log.info("node %s: %d data workers, control plane %s", config.node, config.workers, config.xds.address)
+            await self._end.wait()
+            await self._drain(tasks[1:])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._close()
+        return self._exit_code
+
+    async def _watch(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run one part; its unexpected end is the end of all, so that somebody starts us anew."""
+        try:
+            await run()
+        except Exception:
+            _log.exception("%s broke: ending", name)
+            self._exit_code = 1
+            self._end.set()
+
+    async def _serve_agent(self) -> None:
+        try:
+            await self.zds.run()
+        except ZdsProtocolError as error:
+            _log.error("the agent broke the protocol: %s: ending", error)
+            self._exit_code = 1
+            self._end.set()
+
+    async def _drain(self, tasks: Sequence["asyncio.Future[None]"]) -> None:
+        _log.info("draining for at most %g s", self.config.drain_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.pods.close_listeners()
+        await self.workers.shut_down(self.config.drain_s)
+
+    async def _close(self) -> None:
+        self.pods.close_listeners()
+        await self._admin.close()
+        await self._ca.close()
+        await self._output.drain()
+        self._cache.close()
+        os.close(self._home_fd)
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._end.is_set():
+            _log.warning("second signal: ending at once")
+            os._exit(128 + number)  # the workers follow when their channel closes
+        self._end.set()
+
+
+def _node_metadata(config: Config) -> NodeMetadata:
+    return NodeMetadata(
+        "ztunnel",
+        config.pod_name,
+        config.pod_namespace,
+        config.instance_ip,
+        config.node,
+        config.cluster_id,
+        config.node_metadata,
+    )

@@ -1,0 +1,147 @@
+"""Turns what the workers report into access log, metrics and flows, and knows which connections are open."""
+
+import time
+from collections.abc import Callable
+
+from mesh.inventory import Inventory
+from mesh.workload import Workload
+from ztunnel import access_log
+from ztunnel.access_log import Level
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, FromWorker, Opened, Progress, WorkerStatus
+from ztunnel.connection_facts import facts_of
+from ztunnel.flow_feed import FlowFeed, connection_event, early_event
+from ztunnel.metrics import Family, Labels, TcpMetrics, counter, gauge, tcp_labels
+from ztunnel.zds import PodInfo
+
+MAX_OPEN = 200_000
+"""Connections whose bytes are counted while they are open; beyond, they count when they end."""
+
+
+class _Open:
+    """A connection that is open: its record, its series, and the bytes counted so far."""
+
+    __slots__ = ("labels", "received", "record", "sent")
+
+    def __init__(self, record: ConnectionRecord, labels: Labels) -> None:
+        self.record = record
+        self.labels = labels
+        self.sent = self.received = 0
+
+
+class Telemetry:
+    """Hears all workers."""
+
+    def __init__(
+        self,
+        node: str,
+        network: str,
+        inventory: Inventory,
+        flows: FlowFeed,
+        write: Callable[[str], None],
+        pod: Callable[[str], PodInfo | None],
+    ) -> None:
+        """`write` takes finished access log lines; `pod` finds a pod by its uid."""
+        self._node = node
+        self._network = network
+        self._inventory = inventory
+        self._flows = flows
+        self._write = write
+        self._pod = pod
+        self._tcp = TcpMetrics()
+        self._open: dict[tuple[int, int], _Open] = {}
+        self._gauges: dict[int, dict[str, int]] = {}
+        self._early: dict[tuple[str, str], int] = {}
+        self.level = Level.INFO
+        """Of the access log."""
+        self.as_json = False
+
+    def hear(self, worker: int, message: FromWorker) -> None:
+        """Take in one message of a worker."""
+        if isinstance(message, Opened):
+            self._opened(worker, message.record)
+        elif isinstance(message, Progress):
+            for number, sent, received in message.counts:
+                if known := self._open.get((worker, number)):
+                    self._count(known, sent, received)
+        elif isinstance(message, Closed):
+            self._closed(worker, message.record, message.was_open)
+        elif isinstance(message, EarlyFailure):
+            self._failed_early(message)
+        elif isinstance(message, WorkerStatus):
+            self._gauges[worker] = message.gauges
+
+    def _opened(self, worker: int, record: ConnectionRecord) -> None:
+        facts = facts_of(record, self._inventory)
+        labels = self._tcp.opened(facts)
+        if len(self._open) < MAX_OPEN:
+            self._open[worker, record.number] = _Open(record, labels)
+        self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
+        if self._flows.has_readers:
+            self._flows.publish(connection_event(facts, "opened", self._node))
+
+    def _count(self, known: _Open, sent: int, received: int) -> None:
+        self._tcp.moved(known.labels, known.record, max(sent - known.sent, 0), max(received - known.received, 0))
+        known.sent, known.received = max(sent, known.sent), max(received, known.received)
+
+    def _closed(self, worker: int, record: ConnectionRecord, was_open: bool) -> None:
+        facts = facts_of(record, self._inventory)
+        known = self._open.pop((worker, record.number), None)
+        if known is None:
+            # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
+            known = _Open(record, tcp_labels(facts, "-") if was_open else self._tcp.opened(facts))
+        self._count(known, record.bytes_sent, record.bytes_received)
+        self._tcp.closed(facts)
+        level = Level.ERROR if record.error else Level.INFO
+        if not was_open:
+            self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
+        self._log(level, "connection complete", lambda: access_log.closing_fields(facts), time.time_ns())
+        if self._flows.has_readers:
+            self._flows.publish(connection_event(facts, "closed", self._node))
+
+    def _failed_early(self, failure: EarlyFailure) -> None:
+        key = (failure.direction, failure.flag)
+        self._early[key] = self._early.get(key, 0) + 1
+        now_ns = time.time_ns()
+        self._log(Level.WARN, "connection failed", lambda: access_log.early_fields(failure), now_ns)
+        if self._flows.has_readers:
+            peer_address = failure.source[0] if failure.direction == "inbound" else failure.destination[0]
+            peer = self._inventory.workload_by_address(self._network, peer_address)
+            self._flows.publish(early_event(failure, self._workload_of(failure.pod_uid), peer, self._node, now_ns))
+
+    def _workload_of(self, pod_uid: str) -> Workload | None:
+        pod = self._pod(pod_uid)
+        if pod is None:
+            return None
+        known = self._inventory.workload_of_pod(pod.namespace, pod.name, pod.service_account)
+        return known or Workload("", pod.name, pod.namespace, service_account=pod.service_account)
+
+    def _log(self, level: Level, message: str, fields: Callable[[], list[access_log.Field]], unix_ns: int) -> None:
+        if level >= self.level:
+            self._write(access_log.line(level, message, fields(), unix_ns, self.as_json))
+
+    def worker_died(self, worker: int) -> None:
+        """A worker is gone, and with it every connection that it carried."""
+        for key in [key for key in self._open if key[0] == worker]:
+            record = self._open[key].record
+            record.bytes_sent, record.bytes_received = self._open[key].sent, self._open[key].received
+            record.duration_ns = max(time.time_ns() - record.opened_unix_ns, 0)
+            record.error = "connection closed: the data worker that carried it ended"
+            self._closed(worker, record, was_open=True)
+        self._gauges.pop(worker, None)
+
+    @property
+    def open_connections(self) -> int:
+        """How many are open now."""
+        return len(self._open)
+
+    def families(self) -> list[Family]:
+        """The metrics of connections and workers."""
+        early = (((("direction", direction), ("flag", flag)), count) for (direction, flag), count in self._early.items())
+        families = self._tcp.families()
+        families.append(counter("weft_early_failures", "Connections that failed before they could be told apart", early))
+        families.append(counter("weft_flows_lost", "Flows that a reader did not get", [((), self._flows.lost)]))
+        names = sorted({name for gauges in self._gauges.values() for name in gauges})
+        for name in names:
+            total = sum(gauges.get(name, 0) for gauges in self._gauges.values())
+            families.append(gauge(f"weft_worker_{name}", f"Sum over the data workers: {name.replace('_', ' ')}", total))
+        return families
