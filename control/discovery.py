@@ -81,11 +81,13 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         self._next += 1
         number = self._next
         self.streams[number] = stream
-        silence = self.cluster.feed.changed.listen(stream.wake.set)
+        # New objects wake it even where no resource changed: its node may be gone.
+        silences = [notice.listen(stream.wake.set) for notice in (self.cluster.feed.changed, self.cluster.objects_changed)]
         try:
             await self._serve(stream, context)
         finally:
-            silence()
+            for silence in silences:
+                silence()
             del self.streams[number]
             _log.info("xds stream ended: node=%s client=%s", node, stream.client or "-")
         if stream.ended:

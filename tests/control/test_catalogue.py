@@ -1,0 +1,41 @@
+import pytest
+
+from control import catalogue as catalogue_module
+from control.catalogue import Catalogue
+from mesh.manifests import Problem
+
+pytestmark = pytest.mark.unit
+
+
+def namespace(name: str) -> str:
+    return f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}"
+
+
+SECRET = "{apiVersion: v1, kind: Secret, metadata: {name: s}}"
+
+
+def test_texts_become_one_set_and_each_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    parse = catalogue_module.parse
+    monkeypatch.setattr(catalogue_module, "parse", lambda files: read.extend(files) or parse(files))
+    catalogue = Catalogue()
+    first = catalogue.read({"a.yaml": namespace("a"), "b.yaml": namespace("b") + "\n---\n" + namespace("c")})
+    assert list(first.objects) == ["Namespace a", "Namespace b", "Namespace c"] and not first.problems
+    second = catalogue.read({"a.yaml": namespace("a"), "b.yaml": namespace("d")})
+    assert read == ["a.yaml", "b.yaml", "b.yaml"]
+    assert second.objects["Namespace a"] is first.objects["Namespace a"]
+    [located] = second.located([Problem("", 0, "Namespace d", "x", "y")])
+    assert (located.file, located.document) == ("b.yaml", 1)
+
+
+def test_what_is_wrong_between_files() -> None:
+    reading = Catalogue().read({"a.yaml": namespace("a"), "b.yaml": SECRET, "c.yaml": SECRET + "\n---\n" + namespace("a")})
+    assert reading.is_refused
+    assert [(one.file, one.document, one.warning) for one in reading.problems] == [("b.yaml", 1, True), ("c.yaml", 2, False)]
+    assert reading.problems[1].reason == "defined twice: first in a.yaml, document 1"
+
+
+def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "MAX_OBJECTS", 2)
+    reading = Catalogue().read({name: namespace(name) for name in "abc"})
+    assert reading.is_refused and "3 objects, at most 2 are kept" in reading.problems[0].reason

@@ -1,0 +1,245 @@
+import random
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from control import index as index_module
+from control.index import TYPE_URLS, Index
+from control.reports import PodReport
+from control.workloads import MeshNames
+from mesh.manifests import Object, parse
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.workload import BalancingMode, IPFamilies, Locality, NetworkMode, Scope, TunnelProtocol
+
+pytestmark = pytest.mark.unit
+
+RANGES = (ip_network("10.96.0.0/16"), ip_network("fd00:96::/112"))
+NODE = (
+    "{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/region: r,"
+    " topology.kubernetes.io/zone: z, topology.istio.io/subzone: s}}}"
+)
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, namespace: demo, labels: {app: web, LABEL}}
+spec: {containers: [{name: main, command: [x], ports: [{name: http, containerPort: 8080}]}]}
+"""
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: demo}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}, {name: raw, port: 81}], MORE}
+"""
+POLICY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: NAME, namespace: NS}
+spec: {selector: {matchLabels: {app: web}}, rules: [{}]}
+"""
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: s, namespace: demo}
+spec: {mtls: {mode: STRICT}}
+"""
+UID = "Kubernetes//Pod/demo/web-0"
+KEY = "demo/web.demo.svc.cluster.local"
+
+
+def objects(*texts: str) -> list[Object]:
+    found = parse({str(number): text for number, text in enumerate(texts)})
+    assert not found.refused, found.problems
+    return found.objects
+
+
+def pod(name: str = "web-0", label: str = "tier: front") -> str:
+    return POD.replace("NAME", name).replace("LABEL", label)
+
+
+def service(more: str = "clusterIP: ''") -> str:
+    return SERVICE.replace("MORE", more)
+
+
+def policy(name: str, namespace: str = "demo") -> str:
+    return POLICY.replace("NAME", name).replace("NS", namespace)
+
+
+def report(name: str = "web-0", address: str = "10.244.1.2", **fields: object) -> PodReport:
+    settings = {"ready": True, "enrolled": True, "phase": "Running"} | fields
+    return PodReport("demo", name, "lab", f"uid-{name}", "n1", (ip_address(address),) if address else (), **settings)  # type: ignore[arg-type]
+
+
+def index_of(texts: list[str], reports: list[PodReport]) -> Index:
+    made = Index(MeshNames(), RANGES)
+    made.replace_reports({one.key: one for one in reports}, ())
+    made.replace_objects(objects(*texts), {"demo/web": (ip_address("10.96.0.9"),)})
+    return made
+
+
+def test_a_workload_is_filled_in_as_istiod_does() -> None:
+    workload = index_of([NODE, pod(), service()], [report()]).workloads.nouns[UID]
+    assert (workload.name, workload.namespace, workload.node, workload.service_account) == ("web-0", "demo", "n1", "default")
+    assert (workload.workload_name, workload.canonical_name, workload.canonical_revision) == ("web-0", "web", "latest")
+    assert workload.locality == Locality("r", "z", "s")
+    assert workload.services == {KEY: {80: 8080, 81: 81}}
+    assert (workload.workload_type, workload.cluster_id, workload.network_mode) == ("pod", "Kubernetes", NetworkMode.STANDARD)
+    labelled = index_of([NODE, pod(label="service.istio.io/canonical-name: c, app.kubernetes.io/version: r7")], [report()])
+    assert labelled.workloads.nouns[UID].canonical_name == "c"
+    assert labelled.workloads.nouns[UID].canonical_revision == "r7"
+
+
+@pytest.mark.parametrize(
+    ("told", "exists"),
+    [
+        ([], False),
+        ([report(address="")], False),
+        ([report(phase="Succeeded")], False),
+        ([report(phase="Failed")], False),
+        ([report(phase="Pending", ready=False)], True),
+        ([report("other")], False),
+    ],
+)
+def test_a_workload_exists_while_its_pod_runs_somewhere(told: list[PodReport], exists: bool) -> None:
+    assert (UID in index_of([NODE, pod()], told).workloads.nouns) is exists
+    assert not index_of([pod()], told).workloads.nouns, "nor without its node"
+
+
+def test_a_pod_on_its_nodes_network_has_no_tunnel() -> None:
+    shared = pod().replace("spec: {", "spec: {hostNetwork: true, ")
+    workload = index_of([NODE, shared], [report(address="172.30.0.1")]).workloads.nouns[UID]
+    assert (workload.protocol, workload.network_mode) == (TunnelProtocol.NONE, NetworkMode.HOST_NETWORK)
+
+
+def test_a_named_port_that_a_pod_lacks_is_left_out() -> None:
+    bare = pod().replace(", ports: [{name: http, containerPort: 8080}]", "")
+    assert index_of([NODE, bare, service()], [report()]).workloads.nouns[UID].services == {KEY: {81: 81}}
+
+
+@pytest.mark.parametrize(
+    ("more", "mode", "preferences", "families", "unhealthy"),
+    [
+        ("clusterIP: ''", BalancingMode.UNSPECIFIED, (), IPFamilies.IPV4_ONLY, False),
+        ("publishNotReadyAddresses: true", BalancingMode.UNSPECIFIED, (), IPFamilies.IPV4_ONLY, True),
+        (
+            "internalTrafficPolicy: Local, trafficDistribution: PreferClose",
+            BalancingMode.STRICT,
+            (4,),
+            IPFamilies.IPV4_ONLY,
+            False,
+        ),
+        ("trafficDistribution: PreferClose", BalancingMode.FAILOVER, (6, 1, 2), IPFamilies.IPV4_ONLY, False),
+        ("trafficDistribution: PreferSameNode", BalancingMode.FAILOVER, (6, 1, 2, 3, 4), IPFamilies.IPV4_ONLY, False),
+        ("ipFamilies: [IPv6]", BalancingMode.UNSPECIFIED, (), IPFamilies.IPV6_ONLY, False),
+        ("ipFamilyPolicy: PreferDualStack", BalancingMode.UNSPECIFIED, (), IPFamilies.DUAL, False),
+        ("ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6]", BalancingMode.UNSPECIFIED, (), IPFamilies.DUAL, False),
+        ("ipFamilyPolicy: SingleStack", BalancingMode.UNSPECIFIED, (), IPFamilies.IPV4_ONLY, False),
+    ],
+)
+def test_a_service_is_filled_in_as_istiod_does(
+    more: str, mode: BalancingMode, preferences: tuple[int, ...], families: IPFamilies, unhealthy: bool
+) -> None:
+    made = index_of([service(more)], []).services.nouns[KEY]
+    assert made.ports == {80: 0, 81: 81} and made.canonical and [str(vip) for vip in made.vips] == ["/10.96.0.9"]
+    assert (made.mode, made.preferences, made.ip_families, made.allow_unhealthy) == (
+        mode,
+        tuple(map(Scope, preferences)),
+        families,
+        unhealthy,
+    )
+
+
+def test_a_workload_lists_the_policies_that_select_it() -> None:
+    made = index_of(
+        [NODE, pod(), policy("b"), policy("a"), policy("root", "istio-system"), policy("x", "other"), STRICT], [report()]
+    )
+    workload = made.workloads.nouns[UID]
+    strict = "istio-system/istio_converted_static_strict"
+    assert workload.authorization_policies == ("demo/a", "demo/b", "istio-system/root", strict)
+    assert workload.policy_sources == {strict: "PeerAuthentication demo/s"}
+    assert set(made.policies.nouns) == {"demo/a", "demo/b", "istio-system/root", "other/x", strict}
+
+
+def test_runs_on() -> None:
+    made = index_of([NODE, pod(), pod("done")], [report(address=""), report("done", phase="Failed"), report("ghost")])
+    assert made.runs_on("n1", "demo", "default"), "also before it has an address"
+    assert not made.runs_on("n2", "demo", "default") and not made.runs_on("n1", "demo", "web")
+    assert not index_of([NODE, pod("done")], [report("done", phase="Failed")]).runs_on("n1", "demo", "default")
+    assert not index_of([NODE], [report("ghost")]).runs_on("n1", "demo", "default"), "a report is no pod"
+
+
+def test_one_pod_costs_one_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    encode = index_module.encode_workload
+    monkeypatch.setattr(index_module, "encode_workload", lambda workload: encoded.append(workload.name) or encode(workload))
+    names = [f"web-{number}" for number in range(50)]
+    reports = {one.key: one for one in (report(name, f"10.244.1.{10 + number}") for number, name in enumerate(names))}
+    made = index_of([NODE, service(), *map(pod, names)], list(reports.values()))
+    assert sorted(encoded) == sorted(names)
+    assert set(made.take()) == set(TYPE_URLS)
+    encoded.clear()
+    changed = report("web-7", "10.244.1.17", ready=False)
+    made.replace_reports(reports | {changed.key: changed}, [changed.key])
+    assert encoded == ["web-7"] and set(made.take()) == {ADDRESS_TYPE}
+    encoded.clear()
+    texts = [
+        NODE,
+        service(),
+        *map(pod, names[:-1]),
+        pod(names[-1], "tier: back"),
+        policy("p").replace("app: web", "tier: back"),
+    ]
+    made.replace_objects(objects(*texts), {"demo/web": (ip_address("10.96.0.9"),)})
+    assert encoded == [names[-1]], "equal objects cost nothing, read anew or not"
+    assert set(made.take()) == {ADDRESS_TYPE, AUTHORIZATION_TYPE}
+    made.replace_objects(objects(*texts), {"demo/web": (ip_address("10.96.0.9"),)})
+    assert encoded == [names[-1]] and made.take() == {}
+
+
+def test_every_way_to_a_state_leads_to_the_same_resources() -> None:
+    """Objects, addresses and reports come and go in random steps; a fresh index of the last state must agree each time."""
+    dice = random.Random(7)
+    pool = [
+        NODE,
+        NODE.replace("zone: z", "zone: other"),
+        service(),
+        service("publishNotReadyAddresses: true"),
+        service("clusterIP: None").replace("app: web", "tier: front"),
+        policy("a"),
+        policy("a").replace("app: web", "tier: back"),
+        policy("root", "istio-system"),
+        STRICT,
+        *(pod(f"web-{number}", label) for number in range(4) for label in ("tier: front", "tier: back")),
+        POD.replace("NAME", "web-9").replace("LABEL", "x: y"),
+        """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api, namespace: demo}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, command: [x]}]}}
+""",
+    ]
+    names = [*(f"web-{number}" for number in range(4)), "web-9", "api-0", "api-1", "api-2"]
+    walked = Index(MeshNames(), RANGES)
+    current: dict[str, Object] = {}
+    reports: dict[tuple[str, str], PodReport] = {}
+    published: dict[str, dict[str, object]] = {}
+    for _ in range(300):
+        if dice.random() < 0.5:
+            current = {one.title: one for text in dice.sample(pool, dice.randint(0, len(pool))) for one in objects(text)}
+            addresses = {"demo/web": (ip_address(f"10.96.0.{dice.randint(1, 3)}"),)} if dice.random() < 0.7 else {}
+            walked.replace_objects(list(current.values()), addresses)
+        else:
+            name = dice.choice(names)
+            reports = dict(reports)
+            known = reports.pop(("demo", name), None)
+            if known is None or dice.random() < 0.5:
+                reports["demo", name] = report(name, f"10.244.1.{dice.randint(1, 9)}", ready=dice.random() < 0.5)
+            walked.replace_reports(reports, [("demo", name)])
+        published |= walked.take()
+        fresh = Index(MeshNames(), RANGES)
+        fresh.replace_reports(reports, ())
+        fresh.replace_objects(list(current.values()), walked._addresses)
+        assert published == fresh.take()
+        assert walked.workloads.nouns == fresh.workloads.nouns and walked.services.nouns == fresh.services.nouns

@@ -1,0 +1,152 @@
+"""The certificate service as nodes use it, over TLS, with tokens and with client certificates."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+
+from mesh.proto.certificate_pb2 import IstioCertificateRequest
+from mesh.resources import ADDRESS_TYPE
+
+pytestmark = pytest.mark.unit
+
+MESH = """
+{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2}, spec: {podCIDRs: [10.244.2.0/24]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: demo}
+spec: {serviceAccountName: web, containers: [{name: main, command: [serve]}]}
+"""
+WEB = "spiffe://cluster.local/ns/demo/sa/web"
+NOT_IMPERSONATED = "request impersonation authentication failure"
+
+
+@pytest.fixture
+def meshed(control: Any) -> Any:
+    """A control plane with two nodes, their tokens, and a pod on n1."""
+    control.apply(MESH)
+    control.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"]})
+    control.token("n1")
+    control.token("n2")
+    return control
+
+
+def request(
+    key: ec.EllipticCurvePrivateKey, identity: str | None = WEB, ttl_s: int = 0, csr: str | None = None
+) -> IstioCertificateRequest:
+    # What a request says about itself counts for nothing: it asks for another's name.
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://cluster.local/ns/demo/sa/admin")])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=True)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    metadata = ParseDict({"ImpersonatedIdentity": identity}, Struct()) if identity is not None else None
+    return IstioCertificateRequest(csr=pem if csr is None else csr, validity_duration=ttl_s, metadata=metadata)
+
+
+def test_a_node_gets_the_certificate_of_a_pod_that_it_runs(meshed: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf_pem, root_pem = meshed.certificate(request(key, ttl_s=3600), meshed.tokens["n1"])
+    assert root_pem == meshed.root_pem
+    leaf, root = (x509.load_pem_x509_certificate(pem.encode()) for pem in (leaf_pem, root_pem))
+    leaf.verify_directly_issued_by(root)
+    assert leaf.public_key() == key.public_key()
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [WEB]
+    assert timedelta(minutes=59) < leaf.not_valid_after_utc - datetime.now(UTC) <= timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("node", "identity", "cluster", "reason"),
+    [
+        ("", WEB, "Kubernetes", "request authenticate failure"),
+        ("n1", WEB, None, NOT_IMPERSONATED),
+        ("n1", WEB, "elsewhere", "request authenticate failure"),
+        ("n2", WEB, "Kubernetes", f"{NOT_IMPERSONATED}: no pod with service account demo/web is reported on node n2"),
+        (
+            "n1",
+            WEB.replace("web", "admin"),
+            "Kubernetes",
+            f"{NOT_IMPERSONATED}: no pod with service account demo/admin is reported on node n1",
+        ),
+        (
+            "n1",
+            WEB.replace("cluster.local", "other"),
+            "Kubernetes",
+            f"{NOT_IMPERSONATED}: spiffe://other/ns/demo/sa/web is of trust domain other, this mesh is cluster.local",
+        ),
+    ],
+)
+def test_nobody_gets_another_identity(meshed: Any, node: str, identity: str, cluster: str | None, reason: str) -> None:
+    token = meshed.tokens.get(node, "weft-" + "0" * 64)
+    with pytest.raises(grpc.RpcError) as refused:
+        meshed.certificate(request(ec.generate_private_key(ec.SECP256R1()), identity), token, cluster)
+    assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.UNAUTHENTICATED, reason)
+
+
+def test_what_cannot_be_signed_is_an_invalid_argument(meshed: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    for asked, reason in (
+        (request(key, csr="garbage"), "CSR signing error (not a PKCS#10 request in PEM"),
+        (
+            request(key, ttl_s=91 * 86400),
+            "CSR signing error (requested TTL 7862400s is greater than the max allowed TTL 7776000s)",
+        ),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            meshed.certificate(asked, meshed.tokens["n1"])
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.value.details().startswith(reason)
+
+
+def test_an_identity_ends_with_its_last_pod(meshed: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    meshed.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"], "phase": "Failed"})
+    with pytest.raises(grpc.RpcError, match="no pod with service account demo/web is reported on node n1"):
+        meshed.certificate(request(key), meshed.tokens["n1"])
+
+
+def test_a_rotated_token_leaves_the_one_before_valid(meshed: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    first = meshed.tokens["n1"]
+    second = meshed.token("n1")
+    assert meshed.certificate(request(key), first) and meshed.certificate(request(key), second)
+    meshed.token("n1")
+    with pytest.raises(grpc.RpcError, match="request authenticate failure"):
+        meshed.certificate(request(key), first)
+    assert meshed.certificate(request(key), second)
+
+
+def test_a_node_certificate_serves_instead_of_a_token(new_control: Any) -> None:
+    control = new_control()
+    control.start("--listen-client-certificate", "127.0.0.1:0")
+    control.apply(MESH)
+    control.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"]})
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = "".join(control.certificate(request(key, identity=None), control.token("n1"), None))
+    names = x509.load_pem_x509_certificate(chain.encode()).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert list(names.value) == [x509.UniformResourceIdentifier("spiffe://cluster.local/node/n1")]
+    workload_chain = "".join(control.certificate(request(key), control.tokens["n1"]))
+
+    def status(shown: str | None, node: str = "n1") -> Any:
+        pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        private = key.private_bytes(*pem) if shown else None
+        channel = control.channel("node certificates", private, shown.encode() if shown else None)
+        stream = control.stream(node, token="", channel=channel)
+        stream.send(ADDRESS_TYPE, node=True)
+        try:
+            return stream.take().type_url
+        except grpc.RpcError as error:
+            return error.code()
+
+    assert status(chain) == ADDRESS_TYPE
+    assert status(chain, "n2") is grpc.StatusCode.PERMISSION_DENIED
+    assert status(workload_chain) is grpc.StatusCode.UNAUTHENTICATED, "a workload is no node"
+    assert status(None) is grpc.StatusCode.UNAVAILABLE, "no certificate, no handshake"
