@@ -8,6 +8,7 @@ from pathlib import Path
 
 MAX_BYTES = 8 << 20
 """Of one log; as much again is kept of what came before."""
+_PIECE_BYTES = 1 << 20
 _POLL_S = 0.1
 
 
@@ -31,28 +32,32 @@ def tail(path: Path, lines: int) -> str:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - (1 << 20)))
+            file.seek(max(0, size - _PIECE_BYTES))
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
     return "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
 
 
+def read_on(path: Path, position: int) -> tuple[str, int]:
+    """What a log holds beyond a position, and the next position; from its start when it was emptied meanwhile."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = position if position <= size else 0
+            file.seek(start)
+            piece = file.read(_PIECE_BYTES)
+    except FileNotFoundError:
+        return "", 0
+    return piece.decode(errors="replace"), start + len(piece)
+
+
 def follow(path: Path) -> Iterator[str]:
     """What is appended to a log from now on, for ever; also after it was emptied."""
     position = path.stat().st_size if path.exists() else 0
     while True:
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            size = 0
-        if size < position:
-            position = 0
-        if size > position:
-            with path.open("rb") as file:
-                file.seek(position)
-                piece = file.read(1 << 20)
-            position += len(piece)
-            yield piece.decode(errors="replace")
+        piece, position = read_on(path, position)
+        if piece:
+            yield piece
         else:
             time.sleep(_POLL_S)

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from lab import logs
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_tail_is_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    assert logs.tail(path, 3) == ""
+    path.write_text("a\nb\nc\nd")
+    assert logs.tail(path, 2) == "c\nd"
+    assert logs.tail(path, 0) == ""
+    assert logs.tail(path, 9) == "a\nb\nc\nd"
+
+
+def test_a_log_that_outgrew_its_limit_is_moved_aside_under_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_BYTES", 10)
+    path = tmp_path / "pods" / "x.log"
+    path.parent.mkdir()
+    with path.open("a") as writer:
+        writer.write("0123456789ab")
+        writer.flush()
+        logs.bound_logs(tmp_path)
+        writer.write("next")
+    assert path.read_text() == "next"
+    assert (tmp_path / "pods" / "x.log.1").read_text() == "0123456789ab"
+
+
+def test_reading_on_survives_an_emptied_log(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    assert logs.read_on(path, 5) == ("", 0)
+    path.write_text("one\n")
+    assert logs.read_on(path, 0) == ("one\n", 4)
+    assert logs.read_on(path, 4) == ("", 4)
+    path.write_text("2\n")
+    assert logs.read_on(path, 4) == ("2\n", 2)
