@@ -20,6 +20,7 @@ _COMMANDS = {
     "observe": "cli.observe",
     "apply": "cli.manifests",
     "delete": "cli.manifests",
+    "token": "cli.token",
     "version": "cli.version",
     "completion": "cli.completion",
 }
@@ -34,6 +35,7 @@ _HELP = {
     "observe": "Show flows: who connected to whom, and what became of it.",
     "apply": "Put manifests in force.",
     "delete": "Take manifests out of force.",
+    "token": "Issue a node's credential for the control plane.",
     "version": "Show the versions of all parts.",
     "completion": "Print the shell's completion script.",
 }

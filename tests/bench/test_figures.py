@@ -1,0 +1,78 @@
+"""From samples to figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.figures import Figure, Round, headroom, ratio, table, values, with_cost
+from bench.report import Results, surroundings, write
+
+pytestmark = pytest.mark.unit
+
+
+def _rounds() -> list[Round]:
+    """Three rounds on a machine that gets slower: absolute values halve, ratios stay."""
+    return [
+        {
+            ("direct", "rr1"): {"p50_us": 50.0 * noise, "p99_us": 80.0 * noise},
+            ("weft", "rr1"): {"p50_us": 100.0 * noise, "p99_us": 200.0 * noise},
+            ("Envoy HBONE (E2)", "rr1"): {"p50_us": 125.0 * noise},
+        }
+        for noise in (1.0, 2.0, 4.0)
+    ]
+
+
+def test_ratios_are_taken_inside_rounds() -> None:
+    found = ratio(_rounds(), "weft", "direct", "rr1", "p50_us")
+    assert found == Figure(2.0, 2.0, 2.0, 3)
+    assert Figure.of(values(_rounds(), "weft", "rr1", "p50_us")) == Figure(200.0, 100.0, 400.0, 3)
+
+
+def test_a_round_without_one_of_both_does_not_count() -> None:
+    rounds = _rounds()
+    rounds[1] = {key: sample for key, sample in rounds[1].items() if key[0] != "direct"}
+    found = ratio(rounds, "weft", "direct", "rr1", "p50_us")
+    assert found is not None and found.rounds == 2
+    assert ratio(rounds, "weft", "nobody", "rr1", "p50_us") is None
+
+
+def test_cost_is_per_request_or_per_gigabyte() -> None:
+    assert with_cost({"count": 50_000.0}, 1.0, 2.0)["cpu_s_per_100k"] == 2.0
+    assert with_cost({"bytes": 5e8}, 0.5, 1.0)["cpu_s_per_gb"] == 1.0
+    assert "cpu_s_per_gb" not in with_cost({"count": 0.0}, 1.0, 1.0)
+
+
+def test_headroom_is_over_the_fastest_contender() -> None:
+    rounds = [{("direct", "rr32"): {"per_s": 90.0}, ("a", "rr32"): {"per_s": 30.0}, ("b", "rr32"): {"per_s": 45.0}}]
+    assert headroom(rounds, "direct", ("a", "b", "absent")) == 2.0
+    assert headroom([], "direct", ("a",)) is None
+
+
+def test_the_table_has_a_line_per_figure_and_contender() -> None:
+    lines = table(_rounds(), ("direct", "weft", "Envoy HBONE (E2)"), ("direct", "Envoy HBONE (E2)")).splitlines()
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        "",
+        "weft",
+        "200 us",
+        "100 to 400",
+        "2.00 [2.00 to 2.00]",
+        "0.80 [0.80 to 0.80]",
+    ]
+    assert len(lines) == 2 + 3 + 2  # Envoy has no p99 here
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    results = Results(
+        rounds=_rounds(),
+        memory=[{"process": "weft agent", "state": "idle, warm", "pss_bytes": 30_000_000}],
+        events={"enrol a pod: request to answer": Figure(0.02, 0.01, 0.05, 20)},
+        notes=["the proxies' access logs are on"],
+    )
+    text, data = write(tmp_path / "out", surroundings(2, 3, "free", False), results)
+    written = text.read_text()
+    assert "| weft agent | 30.0 |" in written and "| 20.0 ms | 10.0 to 50.0 ms | 20 |" in written
+    document = json.loads(data.read_text())
+    assert document["where"]["kernel"] and document["where"]["python"] and len(document["where"]["loadavg"]) == 3
+    assert document["rounds"][0][0] == {"contender": "direct", "load": "rr1", "p50_us": 50.0, "p99_us": 80.0}

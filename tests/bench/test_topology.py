@@ -1,0 +1,64 @@
+"""The bench's own objects are valid manifests, and its Envoys' configuration is the peer it claims to be."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bench.envoy_pair import Ends, configurations, make_certificates
+from bench.topology import MESH, NODES, PODS, deny_policy, manifests
+from mesh.manifests import Namespace, Node, Pod, is_enrolled, parse
+
+pytestmark = pytest.mark.unit
+_ENDS = Ends(Path("/a"), Path("/b"), 9001, ("10.0.0.2", 9002), 9000)
+
+
+def test_manifests_are_valid_and_the_same_pods_are_there_twice() -> None:
+    found = parse({"bench.yaml": manifests("print()"), "deny.yaml": deny_policy()})
+    assert found.problems == []
+    assert {node.name for node in found.of(Node)} == set(NODES)
+    namespaces = {namespace.name: namespace for namespace in found.of(Namespace)}
+    pods = found.of(Pod)
+    assert {f"{pod.namespace}/{pod.name}" for pod in pods} == {place.key for place in PODS}
+    for pod in pods:
+        assert is_enrolled(pod, namespaces[pod.namespace]) == (pod.namespace == MESH)
+
+
+def test_the_policy_forbids_the_client_alone() -> None:
+    policy = yaml.safe_load(deny_policy())
+    assert policy["spec"]["rules"][0]["from"][0]["source"]["principals"] == [f"cluster.local/ns/{MESH}/sa/client"]
+
+
+def _find(value: Any, key: str) -> list[Any]:
+    """Everything that is called `key`, however deep."""
+    if isinstance(value, dict):
+        return [found for name, one in value.items() for found in ([one] if name == key else []) + _find(one, key)]
+    return [found for one in value for found in _find(one, key)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("mode", ["tls", "hbone"])
+def test_envoys_speak_tls_13_both_ways_and_reach_each_other(mode: Any) -> None:
+    client, server = configurations(mode, Path("/certificates"), _ENDS)
+    for side in (client, server):
+        (parameters,) = _find(side, "tls_params")
+        assert set(parameters.values()) == {"TLSv1_3"}
+        assert all(limit["max_connections"] > 100_000 for limits in _find(side, "thresholds") for limit in limits)
+    assert _find(server, "require_client_certificate") == [True]
+    tunnel = {"address": "10.0.0.2", "port_value": 9002}
+    assert tunnel in _find(client["static_resources"]["clusters"], "socket_address")
+    assert tunnel in _find(server["static_resources"]["listeners"], "socket_address")
+    assert bool(_find(client, "tunneling_config")) == bool(_find(server, "connect_config")) == (mode == "hbone")
+    assert (["h2"] in _find(client, "alpn_protocols")) == (mode == "hbone")
+
+
+def test_certificates_are_p256_and_the_key_is_roots(tmp_path: Path) -> None:
+    make_certificates(tmp_path, "10.0.0.2")
+    leaf = x509.load_pem_x509_certificate((tmp_path / "leaf.pem").read_bytes())
+    root = x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
+    key = leaf.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+    leaf.verify_directly_issued_by(root)
+    assert (tmp_path / "leaf.key").stat().st_mode & 0o777 == 0o600

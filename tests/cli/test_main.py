@@ -1,0 +1,101 @@
+"""The command line as a whole: help everywhere, completion, exit codes, and never a traceback."""
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from cli.main import _COMMANDS, _HELP, weft
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import World
+
+pytestmark = pytest.mark.unit
+
+
+def _commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found += _commands(command, *path, name) if isinstance(command, click.Group) else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("path", _commands(weft), ids=" ".join)
+def test_every_command_has_help_with_examples(world: "World", path: tuple[str, ...]) -> None:
+    result = world.weft(*path, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: weft {' '.join(path)}" in result.stdout and f"weft {' '.join(path)}" in result.stdout.split("Examples:")[1]
+
+
+def _command(path: tuple[str, ...]) -> click.Command:
+    command: click.Command = weft
+    for name in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    return command
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in _commands(weft) if path[-1] not in ("exec", "logs", "completion")], ids=" ".join
+)
+def test_every_command_that_answers_does_so_as_json_too(path: tuple[str, ...]) -> None:
+    (output,) = [one for one in _command(path).params if one.name == "output"]
+    assert isinstance(output.type, click.Choice) and {"table", "json"} <= set(output.type.choices)
+
+
+def test_the_list_of_commands_needs_none_of_them() -> None:
+    code = "import sys, cli.main; cli.main.weft.main(['--help'], standalone_mode=False); print('grpc' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.splitlines()[-1] == "False" and run.returncode == 0
+    assert _COMMANDS.keys() == _HELP.keys()
+
+
+def test_exit_codes_of_the_program() -> None:
+    def code_and_error(*arguments: str) -> tuple[int, str]:
+        environment = os.environ | {"WEFT_RUN_DIR": "/nonexistent/weft"}
+        command = [sys.executable, "-m", "cli.main", *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        assert "Traceback" not in run.stderr
+        return run.returncode, run.stderr
+
+    assert code_and_error("version", "--client") == (0, "")
+    assert code_and_error("status")[0] == 1
+    assert code_and_error("nonsense")[0] == 2 and code_and_error("observe", "--nonsense")[0] == 2
+
+
+def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
+    code = "import cli.main, cli.version; cli.version.own_version = lambda: 1 / 0; cli.main.main()"
+    run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr == "weft: internal error: ZeroDivisionError: division by zero; WEFT_DEBUG=1 shows where\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "index", "expected"),
+    [
+        ("weft ob", 1, "observe"),
+        ("weft lab ex", 2, "exec"),
+        ("weft observe --from-p", 2, "--from-pod"),
+        ("weft status --node ", 3, "node-a"),
+    ],
+)
+def test_completion(world: "World", words: str, index: int, expected: str) -> None:
+    world.node_folder("node-a")
+    environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run), "_WEFT_COMPLETE": "bash_complete"}
+    environment |= {"COMP_WORDS": words, "COMP_CWORD": str(index)}
+    run = subprocess.run([sys.executable, "-m", "cli.main"], capture_output=True, text=True, env=environment, timeout=60)
+    assert f"plain,{expected}" in run.stdout.splitlines()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(world: "World", shell: str) -> None:
+    result = world.weft("completion", shell)
+    assert result.exit_code == 0 and f"_WEFT_COMPLETE={shell}_complete" in result.stdout
