@@ -115,7 +115,7 @@ class NodeRun:
         agent = ["agent", "--node", self.name, "--cgroup", str(own), "--pods-cgroup", str(pods)]
         agent += ["--bpffs", str(self.places.bpffs), "--control", control_authority()]
         self._start("agent", group, agent)
-        self._start("ztunnel", group, ["ztunnel", "--node", self.name])
+        self._start("ztunnel", group, ["ztunnel", "--node", self.name, "--control", control_authority()])
 
     def _write_credentials(self, token: str, root_pem: str) -> None:
         for path, text in ((self.places.token, token), (self.places.root, root_pem)):
