@@ -60,14 +60,16 @@ class ZdsServer:
         """Accept proxies until cancelled; at most five a second, as one that fails at once would otherwise keep us busy."""
         listener = self._listen()
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
+            try:
                 while True:
                     sock, _ = await loop.sock_accept(listener)
                     group.create_task(self._serve_one(sock))
                     await asyncio.sleep(ACCEPT_INTERVAL_S)
-        finally:
-            listener.close()
+            finally:
+                # Before the connections end: a proxy that comes back at once must find the next agent, not this one.
+                self._path.unlink(missing_ok=True)
+                listener.close()
 
     def _listen(self) -> socket.socket:
         self._path.parent.mkdir(parents=True, exist_ok=True)

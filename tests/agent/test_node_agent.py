@@ -1,0 +1,194 @@
+"""The agent's process on a node of real namespaces and cgroups: pods come and go, agent and proxy restart."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from bpf.redirect import Redirect
+from mesh.proto import flow_pb2
+from tests.agent.node import Node, read_line, wait_until
+
+pytestmark = pytest.mark.kernel
+
+OUTSIDE, OUTSIDE6 = "10.214.0.99", "fd14::99"
+
+
+def until_says(proxy: "subprocess.Popen[bytes]", wanted: str) -> list[str]:
+    """Lines of the proxy up to the wanted one."""
+    lines = [read_line(proxy)]
+    while lines[-1] != wanted:
+        assert lines[-1], f"the proxy ended before it said {wanted!r}: {lines}"
+        lines.append(read_line(proxy))
+    return lines
+
+
+def sysctl(node: Node, pod: str, name: str) -> str:
+    """A network sysctl of a pod."""
+    return subprocess.run(
+        ["nsenter", f"--net={node.netns(pod)}", "cat", f"/proc/sys/net/{name}"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_enrols_captures_and_withdraws(node: Node) -> None:
+    node.start_agent()
+    proxy = node.start_proxy()
+    until_says(proxy, "snapshot_sent")
+    node.enrol("a")
+    assert until_says(proxy, "add uid-a") == ["add uid-a"]
+    assert node.dial("a", OUTSIDE, 8080) == f"{OUTSIDE}:8080"
+    assert node.dial("a", OUTSIDE6, 8080) == f"[{OUTSIDE6}]:8080"
+    assert node.dial("b", "10.214.0.2", 7777) == "inbound 7777"
+    node.enrol("a")  # again: nothing happens to anybody
+    status = node.status()
+    assert [(pod.name, pod.state, list(pod.addresses)) for pod in status.pods] == [
+        ("pod-a", "enrolled", ["10.214.0.2", "fd14::2"])
+    ]
+    assert status.proxy.connected and status.proxy.ready and status.proxy.pid == proxy.pid
+    assert (status.pods[0].captured_v4, status.pods[0].captured_v6) == (0, 0)
+    assert not [one for one in status.problems if "pod" in one]
+    before = sysctl(node, "b", "ipv4/tcp_fwmark_accept")
+    assert sysctl(node, "a", "ipv4/tcp_fwmark_accept") == "1" != before
+    assert node.post("/cmddel", {"UID": "uid-a"}) == (200, "")
+    assert until_says(proxy, "del uid-a") == ["del uid-a"]
+    assert node.dial("a", "10.214.0.3", 8080) == "ConnectionRefusedError"
+    assert sysctl(node, "a", "ipv4/tcp_fwmark_accept") == before
+    assert node.post("/cmddel", {"UID": "uid-a"}) == (200, "")
+    assert not node.status().pods and not list((node.places.state / "pods").iterdir())
+
+
+def test_without_a_proxy_a_pod_is_refused_not_let_out_and_a_proxy_that_comes_serves_it(node: Node) -> None:
+    node.start_agent()
+    code, text = node.post("/cmdadd", node.add_request("a"))
+    assert code == 503 and "demo/pod-a is pending: no proxy is connected" in text
+    with listening(node, "b", 8080):
+        assert node.dial("b", "10.214.0.3", 8080) == "hello"
+        assert node.dial("a", "10.214.0.3", 8080) == "ConnectionRefusedError"
+    status = node.status()
+    assert [pod.state for pod in status.pods] == ["pending"]
+    assert any("no proxy is connected" in one for one in status.problems)
+    refused = node.flows(whitelist=[flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])])
+    assert refused and refused[-1].source.pod_name == "pod-a" and "does not listen" in refused[-1].Summary
+    assert refused[-1].l4.TCP.destination_port == 8080 and "k8s:app=a" in refused[-1].source.labels
+    proxy = node.start_proxy()
+    wait_until(lambda: [pod.state for pod in node.status().pods] == ["enrolled"], "the pod to be enrolled")
+    assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
+    proxy.kill()
+    proxy.wait()
+    wait_until(lambda: not node.status().proxy.connected, "the proxy to be missed")
+    assert node.dial("a", "10.214.0.3", 8080) == "ConnectionRefusedError"
+    node.start_proxy()
+    wait_until(lambda: node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80", "a new proxy to take over")
+
+
+def test_a_restart_of_the_agent_disturbs_nobody(node: Node) -> None:
+    agent = node.start_agent()
+    proxy = node.start_proxy()
+    node.enrol("a")
+    node.enrol("b")
+    until_says(proxy, "add uid-b")
+    with connected(node, "a", OUTSIDE, 5432) as app:
+        assert read_line(app) == f"{OUTSIDE}:5432"
+        node.stop_agent(agent)
+        until_says(proxy, "disconnected")
+        assert node.dial("a", OUTSIDE, 81) == f"{OUTSIDE}:81"  # no agent: the kernel goes on
+        node.remove_namespace("b")
+        node.start_agent()
+        assert until_says(proxy, "snapshot_sent") == ["connected", "add uid-a", "snapshot_sent"]
+        assert app.poll() is None
+        wait_until(lambda: [pod.uid for pod in node.status().pods] == ["uid-a"], "the vanished pod to be withdrawn")
+        assert node.dial("a", OUTSIDE, 82) == f"{OUTSIDE}:82"
+    redirect = Redirect(node.places.bpffs)
+    assert [one.pod.uid for one in redirect.enrolled()] == ["uid-a"]
+    redirect.close()
+    assert "redirect adopted" in node.log()
+
+
+def test_a_pod_whose_namespace_vanishes_is_withdrawn(node: Node) -> None:
+    node.start_agent()
+    proxy = node.start_proxy()
+    node.enrol("b")
+    until_says(proxy, "add uid-b")
+    node.remove_namespace("b")
+    until_says(proxy, "del uid-b")
+    wait_until(lambda: not node.status().pods, "the pod to be gone")
+    assert not list((node.places.bpffs / "links").iterdir())
+
+
+def test_new_addresses_are_captured(node: Node) -> None:
+    node.start_agent()
+    node.start_proxy()
+    node.enrol("a")
+    node.ip("a", "addr add 10.214.0.22/24 dev eth0")
+    wait_until(lambda: "10.214.0.22" in node.status().pods[0].addresses, "the new address")
+    wait_until(lambda: node.dial("b", "10.214.0.22", 9000) == "inbound 9000", "its capture")
+
+
+def test_refuses_what_cannot_be(node: Node) -> None:
+    node.start_agent()
+    for changes, text in (
+        ({"Netns": "/run/netns/none"}, "is not a network namespace"),
+        ({"Netns": node.netns("node")}, "host network"),
+        ({"IPs": [{"Address": {"IP": "10.9.9.9"}}]}, "has none of the addresses 10.9.9.9"),
+        ({"UID": "../../x"}, "UID"),
+    ):
+        answer = node.post("/cmdadd", node.add_request("a", **changes))
+        assert answer[0] == 400 and text in answer[1]
+    assert not node.status().pods and not list((node.places.state / "pods").iterdir())
+
+
+def test_metrics_and_a_second_agent_and_uninstall(node: Node) -> None:
+    agent = node.start_agent()
+    node.start_proxy()
+    node.enrol("a")
+    script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:15090/metrics', timeout=5).read().decode())"
+    scrape = node.start("node", "host", sys.executable, "-c", script, stdout=subprocess.PIPE)
+    text = scrape.communicate(timeout=20)[0].decode()
+    for line in (
+        'weft_agent_pods{state="enrolled"} 1.0',
+        'weft_agent_captured_connections{family="ipv4",namespace="demo",pod="pod-a"} 0.0',
+        "weft_agent_proxy_connected 1.0",
+        'weft_agent_map_capacity{map="pods"} 1024.0',
+    ):
+        assert line in text
+    arguments = [sys.executable, "-m", "agent", "--node", "n1", "--cgroup", str(node.cgroup)]
+    second = node.start("node", "agent", *arguments, stderr=subprocess.PIPE)
+    assert b"another agent of node n1 runs" in second.communicate(timeout=20)[1] and second.returncode == 1
+    node.stop_agent(agent)
+    assert node.start("node", "agent", *arguments, "--uninstall").wait(60) == 0
+    assert {path.name for path in node.places.bpffs.iterdir()} <= {"maps.debug", "progs.debug"}  # the kernel's own
+    with listening(node, "b", 8080):
+        assert node.dial("a", "10.214.0.3", 8080) == "hello"
+
+
+@contextmanager
+def listening(node: Node, pod: str, port: int) -> Iterator[None]:
+    """A server in a pod that says hello to everybody."""
+    script = (
+        "import socket,sys\ns=socket.create_server(('',int(sys.argv[1])))\nprint('ready',flush=True)\nheld=[]\n"
+        "while True:\n c,_=s.accept(); c.sendall(b'hello\\n'); held.append(c)"
+    )
+    process = node.start(pod, f"pods/{pod}", sys.executable, "-c", script, str(port), stdout=subprocess.PIPE)
+    assert read_line(process) == "ready"
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def connected(node: Node, pod: str, address: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program in a pod that holds a connection open, prints what it reads, and ends with it."""
+    script = (
+        "import socket,sys\ns=socket.create_connection((sys.argv[1],int(sys.argv[2])),3)\n"
+        "while b:=s.recv(100): sys.stdout.write(b.decode()); sys.stdout.flush()"
+    )
+    process = node.start(pod, f"pods/{pod}", sys.executable, "-c", script, address, str(port), stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
