@@ -15,7 +15,21 @@ class Capture:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Capture":
-        command = ["ip", "netns", "exec", self._netns, "tcpdump", "-i", self._interface, "-s", "0", "-U", "-Z", "root"]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self._netns,
+            "tcpdump",
+            "-i",
+            self._interface,
+            "-s",
+            "0",
+            "-U",
+            "-Z",
+            "root",
+            "--immediate-mode",
+        ]
         self._process = subprocess.Popen([*command, "-w", str(self._path)], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         for line in self._process.stderr:  # it says so when the first packet can no longer be missed

@@ -23,6 +23,8 @@ from lab.wish import PodWish
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _HEALTHY_AFTER_S = 60.0
+_STARTING_PERIOD_S = 0.25
+"""Between probes until a program has been ready once: nobody waits ten seconds for a lab's web server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +122,14 @@ class ContainerRun:
             self._set(True, "")
             return
         self._set(False, "not probed yet")
-        readiness = Readiness(probe)
+        readiness, begun = Readiness(probe), False
         await asyncio.sleep(probe.initial_delay_s)
         prober = self._layout.prober_socket(self.wish.node)
         while True:
             reason = await ask(probe, prober, self.wish.address_texts, self.joined(probe.command))
             self._set(readiness.count(not reason), f"not ready: {reason}" if reason else "")
-            await asyncio.sleep(probe.period_s)
+            begun = begun or readiness.ready
+            await asyncio.sleep(probe.period_s if begun else min(probe.period_s, _STARTING_PERIOD_S))
 
     def _set(self, ready: bool, reason: str) -> None:
         if (ready, reason) != (self._ready, self._reason) or not ready:

@@ -23,6 +23,7 @@ from wire.places import NodePlaces
 _log = logging.getLogger(__name__)
 XDS_PORT = 15012
 _READY_TIMEOUT_S = 2.0
+_POLL_S = 0.05
 _MESH_PARTS = ("agent", "ztunnel")
 
 
@@ -66,6 +67,7 @@ class NodeRun:
         self.name = name
         self.addresses = addresses
         self._programs: dict[str, tuple[Program, asyncio.Task[None]]] = {}
+        self._proxy_start: asyncio.Task[None] | None = None
         self._rules = ""
         self._reason = "its network is being made"
 
@@ -115,6 +117,13 @@ class NodeRun:
         agent = ["agent", "--node", self.name, "--cgroup", str(own), "--pods-cgroup", str(pods)]
         agent += ["--bpffs", str(self.places.bpffs), "--control", control_authority()]
         self._start("agent", group, agent)
+        if self._proxy_start is None:
+            self._proxy_start = group.create_task(self._start_proxy(group))
+
+    async def _start_proxy(self, group: asyncio.TaskGroup) -> None:
+        # It may start at any time; but one that begins before its agent serves waits longer and longer between attempts.
+        while not self.places.zds_socket.exists():  # noqa: ASYNC110  a file tells nobody that it is there
+            await asyncio.sleep(_POLL_S)
         self._start("ztunnel", group, ["ztunnel", "--node", self.name, "--control", control_authority()])
 
     def _write_credentials(self, token: str, root_pem: str) -> None:
@@ -152,6 +161,10 @@ class NodeRun:
 
     async def stop_mesh(self) -> None:
         """End the proxy and the agent, and take the mesh's programs off the node."""
+        if self._proxy_start is not None:
+            self._proxy_start.cancel()
+            await asyncio.wait([self._proxy_start])
+            self._proxy_start = None
         for part in reversed(_MESH_PARTS):
             await self._stop(part)
         await asyncio.to_thread(self._unmount)
@@ -173,8 +186,8 @@ class NodeRun:
         for program, _ in self._programs.values():
             if program.state.pid == 0:
                 return f"{program.name} {program.state.reason}"
-        if "ztunnel" in self._programs:
-            if not self.places.agent_socket.exists():
+        if self.has_mesh:
+            if "ztunnel" not in self._programs or not self.places.agent_socket.exists():
                 return f"agent of node {self.name} does not serve yet"
             try:
                 (await request(self.places.admin_socket, "GET", "/healthz/ready", timeout_s=_READY_TIMEOUT_S)).check()
