@@ -107,6 +107,8 @@ class ConnectionEvent:
     """Key of the policy that decided, `namespace/name`; empty where a default did."""
     policy_object: str = ""
     """The user's object behind the policy, e.g. `PeerAuthentication demo/default`."""
+    asked_objects: tuple[str, ...] = ()
+    """Of a default's denial: the users' objects that could have allowed it and did not."""
     reason: str = ""
     """Of denied, unauthenticated, refused and failed, in plain words; of others a remark."""
     drop_reason: int = 0
@@ -252,6 +254,8 @@ def _denial(event: ConnectionEvent) -> str:
     if event.policy:
         why = " to plain text" if not event.encrypted and is_peer_authentication(event) else ""
         return f"{closed}denied{why} by {_named(event)}"
+    if event.asked_objects:
+        return f"{closed}denied by default: not allowed by {', '.join(event.asked_objects)}"
     return f"{closed}denied by default: {event.reason or 'no policy allows it'}"
 
 

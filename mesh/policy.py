@@ -119,6 +119,10 @@ class Policy:
         return self.resource or f"{self.namespace}/{self.name}"
 
 
+_ASKED = 4
+"""Names that a refusal carries: enough to find the author, whatever the number of policies."""
+
+
 class Connection(NamedTuple):
     """What a policy can ask about: both ends, and who the peer proved to be (None: nobody, plain text)."""
 
@@ -135,6 +139,8 @@ class Verdict(NamedTuple):
     policy: str | None
     reason: str
     """Empty when allowed; else the words of Istio's access log."""
+    asked: tuple[str, ...] = ()
+    """Where no ALLOW policy allowed: the keys of the first few that were asked."""
 
 
 class _Peer(NamedTuple):
@@ -228,4 +234,5 @@ def evaluate(policies: Iterable[Policy], connection: Connection) -> Verdict:
     for policy in allows:
         if _rules_match(policy.rules, peer):
             return Verdict(True, policy.key, "")
-    return Verdict(False, None, "allow policies exist, but none allowed")
+    asked = tuple(policy.key for policy in allows[:_ASKED])
+    return Verdict(False, None, "allow policies exist, but none allowed", asked)

@@ -1,9 +1,9 @@
 """The channel between ztunnel's supervisor and one data worker: the messages, and their framing over a socket pair.
 
 Both ends are weft's own processes of the same privilege (the worker is the supervisor's child and inherits its end of the
-socket pair as a numbered descriptor), so messages are pickled values of mesh.* and of this module; a frame (ztunnel.framing) is
-a small header and the pickle, with up to MAX_FDS descriptors riding on its first byte (SCM_RIGHTS). The worker never blocks on the
-channel: what it cannot send it queues up to a bound, and drops connection events first (counted), never replies.
+socket pair as a numbered descriptor), so messages are pickled values of mesh.* and of this module; a frame (ztunnel.framing)
+is a small header and the pickle, with up to MAX_FDS descriptors riding on its first byte (SCM_RIGHTS). The worker never blocks
+on the channel: what it cannot send it queues up to a bound, and drops connection events first (counted), never replies.
 
 Order matters and is kept: the supervisor sends inventory and certificates before the pods that need them where it can, and
 every AddPod is answered by PodAdded.
@@ -170,6 +170,8 @@ class ConnectionRecord:
     """Empty: ended well."""
     policy: str = ""
     """Key of the policy that allowed or denied; empty where a default did."""
+    asked_policies: tuple[str, ...] = ()
+    """Where no ALLOW policy allowed: the keys of the first few that were asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The proxy's flows for whoever reads them: one proto-JSON `flow.Flow` per line, and never at the traffic's expense.
 
+A line `{"lost_events": ...}` (flow.LostEvent) says how many a reader did not get.
+
 Events wait raw in a queue per reader, and become flows when the reader takes them. Who is slow loses the oldest (counted), and
 so does everybody when more than 1,000 a second happen for long: ordinary openings and closings first, refusals never before
 the queue is full of them.
@@ -24,23 +26,24 @@ _PER_SECOND, _BURST = 1000.0, 4096.0
 _BATCH = 32
 """Flows per piece: about 3 ms of work, then others get their turn."""
 
-Moment = Literal["opened", "closed"]
+Moment = Literal["opened", "refused", "closed"]
 
 
 def connection_event(facts: Facts, moment: Moment, node: str) -> ConnectionEvent:
-    """What to tell of a connection that was opened or has ended."""
+    """What to tell of a connection that was opened, refused before that, or has ended after it."""
     record = facts.record
     source_address, source_port = record.source
     return ConnectionEvent(
-        time_ns=record.opened_unix_ns + (record.duration_ns if moment == "closed" else 0),
+        time_ns=record.opened_unix_ns + (record.duration_ns if moment != "opened" else 0),
         node=node,
-        phase="opened" if moment == "opened" else _ending(facts),
+        phase="opened" if moment == "opened" else _ending(facts, moment),
         direction=record.direction,
         source=FlowEndpoint.of(facts.source, source_address, source_port, identity=record.source_identity),
         destination=FlowEndpoint.of(facts.destination, *facts.destination_end, identity=record.destination_identity),
         service=record.destination_service,
         policy=record.policy,
         policy_object=policy_object(record.policy, facts.destination),
+        asked_objects=tuple(policy_object(key, facts.destination) for key in record.asked_policies),
         reason=record.error,
         encrypted=facts.encrypted,
         bytes_sent=record.bytes_sent,
@@ -49,12 +52,13 @@ def connection_event(facts: Facts, moment: Moment, node: str) -> ConnectionEvent
     )
 
 
-def _ending(facts: Facts) -> Phase:
+def _ending(facts: Facts, moment: Moment) -> Phase:
     if facts.record.flag == "DENY":
         return "denied"
     if facts.record.flag in ("TLS_FAILURE", "IDENTITY_ERROR"):
         return "unauthenticated"
-    return "failed" if facts.record.error else "closed"
+    broke = facts.record.flag != "-" or (moment == "refused" and facts.record.error)
+    return "failed" if broke else "closed"
 
 
 def early_event(
@@ -79,6 +83,8 @@ def early_event(
 class _Reader:
     queue: deque[ConnectionEvent] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: int = 0
+    """Events since the last line that said so."""
 
 
 class FlowFeed:
@@ -105,14 +111,20 @@ class FlowFeed:
     def publish(self, event: ConnectionEvent) -> None:
         """Queue an event for every reader."""
         if event.phase in ("opened", "closed") and not self._within_budget():
-            self.lost += len(self._readers)
+            for reader in self._readers:
+                self._lose(reader)
             return
         for reader in self._readers:
             if len(reader.queue) >= QUEUE_EVENTS:
                 reader.queue.popleft()
-                self.lost += 1
+                self._lose(reader)
             reader.queue.append(event)
             reader.wake.set()
+
+    def _lose(self, reader: _Reader) -> None:
+        self.lost += 1
+        reader.lost += 1
+        reader.wake.set()
 
     def _within_budget(self) -> bool:
         now = self._clock()
@@ -130,9 +142,13 @@ class FlowFeed:
         try:
             while True:
                 reader.wake.clear()
-                while reader.queue:
+                while reader.queue or reader.lost:
                     batch = [reader.queue.popleft() for _ in range(min(_BATCH, len(reader.queue)))]
-                    yield b"".join(flow_line(event) for event in batch)
+                    lines = [flow_line(event) for event in batch]
+                    if reader.lost:
+                        lines.append(lost_line(reader.lost))
+                        reader.lost = 0
+                    yield b"".join(lines)
                     await asyncio.sleep(0)
                 await reader.wake.wait()
         finally:
@@ -143,3 +159,8 @@ def flow_line(event: ConnectionEvent) -> bytes:
     """The event as one line of JSON."""
     text: str = MessageToJson(connection_flow(event), indent=None, preserving_proto_field_name=True)
     return text.encode() + b"\n"
+
+
+def lost_line(number: int) -> bytes:
+    """How many events a reader did not get, as one line of JSON."""
+    return b'{"lost_events":{"source":"OBSERVER_EVENTS_QUEUE","num_events_lost":"%d"}}\n' % number

@@ -104,6 +104,7 @@ class Ledger:
         assert tracked.subject is not None and tracked.workload is not None
         verdict = evaluate(self._policies.applicable(tracked.workload), tracked.subject)
         tracked.record.policy = verdict.policy or ""
+        tracked.record.asked_policies = verdict.asked
         return verdict
 
     def recheck(self, workload_of: Callable[[str], Workload | None]) -> None:

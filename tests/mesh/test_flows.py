@@ -142,3 +142,9 @@ def test_uuid_follows_from_the_event() -> None:
 def test_json_form_has_hubbles_names() -> None:
     document = json.loads(json_format.MessageToJson(connection_flow(event()), preserving_proto_field_name=True))
     assert {"IP", "l4", "Type", "Summary", "is_reply", "source", "destination", "verdict"} <= document.keys()
+
+
+def test_a_default_denial_names_the_objects_that_could_have_allowed() -> None:
+    flow = connection_flow(event(phase="denied", policy="", policy_object="", asked_objects=("AuthorizationPolicy shop/web",)))
+    assert flow.Summary == "denied by default: not allowed by AuthorizationPolicy shop/web"
+    assert flow.drop_reason_desc == flow_pb2.POLICY_DENIED and not flow.ingress_denied_by

@@ -153,12 +153,12 @@ NO: Rule = ((Match(destination_ports=(1,)),),)
         ([deny(NO)], Verdict(True, None, "")),
         ([deny(YES)], Verdict(False, "ns/deny", "explicitly denied by: ns/deny")),
         ([allow(YES)], Verdict(True, "ns/allow", "")),
-        ([allow(NO)], Verdict(False, None, "allow policies exist, but none allowed")),
-        ([allow()], Verdict(False, None, "allow policies exist, but none allowed")),
+        ([allow(NO)], Verdict(False, None, "allow policies exist, but none allowed", ("ns/allow",))),
+        ([allow()], Verdict(False, None, "allow policies exist, but none allowed", ("ns/allow",))),
         ([allow(NO), allow(YES, name="second")], Verdict(True, "ns/second", "")),
         ([allow(YES), deny(YES)], Verdict(False, "ns/deny", "explicitly denied by: ns/deny")),
         ([allow(YES), deny(NO)], Verdict(True, "ns/allow", "")),
-        ([allow(NO), deny(NO)], Verdict(False, None, "allow policies exist, but none allowed")),
+        ([allow(NO), deny(NO)], Verdict(False, None, "allow policies exist, but none allowed", ("ns/allow",))),
     ],
 )
 def test_deny_beats_allow_and_an_allow_policy_shuts_the_door(policies: list[Policy], verdict: Verdict) -> None:
