@@ -23,6 +23,7 @@ class LogLevels:
         """Raises: ValueError for what is no level."""
         self._set_access = set_access
         self._first = self.text = text
+        self._scopes: set[str] = set()
         self.set(text)
 
     def set(self, text: str) -> None:
@@ -46,9 +47,12 @@ class LogLevels:
             if scope == ACCESS:
                 self._set_access(level)
             else:
+                self._scopes.add(scope)
                 logging.getLogger(scope).setLevel(level)
         self.text = text
 
     def reset(self) -> None:
         """Go back to the levels of the start."""
+        for scope in self._scopes:
+            logging.getLogger(scope).setLevel(logging.NOTSET)
         self.set(self._first)

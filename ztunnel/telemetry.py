@@ -96,7 +96,7 @@ class Telemetry:
             self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
         self._log(level, "connection complete", lambda: access_log.closing_fields(facts), time.time_ns())
         if self._flows.has_readers:
-            self._flows.publish(connection_event(facts, "closed", self._node))
+            self._flows.publish(connection_event(facts, "closed" if was_open else "refused", self._node))
 
     def _failed_early(self, failure: EarlyFailure) -> None:
         key = (failure.direction, failure.flag)

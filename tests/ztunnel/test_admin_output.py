@@ -1,0 +1,106 @@
+"""What leaves the proxy for operators: the config dump without secrets, log levels, and output that never blocks."""
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mesh.identity import Identity
+from ztunnel import config_dump, line_output
+from ztunnel.access_log import Level
+from ztunnel.ca import read_chain
+from ztunnel.channel import ConnectionRecord
+from ztunnel.config import read_config
+from ztunnel.line_output import LineOutput
+from ztunnel.log_levels import LogLevels
+from ztunnel.zds import PodInfo
+
+pytestmark = pytest.mark.unit
+
+URI = "spiffe://cluster.local/ns/demo/sa/web"
+WEB = Identity.parse(URI)
+
+
+def test_certificates_are_shown_whole_and_keys_never(authority: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = [authority.workload(key.public_key(), URI).decode(), authority.root_pem.decode()]
+    certificate = read_chain(WEB, key, chain, time.time())
+    shown, waiting = config_dump.dump_certificates([(WEB, "Available", certificate), (WEB, "Initializing", None)])
+    assert (shown["identity"], shown["state"], len(shown["certChain"]), len(shown["rootCerts"])) == (URI, "Available", 1, 1)
+    leaf = shown["certChain"][0]
+    assert leaf["serialNumber"].isdigit() and leaf["validFrom"].endswith("Z") and len(leaf["expirationTime"]) == 20
+    assert waiting == {"identity": URI, "state": "Initializing", "certChain": [], "rootCerts": []}
+    assert "PRIVATE" not in json.dumps(shown) and certificate.key_pem.decode() not in json.dumps(shown)
+
+
+def test_config_has_istios_keys_and_no_header_values() -> None:
+    config = read_config(["--node", "n1"], {"XDS_HEADER_X": "hush", "NETWORK": "net1"}, 2)
+    shown = config_dump.dump_config(config)
+    assert (shown["clusterId"], shown["network"], shown["xds"]["headers"]) == ("Kubernetes", "net1", ["x"])
+    assert "hush" not in json.dumps(shown)
+
+
+def test_pods_with_their_connections() -> None:
+    record = ConnectionRecord(
+        1, "u1", "inbound", "HBONE", (ip_address("10.0.0.2"), 99), (ip_address("fd00::1"), 15008), "[fd00::1]:80"
+    )
+    stray = ConnectionRecord(2, "gone", "outbound", "TCP", (ip_address("10.0.0.2"), 99), (ip_address("10.0.0.3"), 80))
+    pods = config_dump.dump_pods([PodInfo("u1", "demo", "web", "sa")], [PodInfo("u2", "demo", "db", "sa")], [record, stray])
+    assert pods["u1"]["state"] == "Up" and pods["u2"]["state"] == "Pending" and "gone" not in pods
+    assert pods["u1"]["connections"] == {
+        "inbound": [{"src": "10.0.0.2:99", "originalDst": "[fd00::1]:15008", "actualDst": "[fd00::1]:80", "protocol": "HBONE"}],
+        "outbound": [],
+    }
+    assert pods["u1"]["info"] == {"name": "web", "namespace": "demo", "serviceAccount": "sa"}
+
+
+@pytest.fixture
+def levels() -> Iterator[list[Level]]:
+    root = logging.getLogger().level
+    yield []
+    logging.getLogger().setLevel(root)
+
+
+def test_log_levels(levels: list[Level]) -> None:
+    log_levels = LogLevels("info", levels.append)
+    log_levels.set("warn,access=debug,wire.xds:error")
+    assert logging.getLogger().level == logging.WARNING and levels[-1] is Level.DEBUG
+    assert logging.getLogger("wire.xds").level == logging.ERROR and log_levels.text == "warn,access=debug,wire.xds:error"
+    for wrong in ("loud", "", "access=", "info,access=loud"):
+        with pytest.raises(ValueError, match=r"log level .*: write one of error, warn, info"):
+            log_levels.set(wrong)
+    assert logging.getLogger().level == logging.WARNING
+    log_levels.reset()
+    assert logging.getLogger().level == logging.INFO and levels[-1] is Level.INFO
+    assert logging.getLogger("wire.xds").level == logging.NOTSET
+
+
+def test_output_keeps_order_and_drops_what_nobody_reads(monkeypatch: pytest.MonkeyPatch, eventually: Any) -> None:
+    monkeypatch.setattr(line_output, "_MAX_BYTES", 400_000)
+
+    async def run() -> None:
+        read_end, write_end = os.pipe()
+        output = LineOutput(write_end)
+        output.write("one\n")
+        output.write("two\n")
+        await output.drain()
+        assert os.read(read_end, 100) == b"one\ntwo\n"
+        began = time.monotonic()
+        for _ in range(100):
+            output.write("x" * 9999 + "\n")
+            await asyncio.sleep(0)
+        assert time.monotonic() - began < 5 and 50 < output.lost < 70
+        os.close(read_end)
+        before = output.lost
+        output.write("to nobody\n")
+        await output.drain(0.2)
+        await eventually(lambda: output.lost > before)
+
+    asyncio.run(run())

@@ -1,0 +1,89 @@
+"""What the node knows of the mesh: taken in, passed on, refused in part, and remembered across a restart."""
+
+import asyncio
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from mesh.delta import Resource
+from mesh.identity import Identity
+from mesh.policy import Action, Policy, Scope
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
+from mesh.workload import Service, TunnelProtocol, Workload
+from wire.xds import Update
+from ztunnel import mesh_view
+from ztunnel.channel import UpdateInventory, UpdatePolicies
+from ztunnel.mesh_cache import MeshCache
+from ztunnel.mesh_view import MeshView
+from ztunnel.residents import Residents
+
+pytestmark = pytest.mark.unit
+
+WEB = Workload("K//Pod/demo/web", "web", "demo", (ip_address("10.0.0.1"),), protocol=TunnelProtocol.HBONE, node="n1")
+SERVICE = Service("web", "demo", "web.demo.svc.cluster.local", ports={80: 8080})
+POLICY = Policy("demo", "deny-all", Scope.NAMESPACE, Action.ALLOW)
+
+
+def take(view: MeshView, type_url: str, upserts: dict[str, bytes], removals: tuple[str, ...] = ()) -> dict[str, str]:
+    resources = tuple(Resource(name, f"v-{name}", value) for name, value in upserts.items())
+    return dict(asyncio.run(view.take(Update(type_url, resources, removals))))
+
+
+def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
+    changes: list[UpdateInventory | UpdatePolicies] = []
+    cache = MeshCache(tmp_path / "state")
+    view = MeshView(cache, changes.append)
+    assert view.restore() == {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}} and view.restored == 0
+    addresses = {WEB.uid: encode_workload(WEB), SERVICE.key: encode_service(SERVICE), "K//Pod/demo/bad": b"\x0a\x03\x1a\x01x"}
+    assert list(take(view, ADDRESS_TYPE, addresses)) == ["K//Pod/demo/bad"]
+    assert take(view, AUTHORIZATION_TYPE, {POLICY.key: encode_policy(POLICY)}) == {}
+    assert take(view, "type.googleapis.com/other", {"x": b""}) == {}
+    take(view, ADDRESS_TYPE, {"K//Pod/demo/db": encode_workload(Workload("K//Pod/demo/db", "db", "demo"))})
+    take(view, ADDRESS_TYPE, {}, ("K//Pod/demo/db",))
+    assert changes[0] == UpdateInventory([WEB, SERVICE], []) and changes[1] == UpdatePolicies([POLICY], [])
+    assert changes[-1] == UpdateInventory([], ["K//Pod/demo/db"])
+    cache.close()
+
+    assert (tmp_path / "state" / "mesh.sqlite").stat().st_mode & 0o777 == 0o600
+    again = MeshView(MeshCache(tmp_path / "state"), changes.append)
+    versions = again.restore()
+    assert versions == {
+        ADDRESS_TYPE: {WEB.uid: f"v-{WEB.uid}", SERVICE.key: f"v-{SERVICE.key}"},
+        AUTHORIZATION_TYPE: {POLICY.key: f"v-{POLICY.key}"},
+    }
+    assert again.inventory.workload(WEB.uid) == WEB and again.policies.policy(POLICY.key) == POLICY and again.restored == 3
+
+
+def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_view, "_PIECE", 2)
+    view = MeshView(MeshCache(tmp_path), lambda _: None)
+    pods = [Workload(f"K//Pod/demo/{number}", str(number), "demo") for number in range(5)]
+    take(view, ADDRESS_TYPE, {pod.uid: encode_workload(pod) for pod in pods})
+    statements = view.statements()
+    assert [len(message.upserts) for message in statements] == [2, 2, 1, 0]
+    assert {one for message in statements[:3] for one in map(str, message.upserts)} == set(map(str, pods))
+
+
+@pytest.mark.parametrize("damage", [b"no database at all" * 300, b""])
+def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "mesh.sqlite").write_bytes(damage)
+    cache = MeshCache(tmp_path)
+    cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x")], [])
+    cache.apply(ADDRESS_TYPE, [Resource("a", "2", b"y"), Resource("b", "1", b"z")], ["b"])
+    assert cache.load(ADDRESS_TYPE) == [Resource("a", "2", b"y")]
+
+
+def test_residents_are_local_workloads_and_pods() -> None:
+    residents = Residents("n1")
+    plain = Workload("K//Pod/demo/db", "db", "demo", service_account="db", node="n1")
+    away = Workload("K//Pod/demo/far", "far", "demo", service_account="far", protocol=TunnelProtocol.HBONE, node="n2")
+    residents.update([WEB, plain, away, SERVICE], [])
+    web, db, far = (Identity("cluster.local", "demo", name) for name in ("default", "db", "far"))
+    assert residents.meshed() == {web}
+    assert residents.at_home(web) and residents.at_home(db) and not residents.at_home(far)
+    residents.set_pods([("demo", "far")])
+    assert residents.at_home(far)
+    residents.set_pods([])
+    residents.update([Workload(WEB.uid, "web", "demo", node="n2")], [plain.uid])
+    assert not residents.meshed() and not any(map(residents.at_home, (web, db, far)))

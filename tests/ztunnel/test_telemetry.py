@@ -1,0 +1,277 @@
+"""What operators see of connections, held to lines and labels recorded from Istio's ztunnel."""
+
+import asyncio
+import json
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from mesh.identity import Identity
+from mesh.inventory import Inventory
+from mesh.proto import flow_pb2
+from mesh.workload import Service, Workload
+from ztunnel import flow_feed, metrics
+from ztunnel.access_log import Level
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Opened, Progress, WorkerStatus
+from ztunnel.flow_feed import FlowFeed
+from ztunnel.telemetry import Telemetry
+from ztunnel.zds import PodInfo
+
+pytestmark = pytest.mark.unit
+
+POD = PodInfo("pod-uid", "amb", "web-97958b57f-6w6xr", "websa")
+ONE, WEBSA = Identity("cluster.local", "amb", "default"), Identity("cluster.local", "amb", "websa")
+L = (
+    'reporter="destination",source_workload="one",source_canonical_service="canon",source_canonical_revision="rev7",'
+    'source_workload_namespace="amb",source_principal="spiffe://cluster.local/ns/amb/sa/default",source_app="canon",'
+    'source_version="rev7",source_cluster="Kubernetes",destination_service="hl.amb.svc.cluster.local",'
+    'destination_service_namespace="amb",destination_service_name="hl",destination_workload="web",'
+    'destination_canonical_service="web",destination_canonical_revision="v3",destination_workload_namespace="amb",'
+    'destination_principal="spiffe://cluster.local/ns/amb/sa/websa",destination_app="web",destination_version="v3",'
+    'destination_cluster="Kubernetes",request_protocol="tcp",response_flags="FLAG",connection_security_policy="mutual_tls",'
+    'source_region="unknown",source_zone="unknown",destination_region="unknown",destination_zone="unknown"'
+)
+
+
+def inventory() -> Inventory:
+    known = Inventory()
+    known.apply(
+        [
+            Workload("K//Pod/amb/one", "one", "amb", (ip_address("10.244.1.5"),), canonical_name="canon",
+                     canonical_revision="rev7", workload_name="one"),
+            Workload("K//Pod/amb/web-97958b57f-6w6xr", "web-97958b57f-6w6xr", "amb", (ip_address("10.244.0.8"),),
+                     service_account="websa", canonical_name="web", canonical_revision="v3", workload_name="web"),
+            Workload("K//Pod/t/guaranteed", "guaranteed", "t", (ip_address("10.244.0.4"),), workload_name="guaranteed"),
+            Service("web", "amb", "web.amb.svc.cluster.local"),
+            Service("hl", "amb", "hl.amb.svc.cluster.local"),
+            Service("td", "amb", "td.amb.svc.cluster.local"),
+        ],
+        [],
+    )  # fmt: skip
+    return known
+
+
+OUTBOUND = ConnectionRecord(
+    7, "pod-uid", "outbound", "HBONE", (ip_address("10.244.1.5"), 41414), (ip_address("10.244.0.8"), 15008),
+    hbone_destination="10.244.0.8:8080", source_workload="K//Pod/amb/one", source_identity=ONE,
+    destination_workload="K//Pod/amb/web-97958b57f-6w6xr", destination_identity=WEBSA,
+    destination_service="amb/web.amb.svc.cluster.local", opened_unix_ns=1_700_000_000_123_456_789,
+)  # fmt: skip
+DENIED_PLAIN = ConnectionRecord(
+    8, "pod-uid", "inbound", "TCP", (ip_address("10.244.0.4"), 40392), (ip_address("10.244.0.8"), 8080),
+    source_workload="K//Pod/t/guaranteed", destination_workload="K//Pod/amb/web-97958b57f-6w6xr",
+    destination_service="amb/td.amb.svc.cluster.local", flag="DENY", policy="istio-system/istio_converted_static_strict",
+    error="connection closed due to policy rejection: explicitly denied by: istio-system/istio_converted_static_strict",
+)  # fmt: skip
+
+
+class World:
+    """Telemetry, and everything that it wrote."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.now = 0.0
+        self.flows = FlowFeed(lambda: self.now)
+        self.telemetry = Telemetry("n1", "", inventory(), self.flows, self.lines.append, {"pod-uid": POD}.get)
+
+    def close(self, record: ConnectionRecord, was_open: bool = True) -> None:
+        self.telemetry.hear(0, Closed(record, was_open))
+
+    def texts(self) -> list[list[str]]:
+        """The lines without their times."""
+        return [line.rstrip("\n").split("\t")[1:] for line in self.lines]
+
+    def metrics(self) -> list[str]:
+        return metrics.render(self.telemetry.families()).decode().splitlines()
+
+
+def test_access_log_lines_as_recorded() -> None:
+    world = World()
+    world.telemetry.hear(0, Opened(OUTBOUND))
+    world.close(replace(OUTBOUND, bytes_sent=76, bytes_received=229, duration_ns=1_900_000))
+    world.close(DENIED_PLAIN, was_open=False)
+    world.telemetry.hear(
+        0,
+        EarlyFailure(
+            "pod-uid", "inbound", (ip_address("10.244.1.6"), 52490), (ip_address("10.244.0.8"), 15008), "TLS_FAILURE",
+            'tls handshake error: "no certificate"',
+        ),
+    )  # fmt: skip
+    assert world.texts() == [
+        ["info", "access", "connection complete",
+         'src.addr=10.244.1.5:41414 src.workload="one" src.namespace="amb" '
+         'src.identity="spiffe://cluster.local/ns/amb/sa/default" src.cluster="Kubernetes" '
+         'dst.addr=10.244.0.8:15008 dst.hbone_addr=10.244.0.8:8080 '
+         'dst.service="web.amb.svc.cluster.local" dst.workload="web-97958b57f-6w6xr" dst.namespace="amb" '
+         'dst.identity="spiffe://cluster.local/ns/amb/sa/websa" dst.cluster="Kubernetes" direction="outbound" '
+         'bytes_sent=76 bytes_recv=229 duration="1ms"'],
+        ["error", "access", "connection complete",
+         'src.addr=10.244.0.4:40392 src.workload="guaranteed" src.namespace="t" src.cluster="Kubernetes" '
+         'dst.addr=10.244.0.8:8080 dst.service="td.amb.svc.cluster.local" dst.workload="web-97958b57f-6w6xr" '
+         'dst.namespace="amb" dst.cluster="Kubernetes" direction="inbound" bytes_sent=0 bytes_recv=0 duration="0ms" '
+         'error="connection closed due to policy rejection: explicitly denied by: istio-system/istio_converted_static_strict"'],
+        ["warn", "access", "connection failed",
+         'src.addr=10.244.1.6:52490 dst.addr=10.244.0.8:15008 direction="inbound" '
+         'error="tls handshake error: \\"no certificate\\""'],
+    ]  # fmt: skip
+
+
+def test_json_lines_levels_and_a_target_that_would_break_the_line() -> None:
+    world = World()
+    world.telemetry.as_json, world.telemetry.level = True, Level.DEBUG
+    record = replace(OUTBOUND, source=(ip_address("fd00::1"), 1), hbone_destination="evil\nhost: x:80")
+    world.telemetry.hear(0, Opened(record))
+    first = json.loads(world.lines[0])
+    assert list(first)[:6] == ["level", "time", "scope", "message", "src.addr", "src.workload"]
+    assert (first["level"], first["time"], first["src.addr"]) == ("debug", "2023-11-14T22:13:20.123456Z", "[fd00::1]:1")
+    world.telemetry.as_json = False
+    world.close(record)
+    assert world.lines[1].count("\n") == 1 and "dst.hbone_addr=evil?host:?x:80 " in world.lines[1]
+    world.telemetry.level = Level.OFF
+    world.close(DENIED_PLAIN, was_open=False)
+    assert len(world.lines) == 2
+
+
+def test_metrics_of_a_denied_connection_as_recorded() -> None:
+    world = World()
+    denied = replace(OUTBOUND, direction="inbound", destination_service="amb/hl.amb.svc.cluster.local", flag="DENY", error="no")
+    world.close(denied, was_open=False)
+    lines = world.metrics()
+    for name, flag, value in [
+        ("connections_opened", "-", 1), ("connections_closed", "DENY", 1), ("connections_failed", "DENY", 1),
+        ("received_bytes", "-", 0), ("sent_bytes", "-", 0),
+    ]:  # fmt: skip
+        found = [line for line in lines if line.startswith(f"istio_tcp_{name}_total")]
+        assert found == [f"istio_tcp_{name}_total{{{L.replace('FLAG', flag)}}} {value}"]
+    assert 'istio_tcp_sockets_open{reporter="destination"} 0' in lines and lines[-1] == "# EOF"
+    families = {family.name for family in text_string_to_metric_families("\n".join(lines) + "\n")}
+    assert "istio_tcp_connections_failed" in families
+
+
+def sample(world: World, name: str, **labels: str) -> float:
+    found = [
+        one.value
+        for family in text_string_to_metric_families("\n".join(world.metrics()) + "\n")
+        for one in family.samples
+        if one.name == name and labels.items() <= one.labels.items()
+    ]
+    return sum(found)
+
+
+def test_bytes_count_from_the_servers_viewpoint_while_the_connection_lives() -> None:
+    world = World()
+    world.telemetry.hear(0, Opened(OUTBOUND))
+    world.telemetry.hear(1, Opened(replace(OUTBOUND, direction="inbound")))
+    world.telemetry.hear(0, Progress([(7, 100, 10), (99, 5, 5)]))
+    world.telemetry.hear(0, Progress([(7, 150, 20)]))
+    assert sample(world, "istio_tcp_received_bytes_total", reporter="source") == 150
+    assert sample(world, "istio_tcp_sent_bytes_total", reporter="source") == 20
+    assert sample(world, "istio_tcp_sockets_open", reporter="source") == 1 and world.telemetry.open_connections == 2
+    world.close(replace(OUTBOUND, bytes_sent=175, bytes_received=25))
+    world.telemetry.hear(1, Closed(replace(OUTBOUND, direction="inbound", bytes_sent=1000, bytes_received=7), True))
+    assert sample(world, "istio_tcp_received_bytes_total", reporter="source") == 175
+    assert sample(world, "istio_tcp_sent_bytes_total", reporter="destination") == 1000
+    assert sample(world, "istio_tcp_sockets_open") == 0 and world.telemetry.open_connections == 0
+
+
+def test_a_dead_workers_connections_end_in_log_and_metrics() -> None:
+    world = World()
+    world.telemetry.hear(0, WorkerStatus({"open_connections": 1}))
+    world.telemetry.hear(0, Opened(OUTBOUND))
+    world.telemetry.hear(0, Progress([(7, 100, 10)]))
+    world.telemetry.hear(1, Opened(replace(OUTBOUND, number=7)))
+    assert sample(world, "weft_worker_open_connections") == 1
+    world.telemetry.worker_died(0)
+    assert world.telemetry.open_connections == 1 and sample(world, "istio_tcp_sockets_open") == 1
+    assert "bytes_sent=100 bytes_recv=10" in world.lines[0] and "the data worker that carried it ended" in world.lines[0]
+    assert sample(world, "weft_worker_open_connections") == 0
+
+
+def test_series_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_SERIES", 2)
+    world = World()
+    for uid in ("K//Pod/a/a", "K//Pod/a/b", "K//Pod/a/c"):
+        world.telemetry.hear(0, Opened(replace(OUTBOUND, source_workload=uid, source_identity=Identity("td", "a", uid[-1]))))
+    assert sample(world, "istio_tcp_connections_opened_total") == 2 and sample(world, "weft_metrics_overflow_total") == 1
+
+
+def flows_of(world: World, act: Any) -> list[Any]:
+    """What a reader that was there before `act` gets."""
+
+    async def run() -> list[Any]:
+        stream = world.flows.stream()
+        reading = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        act()
+        text = await reading
+        await stream.aclose()
+        assert not world.flows.has_readers
+        return [json.loads(line) for line in text.splitlines()]
+
+    return asyncio.run(run())
+
+
+def test_flows_name_what_happened() -> None:
+    world = World()
+
+    def act() -> None:
+        world.telemetry.hear(0, Opened(OUTBOUND))
+        world.close(DENIED_PLAIN, was_open=False)
+        world.close(replace(OUTBOUND, duration_ns=5_000_000, bytes_sent=3))
+        world.telemetry.hear(0, EarlyFailure(
+            "pod-uid", "inbound", (ip_address("10.244.1.5"), 1), (ip_address("10.244.0.8"), 15008), "TLS_FAILURE", "expired",
+        ))  # fmt: skip
+        world.close(replace(OUTBOUND, flag="CONNECT", error="http status: 503 Service Unavailable"), was_open=False)
+
+    flows = [json_format.ParseDict(one, flow_pb2.Flow()) for one in flows_of(world, act)]
+    verdicts = [flow_pb2.Verdict.Name(flow.verdict) for flow in flows]
+    assert verdicts == ["FORWARDED", "DROPPED", "FORWARDED", "DROPPED", "ERROR"]
+    assert (flows[0].l4.TCP.destination_port, flows[0].IP.destination, flows[0].IP.encrypted) == (8080, "10.244.0.8", True)
+    assert flows[0].destination_service.name == "web" and flows[0].node_name == "n1"
+    assert "istio_converted_static_strict" in flows[1].Summary and flows[1].source.pod_name == "guaranteed"
+    assert "3 bytes sent" in flows[2].Summary
+    assert (flows[3].source.pod_name, flows[3].destination.pod_name) == ("one", "web-97958b57f-6w6xr")
+    assert "no acceptable identity: expired" in flows[3].Summary
+    assert "http status: 503" in flows[4].Summary
+
+
+def test_a_slow_reader_loses_the_oldest_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_feed, "QUEUE_EVENTS", 3)
+    world = World()
+    denials = [replace(DENIED_PLAIN, source=(ip_address("10.244.0.4"), port)) for port in range(10)]
+    lines = flows_of(world, lambda: [world.close(record, was_open=False) for record in denials])
+    assert [line["l4"]["TCP"]["source_port"] for line in lines[:-1]] == [7, 8, 9]
+    assert lines[-1] == {"lost_events": {"source": "OBSERVER_EVENTS_QUEUE", "num_events_lost": "7"}} and world.flows.lost == 7
+    json_format.ParseDict(lines[-1]["lost_events"], flow_pb2.LostEvent())
+
+
+def test_a_flood_of_ordinary_connections_is_thinned_out_and_a_refusal_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_feed, "_BURST", 100.0)
+    world = World()
+    opened = Opened(OUTBOUND)
+
+    def act() -> None:
+        for _ in range(150):
+            world.telemetry.hear(0, opened)
+        world.close(DENIED_PLAIN, was_open=False)
+
+    async def run() -> list[Any]:
+        stream, lines = world.flows.stream(), []
+        reading = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        act()
+        lines += (await reading).splitlines()
+        while b'"DROPPED"' not in b"".join(lines):
+            lines += (await anext(stream)).splitlines()
+        await stream.aclose()
+        return lines
+
+    lines = asyncio.run(run())
+    opened_lines = [line for line in lines if b'"FORWARDED"' in line]
+    assert len(opened_lines) == 100 and world.flows.lost == 50 and b'"num_events_lost":"50"' in b"".join(lines)
+    world.now = 1.0
+    assert flows_of(world, lambda: [world.telemetry.hear(0, opened)])[0]["verdict"] == "FORWARDED"
