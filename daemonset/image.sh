@@ -42,6 +42,7 @@ fi
 say "weft $version"
 rm -rf "$folder/wheel" "$root/opt/weft" build/lib build/bdist.*
 .venv/bin/pip wheel -q --disable-pip-version-check --no-deps -w "$folder/wheel" .
+rm -rf build/lib build/bdist.*
 mkdir -p "$root/opt" "$root/tmp/weft"
 cp "$folder"/wheel/*.whl "$root/tmp/weft/"
 # How this machine finds names and whom it trusts is lent to pip in a mount namespace, and not part of the image.
@@ -74,5 +75,5 @@ rm "$folder/root.tar"
 oci config --env PATH=/opt/weft/bin:/usr/sbin:/usr/bin:/sbin:/bin --env PYTHONUNBUFFERED=1 --workingdir / --cmd weft \
     --label org.opencontainers.image.title=weft --label "org.opencontainers.image.version=$version" "$container"
 rm -f "$folder/weft.tar"
-oci commit -q "$container" "oci-archive:$folder/weft.tar:weft:$version" >/dev/null
+oci commit -q --disable-compression=false "$container" "oci-archive:$folder/weft.tar:weft:$version" >/dev/null
 say "$folder/weft.tar ($(du -h "$folder/weft.tar" | cut -f1)): weft:$version"

@@ -12,6 +12,7 @@ inside() {
         mount -t proc proc "$root/proc"
         mount --rbind /sys "$root/sys"
         mount --rbind /dev "$root/dev"
+        mount -t bpf bpf "$root/mnt"
         exec chroot "$root" /usr/bin/env -i PATH=/opt/weft/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
     ' sh "$root" "$@"
 }
@@ -42,3 +43,15 @@ for process in agent ztunnel control; do
     inside /opt/weft/bin/python -m "$process" --help >/dev/null
     echo "$process --help"
 done
+say "proof: eBPF, with the kernel headers of the root, on the running kernel"
+mount_point=$(sed -n 's/^[^ ]* \([^ ]*\) cgroup2 .*/\1/p' /proc/self/mounts | head -n 1)
+[ -n "$mount_point" ] || { echo "prove.sh: no cgroup v2 is mounted" >&2; exit 1; }
+cgroup=$mount_point/weft-prove-$$
+mkdir "$cgroup"
+trap 'rmdir "$cgroup"' EXIT
+# The bpffs is this one command's own: with its mount namespace go the pins, and with them the programs.
+inside /bin/sh -ec '
+    ! ls -d "/lib/modules/$(uname -r)/build" 2>/dev/null
+    /opt/weft/bin/python -m bpf.loader --bpffs /mnt --cgroup "$1"
+    ls /mnt/programs
+' sh "$cgroup"
