@@ -66,6 +66,7 @@ class Reason(IntEnum):
     MPTCP = 17
     EVENTS_LOST = 18
     EVENTS_LIMITED = 19
+    STRAY = 20
 
 
 class AddressBytes(ct.Structure):

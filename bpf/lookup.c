@@ -37,12 +37,17 @@ static inline void flow_of(struct bpf_sk_lookup *ctx, struct flow *flow) {
     flow->destination.port = ctx->local_port;
 }
 
+static inline int drop_stray(void) {
+    count(REASON_STRAY);
+    return SK_DROP;
+}
+
 /* The newest proxy's listener takes the connection, whatever else may share its port. */
-static inline int hand_over(struct bpf_sk_lookup *ctx, u64 netns, u32 port, const struct flow *flow) {
+static inline int hand_over(struct bpf_sk_lookup *ctx, u64 netns, u32 port, const struct flow *flow, int stray) {
     struct listener_key key = {.netns = netns, .port = port};
     struct bpf_sock *listener = listeners.lookup(&key);
     if (!listener)
-        return drop(REASON_NO_LISTENER, netns, flow);
+        return stray ? drop_stray() : drop(REASON_NO_LISTENER, netns, flow);
     long failed = bpf_sk_assign((void *)ctx, (void *)listener, BPF_SK_LOOKUP_F_NO_REUSEPORT);
     bpf_sk_release(listener);
     return failed ? drop(REASON_NO_STEER, netns, flow) : SK_PASS;
@@ -53,10 +58,19 @@ static inline int take_outbound(struct bpf_sk_lookup *ctx, u64 netns, struct flo
     struct local_key key = {.netns = netns};
     key.local = flow->source;
     struct origin *origin = origins.lookup(&key);
-    if (!origin)
-        return drop(REASON_DIRECT, netns, flow);
+    if (!origin) {
+        int stray = is_owned(&flow->source.address, netns) && !bypass.lookup(flow);
+        return stray ? drop_stray() : drop(REASON_DIRECT, netns, flow);
+    }
     flow->destination = origin->destination; /* for the event */
-    return hand_over(ctx, netns, PORT_OUTBOUND, flow);
+    return hand_over(ctx, netns, PORT_OUTBOUND, flow, 0);
+}
+
+static inline int take_inbound(struct bpf_sk_lookup *ctx, u64 netns, struct flow *flow) {
+    int verdict = hand_over(ctx, netns, PORT_INBOUND, flow, is_owned(&flow->source.address, netns));
+    if (verdict == SK_PASS)
+        count(REASON_STEERED);
+    return verdict;
 }
 
 int weft_lookup(struct bpf_sk_lookup *ctx) {
@@ -77,8 +91,5 @@ int weft_lookup(struct bpf_sk_lookup *ctx) {
         return SK_PASS;
     if (!netns)
         return drop(REASON_NO_POD, 0, &flow);
-    int verdict = hand_over(ctx, netns, PORT_INBOUND, &flow);
-    if (verdict == SK_PASS)
-        count(REASON_STEERED);
-    return verdict;
+    return take_inbound(ctx, netns, &flow);
 }

@@ -1,6 +1,7 @@
 /* What sockets say of themselves: getpeername tells the app whom it dialled, SO_ORIGINAL_DST tells the proxy. */
 #include "address.h"
 
+#define PAGE 4096
 #define LEVEL_IP4 0
 #define LEVEL_IP6 41
 #define ORIGINAL_DST 80 /* SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST */
@@ -55,6 +56,8 @@ struct answer6 { /* sockaddr_in6 */
 
 /* Runs after the kernel's own answer, which is an error: nothing was translated. */
 int weft_getsockopt(struct bpf_sockopt *ctx) {
+    if (ctx->optlen > PAGE) /* a program sees one page; older kernels fail what is longer unless told to pass it on */
+        ctx->optlen = 0;
     if (ctx->optname != ORIGINAL_DST || (ctx->level != LEVEL_IP4 && ctx->level != LEVEL_IP6))
         return 1;
     struct tag *tag = tag_of(ctx->sk, ROLE_ACCEPTED);

@@ -22,9 +22,8 @@
 #define ROLE_HOST 4     /* dialled by an exempt process of the node itself */
 
 #define TRACE_ORIGIN 1 /* in `origins` under this socket's address */
-#define TRACE_BYPASS 2 /* in `bypass` under this socket's addresses */
-#define TRACE_LIVE4 4  /* counted in `usage` as a captured IPv4 connection */
-#define TRACE_LIVE6 8  /* counted in `usage` as a captured IPv6 connection */
+#define TRACE_LIVE4 2  /* counted in `usage` as a captured IPv4 connection */
+#define TRACE_LIVE6 4  /* counted in `usage` as a captured IPv6 connection */
 
 #define POD_CAPTURE 1 /* connections are captured; without it the pod only registers listeners */
 
@@ -59,7 +58,8 @@ enum reason {
     REASON_MPTCP = 17,          /* MPTCP sockets not made, so that programs fall back to TCP */
     REASON_EVENTS_LOST = 18,    /* the ring buffer was full */
     REASON_EVENTS_LIMITED = 19, /* over EVENTS_PER_SECOND */
-    REASONS = 20,
+    REASON_STRAY = 20,          /* refused: a late packet of a connection inside a pod that is over */
+    REASONS = 21,
 };
 
 struct address {

@@ -171,8 +171,8 @@ class World:
         return _with_timeout(self.at(where, work))
 
     def dial(self, where: Where, address: str, port: int, **options: Any) -> socket.socket:
-        """A connected socket (see `dialled` for the options)."""
-        return _with_timeout(self.at(where, lambda: dialled(address, port, **options)))
+        """A connected socket (see `connected` for the options)."""
+        return _with_timeout(self.at(where, lambda: connected(address, port, **options)))
 
     def proxy_listener(self, pod: str, port: int) -> socket.socket:
         """A listener as the proxy opens it in a pod."""
@@ -205,7 +205,7 @@ class World:
         return found
 
 
-def dialled(
+def connected(
     address: str,
     port: int,
     mark: int = 0,
@@ -290,6 +290,12 @@ def world(_world: World) -> Iterator[World]:
     finally:
         for name in list(_world.before):
             _world.withdraw(name)
+
+
+@pytest.fixture
+def dialled() -> Callable[..., socket.socket]:
+    """`connected`, for work that a test times inside the process that does it."""
+    return connected
 
 
 @pytest.fixture

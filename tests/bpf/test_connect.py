@@ -1,5 +1,6 @@
 """Outbound: what is captured, what the two ends learn, what is left alone, and what is refused."""
 
+import ctypes
 import errno
 import socket
 import struct
@@ -47,6 +48,20 @@ def test_both_ends_learn_the_truth(world: Any, outbound: socket.socket, dialled:
     assert refused.value.errno in (errno.ENOPROTOOPT, errno.ENOENT)  # without and with connection tracking
     accepted.sendall(b"hello")
     assert client.recv(8) == b"hello"
+
+
+def test_long_answers_of_other_options_pass(world: Any, outbound: socket.socket) -> None:
+    def work() -> tuple[int, int]:
+        libc = ctypes.CDLL(None, use_errno=True)
+        size = ctypes.c_uint32(8192)
+        buffer = ctypes.create_string_buffer(size.value)
+        with socket.socket() as sock:
+            result = libc.getsockopt(sock.fileno(), socket.IPPROTO_TCP, socket.TCP_INFO, buffer, ctypes.byref(size))
+        return result, size.value
+
+    result, size = world.at(world.pods["a"].where, work)
+    assert result == 0
+    assert 100 < size < 8192
 
 
 @FAMILIES

@@ -126,3 +126,46 @@ def test_events_are_limited_and_the_rest_counted(world: Any) -> None:
     assert counted["no_listener"] == 3000
     told = len(world.events(until=lambda events: len(events) >= 3000, timeout=0.3))
     assert told + counted.get("events_limited", 0) + counted.get("events_lost", 0) == 3000
+
+
+def test_a_crowd_leaves_nothing(world: Any, outbound: socket.socket) -> None:
+    """Four processes dial at once, close in every way there is, and some never wait for an answer."""
+
+    def dial_many() -> int:
+        for number in range(300):
+            sock = socket.socket(socket.AF_INET6 if number % 3 == 0 else socket.AF_INET)
+            sock.settimeout(5)
+            sock.connect(("2001:db8::7" if number % 3 == 0 else "10.9.8.7", 80))
+            try:
+                sock.sendall(b"x")
+                if number % 2:
+                    sock.recv(1)
+            except ConnectionError:
+                pass  # the proxy closes without having read: a reset
+            if number % 5 == 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()
+        return 300
+
+    def accept_many() -> int:
+        taken = 0
+        while True:
+            try:
+                accepted = outbound.accept()[0]
+            except TimeoutError:
+                return taken
+            taken += world.tag(accepted) is not None
+            accepted.close()
+
+    outbound.settimeout(1)
+    before = world.redirect.counters()
+    proxies = [world.begin(("a", "proxy"), accept_many) for _ in range(2)]
+    apps = [world.begin(world.pods["a"].where, dial_many) for _ in range(4)]
+    assert [app() for app in apps] == [300] * 4
+    assert sum(proxy() for proxy in proxies) <= 1200
+    counted = world.counted(before)
+    counted.pop("stray", None)  # resets that crossed on the way
+    assert counted == {"captured": 1200}
+    assert world.events(timeout=0.1) == []
+    assert left_over(world) == 0
+    assert usage_of(world, "a") == (0, 0, 0)
