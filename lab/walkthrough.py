@@ -6,6 +6,7 @@ saw. The lab stays up afterwards.
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -145,11 +146,13 @@ def encrypted(folder: Path) -> str:
 def source_address(_: Path) -> str:
     """nginx sees the address of the pod that asked."""
     clients = tuple(f"client={address}:" for address in pods()["shop/browser"]["addresses"])
-    done(inside("shop/browser", *WEB))
+    mark = f"asked-{secrets.token_hex(4)}"  # of this very request, not of one without the mesh
+    done(inside("shop/browser", *WEB[:-1], f"{WEB[-1]}?{mark}"))
     line = awaited(
-        f"a line of nginx with one of {clients}",
-        lambda: next((x for x in weft("lab", "logs", "shop/web").stdout.splitlines() if any(c in x for c in clients)), ""),
+        f"a line of nginx with {mark}",
+        lambda: next((line for line in weft("lab", "logs", "shop/web").stdout.splitlines() if mark in line), ""),
     )
+    require(line.startswith(clients), f"nginx saw another client than {clients}: {line}")
     return f"nginx logged: {line}"
 
 
