@@ -288,7 +288,7 @@ def _http(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _path(http: Any) -> str | None:
     try:
-        return urlsplit(http.url).path
+        return str(urlsplit(http.url).path)
     except ValueError:
         return None
 

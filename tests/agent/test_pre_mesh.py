@@ -1,0 +1,123 @@
+"""Connections older than their pod's enrolment: kept and shown, until a policy that denies plain text closes them."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from mesh.policy import Action, Match, Policy, Scope, StringMatch
+from mesh.proto import flow_pb2
+from mesh.workload import TunnelProtocol, Workload
+from tests.agent.node import Node, read_line, wait_until
+from tests.agent.scripted_control import ADDRESS, ScriptedControl
+
+pytestmark = pytest.mark.kernel
+
+STRICT_KEY = "istio-system/istio_converted_static_strict"
+STRICT = Policy(
+    "istio-system",
+    "istio_converted_static_strict",
+    Scope.WORKLOAD_SELECTOR,
+    Action.DENY,
+    (((Match(not_principals=(StringMatch("presence"),)),),),),
+)
+
+
+def workload(name: str, *addresses: str, **changes: Any) -> Workload:
+    return Workload(
+        uid=f"Kubernetes//Pod/demo/pod-{name}",
+        name=f"pod-{name}",
+        namespace="demo",
+        addresses=tuple(map(ip_address, addresses)),
+        protocol=TunnelProtocol.HBONE,
+        service_account=name,
+        workload_name=f"pod-{name}",
+        **changes,
+    )
+
+
+@contextmanager
+def conversation(node: Node, server: str, client: str, address: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A connection between two pods, or the node and a pod: the client prints `open`, and what the server's end came to."""
+    serve = (
+        "import socket\ns=socket.create_server(('::',8080),family=socket.AF_INET6,dualstack_ipv6=True)\n"
+        "print('ready',flush=True)\nheld=[]\nwhile True:\n c,_=s.accept(); c.sendall(b'x'); held.append(c)"
+    )
+    dial = (
+        "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),3)\ns.recv(1); s.settimeout(None)\n"
+        "print('open',flush=True)\n"
+        "try: print('closed' if not s.recv(1) else 'data',flush=True)\nexcept OSError as e: print(type(e).__name__,flush=True)"
+    )
+    serving = node.start(server, f"pods/{server}", sys.executable, "-c", serve, stdout=subprocess.PIPE)
+    assert read_line(serving) == "ready"
+    where = "host" if client == "node" else f"pods/{client}"
+    dialling = node.start(client, where, sys.executable, "-c", dial, address, stdout=subprocess.PIPE)
+    assert read_line(dialling) == "open"
+    try:
+        yield dialling
+    finally:
+        for process in (dialling, serving):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def control(node: Node, authority: Any) -> Iterator[ScriptedControl]:
+    made = ScriptedControl(node, authority)
+    yield made
+    made.stop()
+
+
+def pre_mesh(node: Node) -> list[flow_pb2.Flow]:
+    return [flow for flow in node.flows() if "pre-mesh" in flow.Summary]
+
+
+def test_kept_while_plain_text_is_allowed_closed_once_it_is_not(node: Node, control: ScriptedControl) -> None:
+    web = workload("a", "10.214.0.2", "fd14::2")
+    control.put(web, workload("b", "10.214.0.3", "fd14::3"))
+    agent = node.start_agent("--control", ADDRESS)
+    node.start_proxy()
+    with conversation(node, "a", "b", "10.214.0.2") as old, conversation_from_host(node) as probe:
+        node.enrol("a")
+        wait_until(lambda: len(pre_mesh(node)) >= 2, "the old connections to be shown")
+        kept = next(flow for flow in pre_mesh(node) if flow.source.pod_name == "pod-b")
+        assert (kept.verdict, kept.traffic_direction) == (flow_pb2.FORWARDED, flow_pb2.INGRESS)
+        assert kept.destination.pod_name == "pod-a" and kept.l4.TCP.destination_port == 8080
+        assert any("reserved:host" in flow.source.labels for flow in pre_mesh(node))
+        # A restart of the agent still knows which connections are older.
+        node.stop_agent(agent)
+        node.start_agent("--control", ADDRESS)
+        strict = workload(
+            "a",
+            "10.214.0.2",
+            "fd14::2",
+            authorization_policies=(STRICT_KEY,),
+            policy_sources={STRICT_KEY: "PeerAuthentication demo/default"},
+        )
+        control.put(strict, STRICT)
+        assert read_line(old) in ("ConnectionResetError", "closed")
+        assert probe.poll() is None
+        denied = wait_until(lambda: [flow for flow in pre_mesh(node) if flow.verdict == flow_pb2.DROPPED], "the denial")
+        assert len(denied) == 1 and denied[0].drop_reason_desc == flow_pb2.UNENCRYPTED_TRAFFIC
+        assert f"denied to plain text by PeerAuthentication demo/default (policy {STRICT_KEY})" in denied[0].Summary
+        assert node.status().control.resources == 3 and node.status().control.connected
+
+
+@contextmanager
+def conversation_from_host(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of the node itself, connected to pod a's server that another conversation started."""
+    dial = (
+        "import socket\ns=socket.create_connection(('10.214.0.2',8080),3)\ns.recv(1); s.settimeout(None)\n"
+        "print('open',flush=True); s.recv(1)"
+    )
+    process = node.start("node", "host", sys.executable, "-c", dial, stdout=subprocess.PIPE)
+    assert read_line(process) == "open"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
