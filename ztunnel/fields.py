@@ -60,7 +60,7 @@ class FieldReader:
         except OversizedHeaderListError as error:
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "header list far beyond its bounds") from error
         except (HPACKError, IndexError, ValueError) as error:
-            raise ProtocolError(Code.COMPRESSION_ERROR, f"header block: {error}") from error
+            raise ProtocolError(Code.COMPRESSION_ERROR, "header block does not decode") from error
 
 
 def list_bytes(fields: Fields) -> int:

@@ -204,8 +204,8 @@ class Connection(Intake):
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"RST_STREAM on idle stream {sid}")
             self._spend(self._resets, "resets")
             return
-        if self.server and not stream.answered:
-            self._spend(self._resets, "resets before an answer")
+        if self.server and stream.receive_window == frames.STREAM_WINDOW:
+            self._spend(self._resets, "resets of streams that carried nothing")
         self._drop(stream)
         stream.peer_reset(code)
 

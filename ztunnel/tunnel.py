@@ -176,14 +176,17 @@ class Tunnel:
     # --- sending
 
     def flush(self) -> None:
-        """Write all small frames."""
+        """Write all small frames, and close when nothing is left to do."""
+        self._write_small()
+        if self.http.finished and self.open and not self.queued:
+            self.close("-", "")
+
+    def _write_small(self) -> None:
         out = self.http.out
         if out and self.established and self.open:
             self._tls.write(out)
             self.http.out = bytearray()
             self._push()
-        if self.http.finished and self.open and not self.queued:
-            self.close("-", "")
 
     def send_small(self, data: memoryview) -> None:
         """Add a small DATA frame to this turn's write."""
@@ -191,7 +194,7 @@ class Tunnel:
         out += data
         self.loop.dirty[self] = None
         if len(out) > _SMALL_BYTES:
-            self.flush()
+            self._write_small()
 
     def send_large(self, data: memoryview) -> None:
         """Write a DATA frame now, behind what is there."""
@@ -268,7 +271,7 @@ class Tunnel:
         """Keep the connection alive, or give it up."""
         if self.established and not self.http.tick(now):
             self.http.fail(Code.NO_ERROR)
-            self.flush()
+            self._write_small()
             self.close("-", "h2 failed: keep-alive timed out")
         elif self.http.out:
             self.loop.dirty[self] = None
@@ -282,13 +285,13 @@ class Tunnel:
         """Say GOAWAY and close, with all its streams."""
         if self.established and self.open:
             self.http.fail(Code.NO_ERROR)
-            self.flush()
+            self._write_small()
         self.close("-", error)
 
     def fail(self, error: ProtocolError) -> None:
         """The peer broke the protocol: say so and close."""
         self.http.fail(error.code)
-        self.flush()
+        self._write_small()
         self.close("-" if self.http.ready else "H2_HANDSHAKE_FAILURE", f"h2 failed: {error}")
 
     def crashed(self, error: Exception) -> None:

@@ -275,60 +275,71 @@ def test_goaway_refuses_the_streams_that_it_did_not_reach() -> None:
 # --- a hostile peer
 
 HostileCase = tuple[str, bytes, Code]
-START = frame(HEADERS, END_HEADERS, 1, BLOCK)
 EMPTY_FRAGMENT = frame(CONTINUATION, 0, 1)
-HOSTILE: list[HostileCase] = [
-    ("oversized DATA", START + frame(DATA, 0, 1, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
-    ("oversized unknown frame", frame(0xBB, 0, 0, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
-    ("oversized HEADERS", frame(HEADERS, END_HEADERS, 1, bytes((64 << 10) + 1)), Code.ENHANCE_YOUR_CALM),
-    ("CONTINUATION flood", frame(HEADERS, 0, 1, BLOCK) + EMPTY_FRAGMENT * 20, Code.ENHANCE_YOUR_CALM),
-    ("CONTINUATION bytes", frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1, bytes(40000)) * 2, Code.ENHANCE_YOUR_CALM),
-    (
-        "header bomb",
-        frame(HEADERS, END_HEADERS, 1, b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 9000),
-        Code.ENHANCE_YOUR_CALM,
-    ),
-    ("bad HPACK", frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff\xff\xff"), Code.COMPRESSION_ERROR),
-    ("window overflow", window_update(0, 2**31 - 1), Code.FLOW_CONTROL_ERROR),
-    ("stream window overflow", START + window_update(1, 2**31 - 1), Code.FLOW_CONTROL_ERROR),
-    ("window update of 0", window_update(0, 0), Code.PROTOCOL_ERROR),
-    ("stream overflow", START + frame(DATA, 0, 1, bytes(1 << 20)) * 5, Code.FLOW_CONTROL_ERROR),
-    (
-        "settings overflow",
-        START + window_update(1, 2**31 - 1 - (4 << 20)) + frames.settings([(4, 2**31 - 1)]),
-        Code.FLOW_CONTROL_ERROR,
-    ),
-    ("SETTINGS flood", frames.settings([(3, 1)]) * 300, Code.ENHANCE_YOUR_CALM),
-    ("PING flood", frame(PING, 0, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
-    ("PING ack flood", frame(PING, ACK, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
-    ("PRIORITY flood", frame(PRIORITY, 0, 1, bytes(5)) * 300, Code.ENHANCE_YOUR_CALM),
-    ("unknown flood", frame(0xBB, 0, 0) * 300, Code.ENHANCE_YOUR_CALM),
-    ("GOAWAY flood", frame(GOAWAY, 0, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
-    ("empty DATA flood", START + frame(DATA, 0, 1) * 200, Code.ENHANCE_YOUR_CALM),
-    ("padding-only DATA flood", START + frame(DATA, PADDED, 1, b"\0") * 200, Code.ENHANCE_YOUR_CALM),
-    ("WINDOW_UPDATE flood", window_update(0, 1) * 5000, Code.ENHANCE_YOUR_CALM),
-    ("stream id 0", frame(HEADERS, END_HEADERS, 0, BLOCK), Code.PROTOCOL_ERROR),
-    ("even stream id", frame(HEADERS, END_HEADERS, 2, BLOCK), Code.PROTOCOL_ERROR),
-    ("stream id going back", frame(HEADERS, END_HEADERS, 5, BLOCK) + frame(HEADERS, END_HEADERS, 3, BLOCK), Code.STREAM_CLOSED),
-    ("DATA on idle stream", frame(DATA, 0, 1, b"x"), Code.PROTOCOL_ERROR),
-    ("DATA on stream 0", frame(DATA, 0, 0, b"x"), Code.PROTOCOL_ERROR),
-    ("RST_STREAM on idle stream", frames.rst_stream(7, 0), Code.PROTOCOL_ERROR),
-    ("WINDOW_UPDATE on idle stream", window_update(7, 1), Code.PROTOCOL_ERROR),
-    ("DATA after END_STREAM", START + frame(DATA, END_STREAM, 1) + frame(DATA, 0, 1, b"x"), Code.STREAM_CLOSED),
-    ("second HEADERS", START + START, Code.PROTOCOL_ERROR),
-    ("interrupted headers", frame(HEADERS, 0, 1, BLOCK) + frame(PING, 0, 0, bytes(8)), Code.PROTOCOL_ERROR),
-    ("CONTINUATION alone", frame(CONTINUATION, END_HEADERS, 1, BLOCK), Code.PROTOCOL_ERROR),
-    ("PUSH_PROMISE", frame(PUSH_PROMISE, 0, 1, bytes(4)), Code.PROTOCOL_ERROR),
-    ("short PING", frame(PING, 0, 0, bytes(7)), Code.FRAME_SIZE_ERROR),
-    ("short RST_STREAM", START + frame(RST_STREAM, 0, 1, bytes(3)), Code.FRAME_SIZE_ERROR),
-    ("long WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, bytes(5)), Code.FRAME_SIZE_ERROR),
-    ("short GOAWAY", frame(GOAWAY, 0, 0, bytes(7)), Code.FRAME_SIZE_ERROR),
-    ("huge SETTINGS", frame(SETTINGS, 0, 0, bytes(6 * 100)), Code.ENHANCE_YOUR_CALM),
-    ("SETTINGS ack with payload", frame(SETTINGS, ACK, 0, bytes(6)), Code.FRAME_SIZE_ERROR),
-    ("SETTINGS on a stream", frame(SETTINGS, 0, 1), Code.PROTOCOL_ERROR),
-    ("padding too long", START + frame(DATA, PADDED, 1, b"\x09abc"), Code.PROTOCOL_ERROR),
-    ("padded without length", START + frame(DATA, PADDED, 1), Code.FRAME_SIZE_ERROR),
-]
+
+
+def hostile(block: bytes) -> list[HostileCase]:
+    """Attacks by name, with the code that ends them; `block` is a request that the server accepts."""
+    start = frame(HEADERS, END_HEADERS, 1, block)
+    return [
+        ("oversized DATA", start + frame(DATA, 0, 1, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
+        ("oversized unknown frame", frame(0xBB, 0, 0, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
+        ("oversized HEADERS", frame(HEADERS, END_HEADERS, 1, bytes((64 << 10) + 1)), Code.ENHANCE_YOUR_CALM),
+        ("CONTINUATION flood", frame(HEADERS, 0, 1, block) + EMPTY_FRAGMENT * 20, Code.ENHANCE_YOUR_CALM),
+        ("CONTINUATION bytes", frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1, bytes(40000)) * 2, Code.ENHANCE_YOUR_CALM),
+        (
+            "header bomb",
+            frame(HEADERS, END_HEADERS, 1, b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 9000),
+            Code.ENHANCE_YOUR_CALM,
+        ),
+        ("bad HPACK", frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff\xff\xff"), Code.COMPRESSION_ERROR),
+        ("window overflow", window_update(0, 2**31 - 1), Code.FLOW_CONTROL_ERROR),
+        ("stream window overflow", start + window_update(1, 2**31 - 1), Code.FLOW_CONTROL_ERROR),
+        ("window update of 0", window_update(0, 0), Code.PROTOCOL_ERROR),
+        ("stream overflow", start + frame(DATA, 0, 1, bytes(1 << 20)) * 5, Code.FLOW_CONTROL_ERROR),
+        (
+            "settings overflow",
+            start + window_update(1, 2**31 - 1 - (4 << 20)) + frames.settings([(4, 2**31 - 1)]),
+            Code.FLOW_CONTROL_ERROR,
+        ),
+        ("SETTINGS flood", frames.settings([(3, 1)]) * 300, Code.ENHANCE_YOUR_CALM),
+        ("PING flood", frame(PING, 0, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
+        ("PING ack flood", frame(PING, ACK, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
+        ("PRIORITY flood", frame(PRIORITY, 0, 1, bytes(5)) * 300, Code.ENHANCE_YOUR_CALM),
+        ("unknown flood", frame(0xBB, 0, 0) * 300, Code.ENHANCE_YOUR_CALM),
+        ("GOAWAY flood", frame(GOAWAY, 0, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
+        ("empty DATA flood", start + frame(DATA, 0, 1) * 200, Code.ENHANCE_YOUR_CALM),
+        ("padding-only DATA flood", start + frame(DATA, PADDED, 1, b"\0") * 200, Code.ENHANCE_YOUR_CALM),
+        ("WINDOW_UPDATE flood", window_update(0, 1) * 5000, Code.ENHANCE_YOUR_CALM),
+        ("stream id 0", frame(HEADERS, END_HEADERS, 0, block), Code.PROTOCOL_ERROR),
+        ("even stream id", frame(HEADERS, END_HEADERS, 2, block), Code.PROTOCOL_ERROR),
+        (
+            "stream id going back",
+            frame(HEADERS, END_HEADERS, 5, block) + frame(HEADERS, END_HEADERS, 3, block),
+            Code.STREAM_CLOSED,
+        ),
+        ("DATA on idle stream", frame(DATA, 0, 1, b"x"), Code.PROTOCOL_ERROR),
+        ("DATA on stream 0", frame(DATA, 0, 0, b"x"), Code.PROTOCOL_ERROR),
+        ("RST_STREAM on idle stream", frames.rst_stream(7, 0), Code.PROTOCOL_ERROR),
+        ("WINDOW_UPDATE on idle stream", window_update(7, 1), Code.PROTOCOL_ERROR),
+        ("DATA after END_STREAM", start + frame(DATA, END_STREAM, 1) + frame(DATA, 0, 1, b"x"), Code.STREAM_CLOSED),
+        ("second HEADERS", start + start, Code.PROTOCOL_ERROR),
+        ("interrupted headers", frame(HEADERS, 0, 1, block) + frame(PING, 0, 0, bytes(8)), Code.PROTOCOL_ERROR),
+        ("CONTINUATION alone", frame(CONTINUATION, END_HEADERS, 1, block), Code.PROTOCOL_ERROR),
+        ("PUSH_PROMISE", frame(PUSH_PROMISE, 0, 1, bytes(4)), Code.PROTOCOL_ERROR),
+        ("short PING", frame(PING, 0, 0, bytes(7)), Code.FRAME_SIZE_ERROR),
+        ("short RST_STREAM", start + frame(RST_STREAM, 0, 1, bytes(3)), Code.FRAME_SIZE_ERROR),
+        ("long WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, bytes(5)), Code.FRAME_SIZE_ERROR),
+        ("short GOAWAY", frame(GOAWAY, 0, 0, bytes(7)), Code.FRAME_SIZE_ERROR),
+        ("huge SETTINGS", frame(SETTINGS, 0, 0, bytes(6 * 100)), Code.ENHANCE_YOUR_CALM),
+        ("SETTINGS ack with payload", frame(SETTINGS, ACK, 0, bytes(6)), Code.FRAME_SIZE_ERROR),
+        ("SETTINGS on a stream", frame(SETTINGS, 0, 1), Code.PROTOCOL_ERROR),
+        ("padding too long", start + frame(DATA, PADDED, 1, b"\x09abc"), Code.PROTOCOL_ERROR),
+        ("padded without length", start + frame(DATA, PADDED, 1), Code.FRAME_SIZE_ERROR),
+    ]
+
+
+HOSTILE = hostile(BLOCK)
 
 
 @pytest.mark.parametrize(("attack", "code"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])

@@ -25,7 +25,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mesh.identity import Identity
 from mesh.workload import NetworkAddress, Service, TunnelProtocol, Workload
 from wire.netns import entered, open_home
-from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, EarlyFailure, SetCertificate, UpdateInventory
+from ztunnel.channel import (
+    AddPod,
+    Closed,
+    Configure,
+    ConnectionRecord,
+    Connections,
+    EarlyFailure,
+    PodAdded,
+    QueryConnections,
+    SetCertificate,
+    UpdateInventory,
+)
 from ztunnel.framing import FrameReader, FrameWriter, receive
 from ztunnel.pod_sockets import open_pod_sockets
 
@@ -142,14 +153,27 @@ class WorkerProcess:
     def wait_for(self, kind: type[_T], accept: Callable[[_T], bool] = lambda _: True, timeout_s: float = 15) -> _T:
         """The first message of a kind that is accepted, of those said before too; it is taken away."""
         until = time.monotonic() + timeout_s
+        looked_at = 0
         while True:
-            for place, message in enumerate(self.heard):
+            for place in range(looked_at, len(self.heard)):
+                message = self.heard[place]
                 if isinstance(message, kind) and accept(message):
                     return self.heard.pop(place)
+            looked_at = len(self.heard)
             left = until - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"no {kind.__name__}; heard {self.heard[-20:]}")
             self.listen(left)
+
+    def settle(self) -> None:
+        """Wait until nothing is open any more, and forget all that was said."""
+        until = time.monotonic() + 15
+        while True:
+            self.tell(QueryConnections(-1))
+            if not self.wait_for(Connections, lambda answer: answer.number == -1).records:
+                break
+            assert time.monotonic() < until, "connections stay open"
+        self.heard.clear()
 
     def closed(self, accept: Callable[[ConnectionRecord], bool] = lambda _: True) -> ConnectionRecord:
         """The record of the next connection that ends."""
@@ -222,8 +246,6 @@ class PodWorld:
         self.add_pod()
 
     def add_pod(self) -> None:
-        from ztunnel.channel import PodAdded
-
         sockets = open_pod_sockets(self.fd, self.home_fd, mark=0x539)
         self.worker.tell(AddPod(self.name, "shop", self.name, self.name), sockets.fds())
         sockets.close()
@@ -244,10 +266,16 @@ class PodWorld:
         sock.listen(1024)
         return sock
 
-    def connect(self, address: str, port: int) -> socket.socket:
-        """An application that connects."""
+    def connect(self, address: str, port: int, mark: int = 0) -> socket.socket:
+        """An application that connects; the proxy's mark takes it past the redirect, as an attacker with NET_RAW may."""
         sock = self.make_socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-        sock.connect((address, port))
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        try:
+            sock.connect((address, port))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def close(self) -> None:
@@ -311,6 +339,16 @@ def world(name: str) -> Iterator[World]:
         yield made
     finally:
         made.close()
+
+
+def assert_reset(connect: Callable[[], socket.socket]) -> None:
+    """The connection is reset: while it is made, or when it is read."""
+    try:
+        with connect() as sock:
+            data = sock.recv(1)
+    except ConnectionResetError:
+        return
+    raise AssertionError(f"not reset, but {data!r}")
 
 
 def run(*command: str, text: str = "") -> None:

@@ -1,0 +1,182 @@
+"""A pod with a valid certificate attacks its neighbour's proxy: it loses its connection, and nobody else notices."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ztunnel.test_http2 import hostile
+from tests.ztunnel.world import CLIENT, VIP, World, world
+from ztunnel import frames
+from ztunnel.channel import Closed, EarlyFailure
+from ztunnel.fields import literal
+from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Code, frame
+from ztunnel.tls import Credentials
+
+pytestmark = pytest.mark.kernel
+
+
+def request(authority: str) -> bytes:
+    return literal(b":method", b"CONNECT") + literal(b":authority", authority.encode())
+
+
+ACCEPTED = request("10.198.0.2:8080")
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[World]:
+    with world("hostile") as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def good(mesh: World) -> Iterator[None]:
+    """A client with a standing connection and a new one every moment: none may fail while the test runs."""
+    stop, failures = threading.Event(), []
+    listener = mesh.server.listen(8080)
+
+    def serve(server: socket.socket) -> None:
+        try:
+            with server:
+                while data := server.recv(100):
+                    server.sendall(data)
+        except OSError:
+            pass  # an attacker's stream
+
+    def accept() -> None:
+        while True:
+            try:
+                server, _ = listener.accept()
+            except OSError:
+                return
+            server.settimeout(20)
+            threading.Thread(target=serve, args=(server,), daemon=True).start()
+
+    def ask() -> None:
+        try:
+            with mesh.client.connect(VIP, 80) as standing:
+                while not stop.wait(0.005):
+                    with mesh.client.connect(VIP, 80) as fresh:
+                        for sock in (fresh, standing):
+                            sock.sendall(b"ping")
+                            assert sock.recv(4) == b"ping"
+        except (OSError, AssertionError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=accept), threading.Thread(target=ask)]
+    for thread in threads:
+        thread.start()
+    yield
+    stop.set()
+    threads[1].join()
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    threads[0].join()
+    assert not failures, failures
+
+
+def attack(mesh: World) -> ssl.SSLSocket:
+    raw = mesh.client.connect(mesh.server.address, 15008, mark=0x539)
+    return Credentials(mesh.authority.certificate_for(CLIENT)).client.wrap_socket(raw)
+
+
+def last_words(tls: ssl.SSLSocket) -> bytes:
+    """All that the server says until it ends the connection."""
+    said = b""
+    try:
+        while part := tls.recv(65536):
+            said += part
+    except (ConnectionResetError, ssl.SSLError):
+        pass
+    return said
+
+
+def told(mesh: World, text: str) -> str:
+    """What the worker says of an attacker: once for the connection, or for each stream that was open on it."""
+    found = mesh.server.worker.wait_for(
+        object,
+        lambda message: (
+            (isinstance(message, EarlyFailure) and text in message.error)
+            or (isinstance(message, Closed) and text in message.record.error)
+        ),
+    )
+    return found.error if isinstance(found, EarlyFailure) else found.record.error  # type: ignore[attr-defined]
+
+
+def goaway_code(said: bytes) -> int | None:
+    place, code = 0, None
+    while place + 9 <= len(said):
+        length = int.from_bytes(said[place : place + 3], "big")
+        if said[place + 3] == GOAWAY:
+            code = frames.read_code(said, place + 13)
+        place += 9 + length
+    return code
+
+
+def send(tls: ssl.SSLSocket, data: bytes) -> None:
+    try:
+        tls.sendall(data)
+    except (ConnectionResetError, BrokenPipeError, ssl.SSLError):
+        pass  # cut off in the middle: what the server said before is still to be read
+
+
+def test_every_violation_costs_its_own_connection(mesh: World, good: None) -> None:
+    mesh.server.worker.heard.clear()
+    for name, data, code in hostile(ACCEPTED):
+        if name == "stream overflow":
+            continue  # the application takes what comes, so that no window overflows
+        with attack(mesh) as tls:
+            send(tls, CLIENT_OPENING + data)
+            said = last_words(tls)
+        assert "h2 failed" in told(mesh, code.name), name
+        assert goaway_code(said) in (code, None), name  # None: a reset overtook it, as not all was read
+
+
+def test_rapid_reset_and_stream_floods(mesh: World, good: None) -> None:
+    for pattern in (True, False):
+        with attack(mesh) as tls:
+            send(tls, CLIENT_OPENING)
+            sids = range(1, 4001, 2)
+            flood = (
+                frame(HEADERS, END_HEADERS, sid, ACCEPTED) + (frames.rst_stream(sid, 8) if pattern else b"") for sid in sids
+            )
+            send(tls, b"".join(flood))
+            last_words(tls)
+        assert "too many" in told(mesh, "ENHANCE_YOUR_CALM")
+
+
+def test_a_peer_that_never_reads_the_answers_it_asks_for(mesh: World, good: None) -> None:
+    """Slowly, so that no allowance is overdrawn: what waits for it stays small."""
+    before = mesh.server.worker.memory_kib()
+    with attack(mesh) as tls:
+        send(tls, CLIENT_OPENING)
+        for _ in range(20):
+            send(tls, frame(PING, 0, 0, bytes(8)) * 10)
+    assert mesh.server.worker.memory_kib() - before < 16 << 10
+
+
+def test_silent_connections_do_not_keep_others_out(mesh: World, good: None) -> None:
+    idle = [mesh.client.connect(mesh.server.address, 15008, mark=0x539) for _ in range(700)]
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        with mesh.client.connect(VIP, 80) as client:
+            client.sendall(b"ping")
+            assert client.recv(4) == b"ping"
+    for sock in idle:
+        sock.close()
+    assert "evicted" in mesh.server.worker.early("evicted").error
+
+
+def test_requests_that_are_wrong_but_well_formed_get_a_status(mesh: World, good: None) -> None:
+    with attack(mesh) as tls:
+        send(tls, CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, request("10.0.0.1:80")) + frame(PING, 0, 0, b"the next"))
+        said, response_400 = b"", frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x8c")
+        while b"the next" not in said:
+            said += tls.recv(65536)
+        assert frames.rst_stream(1, Code.NO_ERROR) in said and response_400 in said
+        tls.close()
+    assert "ip mismatch: 10.198.0.2 != 10.0.0.1" in mesh.server.worker.early("ip mismatch").error

@@ -1,0 +1,387 @@
+"""Two real workers, two pods, real TLS: bytes, ends, accounts. The redirect is nftables, as istio-cni makes it."""
+
+import hashlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from mesh.workload import TunnelProtocol
+from tests.ztunnel.world import CLIENT, SERVER, VIP, World, assert_reset, world
+from ztunnel.channel import (
+    CertificateFailed,
+    Closed,
+    Connections,
+    ForgetCertificate,
+    NeedCertificate,
+    Opened,
+    Progress,
+    QueryConnections,
+    RemovePod,
+    Shutdown,
+    UpdateInventory,
+    WorkerStatus,
+)
+
+pytestmark = pytest.mark.kernel
+
+MiB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[World]:
+    with world("worker") as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def mesh(shared: World) -> World:
+    """The shared world, with nothing heard before."""
+    for pod in (shared.client, shared.server):
+        pod.worker.settle()
+    return shared
+
+
+@pytest.fixture
+def app(mesh: World) -> Iterator[socket.socket]:
+    with mesh.server.listen(8080) as listener:
+        yield listener
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    sock, _ = listener.accept()
+    sock.settimeout(20)
+    return sock
+
+
+def connected(mesh: World, app: socket.socket, address: str = VIP, port: int = 80) -> tuple[socket.socket, socket.socket]:
+    client = mesh.client.connect(address, port)
+    return client, accept(app)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    data = b""
+    while part := sock.recv(65536):
+        data += part
+    return data
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_a_request_by_service_address_and_what_is_told_about_it(mesh: World, app: socket.socket) -> None:
+    client, server = connected(mesh, app)
+    assert server.getpeername()[0] == mesh.client.address  # the application sees the client, not a proxy
+    client.sendall(b"question")
+    assert server.recv(100) == b"question"
+    server.sendall(b"the answer")
+    assert client.recv(100) == b"the answer"
+    opened = mesh.client.worker.wait_for(Opened).record
+    assert (opened.bytes_sent, opened.bytes_received, opened.duration_ns) == (0, 0, 0)
+    client.close()
+    server.close()
+    mine, theirs = mesh.client.worker.closed(), mesh.server.worker.closed()
+    assert mine.number == opened.number and mine.direction == "outbound" and theirs.direction == "inbound"
+    assert (
+        mine.protocol == theirs.protocol == "HBONE" and mine.flag == theirs.flag == "-" and not mine.error and not theirs.error
+    )
+    assert (mine.bytes_sent, mine.bytes_received) == (8, 10) == (theirs.bytes_received, theirs.bytes_sent)
+    assert str(mine.original_destination[0]) == VIP if mine.original_destination else False
+    assert mine.hbone_destination == theirs.hbone_destination == f"{mesh.server.address}:8080"
+    assert mine.destination[1] == theirs.destination[1] == 15008
+    assert mine.source_identity == theirs.source_identity == CLIENT
+    assert mine.destination_identity == theirs.destination_identity == SERVER
+    assert mine.source_workload == theirs.source_workload == mesh.client.workload.uid
+    assert mine.destination_service == theirs.destination_service == mesh.service.key
+    assert mine.duration_ns > 0 and mine.opened_unix_ns > 1e18
+
+
+def test_both_families_by_workload_address(mesh: World) -> None:
+    for family, address in ((socket.AF_INET, mesh.server.address), (socket.AF_INET6, mesh.server.address6)):
+        with mesh.server.listen(9100, family) as listener:
+            client, server = connected(mesh, listener, address, 9100)
+            assert server.getpeername()[0] == (mesh.client.address if family == socket.AF_INET else mesh.client.address6)
+            client.sendall(b"x")
+            assert server.recv(10) == b"x"
+            client.close()
+            server.close()
+
+
+def test_half_close_either_way(mesh: World, app: socket.socket) -> None:
+    client, server = connected(mesh, app)
+    client.sendall(b"all I have to say")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(server) == b"all I have to say"
+    server.sendall(b"answered after your end")
+    server.close()
+    assert read_all(client) == b"answered after your end"
+    client, server = connected(mesh, app)
+    server.sendall(b"server first")
+    server.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b"server first"
+    client.sendall(b"and the client later")
+    client.close()
+    assert read_all(server) == b"and the client later"
+    server.close()
+
+
+def test_bytes_sent_before_anybody_accepts_are_not_lost(mesh: World, app: socket.socket) -> None:
+    client = mesh.client.connect(VIP, 80)
+    client.sendall(b"early bird")
+    client.close()
+    assert read_all(accept(app)) == b"early bird"
+
+
+def test_a_reset_of_the_client_reaches_the_server(mesh: World, app: socket.socket) -> None:
+    client, server = connected(mesh, app)
+    client.sendall(b"x")
+    server.recv(1)
+    reset(client)
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+    assert mesh.server.worker.closed().error == ""
+
+
+def test_a_reset_of_the_server_reaches_the_client(mesh: World, app: socket.socket) -> None:
+    client, server = connected(mesh, app)
+    client.sendall(b"x")
+    server.recv(1)
+    reset(server)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def pump_slowly(source: socket.socket, sink: socket.socket, size: int, watch: Callable[[], None]) -> None:
+    """Send random bytes to a reader that stops now and then; compare checksums."""
+    sent = hashlib.sha256()
+
+    def write() -> None:
+        left = size
+        while left:
+            block = os.urandom(min(left, MiB))
+            sent.update(block)
+            source.sendall(block)
+            left -= len(block)
+        source.shutdown(socket.SHUT_WR)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    received = hashlib.sha256()
+    count = 0
+    while part := sink.recv(MiB):
+        received.update(part)
+        if count // (4 * MiB) != (count + len(part)) // (4 * MiB):
+            watch()
+            time.sleep(0.02)  # the slow reader: this pause is what is tested, not a wait
+        count += len(part)
+    writer.join()
+    assert count == size and received.digest() == sent.digest()
+
+
+@pytest.mark.parametrize("upload", [True, False])
+def test_64_mib_through_a_slow_reader_in_bounded_memory(mesh: World, app: socket.socket, upload: bool) -> None:
+    client, server = connected(mesh, app)
+    workers = (mesh.client.worker, mesh.server.worker)
+    before = [worker.memory_kib() for worker in workers]
+    peaks = [0, 0]
+
+    def watch() -> None:
+        for place, worker in enumerate(workers):
+            peaks[place] = max(peaks[place], worker.memory_kib())
+
+    pump_slowly(*((client, server) if upload else (server, client)), 64 * MiB, watch)
+    client.close()
+    server.close()
+    assert all(peak - start < 24 << 10 for peak, start in zip(peaks, before, strict=True)), (before, peaks)
+    record = mesh.client.worker.closed()
+    assert (record.bytes_sent if upload else record.bytes_received) == 64 * MiB
+    assert mesh.client.worker.wait_for(Progress).counts[0][0] == record.number
+
+
+def test_a_stopped_reader_does_not_stop_its_neighbours(mesh: World, app: socket.socket) -> None:
+    stuck, reader = connected(mesh, app)
+    stuck.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            stuck.send(bytes(MiB))
+    for _ in range(50):
+        client, server = connected(mesh, app)
+        client.sendall(b"ping")
+        assert server.recv(4) == b"ping"
+        client.close()
+        server.close()
+    reset(stuck)
+    reset(reader)
+
+
+def test_500_connections_at_once(mesh: World, app: socket.socket) -> None:
+    app.listen(1024)
+    clients = [mesh.client.connect(VIP, 80) for _ in range(500)]
+    servers = [accept(app) for _ in clients]
+    for number, client in enumerate(clients):
+        client.sendall(number.to_bytes(4, "big"))
+    seen = set()
+    for server in servers:
+        number = server.recv(4)
+        seen.add(number)
+        server.sendall(number + b"!")
+    for number, client in enumerate(clients):
+        assert client.recv(5) == number.to_bytes(4, "big") + b"!"
+    assert len(seen) == 500
+    mesh.client.worker.tell(QueryConnections(7))
+    answer = mesh.client.worker.wait_for(Connections)
+    assert answer.number == 7 and len(answer.records) >= 500
+    mesh.client.worker.heard.clear()
+    status = mesh.client.worker.wait_for(WorkerStatus)
+    assert status.gauges["connections"] >= 500
+    assert 5 <= status.gauges["tunnels"] <= 6  # at most 100 streams each
+    for sock in (*clients, *servers):
+        sock.close()
+    for _ in clients:
+        assert mesh.server.worker.closed().error == ""
+
+
+def test_a_closed_port_resets_the_client_and_says_why(mesh: World) -> None:
+    assert_reset(lambda: mesh.client.connect(mesh.server.address, 9999))
+    mine, theirs = mesh.client.worker.closed(), mesh.server.worker.closed()
+    assert (mine.flag, mine.error) == ("CONNECT", "http status: 503 Service Unavailable")
+    assert (theirs.flag, theirs.error) == ("CONNECT", "connection failed: Connection refused (os error 111)")
+
+
+def test_a_service_without_endpoints_resets_the_client(mesh: World) -> None:
+    assert_reset(lambda: mesh.client.connect(VIP, 81))
+    assert mesh.client.worker.closed().error == f"no healthy upstream: {VIP}:81"
+
+
+def test_a_connection_that_no_redirect_sent_is_refused(mesh: World) -> None:
+    assert_reset(lambda: mesh.client.connect("127.0.0.1", 15006, mark=0x539))
+    assert "self call" in mesh.client.worker.early("self call").error
+
+
+def test_an_unenrolled_destination_passes_through(mesh: World) -> None:
+    """Port 15008 of the server's pod is no service here: the address is taken out of the mesh for this test."""
+    plain = replace(mesh.server.workload, protocol=TunnelProtocol.NONE)
+    mesh.client.worker.tell(UpdateInventory([plain], []))
+    with mesh.server.listen(8080) as listener:
+        client, server = connected(mesh, listener, mesh.server.address, 8080)
+        client.sendall(b"plain")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(server) == b"plain"
+        server.sendall(b"text")
+        server.close()
+        assert read_all(client) == b"text"
+    mine, theirs = mesh.client.worker.closed(), mesh.server.worker.closed()
+    assert mine.protocol == theirs.protocol == "TCP" and theirs.source_identity is None
+    assert (mine.bytes_sent, mine.bytes_received) == (5, 4) == (theirs.bytes_received, theirs.bytes_sent)
+    mesh.client.worker.tell(UpdateInventory([mesh.server.workload], []))
+
+
+def test_plain_bulk_and_resets(mesh: World) -> None:
+    plain = replace(mesh.server.workload, protocol=TunnelProtocol.NONE)
+    mesh.client.worker.tell(UpdateInventory([plain], []))
+    with mesh.server.listen(8080) as listener:
+        client, server = connected(mesh, listener, mesh.server.address, 8080)
+        pump_slowly(client, server, 16 * MiB, lambda: None)
+        reset(server)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    mesh.client.worker.tell(UpdateInventory([mesh.server.workload], []))
+
+
+def test_a_connection_waits_for_its_certificate_and_fails_without(mesh: World, app: socket.socket) -> None:
+    mesh.client.worker.tell(ForgetCertificate(CLIENT))
+    waiting = mesh.client.connect(VIP, 80)
+    assert mesh.client.worker.wait_for(NeedCertificate).identity == CLIENT
+    mesh.client.worker.tell(CertificateFailed(CLIENT, "the CA is away"))
+    with pytest.raises(ConnectionResetError):
+        waiting.recv(1)
+    record = mesh.client.worker.closed()
+    assert (record.flag, record.error) == ("IDENTITY_ERROR", "the CA is away")
+    waiting = mesh.client.connect(VIP, 80)
+    mesh.client.worker.wait_for(NeedCertificate)
+    mesh.client.worker.tell(mesh.authority.certificate_for(CLIENT))
+    waiting.sendall(b"x")
+    server = accept(app)
+    assert server.recv(1) == b"x"
+    server.close()
+    waiting.close()
+
+
+def test_a_pod_waits_for_its_workload(mesh: World, app: socket.socket) -> None:
+    mesh.client.worker.tell(UpdateInventory([], [mesh.client.workload.uid]))
+    waiting = mesh.client.connect(VIP, 80)
+    waiting.sendall(b"patience")
+    mesh.client.worker.wait_for(WorkerStatus, lambda said: said.gauges["waiting_for_workload"] == 1)
+    mesh.client.worker.tell(UpdateInventory([mesh.client.workload], []))
+    assert accept(app).recv(100) == b"patience"
+    waiting.close()
+
+
+def test_a_removed_pod_says_goaway_and_takes_its_connections_along(mesh: World, app: socket.socket) -> None:
+    client, server = connected(mesh, app)
+    client.sendall(b"x")
+    server.recv(1)
+    mesh.server.worker.tell(RemovePod("server"))
+    for sock in (client, server):
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    assert "drain" in mesh.server.worker.closed().error
+    assert "connection closed by the peer" in mesh.client.worker.closed(lambda record: record.error != "").error
+    with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
+        mesh.client.connect(VIP, 80).recv(1)
+    mesh.server.add_pod()
+    client, server = connected(mesh, app)
+    client.sendall(b"again")
+    assert server.recv(5) == b"again"
+    client.close()
+    server.close()
+
+
+def test_shutdown_lets_what_is_open_finish() -> None:
+    with world("shutdown") as mesh:
+        mesh.start()
+        with mesh.server.listen(8080) as listener:
+            client, server = connected(mesh, listener)
+            client.sendall(b"x")
+            server.recv(1)
+            mesh.server.worker.tell(Shutdown(20))
+            mesh.server.worker.wait_for(WorkerStatus)
+            server.sendall(b"still here")
+            assert client.recv(100) == b"still here"
+            with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
+                mesh.client.connect(mesh.server.address, 8080).recv(1)
+            client.close()
+            server.close()
+        assert mesh.server.worker.wait_for(Closed).record.error == ""
+        assert mesh.server.worker.process.wait(10) == 0
+
+
+def test_shutdown_ends_at_its_deadline_and_without_a_supervisor() -> None:
+    with world("deadline") as mesh:
+        mesh.start()
+        with mesh.server.listen(8080) as listener:
+            client, server = connected(mesh, listener)
+            client.sendall(b"x")
+            server.recv(1)
+            mesh.server.worker.tell(Shutdown(0.2))
+            assert mesh.server.worker.process.wait(10) == 0
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        mesh.client.worker.sock.close()
+        assert mesh.client.worker.process.wait(10) == 0
+
+
+def test_an_idle_worker_is_small_and_starts_fast(mesh: World) -> None:
+    started = time.monotonic()
+    with world("idle") as fresh:
+        fresh.start()
+        assert time.monotonic() - started < 10
+        assert fresh.client.worker.memory_kib() <= 30 << 10
