@@ -1,9 +1,10 @@
 """The daemon's API on lab.sock: what runs, how to get into a pod, and the few things to ask of it. JSON over HTTP/1.1.
 
-GET /status; POST /apply {"files": {name: yaml}}; POST /mesh {"enabled": bool}; GET /join?pod=NS/NAME[&container=NAME].
+GET /status; POST /apply, /delete {"files": {name: yaml}}; POST /mesh {"enabled": bool}; GET /join?pod=NS/NAME[&container=NAME].
 """
 
 import json
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from lab.daemon import Daemon
 from lab.node import NodeRun
 from lab.pod import PodState
+from mesh.proto import control_pb2
 from wire.http_unix import Handler, HttpError, Request, Response
 
 
@@ -26,6 +28,7 @@ class Api:
         return {
             "GET /status": self.status,
             "POST /apply": self.apply,
+            "POST /delete": self.delete,
             "POST /mesh": self.mesh,
             "GET /join": self.join,
         }
@@ -77,11 +80,20 @@ class Api:
 
     async def apply(self, request: Request) -> Response:
         """Hand manifests to control; answer as it does, once the daemon has seen what came of it."""
+        return await self._change(request, self._daemon.link.apply)
+
+    async def delete(self, request: Request) -> Response:
+        """Have the objects of manifests removed; answer as `apply`."""
+        return await self._change(request, self._daemon.link.delete)
+
+    async def _change(
+        self, request: Request, change: Callable[[Mapping[str, str]], Awaitable[control_pb2.ApplyResponse]]
+    ) -> Response:
         files = _document(request).get("files")
         if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
             raise HttpError(400, "files: expected an object of name: text")
         try:
-            reply = await self._daemon.link.apply(files)
+            reply = await change(files)
             self._daemon.take(await self._daemon.link.snapshot())
         except OSError as error:
             raise HttpError(503, str(error)) from error

@@ -62,13 +62,21 @@ class ControlLink:
             raise OSError(f"control gives no token for node {node}: {error.details()}") from error
         return reply.token, reply.root_pem
 
-    async def apply(self, files: Mapping[str, str], dry_run: bool = False) -> control_pb2.ApplyResponse:
+    async def apply(self, files: Mapping[str, str]) -> control_pb2.ApplyResponse:
         """Hand manifests over: all or nothing; what is wrong is in the answer. Raises: OSError when control does not answer."""
         message = [control_pb2.ManifestFile(name=name, yaml=text) for name, text in files.items()]
         try:
-            return await self._stub.Apply(control_pb2.ApplyRequest(files=message, dry_run=dry_run), timeout=_TIMEOUT_S)
+            return await self._stub.Apply(control_pb2.ApplyRequest(files=message), timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
             raise OSError(f"control does not take manifests: {error.details()}") from error
+
+    async def delete(self, files: Mapping[str, str]) -> control_pb2.ApplyResponse:
+        """Have the objects of manifests removed. Raises: OSError when control does not answer."""
+        message = [control_pb2.ManifestFile(name=name, yaml=text) for name, text in files.items()]
+        try:
+            return await self._stub.Delete(control_pb2.DeleteRequest(files=message), timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise OSError(f"control does not delete: {error.details()}") from error
 
     async def snapshot(self) -> list[dict[str, Any]]:
         """The whole set of objects as it is now. Raises: OSError when control does not answer."""

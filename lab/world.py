@@ -10,7 +10,8 @@ import itertools
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 from types import TracebackType
@@ -33,7 +34,7 @@ def unique_layout() -> Layout:
 
 
 def eventually(check: Callable[[], T], timeout_s: float = 15.0) -> T:
-    """What `check` returns once it is true (or raises no AssertionError and returns None).
+    """What `check` returns once it is true (or returns None, raising neither AssertionError nor LookupError).
 
     Raises: AssertionError with its newest value when the time is up.
     """
@@ -44,8 +45,8 @@ def eventually(check: Callable[[], T], timeout_s: float = 15.0) -> T:
             if value or value is None:
                 return value
             problem = AssertionError(f"still {value!r} after {timeout_s:g} s")
-        except AssertionError as error:
-            problem = error
+        except (AssertionError, LookupError) as error:
+            problem = AssertionError(repr(error))
         if time.monotonic() > until:
             raise problem
         time.sleep(_POLL_S)
@@ -82,6 +83,20 @@ class World(Lab):
         if wait:
             return self.up(files, self._mesh, timeout_s=self._timeout_s)
         return self._call("POST", "/apply", {"files": files})
+
+    def delete(self, manifests: str) -> dict[str, Any]:
+        """Delete the objects of manifests, and wait until all that is left is ready: the lab's status."""
+        self._call("POST", "/delete", {"files": {"gone.yaml": dedent(manifests)}})
+        return self.up({}, self._mesh, timeout_s=self._timeout_s)
+
+    @contextmanager
+    def having(self, manifests: str, wait: bool = True) -> Iterator[None]:
+        """More objects for the length of a `with` block."""
+        self.apply(manifests, wait)
+        try:
+            yield
+        finally:
+            self.delete(manifests)
 
     def pod(self, key: str) -> dict[str, Any]:
         """A pod's status. Raises: KeyError when there is none such."""

@@ -1,0 +1,307 @@
+"""How pods begin, fail, change and end; and that a lab leaves nothing behind, whatever happens to its daemon."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import netns, teardown
+from lab.client import LabError, ManifestError
+from lab.world import World, eventually, unique_layout
+from wire.cgroup import cgroup2_mount
+
+pytestmark = pytest.mark.lab
+
+BASE = """
+apiVersion: v1
+kind: Node
+metadata: {name: a}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: b}
+"""
+
+
+def deployment(replicas: int, label: str = "one", command: str = "[sleep, infinity]") -> str:
+    return f"""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web, namespace: shop}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web, version: {label}}}}}
+    spec: {{containers: [{{name: c, command: {command}}}]}}
+"""
+
+
+def pod(name: str, command: str, extra: str = "", container: str = "") -> str:
+    return f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  {extra}
+  containers: [{{name: c, command: {command}{container}}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(BASE, mesh=False) as made:
+        yield made
+
+
+def lives(world: World) -> dict[str, str]:
+    return {pod["name"]: pod["uid"] for pod in world.status()["pods"] if pod["name"].startswith("web-")}
+
+
+def test_a_deployment_grows_shrinks_and_changes(world: World) -> None:
+    with world.having(deployment(3)):
+        three = lives(world)
+        assert sorted(three) == ["web-0", "web-1", "web-2"]
+        world.apply(deployment(1))
+        assert lives(world) == {"web-0": three["web-0"]}
+        gone = world.layout.pod_netns("b", "shop/web-1")
+        assert not netns.exists(gone) and not world.layout.pod_cgroup("b", "shop/web-1").exists()
+        world.apply(deployment(1, label="two"))
+        assert lives(world) == {"web-0": three["web-0"]}, "labels alone must not end a pod"
+        addresses = world.pod("shop/web-0")["addresses"]
+        world.apply(deployment(1, command="[sleep, '1000000']"))
+        assert lives(world)["web-0"] != three["web-0"]
+        assert world.pod("shop/web-0")["addresses"] == addresses
+        world.apply(deployment(3))
+        assert lives(world).keys() == three.keys()
+        world.apply(deployment(0))
+        assert lives(world) == {}
+
+
+def test_a_program_that_ends_is_started_again_with_growing_pauses(world: World) -> None:
+    with world.having(pod("crash", "[sh, -c, 'echo started; exit 3']"), wait=False):
+        eventually(lambda: world.pod("shop/crash")["restarts"] >= 2)
+        eventually(lambda: "ended with code 3; starting it again in" in world.pod("shop/crash")["reason"])
+        assert not world.pod("shop/crash")["ready"]
+        assert "".join(world.logs("shop/crash")).count("started") >= 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "phase"), [("Never", 0, "Succeeded"), ("Never", 4, "Failed"), ("OnFailure", 0, "Succeeded")]
+)
+def test_a_program_may_come_to_its_end(world: World, policy: str, code: int, phase: str) -> None:
+    with world.having(pod("ending", f"[sh, -c, 'exit {code}']", f"restartPolicy: {policy}"), wait=False):
+        eventually(lambda: world.pod("shop/ending")["phase"] == phase)
+        assert world.pod("shop/ending")["containers"][0]["exit_code"] == code
+
+
+def test_a_command_that_is_not_there_is_named(world: World) -> None:
+    with world.having(pod("missing", "[no-such-program]", "restartPolicy: Never"), wait=False):
+        eventually(lambda: "cannot run 'no-such-program': No such file" in world.pod("shop/missing")["reason"])
+
+
+def test_an_init_container_that_fails_keeps_the_pod_from_starting(world: World) -> None:
+    init = "initContainers: [{name: i, command: [sh, -c, 'exit 9']}]"
+    with world.having(pod("stuck", "[sleep, infinity]", init), wait=False):
+        eventually(lambda: "container i: ended with code 9" in world.pod("shop/stuck")["reason"])
+        assert world.pod("shop/stuck")["phase"] == "Pending"
+        with pytest.raises(LabError, match=r"not ready after 0 s:(.|\n)*Pod shop/stuck: container i: ended with code 9"):
+            world.up({"x": BASE}, mesh=False, timeout_s=0.3)
+
+
+@pytest.mark.parametrize(
+    ("probe", "reason"),
+    [
+        ("httpGet: {path: /, port: 8000}", "port 8000: "),
+        ("tcpSocket: {port: 8000}", "port 8000: "),
+        ("exec: {command: [test, -e, /tmp/ready]}", "test -e /tmp/ready: exit 1"),
+    ],
+)
+def test_readiness_follows_its_probe(world: World, probe: str, reason: str) -> None:
+    server = "[sh, -c, 'until [ -e /tmp/ready ]; do sleep 0.05; done; exec python3 -m http.server -d /tmp 8000']"
+    readiness = f", readinessProbe: {{{probe}, periodSeconds: 1, failureThreshold: 1}}"
+    with world.having(pod("probed", server, container=readiness), wait=False):
+        eventually(lambda: reason in world.pod("shop/probed")["reason"])
+        world.output("shop/probed", "touch", "/tmp/ready")
+        eventually(lambda: world.pod("shop/probed")["ready"])
+        world.output("shop/probed", "rm", "-r", "/tmp/ready")
+        if probe.startswith("exec"):
+            eventually(lambda: not world.pod("shop/probed")["ready"])
+
+
+def test_a_service_leads_to_ready_pods_only(world: World) -> None:
+    """And its name is known to pods that were there before it."""
+    readiness = ", readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}"
+    service = "apiVersion: v1\nkind: Service\nmetadata: {name: late, namespace: shop}\n"
+    service += "spec: {selector: {app: late}, ports: [{port: 8000}]}"
+    server = pod("late", "[sh, -c, 'touch /tmp/ready; exec python3 -m http.server -d /tmp 8000']", container=readiness)
+    server = server.replace("{name: late,", "{name: late, labels: {app: late},")
+    ask = ("curl", "-sS", "-m", "3", "-o", "/dev/null", "http://late:8000/")
+    with world.having(pod("asker", "[sleep, infinity]")), world.having(server + "---\n" + service):
+        eventually(lambda: world.run("shop/asker", *ask).returncode == 0)
+        world.output("shop/late", "rm", "/tmp/ready")
+        eventually(lambda: world.run("shop/asker", *ask).returncode == 7)
+        world.output("shop/late", "touch", "/tmp/ready")
+        eventually(lambda: world.run("shop/asker", *ask).returncode == 0)
+
+
+def test_programs_are_asked_to_end_and_those_that_cannot_hear_are_not_waited_for(world: World) -> None:
+    script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(print(1234))); print(0, flush=True); signal.pause()"
+    grace = "terminationGracePeriodSeconds: 60"
+    with world.having(pod("polite", f"[python3, -c, '{script}']", grace)):
+        eventually(lambda: "0" in "".join(world.logs("shop/polite")))
+        with world.log_path("shop/polite").open() as log:
+            began = time.monotonic()
+            world.apply(pod("polite", "[sleep, infinity]", grace))
+            assert "1234" in log.read()
+        world.apply(pod("polite", "[sleep, '99999']", grace))
+        assert time.monotonic() - began < 30
+
+
+def test_what_cannot_be_is_refused_and_named(world: World) -> None:
+    with pytest.raises(ManifestError, match="there is no Node z"):
+        world.apply(pod("lost", "[sleep, infinity]", "nodeName: z"))
+    with pytest.raises(ManifestError, match=r"more.yaml document 1: Pod shop/bad: spec.containers\[0\].command: required"):
+        world.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: bad, namespace: shop}\nspec: {containers: [{name: c}]}")
+
+
+def test_the_next_daemon_adopts_what_runs(world: World) -> None:
+    with world.having(deployment(2) + "---" + pod("crashed", "[sleep, infinity]")):
+        before = processes(world)
+        os.kill(daemon_pid(world), signal.SIGKILL)
+        eventually(lambda: not world.running())
+        os.kill(before["shop/crashed"], signal.SIGKILL)
+        with pytest.raises(LabError, match="no lab is up"):
+            world.status()
+        world.up({"x": BASE}, mesh=False)
+        after = processes(world)
+        assert after.pop("shop/crashed") != before.pop("shop/crashed")
+        assert world.pod("shop/crashed")["restarts"] == 1
+        assert after == before
+        world.apply(deployment(1))
+        assert sorted(lives(world)) == ["web-0"]
+
+
+def test_the_next_daemon_removes_what_was_deleted_meanwhile(world: World) -> None:
+    world.apply(deployment(2))
+    node, uid = world.pod("shop/web-1")["node"], world.pod("shop/web-1")["uid"]
+    os.kill(daemon_pid(world), signal.SIGKILL)
+    eventually(lambda: not world.running())
+    manifests = world.layout.places.control_state / "manifests"
+    (manifests / "deployment.shop.web.yaml").unlink()
+    world.up({"x": BASE}, mesh=False)
+    assert lives(world) == {} and uid
+    assert not netns.exists(world.layout.pod_netns(node, "shop/web-1"))
+    assert not world.layout.pod_cgroup(node, "shop/web-1").exists()
+
+
+def test_control_is_started_again(world: World) -> None:
+    with world.having(deployment(1)):
+        before, uid = world.status()["control"]["pid"], lives(world)
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: world.status()["control"]["pid"] not in (0, before))
+        world.apply(deployment(2))
+        assert lives(world)["web-0"] == uid["web-0"]
+
+
+def test_a_node_comes_and_goes(world: World) -> None:
+    third = "apiVersion: v1\nkind: Node\nmetadata: {name: c}\nspec: {podCIDRs: [10.77.0.0/24]}"
+    with world.having(third), world.having(pod("far", "[python3, -m, http.server, '8000']", "nodeName: c")):
+        assert len(world.pod("shop/far")["addresses"]) == 1, "a node with v4 only has pods with v4 only"
+        with world.having(pod("near", "[sleep, infinity]", "nodeName: a")):
+            url = f"http://{world.pod('shop/far')['addresses'][0]}:8000/"
+            eventually(lambda: world.run("shop/near", "curl", "-sS", "-m", "3", "-o", "/dev/null", url).returncode == 0)
+    assert not netns.exists(world.layout.node_netns("c")) and not world.layout.node_cgroup("c").exists()
+    assert "10.77" not in netns.run(["ip", "-n", world.layout.node_netns("a"), "route"])
+
+
+def processes(world: World) -> dict[str, int]:
+    return {
+        f"{one['namespace']}/{one['name']}": one["containers"][0]["pid"] for one in world.status()["pods"] if one["containers"]
+    }
+
+
+def daemon_pid(world: World) -> int:
+    (pid,) = map(int, (world.layout.lab_cgroup / "cgroup.procs").read_text().split())
+    return pid
+
+
+def runs(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def host_network() -> dict[str, Any]:
+    commands = (
+        ["ip", "-o", "addr"],
+        ["ip", "-4", "route", "show", "table", "all"],
+        ["ip", "-6", "route", "show", "table", "all"],
+        ["ip", "rule"],
+        ["ip", "-6", "rule"],
+        ["nft", "list", "ruleset"],
+    )
+    shown = {" ".join(argv): subprocess.run(argv, capture_output=True, text=True, check=True).stdout for argv in commands}
+    shown["ip -o addr"] = "\n".join(line.split(" valid_lft ")[0] for line in shown["ip -o addr"].splitlines())
+    for folder in ("ipv4", "ipv6"):
+        for path in sorted(Path(f"/proc/sys/net/{folder}/conf").glob("*/*")):
+            try:
+                shown[str(path)] = path.read_text()
+            except OSError:
+                continue  # some can only be written
+    for name in ("ipv4/ip_forward", "ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"):
+        shown[name] = Path("/proc/sys/net", name).read_text()
+    return shown
+
+
+def leftovers(world: World) -> list[str]:
+    layout = world.layout
+    prefix = layout.places.prefix
+    found = [str(path) for path in (layout.places.run, layout.places.state, cgroup2_mount() / prefix) if path.exists()]
+    found += [path.name for path in Path("/run/netns").iterdir() if path.name.startswith(f"{prefix}-")]
+    return found + [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"/{prefix}/" in line]
+
+
+@pytest.mark.parametrize("crash", [False, True], ids=["in order", "after the daemon was killed"])
+def test_down_leaves_nothing_and_the_host_never_changed(crash: bool) -> None:
+    before = host_network()
+    with World(BASE + "---" + deployment(2) + "---" + pod("p", "[sleep, infinity]"), mesh=False) as world:
+        assert host_network() == before
+        pids = list(processes(world).values())
+        if crash:
+            os.kill(daemon_pid(world), signal.SIGKILL)
+        assert world.down()
+        assert leftovers(world) == []
+        assert not any(runs(pid) for pid in pids)
+        assert not world.down()
+    assert host_network() == before
+
+
+def test_down_touches_no_lab_whose_name_begins_the_same() -> None:
+    shorter = unique_layout()
+    longer = type(shorter)(
+        type(shorter.places)(
+            shorter.places.run.with_name(f"{shorter.places.prefix}-b"),
+            shorter.places.state.with_name(f"{shorter.places.prefix}-b"),
+            f"{shorter.places.prefix}-b",
+        )
+    )
+    with World(BASE, mesh=False, layout=shorter), World(BASE, mesh=False, layout=longer) as other:
+        teardown.remove(shorter)
+        assert netns.exists(longer.node_netns("a")) and netns.exists(longer.fabric_netns)
+        assert other.status()["unready"] == []
+
+
+def test_up_again_changes_nothing() -> None:
+    with World(BASE + "---" + deployment(2), mesh=False) as other:
+        before = [(one["uid"], one["containers"][0]["pid"]) for one in other.status()["pods"]]
+        lines: list[str] = []
+        other.up({"world.yaml": BASE + "---" + deployment(2)}, mesh=False, progress=lines.append)
+        assert [(one["uid"], one["containers"][0]["pid"]) for one in other.status()["pods"]] == before
+        assert [line for line in lines if "created" in line] == []
