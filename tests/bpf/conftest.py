@@ -63,15 +63,15 @@ class World:
         """Make all of it."""
         for name in ("host", "proxy", "pods", *(f"pods/{pod}" for pod in self.pods), "pods/hostnet"):
             (self.cgroup / name).mkdir(parents=True)
-        self._namespace("node")
-        self._in("node", "link add br0 type bridge", "addr add 10.213.0.1/24 dev br0", "addr add fd13::1/64 dev br0 nodad")
-        self._in("node", "link set br0 up")
+        self.add_namespace("node")
+        self.ip("node", "link add br0 type bridge", "addr add 10.213.0.1/24 dev br0", "addr add fd13::1/64 dev br0 nodad")
+        self.ip("node", "link set br0 up")
         for pod in self.pods.values():
-            self._namespace(pod.name)
-            self._in("node", f"link add v{pod.name} type veth peer name eth0 netns {self.prefix}-{pod.name}")
-            self._in("node", f"link set v{pod.name} master br0 up")
-            self._in(pod.name, f"addr add {pod.ip4}/24 dev eth0", f"addr add {pod.ip6}/64 dev eth0 nodad", "link set eth0 up")
-            self._in(pod.name, "route add default via 10.213.0.1", "-6 route add default via fd13::1")
+            self.add_namespace(pod.name)
+            self.ip("node", f"link add v{pod.name} type veth peer name eth0 netns {self.prefix}-{pod.name}")
+            self.ip("node", f"link set v{pod.name} master br0 up")
+            self.ip(pod.name, f"addr add {pod.ip4}/24 dev eth0", f"addr add {pod.ip6}/64 dev eth0 nodad", "link set eth0 up")
+            self.ip(pod.name, "route add default via 10.213.0.1", "-6 route add default via fd13::1")
         load(self.bpffs, self.cgroup)
         self.redirect = Redirect(self.bpffs)
         self.redirect.set_node(self.cookie("node"), cgroup_id(self.cgroup / "pods"))
@@ -87,12 +87,14 @@ class World:
         for path in sorted(self.cgroup.glob("**/"), key=lambda path: -len(path.parts)):
             path.rmdir()
 
-    def _namespace(self, name: str) -> None:
+    def add_namespace(self, name: str) -> None:
+        """Make a namespace, with its loopback up."""
         subprocess.run(["ip", "netns", "add", f"{self.prefix}-{name}"], check=True, timeout=20)
         self.namespaces[name] = os.open(f"/run/netns/{self.prefix}-{name}", os.O_RDONLY | os.O_CLOEXEC)
-        self._in(name, "link set lo up")
+        self.ip(name, "link set lo up")
 
-    def _in(self, name: str, *commands: str) -> None:
+    def ip(self, name: str, *commands: str) -> None:
+        """Run `ip` commands inside a namespace."""
         for command in commands:
             subprocess.run(["ip", "-n", f"{self.prefix}-{name}", *command.split()], check=True, timeout=20)
 

@@ -98,8 +98,8 @@ def test_left_alone(world: Any, outbound: socket.socket, address: str) -> None:
 
 
 def test_link_local_is_left_alone(world: Any, outbound: socket.socket) -> None:
-    world._in("a", "addr add 169.254.1.1/24 dev eth0")
-    world._in("c", "addr add 169.254.1.2/24 dev eth0")
+    world.ip("a", "addr add 169.254.1.1/24 dev eth0")
+    world.ip("c", "addr add 169.254.1.2/24 dev eth0")
     try:
         with world.listen(world.pods["c"].where, 80) as server:
             world.dial(world.pods["a"].where, "169.254.1.2", 80)
@@ -108,8 +108,8 @@ def test_link_local_is_left_alone(world: Any, outbound: socket.socket) -> None:
             world.dial(world.pods["a"].where, "169.254.1.1", 9090)
             assert app.accept()[1][0] == "::ffff:169.254.1.1"
     finally:
-        world._in("a", "addr del 169.254.1.1/24 dev eth0")
-        world._in("c", "addr del 169.254.1.2/24 dev eth0")
+        world.ip("a", "addr del 169.254.1.1/24 dev eth0")
+        world.ip("c", "addr del 169.254.1.2/24 dev eth0")
 
 
 def test_datagrams_are_not_touched(world: Any, outbound: socket.socket) -> None:

@@ -153,7 +153,7 @@ def _tcp_seen(wire: socket.socket) -> int:
 
 
 def test_an_address_that_is_not_registered_is_closed(world: Any, app: socket.socket, inbound: socket.socket) -> None:
-    world._in("b", "addr add 10.213.0.77/24 dev eth0")
+    world.ip("b", "addr add 10.213.0.77/24 dev eth0")
     try:
         with pytest.raises(ConnectionRefusedError):
             world.dial(world.pods["c"].where, "10.213.0.77", 8080)
@@ -167,7 +167,7 @@ def test_an_address_that_is_not_registered_is_closed(world: Any, app: socket.soc
         with pytest.raises(ConnectionRefusedError):
             world.dial(world.pods["c"].where, "10.213.0.77", 8080)
     finally:
-        world._in("b", "addr del 10.213.0.77/24 dev eth0")
+        world.ip("b", "addr del 10.213.0.77/24 dev eth0")
 
 
 def test_a_shared_port_does_not_share_the_connections(world: Any) -> None:

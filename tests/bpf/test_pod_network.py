@@ -45,14 +45,14 @@ def test_made_made_again_and_taken_back(world: Any) -> None:
 
 
 def test_the_rest_of_the_namespace_is_left_alone(world: Any) -> None:
-    world._in("c", "rule add fwmark 0x222 lookup 200 pref 32700", "route add 192.0.2.0/24 dev lo table 100")
+    world.ip("c", "rule add fwmark 0x222 lookup 200 pref 32700", "route add 192.0.2.0/24 dev lo table 100")
     try:
         clean = rules(world, "c")
         before = pod_network.prepare(world.namespaces["c"], world.home)
         pod_network.restore(world.namespaces["c"], world.home, before)
         assert rules(world, "c") == clean
     finally:
-        world._in("c", "rule del pref 32700", "route del 192.0.2.0/24 dev lo table 100")
+        world.ip("c", "rule del pref 32700", "route del 192.0.2.0/24 dev lo table 100")
 
 
 def test_local_ports(world: Any) -> None:

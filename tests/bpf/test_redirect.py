@@ -75,7 +75,7 @@ def test_a_uid_in_another_namespace_moves_the_link(world: Any) -> None:
 
 
 def test_a_pod_whose_namespace_is_gone_is_seen_and_withdrawn(world: Any) -> None:
-    world._namespace("gone")
+    world.add_namespace("gone")
     descriptor = world.namespaces["gone"]
     cookie = world.cookie("gone")
     world.redirect.enrol(PodRedirect("uid-gone", cookie, (ip_address("10.213.0.99"),)), descriptor)
