@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from agent.enrolment import EnrolmentFailed
 from agent.node_agent import NodeAgent, lock, open_redirect, remove_pins
@@ -15,13 +15,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; 0 when that was all, 1 with a sentence on stderr when it could not."""
     settings = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return_code = 0
     try:
         lock(settings)
         asyncio.run(_uninstall(settings) if settings.uninstall else _run(settings))
-    except (OSError, RuntimeError, EnrolmentFailed) as error:
-        print(f"weft-agent of node {settings.node}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except* (OSError, RuntimeError, EnrolmentFailed) as errors:
+        for error in _leaves(errors):
+            print(f"weft-agent of node {settings.node}: {error}", file=sys.stderr)
+        return_code = 1
+    return return_code
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 async def _run(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from agent.hands import Found, Hands, Place, updated_addresses
 from agent.plan import Actual, Step, after, plan, same_place, unannounced
 from agent.pod import Pod, PodRequest
+from agent.pod_index import PodIndex
 from agent.zds_connection import NoProxy, ProxyAway
 from agent.zds_messages import Announcement
 
@@ -53,6 +54,7 @@ class Enrolment:
         self._on_change = on_change
         self._thread = ThreadPoolExecutor(1, "enrolment")
         self._desired: dict[str, Pod] = {}
+        self._index: PodIndex | None = None
         self._actual: dict[str, Actual] = {}
         self._places: dict[str, Place] = {}
         self._inside: dict[str, Pod] = {}
@@ -93,7 +95,7 @@ class Enrolment:
         if uid in self.strays or uid in self.unreadable:
             await self.blocking(self.hands.forget, uid, self.strays.pop(uid, 0))
             self.unreadable.pop(uid, None)
-        pod = self._desired.pop(uid, None)
+        pod = self._want(uid, None)
         await self._converge(uid)
         reason = self._failures.get(uid)
         if reason:
@@ -145,7 +147,7 @@ class Enrolment:
             for uid, pod in list(self._desired.items()):
                 if not await self.blocking(self.hands.is_alive, pod) and self._desired.get(uid) is pod:
                     _log.info("pod %s is gone: its network namespace has neither a process nor a name any more", pod)
-                    del self._desired[uid]
+                    self._want(uid, None)
                     self._schedule(uid, 0.0)
 
     async def blocking(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -187,6 +189,12 @@ class Enrolment:
         """The pods that are, or are to be, in the mesh, by uid."""
         return dict(self._desired)
 
+    def index(self) -> PodIndex:
+        """The same pods, by what reports name them with; made anew when they changed."""
+        if self._index is None:
+            self._index = PodIndex(self._desired.values())
+        return self._index
+
     def pending_reason(self, uid: str) -> str:
         """Why a pod is not wholly in the mesh; empty when it is."""
         present = self._actual.get(uid)
@@ -201,11 +209,19 @@ class Enrolment:
 
     # converging
 
+    def _want(self, uid: str, pod: Pod | None) -> Pod | None:
+        """Have a pod desired, or no longer; what was desired before."""
+        self._index = None
+        before = self._desired.pop(uid, None)
+        if pod is not None:
+            self._desired[uid] = pod
+        return before
+
     def _take(self, pod: Pod, place: Place) -> None:
         """Make a pod desired. A namespace that it had before is let go: what is undone there needs no visit."""
         self._drop_place(pod.uid)
         self._places[pod.uid] = place
-        self._desired[pod.uid] = pod
+        self._want(pod.uid, pod)
         asyncio.get_running_loop().add_reader(place.watch.fileno(), self._addresses_changed, pod.uid)
 
     def _drop_place(self, uid: str) -> None:
@@ -219,7 +235,7 @@ class Enrolment:
         pod = updated_addresses(self._desired[uid], self._places[uid].watch.read())
         if pod != self._desired[uid]:
             _log.info("pod %s now has the addresses %s", pod, ", ".join(map(str, pod.request.addresses)))
-            self._desired[uid] = pod
+            self._want(uid, pod)
             self._schedule(uid, 0.0)
 
     async def _converge(self, uid: str, announce: bool = True) -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from agent.flow_log import FlowLog
 from agent.kernel_flows import KernelFlows
-from agent.pod import Pod
+from agent.pod_index import PodIndex
 from agent.status import kernel_losses
 from bpf.redirect import Redirect
 from mesh.flows import connection_flow
@@ -18,7 +18,7 @@ LOSS_INTERVAL_S = 1.0
 class KernelEvents:
     """Turns events into flows for as long as it runs."""
 
-    def __init__(self, redirect: Redirect, flows: FlowLog, names: KernelFlows, pods: Callable[[], Mapping[str, Pod]]) -> None:
+    def __init__(self, redirect: Redirect, flows: FlowLog, names: KernelFlows, pods: Callable[[], PodIndex]) -> None:
         self._redirect = redirect
         self._flows = flows
         self._names = names
@@ -28,13 +28,11 @@ class KernelEvents:
         """Read until cancelled."""
         events = self._redirect.open_events()
         loop = asyncio.get_running_loop()
-        by_cookie: dict[int, Pod] = {}
 
         def read() -> None:
-            by_cookie.clear()
-            by_cookie.update({pod.cookie: pod for pod in self._pods().values()})
+            pods = self._pods()
             for seen in events.read():
-                event = self._names.event(seen, by_cookie)
+                event = self._names.event(seen, pods)
                 if event is not None:
                     self._flows.add(connection_flow(event), time.time())
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from agent.mesh_view import MeshView
 from agent.pod import Pod
+from agent.pod_index import PodIndex
 from bpf.layout import Reason
 from bpf.redirect import Event
 from mesh.flows import ConnectionEvent, Direction, FlowEndpoint
@@ -35,11 +36,11 @@ class KernelFlows:
         self._node = node
         self._view = view
 
-    def event(self, seen: Event, pods: Mapping[int, Pod]) -> ConnectionEvent | None:
-        """The kernel's report in the mesh's words; `pods` by netns cookie. None for a report about nothing known."""
+    def event(self, seen: Event, pods: PodIndex) -> ConnectionEvent | None:
+        """The kernel's report in the mesh's words; None for a report about nothing known."""
         if seen.destination is None:
             return None
-        pod = pods.get(seen.netns_cookie)
+        pod = pods.by_cookie.get(seen.netns_cookie)
         own = set(pod.request.addresses) if pod else set()
         outbound = seen.destination not in own and (seen.source is None or seen.source in own)
         direction: Direction = "outbound" if outbound and seen.reason is not Reason.HOST else "inbound"
@@ -47,7 +48,6 @@ class KernelFlows:
         source = source or type(seen.destination)(0)
         host = seen.reason is Reason.HOST
         reason, drop_reason = REFUSALS.get(seen.reason, ("", 0))
-        by_address = {address: one for one in pods.values() for address in one.request.addresses}
         service = self._view.inventory.service_by_vip(
             self._view.network, seen.destination, pod.request.namespace if pod else ""
         )
@@ -56,15 +56,15 @@ class KernelFlows:
             node=self._node,
             phase="opened" if host else "refused",
             direction=direction,
-            source=FlowEndpoint.host(source, seen.source_port) if host else self._end(source, seen.source_port, by_address),
-            destination=self._end(seen.destination, seen.destination_port, by_address),
+            source=FlowEndpoint.host(source, seen.source_port) if host else self._end(source, seen.source_port, pods),
+            destination=self._end(seen.destination, seen.destination_port, pods),
             service=service.key if service else "",
             reason="a process of the node itself, past the proxy" if host else reason,
             drop_reason=drop_reason,
         )
 
-    def _end(self, address: Address, port: int, local: Mapping[Address, Pod]) -> FlowEndpoint:
-        pod = local.get(address)
+    def _end(self, address: Address, port: int, pods: PodIndex) -> FlowEndpoint:
+        pod = pods.by_address.get(address)
         workload = self._view.workload_at(address)
         if pod is not None and not _is(workload, pod):
             return local_end(pod, address, port)

@@ -141,8 +141,8 @@ class NodeAgent:
         try:
             async with asyncio.TaskGroup() as group:
                 names = KernelFlows(self._settings.node, self.view)
-                group.create_task(KernelEvents(self._redirect, self.flows, names, self.enrolment.pods).run())
-                proxy_flows = ProxyFlows(places.admin_socket, self.enrolment.pods, self._add_flow, self._add_lost)
+                group.create_task(KernelEvents(self._redirect, self.flows, names, self.enrolment.index).run())
+                proxy_flows = ProxyFlows(places.admin_socket, self.enrolment.index, self._add_flow, self._add_lost)
                 group.create_task(proxy_flows.run())
                 group.create_task(self.enrolment.run())
                 group.create_task(self.zds.serve())

@@ -6,12 +6,14 @@ A foreign proxy has no such stream; then there are the kernel's flows, and that 
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent.pod import Pod
+from agent.pod_index import PodIndex
 from mesh.proto import flow_pb2
 from wire.http_unix import HttpError, open_stream, read_lines
 
@@ -26,7 +28,7 @@ class ProxyFlows:
     def __init__(
         self,
         admin_socket: Path,
-        pods: Callable[[], Mapping[str, Pod]],
+        pods: Callable[[], PodIndex],
         on_flow: Callable[[flow_pb2.Flow], None],
         on_lost: Callable[[int], None],
     ) -> None:
@@ -83,16 +85,29 @@ def parse_line(line: bytes) -> flow_pb2.Flow | flow_pb2.LostEvent:
         lost = document.get("lost_events")
         if lost is not None:
             return json_format.ParseDict(lost, flow_pb2.LostEvent(), ignore_unknown_fields=True)
-        return json_format.ParseDict(document, flow_pb2.Flow(), ignore_unknown_fields=True)
+        return _flow_of(document)
     except (json_format.ParseError, RecursionError, AttributeError, TypeError) as error:
         raise ValueError(f"not a flow: {error}") from error
 
 
-def name_pods(flow: flow_pb2.Flow, pods: Mapping[str, Pod]) -> flow_pb2.Flow:
+def _flow_of(document: dict[str, Any]) -> flow_pb2.Flow:
+    """As json_format does, which takes 280 us; a message made straight of a dictionary takes 20, but only of known fields."""
+    try:
+        plain = dict(document)
+        if "time" in plain:
+            plain["time"] = Timestamp()
+            plain["time"].FromJsonString(document["time"])
+        if "is_reply" in plain:
+            plain["is_reply"] = {"value": document["is_reply"]}
+        return flow_pb2.Flow(**plain)
+    except (ValueError, TypeError, AttributeError):
+        return json_format.ParseDict(document, flow_pb2.Flow(), ignore_unknown_fields=True)
+
+
+def name_pods(flow: flow_pb2.Flow, pods: PodIndex) -> flow_pb2.Flow:
     """The flow with the labels of the pods that run here: control does not send them, the runtime does."""
-    by_name = {(pod.request.namespace, pod.request.name): pod for pod in pods.values()}
     for end in (flow.source, flow.destination):
-        pod = by_name.get((end.namespace, end.pod_name))
+        pod = pods.by_name.get((end.namespace, end.pod_name))
         if pod is not None:
             named = {label.partition("=")[0] for label in pod.flow_labels}
             labels = {*pod.flow_labels, *(label for label in end.labels if label.partition("=")[0] not in named)}
