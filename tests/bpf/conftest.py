@@ -61,6 +61,7 @@ class World:
 
     def build(self) -> None:
         """Make all of it."""
+        self.cgroup.mkdir()
         for name in ("host", "proxy", "pods", *(f"pods/{pod}" for pod in self.pods), "pods/hostnet"):
             (self.cgroup / name).mkdir(parents=True)
         self.add_namespace("node")
@@ -78,7 +79,11 @@ class World:
         self.redirect.set_proxy(cgroup_id(self.cgroup / "proxy"))
 
     def tear_down(self) -> None:
-        """Remove all of it."""
+        """Remove all of it, and processes that a failed test left in it."""
+        (self.cgroup / "cgroup.kill").write_text("1")
+        deadline = time.monotonic() + 10
+        while "populated 1" in (self.cgroup / "cgroup.events").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
         for fd in (*self.namespaces.values(), self.home):
             os.close(fd)
         subprocess.run(["umount", str(self.bpffs)], check=False, capture_output=True)
