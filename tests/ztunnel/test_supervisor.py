@@ -1,0 +1,279 @@
+"""The whole proxy as a process: real workers, a scripted agent, a control plane and CA over TLS, pods as real namespaces."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from mesh.proto import certificate_pb2, certificate_pb2_grpc
+from mesh.proto.zds_pb2 import AddWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse
+from mesh.resources import ADDRESS_TYPE, encode_service, encode_workload
+from mesh.workload import Service, TunnelProtocol, Workload
+from wire.fds import PacketStream
+from wire.http_unix import open_stream, read_lines, request
+from wire.netns import entered, open_home
+
+pytestmark = pytest.mark.kernel
+
+WEB = Workload(
+    "Kubernetes//Pod/demo/web", "web", "demo", (ip_address("127.0.0.1"),), protocol=TunnelProtocol.HBONE, node="n1",
+    service_account="web", workload_name="web", canonical_name="web",
+)  # fmt: skip
+SERVICE = Service("web", "demo", "web.demo.svc.cluster.local", ports={80: 8080})
+
+
+class Control(certificate_pb2_grpc.IstioCertificateServiceServicer):
+    """A control plane with one workload, one service, and a CA for everybody."""
+
+    def __init__(self, authority: Any) -> None:
+        self.authority = authority
+
+    async def start(self) -> int:
+        self.server = grpc.aio.server()
+        certificate_pb2_grpc.add_IstioCertificateServiceServicer_to_server(self, self.server)
+        ads = grpc.stream_stream_rpc_method_handler(
+            self.stream, DeltaDiscoveryRequest.FromString, DeltaDiscoveryResponse.SerializeToString
+        )
+        service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+        self.server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": ads}),)
+        )
+        credentials = grpc.ssl_server_credentials([self.authority.server("127.0.0.1")])
+        port = self.server.add_secure_port("127.0.0.1:0", credentials)
+        await self.server.start()
+        return port
+
+    async def stream(self, requests: AsyncIterator[DeltaDiscoveryRequest], _: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
+        async for one in requests:
+            if one.response_nonce:
+                continue
+            found = []
+            if one.type_url == ADDRESS_TYPE:
+                for name, value in ((WEB.uid, encode_workload(WEB)), (SERVICE.key, encode_service(SERVICE))):
+                    found.append(Resource(name=name, version="1", resource=AnyMessage(type_url=ADDRESS_TYPE, value=value)))
+            yield DeltaDiscoveryResponse(type_url=one.type_url, nonce="n", resources=found)
+
+    async def CreateCertificate(self, message: Any, _: Any) -> certificate_pb2.IstioCertificateResponse:
+        key = x509.load_pem_x509_csr(message.csr.encode()).public_key()
+        leaf = self.authority.workload(key, message.metadata["ImpersonatedIdentity"]).decode()
+        return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.root_pem.decode()])
+
+
+class Node:
+    """One proxy process with its agent; paths and names carry this test process's number."""
+
+    def __init__(self, folder: Path, netns: str) -> None:
+        self.netns = netns
+        self.run = folder / "run" / "nodes" / "n1"
+        self.run.mkdir(parents=True)
+        (self.run / "token").write_text("token")
+        self.environment = {
+            **os.environ, "WEFT_RUN_DIR": str(folder / "run"), "WEFT_STATE_DIR": str(folder / "state"),
+            "ADMIN_PORT": "0", "STATS_PORT": "0", "READINESS_PORT": "0", "CONNECTION_TERMINATION_DEADLINE": "2s",
+        }  # fmt: skip
+        self.admin = self.run / "admin.sock"
+        self.log = folder / "log"
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(self.run / "ztunnel.sock"))
+        self.listener.listen()
+        self.listener.setblocking(False)
+
+    async def start(self, control_port: int) -> None:
+        command = [sys.executable, "-m", "ztunnel", "--node", "n1", "--workers", "2", "--control", f"127.0.0.1:{control_port}"]
+        with open(self.log, "ab") as log:  # noqa: ASYNC230  a local file
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)  # noqa: ASYNC220
+        accepted, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+        self.agent = PacketStream(accepted)
+        assert (await self.agent.receive()).data == b"\x08\x01"
+
+    async def tell(self, message: WorkloadRequest, with_netns: bool = False) -> str:
+        fds = [os.open(f"/run/netns/{self.netns}", os.O_RDONLY)] if with_netns else []
+        await self.agent.send(message.SerializeToString(), fds)
+        for fd in fds:
+            os.close(fd)
+        return str(WorkloadResponse.FromString((await self.agent.receive()).data).ack.error)
+
+    async def add_pod(self) -> str:
+        info = WorkloadInfo(name="web", namespace="demo", service_account="web")
+        return await self.tell(WorkloadRequest(add=AddWorkload(uid="u1", workload_info=info)), with_netns=True)
+
+    async def get(self, path: str) -> Any:
+        reply = await request(self.admin, "GET", path)
+        return json.loads(reply.check())
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(20):
+            while (await request(self.admin, "GET", "/healthz/ready")).status != 200:
+                pass
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def dial(self, port: int) -> socket.socket:
+        netns_fd, home_fd = os.open(f"/run/netns/{self.netns}", os.O_RDONLY), open_home()
+        with entered(netns_fd, home_fd):
+            client = socket.socket(socket.AF_INET)
+        os.close(netns_fd)
+        os.close(home_fd)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", port))
+        return client
+
+    async def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return await asyncio.to_thread(self.process.wait, 20)
+
+
+@pytest.fixture
+def play(tmp_path: Path, authority: Any) -> Callable[[Callable[[Node, Control], Awaitable[None]]], None]:
+    async def run(scenario: Callable[[Node, Control], Awaitable[None]], netns: str) -> None:
+        node, control = Node(tmp_path, netns), Control(authority)
+        (node.run / "root-cert.pem").write_bytes(authority.root_pem)
+        try:
+            async with asyncio.timeout(60):
+                await scenario(node, control)
+        finally:
+            node.process.kill()
+            node.process.wait()
+            node.agent.close()
+            node.listener.close()
+
+    def start(scenario: Callable[[Node, Control], Awaitable[None]]) -> None:
+        netns = f"weft-test-{os.getpid()}-pod"
+        subprocess.run(["ip", "netns", "add", netns], check=True)
+        try:
+            subprocess.run(["ip", "-n", netns, "link", "set", "lo", "up"], check=True)
+            asyncio.run(run(scenario, netns))
+        finally:
+            subprocess.run(["ip", "netns", "del", netns], check=True)
+
+    return start
+
+
+def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, eventually: Any) -> None:
+    async def scenario(node: Node, control: Control) -> None:
+        await node.start(await control.start())
+        assert await node.add_pod() == ""
+        assert await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
+        await node.ready()
+        dump: dict[str, Any] = {}
+
+        async def certified() -> bool:
+            dump.update(await node.get("/config_dump"))
+            return any(one["state"] == "Available" for one in dump["certificates"])
+
+        async with asyncio.timeout(20):
+            while not await certified():
+                pass
+        assert [one["identity"] for one in dump["certificates"]] == ["spiffe://cluster.local/ns/demo/sa/web"]
+        assert [one["uid"] for one in dump["workloads"]] == [WEB.uid] and dump["workloadState"]["u1"]["state"] == "Up"
+        assert [one["hostname"] for one in dump["services"]] == [SERVICE.hostname]
+
+        # All workers die: the listeners stay, and whoever dials now is served by their successors.
+        before = node.workers()
+        assert len(before) == 2
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        client = node.dial(15008)
+        client.sendall(b"this is no TLS")
+        assert await asyncio.to_thread(_until_closed, client) is not None
+        await eventually(lambda: len(set(node.workers()) - set(before)) == 2)
+        metrics = (await request(node.admin, "GET", "/metrics")).body.decode()
+        assert "weft_worker_restarts_total 2" in metrics and "workload_manager_active_proxy_count 1" in metrics
+
+        # A restart while nobody controls: what was known still is.
+        await control.server.stop(None)
+        assert await node.end() == 0
+        node.agent.close()
+        await node.start(control_port=1)
+        assert await node.add_pod() == "" and await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
+        await node.ready()
+        dump = await node.get("/config_dump")
+        assert [one["uid"] for one in dump["workloads"]] == [WEB.uid]
+        assert dump["certificates"][0]["state"] != "Available", "keys are never on disk"
+
+    play(scenario)
+
+
+def _until_closed(client: socket.socket) -> bytes:
+    received = b""
+    with client:
+        try:
+            while piece := client.recv(4096):
+                received += piece
+        except ConnectionResetError:
+            pass
+    return received
+
+
+def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:
+    async def scenario(node: Node, control: Control) -> None:
+        await node.start(await control.start())
+        assert await node.add_pod() == ""
+        async with open_stream(node.admin, "GET", "/flows") as (status, _, pieces):
+            assert status == 200
+            client = node.dial(15008)
+            client.sendall(b"this is no TLS")
+            await asyncio.to_thread(_until_closed, client)
+            async with asyncio.timeout(10):
+                flow = json.loads(await anext(read_lines(pieces)))
+        assert flow["verdict"] in ("DROPPED", "ERROR") and flow["traffic_direction"] == "INGRESS"
+        assert flow["destination"]["pod_name"] == "web" and flow["node_name"] == "n1"
+        metrics = (await request(node.admin, "GET", "/metrics")).body.decode()
+        assert 'weft_early_failures_total{direction="inbound",flag="TLS_FAILURE"} 1' in metrics
+        assert await node.end() == 0
+        assert "\twarn\taccess\tconnection failed\tsrc.addr=127.0.0.1:" in node.log.read_text()
+
+    play(scenario)
+
+
+def test_levels_quit_and_what_ends_the_process(play: Any) -> None:
+    async def scenario(node: Node, control: Control) -> None:
+        port = await control.start()
+        await node.start(port)
+        assert (await request(node.admin, "POST", "/logging?level=access=debug")).body == b"current log level is access=debug\n"
+        assert (await request(node.admin, "POST", "/logging?level=loud")).status == 400
+        reply = await request(node.admin, "GET", "/healthz/ready")
+        assert reply.status == 500 and b"waiting for: " in reply.body and b"the agent's list of pods" in reply.body
+        assert (await request(node.admin, "POST", "/quitquitquit")).status == 200
+        assert await asyncio.to_thread(node.process.wait, 20) == 0
+        node.agent.close()
+
+        await node.start(port)
+        error = await node.tell(WorkloadRequest(add=AddWorkload(uid="q")), with_netns=True)
+        assert "workload_info is required but not present" in error
+        assert await asyncio.to_thread(node.process.wait, 20) == 1
+        node.agent.close()
+
+        await node.start(port)
+        workers = node.workers()
+        node.process.kill()
+        node.process.wait()
+        async with asyncio.timeout(10):
+            while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers):  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.02)
+
+    play(scenario)
+
+
+def test_a_wrong_setting_is_one_clear_line(tmp_path: Path) -> None:
+    python = shutil.which(sys.executable)
+    assert python
+    run = subprocess.run(
+        [python, "-m", "ztunnel"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=20
+    )
+    assert (run.returncode, run.stderr) == (2, "weft-ztunnel: NODE_NAME is not set: give --node NAME\n")
