@@ -1,0 +1,156 @@
+"""The lab with real agents and proxies: who is enrolled when, what keeps a pod from starting, and that all of it goes again."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.world import World, eventually
+from tests.lab.host import BASE, host_network, leftovers, pod, processes, runs
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+
+NAMESPACE = "\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: %s}}\n---\n"
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"""
+SERVER = pod(
+    "server",
+    "[python3, -m, http.server, --bind, '::', '8000']",
+    "nodeName: b",
+    ", readinessProbe: {httpGet: {path: /, port: 8000}}",
+)
+CLIENT = pod("client", "[sleep, infinity]", "nodeName: a")
+OUTSIDER = CLIENT.replace("{name: client,", "{name: outsider, labels: {istio.io/dataplane-mode: none},")
+REFUSED = (7, 56)
+"""curl's exit codes for a reset: while it connects, or after."""
+EVERYTHING = BASE + NAMESPACE % "ambient" + "---".join((STRICT, SERVER, CLIENT, OUTSIDER))
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    before = host_network()
+    with World(EVERYTHING, timeout_s=100) as made:
+        assert host_network() == before
+        yield made
+    assert host_network() == before
+    assert leftovers(made) == []
+
+
+def ask(world: World, client: str, version: int = 4) -> int:
+    """curl's exit code: 0 when it was answered."""
+    address = world.pod("shop/server")["addresses"][0 if version == 4 else 1]
+    host = f"[{address}]" if version == 6 else address
+    return world.run(f"shop/{client}", "curl", "-sS", "-m", "5", "-o", "/dev/null", f"http://{host}:8000/").returncode
+
+
+def program(world: World, node: str, part: str) -> int:
+    return int(next(one for one in world.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
+
+
+def cgroup_of(pid: int) -> str:
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
+
+
+def netns_of(pid: int) -> int:
+    return Path(f"/proc/{pid}/ns/net").stat().st_ino
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_enrolled_pods_talk_and_plain_text_is_refused_under_strict(world: World, version: int) -> None:
+    assert [world.pod(f"shop/{name}")["enrolled"] for name in ("server", "client", "outsider")] == [True, True, False]
+    assert ask(world, "client", version) == 0
+    assert ask(world, "outsider", version) in REFUSED
+
+
+def test_a_strict_pod_becomes_ready_by_its_nodes_probe(world: World) -> None:
+    """Its prober is a host process: in the node's namespace and in the cgroup `host`."""
+    assert world.pod("shop/server")["ready"]
+    assert cgroup_of(program(world, "b", "prober")) == f"/{world.layout.places.prefix}/b/host"
+
+
+def test_a_nodes_programs_are_inside_its_cgroup_and_namespace(world: World) -> None:
+    prefix = world.layout.places.prefix
+    for node in ("a", "b"):
+        expected = Path("/run/netns", world.layout.node_netns(node)).stat().st_ino
+        for part in ("agent", "ztunnel"):
+            pid = program(world, node, part)
+            assert cgroup_of(pid) == f"/{prefix}/{node}/{part}" and netns_of(pid) == expected
+
+
+def test_pods_are_enrolled_and_withdrawn_while_they_run(world: World) -> None:
+    before = processes(world)
+    world.apply(NAMESPACE % "none")
+    assert not world.pod("shop/client")["enrolled"] and not world.pod("shop/server")["enrolled"]
+    world.apply(NAMESPACE % "ambient")
+    assert world.pod("shop/client")["enrolled"] and world.pod("shop/server")["enrolled"]
+    assert processes(world) == before, "enrolling must not restart a program"
+    eventually(lambda: ask(world, "client") == 0)
+    assert ask(world, "outsider") in REFUSED
+
+
+@pytest.mark.parametrize("part", ["agent", "ztunnel", "prober"])
+def test_a_program_that_dies_is_started_again(world: World, part: str) -> None:
+    before = program(world, "a", part)
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: program(world, "a", part) not in (0, before), 30)
+    eventually(lambda: not world.status()["unready"], 60)
+    eventually(lambda: ask(world, "client") == 0)
+
+
+def test_no_program_starts_before_its_pod_is_enrolled(world: World) -> None:
+    """A node whose agent cannot answer starts no enrolled pod, and says why; un-enrolled ones are none of its business."""
+    late = CLIENT.replace("client", "late")
+    plain = OUTSIDER.replace("outsider", "plain")
+    agent = program(world, "a", "agent")
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        plain = pod("plain", "[sleep, infinity]", "nodeName: a").replace(
+            "plain,", "plain, labels: {istio.io/dataplane-mode: none},"
+        )
+        late = pod("late", "[sleep, infinity]", "nodeName: a")
+        world.apply(late + "---" + plain, wait=False)
+        eventually(lambda: world.pod("shop/plain")["ready"])
+        eventually(lambda: "not enrolled: the agent does not answer" in world.pod("shop/late")["reason"], 40)
+        assert world.pod("shop/late")["containers"] == []
+        assert (Path(world.pod("shop/late")["cgroup"]) / "cgroup.procs").read_text() == ""
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    eventually(lambda: world.pod("shop/late")["ready"] and world.pod("shop/late")["enrolled"], 40)
+    world.delete(late + "---" + plain)
+
+
+def test_the_next_daemon_adopts_agents_and_proxies(world: World) -> None:
+    before = [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")]
+    (daemon,) = map(int, (world.layout.lab_cgroup / "cgroup.procs").read_text().split())
+    os.kill(daemon, signal.SIGKILL)
+    eventually(lambda: not world.running())
+    world.up({}, timeout_s=60)
+    assert [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")] == before
+    assert world.pod("shop/client")["enrolled"]
+    assert ask(world, "client") == 0 and ask(world, "outsider") in REFUSED
+
+
+def test_the_mesh_goes_off_and_on_under_running_pods(world: World) -> None:
+    before = processes(world)
+    agents = [program(world, node, "agent") for node in ("a", "b")]
+    status = world.up({}, mesh=False, timeout_s=60)
+    assert not any(pod["enrolled"] for pod in status["pods"])
+    eventually(lambda: not any(runs(pid) for pid in agents))
+    eventually(lambda: all(set(node["programs"]) == {"prober"} for node in world.status()["nodes"]))
+    eventually(lambda: not any("/bpf bpf " in line for line in mounts(world)))
+    assert ask(world, "outsider") == 0, "without a mesh nobody refuses plain text"
+    world.up({}, mesh=True, timeout_s=100)
+    assert processes(world) == before
+    eventually(lambda: ask(world, "client") == 0)
+    assert ask(world, "outsider") in REFUSED
+
+
+def mounts(world: World) -> list[str]:
+    return [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(world.layout.places.run) in line]
