@@ -15,7 +15,7 @@ from mesh.workload import Address
 
 MAX_ADDRESSES = 16
 MAX_LABELS = 256
-_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{0,317}")
 

@@ -95,11 +95,17 @@ def test_a_restart_of_the_agent_disturbs_nobody(node: Node) -> None:
         until_says(proxy, "disconnected")
         assert node.dial("a", OUTSIDE, 81) == f"{OUTSIDE}:81"  # no agent: the kernel goes on
         node.remove_namespace("b")
-        node.start_agent()
+        again = node.start_agent()
         assert until_says(proxy, "snapshot_sent") == ["connected", "add uid-a", "snapshot_sent"]
         assert app.poll() is None
         wait_until(lambda: [pod.uid for pod in node.status().pods] == ["uid-a"], "the vanished pod to be withdrawn")
         assert node.dial("a", OUTSIDE, 82) == f"{OUTSIDE}:82"
+        again.kill()
+        again.wait()
+        until_says(proxy, "disconnected")
+        node.start_agent()
+        until_says(proxy, "snapshot_sent")
+        assert app.poll() is None
     redirect = Redirect(node.places.bpffs)
     assert [one.pod.uid for one in redirect.enrolled()] == ["uid-a"]
     redirect.close()

@@ -1,0 +1,48 @@
+"""A node's diagnostics say what is wrong in sentences, and nothing where nothing is."""
+
+from typing import Any
+
+import pytest
+
+from agent.problems import problems
+from mesh.proto.agent_pb2 import ControlState, EnrolledPod, MapFill, ProgramState, ProxyState, StatusResponse
+
+pytestmark = pytest.mark.unit
+
+PORTS = 28232
+
+
+def status(**changes: Any) -> StatusResponse:
+    well = {
+        "proxy": ProxyState(connected=True, ready=True, pid=7),
+        "control": ControlState(connected=True, address="control:15012"),
+        "pods": [EnrolledPod(namespace="demo", name="web", state="enrolled", captured_v4=100)],
+        "maps": [MapFill(name="origins", used=10, capacity=100)],
+        "programs": [ProgramState(name="connect4", hook="cgroup/connect4", attached=True)],
+    }
+    return StatusResponse(**(well | changes))
+
+
+def test_nothing_is_wrong() -> None:
+    assert list(problems(status(), PORTS)) == []
+    assert list(problems(status(control=ControlState()), PORTS)) == []  # runs without control by choice
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"proxy": ProxyState()}, "no proxy is connected"),
+        ({"proxy": ProxyState(connected=True, pid=7)}, "process 7) has not acknowledged"),
+        ({"control": ControlState(address="c:1", error="refused")}, "control c:1 is away (refused)"),
+        ({"pods": [EnrolledPod(namespace="demo", name="web", state="pending", reason="why")]}, "demo/web is pending: why"),
+        (
+            {"pods": [EnrolledPod(namespace="demo", name="web", state="enrolled", captured_v6=23000)]},
+            "23000 captured IPv6 connections",
+        ),
+        ({"maps": [MapFill(name="origins", used=80, capacity=100)]}, "map origins is 80 % full"),
+        ({"programs": [ProgramState(name="connect4", hook="cgroup/connect4")]}, "connect4 is not attached"),
+    ],
+)
+def test_says_what_is_wrong(changes: dict[str, Any], said: str) -> None:
+    found = list(problems(status(**changes), PORTS))
+    assert len(found) == 1 and said in found[0]
