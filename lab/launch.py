@@ -171,6 +171,7 @@ def _fork_and_wait(status_fd: int) -> None:
 
 def _become(launch: Launch) -> None:
     if launch.confined:
+        syscalls.forbid_keyrings()
         syscalls.keep_capabilities(_KEPT_CAPABILITIES)
     if launch.uid or launch.gid:
         os.setgroups([])

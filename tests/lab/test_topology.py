@@ -1,6 +1,7 @@
 """A lab without a mesh: three nodes, twelve pods and some odd ones, reached and run as Kubernetes would."""
 
 import json
+import platform
 import re
 import subprocess
 from collections.abc import Iterator
@@ -163,6 +164,13 @@ def test_a_pod_cannot_leave_its_network_or_see_the_labs_secrets(world: World) ->
     assert (state / "control").is_dir()
     assert world.run("team/client-0", "ls", f"{state}/control").returncode != 0
     assert world.run("team/client-0", "ls", str(world.layout.places.run)).returncode != 0
+
+
+def test_a_pod_has_no_keyrings(world: World) -> None:
+    """They belong to users, and its root is the host's."""
+    number = {"x86_64": 250, "aarch64": 219}[platform.machine()]
+    script = f"import ctypes; c = ctypes.CDLL(None, use_errno=True); print(c.syscall({number}, 0, -4, 1), ctypes.get_errno())"
+    assert world.output("team/client-0", "python3", "-c", script) == "-1 1\n"
 
 
 def test_a_pod_sees_its_own_processes_and_files_only(world: World) -> None:
