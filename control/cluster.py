@@ -8,21 +8,18 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from control.catalogue import is_refused
+from control.examination import Examination
 from control.feed import Feed
 from control.index import TYPE_URLS, Index
 from control.notice import Notice
 from control.reports import Changes, PodReport, Reports
-from control.services import claim_of
 from control.store import Store
 from control.tokens import Tokens
-from control.vips import Allocation, allocate
 from control.workloads import MeshNames
-from mesh.authorization import convert
-from mesh.manifests import AuthorizationPolicy, Object, PeerAuthentication, Problem, Service, check_references
-from mesh.workload import Address, Network
+from mesh.manifests import Object, Problem, Service
+from mesh.workload import Network
 
 NOT_LOADED = "the mesh has no valid set of manifests yet: see weft status"
 MAX_SHOWN = 20
@@ -45,34 +42,26 @@ class Cluster:
         self.misplaced: dict[str, dict[tuple[str, str], str]] = {}
         """By reporter: pods that were not taken, with the reason."""
         self.index = Index(names, ranges)
-        self._ranges = ranges
+        self._examination = Examination(names.root_namespace, ranges, store.addresses())
         self._store = store
         self._tokens = tokens
-        self._addresses: dict[str, tuple[Address, ...]] = store.addresses()
         self._reports = Reports.of(store.reports())
         self._json: dict[str, tuple[Object, str]] = {}
         self.index.replace_reports(self._reports.pods, ())
 
-    def check(self, objects: Sequence[Object]) -> list[Problem]:
+    def check(self, objects: Iterable[Object]) -> list[Problem]:
         """What is wrong with a set of objects as a whole, and what of it will have no effect; nothing is changed."""
-        problems = check_references(objects)
-        named = {problem.object for problem in problems}
-        for service, reason in self._allocate(objects).problems.items():
-            if f"Service {service}" not in named:
-                problems.append(Problem("", 0, f"Service {service}", "spec.clusterIP", reason))
-        security = convert(_of(objects, AuthorizationPolicy), _of(objects, PeerAuthentication), self.names.root_namespace)
-        return [*problems, *security.problems]
+        return self._examination.examine(objects).problems
 
     def replace_objects(self, objects: Sequence[Object]) -> list[Problem]:
         """Make a whole set of objects current, unless it has problems that are no warnings; returns all problems."""
-        problems = self.check(objects)
-        if is_refused(problems):
-            return problems
-        addresses = self._allocate(objects).addresses
-        known = self._addresses
-        changed = {name: addresses.get(name, ()) for name in addresses.keys() | known.keys()}
-        self._store.replace_addresses({name: several for name, several in changed.items() if several != known.get(name, ())})
-        self._addresses = addresses
+        findings = self._examination.examine(objects)
+        if is_refused(findings.problems):
+            return findings.problems
+        held, addresses = self._examination.held, findings.addresses
+        wanted = {name: addresses.get(name, ()) for name in addresses.keys() | held.keys()}
+        self._store.replace_addresses({name: several for name, several in wanted.items() if several != held.get(name, ())})
+        self._examination.held = addresses
         self.objects = {one.title: one for one in objects}
         self.index.replace_objects(objects, addresses)
         for node in self._tokens.keep_only(self.index.nodes):
@@ -80,7 +69,7 @@ class Cluster:
         self.is_loaded = True
         self._publish()
         self.objects_changed.give()
-        return problems
+        return findings.problems
 
     def report(self, reporter: str, reports: Sequence[PodReport]) -> dict[tuple[str, str], str]:
         """Make a reporter's whole list current, but for pods that cannot be where they are said to be: returns those."""
@@ -116,7 +105,7 @@ class Cluster:
     def _completed(self, one: Object) -> Object:
         if not isinstance(one, Service):
             return one
-        addresses = self._addresses.get(f"{one.namespace}/{one.name}", ())
+        addresses = self._examination.held.get(f"{one.namespace}/{one.name}", ())
         return replace(one, cluster_ips=addresses) if addresses != one.cluster_ips else one
 
     def _to_json(self, title: str, one: Object) -> str:
@@ -125,10 +114,6 @@ class Cluster:
             known = self._json[title] = (one, json.dumps(one.to_dict()))
         return known[1]
 
-    def _allocate(self, objects: Iterable[Object]) -> Allocation:
-        claims = (claim_of(one, self._ranges) for one in objects if isinstance(one, Service))
-        return allocate(filter(None, claims), self._ranges, self._addresses)
-
     def _publish(self) -> None:
         self.revision += 1
         for gone in self._json.keys() - self.objects.keys():
@@ -136,7 +121,3 @@ class Cluster:
         resources = self.index.take()
         if resources:
             self.feed.publish(resources)
-
-
-def _of(objects: Iterable[Object], kind: type[Any]) -> list[Any]:
-    return [one for one in objects if isinstance(one, kind)]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from control.files import sync_folder, write_file
+from control.files import sync_folder, write_new
 
 MAX_FILES = 50_000
 MAX_FILE_BYTES = 8 << 20
@@ -124,9 +124,10 @@ class Folder:
         try:
             for name, text in changes.items():
                 if text is not None:
-                    write_file(staged / name, text.encode(), 0o600)
+                    write_new(staged / name, text.encode(), 0o600)
             removals = [name for name, text in changes.items() if text is None]
-            write_file(staged / _REMOVALS, json.dumps(removals).encode(), 0o600)
+            write_new(staged / _REMOVALS, json.dumps(removals).encode(), 0o600)
+            sync_folder(staged)
             os.rename(staged, self.path / _COMMITTED)
         except OSError:
             shutil.rmtree(staged, ignore_errors=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from control.reports import Key, PodReport
-from control.services import key_of, mesh_service
+from control.services import hostname_of, key_of, mesh_service
 from control.table import Resources, Table
 from control.workloads import MeshNames, mesh_workload, workload_uid
 from mesh.authorization import Conversion, Listed, convert
@@ -70,6 +70,8 @@ class Index:
     """Pods by the title of the object that they come from."""
     _pods_in: dict[str, set[Key]] = field(default_factory=dict)
     _services_in: dict[str, dict[str, Service]] = field(default_factory=dict)
+    _candidates: dict[tuple[str, str, str], dict[str, Service]] = field(default_factory=dict)
+    """Services by their namespace and one label that they select."""
     _listed: dict[Key, Listed] = field(default_factory=dict)
     _addresses: Addresses = field(default_factory=dict)
     _reports: Mapping[Key, PodReport] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class Index:
         # Pods first: what services and policies mean is then asked of the pods as they are now.
         dirty = self._replace_pods([change for change in changes if change.touches(Pod, Deployment)])
         dirty |= self._replace_nodes([change for change in changes if change.touches(Node)])
-        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses)
+        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses, dirty)
         if any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes):
             dirty |= self._replace_policies()
         self._replace_workloads(dirty)
@@ -154,26 +156,44 @@ class Index:
                 names.add(change.before.name)
         return {key for key, report in self._reports.items() if report.node in names} if names else set()
 
-    def _replace_services(self, changes: Iterable[_Change], addresses: Addresses) -> set[Key]:
+    def _replace_services(self, changes: Iterable[_Change], addresses: Addresses, known: set[Key]) -> set[Key]:
+        """Returns the pods that changed services mean, but for those already `known` to be dirty."""
         dirty: set[Key] = set()
         stale = {name for name in addresses.keys() | self._addresses.keys() if addresses.get(name) != self._addresses.get(name)}
         self._addresses = addresses
-        for change in changes:
-            for one in change:
+        for before, after in changes:
+            for one in (before, after):
                 if isinstance(one, Service):
                     stale.add(f"{one.namespace}/{one.name}")
-                    dirty |= {key for key in self._pods_in.get(one.namespace, ()) if service_selects(one, self.pods[key])}
-            if isinstance(change.after, Service):
-                self._services_in.setdefault(change.after.namespace, {})[change.after.name] = change.after
-            elif isinstance(change.before, Service):
-                del self._services_in[change.before.namespace][change.before.name]
-                self.services.put(key_of(change.before), None)
+                    others = self._pods_in.get(one.namespace, set()) - known
+                    dirty.update(key for key in others if service_selects(one, self.pods[key]))
+            if isinstance(before, Service):
+                self._drop_service(before)
+            if isinstance(after, Service):
+                self._services_in.setdefault(after.namespace, {})[after.name] = after
+                for label in _first_label(after):
+                    self._candidates.setdefault(label, {})[after.name] = after
         for name in stale:
             namespace, _, short = name.partition("/")
             service = self._services_in.get(namespace, {}).get(short)
             if service is not None:
                 self.services.put(key_of(service), mesh_service(service, addresses.get(name, ()), self.ranges))
+            else:
+                self.services.put(f"{namespace}/{hostname_of(namespace, short)}", None)
         return dirty
+
+    def _drop_service(self, service: Service) -> None:
+        del self._services_in[service.namespace][service.name]
+        for label in _first_label(service):
+            del self._candidates[label][service.name]
+            if not self._candidates[label]:
+                del self._candidates[label]
+
+    def _services_of(self, pod: Pod) -> list[Service]:
+        """The services that a pod stands behind, by name."""
+        labels = ((pod.namespace, key, value) for key, value in pod.labels.items())
+        candidates = {name: service for label in labels for name, service in self._candidates.get(label, {}).items()}
+        return [candidates[name] for name in sorted(candidates) if service_selects(candidates[name], pod)]
 
     def _replace_policies(self) -> set[Key]:
         self.conversion = convert(
@@ -196,7 +216,11 @@ class Index:
             pod, report = self.pods.get(key), self._reports.get(key)
             made = None
             if pod is not None and report is not None and report.node in self.nodes:
-                beside = self._services_in.get(pod.namespace, {})
-                services = [beside[name] for name in sorted(beside) if service_selects(beside[name], pod)]
+                services = self._services_of(pod)
                 made = mesh_workload(self.names, pod, report, services, self._listed[key], self.nodes[report.node])
             self.workloads.put(workload_uid(self.names, *key), made)
+
+
+def _first_label(service: Service) -> list[tuple[str, str, str]]:
+    """Namespace, key and value of one label that a service selects; empty where it selects nothing."""
+    return [(service.namespace, *pair) for pair in sorted(service.selector.items())[:1]]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -61,8 +62,12 @@ def _bind(server: grpc.aio.Server, listener: Listener, credentials: grpc.ServerC
 
 
 def control_server(path: Path, service: ControlService) -> grpc.aio.Server:
-    """Make the server for root, listening on a socket that nobody else may open."""
+    """Make the server for root, listening on a socket that nobody else may open.
+
+    Raises: OSError where another process serves there, or the socket cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_if_served(path)
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", MAX_REQUEST_BYTES),))
     control_pb2_grpc.add_ControlServicer_to_server(service, server)
     mask = os.umask(0o177)
@@ -76,3 +81,13 @@ def control_server(path: Path, service: ControlService) -> grpc.aio.Server:
     os.chmod(path, 0o600)
     _log.info("listening: socket=%s for=root", path)
     return server
+
+
+def _refuse_if_served(path: Path) -> None:
+    """A socket file that nobody serves is what a killed process left behind."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+    raise OSError(f"another process serves on {path}: stop it, or set WEFT_RUN_DIR")

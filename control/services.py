@@ -17,14 +17,14 @@ _DISTRIBUTIONS = {
 }
 
 
-def hostname_of(service: Service) -> str:
-    """The name that clients resolve."""
-    return f"{service.name}.{service.namespace}.svc.{DNS_DOMAIN}"
+def hostname_of(namespace: str, name: str) -> str:
+    """The name by which clients know a service."""
+    return f"{name}.{namespace}.svc.{DNS_DOMAIN}"
 
 
 def key_of(service: Service) -> str:
     """Its resource name."""
-    return f"{service.namespace}/{hostname_of(service)}"
+    return f"{service.namespace}/{hostname_of(service.namespace, service.name)}"
 
 
 def versions_of(service: Service, ranges: Sequence[Network]) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ def mesh_service(service: Service, addresses: Iterable[Address], ranges: Sequenc
     return nouns.Service(
         name=service.name,
         namespace=service.namespace,
-        hostname=hostname_of(service),
+        hostname=hostname_of(service.namespace, service.name),
         vips=tuple(NetworkAddress("", address) for address in addresses),
         ports=ports,
         preferences=preferences,

@@ -17,10 +17,12 @@ from control.folder import Folder, Texts
 from control.text import manifest_text
 from mesh.manifests import ManifestSet, Problem, parse
 
-POLL_S = 0.1
+POLL_S, LONGEST_POLL_S = 0.1, 1.0
 POLL_SHARE = 20
-"""A look at the folder may take one part in this many of the time: 2,000 files every 0.2 s, 10,000 every second."""
+"""A look at the folder may take one part in this many of the time: some 2,000 files every 0.2 s, 10,000 every second."""
 _MAX_FILE_NAME_BYTES = 255
+MAX_LOGGED = 20
+"""Objects named in one line."""
 _log = logging.getLogger("control.source")
 
 Change = Literal["created", "configured", "unchanged", "deleted", "absent"]
@@ -54,14 +56,15 @@ class FolderSource:
         self._catalogue = Catalogue()
         self._texts = Texts()
         self._reading = Reading()
+        self._look_s = 0.0
+        """How long a look takes that finds nothing new."""
         self._lock = asyncio.Lock()
 
     async def follow(self) -> None:
         """Take in every change of the folder, for ever."""
         while True:
-            before = time.monotonic()
             await self.refresh()
-            await asyncio.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - before)))
+            await asyncio.sleep(min(LONGEST_POLL_S, max(POLL_S, POLL_SHARE * self._look_s)))
 
     async def refresh(self) -> None:
         """Take in what is on disk now."""
@@ -69,8 +72,10 @@ class FolderSource:
             await self._refresh()
 
     async def _refresh(self) -> None:
+        before = time.monotonic()
         texts = await asyncio.to_thread(self._folder.read)
         if texts is None:
+            self._look_s = time.monotonic() - before
             return
         self._texts = texts
         self._reading = await asyncio.to_thread(self._catalogue.read, texts.files)
@@ -136,6 +141,7 @@ class FolderSource:
                 return Outcome(problems=problems)
             if writes and not dry_run:
                 problems += await self._write(writes)
+                _log.info("manifests: written: %s", ", ".join(f"{title} {change}" for title, change in changes[:MAX_LOGGED]))
             return Outcome([] if is_refused(problems) else changes, problems)
 
     def _obstacles(self, wanted: ManifestSet, writes: Mapping[str, str | None]) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """weft-control as a whole: a real process, real TLS, manifests in and resources out."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 from mesh.proto import control_pb2
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
 from mesh.workload import Service, TunnelProtocol, Workload
+from wire.grpc_tls import Endpoint
+from wire.xds import NodeMetadata, Update, XdsClient
 
 pytestmark = pytest.mark.unit
 
@@ -141,6 +144,51 @@ def test_a_refusal_is_kept_and_shown(control: Any) -> None:
     deadline = time.monotonic() + 10
     while not control.status().nodes[0].acked:
         assert time.monotonic() < deadline
+
+
+def test_a_slow_client_is_told_the_newest_state_in_one_piece(control: Any) -> None:
+    control.apply(NODES + "---" + WEB)
+    stream = open_stream(control)
+    first = [stream.receive(), stream.receive()]
+    for ready in (True, False, True, False):
+        control.report(WEB_0 | {"ready": ready})
+    web_1 = {"name": "web-1", "node": "n2", "addresses": ["10.244.2.2"]}
+    control.report(web_1)
+    for response in first:
+        stream.acknowledge(response)
+    pushed = stream.take()
+    assert names(pushed) == ["Kubernetes//Pod/demo/web-1"] and not pushed.removed_resources, "web-0 came and went unseen"
+    control.report(web_1, WEB_0)
+    assert names(stream.take()) == [UID_0], "and nothing was left in a queue"
+
+
+def test_the_meshs_own_client(control: Any, tmp_path: Any, eventually: Any) -> None:
+    control.apply(NODES + "---" + WEB)
+    control.report(WEB_0)
+    (tmp_path / "token").write_text(control.token("n1"))
+    (tmp_path / "root.pem").write_text(control.root_pem)
+    endpoint = Endpoint(control.address(), tmp_path / "root.pem", tmp_path / "token", "Kubernetes")
+    seen: dict[str, Workload | Service] = {}
+
+    async def take(update: Update) -> dict[str, str]:
+        if update.type_url == ADDRESS_TYPE:
+            seen.update({one.name: decode_address(one.value) for one in update.upserts})
+            for name in update.removals:
+                del seen[name]
+        return {}
+
+    async def follow() -> None:
+        node = NodeMetadata("ztunnel", "ztunnel-n1", "weft", "10.0.0.1", "n1", "Kubernetes")
+        client = XdsClient(endpoint, node, [ADDRESS_TYPE, AUTHORIZATION_TYPE], take)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(client.run())
+            await client.wait_ready()
+            assert set(seen) == {UID_0, WEB_KEY}
+            await asyncio.to_thread(control.report)
+            await eventually(lambda: UID_0 not in seen)
+            running.cancel()
+
+    asyncio.run(follow())
 
 
 def test_nodes_are_told_the_same_and_keep_what_they_have(control: Any) -> None:
@@ -380,4 +428,9 @@ def test_a_second_control_plane_is_refused(control: Any, tmp_path: Any) -> None:
     environment = {"WEFT_RUN_DIR": str(tmp_path / "run"), "WEFT_STATE_DIR": str(tmp_path / "state")}
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert second.returncode == 1 and f"cannot listen on {control.address()}" in second.stderr
+    environment["WEFT_RUN_DIR"] = str(control.run)
+    second = subprocess.run(
+        [*command[:-1], "127.0.0.1:0"], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert second.returncode == 1 and "another process serves on" in second.stderr
     assert control.status().revision == 1, "the first one never noticed"

@@ -1,0 +1,83 @@
+"""What is wrong with a set of objects as a whole, and which addresses its services get. Pure.
+
+A change usually touches few objects of one sort, and is examined twice: when it is foreseen and when it is made. So each part
+of the examination remembers the very objects that it last looked at.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Generic, TypeVar
+
+from control.services import claim_of
+from control.vips import Allocation, allocate
+from mesh.authorization import convert
+from mesh.manifests import AuthorizationPolicy, Object, PeerAuthentication, Problem, Service, check_references
+from mesh.workload import Address, Network
+
+Addresses = Mapping[str, tuple[Address, ...]]
+"""Service addresses by `namespace/name`."""
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The outcome for one set."""
+
+    problems: list[Problem]
+    addresses: Addresses
+    """Of all services, meaningful where no problem refuses the set."""
+
+
+@dataclass(slots=True)
+class _Remembered(Generic[_Result]):
+    """The last result of one question, and what was asked about."""
+
+    objects: list[Object] = field(default_factory=list)
+    result: _Result | None = None
+
+    def of(self, objects: list[Object], ask: Callable[[list[Object]], _Result]) -> _Result:
+        if self.result is None or len(objects) != len(self.objects) or not all(map(is_, objects, self.objects)):
+            self.objects, self.result = objects, ask(objects)
+        return self.result
+
+
+@dataclass(slots=True)
+class Examination:
+    """The rules of one mesh."""
+
+    root_namespace: str
+    ranges: Sequence[Network]
+    held: Addresses
+    """Addresses of services now; set it after each change that was made."""
+    _references: _Remembered[list[Problem]] = field(default_factory=_Remembered)
+    _allocation: _Remembered[Allocation] = field(default_factory=_Remembered)
+    _security: _Remembered[list[Problem]] = field(default_factory=_Remembered)
+
+    def examine(self, objects: Iterable[Object]) -> Findings:
+        """Look at a whole set."""
+        plain: list[Object] = []
+        security: list[Object] = []
+        for one in objects:
+            (security if isinstance(one, AuthorizationPolicy | PeerAuthentication) else plain).append(one)
+        services: list[Object] = [one for one in plain if isinstance(one, Service)]
+        references = self._references.of(plain, check_references)
+        allocation = self._allocation.of(services, self._allocate)
+        named = {problem.object for problem in references}
+        collisions = [
+            Problem("", 0, f"Service {service}", "spec.clusterIP", reason)
+            for service, reason in allocation.problems.items()
+            if f"Service {service}" not in named
+        ]
+        lost = self._security.of(security, self._lost)
+        return Findings([*references, *collisions, *lost], allocation.addresses)
+
+    def _allocate(self, services: Iterable[Object]) -> Allocation:
+        claims = (claim_of(one, self.ranges) for one in services if isinstance(one, Service))
+        return allocate(filter(None, claims), self.ranges, self.held)
+
+    def _lost(self, security: list[Object]) -> list[Problem]:
+        """Warnings about what proxies cannot enforce."""
+        policies = [one for one in security if isinstance(one, AuthorizationPolicy)]
+        modes = [one for one in security if isinstance(one, PeerAuthentication)]
+        return list(convert(policies, modes, self.root_namespace).problems)
