@@ -198,3 +198,27 @@ def connected(node: Node, pod: str, address: str, port: int) -> Iterator["subpro
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_running_pod_enters_and_leaves_without_a_refused_connection(node: Node) -> None:
+    node.start_agent()
+    until_says(node.start_proxy(), "snapshot_sent")
+    script = (
+        "import socket\n"
+        "while True:\n"
+        " try:\n"
+        "  with socket.create_connection(('10.214.0.3',8080),3) as s: said=s.recv(200).decode().strip()\n"
+        " except OSError as e: said=type(e).__name__\n"
+        " print(said,flush=True)"
+    )
+    with listening(node, "b", 8080):
+        dialling = node.start("a", "pods/a", sys.executable, "-c", script, stdout=subprocess.PIPE)
+        said = [read_line(dialling)]
+        node.enrol("a")
+        while said[-1] != "10.214.0.3:8080":
+            said.append(read_line(dialling))
+        assert node.post("/cmddel", {"UID": "uid-a"}) == (200, "")
+        while said[-1] != "hello":
+            said.append(read_line(dialling))
+    changes = [one for one, before in zip(said, ["", *said], strict=False) if one != before]
+    assert changes == ["hello", "10.214.0.3:8080", "hello"], changes
