@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from bench import accounts, contenders, envoy_pair, events, report
 from bench.contenders import Contender
-from bench.stage import LoadError, Stage, pids_of, stage
+from bench.stage import Stage, pids_of, stage
 from bench.topology import MESH, PLAIN, PODS, PORT, Place
 
 # A lab of its own: one that is up already is left alone (but disturbs the figures).
@@ -118,6 +119,7 @@ def _held_memory(made: Stage, found: list[Contender], results: report.Results) -
 
 def _rounds(found: list[Contender], results: report.Results, flags: argparse.Namespace) -> None:
     for one in found:
+        one.await_answer()
         one.measure("exchanges", seconds=0.3)  # certificates, pools and code are warm before the first round
     for number in range(flags.rounds):
         stolen = accounts.stolen_s()
@@ -158,7 +160,7 @@ def main() -> int:
     try:
         envoy_pair.envoy_binary()
         where, results = _run(flags)
-    except (LoadError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         _say(f"failed: {error}")
         return 1
     text, data = report.write(flags.out, where, results)

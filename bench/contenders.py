@@ -1,12 +1,12 @@
 """What is measured against what: how a client reaches the server, and whose CPU time that costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from bench import accounts
 from bench.figures import Sample, with_cost
-from bench.stage import LoadClient
+from bench.stage import LoadClient, LoadError
 
 DIRECT, NEAR_DIRECT = "direct", "direct same node"
 WEFT, NEAR_WEFT = "weft", "weft same node"
@@ -26,15 +26,35 @@ class Contender:
     pids: Callable[[], list[int]]
     """The processes between the two, asked anew for every measurement."""
 
+    def await_answer(self, seconds: float = 20.0) -> None:
+        """Wait until the server answers this way: proxies that were just started listen a moment later. Raises: LoadError."""
+        self.client.order("until", host=self.host, port=self.port, refused=False, seconds=seconds)
+        self._answer("until")
+        self._answer("until")
+
+    def _answer(self, load: str) -> Sample:
+        try:
+            return self.client.answer()
+        except LoadError as error:
+            raise LoadError(f"{self.name}, {load}: {error}") from error
+
     def measure(self, load: str, **details: Any) -> Sample:
         """Carry out one load and account for it. Raises: LoadError."""
         self.client.order(load, host=self.host, port=self.port, **details)
         if load == "round_trips":
-            self.client.answer()  # it is warm: opening the connections is not charged to requests
-        pids = self.pids()
-        cpu, machine = accounts.cpu_s(pids), accounts.machine_cpu_s()
-        found = self.client.answer()
-        return with_cost(found, accounts.cpu_s(pids) - cpu, accounts.machine_cpu_s() - machine)
+            self._answer(load)  # it is warm: opening the connections is not charged to requests
+        before, machine = _cpu_s(self.pids()), accounts.machine_cpu_s()
+        found = self._answer(load)
+        after = _cpu_s([pid for pid, _ in before])
+        parts: dict[str, float] = {}
+        for (pid, name), seconds in after.items():
+            parts[name] = parts.get(name, 0.0) + seconds - before[pid, name]
+        return with_cost(found, parts, accounts.machine_cpu_s() - machine)
+
+
+def _cpu_s(pids: Iterable[int]) -> dict[tuple[int, str], float]:
+    """CPU seconds so far, by process and what it is."""
+    return {(pid, accounts.command_of(pid)): accounts.cpu_s([pid]) for pid in pids}
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,16 +59,31 @@ ROWS = (
 )
 
 
-def with_cost(sample: Sample, cpu_s: float, machine_cpu_s: float) -> dict[str, float]:
-    """A sample with what it cost: the contender's own CPU seconds, and the whole machine's beside it."""
-    cost = {"cpu_s": cpu_s, "machine_cpu_s": machine_cpu_s}
-    if sample.get("bytes"):
-        cost["cpu_s_per_gb"] = cpu_s / sample["bytes"] * 1e9
-        cost["machine_cpu_s_per_gb"] = machine_cpu_s / sample["bytes"] * 1e9
-    elif sample.get("count"):
-        cost["cpu_s_per_100k"] = cpu_s / sample["count"] * 1e5
-        cost["machine_cpu_s_per_100k"] = machine_cpu_s / sample["count"] * 1e5
-    return {**sample, **cost}
+_PART = "cpu_s of "
+
+
+def with_cost(sample: Sample, parts: Mapping[str, float], machine_cpu_s: float) -> dict[str, float]:
+    """A sample with what it cost: the CPU seconds of each kind of process, their sum, and the whole machine's beside them.
+
+    Without processes (the bare network) only the machine's.
+    """
+    costs = {"machine_cpu_s": machine_cpu_s}
+    if parts:
+        costs["cpu_s"] = sum(parts.values())
+    unit, amount = ("per_gb", sample["bytes"] / 1e9) if "bytes" in sample else ("per_100k", sample.get("count", 0) / 1e5)
+    per_unit = {f"{name}_{unit}": cost / amount for name, cost in costs.items()} if amount else {}
+    return {**sample, **costs, **per_unit, **{_PART + name: seconds for name, seconds in parts.items()}}
+
+
+def part_costs(rounds: Iterable[Round], contender: str, load: str, figure: str) -> dict[str, Figure]:
+    """A cost figure, divided among the kinds of processes that caused it."""
+    found: dict[str, list[float]] = {}
+    for one in rounds:
+        sample = one.get((contender, load), {})
+        for name, seconds in sample.items():
+            if name.startswith(_PART) and sample.get("cpu_s"):
+                found.setdefault(name.removeprefix(_PART), []).append(seconds / sample["cpu_s"] * sample[figure])
+    return {name: Figure.of(costs) for name, costs in found.items()}
 
 
 def values(rounds: Iterable[Round], contender: str, load: str, figure: str) -> list[float]:
@@ -94,6 +109,16 @@ def headroom(rounds: Sequence[Round], direct: str, contenders: Iterable[str], lo
     return min(found) if found else None
 
 
+def client_busy(rounds: Iterable[Round], contender: str, load: str = "rr32") -> float | None:
+    """The share of one CPU that the load generator's client used: near 1 it was the limit, not the contender."""
+    shares = [
+        sample["client_cpu_s"] / sample["seconds"]
+        for one in rounds
+        if (sample := one.get((contender, load), {})).get("client_cpu_s") and sample.get("seconds")
+    ]
+    return median(shares) if shares else None
+
+
 def table(rounds: Sequence[Round], contenders: Sequence[str], references: Sequence[str]) -> str:
     """Markdown: a line per row and contender with its median and range, and its ratio to every reference."""
     heads = ["", "contender", "median", "range", *(f"/ {reference}" for reference in references)]
@@ -105,7 +130,7 @@ def table(rounds: Sequence[Round], contenders: Sequence[str], references: Sequen
             if not found:
                 continue
             figure = Figure.of(found)
-            cells = [name, contender, f"{_short(figure.median)} {row.unit}", f"{_short(figure.low)} to {_short(figure.high)}"]
+            cells = [name, contender, f"{short(figure.median)} {row.unit}", f"{short(figure.low)} to {short(figure.high)}"]
             lines.append([*cells, *(_ratio_cell(rounds, contender, reference, row) for reference in references)])
             name = ""
     widths = [max(len(line[index]) for line in lines) for index in range(len(heads))]
@@ -117,5 +142,6 @@ def _ratio_cell(rounds: Sequence[Round], contender: str, reference: str, row: Ro
     return f"{found.median:.2f} [{found.low:.2f} to {found.high:.2f}]" if found else ""
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number with three digits that say something."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

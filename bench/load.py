@@ -5,7 +5,8 @@ adds threads or wake-ups of its own. A connection starts with nine bytes, a mode
 
 - `E` size: echo. Every `size` bytes are answered with as many, for as long as the connection lives.
 - `S` 0: sink. Everything is read until the client's half-close, then the count goes back: bytes count where they arrive.
-- `D` bytes: source. So many bytes are sent, then the connection is closed.
+- `D` bytes: source. So many bytes are sent; the client closes when it has them (Envoy's HTTP tunnels lose the end of what a
+  server sends when the server closes first).
 
 The client reads one JSON order per line on stdin and prints one JSON result per line: it lives through a whole run, so that
 start-up costs no measurement anything. All loads are closed loops; times are CLOCK_MONOTONIC, which every process shares.
@@ -25,6 +26,8 @@ from typing import Any
 _HEAD = struct.Struct("!cQ")
 _COUNT = struct.Struct("!Q")
 _BLOCK = 256 << 10
+_SENT = b"d"
+"""What `D` becomes when all is sent."""
 _WARM_S = 0.3
 _ANSWER_S = 30.0
 """A connection that says nothing for so long is an error: nothing here may hang a run."""
@@ -68,6 +71,8 @@ class _Served:
         if self.mode == b"D":
             self.count = min(self.number, _LIMIT)
             return self._send_waiting()
+        if self.mode == _SENT:
+            return count > 0
         self.count += count
         if self.mode == b"S":
             if count or first:
@@ -91,7 +96,8 @@ class _Served:
         if self.mode == b"D":
             while self.count:
                 self.count -= self.sock.send(_ZEROS[: min(self.count, _BLOCK)])
-            return False
+            self.mode = _SENT
+            return True
         if self.waiting:
             self._send(self.waiting)
         return True
@@ -249,11 +255,11 @@ def upload(order: dict[str, Any]) -> dict[str, float]:
 
 
 def download(order: dict[str, Any]) -> dict[str, float]:
-    """Ask for `bytes` and count what arrives until the end."""
+    """Ask for `bytes` and count what arrives."""
     arrived, cpu, buffer = 0, time.process_time(), bytearray(_BLOCK)
     begin = time.perf_counter()
     with _connect(order, b"D", order["bytes"]) as sock:
-        while count := sock.recv_into(buffer):
+        while arrived < order["bytes"] and (count := sock.recv_into(buffer)):
             arrived += count
     return _bulk(order["bytes"], arrived, time.perf_counter() - begin, time.process_time() - cpu)
 
@@ -336,7 +342,7 @@ def client() -> None:
         try:
             result: dict[str, Any] = _ORDERS[order["load"]](order)
         except OSError as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
+            result = {"error": f"{type(error).__name__}: {error}", "order": order}
         print(json.dumps(result), flush=True)
 
 

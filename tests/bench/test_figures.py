@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import Figure, Round, headroom, ratio, table, values, with_cost
+from bench.figures import Figure, Round, client_busy, headroom, part_costs, ratio, table, values, with_cost
 from bench.report import Results, surroundings, write
 
 pytestmark = pytest.mark.unit
@@ -37,16 +37,32 @@ def test_a_round_without_one_of_both_does_not_count() -> None:
     assert ratio(rounds, "weft", "nobody", "rr1", "p50_us") is None
 
 
-def test_cost_is_per_request_or_per_gigabyte() -> None:
-    assert with_cost({"count": 50_000.0}, 1.0, 2.0)["cpu_s_per_100k"] == 2.0
-    assert with_cost({"bytes": 5e8}, 0.5, 1.0)["cpu_s_per_gb"] == 1.0
-    assert "cpu_s_per_gb" not in with_cost({"count": 0.0}, 1.0, 1.0)
+def test_cost_is_per_request_or_per_gigabyte_and_divided_among_processes() -> None:
+    sample = with_cost({"count": 50_000.0}, {"agent": 0.25, "worker": 0.75}, 2.0)
+    assert (sample["cpu_s_per_100k"], sample["machine_cpu_s_per_100k"]) == (2.0, 4.0)
+    assert with_cost({"bytes": 5e8}, {"worker": 0.5}, 1.0)["cpu_s_per_gb"] == 1.0
+    shares = part_costs([{("weft", "rr1"): sample}], "weft", "rr1", "cpu_s_per_100k")
+    assert {name: figure.median for name, figure in shares.items()} == {"agent": 0.5, "worker": 1.5}
+
+
+def test_the_bare_network_costs_only_the_machine() -> None:
+    sample = with_cost({"count": 100_000.0}, {}, 3.0)
+    assert sample["machine_cpu_s_per_100k"] == 3.0 and "cpu_s_per_100k" not in sample
+    assert "machine_cpu_s_per_100k" not in with_cost({"count": 0.0}, {}, 3.0)
 
 
 def test_headroom_is_over_the_fastest_contender() -> None:
     rounds = [{("direct", "rr32"): {"per_s": 90.0}, ("a", "rr32"): {"per_s": 30.0}, ("b", "rr32"): {"per_s": 45.0}}]
     assert headroom(rounds, "direct", ("a", "b", "absent")) == 2.0
     assert headroom([], "direct", ("a",)) is None
+
+
+def test_a_client_that_is_always_busy_is_told() -> None:
+    rounds: list[Round] = [
+        {("a", "rr32"): {"client_cpu_s": 0.9, "seconds": 1.0}},
+        {("a", "rr1"): {"client_cpu_s": 0.1, "seconds": 1.0}},
+    ]
+    assert client_busy(rounds, "a") == 0.9 and client_busy(rounds, "b") is None
 
 
 def test_the_table_has_a_line_per_figure_and_contender() -> None:
