@@ -270,10 +270,7 @@ def test_levels_quit_and_what_ends_the_process(play: Any) -> None:
     play(scenario)
 
 
-def test_a_wrong_setting_is_one_clear_line(tmp_path: Path) -> None:
-    python = shutil.which(sys.executable)
-    assert python
-    run = subprocess.run(
-        [python, "-m", "ztunnel"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=20
-    )
+def test_a_wrong_setting_is_one_clear_line() -> None:
+    command = [sys.executable, "-m", "ztunnel"]
+    run = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=20)
     assert (run.returncode, run.stderr) == (2, "weft-ztunnel: NODE_NAME is not set: give --node NAME\n")
