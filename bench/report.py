@@ -18,7 +18,7 @@ from bench.figures import ROWS, Figure, Round, client_busy, headroom, part_costs
 
 MIN_HEADROOM = 3.0
 MAX_BUSY = 0.7
-"""Where clients, proxies and servers share few CPUs the headroom is small for want of CPUs: then an idle client proves as much."""
+"""Where all share few CPUs the headroom is small for want of CPUs: then a client with time to spare proves as much."""
 
 
 @dataclass(slots=True)
@@ -93,8 +93,8 @@ def _generator(rounds: Sequence[Round]) -> list[str]:
         return []
     enough = spare >= MIN_HEADROOM or max(busy) <= MAX_BUSY
     return [
-        f"Load generator, 32 connections: the bare network answers {spare:.1f} times as many requests as the fastest contender, "
-        f"and the client was busy {max(busy):.0%} of the time at most: "
+        f"Load generator, 32 connections: the bare network answers {spare:.1f} times as many requests as the fastest "
+        f"contender, and the client was busy {max(busy):.0%} of the time at most: "
         + ("it is not in the way." if enough else "IT IS IN THE WAY, contenders may be faster than shown."),
         "",
     ]
