@@ -111,7 +111,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
                     acked=stream.is_settled,
                     last_nack=stream.last_nack,
                 )
-                for stream in self.discovery.by_node()
+                for stream in self.discovery.streams()
             ],
             problems=[*map(_problem, self.source.problems), *self._misplaced()],
             root_expires_unix_s=int(self.authority.certificate.not_valid_after_utc.timestamp()),

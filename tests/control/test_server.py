@@ -70,6 +70,11 @@ def open_stream(control: Any, node: str = "n1") -> Any:
     return stream
 
 
+def both(stream: Any) -> dict[str, Any]:
+    """One response of each type, acknowledged, by type."""
+    return {response.type_url: response for response in (stream.take(), stream.take())}
+
+
 def names(response: Any) -> list[str]:
     return [resource.name for resource in response.resources]
 
@@ -91,7 +96,7 @@ def test_from_apply_to_a_node(control: Any) -> None:
         "Service demo/web": "created",
     }
     stream = open_stream(control)
-    first = {response.type_url: response for response in (stream.take(), stream.take())}
+    first = both(stream)
     assert names(first[ADDRESS_TYPE]) == [WEB_KEY], "no pod is a workload before it is reported"
     assert names(first[AUTHORIZATION_TYPE]) == ["istio-system/istio_converted_static_strict"]
     service = address(first[ADDRESS_TYPE], WEB_KEY)
@@ -197,7 +202,7 @@ def test_nodes_are_told_the_same_and_keep_what_they_have(control: Any) -> None:
     first, second = open_stream(control, "n1"), open_stream(control, "n2")
     held = {}
     for stream in (first, second):
-        responses = {response.type_url: response for response in (stream.take(), stream.take())}
+        responses = both(stream)
         assert names(responses[ADDRESS_TYPE]) == [UID_0, WEB_KEY]
         held = {resource.name: resource.version for resource in responses[ADDRESS_TYPE].resources}
     assert [node.node for node in control.status().nodes] == ["n1", "n2"]
@@ -233,7 +238,7 @@ def test_who_may_not_listen(
     assert stream.status() == (code, reason)
     assert not control.status().nodes
     other = open_stream(control)
-    assert other.take().type_url == ADDRESS_TYPE, "it serves others all the same"
+    assert set(both(other)) == {ADDRESS_TYPE, AUTHORIZATION_TYPE}, "it serves others all the same"
 
 
 def test_a_removed_node_is_cut_off(control: Any) -> None:
@@ -246,7 +251,7 @@ def test_a_removed_node_is_cut_off(control: Any) -> None:
     control.apply(NODES)
     assert open_stream(control, "n2").status()[0] is grpc.StatusCode.UNAUTHENTICATED, "its token went with it"
     control.token("n2")
-    assert open_stream(control, "n2").take().type_url == ADDRESS_TYPE
+    assert set(both(open_stream(control, "n2"))) == {ADDRESS_TYPE, AUTHORIZATION_TYPE}
     with pytest.raises(grpc.RpcError) as refused:
         control.token("n9")
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
@@ -324,7 +329,7 @@ def test_nothing_is_told_before_the_first_good_state(new_control: Callable[[], A
     assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "the mesh has no valid set of manifests yet: see weft status")
     bad.unlink()
     control.wait_for_log("objects in force")
-    assert names(open_stream(control).take()) == [UID_0, WEB_KEY]
+    assert names(both(open_stream(control))[ADDRESS_TYPE]) == [UID_0, WEB_KEY]
 
 
 def test_a_restart_forgets_nothing(new_control: Callable[[], Any]) -> None:
@@ -333,13 +338,13 @@ def test_a_restart_forgets_nothing(new_control: Callable[[], Any]) -> None:
     control.apply(NODES + "---" + WEB)
     control.report(WEB_0)
     stream = open_stream(control)
-    first = {response.type_url: response for response in (stream.take(), stream.take())}
+    first = both(stream)
     root = control.root_pem
     control.stop()
     assert not (control.run / "control.sock").exists()
     control.start("--service-cidr", "10.97.0.0/16")
     again = open_stream(control)
-    second = {response.type_url: response for response in (again.take(), again.take())}
+    second = both(again)
     assert names(second[ADDRESS_TYPE]) == [UID_0, WEB_KEY], "reported pods stay until they are reported anew"
     for type_url, response in first.items():
         assert list(second[type_url].resources) == list(response.resources)

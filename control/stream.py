@@ -1,0 +1,84 @@
+"""What one client is told, and in which order. Pure; `control.discovery` carries it.
+
+Between two types there is an order that matters: a workload lists policies by name, and a name without its policy counts for
+nothing. Were a listed ALLOW policy replaced by another in the wrong order, its pod would for a moment be open to everybody. So
+policies are made before they are broken: new ones first, then the workloads that list them, and only when the client was told
+of those the policies that are gone. A client that comes back with policies that are gone by now keeps them just as long.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mesh.delta import DeltaServer, Request, Resource, Response, Snapshot
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
+
+MAX_NACK = 4096
+"""Characters of a refusal that are kept."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One client, for as long as it stays connected."""
+
+    node: str
+    server: DeltaServer = field(default_factory=lambda: DeltaServer((ADDRESS_TYPE, AUTHORIZATION_TYPE)))
+    client: str = ""
+    """xDS node id."""
+    last_nack: str = ""
+    """The newest refusal of this stream; stays when later pushes are accepted."""
+    _outstanding: dict[str, str] = field(default_factory=dict)
+    """Nonce of the unacknowledged response, by type."""
+    _told: dict[str, Snapshot] = field(default_factory=dict)
+    """The newest state of which the client was told everything, by type."""
+    _held: Snapshot = field(default_factory=lambda: Snapshot({}))
+    """Policies that the client's workloads may list."""
+    _responses: int = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the newest push of every type is acknowledged."""
+        return bool(self.server.type_urls) and all(map(self.server.settled, self.server.type_urls))
+
+    def receive(self, request: Request) -> None:
+        """Take a request in. Raises: ValueError for one that ends the stream."""
+        is_first = request.type_url not in self.server.type_urls
+        self.server.receive(request)
+        if request.type_url == AUTHORIZATION_TYPE and is_first and not request.subscribe:
+            kept = {name: Resource(name, version, b"") for name, version in request.initial_versions.items()}
+            self._held = Snapshot(kept)
+        if request.nonce and request.nonce == self._outstanding.get(request.type_url):
+            del self._outstanding[request.type_url]
+        if is_first or request.subscribe or request.unsubscribe:
+            self._told.pop(request.type_url, None)
+        if request.error is not None:
+            self.last_nack = f"{request.type_url.rpartition('/')[2]}: {request.error}"[:MAX_NACK]
+
+    def next_response(self, snapshots: Mapping[str, Snapshot]) -> Response | None:
+        """What to say next, now that this is the state of each type; None: nothing until a request or another state."""
+        addresses, policies = snapshots[ADDRESS_TYPE], snapshots[AUTHORIZATION_TYPE]
+        response = self._push(AUTHORIZATION_TYPE, self._with_held(policies)) or self._push(ADDRESS_TYPE, addresses)
+        if response is not None or not self._is_told(ADDRESS_TYPE, addresses):
+            return response
+        response = self._push(AUTHORIZATION_TYPE, policies)
+        if self._is_told(AUTHORIZATION_TYPE, policies):
+            self._held = policies
+        return response
+
+    def _is_told(self, type_url: str, snapshot: Snapshot) -> bool:
+        return type_url not in self.server.type_urls or self._told.get(type_url) is snapshot
+
+    def _with_held(self, policies: Snapshot) -> Snapshot:
+        if self._held.resources.keys() <= policies.resources.keys():
+            return policies
+        return Snapshot({**self._held.resources, **policies.resources})
+
+    def _push(self, type_url: str, snapshot: Snapshot) -> Response | None:
+        if self._told.get(type_url) is snapshot or type_url in self._outstanding:
+            return None
+        self._responses += 1
+        nonce = str(self._responses)
+        response = self.server.push(type_url, snapshot, nonce)
+        self._told[type_url] = snapshot
+        if response is not None:
+            self._outstanding[type_url] = nonce
+        return response
