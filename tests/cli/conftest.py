@@ -58,6 +58,7 @@ class _Observer(observer_pb2_grpc.ObserverServicer):
         self.asked: list[observer_pb2.GetFlowsRequest] = []
         self.refusal = ""
         self.live = threading.Event()
+        self.server: grpc.Server
 
     def GetFlows(self, request: observer_pb2.GetFlowsRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self.asked.append(request)
@@ -122,6 +123,7 @@ class World:
         server, observer = self._server(self._socket_folder(self.places.node(node).hubble_socket)), _Observer(responses)
         observer_pb2_grpc.add_ObserverServicer_to_server(observer, server)
         server.start()
+        observer.server = server
         return observer
 
     def control(self) -> Control:

@@ -147,3 +147,23 @@ def test_following_shows_flows_as_they_come_and_ends_well_when_interrupted(world
     observer.live.set()
     assert [line[:19] for line in lines] == ["Mar  5 08:00:01.000", "Mar  5 08:00:02.000"]
     assert observer.asked[0].follow and observer.asked[0].number == 2
+
+
+def test_following_outlives_a_node_that_goes_and_comes_back(world: "World") -> None:
+    observer = world.observer("node-a", [_flow(1, "node-a")])
+    environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run)}
+    command = [sys.executable, "-m", "cli.main", "observe", "-f", "--last", "1", "-o", "json"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["flow"]["uuid"] == "node-a-1"
+        observer.server.stop(0).wait()
+        observer.live.set()
+        words = process.stderr.readline()
+        back = world.observer("node-a", [_flow(2, "node-a")])
+        assert json.loads(process.stdout.readline())["flow"]["uuid"] == "node-a-2"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    back.live.set()
+    assert words.startswith("weft: flows of node-a: ") and words.endswith("asking again until it is back\n")
+    # Nothing is asked for twice.
+    assert back.asked[0].since.nanos == 1 and back.asked[0].number == 0
