@@ -58,6 +58,7 @@ class Daemon:
         self._reconciled: Sequence[Object] | None = None
         self.control = Program("control", self._control_launch, layout.run / "programs" / "control.json")
         self.link = ControlLink(layout.places)
+        self._retrying: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup
 
     def _control_launch(self) -> Any:
@@ -135,13 +136,17 @@ class Daemon:
             if objects is None:
                 continue
             self.problems.clear()
-            await self._reconcile(objects)
-            self._reconciled = objects
+            try:
+                await self._reconcile(objects)
+                self._reconciled = objects
+            except (OSError, RuntimeError, TimeoutError) as error:
+                self.problems["the lab"] = str(error)
             self._changed.set()
             if self.problems:
                 for subject, reason in self.problems.items():
                     _log.warning("%s: %s; trying again", subject, reason)
-                self._group.create_task(self._retry())
+                if self._retrying is None or self._retrying.done():
+                    self._retrying = self._group.create_task(self._retry())
 
     async def _retry(self) -> None:
         await asyncio.sleep(_RETRY_S)

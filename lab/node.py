@@ -15,6 +15,7 @@ from lab import cgroup, fabric, netns
 from lab.addresses import NodeAddresses, control
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
+from lab.steps import to_its_end
 from lab.supervision import Program, ProgramState
 from lab.syscalls import detach, mount
 from wire.http_unix import HttpError, request
@@ -81,7 +82,7 @@ class NodeRun:
 
         Raises: RuntimeError, OSError when the kernel refuses.
         """
-        await asyncio.to_thread(self._make_places)
+        await to_its_end(self._make_places)
         self._start("prober", group, ["lab.prober", str(self._layout.prober_socket(self.name))], "host")
         self._reason = ""
 

@@ -18,6 +18,7 @@ from lab.container_run import ContainerRun, ContainerState, write_in_place
 from lab.enrolment import EnrolmentError, enrol, withdraw
 from lab.hosts import hosts_file, resolver_file
 from lab.layout import Layout
+from lab.steps import to_its_end
 from lab.supervision import pause_s
 from lab.wish import PodWish
 from mesh.manifests import Container, PodSpec
@@ -114,7 +115,7 @@ class PodRun:
         failures = 0
         while not self._networked:
             try:
-                await asyncio.to_thread(self._make_places)
+                await to_its_end(self._make_places)
                 self._networked = True
                 self._set("Pending", "waiting to be enrolled" if self.wish.enrol else "")
             except (RuntimeError, OSError) as error:
@@ -201,6 +202,8 @@ class PodRun:
         runs = [self._run_of(one) for one in spec.containers]
         adopted = [run for run in runs if run.adopt()]
         if not adopted:
+            # What a daemon that was ended in the middle of a start left without a record.
+            await to_its_end(cgroup.kill, self._layout.pod_cgroup(self.wish.node, self.wish.key))
             await self._cleared.wait()
             await self._run_init_containers(spec)
         self._runs = runs

@@ -58,9 +58,8 @@ def enter(root: Root) -> None:
         _bind(source, top + target, read_only)
     for source, target in root.files:
         _bind_file(source, top + target)
-    if root.passwd and overlay:
-        with open(top + "/etc/passwd", "a") as file:
-            file.write(root.passwd + "\n")
+    if root.passwd:
+        _add_user(root, top)
     os.chdir(top)
     pivot_root(".", ".")
     detach(".")
@@ -109,6 +108,14 @@ def _bind_file(source: str, target: str) -> None:
     except OSError:
         return  # read-only root: nothing to bind over
     mount(source, target, "", MS_BIND)
+
+
+def _add_user(root: Root, top: str) -> None:
+    """In a file of its own over the host's, so that it works on a read-only root too."""
+    known = Path(top + "/etc/passwd").read_text()
+    grown = Path(root.scratch, "passwd")
+    grown.write_text(f"{known.rstrip()}\n{root.passwd}\n")
+    mount(str(grown), top + "/etc/passwd", "", MS_BIND)
 
 
 def _devices(top: str) -> None:

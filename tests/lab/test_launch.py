@@ -1,0 +1,86 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.launch import Launch
+from lab.layout import SOURCE_ROOT
+from lab.rootfs import Root
+
+ROOT = Root("/scratch", ("/a",), (("/h", "/etc/hosts"),), (("/v", "/data", True),), "x:x:1:1::/:/bin/sh")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("root", [None, ROOT])
+def test_an_order_comes_back_from_json(root: Root | None) -> None:
+    launch = Launch(("a", "b"), "/cgroup", "/netns", {"X": "1"}, "/w", "/log", root, 7, "host", 5, 6, True)
+    assert Launch.from_json(launch.to_json()) == launch
+
+
+@pytest.mark.unit
+def test_it_starts_with_the_standard_library_alone() -> None:
+    """Every container and probe pays for its imports."""
+    seen: set[str] = set()
+    todo = ["lab", "lab.launch"]
+    while todo:
+        name = todo.pop()
+        path = SOURCE_ROOT / f"{name.replace('.', '/')}.py"
+        path = path if path.exists() else SOURCE_ROOT / name / "__init__.py"
+        if name in seen or not path.exists():
+            seen.add(name)
+            continue
+        seen.add(name)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{one.name}" for one in node.names if node.module == "lab")]
+            elif isinstance(node, ast.Import):
+                todo += [one.name for one in node.names]
+    foreign = {name for name in seen if name.split(".")[0] not in sys.stdlib_module_names | {"lab"}}
+    assert not foreign and "asyncio" not in seen
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("overlay", [True, False], ids=["overlay", "overlay refused"])
+def test_a_root_has_its_own_writable_places(tmp_path: Path, overlay: bool) -> None:
+    """Also where the kernel refuses an overlay, as on a root that is two overlays deep already."""
+    hosts, volume, scratch = (tmp_path / name for name in ("hosts", "volume", "scratch"))
+    hosts.write_text("10.0.0.1 somebody\n")
+    for folder in (volume, scratch):
+        folder.mkdir()
+    script = f"""
+import os
+from lab import rootfs, syscalls
+syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+real = rootfs.mount
+def mount(source, target, kind="", flags=0, options=""):
+    if kind == "overlay" and not {overlay}:
+        raise OSError(22, "refused")
+    real(source, target, kind, flags, options)
+rootfs.mount = mount
+rootfs.enter(rootfs.Root(
+    scratch={str(scratch)!r}, hidden=("/usr/share/doc",), files=(({str(hosts)!r}, "/etc/hosts"),),
+    volumes=(({str(volume)!r}, "/mnt", False),), passwd="somebody:x:4321:4321::/:/bin/sh",
+))
+os.execv("/bin/sh", ["sh", "-ec", '''
+    touch /tmp/a /run/a /dev/shm/a /var/log/a /var/lib/a /mnt/written
+    cat /etc/hosts; tail -n 1 /etc/passwd; ls /proc | grep -c "^[0-9]"; ls /tmp /usr/share/doc
+    ! echo 1 2>/dev/null >/proc/sys/net/ipv4/ip_forward; ! touch /sys/a 2>/dev/null; echo x >/dev/null; stat -f -c %T /
+'''])
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--net", "--fork", sys.executable, "-S", "-c", script],
+        env={"PYTHONPATH": str(SOURCE_ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    hosts_line, user, processes, *rest = done.stdout.splitlines()
+    assert (hosts_line, user) == ("10.0.0.1 somebody", "somebody:x:4321:4321::/:/bin/sh")
+    assert int(processes) <= 3
+    assert rest[:-1] == ["/tmp:", "a", "", "/usr/share/doc:"], "its own /tmp, and nothing of a hidden folder"
+    assert (rest[-1] == "overlayfs") is overlay
+    assert (volume / "written").exists() and not Path("/tmp/a").exists() and not Path("/var/log/a").exists()
