@@ -151,14 +151,18 @@ class XdsClient:
             )
             call = method(metadata=self._endpoint.metadata())
             for request in self._client.open():
-                await call.write(self._encode(request))
-            async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
-                message = await call.read()
+                await _write(call, self._encode(request))
+            message = await self._first(call)
             while message is not grpc.aio.EOF:
-                await call.write(self._encode(await self._take(message)))
+                await _write(call, self._encode(await self._take(message)))
                 message = await call.read()
-            if await call.code() != grpc.StatusCode.OK:
-                await call  # raises with code and details
+
+    async def _first(self, call: Any) -> Any:
+        try:
+            async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
+                return await call.read()
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {_FIRST_ANSWER_TIMEOUT_S:g} s") from None
 
     async def _take(self, message: DeltaDiscoveryResponse) -> delta.Request:
         self.status.connected, self.status.last_error = True, ""
@@ -185,6 +189,14 @@ class XdsClient:
             response_nonce=request.nonce,
             error_detail=Status(message=request.error) if request.error is not None else None,
         )
+
+
+async def _write(call: Any, request: DeltaDiscoveryRequest) -> None:
+    try:
+        await call.write(request)
+    except asyncio.InvalidStateError:
+        # The stream has ended meanwhile: the next read says so, and why.
+        return
 
 
 def _decode(message: DeltaDiscoveryResponse) -> delta.Response:

@@ -1,9 +1,11 @@
 """Certificates from an Istio-compatible CA: the key is made here and never leaves this process but to its workers."""
 
+import asyncio
 from datetime import UTC
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -17,6 +19,17 @@ from ztunnel.certificates import Certificate
 _METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _TIMEOUT_S = 10.0
 _MAX_CHAIN_BYTES = 1 << 20
+
+
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What reading a certificate may raise, by the library's documentation."""
 
 
 class FetchError(Exception):
@@ -44,14 +57,15 @@ def read_chain(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: list[
         leaf = x509.load_pem_x509_certificate(chain[0].encode())
         between = [block for element in chain[1:-1] for block in x509.load_pem_x509_certificates(element.encode())]
         roots = x509.load_pem_x509_certificates(chain[-1].encode())
+        certified = leaf.public_key()
         uris = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
             x509.UniformResourceIdentifier
         )
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except _UNREADABLE as error:
         raise FetchError(f"the CA's chain for {identity} cannot be read: {error}") from error
     if not uris or uris[0] != str(identity):
         raise FetchError(f"the CA issued {uris[0] if uris else 'no identity'} instead of {identity}")
-    if leaf.public_key() != key.public_key():
+    if certified != key.public_key():
         raise FetchError(f"the CA certified another key than ours for {identity}")
     not_before, not_after = (
         moment.replace(tzinfo=UTC).timestamp() for moment in (leaf.not_valid_before_utc, leaf.not_valid_after_utc)
@@ -93,17 +107,25 @@ class CertificateClient:
             raise FetchError(f"CA {self._endpoint.address}: {identity}: {reason}") from error
         except (OSError, ValueError) as error:
             raise FetchError(f"CA {self._endpoint.address}: {error}") from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The call was, not we: another fetch found a new root and replaced the channel.
+            raise FetchError(f"CA {self._endpoint.address}: the connection was replaced meanwhile") from None
         return read_chain(identity, key, list(response.cert_chain), now)
 
     async def _connected(self) -> grpc.aio.Channel:
         root_pem = self._endpoint.root_pem()
         if self._channel is None or root_pem != self._root_pem:
-            await self.close()
-            self._channel, self._root_pem = self._endpoint.open_channel(root_pem), root_pem
+            old, self._channel = self._channel, self._endpoint.open_channel(root_pem)
+            self._root_pem = root_pem
+            if old is not None:
+                await old.close()
         return self._channel
 
     async def close(self) -> None:
         """Close the connection; a fetch under way fails."""
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        old, self._channel = self._channel, None
+        if old is not None:
+            await old.close()

@@ -11,6 +11,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToDict
 
+from wire import xds
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
 
@@ -41,6 +42,7 @@ class Control:
         self.responses: asyncio.Queue[DeltaDiscoveryResponse | None] = asyncio.Queue()
         self.metadata: list[dict[str, str]] = []
         self.port = 0
+        self.refusal = ""
         (tmp_path / "root.pem").write_bytes(authority.root_pem)
         (tmp_path / "token").write_text("one")
         self.tmp_path = tmp_path
@@ -58,6 +60,8 @@ class Control:
         await self.server.start()
 
     async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
+        if self.refusal:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.refusal)
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
 
         async def collect() -> None:
@@ -174,3 +178,56 @@ def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert "next attempt in 0.01 s" in caplog.text and "next attempt in 0.02 s" in caplog.text
+
+
+def test_a_stream_that_ends_while_its_update_is_taken_in_is_opened_again(
+    authority: Any, eventually: Any, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+
+        async def on_update(_: Update) -> Mapping[str, str]:
+            await control.server.stop(None)
+            await asyncio.sleep(0.1)  # the end of the stream arrives before the answer to its update leaves
+            return {}
+
+        await control.start()
+        client = control.client(on_update)
+        running = asyncio.ensure_future(client.run())
+        control.respond(ADDRESS, "n1", {"K//Pod/fz/app": "v1"})
+        for _ in range(2):
+            await control.request()
+        await eventually(lambda: running.done() or client.status.terminations.total() > 0)
+        assert not running.done(), running.exception()
+        await control.start()
+        assert dict((await control.request()).initial_resource_versions) == {"K//Pod/fz/app": "v1"}
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
+    authority: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "_FIRST_ANSWER_TIMEOUT_S", 0.05)
+
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update)
+        running = asyncio.ensure_future(client.run())
+        await eventually(lambda: client.status.last_error == "no answer within 0.05 s")
+        control.refusal = "node token names another node"
+        await eventually(lambda: client.status.last_error == "permission denied: node token names another node")
+        assert not client.status.connected and not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -37,6 +37,8 @@ class Ca(certificate_pb2_grpc.IstioCertificateServiceServicer):
         self.requests.append(request)
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata() or ()})
         uri = request.metadata["ImpersonatedIdentity"]
+        if "slow" in uri:
+            await asyncio.sleep(20)
         if "intruder" in uri:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "request impersonation authentication failure")
         key = x509.load_pem_x509_csr(request.csr.encode()).public_key()
@@ -82,6 +84,25 @@ def test_a_certificate_with_every_credential_read_anew(tmp_path: Path, authority
         (tmp_path / "token").unlink()
         with pytest.raises(FetchError, match=r"No such file .*token"):
             await client.fetch(WEB, time.time())
+        await client.close()
+
+    with_ca(tmp_path, authority, scenario)
+
+
+def test_a_new_root_ends_fetches_under_way_with_a_reason(tmp_path: Path, authority: Any, eventually: Any) -> None:
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
+        client = CertificateClient(endpoint, ttl_s=1)
+        slow = asyncio.ensure_future(client.fetch(Identity("cluster.local", "demo", "slow"), time.time()))
+        await eventually(lambda: ca.requests)
+        (tmp_path / "root.pem").write_bytes(authority.root_pem * 2)
+        assert (await client.fetch(WEB, time.time())).identity == WEB
+        with pytest.raises(FetchError, match="the connection was replaced meanwhile"):
+            await slow
+        cancelled = asyncio.ensure_future(client.fetch(Identity("cluster.local", "demo", "slow"), time.time()))
+        await eventually(lambda: len(ca.requests) == 3)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
         await client.close()
 
     with_ca(tmp_path, authority, scenario)
