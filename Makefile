@@ -1,6 +1,6 @@
 # Two commands do everything, as root, on a fresh Debian 12 or 13 machine: `make demo` and `make test`.
 PYTHON := .venv/bin/python
-.PHONY: setup demo down test check unit kernel lab peer bench clean
+.PHONY: setup demo down test check unit kernel lab peer bench image clean
 
 setup:
 	@./setup.sh run
@@ -28,6 +28,9 @@ unit kernel lab peer:
 bench:
 	@./setup.sh run bench
 	$(PYTHON) -m bench
+
+image:
+	$(MAKE) -C daemonset image
 
 clean:
 	rm -rf .venv build mesh/proto/*_pb2*.py* mesh/proto/.generated

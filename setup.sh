@@ -12,7 +12,7 @@ packages=(python3-bpfcc python3-venv libbpf1 iproute2 nftables tcpdump kmod proc
           nginx curl redis-server redis-tools postgresql postgresql-client)
 for extra in "$@"; do
     case $extra in
-        test) packages+=(clang-format openssl) ;;
+        test) packages+=(clang-format openssl ruby) ;;
         run|bench) ;;
         *) echo "setup.sh: unknown part '$extra': run, test or bench" >&2; exit 2 ;;
     esac
