@@ -12,7 +12,7 @@ import grpc
 
 from control.abort import abort
 from control.authority import Authority
-from control.cluster import Cluster
+from control.cluster import NOT_LOADED, Cluster
 from control.describe import describe
 from control.discovery import DiscoveryService
 from control.reports import PodReport, malformed, read_address
@@ -52,6 +52,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         self, request: wire.WatchObjectsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[wire.ObjectSet]:
         """Send all objects now and after every change; a slow reader gets the newest set, not every one."""
+        await self._require_objects(context)
         changed = asyncio.Event()
         silence = self.cluster.objects_changed.listen(changed.set)
         try:
@@ -70,6 +71,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         INVALID_ARGUMENT: it is no such list, nothing was taken. FAILED_PRECONDITION: some pods cannot be where they are said
         to be; they were left out, the others taken.
         """
+        await self._require_objects(context)
         try:
             reports = [_report(request.reporter, pod) for pod in request.pods]
             problem = malformed(reports) if 0 < len(request.reporter) <= 253 else "reporter: 1 to 253 characters"
@@ -86,6 +88,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
 
     async def NodeToken(self, request: wire.NodeTokenRequest, context: grpc.aio.ServicerContext) -> wire.NodeTokenResponse:
         """Issue a further token for a node."""
+        await self._require_objects(context)
         if not self.cluster.has_node(request.node):
             reason = f"Node {request.node} is no object of the mesh: apply it first"
             await abort(context, grpc.StatusCode.NOT_FOUND, reason)
@@ -108,7 +111,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
                     node=stream.node,
                     client=stream.client,
                     synced_resources=stream.server.sent,
-                    acked=stream.is_settled,
+                    acked=stream.is_in_step(self.cluster.feed.snapshots),
                     last_nack=stream.last_nack,
                 )
                 for stream in self.discovery.streams()
@@ -116,6 +119,11 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
             problems=[*map(_problem, self.source.problems), *self._misplaced()],
             root_expires_unix_s=int(self.authority.certificate.not_valid_after_utc.timestamp()),
         )
+
+    async def _require_objects(self, context: grpc.aio.ServicerContext) -> None:
+        """Without a valid set of manifests there is no mesh to speak of, which is not the same as an empty one."""
+        if not self.cluster.is_loaded:
+            await abort(context, grpc.StatusCode.UNAVAILABLE, NOT_LOADED)
 
     def _misplaced(self) -> Iterable[wire.Problem]:
         for pods in self.cluster.misplaced.values():

@@ -34,10 +34,10 @@ class Stream:
     """Policies that the client's workloads may list."""
     _responses: int = 0
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether the newest push of every type is acknowledged."""
-        return bool(self.server.type_urls) and all(map(self.server.settled, self.server.type_urls))
+    def is_in_step(self, snapshots: Mapping[str, Snapshot]) -> bool:
+        """Whether the client acknowledged this very state of every type that it asked for."""
+        types = self.server.type_urls
+        return bool(types) and all(self.server.settled(url) and self._told.get(url) is snapshots[url] for url in types)
 
     def receive(self, request: Request) -> None:
         """Take a request in. Raises: ValueError for one that ends the stream."""

@@ -133,6 +133,10 @@ class ControlProcess:
         reports = [control_pb2.PodReport(**(defaults | dict(pod))) for pod in pods]
         self.stub.ReportPods(control_pb2.ReportPodsRequest(reporter=reporter, pods=reports), timeout=DEADLINE_S)
 
+    def watch(self, *kinds: str) -> Iterator[control_pb2.ObjectSet]:
+        """Every set of objects from now on."""
+        return self.stub.WatchObjects(control_pb2.WatchObjectsRequest(kinds=kinds), timeout=DEADLINE_S)
+
     def status(self) -> control_pb2.StatusResponse:
         """Its own words about itself."""
         return self.stub.Status(control_pb2.StatusRequest(), timeout=DEADLINE_S)

@@ -326,7 +326,12 @@ def test_nothing_is_told_before_the_first_good_state(new_control: Callable[[], A
     control.start()
     stream = open_stream(control)
     code, reason = stream.status()
-    assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "the mesh has no valid set of manifests yet: see weft status")
+    unavailable = (grpc.StatusCode.UNAVAILABLE, "the mesh has no valid set of manifests yet: see weft status")
+    assert (code, reason) == unavailable
+    for refused in (control.report, lambda: control.token("n1"), lambda: next(control.watch())):
+        with pytest.raises(grpc.RpcError) as error:
+            refused()
+        assert (error.value.code(), error.value.details()) == unavailable
     bad.unlink()
     control.wait_for_log("objects in force")
     assert names(both(open_stream(control))[ADDRESS_TYPE]) == [UID_0, WEB_KEY]
@@ -355,7 +360,7 @@ def test_a_restart_forgets_nothing(new_control: Callable[[], Any]) -> None:
 
 
 def test_objects_are_watched(control: Any) -> None:
-    watch = control.stub.WatchObjects(control_pb2.WatchObjectsRequest(kinds=["Service", "Node"]), timeout=30)
+    watch = control.watch("Service", "Node")
     first = next(watch)
     assert not first.objects_json
     control.apply(NODES + "---" + WEB)

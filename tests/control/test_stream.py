@@ -74,7 +74,8 @@ def test_nothing_is_broken_while_an_older_push_of_workloads_is_unanswered() -> N
     # Refused is answered too: what a client does not take must not keep others from being told.
     stream.receive(Request(ADDRESS_TYPE, nonce=responses[1].nonce, error="pod: no"))
     assert told(stream, second) == [("Addr", ["pod"], []), ("Auth", [], ["a"])]
-    assert stream.last_nack == "istio.workload.Address: pod: no" and stream.is_settled
+    assert stream.last_nack == "istio.workload.Address: pod: no" and stream.is_in_step(second)
+    assert not stream.is_in_step(first) and not Stream("n1").is_in_step(second)
 
 
 def test_what_a_client_was_told_is_not_compared_again() -> None:
