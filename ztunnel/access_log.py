@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from enum import IntEnum
+from json.encoder import encode_basestring
 
 from mesh.workload import Address
 from ztunnel.channel import EarlyFailure
@@ -90,11 +91,13 @@ def line(level: Level, message: str, fields: list[Field], unix_ns: int, as_json:
         values.update((key, value) for key, value, _ in fields)
         return json.dumps(values, ensure_ascii=False) + "\n"
     text = " ".join(
-        f"{key}={json.dumps(value, ensure_ascii=False) if quoted else _unquoted(value)}" for key, value, quoted in fields
+        f"{key}={encode_basestring(str(value)) if quoted else _unquoted(str(value))}" for key, value, quoted in fields
     )
     return f"{time}\t{name}\taccess\t{message}\t{text}\n"
 
 
-def _unquoted(value: str | int) -> str:
+def _unquoted(value: str) -> str:
+    if value.isprintable() and " " not in value:
+        return value
     # Whatever a peer put into its CONNECT target, it stays one word of one line.
-    return "".join(character if character.isprintable() and character != " " else "?" for character in str(value))
+    return "".join(character if character.isprintable() and character != " " else "?" for character in value)

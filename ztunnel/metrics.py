@@ -1,19 +1,19 @@
 """Prometheus metrics: the mesh's TCP counters under Istio's names and labels, and their text form.
 
 Written by hand because Istio's label order is part of what is promised, and because a counter is touched on every event.
-Series are bounded; what has no room is counted under `weft_metrics_overflow_total` and otherwise lost.
+Series are bounded; those that find no room are counted under `weft_metrics_overflow_total` and otherwise lost.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from mesh.workload import Workload
-from ztunnel.channel import ConnectionRecord
+from ztunnel.channel import Direction
 from ztunnel.connection_facts import Facts
 
 MAX_SERIES = 20_000
 _UNKNOWN = "unknown"
+_REPORTERS: dict[Direction, str] = {"outbound": "source", "inbound": "destination"}
 Labels = tuple[tuple[str, str], ...]
 Kind = Literal["counter", "gauge", "info"]
 
@@ -60,7 +60,7 @@ def tcp_labels(facts: Facts, flag: str) -> Labels:
     service = facts.service
     source, destination = facts.source, facts.destination
     labels = [
-        ("reporter", "source" if facts.record.direction == "outbound" else "destination"),
+        ("reporter", _REPORTERS[facts.record.direction]),
         *_workload_labels("source", source, str(facts.source_principal or "")),
         ("destination_service", service.hostname if service else ""),
         ("destination_service_namespace", service.namespace if service else ""),
@@ -77,15 +77,25 @@ def tcp_labels(facts: Facts, flag: str) -> Labels:
     return tuple((name, value or _UNKNOWN) for name, value in labels)
 
 
-@dataclass(slots=True)
-class _Counts:
-    opened: int = 0
-    closed: int = 0
-    failed: int = 0
-    received: int = 0
-    sent: int = 0
-    seen: set[str] = field(default_factory=set)
-    """The counters that this series has: others have no sample."""
+class Series:
+    """The counters of one set of labels; those that never counted anything are not shown."""
+
+    __slots__ = ("closed", "failed", "labels", "opened", "received", "sent")
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self.opened = self.closed = self.failed = self.received = self.sent = 0
+
+    def moved(self, direction: Direction, bytes_sent: int, bytes_received: int) -> None:
+        """Bytes moved, from the local workload's viewpoint; Istio counts from the server's."""
+        if direction == "outbound":
+            bytes_sent, bytes_received = bytes_received, bytes_sent
+        self.sent += bytes_sent
+        self.received += bytes_received
+
+    def shows(self, counter: str) -> bool:
+        """Whether a counter has a sample: the bytes of an opened connection do, even when they are none."""
+        return bool(getattr(self, "opened" if counter in ("received", "sent") else counter))
 
 
 _TCP = {
@@ -101,57 +111,33 @@ class TcpMetrics:
     """The counters of all connections since the start."""
 
     def __init__(self) -> None:
-        self._series: dict[Labels, _Counts] = {}
-        self._open = {"source": 0, "destination": 0}
+        self._series: dict[Labels, Series] = {}
+        self.open: dict[Direction, int] = {"outbound": 0, "inbound": 0}
         self.overflow = 0
+        """Sets of labels that found no room."""
 
-    def _counts(self, labels: Labels) -> _Counts:
-        counts = self._series.get(labels)
-        if counts is None:
-            if len(self._series) >= MAX_SERIES:
+    def series(self, facts: Facts, flag: str) -> Series:
+        """The series of a connection's labels; without room for it, one that nobody shows."""
+        labels = tcp_labels(facts, flag)
+        series = self._series.get(labels)
+        if series is None:
+            series = Series(labels)
+            if len(self._series) < MAX_SERIES:
+                self._series[labels] = series
+            else:
                 self.overflow += 1
-                return _Counts()
-            counts = self._series[labels] = _Counts()
-        return counts
-
-    def opened(self, facts: Facts) -> Labels:
-        """A connection began; returns the series that its bytes belong to."""
-        labels = tcp_labels(facts, "-")
-        counts = self._counts(labels)
-        counts.opened += 1
-        counts.seen |= {"opened", "received", "sent"}
-        self._open[labels[0][1]] += 1
-        return labels
-
-    def moved(self, labels: Labels, record: ConnectionRecord, bytes_sent: int, bytes_received: int) -> None:
-        """Bytes moved, from the local workload's viewpoint; Istio counts from the server's."""
-        counts = self._counts(labels)
-        if record.direction == "outbound":
-            bytes_sent, bytes_received = bytes_received, bytes_sent
-        counts.sent += bytes_sent
-        counts.received += bytes_received
-
-    def closed(self, facts: Facts) -> None:
-        """A connection ended; one that failed counts as that, too."""
-        labels = tcp_labels(facts, facts.record.flag)
-        counts = self._counts(labels)
-        counts.closed += 1
-        counts.seen.add("closed")
-        if facts.record.flag != "-":
-            counts.failed += 1
-            counts.seen.add("failed")
-        self._open[labels[0][1]] -= 1
+        return series
 
     def families(self) -> list[Family]:
         """All of them."""
         families = [
-            counter(name, text, ((labels, getattr(c, kind)) for labels, c in self._series.items() if kind in c.seen))
+            counter(name, text, ((one.labels, getattr(one, kind)) for one in self._series.values() if one.shows(kind)))
             for kind, (name, text) in _TCP.items()
         ]
-        sockets = [Sample((("reporter", reporter),), count) for reporter, count in self._open.items()]
+        sockets = [Sample((("reporter", _REPORTERS[direction]),), count) for direction, count in self.open.items()]
         families.append(Family("istio_tcp_sockets_open", "gauge", "The number of TCP connections that are open", sockets))
         families.append(
-            counter("weft_metrics_overflow", "Events that no more series had room for", [((), self.overflow)]),
+            counter("weft_metrics_overflow", "Sets of labels that found no room", [((), self.overflow)]),
         )
         return families
 

@@ -92,6 +92,7 @@ class Supervisor:
     def _mesh_changed(self, message: UpdateInventory | UpdatePolicies) -> None:
         self.workers.broadcast(message)
         if isinstance(message, UpdateInventory):
+            self._telemetry.mesh_changed()
             self._residents.update(message.upserts, message.removals)
             self._issuer.residents_changed()
 

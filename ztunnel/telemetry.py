@@ -8,23 +8,25 @@ from mesh.workload import Workload
 from ztunnel import access_log
 from ztunnel.access_log import Level
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, FromWorker, Opened, Progress, WorkerStatus
-from ztunnel.connection_facts import facts_of
+from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.flow_feed import FlowFeed, connection_event, early_event
-from ztunnel.metrics import Family, Labels, TcpMetrics, counter, gauge, tcp_labels
+from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge
 from ztunnel.zds import PodInfo
 
 MAX_OPEN = 200_000
 """Connections whose bytes are counted while they are open; beyond, they count when they end."""
 
+_MAX_REMEMBERED = 8192
+
 
 class _Open:
     """A connection that is open: its record, its series, and the bytes counted so far."""
 
-    __slots__ = ("labels", "received", "record", "sent")
+    __slots__ = ("received", "record", "sent", "series")
 
-    def __init__(self, record: ConnectionRecord, labels: Labels) -> None:
+    def __init__(self, record: ConnectionRecord, series: Series) -> None:
         self.record = record
-        self.labels = labels
+        self.series = series
         self.sent = self.received = 0
 
 
@@ -50,6 +52,7 @@ class Telemetry:
         self._tcp = TcpMetrics()
         self._open: dict[tuple[int, int], _Open] = {}
         self._gauges: dict[int, dict[str, int]] = {}
+        self._series: dict[tuple[object, ...], Series] = {}
         self._early: dict[tuple[str, str], int] = {}
         self.level = Level.INFO
         """Of the access log."""
@@ -72,25 +75,63 @@ class Telemetry:
 
     def _opened(self, worker: int, record: ConnectionRecord) -> None:
         facts = facts_of(record, self._inventory)
-        labels = self._tcp.opened(facts)
+        series = self._count_opened(facts)
         if len(self._open) < MAX_OPEN:
-            self._open[worker, record.number] = _Open(record, labels)
+            self._open[worker, record.number] = _Open(record, series)
         self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
         if self._flows.has_readers:
             self._flows.publish(connection_event(facts, "opened", self._node))
 
     def _count(self, known: _Open, sent: int, received: int) -> None:
-        self._tcp.moved(known.labels, known.record, max(sent - known.sent, 0), max(received - known.received, 0))
-        known.sent, known.received = max(sent, known.sent), max(received, known.received)
+        sent, received = max(sent, known.sent), max(received, known.received)
+        known.series.moved(known.record.direction, sent - known.sent, received - known.received)
+        known.sent, known.received = sent, received
+
+    def _count_opened(self, facts: Facts) -> Series:
+        series = self._series_of(facts, "-")
+        series.opened += 1
+        self._tcp.open[facts.record.direction] += 1
+        return series
+
+    def _count_closed(self, facts: Facts) -> None:
+        series = self._series_of(facts, facts.record.flag)
+        series.closed += 1
+        if facts.record.flag != "-":
+            series.failed += 1
+        self._tcp.open[facts.record.direction] -= 1
+
+    def _series_of(self, facts: Facts, flag: str) -> Series:
+        # Making the labels costs more than all else here, and the same few pairs of workloads talk again and again.
+        record = facts.record
+        key = (
+            record.direction,
+            record.protocol,
+            record.source_workload,
+            record.source_identity,
+            record.destination_workload,
+            record.destination_identity,
+            record.destination_service,
+            flag,
+        )
+        series = self._series.get(key)
+        if series is None:
+            if len(self._series) >= _MAX_REMEMBERED:
+                self._series.clear()
+            series = self._series[key] = self._tcp.series(facts, flag)
+        return series
+
+    def mesh_changed(self) -> None:
+        """The inventory changed: names may stand for something else now."""
+        self._series.clear()
 
     def _closed(self, worker: int, record: ConnectionRecord, was_open: bool) -> None:
         facts = facts_of(record, self._inventory)
         known = self._open.pop((worker, record.number), None)
         if known is None:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
-            known = _Open(record, tcp_labels(facts, "-") if was_open else self._tcp.opened(facts))
+            known = _Open(record, self._series_of(facts, "-") if was_open else self._count_opened(facts))
         self._count(known, record.bytes_sent, record.bytes_received)
-        self._tcp.closed(facts)
+        self._count_closed(facts)
         level = Level.ERROR if record.error else Level.INFO
         if not was_open:
             self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
