@@ -38,6 +38,7 @@ class Netns:
         self.fd = fd
         self._home_fd = home_fd
         self._mark = mark
+        self._warned = False
 
     def make_socket(self, family: int, source: Address | None) -> socket.socket:
         """A non-blocking TCP socket; with a `source`, bound to that address although it may be another host's.
@@ -49,9 +50,11 @@ class Netns:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
-            set_tcp_options(sock)
-            if source is not None:
+            if source is not None:  # to an application in the pod, whose end the kernel knows
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._bind_foreign(sock, family, source)
+            else:
+                set_tcp_options(sock)
         except OSError:
             sock.close()
             raise
@@ -69,7 +72,9 @@ class Netns:
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((str(source), 0))
         except OSError as error:
-            _log.warning("cannot keep the source address %s: %s", source, error)
+            if not self._warned:
+                self._warned = True
+                _log.warning("cannot keep the source address %s (nor others in this pod): %s", source, error)
 
     def close(self) -> None:
         """Give the descriptor back."""

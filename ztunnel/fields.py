@@ -56,11 +56,48 @@ class FieldReader:
         self.stream_id = 0
         block, self._fragments = bytes(self._fragments), bytearray()
         try:
-            return list(self._decoder.decode(block, raw=True))
+            fields = _read_only(block, self._decoder, self.max_list_bytes)
+            return list(self._decoder.decode(block, raw=True)) if fields is None else fields
         except OversizedHeaderListError as error:
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "header list far beyond its bounds") from error
         except (HPACKError, IndexError, ValueError) as error:
             raise ProtocolError(Code.COMPRESSION_ERROR, "header block does not decode") from error
+
+
+def _read_only(block: bytes, decoder: Decoder, max_list_bytes: int) -> Fields | None:
+    """Decode a block that leaves the table alone and is not Huffman-coded: all that weft itself sends after the first.
+
+    None: anything else, for the library, which is 3x slower and knows all forms. So nothing here needs to be complete.
+    """
+    fields: Fields = []
+    position, end, size = 0, len(block), 0
+    lookup = decoder.header_table.get_by_index
+    while position < end:
+        first = block[position]
+        position += 1
+        if 0x80 < first < 0xFF:
+            name, value = lookup(first & 0x7F)
+        elif first in (0x00, 0x10):
+            name, position = _short_string(block, position)
+            value, position = _short_string(block, position)
+            if not name or position > end:
+                return None
+        else:
+            return None
+        size += len(name) + len(value) + _ENTRY_BYTES
+        if size > max_list_bytes:
+            return None
+        fields.append((name, value))
+    return fields
+
+
+def _short_string(block: bytes, position: int) -> tuple[bytes, int]:
+    """A plain string of less than 127 bytes, and what follows it; empty, or a place behind the end, when it is none."""
+    length = block[position] if position < len(block) else 0x7F
+    if length >= 0x7F:
+        return b"", len(block) + 1
+    end = position + 1 + length
+    return block[position + 1 : end], end
 
 
 def list_bytes(fields: Fields) -> int:
@@ -97,12 +134,22 @@ class FieldWriter:
 
     def __init__(self) -> None:
         self._encoder = Encoder()
+        self._stable: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+        """Blocks of table entries only: the same until something enters the table and moves what is there."""
 
     def resize(self, table_bytes: int) -> None:
         """Follow the peer's HEADER_TABLE_SIZE, up to our own bound."""
+        self._stable.clear()
         self._encoder.header_table_size = min(table_bytes, HPACK_TABLE_BYTES)
 
     def encode(self, fields: Fields) -> bytes:
         """Encode in the given order."""
-        block: bytes = self._encoder.encode(fields, huffman=False)
+        key = tuple(fields)
+        block = self._stable.get(key)
+        if block is None:
+            block = self._encoder.encode(fields, huffman=False)
+            if len(block) == len(fields) and min(block) > 0x80:  # one byte each: all were in the table
+                self._stable[key] = block
+            else:
+                self._stable.clear()
         return block

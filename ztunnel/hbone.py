@@ -6,6 +6,7 @@ goes through the HPACK table; what never repeats follows as literals. Source: fa
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ MAX_PORT = 65535
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~*-]+)(?::([0-9]*))?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _PSEUDO = {b":method", b":authority", b":scheme", b":path", b":protocol"}
+_USUAL = {b"baggage", b"forwarded", b"traceparent"}
 _WORKLOAD_TYPES = {"deployment", "cronjob", "pod", "job"}
 _TRACEPARENT_LENGTH = 55
 
@@ -48,6 +50,7 @@ class ConnectRequest(NamedTuple):
     """The service that the client meant; empty when it did not say."""
 
 
+@lru_cache(512)
 def parse_authority(text: str) -> Authority:
     """Read `ip:port`, `[v6]:port` or `hostname:port`.
 
@@ -80,7 +83,7 @@ def read_request(fields: Fields) -> ConnectRequest:
             pseudo[name] = value
         else:
             regular = True
-            if not _NAME.fullmatch(name) or b"\n" in value or b"\r" in value or b"\0" in value:
+            if (name not in _USUAL and not _NAME.fullmatch(name)) or b"\n" in value or b"\r" in value or b"\0" in value:
                 raise Malformed(f"field {name[:32]!r}")
             if name == b"forwarded":
                 forwarded = value

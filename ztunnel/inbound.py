@@ -21,7 +21,6 @@ from ztunnel.hbone import (
     BadRequest,
     ConnectRequest,
     Malformed,
-    baggage_of,
     read_request,
     response_fields,
 )
@@ -205,7 +204,7 @@ class _Inbound(Tracked):
 class InboundRequest(_Inbound):
     """One CONNECT stream to an application of this node."""
 
-    __slots__ = ("_baggage", "_stream", "_tunnel")
+    __slots__ = ("_stream", "_tunnel")
 
     def __init__(
         self, arrival: Arrival, tunnel: Tunnel, workload: Workload, request: ConnectRequest, service: Service | None
@@ -228,7 +227,6 @@ class InboundRequest(_Inbound):
         )
         super().__init__(arrival.pod, record, workload, request.authority.port)
         self._tunnel = tunnel
-        self._baggage = baggage_of(workload)
         self._stream: TunnelStream | None = None
 
     def start(self, sid: int, port: int) -> Stream | None:
@@ -251,10 +249,10 @@ class InboundRequest(_Inbound):
         """The application is there: say 200, and move bytes."""
         self._dial = None
         stream = self._stream
-        assert stream is not None
-        stream.answer(response_fields(200, self._baggage))
+        assert stream is not None and self.workload is not None
+        stream.answer(response_fields(200, self.pod.baggage(self.workload)))
         self.opened()
-        stream.attach(sock)
+        stream.attach(sock, speaks_first=False)
 
     def not_connected(self, flag: Flag, error: str) -> None:
         """The application is not there: say 503."""

@@ -51,7 +51,7 @@ class Tracked:
     def opened(self) -> None:
         """Bytes can flow."""
         self.was_open = True
-        self.ledger.emit(Opened(copy(self.record)))
+        self.ledger.emit(Opened(self.record))
 
     def ended(self, flag: Flag, error: str) -> None:
         """It is over: write it down."""

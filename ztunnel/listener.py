@@ -36,6 +36,7 @@ class Listener:
         set_tcp_options(self._sock)  # what it accepts inherits them
         self.port: int = self._sock.getsockname()[1]
         self._open = True
+        self._expected = 1
         self._watch()
 
     def _watch(self) -> None:
@@ -44,17 +45,21 @@ class Listener:
 
     def on_event(self, _events: int) -> None:
         """Connections wait, unless another worker was faster."""
-        for _ in range(ACCEPTS_PER_EVENT):
+        accepted = 0
+        while accepted < self._expected:
             try:
                 sock, raw = self._sock.accept()
             except BlockingIOError:
-                return
+                break
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 self._survive(error)
                 return
+            accepted += 1
             self._take(sock, endpoint(raw))
+        # Asking once more than there are connections costs a call for each: ask for more only after a full batch.
+        self._expected = min(2 * accepted, ACCEPTS_PER_EVENT) if accepted == self._expected else max(1, accepted)
 
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
         node = self._pod.node

@@ -80,8 +80,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
-        self.register_raw = self._epoll.register
+        self._calls: dict[int, tuple[Callable[[int], None], Handler]] = {}
         self.modify = self._epoll.modify
         """(fd, mask): change what a watched descriptor waits for."""
         self.dirty: dict[Flushable, None] = {}
@@ -94,17 +93,17 @@ class Loop:
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
         """Call `handler.on_event` while the descriptor is ready for `mask`."""
-        self._handlers[fd] = handler
+        self._calls[fd] = (handler.on_event, handler)
         self._epoll.register(fd, mask)
 
     def watch_shared(self, fd: int, handler: Handler) -> None:
         """Watch a listener that other processes watch too: the kernel wakes one of them."""
-        self._handlers[fd] = handler
+        self._calls[fd] = (handler.on_event, handler)
         self._epoll.register(fd, IN | _EXCLUSIVE)
 
     def forget(self, fd: int) -> None:
         """Stop watching; before the descriptor is closed, always."""
-        if self._handlers.pop(fd, None) is not None:
+        if self._calls.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def call_at(self, when: float, call: Callable[[], None]) -> None:
@@ -129,19 +128,22 @@ class Loop:
         """Wait for something to do, and do it."""
         wait = longest_wait_s
         if self._timers:
-            wait = min(wait, max(0.0, self._timers[0][0] - time.monotonic()))
+            wait = self._timers[0][0] - self.now  # `now` is a turn old: a timer may be late by as much, never early
+            if wait < 0:
+                wait = 0
         ready = self._epoll.poll(wait)
         self.now = time.monotonic()
-        handlers = self._handlers
+        calls = self._calls
         for fd, events in ready:
-            handler = handlers.get(fd)
-            if handler is not None:
+            call = calls.get(fd)
+            if call is not None:
                 try:
-                    handler.on_event(events)
+                    call[0](events)
                 except Exception as error:  # the one catch point of a connection: it alone ends
-                    self._contain(handler, error)
-        while self.dirty:
-            flushable, _ = self.dirty.popitem()
+                    self._contain(call[1], error)
+        dirty = self.dirty
+        while dirty:
+            flushable, _ = dirty.popitem()
             try:
                 flushable.flush()
             except Exception as error:  # as above

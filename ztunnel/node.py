@@ -118,13 +118,12 @@ class Node:
         self.inbound_tunnels.pop(tunnel, None)
 
     def tick(self) -> None:
-        """Once a second: what is due by time."""
+        """Several times a second: what is due by time."""
         now = self.loop.now
         for deadlines in (self.handshakes, self.client_handshakes, self.dials, self.workload_waits, self.vault.deadlines):
             deadlines.expire(now)
         for tunnel in list(self.tunnels):
             tunnel.tick(now)
-        self.ledger.progress()
 
     def gauges(self) -> dict[str, int]:
         """Sizes that an operator watches."""

@@ -1,12 +1,12 @@
 """Connections of this node's pods: captured at 15001, routed, and carried in a tunnel or in plain."""
 
-import os
 import socket
+from random import randbytes
 
 from mesh.workload import Workload
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import Dial, endpoint, original_destination
-from ztunnel.hbone import baggage_of, repeating_fields, single_fields
+from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.ledger import SocketAddress, Tracked
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
@@ -28,7 +28,18 @@ def accept_outbound(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
         sock.close()
         pod.node.fail_early(pod.uid, "outbound", peer, local, "CONNECT", "no original destination: not sent by the redirect")
         return
-    Departure(pod, sock, peer, meant).start()
+    client = pod.workload()
+    if client is not None:
+        depart(pod, client, sock, peer, meant)
+    else:
+        Departure(pod, sock, peer, meant).start()
+
+
+def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
+    """Route a connection, and take it there."""
+    node = pod.node
+    request = Request(client, peer[0], *destination)
+    Outbound(pod, sock, peer, request).start(decide(node.inventory, node.config.network, request, node.chance()))
 
 
 class Departure:
@@ -51,9 +62,7 @@ class Departure:
             return self._sock is None
         sock, self._sock = self._sock, None
         self.pod.guests.pop(self, None)
-        node = self.pod.node
-        request = Request(client, self._peer[0], *self._destination)
-        Outbound(self.pod, sock, self._peer, request).start(decide(node.inventory, node.config.network, request, node.chance()))
+        depart(self.pod, client, sock, self._peer, self._destination)
         return True
 
     def _no_workload(self) -> None:
@@ -166,8 +175,8 @@ class Outbound(Tracked):
         self.pump = stream
         stream.request(
             sock,
-            repeating_fields(route.authority, baggage_of(self._client)),
-            single_fields(self.record.source, hostname, os.urandom(_TRACE_BYTES)),
+            repeating_fields(route.authority, self.pod.baggage(self._client)),
+            single_fields(self.record.source, hostname, randbytes(_TRACE_BYTES)),
         )
 
     def no_tunnel(self, flag: Flag, error: str) -> None:

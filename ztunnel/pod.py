@@ -5,6 +5,7 @@ from typing import Protocol
 from mesh.workload import Workload
 from ztunnel.channel import AddPod, Flag
 from ztunnel.dial import Netns
+from ztunnel.hbone import baggage_of
 from ztunnel.ledger import DRAINED, Tracked
 from ztunnel.node import Node
 from ztunnel.pool import Pool
@@ -42,6 +43,8 @@ class Pod:
         self.guests: dict[Guest, None] = {}
         self._workload: Workload | None = None
         self._looked_at = -1
+        self._described: Workload | None = None
+        self._baggage = b""
 
     def workload(self) -> Workload | None:
         """The mesh's view of the pod, as it is now."""
@@ -49,6 +52,12 @@ class Pod:
             self._looked_at = self.node.generation
             self._workload = self.node.inventory.workload_of_pod(self.namespace, self.name, self.service_account)
         return self._workload
+
+    def baggage(self, workload: Workload) -> bytes:
+        """Its baggage; the same workload is asked for again and again."""
+        if workload is not self._described:
+            self._described, self._baggage = workload, baggage_of(workload)
+        return self._baggage
 
     def stop_listening(self) -> None:
         """Accept nothing more."""

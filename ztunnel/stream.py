@@ -111,10 +111,10 @@ class TunnelStream(Stream):
         self._held = max(0, self.window - EARLY_BYTES)
         self.window -= self._held
         self._loop.dirty[self.tunnel] = None
-        self.attach(sock)
+        self.attach(sock, speaks_first=True)
 
-    def attach(self, sock: socket) -> None:
-        """The application's socket is connected: move bytes."""
+    def attach(self, sock: socket, speaks_first: bool) -> None:
+        """The application's socket is connected: move bytes; look at once for those of an application that speaks first."""
         self._sock, self._fd = sock, sock.fileno()
         self._recv_into, self._send = sock.recv_into, sock.send
         self._mask = IN
@@ -123,7 +123,7 @@ class TunnelStream(Stream):
             self._flush()
         elif self.remote_closed:
             self._end_of_tunnel()
-        if not self.closed and self._mask & IN:
+        if speaks_first and not self.closed and self._mask & IN:
             self._readable()
 
     def answer(self, fields: Fields) -> None:
@@ -148,7 +148,9 @@ class TunnelStream(Stream):
 
     def _readable(self) -> None:
         http, tunnel = self._http, self.tunnel
-        for _ in range(_READS_PER_EVENT):
+        reads = _READS_PER_EVENT
+        while reads:
+            reads -= 1
             room = self.window
             if http.window < room:
                 room = http.window

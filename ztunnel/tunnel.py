@@ -178,7 +178,7 @@ class Tunnel:
     def flush(self) -> None:
         """Write all small frames, and close when nothing is left to do."""
         self._write_small()
-        if self.http.finished and self.open and not self.queued:
+        if self.http.draining and self.http.finished and self.open and not self.queued:
             self.close("-", "")
 
     def _write_small(self) -> None:

@@ -9,6 +9,7 @@ import argparse
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -133,6 +134,7 @@ class Worker:
         assert self._node is not None
         gauges = self._node.gauges() | {"pods": len(self._pods), "dropped_events": self._link.dropped_events}
         self._link.emit(WorkerStatus(gauges))
+        self._node.ledger.progress()
         for pod in self._pods.values():
             pod.pool.release_idle()
         if self._draining and not self._node.ledger.open:
@@ -175,6 +177,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket pair to the supervisor")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s", level=logging.INFO)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the supervisor says when and how to end
+        signal.signal(number, signal.SIG_IGN)
     loop = Loop()
     worker = Worker(loop, socket.socket(fileno=options.channel))
     gc.collect()

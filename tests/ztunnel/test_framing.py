@@ -103,3 +103,9 @@ def test_a_message_that_waits_keeps_its_descriptor_open() -> None:
     assert os.read(read_end, 1) == b""
     os.close(read_end)
     assert open_fds() == before and pickle.loads(framing.pack(1)[5:]) == 1
+
+
+def test_a_list_is_several_messages() -> None:
+    batch: list[object] = [channel.RemovePod("a"), channel.RemovePod("b")]
+    reader = framing.FrameReader()
+    assert reader.feed(framing.pack(batch)) == [(message, []) for message in batch]

@@ -3,6 +3,8 @@
 from ipaddress import ip_address
 
 import pytest
+from hpack import Decoder
+from hpack.exceptions import HPACKError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,6 +156,31 @@ def test_any_fields_are_read_or_refused(fields: Fields) -> None:
 def test_literals_are_read_back(fields: Fields) -> None:
     block = b"".join(literal(name, value) for name, value in fields)
     assert FieldReader(64 << 10).begin(1, END_HEADERS, block) == fields
+
+
+def parts() -> st.SearchStrategy[bytes]:
+    strings = st.binary(max_size=150)
+    indexed = st.integers(0x80, 0xFF).map(lambda first: bytes((first,)))
+    return st.one_of(
+        indexed, st.builds(literal, strings, strings), st.builds(lambda a, b: b"\x10" + literal(a, b)[1:], strings, strings)
+    )
+
+
+@given(st.lists(parts(), max_size=5), st.binary(max_size=3))
+def test_the_short_way_to_decode_says_what_the_library_says(blocks: list[bytes], rest: bytes) -> None:
+    block = b"".join(blocks) + rest
+    decoder = Decoder()
+    decoder.decode(FIRST)
+    ours = FieldReader(64 << 10)
+    ours.begin(1, END_HEADERS, FIRST)
+    try:
+        expected: Fields | None = list(decoder.decode(block, raw=True))
+    except HPACKError:
+        expected = None
+    try:
+        assert ours.begin(3, END_HEADERS, block) == expected
+    except ProtocolError:
+        assert expected is None
 
 
 @given(st.binary(max_size=200))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import socket
 import struct
 import threading
@@ -104,6 +105,17 @@ def test_a_request_by_service_address_and_what_is_told_about_it(mesh: World, app
     assert mine.duration_ns > 0 and mine.opened_unix_ns > 1e18
 
 
+def test_bytes_are_counted_while_a_connection_is_open(mesh: World, app: socket.socket) -> None:
+    client, server = connected(mesh, app)
+    client.sendall(b"12345678")
+    assert server.recv(100) == b"12345678"
+    number = mesh.client.worker.wait_for(Opened).record.number
+    assert mesh.client.worker.wait_for(Progress).counts == [(number, 8, 0)]
+    assert mesh.server.worker.wait_for(Progress).counts[0][1:] == (0, 8)
+    client.close()
+    server.close()
+
+
 def test_both_families_by_workload_address(mesh: World) -> None:
     for family, address in ((socket.AF_INET, mesh.server.address), (socket.AF_INET6, mesh.server.address6)):
         with mesh.server.listen(9100, family) as listener:
@@ -203,7 +215,6 @@ def test_64_mib_through_a_slow_reader_in_bounded_memory(mesh: World, app: socket
     assert all(peak - start < 24 << 10 for peak, start in zip(peaks, before, strict=True)), (before, peaks)
     record = mesh.client.worker.closed()
     assert (record.bytes_sent if upload else record.bytes_received) == 64 * MiB
-    assert mesh.client.worker.wait_for(Progress).counts[0][0] == record.number
 
 
 def test_a_stopped_reader_does_not_stop_its_neighbours(mesh: World, app: socket.socket) -> None:
@@ -385,3 +396,20 @@ def test_an_idle_worker_is_small_and_starts_fast(mesh: World) -> None:
         fresh.start()
         assert time.monotonic() - started < 10
         assert fresh.client.worker.memory_kib() <= 30 << 10
+
+
+def test_running_out_of_descriptors_delays_but_does_not_break(mesh: World, app: socket.socket) -> None:
+    worker = mesh.client.worker.process.pid
+    before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir(f"/proc/{worker}/fd"))
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (in_use + 3, before[1]))
+    clients = [mesh.client.connect(VIP, 80) for _ in range(6)]
+    for client in clients:
+        client.sendall(b"x")
+    for _ in range(3):
+        accept(app)
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+    for _ in range(3):
+        assert accept(app).recv(1) == b"x"
+    for client in clients:
+        client.close()

@@ -1,0 +1,94 @@
+"""The event loop: order within a turn, time, and one crash that stays one crash."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from ztunnel.loop import IN, Deadlines, Loop
+
+pytestmark = pytest.mark.unit
+
+
+class Reader:
+    """Reads a pipe; does what the test says."""
+
+    def __init__(self, loop: Loop, fd: int, crash: bool = False) -> None:
+        self.loop, self.fd, self.crash = loop, fd, crash
+        self.log: list[str] = []
+
+    def on_event(self, _events: int) -> None:
+        self.log.append(os.read(self.fd, 10).decode())
+        self.loop.dirty[self] = None
+        if self.crash:
+            raise RuntimeError("a bug")
+
+    def flush(self) -> None:
+        self.log.append("flush")
+
+    def crashed(self, error: Exception) -> None:
+        self.log.append(f"crashed: {error}")
+        self.loop.forget(self.fd)
+
+
+@pytest.fixture
+def pipes() -> Iterator[list[tuple[int, int]]]:
+    made = [os.pipe(), os.pipe()]
+    yield made
+    for pair in made:
+        for fd in pair:
+            os.close(fd)
+
+
+def test_a_turn_flushes_once_after_all_events(pipes: list[tuple[int, int]]) -> None:
+    loop = Loop()
+    readers = [Reader(loop, read) for read, _ in pipes]
+    for reader, (_, write) in zip(readers, pipes, strict=True):
+        loop.watch(reader.fd, IN, reader)
+        os.write(write, b"x")
+    loop.turn(1.0)
+    assert [reader.log for reader in readers] == [["x", "flush"], ["x", "flush"]]
+
+
+def test_a_crash_ends_its_own_object_only(pipes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture) -> None:
+    loop = Loop()
+    bad, good = Reader(loop, pipes[0][0], crash=True), Reader(loop, pipes[1][0])
+    for reader, (_, write) in zip((bad, good), pipes, strict=True):
+        loop.watch(reader.fd, IN, reader)
+        os.write(write, b"x")
+    with caplog.at_level(logging.CRITICAL):
+        loop.turn(1.0)
+        os.write(pipes[0][1], b"y")
+        os.write(pipes[1][1], b"y")
+        loop.turn(1.0)
+    assert "crashed: a bug" in bad.log and "y" not in bad.log and good.log == ["x", "flush", "y", "flush"]
+
+
+def test_timers_run_in_order_and_a_bad_one_is_contained(caplog: pytest.LogCaptureFixture) -> None:
+    loop, log = Loop(), []
+    loop.call_at(loop.now + 0.02, lambda: log.append("second"))
+    loop.call_at(loop.now + 0.01, lambda: log.append("first"))
+    loop.call_at(loop.now, lambda: 1 // 0)
+    loop.every(0.015, lambda: log.append("again"))
+    with caplog.at_level(logging.CRITICAL):
+        while len(log) < 5:
+            loop.turn(1.0)
+    assert log[:3] == ["first", "again", "second"] and set(log[3:]) == {"again"}
+
+
+def test_deadlines_expire_oldest_first_and_not_before_time() -> None:
+    deadlines, log = Deadlines(10.0), []
+    for place, name in enumerate("abcd"):
+        deadlines.add(name, float(place), lambda name=name: log.append(name))  # type: ignore[misc]
+    deadlines.discard("b")
+    deadlines.add("a", 3.5, lambda: log.append("a again"))
+    deadlines.expire(11.9)
+    assert log == [] and len(deadlines) == 3
+    deadlines.expire(12.0)
+    assert log == ["c"]
+    deadlines.evict_oldest()
+    assert log == ["c", "d"]
+    deadlines.expire(13.5)
+    assert log == ["c", "d", "a again"] and len(deadlines) == 0
+    deadlines.evict_oldest()
