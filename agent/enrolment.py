@@ -271,6 +271,9 @@ class Enrolment:
             here = wanted is None or same_place(wanted, step.pod)
             netns_fd = self.netns_of(uid) if here else None
             if not step.add:
+                # From its first moment on a release may have ended the capture: a pod that is wanted again is captured anew.
+                if step.layer == "register":
+                    self._actual = after(self._actual, Step(False, "capture", step.pod))
                 await self.blocking(self.hands.remove, step.layer, step.pod, netns_fd)
             elif netns_fd is not None:
                 await self.blocking(self.hands.add, step.layer, step.pod, netns_fd)

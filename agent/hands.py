@@ -15,6 +15,7 @@ from bpf.sock_destroy import Connection, State, connections, destroy
 from mesh.workload import Address
 from wire.netns import open_home
 
+HANDSHAKES_TIMEOUT_S = 0.2
 MAX_PRE_MESH = 4096
 """Connections older than its enrolment that are remembered of a pod; more are kept as they are and not remembered."""
 
@@ -123,6 +124,8 @@ class Hands:
         """Take one layer away; what is gone already is fine, and so is a namespace that is gone."""
         if layer == "register":
             self._steered.discard(pod.uid)
+            if netns_fd is not None:
+                self._let_handshakes_end(pod, netns_fd)
             self._redirect.withdraw(pod.uid, pod.cookie)
         elif layer == "network" and netns_fd is not None:
             record = self._known.get(pod.uid)
@@ -131,6 +134,15 @@ class Hands:
         elif layer == "record":
             self._records.remove(pod.uid)
             self._known.pop(pod.uid, None)
+
+    def _let_handshakes_end(self, pod: Pod, netns_fd: int) -> None:
+        """Capture nothing more, and wait until the proxy has what is on its way: withdrawing would cut it off."""
+        self._redirect.enrol(_redirect_of(pod, capture=False), netns_fd)
+        deadline = time.monotonic() + HANDSHAKES_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not any(one.handshakes for one in self._redirect.usage() if one.netns_cookie == pod.cookie):
+                return
+            time.sleep(0.001)
 
     def forget(self, uid: str, cookie: int) -> None:
         """Withdraw what no record describes."""
