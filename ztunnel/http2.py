@@ -110,9 +110,9 @@ class Connection(Intake):
             if ended and self.streams.get(sid) is stream:
                 self.end_of_peer(stream)
         elif not self._is_idle(sid):
-            if not ended:
+            if self.server and not ended:
                 raise ProtocolError(Code.STREAM_CLOSED, f"HEADERS on closed stream {sid}")
-            self._spend(self._control, "HEADERS on closed streams")
+            self._spend(self._control, "HEADERS on closed streams", 0.1)  # trailers, or an answer that crossed our reset
         elif not self.server or not sid & 1:
             raise ProtocolError(Code.PROTOCOL_ERROR, f"HEADERS on stream {sid}")
         else:

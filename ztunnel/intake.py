@@ -131,40 +131,40 @@ class Intake(ABC):
         return len(part)
 
     def _begin_data(self, length: int, flags: int, sid: int) -> None:
-        self._stream = self._payload = None
-        if self._reader.stream_id or not self.ready or not sid:
-            raise ProtocolError(Code.PROTOCOL_ERROR, "DATA out of place")
-        if length > MAX_FRAME_BYTES:
-            raise ProtocolError(Code.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
-        self._receive_window -= length
         stream = self.streams.get(sid)
-        if stream is None or stream.remote_closed:
-            self._refuse_data(stream, sid)
-        else:
+        if flags or length < 2 or stream is None or stream.remote_closed or self._reader.stream_id or length > MAX_FRAME_BYTES:
+            self._check_data(length, flags, sid, stream)
+        self._stream, self._payload = stream, None
+        self._receive_window -= length
+        if stream is not None:
+            if not self.server and not stream.answered:
+                raise ProtocolError(Code.PROTOCOL_ERROR, f"DATA on stream {sid} before its response")
             stream.receive_window -= length
             if stream.receive_window < 0:
                 raise ProtocolError(Code.FLOW_CONTROL_ERROR, f"stream {sid} overflows its window")
         if self._receive_window < 0:
             raise ProtocolError(Code.FLOW_CONTROL_ERROR, "DATA overflows the connection's window")
+        if flags & PADDED:
+            self._stream, self._payload = None, bytearray()
+        elif not length and flags & END_STREAM and stream is not None:
+            self._stream = None
+            self.end_of_peer(stream)
+
+    def _check_data(self, length: int, flags: int, sid: int, stream: Stream | None) -> None:
+        """Whatever may be wrong with a DATA frame that is not of the common kind."""
+        if self._reader.stream_id or not self.ready or not sid:
+            raise ProtocolError(Code.PROTOCOL_ERROR, "DATA out of place")
+        if length > MAX_FRAME_BYTES or (flags & PADDED and not length):
+            raise ProtocolError(Code.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
+        if stream is not None and stream.remote_closed:
+            raise ProtocolError(Code.STREAM_CLOSED, f"DATA after the end of stream {sid}")
+        if stream is None:
+            if self._is_idle(sid):
+                raise ProtocolError(Code.PROTOCOL_ERROR, f"DATA on idle stream {sid}")
+            # A stream that we have reset: the peer may not know yet, for a while.
+            self._spend(self._control, "DATA on closed streams", 0.01)
         if length < 2 and not flags & END_STREAM and (not length or flags & PADDED):
             self._spend(self._empty, "empty DATA")
-        if flags & PADDED:
-            if not length:
-                raise ProtocolError(Code.FRAME_SIZE_ERROR, "padded DATA without a length")
-            self._payload = bytearray()
-        elif stream is not None and not stream.remote_closed:
-            if length:
-                self._stream = stream
-            elif flags & END_STREAM:
-                self.end_of_peer(stream)
-
-    def _refuse_data(self, stream: Stream | None, sid: int) -> None:
-        if stream is not None:
-            raise ProtocolError(Code.STREAM_CLOSED, f"DATA after the end of stream {sid}")
-        if self._is_idle(sid):
-            raise ProtocolError(Code.PROTOCOL_ERROR, f"DATA on idle stream {sid}")
-        # A stream that we have reset: the peer may not know yet, for a while.
-        self._spend(self._control, "DATA on closed streams", 0.05)
 
     def _begin_other(self, length: int, kind: int, sid: int) -> None:
         self._stream = None

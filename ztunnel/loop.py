@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-IN, OUT = select.EPOLLIN, select.EPOLLOUT
-BROKEN = select.EPOLLERR | select.EPOLLHUP
+IN, OUT, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR
 _EXCLUSIVE = select.EPOLLEXCLUSIVE
 _LONGEST_WAIT_S = 60.0
 _log = logging.getLogger("ztunnel.worker")

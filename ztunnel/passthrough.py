@@ -9,7 +9,7 @@ from socket import SHUT_WR, socket
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
-from ztunnel.loop import IN, OUT, Loop
+from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.stream import NOBODY, Owner
 from ztunnel.tunnel import reset_on_close
 
@@ -60,9 +60,9 @@ class _End:
         if events & ~OUT and not self.closed:
             if self._mask & IN:
                 self._readable()
-            elif self.read_all:
+            elif self.read_all or events & ERROR:
                 self.pump.broke()
-            else:  # reset while we are not reading: the read that follows will say so, and nothing may spin until then
+            else:  # both directions are shut and there is more to read: later, and no spinning until then
                 self._loop.forget(self._fd)
                 self._mask = -1
 

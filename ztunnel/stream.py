@@ -24,7 +24,7 @@ from ztunnel.flow import Stream
 from ztunnel.frames import DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, header
 from ztunnel.hbone import read_status
 from ztunnel.http2 import Connection
-from ztunnel.loop import IN, OUT, Loop
+from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.tunnel import HIGH_WATER, Tunnel, reset_on_close
 
 EARLY_BYTES = 64 << 10
@@ -140,9 +140,9 @@ class TunnelStream(Stream):
         if events & ~OUT and not self.closed:
             if self._mask & IN:
                 self._readable()
-            elif self._eof:
+            elif self._eof or events & ERROR:
                 self._application_gone()
-            else:  # reset while we are not reading: it will tell again when we do, and must not spin until then
+            else:  # both directions are shut and there is more to read: not before the windows open, and no spinning until then
                 self._loop.forget(self._fd)
                 self._mask = -1
 

@@ -18,6 +18,7 @@ from typing import Protocol
 from mesh.identity import Identity
 from ztunnel import buffers
 from ztunnel.channel import Flag
+from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, offered_protocols
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.frames import Code, ProtocolError
@@ -30,6 +31,8 @@ _LOW_WATER = HIGH_WATER // 2
 _DROP_ABOVE = 8 << 20
 _RECORD_BYTES = 16384
 _SMALL_BYTES = 60_000
+_HELLO_PARTS = 8
+"""In how many pieces a ClientHello may come and still be looked at: reading it again for each byte would cost us dear."""
 _cipher, _plain = buffers.cipher_view, buffers.plain_view
 _PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
 
@@ -73,6 +76,7 @@ class Tunnel:
         self._fd = sock.fileno()
         self._send, self._recv_into = sock.send, sock.recv_into
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._hello: list[bytes] | None = [] if server else None
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._waiting: deque[memoryview] = deque()
         handshakes.add(self, loop.now, self._timed_out)
@@ -101,7 +105,7 @@ class Tunnel:
             self._lost("connection closed by the peer")
             return
         self._incoming.write(_cipher[:count])
-        if not self.established and not self._handshake():
+        if not self.established and not (self._speaks_http2(_cipher[:count]) and self._handshake()):
             return
         try:
             self._decrypt()
@@ -152,6 +156,25 @@ class Tunnel:
             blocked, http.blocked = http.blocked, {}
             for stream in blocked:
                 stream.resume()
+
+    def _speaks_http2(self, data: memoryview) -> bool:
+        """Look at the protocols that a client offers, once its ClientHello is whole; who offers others only is closed."""
+        hello = self._hello
+        if hello is None:
+            return True
+        hello.append(bytes(data))
+        offered = offered_protocols(b"".join(hello))
+        if offered is not None or len(hello) == _HELLO_PARTS:
+            self._hello = None
+        if not offered or b"h2" in offered:
+            return True
+        try:
+            self._send(NO_APPLICATION_PROTOCOL)
+        except OSError:
+            pass  # gone, or not reading
+        names = ", ".join(ascii(name[:16].decode("latin-1")) for name in offered[:4])
+        self.close("TLS_FAILURE", f"tls handshake error: no common protocol: peer offers {names}, this proxy speaks 'h2'")
+        return False
 
     def _handshake(self) -> bool:
         try:

@@ -190,6 +190,24 @@ def test_resets_reach_the_stream_and_free_its_place() -> None:
     assert not theirs.data
 
 
+def test_an_answer_that_crosses_our_reset_is_no_offence() -> None:
+    client, server = pair()
+    mine = Recorder()
+    client.http.request(mine, REQUEST, b"")
+    server.hears(client.says())
+    server.http.answer(server.streams[0], [(b":status", b"200")])
+    client.http.reset(mine, Code.CANCEL)
+    talk(client, server)
+    assert mine.heard == [] and open_stream(client, server)[0].heard == ["answer 200"]
+
+
+def test_a_server_may_not_send_bytes_before_its_answer() -> None:
+    client, _ = pair()
+    client.http.request(Recorder(), REQUEST, b"")
+    with pytest.raises(ProtocolError, match="before its response"):
+        client.hears(frame(DATA, 0, 1, b"x"))
+
+
 def test_a_rejected_request_leaves_the_connection_in_use() -> None:
     client, server = pair()
     mine = Recorder()

@@ -233,6 +233,24 @@ def test_a_stopped_reader_does_not_stop_its_neighbours(mesh: World, app: socket.
     reset(reader)
 
 
+@pytest.mark.parametrize("tunnelled", [True, False])
+def test_a_reset_is_noticed_while_the_other_side_is_stuck(mesh: World, tunnelled: bool) -> None:
+    workload = mesh.server.workload if tunnelled else replace(mesh.server.workload, protocol=TunnelProtocol.NONE)
+    mesh.client.worker.tell(UpdateInventory([workload], []))
+    with mesh.server.listen(8080) as listener:
+        stuck, reader = connected(mesh, listener, mesh.server.address, 8080)
+        stuck.settimeout(0.5)
+        with pytest.raises((BlockingIOError, TimeoutError)):
+            while True:
+                stuck.send(bytes(MiB))
+        reset(stuck)
+        mesh.client.worker.closed()
+        with pytest.raises(ConnectionResetError):
+            while reader.recv(MiB):
+                pass
+    mesh.client.worker.tell(UpdateInventory([mesh.server.workload], []))
+
+
 def test_500_connections_at_once(mesh: World, app: socket.socket) -> None:
     app.listen(1024)
     clients = [mesh.client.connect(VIP, 80) for _ in range(500)]
