@@ -9,6 +9,9 @@ from click.shell_completion import CompletionItem
 
 from cli.failure import warn
 
+# gRPC's library writes remarks of its own to stderr, a goaway of a stopping agent for one: ours says what a user needs.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 _COMMANDS = {
     "lab": "cli.lab",
     "status": "cli.status",

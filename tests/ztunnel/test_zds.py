@@ -1,6 +1,7 @@
 """The ZDS client against a scripted agent on a real SOCK_SEQPACKET socket, with packets recorded from the originals."""
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
@@ -108,6 +109,7 @@ class Agent:
 
 
 def converse(tmp_path: Path, scenario: Callable[[Agent, zds.ZdsClient, Host, "asyncio.Task[None]"], Awaitable[None]]) -> None:
+    gc.collect()  # descriptors of other tests, closed in the middle of this one, would count
     before = len(os.listdir("/proc/self/fd"))
 
     async def run() -> None:
