@@ -14,6 +14,8 @@ from wire.places import Places
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 10.0
+_STATUS_TIMEOUT_S = 2.0
+"""The lab's own status waits for this answer, and its readers for that."""
 _RETRY_S = 0.2
 _REPORTER = "weft-lab"
 _OPTIONS = [
@@ -93,7 +95,7 @@ class ControlLink:
     async def acknowledged(self) -> dict[str, bool]:
         """Per connected node: whether the newest push of every type is acknowledged. Raises: OSError."""
         try:
-            reply = await self._stub.Status(control_pb2.StatusRequest(), timeout=_TIMEOUT_S)
+            reply = await self._stub.Status(control_pb2.StatusRequest(), timeout=_STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
             raise OSError(f"control does not answer: {error.details()}") from error
         result: dict[str, bool] = {}
