@@ -1,0 +1,210 @@
+"""A lab with the mesh for tests: client, near server and outsider on node a, far server on node b, and puppets in each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab.process import popen
+from lab.world import World, eventually
+from tests.lab.puppet import ARGV, Puppet
+from wire.cgroup import cgroup2_mount
+
+NODES = """
+apiVersion: v1
+kind: Node
+metadata: {name: a}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: b}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+"""
+ECHO_PORT = 7000
+OPTIONS: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+
+def pod(name: str, node: str, labels: str = "", extra: str = "", container: str = "") -> str:
+    """A pod of namespace shop that waits for puppets, under a service account of its own name."""
+    return f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: shop, labels: {{app: {name}{labels}}}}}
+spec:
+  nodeName: {node}
+  serviceAccountName: {name}
+  {extra}
+  containers: [{{name: c, command: [sleep, infinity]{container}}}]
+---
+"""
+
+
+def service(name: str) -> str:
+    """A service in front of the pods `app: NAME`, for the echo port."""
+    return f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec: {{ipFamilyPolicy: PreferDualStack, selector: {{app: {name}}}, ports: [{{port: {ECHO_PORT}}}]}}
+---
+"""
+
+
+def authentication(mode: str) -> str:
+    """A PeerAuthentication of the namespace."""
+    return f"""
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: mode, namespace: shop}}
+spec: {{mtls: {{mode: {mode}}}}}
+---
+"""
+
+
+PODS = (
+    pod("client", "a")
+    + pod("near", "a")
+    + pod("far", "b")
+    + pod("outsider", "a", ", istio.io/dataplane-mode: none")
+    + service("near")
+    + service("far")
+)
+
+
+class Mesh(World):
+    """The running lab, with a puppet per pod and per node's host, made when first asked for."""
+
+    def __init__(self, manifests: str = NODES + PODS) -> None:
+        super().__init__(manifests, timeout_s=100)
+        self._puppets: dict[str, Puppet] = {}
+        self._addresses: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for puppet in self._puppets.values():
+            puppet.end()
+        super().__exit__(kind, error, trace)
+
+    def puppet(self, name: str) -> Puppet:
+        """The puppet in pod `shop/NAME`."""
+        return self._puppet(name, lambda: popen(self.join(f"shop/{name}", ARGV), **OPTIONS))
+
+    def host(self, node: str) -> Puppet:
+        """The puppet among a node's own processes."""
+        return self._puppet(f"host of {node}", lambda: self.on_node(node, ARGV, **OPTIONS))
+
+    def _puppet(self, name: str, start: Callable[[], "subprocess.Popen[str]"]) -> Puppet:
+        with self._lock:
+            if name not in self._puppets:
+                self._puppets[name] = Puppet(start())
+            return self._puppets[name]
+
+    def dismiss(self, name: str) -> None:
+        """End a pod's puppet, before the pod goes."""
+        self._puppets.pop(name).end()
+
+    def address(self, name: str, version: int = 4) -> str:
+        """An address of pod `shop/NAME`."""
+        if name not in self._addresses:  # stable, and asked for while the daemon stands still
+            self._addresses[name] = self.pod(f"shop/{name}")["addresses"]
+        return self._addresses[name][0 if version == 4 else 1]
+
+    # Processes
+
+    def program(self, node: str, part: str) -> int:
+        """The pid of a node's `agent` or `ztunnel`; 0 while it does not run."""
+        return int(next(one for one in self.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
+
+    def workers(self, node: str) -> list[int]:
+        """The pids of a node's data workers."""
+        supervisor = self.program(node, "ztunnel")
+        return [pid for pid in self.processes(node, "ztunnel") if pid != supervisor]
+
+    def processes(self, node: str, part: str) -> list[int]:
+        """Every living process of a node's agent or proxy."""
+        path = self.layout.node_cgroup(node) / part / "cgroup.procs"
+        return [pid for pid in map(int, path.read_text().split()) if not _is_zombie(pid)]
+
+    def cgroup_pids(self, name: str) -> list[int]:
+        """The processes of one of the lab's own cgroups, `.lab` or `.control`."""
+        return list(map(int, (cgroup2_mount() / self.layout.places.prefix / name / "cgroup.procs").read_text().split()))
+
+    @contextmanager
+    def frozen(self, pids: Sequence[int]) -> Iterator[None]:
+        """Processes stand still for the length of a `with` block."""
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def kill_proxy(self, node: str) -> None:
+        """SIGKILL a node's proxy, and wait until its workers are gone, too. The lab starts another."""
+        before = self.processes(node, "ztunnel")
+        os.kill(self.program(node, "ztunnel"), signal.SIGKILL)
+        eventually(lambda: not set(before) & set(self.processes(node, "ztunnel")))
+
+    @contextmanager
+    def without_proxy(self, node: str) -> Iterator[None]:
+        """A node's proxy is killed and stays away for the length of a `with` block; then the lab starts another."""
+        proxy = self.program(node, "ztunnel")
+        with self.frozen(self.cgroup_pids(".lab")):
+            os.kill(proxy, signal.SIGKILL)
+            eventually(lambda: not self.processes(node, "ztunnel"))
+            yield
+
+    def await_ready(self, timeout_s: float = 40.0) -> None:
+        """Until the lab says that everything is ready."""
+
+        def unready() -> bool:
+            reasons = self.status()["unready"]
+            assert not reasons, reasons
+            return True
+
+        eventually(unready, timeout_s)
+
+    # What operators see
+
+    def weft(self, *arguments: str) -> str:
+        """Standard output of the `weft` command for this lab."""
+        places = self.layout.places
+        names = {"WEFT_RUN_DIR": str(places.run), "WEFT_STATE_DIR": str(places.state), "WEFT_PREFIX": places.prefix}
+        command = [str(Path(sys.executable).with_name("weft")), *arguments]
+        done = subprocess.run(command, env={**os.environ, **names}, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout
+
+    def flows(self, *filters: str) -> list[dict[str, Any]]:
+        """The newest flows that match options of `weft observe`."""
+        return [json.loads(line)["flow"] for line in self.weft("observe", "--last", "200", "-o", "json", *filters).splitlines()]
+
+    def await_flow(self, words: str, *filters: str) -> dict[str, Any]:
+        """The newest flow whose summary holds `words`."""
+
+        def look() -> dict[str, Any]:
+            found = self.flows(*filters)
+            matching = [flow for flow in found if words in flow.get("Summary", "")]
+            assert matching, f"no flow with {words!r} in {[flow.get('Summary') for flow in found]}"
+            return matching[-1]
+
+        return eventually(look, 10)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -1,0 +1,131 @@
+"""An agent or a control plane that goes and comes back: traffic does not notice, and what waited for them is done then."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lab.world import eventually
+from tests.lab.mesh import ECHO_PORT, Mesh, pod
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+
+PATHS = (("client", "far", 4), ("client", "near", 6), ("far", "near", 4), ("outsider", "near", 4), ("client", "outsider", 6))
+"""Across nodes, within a node, and plain text in and out."""
+LATE = pod("late", "a")
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with Mesh() as made:
+        for name in ("near", "far", "outsider"):
+            made.puppet(name).echo(ECHO_PORT)
+        yield made
+
+
+@contextmanager
+def undisturbed(mesh: Mesh) -> Iterator[Callable[[], None]]:
+    """Traffic on all paths while the block runs, none of which may fail; calling the value waits for a good deal more of it."""
+    loads = {}
+    for path in PATHS:
+        name, to, version = path
+        loads[path] = mesh.puppet(name).do("steady", mesh.address(to, version), ECHO_PORT, "steady")
+
+    def more() -> None:
+        for path, load in loads.items():
+            before = mesh.puppet(path[0]).do("progress", load)
+            eventually(lambda path=path, load=load, before=before: _grown(mesh.puppet(path[0]).do("progress", load), before))
+
+    try:
+        more()
+        yield more
+        more()
+    finally:
+        done = {path: mesh.puppet(path[0]).do("halt", load) for path, load in loads.items()}
+    assert not any(one["failed"] for one in done.values()), done
+
+
+def _grown(now: dict[str, int], before: dict[str, int]) -> bool:
+    assert not now["failed"], now
+    return all(now[key] >= before[key] + 20 for key in ("fresh", "kept"))
+
+
+def agent_serves(mesh: Mesh, node: str, former: int) -> bool:
+    """Whether another agent runs, which has its proxy and its control plane."""
+    if mesh.program(node, "agent") in (0, former):
+        return False
+    mesh.await_ready()
+    return '"connected": true' in mesh.weft("status", "--node", node, "-o", "json")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_not_one_connection_notices_a_restart_of_the_agents(mesh: Mesh, how: signal.Signals) -> None:
+    with undisturbed(mesh) as more:
+        for node in ("a", "b"):
+            agent = mesh.program(node, "agent")
+            os.kill(agent, how)
+            eventually(lambda node=node, agent=agent: agent not in mesh.processes(node, "agent"))
+            eventually(lambda node=node, agent=agent: agent_serves(mesh, node, agent), 40)
+            more()
+
+
+def test_the_next_agent_enrols_and_withdraws(mesh: Mesh) -> None:
+    """Pods that came before it as well as new ones."""
+    former = mesh.program("a", "agent")
+    mesh.apply(LATE)
+    os.kill(former, signal.SIGKILL)
+    eventually(lambda: agent_serves(mesh, "a", former), 40)
+    late = mesh.puppet("late")
+    assert late.fate(mesh.address("far"), ECHO_PORT) == "answered" and source_is_proved(mesh, "late")
+    mesh.apply(LATE.replace("app: late", "app: late, istio.io/dataplane-mode: none"))
+    assert not mesh.pod("shop/late")["enrolled"]
+    mesh.apply(LATE)
+    assert mesh.pod("shop/late")["enrolled"]
+    eventually(lambda: late.fate(mesh.address("far"), ECHO_PORT) == "answered" and source_is_proved(mesh, "late"))
+    mesh.dismiss("late")
+    mesh.delete(LATE)
+    assert "shop/late" not in mesh.weft("status", "-o", "json")
+
+
+def source_is_proved(mesh: Mesh, name: str) -> bool:
+    """Whether the newest flow that reached `far` from a pod came over mutual TLS."""
+    found = mesh.flows("--from-pod", f"shop/{name}", "--to-pod", "shop/far", "--node", "b")
+    return bool(found) and found[-1].get("auth_type") == "SPIRE"
+
+
+def test_not_one_connection_notices_a_control_plane_that_dies(mesh: Mesh) -> None:
+    with undisturbed(mesh) as more:
+        (control,) = mesh.cgroup_pids(".control")
+        os.kill(control, signal.SIGKILL)
+        more()
+        eventually(lambda: mesh.cgroup_pids(".control") not in ([], [control]))
+        eventually(lambda: agent_control_connected(mesh), 30)
+        mesh.await_ready()
+
+
+def agent_control_connected(mesh: Mesh) -> bool:
+    status = json.loads(mesh.weft("status", "-o", "json"))
+    return all(node["agent"]["control"]["connected"] for node in status["nodes"])
+
+
+def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh: Mesh) -> None:
+    """But for certificates, whose keys no disk holds: what needs one is refused, and served once control is back."""
+    client, outsider = mesh.puppet("client"), mesh.puppet("outsider")
+    with mesh.frozen(mesh.cgroup_pids(".control")):
+        assert any("control does not answer" in reason for reason in mesh.status()["unready"])
+        with undisturbed(mesh):
+            agent = mesh.program("a", "agent")
+            os.kill(agent, signal.SIGKILL)
+            eventually(lambda: mesh.program("a", "agent") not in (0, agent))
+        mesh.kill_proxy("a")
+        eventually(lambda: client.fate(mesh.address("outsider"), ECHO_PORT) == "answered", 30)
+        eventually(lambda: outsider.fate(mesh.address("near"), ECHO_PORT) == "answered", 30)
+        for to in ("near", "far"):
+            assert client.fate(mesh.address(to), ECHO_PORT) == "reset"
+            mesh.await_flow("no acceptable identity: CA", "--from-pod", "shop/client", "--to-pod", f"shop/{to}", "--node", "a")
+    eventually(lambda: client.fate(mesh.address("far"), ECHO_PORT) == "answered", 40)
+    eventually(lambda: client.fate(mesh.address("near"), ECHO_PORT) == "answered", 40)
+    mesh.await_ready()
