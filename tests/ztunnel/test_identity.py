@@ -73,6 +73,12 @@ def server_only(mesh: World) -> ssl.SSLContext:
     return context_for(SetCertificate(CLIENT, chain, key, mesh.authority.pem, 0))
 
 
+def other_protocol(mesh: World) -> ssl.SSLContext:
+    context = context_for(mesh.authority.certificate_for(CLIENT))
+    context.set_alpn_protocols(["http/1.1", "spdy/3"])
+    return context
+
+
 CLIENTS: list[tuple[str, Callable[[World], ssl.SSLContext], str]] = [
     ("no certificate", anonymous, "no client certificate presented"),
     ("untrusted issuer", signed(foreign=True), "untrusted issuer"),
@@ -81,6 +87,7 @@ CLIENTS: list[tuple[str, Callable[[World], ssl.SSLContext], str]] = [
     ("no SPIFFE id", signed("https://example.com/"), "wrong SAN: peer has no workload identity"),
     ("wrong key usage", server_only, "certificate is not meant for this role"),
     ("old TLS", old_version, "unsupported protocol"),
+    ("other protocol", other_protocol, "no common protocol: peer offers 'http/1.1', 'spdy/3'"),
 ]
 
 

@@ -1,0 +1,81 @@
+"""What a TLS client offers to speak, read from its ClientHello before the handshake. Pure.
+
+Python's `ssl` goes on without a protocol when client and server share none, and does not say afterwards whether the client
+had offered any. Source: RFC 8446 sections 4.1.2 and 5.1, RFC 7301 section 3.1.
+"""
+
+MAX_HELLO_BYTES = 16 << 10
+"""A longer one is OpenSSL's to judge: with every group and suite there is, clients need two."""
+NO_APPLICATION_PROTOCOL = bytes((21, 3, 3, 0, 2, 2, 120))
+"""A record with the fatal alert."""
+_HANDSHAKE, _CLIENT_HELLO, _ALPN = 22, b"\x01", 16
+_RECORD_HEADER, _MESSAGE_HEADER = 5, 4
+
+
+class _Reader:
+    """Length-prefixed fields, one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._place = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._place
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise ValueError("too short")
+        self._place += count
+        return self._data[self._place - count : self._place]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def field(self, size: int) -> bytes:
+        return self.take(self.number(size))
+
+
+def offered_protocols(data: bytes) -> tuple[bytes, ...] | None:
+    """The names that a client offers, none when it names none or this is no ClientHello; None: more bytes are needed."""
+    message, place = b"", 0
+    while place < len(data) and len(message) < _size(message):
+        if data[place] != _HANDSHAKE:
+            return ()
+        start = place + _RECORD_HEADER
+        place = start + int.from_bytes(data[start - 2 : start], "big")
+        if start >= len(data):
+            return None
+        message += data[start:place]
+        if place == start or message[:1] != _CLIENT_HELLO or _size(message) > MAX_HELLO_BYTES:
+            return ()
+    if len(message) < _size(message):
+        return None
+    try:
+        return _protocols(_Reader(message[_MESSAGE_HEADER:]))
+    except ValueError:
+        return ()  # OpenSSL says what is wrong with it
+
+
+def _size(message: bytes) -> int:
+    """How long a message will be, as far as is known."""
+    return (
+        _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER], "big")
+        if len(message) >= _MESSAGE_HEADER
+        else _MESSAGE_HEADER
+    )
+
+
+def _protocols(hello: _Reader) -> tuple[bytes, ...]:
+    hello.take(2 + 32)  # version, random
+    for size in (1, 2, 1):  # session, suites, compression
+        hello.field(size)
+    extensions = _Reader(hello.field(2))
+    while extensions.left:
+        kind, body = extensions.number(2), extensions.field(2)
+        if kind == _ALPN:
+            names, found = _Reader(_Reader(body).field(2)), []
+            while names.left:
+                found.append(names.field(1))
+            return tuple(found)
+    return ()
