@@ -103,6 +103,7 @@ class XdsClient:
         self._client = delta.DeltaClient(type_urls, retained)
         self._pause_s = _FIRST_PAUSE_S
         self._ready = asyncio.Event()
+        self._reported = ""
         self.status = XdsStatus()
 
     @property
@@ -136,11 +137,17 @@ class XdsClient:
                 self.status.connected, self._pause_s = False, _FIRST_PAUSE_S
                 if reason == "Complete":
                     continue
-            _log.warning(
-                "control plane %s: %s; next attempt in %.2g s", self._endpoint.address, self.status.last_error, self._pause_s
-            )
+            self._report_failure()
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _report_failure(self) -> None:
+        # The same words at every attempt would bury the log: once, and then at the pace of the longest pause.
+        news = self.status.last_error != self._reported or self._pause_s >= _LONGEST_PAUSE_S
+        self._reported = self.status.last_error
+        address, error = self._endpoint.address, self.status.last_error
+        level = logging.WARNING if news else logging.DEBUG
+        _log.log(level, "control plane %s: %s; next attempt in %.2g s", address, error, self._pause_s)
 
     async def _one_stream(self) -> None:
         async with self._endpoint.open_channel(self._endpoint.root_pem()) as channel:
@@ -165,7 +172,9 @@ class XdsClient:
             raise TimeoutError(f"no answer within {_FIRST_ANSWER_TIMEOUT_S:g} s") from None
 
     async def _take(self, message: DeltaDiscoveryResponse) -> delta.Request:
-        self.status.connected, self.status.last_error = True, ""
+        if not self.status.connected:
+            _log.info("control plane %s: connected", self._endpoint.address)
+        self.status.connected, self.status.last_error, self._reported = True, "", ""
         self.status.messages[message.type_url] += 1
         self.status.message_bytes[message.type_url] += message.ByteSize()
         response = _decode(message)

@@ -116,6 +116,8 @@ class Supervisor:
     def waits_for(self) -> list[str]:
         """What is missing for readiness, in plain words."""
         missing = []
+        if self._end.is_set():
+            missing.append("its successor: this one is draining")
         if not self.workers.alive:
             missing.append("data workers")
         if not self.xds.ready and not self.view.restored:

@@ -26,8 +26,8 @@ Statement = tuple[ToWorker, Sequence[int]]
 
 _MAX_PENDING_BYTES = 256 << 20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 0.1, 5.0, 30.0
-_ANSWER_TIMEOUT_S = 3.0
-"""Agents wait 5 s for the answer to an Add."""
+_ANSWER_TIMEOUT_S = 4.0
+"""Agents wait 5 s for the answer to an Add, and the first one may come while workers still start."""
 _FAREWELL_S = 1.0
 _READ_TURNS = 16
 """Receive calls per wake-up: one busy worker must not keep the loop from the others."""

@@ -1,6 +1,7 @@
 """The xDS client against a real gRPC server over TLS: what it says byte for byte, and that it comes back with what it holds."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path
 def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
     authority: Any, other_authority: Any, eventually: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG)
+
     async def on_update(_: Update) -> Mapping[str, str]:
         return {}
 
@@ -178,6 +181,8 @@ def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert "next attempt in 0.01 s" in caplog.text and "next attempt in 0.02 s" in caplog.text
+    warnings = [record.getMessage().partition("; next")[0] for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == len(set(warnings)) == 2, "the same words once"
 
 
 def test_a_stream_that_ends_while_its_update_is_taken_in_is_opened_again(

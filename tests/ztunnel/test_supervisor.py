@@ -209,6 +209,13 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
     play(scenario)
 
 
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def _until_closed(client: socket.socket) -> bytes:
     received = b""
     with client:
@@ -241,7 +248,7 @@ def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:
     play(scenario)
 
 
-def test_levels_quit_and_what_ends_the_process(play: Any) -> None:
+def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> None:
     async def scenario(node: Node, control: Control) -> None:
         port = await control.start()
         await node.start(port)
@@ -259,13 +266,27 @@ def test_levels_quit_and_what_ends_the_process(play: Any) -> None:
         assert await asyncio.to_thread(node.process.wait, 20) == 1
         node.agent.close()
 
+        # Workers that are frozen do not drain: a second signal does not wait for them.
         await node.start(port)
+        await eventually(lambda: len(node.workers()) == 2)
+        workers = node.workers()
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        node.process.terminate()
+        await eventually(lambda: node.log.read_text().count("draining for at most 2 s") == 2)
+        assert (await request(node.admin, "GET", "/healthz/ready")).body.startswith(b"not ready, waiting for: its successor")
+        assert await node.end() == 128 + signal.SIGTERM
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: not any(map(_runs, workers)))
+        node.agent.close()
+
+        await node.start(port)
+        await eventually(lambda: len(node.workers()) == 2)
         workers = node.workers()
         node.process.kill()
         node.process.wait()
-        async with asyncio.timeout(10):
-            while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers):  # noqa: ASYNC110, ASYNC240
-                await asyncio.sleep(0.02)
+        await eventually(lambda: not any(map(_runs, workers)))
 
     play(scenario)
 
