@@ -1,0 +1,164 @@
+"""Policies and labels that change under live connections: what is no longer allowed ends, and nothing else does."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lab.world import eventually
+from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, authentication, pod
+from tests.lab.puppet import Puppet, Wire
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+
+OTHER_PORT = 7001
+OLDER = pod("older", "a", ", istio.io/dataplane-mode: none")
+HOSTED = pod("hosted", "a", extra="hostNetwork: true")
+DENIAL = f"""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: no-other-port, namespace: shop}}
+spec:
+  action: DENY
+  rules:
+    - from: [{{source: {{principals: [cluster.local/ns/shop/sa/client]}}}}]
+      to: [{{operation: {{ports: ["{OTHER_PORT}"]}}}}]
+---
+"""
+VERSIONS = (4, 6)
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with Mesh(NODES + PODS + OLDER + HOSTED) as made:
+        for name in ("client", "near", "far", "outsider", "older"):
+            made.puppet(name).echo(ECHO_PORT)
+        for name in ("near", "far"):
+            made.puppet(name).echo(OTHER_PORT)
+        yield made
+
+
+@pytest.fixture
+def client(mesh: Mesh) -> Puppet:
+    return mesh.puppet("client")
+
+
+@contextmanager
+def strict(mesh: Mesh) -> Iterator[None]:
+    with mesh.having(authentication("STRICT")):
+        yield
+
+
+def open_wires(mesh: Mesh, puppet: Puppet, to: str, port: int = ECHO_PORT) -> list[Wire]:
+    """A connection of each family that has been answered."""
+    wires = [puppet.connect(mesh.address(to, version), port) for version in VERSIONS]
+    assert all(wire.says("hello") for wire in wires)
+    return wires
+
+
+@pytest.mark.parametrize("to", ["near", "far"])
+def test_strict_ends_live_plain_connections_and_no_others(mesh: Mesh, client: Puppet, to: str) -> None:
+    plain = open_wires(mesh, mesh.puppet("outsider"), to)
+    proved = open_wires(mesh, client, to)
+    own_host = open_wires(mesh, mesh.host("a" if to == "near" else "b"), to)
+    began = time.monotonic()
+    mesh.apply(authentication("STRICT"), wait=False)
+    try:
+        assert [wire.ended() for wire in plain] == ["reset", "reset"]
+        print(f"plain connections ended {(time.monotonic() - began) * 1000:.0f} ms after the change was sent")
+        assert all(wire.says("still here") for wire in proved + own_host)
+        assert mesh.puppet("outsider").fate(mesh.address(to), ECHO_PORT) in ("refused", "reset")
+        mesh.await_flow("PeerAuthentication shop/mode", "--from-pod", "shop/outsider", "--to-pod", f"shop/{to}")
+        mesh.apply(authentication("PERMISSIVE"))
+        eventually(lambda: mesh.puppet("outsider").fate(mesh.address(to), ECHO_PORT) == "answered")
+        assert all(wire.says("still here") for wire in proved + own_host)
+    finally:
+        mesh.delete(authentication("STRICT"))
+
+
+@pytest.mark.parametrize("to", ["near", "far"])
+def test_a_new_denial_ends_its_streams_while_others_of_the_same_tunnel_live_on(mesh: Mesh, client: Puppet, to: str) -> None:
+    allowed = [wire for _ in range(3) for wire in open_wires(mesh, client, to)]
+    doomed = [wire for _ in range(3) for wire in open_wires(mesh, client, to, OTHER_PORT)]
+    before = tunnels(mesh, to)
+    assert any(ports == {ECHO_PORT, OTHER_PORT} for ports in before.values()), before
+    with mesh.having(DENIAL):
+        assert {wire.ended() for wire in doomed} == {"reset"}
+        assert all(wire.says("still here") for wire in allowed)
+        after = tunnels(mesh, to)
+        assert after and all(ports == {ECHO_PORT} for ports in after.values())
+        assert after.keys() <= before.keys(), "no tunnel was broken to end a stream"
+        assert client.fate(mesh.address(to), OTHER_PORT) == "reset"
+        mesh.await_flow("AuthorizationPolicy shop/no-other-port", "--verdict", "DROPPED", "--to-pod", f"shop/{to}")
+    eventually(lambda: client.fate(mesh.address(to), OTHER_PORT) == "answered")
+    for wire in allowed + doomed:
+        wire.close()
+
+
+def tunnels(mesh: Mesh, to: str) -> dict[str, set[int]]:
+    """The ports that every tunnel from the client to a pod carries streams to."""
+    found = defaultdict(set)
+    for one in json.loads(mesh.weft("connections", "--node", "a" if to == "near" else "b", "-o", "json")):
+        if (
+            one["direction"] == "inbound"
+            and one["sourceWorkload"].endswith("/client")
+            and one["destinationWorkload"].endswith(to)
+        ):
+            found[one["src"]].add(int(one["actualDst"].rpartition(":")[2]))
+    return dict(found)
+
+
+def test_connections_older_than_enrolment_live_until_strict(mesh: Mesh) -> None:
+    """The inbound ones are closed then; what the pod itself had opened is the other side's to judge."""
+    older, outsider = mesh.puppet("older"), mesh.puppet("outsider")
+    inbound, outbound = open_wires(mesh, outsider, "older"), open_wires(mesh, older, "outsider")
+    mesh.apply(OLDER.replace("dataplane-mode: none", "dataplane-mode: ambient"))
+    assert mesh.pod("shop/older")["enrolled"]
+    try:
+        assert all(wire.says("still here") for wire in inbound + outbound)
+        for direction in ("--to-pod", "--from-pod"):
+            flow = mesh.await_flow("pre-mesh", direction, "shop/older")
+            assert flow["verdict"] == "FORWARDED"
+        with strict(mesh):
+            assert {wire.ended() for wire in inbound} == {"reset"}
+            assert all(wire.says("still here") for wire in outbound)
+            flow = mesh.await_flow("pre-mesh", "--to-pod", "shop/older", "--verdict", "DROPPED")
+            assert "PeerAuthentication shop/mode" in flow["Summary"]
+    finally:
+        mesh.apply(OLDER)
+
+
+def test_a_pod_without_its_label_is_out_of_the_mesh_and_back_with_it(mesh: Mesh) -> None:
+    older, far = mesh.puppet("older"), mesh.address("far")
+    enrolled = OLDER.replace("dataplane-mode: none", "dataplane-mode: ambient")
+    with strict(mesh):
+        eventually(lambda: older.fate(far, ECHO_PORT) in ("refused", "reset"))
+        mesh.apply(enrolled)
+        eventually(lambda: older.fate(far, ECHO_PORT) == "answered")
+        wire = older.connect(far, ECHO_PORT)
+        assert wire.says("hello")
+        mesh.apply(OLDER)
+        assert wire.ended() in ("end", "reset"), "the proxy lets go of a pod that leaves"
+        assert older.fate(far, ECHO_PORT) in ("refused", "reset")
+    eventually(lambda: older.fate(far, ECHO_PORT) == "answered")
+    status = json.loads(mesh.weft("status", "--node", "a", "-o", "json"))
+    assert "older" not in [one["name"] for node in status["nodes"] for one in node["agent"]["pods"]]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_a_nodes_own_processes_are_exempt_from_strict(mesh: Mesh, version: int) -> None:
+    """Not the pods that share its network, and not another node's processes."""
+    hosted, near, far = mesh.puppet("hosted"), mesh.address("near", version), mesh.address("far", version)
+    assert {hosted.fate(address, ECHO_PORT) for address in (near, far)} == {"answered"}
+    with strict(mesh):
+        eventually(lambda: hosted.fate(near, ECHO_PORT) in ("refused", "reset"))
+        eventually(lambda: hosted.fate(far, ECHO_PORT) in ("refused", "reset"))
+        flow = mesh.await_flow("PeerAuthentication shop/mode", "--to-pod", "shop/near", "--verdict", "DROPPED")
+        assert flow["IP"]["destination"] == near
+        assert mesh.host("b").fate(near, ECHO_PORT) in ("refused", "reset")
+        assert mesh.host("a").fate(near, ECHO_PORT) == "answered"
+        mesh.await_flow("", "--to-pod", "shop/near", "--from-label", "reserved:host")
+    eventually(lambda: hosted.fate(near, ECHO_PORT) == "answered")
