@@ -189,7 +189,8 @@ class Mesh(World):
 
     def flows(self, *filters: str) -> list[dict[str, Any]]:
         """The newest flows that match options of `weft observe`."""
-        return [json.loads(line)["flow"] for line in self.weft("observe", "--last", "200", "-o", "json", *filters).splitlines()]
+        lines = self.weft("observe", "--last", "200", "-o", "json", *filters).splitlines()
+        return [one["flow"] for one in map(json.loads, lines) if "flow" in one]  # others say how many were lost
 
     def await_flow(self, words: str, *filters: str) -> dict[str, Any]:
         """The newest flow whose summary holds `words`."""

@@ -1,0 +1,406 @@
+"""Who may not talk to a pod, and whom a pod may not talk to: each refused before the application sees a byte, with its reason.
+
+The attacker sits in a pod that is not enrolled. It can borrow the key of the lab's own root, so that certificates are wrong in
+one respect only; and it can put itself into another pod's place on the network.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hpack import Decoder
+
+from bpf.layout import MARK_DELIVER, MARK_PROXY, PORT_INBOUND, PORT_OUTBOUND
+from lab.layout import POD_BRIDGE
+from lab.process import popen
+from lab.world import eventually
+from tests.lab import attacker as program
+from tests.lab.mesh import ECHO_PORT, NODES, OPTIONS, Mesh, authentication, pod, service
+from tests.lab.papers import Forger, LabAuthority, data, papers, text
+from tests.lab.puppet import Puppet
+from tests.ztunnel.world import Authority
+from ztunnel.client_hello import NO_APPLICATION_PROTOCOL
+from ztunnel.fields import literal
+from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Code, frame, read_code
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+
+PORT, DENIED_PORT, HBONE = 7001, 7002, 15008
+NAMES = {name: f"spiffe://cluster.local/ns/shop/sa/{name}" for name in ("attacker", "far", "bank", "client")}
+FOREIGN = "spiffe://other.domain/ns/shop/sa/attacker"
+OUTSIDE = ", istio.io/dataplane-mode: none"
+DENY = f"""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: closed, namespace: shop}}
+spec: {{action: DENY, selector: {{matchLabels: {{app: far}}}}, rules: [{{to: [{{operation: {{ports: ["{DENIED_PORT}"]}}}}]}}]}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: known, namespace: shop}}
+spec:
+  action: ALLOW
+  selector: {{matchLabels: {{app: far}}}}
+  rules: [{{from: [{{source: {{principals: [cluster.local/ns/shop/sa/client, cluster.local/ns/shop/sa/attacker]}}}}]}}]
+---
+"""
+TOPOLOGY = (
+    NODES
+    + pod("client", "a")
+    + pod("intruder", "a")
+    + pod("attacker", "a", OUTSIDE)
+    + pod("far", "b")
+    + pod("bank", "b")
+    + service("far")
+    + authentication("STRICT")
+    + DENY
+)
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with Mesh(TOPOLOGY) as made:
+        made.puppet("far").echo(ECHO_PORT)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def authority(mesh: Mesh) -> LabAuthority:
+    return LabAuthority(mesh)
+
+
+def puppeteer(mesh: Mesh, name: str) -> Puppet:
+    argv = ("python3", "-u", "-c", Path(program.__file__).read_text())
+    return Puppet(popen(mesh.join(f"shop/{name}", argv), **OPTIONS))
+
+
+@pytest.fixture(scope="module")
+def attacker(mesh: Mesh) -> Iterator[Puppet]:
+    puppet = puppeteer(mesh, "attacker")
+    yield puppet
+    puppet.end()
+
+
+@contextmanager
+def untouched(mesh: Mesh, port: int) -> Iterator[None]:
+    """What happens meanwhile does not reach the application: the first that it accepts is who comes afterwards."""
+    with mesh.puppet("far").listen(port) as listener:
+        yield
+        with mesh.puppet("client").connect(mesh.address("far"), port) as wire:
+            wire.send("a friend")
+            with listener.accept() as first:
+                assert first.receive(8) == "a friend"
+
+
+def logged(mesh: Mesh, node: str, *words: str) -> str:
+    """The line of a proxy's access log with these words."""
+
+    def look() -> str:
+        lines = mesh.log_path(f"{node}/ztunnel").read_text().splitlines()
+        found = [line for line in lines if "\taccess\t" in line and all(word in line for word in words)]
+        assert found, f"no line with {words} among {lines[-10:]}"
+        return found[-1]
+
+    return eventually(look, 10)
+
+
+def request(*fields: tuple[bytes, bytes]) -> bytes:
+    return b"".join(literal(*field) for field in fields)
+
+
+def connect(authority: str) -> bytes:
+    return request((b":method", b"CONNECT"), (b":authority", authority.encode()))
+
+
+# --- clients that no proxy may serve
+
+Case = tuple[Callable[[LabAuthority], dict[str, Any]], str, str]
+ME = NAMES["attacker"]
+CLIENTS: dict[str, Case] = {
+    "no certificate": (lambda _: {"alpn": ["h2"]}, "TLSV13_ALERT_CERTIFICATE_REQUIRED", "no client certificate presented"),
+    "untrusted issuer": (lambda _: papers(Authority(), ME), "TLSV1_ALERT_UNKNOWN_CA", "untrusted issuer: "),
+    "forged signature": (lambda root: papers(Forger(root), ME), "TLSV1_ALERT_DECRYPT_ERROR", "certificate signature failure"),
+    "other trust domain": (
+        lambda root: papers(root, FOREIGN),
+        "reset",
+        f"wrong trust domain: peer is {FOREIGN}, this mesh is cluster.local",
+    ),
+    "no name": (lambda root: papers(root), "reset", "wrong SAN: peer has no workload identity, got []"),
+    "no SPIFFE name": (
+        lambda root: papers(root, "https://example.com/ns/shop/sa/client"),
+        "reset",
+        "wrong SAN: peer has no workload identity, got ['https://example.com/ns/shop/sa/client']",
+    ),
+    "expired": (lambda root: papers(root, ME, expired=True), "SSLV3_ALERT_CERTIFICATE_EXPIRED", "certificate expired"),
+    "a server's certificate": (
+        lambda root: papers(root, ME, usages=[ExtendedKeyUsageOID.SERVER_AUTH]),
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "certificate is not meant for this role (extended key usage)",
+    ),
+    "TLS 1.2": (lambda root: {**papers(root, ME), "version": "TLSv1_2"}, "PROTOCOL_VERSION", "unsupported protocol"),
+    "HTTP/1.1": (
+        lambda root: {**papers(root, ME), "alpn": ["http/1.1"]},
+        "alert",
+        "no common protocol: peer offers 'http/1.1', this proxy speaks 'h2'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_without_a_valid_identity(mesh: Mesh, authority: LabAuthority, attacker: Puppet, name: str) -> None:
+    make, end, reason = CLIENTS[name]
+    far = mesh.address("far")
+    words = text(CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, connect(f"{far}:{PORT}")))
+    with untouched(mesh, PORT):
+        fate = attacker.do("speak", far, HBONE, make(authority), words)
+    assert end in fate["end"] and fate["said"] == "", fate
+    if name == "HTTP/1.1":  # an alert that OpenSSL before 3.2 has no words for
+        assert data(fate["last"]) == NO_APPLICATION_PROTOCOL
+    flow = mesh.await_flow(reason, "--from-pod", "shop/attacker", "--to-pod", "shop/far", "--verdict", "DROPPED")
+    assert flow["Summary"].startswith("refused, no acceptable identity: tls handshake error: ")
+    assert flow["drop_reason_desc"] == "AUTH_REQUIRED" and flow["IP"]["source"] == mesh.address("attacker")
+    assert flow["l4"]["TCP"]["destination_port"] == HBONE
+    logged(mesh, "b", f"src.addr={mesh.address('attacker')}:", 'direction="inbound"', "tls handshake error: ", reason)
+
+
+GARBAGE: dict[str, tuple[bytes, str]] = {
+    "plain HTTP": (b"GET / HTTP/1.1\r\nHost: far\r\n\r\n", "tls handshake error: http request"),
+    "plain HTTP/2": (CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, connect("10.0.0.1:1")), "tls handshake error: "),
+    "a record too long": (b"\x16\x03\x01\xff\xff" + b"\xaa" * 70000, "tls handshake error: packet length too long"),
+    "a broken hello": (b"\x16\x03\x01\x00\x06\x01\x00\x00\x02\xff\xff", "tls handshake error: length"),
+    "zeros": (bytes(4096), "tls handshake error: wrong version number"),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage_instead_of_a_handshake(mesh: Mesh, attacker: Puppet, name: str) -> None:
+    garbage, reason = GARBAGE[name]
+    with untouched(mesh, PORT):
+        fate = attacker.do("speak", mesh.address("far"), HBONE, None, text(garbage))
+    assert fate["end"] in ("end", "reset") and len(data(fate["said"])) <= 7, "at most an alert is said"
+    mesh.await_flow(reason, "--from-pod", "shop/attacker", "--to-pod", "shop/far", "--verdict", "DROPPED")
+    logged(mesh, "b", f"src.addr={mesh.address('attacker')}:", reason)
+
+
+def test_garbage_after_a_good_handshake(mesh: Mesh, authority: LabAuthority, attacker: Puppet) -> None:
+    with untouched(mesh, PORT):
+        fate = attacker.do("speak", mesh.address("far"), HBONE, papers(authority, ME), text(b"GET / HTTP/1.1\r\n\r\n" * 3))
+    assert data(fate["said"])[-4:] == Code.PROTOCOL_ERROR.to_bytes(4, "big") and fate["end"] in ("end", "reset")
+    reason = "h2 failed: PROTOCOL_ERROR: not an HTTP/2 preface"
+    assert mesh.await_flow(reason, "--from-pod", "shop/attacker", "--to-pod", "shop/far")["verdict"] == "ERROR"
+    logged(mesh, "b", f"src.addr={mesh.address('attacker')}:", reason)
+
+
+# --- what a client with a valid certificate may ask for
+
+SERVICE = "far.shop.svc.cluster.local"
+TABLE: list[tuple[str, int, str]] = [
+    (f"FAR:{ECHO_PORT}", 200, ""),
+    (f"{SERVICE}:{ECHO_PORT}", 200, ""),
+    ("FAR:9999", 503, "connection failed: Connection refused (os error 111)"),
+    ("FAR:0", 503, "connection failed: "),
+    ("FAR:15001", 503, "self call to FAR:15001"),
+    ("FAR:15006", 503, "self call to FAR:15006"),
+    ("FAR:15008", 503, "self call to FAR:15008"),
+    (f"{SERVICE}:12345", 503, f"port 12345 of {SERVICE} has no target here"),
+    (f"FAR.shop.svc.cluster.local:{ECHO_PORT}".replace("FAR", "Far"), 503, "unknown hostname Far.shop"),
+    (f"nope.shop.svc.cluster.local:{ECHO_PORT}", 503, "unknown hostname nope.shop"),
+    (f"BANK:{ECHO_PORT}", 400, "ip mismatch: FAR != BANK"),
+    ("9.9.9.9:80", 400, "ip mismatch: FAR != 9.9.9.9"),
+    (f"127.0.0.1:{ECHO_PORT}", 400, "ip mismatch: FAR != 127.0.0.1"),
+    (f"VIP:{ECHO_PORT}", 400, "ip mismatch: FAR != VIP"),
+    ("[fd00::1]:80", 400, "ip mismatch: FAR != fd00::1"),
+    ("FAR", 400, "no port"),
+    ("FAR:99999", 400, "no port"),
+    (f"FAR:{DENIED_PORT}", 401, "shop/closed"),
+    ("::::", 1, "malformed request: authority '::::'"),
+    ("a b:80", 1, "malformed request: authority 'a b:80'"),
+    ("http://x/", 1, "malformed request: authority 'http://x/'"),
+    ("", 1, "malformed request: "),
+]
+BOMB = b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 20
+METHOD, HOST = (b":method", b"CONNECT"), (b":authority", b"FAR:7000")
+ODD: dict[str, tuple[bytes, int, str]] = {
+    "GET": (request((b":method", b"GET"), HOST), 400, "method b'GET'"),
+    "scheme": (request(METHOD, (b":scheme", b"https"), HOST), 1, "no other pseudo field"),
+    "path": (request(METHOD, (b":path", b"/"), HOST), 1, "no other pseudo field"),
+    "protocol": (request(METHOD, (b":protocol", b"websocket"), HOST), 1, "no other pseudo field"),
+    "no authority": (request(METHOD), 1, "CONNECT has :method and :authority"),
+    "late pseudo field": (request(METHOD, (b"x", b"y"), HOST), 1, "pseudo field b':authority'"),
+    "upper-case field": (request(METHOD, HOST, (b"Forwarded", b"x")), 1, "field b'Forwarded'"),
+    "a long list": (request(METHOD, HOST) + BOMB, 1, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def conversation(mesh: Mesh, authority: LabAuthority, attacker: Puppet) -> Iterator["Conversation"]:
+    made = Conversation(attacker, attacker.do("open", mesh.address("far"), HBONE, papers(authority, ME), text(CLIENT_OPENING)))
+    yield made
+    attacker.do("close", made.number)
+
+
+class Conversation:
+    """One connection on which every question is asked: no answer ends it."""
+
+    def __init__(self, attacker: Puppet, number: int) -> None:
+        self.number = number
+        self._attacker = attacker
+        self._decoder = Decoder()
+        self._sid = -1
+
+    def ask(self, block: bytes, flags: int = END_HEADERS) -> tuple[int, bytes]:
+        """Status (or the code of RST_STREAM), and all frames of the answer, as types."""
+        self._sid += 2
+        answer = self._attacker.do("ask", self.number, text(frame(HEADERS, flags, self._sid, block)), self._sid)
+        kind, _, payload = answer[0]
+        if kind == RST_STREAM:
+            return read_code(data(payload)), bytes([kind])
+        status = int(dict(self._decoder.decode(data(payload)))[":status"])
+        if status != 200:
+            assert answer[0][1] == END_HEADERS | END_STREAM
+            assert [one[0] for one in answer] == [HEADERS, RST_STREAM] and read_code(data(answer[1][2])) == Code.NO_ERROR
+        return status, bytes(one[0] for one in answer)
+
+
+def filled(mesh: Mesh, pattern: str) -> str:
+    vip = mesh.output("shop/client", "getent", "ahostsv4", "far").split()[0] if "VIP" in pattern else ""
+    return pattern.replace("FAR", mesh.address("far")).replace("BANK", mesh.address("bank")).replace("VIP", vip)
+
+
+def explained(mesh: Mesh, reason: str) -> None:
+    if reason:
+        mesh.await_flow(reason, "--from-pod", "shop/attacker", "--to-pod", "shop/far")
+        logged(mesh, "b", f"src.addr={mesh.address('attacker')}:", reason)
+
+
+@pytest.mark.parametrize(("target", "status", "reason"), TABLE, ids=[case[0] or "empty" for case in TABLE])
+def test_status_by_target(mesh: Mesh, conversation: Conversation, target: str, status: int, reason: str) -> None:
+    assert conversation.ask(connect(filled(mesh, target)))[0] == status
+    explained(mesh, filled(mesh, reason))
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_status_by_request(mesh: Mesh, conversation: Conversation, name: str) -> None:
+    block, status, reason = ODD[name]
+    block = block.replace(literal(*HOST), literal(HOST[0], filled(mesh, HOST[1].decode()).encode()))
+    assert conversation.ask(block)[0] == status
+    explained(mesh, reason)
+
+
+def test_a_request_may_end_at_once(mesh: Mesh, conversation: Conversation) -> None:
+    assert conversation.ask(connect(f"{mesh.address('far')}:{ECHO_PORT}"), END_HEADERS | END_STREAM)[0] == 200
+
+
+# --- servers that no client may talk to
+
+SECRET = "the application's secret"
+SERVERS: dict[str, Case] = {
+    "another pod": (
+        lambda root: papers(root, NAMES["far"]),
+        "",
+        f"wrong SAN: peer did not present the expected SAN ({NAMES['bank']}), got ['{NAMES['far']}']",
+    ),
+    "other trust domain": (lambda root: papers(root, FOREIGN), "", "wrong SAN: peer did not present the expected SAN"),
+    "no name": (lambda root: papers(root), "", f"expected SAN ({NAMES['bank']}), got []"),
+    "untrusted issuer": (lambda _: papers(Authority(), NAMES["bank"]), "UNKNOWN_CA", "untrusted issuer: "),
+    "forged signature": (lambda root: papers(Forger(root), NAMES["bank"]), "DECRYPT_ERROR", "certificate signature failure"),
+    "expired": (lambda root: papers(root, NAMES["bank"], expired=True), "CERTIFICATE_EXPIRED", "certificate expired"),
+    "a client's certificate": (
+        lambda root: papers(root, NAMES["bank"], usages=[ExtendedKeyUsageOID.CLIENT_AUTH]),
+        "UNSUPPORTED_CERTIFICATE",
+        "certificate is not meant for this role (extended key usage)",
+    ),
+    "TLS 1.2": (lambda root: {**papers(root, NAMES["bank"]), "version": "TLSv1_2"}, "", "protocol version"),
+}
+
+
+@pytest.fixture(scope="module")
+def thief(mesh: Mesh, attacker: Puppet) -> Iterator[int]:
+    """The attacker in the bank's place: node a routes the bank's address to it. Its listener's number."""
+    layout, bank = mesh.layout, mesh.address("bank")
+
+    def ip(name: str, *arguments: str) -> None:
+        subprocess.run(["ip", "-n", name, *arguments], check=True, capture_output=True)
+
+    node, own = layout.node_netns("a"), layout.pod_netns("a", "shop/attacker")
+    ip(own, "address", "add", f"{bank}/32", "dev", "lo")
+    ip(node, "route", "add", f"{bank}/32", "via", mesh.address("attacker"), "dev", POD_BRIDGE)
+    listener = attacker.do("pose", HBONE)
+    yield listener
+    attacker.do("unpose", listener)
+    ip(node, "route", "del", f"{bank}/32")
+    ip(own, "address", "del", f"{bank}/32", "dev", "lo")
+
+
+def robbed(mesh: Mesh, attacker: Puppet, thief: int, shown: dict[str, Any] | None, answer: bytes = b"") -> dict[str, Any]:
+    """The client talks to the bank, and the thief is there: what that one heard."""
+    visit = attacker.start("visit", thief, shown, text(answer))
+    with mesh.puppet("client").connect(mesh.address("bank"), ECHO_PORT) as wire:
+        try:
+            wire.send(SECRET)
+            ended = wire.ended()
+        except (ConnectionResetError, BrokenPipeError):
+            ended = "reset"
+    assert ended == "reset"
+    return dict(visit.result(20))
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_that_is_somebody_else(mesh: Mesh, authority: LabAuthority, attacker: Puppet, thief: int, name: str) -> None:
+    make, end, reason = SERVERS[name]
+    fate = robbed(mesh, attacker, thief, make(authority))
+    assert fate["said"] == "" and end in fate["end"], fate
+    flow = mesh.await_flow(reason, "--from-pod", "shop/client", "--to-pod", "shop/bank")
+    assert flow["verdict"] == "DROPPED" and "tls handshake error: " in flow["Summary"]
+    logged(mesh, "a", f"src.addr={mesh.address('client')}:", 'direction="outbound"', "bytes_sent=0", reason)
+
+
+def test_a_server_that_speaks_no_tls(mesh: Mesh, attacker: Puppet, thief: int) -> None:
+    fate = robbed(mesh, attacker, thief, None, b"HTTP/1.1 200 OK\r\n\r\n")
+    assert SECRET.encode() not in data(fate["said"])
+    mesh.await_flow("tls handshake error: wrong version number", "--from-pod", "shop/client", "--to-pod", "shop/bank")
+
+
+def test_only_the_certificate_told_them_apart(mesh: Mesh, authority: LabAuthority, attacker: Puppet, thief: int) -> None:
+    """With the bank's own name, signed by the lab's root, the thief is the bank: the tests above would see what they refute."""
+    shown = papers(authority, NAMES["bank"])
+    fate = robbed(mesh, attacker, thief, shown, b"\0\0\0\4\0\0\0\0\0" + frame(7, 0, 0, bytes(8)))
+    assert data(fate["said"]).startswith(CLIENT_OPENING)
+
+
+# --- ways around the mesh
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("port", [PORT_OUTBOUND, PORT_INBOUND])
+def test_the_proxys_own_ports_lead_nowhere(mesh: Mesh, port: int, version: int) -> None:
+    far, own = mesh.address("far", version), {4: "127.0.0.1", 6: "::1"}[version]
+    client = mesh.puppet("client")
+    with untouched(mesh, PORT):
+        for puppet in (mesh.host("a"), mesh.host("b"), mesh.puppet("attacker"), client):
+            assert puppet.fate(far, port) in ("refused", "reset"), puppet
+        for address in (far, own):
+            assert mesh.puppet("far").fate(address, port) in ("refused", "reset")
+    target = f"[{far}]" if ip_address(far).version == 6 else far
+    mesh.await_flow(f"self call to {target}:{port}", "--from-pod", "shop/client", "--to-pod", "shop/far")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mark", [MARK_PROXY, MARK_DELIVER], ids=["0x539", "0x111"])
+def test_a_mark_opens_no_door(mesh: Mesh, attacker: Puppet, mark: int, version: int) -> None:
+    """Neither to a pod outside of the mesh (STRICT refuses it), nor to one that is enrolled and not allowed."""
+    intruder = puppeteer(mesh, "intruder")
+    try:
+        with untouched(mesh, PORT):
+            for puppet in (attacker, intruder):
+                for port in (PORT, PORT_INBOUND, PORT_OUTBOUND):
+                    fate = puppet.do("dial", mesh.address("far", version), port, mark, "let me in", 5)
+                    assert fate in ("refused", "reset"), (puppet, port)
+    finally:
+        intruder.end()
+    mesh.await_flow("shop/known", "--from-pod", "shop/intruder", "--to-pod", "shop/far", "--verdict", "DROPPED")
