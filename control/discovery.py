@@ -16,7 +16,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from control.abort import abort
 from control.cluster import NOT_LOADED, Cluster
-from control.credentials import Credentials
+from control.credentials import Credentials, metadata_values
 from control.grants import NOT_AUTHENTICATED
 from control.stream import Stream
 from mesh.delta import Request, Response
@@ -91,6 +91,10 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         if node is None or not self.cluster.has_node(node):
             _log.warning("xds refused: peer=%s: no valid node token or node certificate", context.peer())
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, NOT_AUTHENTICATED)
+        if metadata_values(context, "clusterid") != [self.cluster.names.cluster]:
+            reason = f"{NOT_AUTHENTICATED}: header clusterid must be {self.cluster.names.cluster!r}: set CLUSTER_ID to it"
+            _log.warning("xds refused: node=%s: %s", node, reason)
+            await abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
         if Counter(stream.node for stream in self._streams.values())[node] >= MAX_STREAMS_PER_NODE:
             reason = f"node {node} has {MAX_STREAMS_PER_NODE} streams already: end some of them"
             await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)

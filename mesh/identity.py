@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 _PART = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _SPIFFE = "spiffe://"
+_SHOWN = 200
+"""Characters of a refused text that its error repeats: errors go into logs and onto the wire."""
 
 
 class Identity(NamedTuple):
@@ -30,7 +32,8 @@ class Identity(NamedTuple):
         """
         parts = uri.removeprefix(_SPIFFE).split("/") if uri.startswith(_SPIFFE) else []
         if len(parts) != 5 or parts[1] != "ns" or parts[3] != "sa" or not all(map(_PART.fullmatch, parts)):
-            raise ValueError(f"not a workload identity: {uri!r}: expected spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/NAME")
+            shown = uri if len(uri) <= _SHOWN else uri[:_SHOWN] + "..."
+            raise ValueError(f"not a workload identity: {shown!r}: expected spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/NAME")
         return cls(parts[0], parts[2], parts[4])
 
 

@@ -156,10 +156,13 @@ class ControlProcess:
         self._channels.append(channel)
         return channel
 
-    def stream(self, node: str, *, token: str | None = None, channel: grpc.Channel | None = None) -> NodeStream:
-        """An xDS stream with the node's token, or another, or (empty) none."""
+    def stream(
+        self, node: str, *, token: str | None = None, channel: grpc.Channel | None = None, cluster: str = "Kubernetes"
+    ) -> NodeStream:
+        """An xDS stream with the node's token, or another, or (empty) none; the same for the cluster."""
         shown = self.tokens.get(node, "") if token is None else token
         metadata = [("authorization", f"Bearer {shown}")] if shown else []
+        metadata += [("clusterid", cluster)] if cluster else []
         return NodeStream(channel or self.channel(), node, metadata)
 
     def certificate(

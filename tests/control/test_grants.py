@@ -32,6 +32,13 @@ def test_a_node_may_have_its_own_credential() -> None:
         ("n1", [], WEB, "request impersonation authentication failure"),
         ("n1", ["Kubernetes"], "", "request impersonation authentication failure: not a workload identity: ''"),
         (
+            "n1",
+            ["Kubernetes"],
+            "x" * 9000,
+            f"request impersonation authentication failure: not a workload identity: '{'x' * 200}...': "
+            "expected spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/NAME",
+        ),
+        (
             "n2",
             ["Kubernetes"],
             WEB,

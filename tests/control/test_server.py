@@ -241,6 +241,17 @@ def test_who_may_not_listen(
     assert set(both(other)) == {ADDRESS_TYPE, AUTHORIZATION_TYPE}, "it serves others all the same"
 
 
+@pytest.mark.parametrize("cluster", ["", "other"])
+def test_a_stream_names_this_cluster(control: Any, cluster: str) -> None:
+    control.apply(NODES)
+    control.token("n1")
+    stream = control.stream("n1", cluster=cluster)
+    stream.send(ADDRESS_TYPE, node=True)
+    code, reason = stream.status()
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+    assert reason == "request authenticate failure: header clusterid must be 'Kubernetes': set CLUSTER_ID to it"
+
+
 def test_a_removed_node_is_cut_off(control: Any) -> None:
     control.apply(NODES)
     stream = open_stream(control, "n2")
