@@ -73,6 +73,13 @@ class Observer(observer_pb2_grpc.ObserverServicer):  # type: ignore[misc]  # gen
             if isinstance(event, observer_pb2.GetAgentEventsResponse):
                 yield event
 
+    async def GetDebugEvents(
+        self, request: observer_pb2.GetDebugEventsRequest, context: ServicerContext
+    ) -> AsyncIterator[observer_pb2.GetDebugEventsResponse]:
+        """Cilium's own; there are none here."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no debug events here: ask for agent events or flows")
+        yield observer_pb2.GetDebugEventsResponse()
+
     async def _answer(self, log: EventLog, query: Query[Event], context: ServicerContext) -> AsyncIterator[Event]:
         position, short = query.begin(log.ring)
         end = None if query.follow else log.ring.end

@@ -20,6 +20,8 @@ from mesh.proto import flow_pb2
 Predicate = Callable[[Any], bool]
 """On a flow.Flow, or on a part of one."""
 MAX_PATTERN = 1024
+MAX_VALUES = 1000
+"""Of all filters of a request together: each of them is looked at for each of 4095 flows."""
 L7_EVENT = 129
 _DOMAIN_RUNE = re.compile(r"[a-z0-9.*-]")
 _STATUS = re.compile(r"[1-5][0-9]{2}|[1-5][0-9]?\+")
@@ -42,6 +44,10 @@ def select(whitelist: Iterable[flow_pb2.FlowFilter], blacklist: Iterable[flow_pb
 
     Raises: ValueError that names what is wrong, or not supported, in the first bad filter.
     """
+    whitelist, blacklist = list(whitelist), list(blacklist)
+    values = sum(map(_count_values, (*whitelist, *blacklist)))
+    if values > MAX_VALUES:
+        raise ValueError(f"filters of {values} values: at most {MAX_VALUES}; ask in parts")
     wanted = [compile_filter(one) for one in whitelist]
     unwanted = [compile_filter(one) for one in blacklist]
     return lambda flow: (not wanted or any(one(flow) for one in wanted)) and not any(one(flow) for one in unwanted)
@@ -63,6 +69,11 @@ def compile_filter(wanted: flow_pb2.FlowFilter) -> Predicate:
             raise ValueError(f"filter not supported: {descriptor.name}")
         predicates.append(build(values))
     return lambda flow: all(predicate(flow) for predicate in predicates)
+
+
+def _count_values(wanted: flow_pb2.FlowFilter) -> int:
+    # An empty filter costs a look at each flow too.
+    return max(1, sum(len(values) if isinstance(values, Sequence) else 1 for _, values in wanted.ListFields()))
 
 
 def _fields(message: Message) -> list[str]:

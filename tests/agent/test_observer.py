@@ -125,6 +125,11 @@ async def refused(path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="invalid source port filter") as caught:
             await served.get(whitelist=[flow_pb2.FlowFilter(source_port=["http"])])
         assert caught.value.code() == grpc.StatusCode.UNKNOWN
+        with pytest.raises(grpc.aio.AioRpcError, match="filters of 1001 values: at most 1000"):
+            await served.get(blacklist=[flow_pb2.FlowFilter(source_pod=["shop/"] * 1000), flow_pb2.FlowFilter()])
+        with pytest.raises(grpc.aio.AioRpcError, match="no debug events here") as caught:
+            await served.stub.GetDebugEvents(observer_pb2.GetDebugEventsRequest()).read()
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_bad_requests_fail_before_the_first_event(tmp_path: Path) -> None:
