@@ -80,16 +80,18 @@ _FORMS: dict[str, Check] = {
 def _read_lists(cursor: Cursor, names: list[str]) -> dict[str, tuple[str, ...]]:
     """Read lists of values by their field names, each in the form that its name (without `not`) calls for."""
     taken = {}
+    before = cursor.mistakes
     for name in names:
         key = field_name(name)
+        mistakes = cursor.mistakes
         plain = key.removeprefix("not")
         plain = plain[0].lower() + plain[1:]
         taken[name] = cursor.texts(key, _FORMS.get(plain, string_form))
-        if key in cursor and not taken[name]:
+        if key in cursor and not taken[name] and cursor.mistakes == mistakes:
             cursor.refuse(key, "an empty list: leave the field out, or name at least one value")
-    if not any(taken.values()):
-        cursor.refuse("", "at least one field is needed: an empty entry matches nothing")
     cursor.finish()
+    if not any(taken.values()) and cursor.mistakes == before:  # else a mistake that is named already left it empty
+        cursor.refuse("", "at least one field is needed: an empty entry matches nothing")
     return taken
 
 

@@ -41,6 +41,11 @@ class Cursor:
         self._value, self.path, self._notes = value, path, notes
         self._taken: set[str] = set()
 
+    @property
+    def mistakes(self) -> int:
+        """How many mistakes of the object are noted by now."""
+        return sum(not warning for _, _, warning in self._notes.entries)
+
     def _at(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 

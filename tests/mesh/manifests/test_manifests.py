@@ -617,3 +617,9 @@ def test_from_dict_refuses_what_it_cannot_read() -> None:
 def test_kinds_have_one_name_each() -> None:
     assert list(KINDS) == [kind.KIND for kind in KINDS.values()]
     assert {Deployment, AuthorizationPolicy, PeerAuthentication} < set(KINDS.values())
+
+
+def test_a_mistake_is_named_once() -> None:
+    wrong = policy({"from": [{"source": {"principal": ["a"]}}], "to": [{"operation": {"ports": ["99999"]}}]})
+    fields = [problem.field for problem in parse({"f": json.dumps(wrong)}).problems]
+    assert fields == ["spec.rules[0].from[0].source.principal", "spec.rules[0].to[0].operation.ports[0]"]
