@@ -296,7 +296,12 @@ class Lab:
         except TimeoutError as error:
             raise LabError("the lab's daemon does not answer: see weft lab logs lab") from error
         except OSError as error:
-            raise LabError(f"no lab is up ({error.strerror or error}): start one with: weft lab up") from error
+            if self.layout.socket.exists():
+                raise LabError(
+                    f"the daemon of this lab has ended ({error.strerror or error}): weft lab up takes over what still runs, "
+                    "weft lab down removes it"
+                ) from error
+            raise LabError("no lab is up: start one with: weft lab up") from error
 
     def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> bytes:
         return asyncio.run(request(self.layout.socket, method, path, body, timeout_s)).check()

@@ -21,7 +21,9 @@ def bound_logs(folder: Path) -> None:
     for path in folder.rglob("*.log"):
         try:
             if path.stat().st_size > MAX_BYTES:
-                shutil.copyfile(path, path.with_name(path.name + ".1"))
+                aside = path.with_name(path.name + ".1")
+                aside.touch(mode=0o600)  # a pod's output is its owner's secret, whatever the umask
+                shutil.copyfile(path, aside)
                 os.truncate(path, 0)
         except FileNotFoundError:
             continue  # its owner was removed

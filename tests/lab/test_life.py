@@ -138,7 +138,7 @@ def test_the_next_daemon_adopts_what_runs(world: World) -> None:
         os.kill(daemon_pid(world), signal.SIGKILL)
         eventually(lambda: not world.running())
         os.kill(before["shop/crashed"], signal.SIGKILL)
-        with pytest.raises(LabError, match="no lab is up"):
+        with pytest.raises(LabError, match="the daemon of this lab has ended"):
             world.status()
         world.up({"x": BASE}, mesh=False)
         after = processes(world)

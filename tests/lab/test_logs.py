@@ -26,7 +26,8 @@ def test_a_log_that_outgrew_its_limit_is_moved_aside_under_its_writer(tmp_path: 
         logs.bound_logs(tmp_path)
         writer.write("next")
     assert path.read_text() == "next"
-    assert (tmp_path / "pods" / "x.log.1").read_text() == "0123456789ab"
+    aside = tmp_path / "pods" / "x.log.1"
+    assert aside.read_text() == "0123456789ab" and aside.stat().st_mode & 0o777 == 0o600
 
 
 def test_reading_on_survives_an_emptied_log(tmp_path: Path) -> None:
