@@ -1,8 +1,9 @@
 """`weft lab`: throw-away meshes on one machine, through the lab's own client."""
 
+import json
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,6 +18,8 @@ from lab.client import Lab, LabError, ManifestError, problem_line
 from lab.layout import SOURCE_ROOT
 
 _DEMO = SOURCE_ROOT / "lab" / "demo"
+_MAX_LINE = 1 << 20
+"""Characters of a log's line, after which it is cut: a program may never end one."""
 
 
 @contextmanager
@@ -105,6 +108,10 @@ def status(output: str, node: tuple[str, ...]) -> None:
     with _reported():
         document = Lab().status()
     if node:
+        known = sorted(one["name"] for one in document["nodes"])
+        for name in node:
+            if name not in known:
+                raise Failure(f"node {name}", "not in this lab", f"known here: {', '.join(known)}")
         document["nodes"] = [one for one in document["nodes"] if one["name"] in node]
         document["pods"] = [one for one in document["pods"] if one["node"] in node]
     _show(document, output)
@@ -174,30 +181,36 @@ Examples:
   weft lab logs                      the last lines of control, agents and proxies
   weft lab logs node-a/ztunnel -f    the access log of a node's proxy, as it grows
   weft lab logs shop/web             what a pod's program prints
+  weft lab logs control -o json      one JSON object per line, with its origin
 """,
 )
 @click.argument("target", required=False, metavar="[lab|control|NODE/agent|NODE/ztunnel|NAMESPACE/POD]")
 @click.option("-c", "--container", default="", help="Container of the pod, where it has several.")
 @click.option("-n", "--lines", type=click.IntRange(0), help="Lines from the end.  [default: 100; 10 of each without a target]")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written.")
+@output_option
 @node_option
-def logs(target: str | None, container: str, lines: int | None, follow: bool, node: tuple[str, ...]) -> None:
+def logs(target: str | None, container: str, lines: int | None, follow: bool, output: str, node: tuple[str, ...]) -> None:
     """Print logs of the lab's processes and pods; without a target those of weft's own, each line with its origin."""
     client = Lab()
-    if target:
-        with _reported(), suppress(KeyboardInterrupt):
+    with _reported(), suppress(KeyboardInterrupt):
+        if target and output == "table":
             for piece in client.logs(target, container, 100 if lines is None else lines, follow):
                 click.echo(piece, nl=False)
-        return
-    targets = [name for one in node for name in client.log_targets(one)] if node else client.log_targets()
-    with _reported(), suppress(KeyboardInterrupt):
-        _many(client, targets, 10 if lines is None else lines, follow)
+            return
+        if target:
+            for line in _lines(client.logs(target, container, 100 if lines is None else lines, follow)):
+                _show_line(target, line, output)
+            return
+        targets = [name for one in node for name in client.log_targets(one)] if node else client.log_targets()
+        _many(client, targets, 10 if lines is None else lines, follow, output)
 
 
-def _many(client: Lab, targets: list[str], lines: int, follow: bool) -> None:
+def _many(client: Lab, targets: list[str], lines: int, follow: bool, output: str) -> None:
     """Several logs, each line with its origin; one after the other, then with `follow` as they grow."""
     for target in targets:
-        _prefixed(target, "".join(client.logs(target, "", lines)))
+        for line in _lines(client.logs(target, "", lines)):
+            _show_line(target, line, output)
     if not any(client.log_path(target).exists() for target in targets):
         raise Failure("logs", "there are none", "start a lab with: weft lab up")
     if not follow:
@@ -206,14 +219,26 @@ def _many(client: Lab, targets: list[str], lines: int, follow: bool) -> None:
     for target in targets:
         threading.Thread(target=_watch, args=(client, target, grown.put), daemon=True).start()
     while True:
-        _prefixed(*grown.get())
+        _show_line(*grown.get(), output)
 
 
 def _watch(client: Lab, target: str, put: Callable[[tuple[str, str]], None]) -> None:
-    for piece in client.logs(target, "", 0, follow=True):
-        put((target, piece))
+    for line in _lines(client.logs(target, "", 0, follow=True)):
+        put((target, line))
 
 
-def _prefixed(target: str, text: str) -> None:
-    for line in text.splitlines():
-        click.echo(f"{target}: {line}")
+def _lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Whole lines out of pieces that end anywhere; what comes after the last line end is a line too."""
+    rest = ""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split("\n")
+        yield from whole
+        if len(rest) > _MAX_LINE:
+            yield rest
+            rest = ""
+    if rest:
+        yield rest
+
+
+def _show_line(target: str, line: str, output: str) -> None:
+    click.echo(json.dumps({"origin": target, "line": line}) if output == "json" else f"{target}: {line}")

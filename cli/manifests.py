@@ -80,6 +80,8 @@ def _show(response: ApplyResponse, dry_run: bool, output: str) -> None:
         print_json({"changes": changes, "problems": problems, "dryRun": dry_run})
     for problem in response.problems:
         warn(problem_line(problem))
+    if not changes and not response.problems:
+        raise Failure("manifests", "no object in them", "each needs apiVersion, kind and metadata")
     if output == "table":
         for change in changes:
             click.echo(f"{printable(change['object'])} {change['change']}" + (" (dry run)" if dry_run else ""))

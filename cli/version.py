@@ -8,7 +8,7 @@ from importlib.metadata import version as installed_version
 
 import click
 
-from cli.dial import Answer, agent_status, from_nodes
+from cli.dial import Answer, agent_status, from_nodes, proxy_json
 from cli.failure import Failure
 from cli.output import output_option, print_json
 from cli.status import control_report
@@ -56,9 +56,17 @@ async def _running(places: Places) -> dict[str, str]:
         found["control"] = (await control_report(places)).version
     except Failure:
         pass  # no control plane runs here: nothing to say about it
-    answers: list[Answer[str]] = await from_nodes([places.node(name) for name in places.nodes()], _agent_version)
-    return found | {f"agent {answer.node}": answer.value for answer in answers if answer.value}
+    nodes = [places.node(name) for name in places.nodes()]
+    for part, ask in (("agent", _agent_version), ("proxy", _proxy_version)):
+        answers: list[Answer[str]] = await from_nodes(nodes, ask)
+        found |= {f"{part} {answer.node}": answer.value for answer in answers if answer.value}
+    return found
 
 
 async def _agent_version(node: NodePlaces) -> str:
     return str((await agent_status(node)).version)
+
+
+async def _proxy_version(node: NodePlaces) -> str:
+    dump = await proxy_json(node, "/config_dump")
+    return str(dump.get("version", {}).get("version", "")).removeprefix("weft-")

@@ -192,3 +192,11 @@ def test_a_proxy_that_is_gone_is_what_status_says(live: _Live) -> None:
     _eventually(lambda: live.weft("status").returncode == 1)
     _eventually(lambda: live.weft("status").returncode == 0)
     _eventually(lambda: live.fetch().returncode == 0)
+
+
+def test_logs_for_programs_and_a_node_that_is_not_there(live: _Live) -> None:
+    for arguments in (["two/ztunnel"], ["--node", "two"]):
+        lines = [json.loads(line) for line in live.weft("lab", "logs", *arguments, "-o", "json").stdout.splitlines()]
+        assert any(line["origin"] == "two/ztunnel" and "serving pod live/web" in line["line"] for line in lines)
+    missing = live.weft("lab", "status", "--node", "tow")
+    assert missing.returncode == 1 and missing.stderr == "weft: node tow: not in this lab; known here: one, two\n"

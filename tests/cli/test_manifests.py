@@ -52,6 +52,14 @@ def test_problems_are_lines_with_file_document_object_field_and_reason(world: "W
     assert answer["changes"] == [] and answer["problems"][0]["field"] == "spec.action"
 
 
+@pytest.mark.parametrize("command", ["apply", "delete"])
+def test_manifests_without_an_object_are_a_mistake(world: "World", command: str) -> None:
+    world.control()
+    result = world.weft(command, "-f", "-", input="---\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "weft: manifests: no object in them; each needs apiVersion, kind and metadata\n"
+
+
 def test_a_warning_alone_is_no_failure(world: "World", tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("x: 1")
     world.control().answer = ApplyResponse(

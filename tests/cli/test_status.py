@@ -120,9 +120,9 @@ def test_an_unknown_node(world: "World") -> None:
 def test_version_names_the_parts_that_run(world: "World") -> None:
     _control(world)
     world.agent("node-a", _agent())
-    world.node_folder("node-b")
+    world.proxy("node-b", {"version": {"version": "weft-0.1.0"}})
     lines = world.weft("version").stdout.splitlines()
-    assert lines[-2:] == ["control: 0.1.0", "agent node-a: 0.1.0"]
+    assert lines[-3:] == ["control: 0.1.0", "agent node-a: 0.1.0", "proxy node-b: 0.1.0"]
     assert [line.split(":")[0] for line in world.weft("version", "--client").stdout.splitlines()] == [
         "weft",
         "python",
