@@ -315,7 +315,9 @@ async def open_stream(
         async with aclosing(_pieces(reader, headers)) as pieces:
             yield status, headers, pieces
     finally:
-        writer.close()
+        writer.transport.abort()  # not close: that would wait for a server that does not read
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def read_lines(pieces: AsyncIterator[bytes], max_bytes: int = 1 << 20) -> AsyncIterator[bytes]:

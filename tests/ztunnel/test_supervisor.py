@@ -147,6 +147,7 @@ def play(tmp_path: Path, authority: Any) -> Callable[[Callable[[Node, Control], 
             async with asyncio.timeout(60):
                 await scenario(node, control)
         finally:
+            await control.server.stop(None)
             node.process.kill()
             node.process.wait()
             node.agent.close()
