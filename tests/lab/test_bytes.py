@@ -111,6 +111,26 @@ def test_1_gib_through_a_slow_reader_in_bounded_memory(mesh: Mesh, client: Puppe
     assert memory.growth < MEMORY_MIB, (memory.before, memory.highest)
 
 
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [("client", "far"), ("client", "near"), ("outsider", "near"), ("client", "outsider")],
+    ids=["across nodes", "same node", "plain in", "plain out"],
+)
+def test_both_directions_at_once(mesh: Mesh, name: str, to: str) -> None:
+    """Neither waits for the other, on any kind of path."""
+    size = 64 << 20
+    with (
+        mesh.puppet(to).listen(PORT) as listener,
+        mesh.puppet(name).connect(mesh.address(to, 6), PORT) as near_end,
+        listener.accept() as far_end,
+    ):
+        ends = (near_end, far_end)
+        drained = [wire.puppet.start("drain", wire.number) for wire in ends]
+        poured = [wire.puppet.start("pour", wire.number, size) for wire in ends]
+        expected = [{"size": size, "sha256": one.result(60)} for one in reversed(poured)]
+        assert [one.result(60) for one in drained] == expected
+
+
 def _standstill(writer: Wire) -> int:
     """How much a writer could write once it writes no more."""
     seen = [-1]
