@@ -6,6 +6,7 @@ The redirect is nftables in the pods' namespaces, as Istio's CNI makes it: the w
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -223,6 +224,7 @@ class PodWorld:
         run("ip", "netns", "add", self.netns)
         self.fd = os.open(f"/run/netns/{self.netns}", os.O_RDONLY | os.O_CLOEXEC)
         self.worker: WorkerProcess
+        self.sockets: list[socket.socket] = []
 
     def wire_up(self, device: str, redirect: bool = True) -> None:
         run("ip", "-n", self.netns, "link", "set", "lo", "up")
@@ -256,7 +258,16 @@ class PodWorld:
         with entered(self.fd, self.home_fd):
             sock = socket.socket(family, socket.SOCK_STREAM)
         sock.settimeout(20)
+        self.sockets.append(sock)
         return sock
+
+    def reset_sockets(self) -> None:
+        """End what a test that failed left open, so that the next one does not fail for it."""
+        for sock in self.sockets:
+            if sock.fileno() >= 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.close()
+        self.sockets.clear()
 
     def listen(self, port: int, family: int = socket.AF_INET) -> socket.socket:
         """An application that listens."""
@@ -279,6 +290,7 @@ class PodWorld:
         return sock
 
     def close(self) -> None:
+        self.reset_sockets()
         if hasattr(self, "worker"):
             self.worker.stop()
         os.close(self.fd)
