@@ -178,13 +178,13 @@ class Mesh(World):
 
     # What operators see
 
-    def weft(self, *arguments: str) -> str:
-        """Standard output of the `weft` command for this lab."""
+    def weft(self, *arguments: str, code: int = 0) -> str:
+        """Standard output of the `weft` command for this lab, which must end with `code`."""
         places = self.layout.places
         names = {"WEFT_RUN_DIR": str(places.run), "WEFT_STATE_DIR": str(places.state), "WEFT_PREFIX": places.prefix}
         command = [str(Path(sys.executable).with_name("weft")), *arguments]
         done = subprocess.run(command, env={**os.environ, **names}, capture_output=True, text=True, timeout=30, check=False)
-        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        assert done.returncode == code, f"{arguments}: exit {done.returncode}: {done.stderr}"
         return done.stdout
 
     def flows(self, *filters: str) -> list[dict[str, Any]]:
@@ -200,6 +200,17 @@ class Mesh(World):
             matching = [flow for flow in found if words in flow.get("Summary", "")]
             assert matching, f"no flow with {words!r} in {[flow.get('Summary') for flow in found]}"
             return matching[-1]
+
+        return eventually(look, 10)
+
+    def await_access_log(self, node: str, *words: str) -> str:
+        """The newest line of a proxy's access log that holds all of these words."""
+
+        def look() -> str:
+            lines = [line for line in self.log_path(f"{node}/ztunnel").read_text().splitlines() if "\taccess\t" in line]
+            found = [line for line in lines if all(word in line for word in words)]
+            assert found, f"no line with {words} among {lines[-10:]}"
+            return found[-1]
 
         return eventually(look, 10)
 

@@ -57,6 +57,9 @@ def test_without_its_proxy_a_pod_is_refused_and_nothing_goes_plain(mesh: Mesh, t
         assert outbound == {"refused"}, found
         assert set(found.values()) <= {"refused", "reset"}, found
         assert lasting.ended() in ("end", "reset")
+        mesh.await_flow("proxy does not listen", "--from-pod", "shop/client", "--verdict", "DROPPED")
+        findings = json.loads(mesh.weft("status", "--node", "a", "-o", "json", code=1))["findings"]
+        assert any("proxy" in str(one) for one in findings), findings
         probe = mesh.host("a").fate(mesh.address("near"), ECHO_PORT, "probe")
         assert probe == "answered", "a node's own probes tell of the program, not of the proxy"
     raw = capture.raw()
