@@ -45,17 +45,20 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+IMPORTED = {path: imported(path) for path in sources()}
+
+
+@pytest.mark.parametrize("path", IMPORTED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_follow_the_arrows(path: Path) -> None:
     folder = path.relative_to(ROOT).parts[0]
-    ours = {name.split(".")[0] for name in imported(path)} & set(FOLDERS)
+    ours = {name.split(".")[0] for name in IMPORTED[path]} & set(FOLDERS)
     assert ours <= MAY_IMPORT[folder], f"{folder}/ must not import {sorted(ours - MAY_IMPORT[folder])}"
 
 
 def test_the_vocabulary_is_pure() -> None:
-    for path in sources():
+    for path, names in IMPORTED.items():
         if path.relative_to(ROOT).parts[0] == "mesh":
-            impure = {name.split(".")[0] for name in imported(path)} & IMPURE
+            impure = {name.split(".")[0] for name in names} & IMPURE
             assert not impure, f"{path.relative_to(ROOT)} imports {sorted(impure)}: mesh/ holds values and functions only"
 
 
@@ -72,13 +75,13 @@ def test_the_data_worker_starts_light() -> None:
         if not path.exists():
             path = ROOT / name.replace(".", "/") / "__init__.py"
         if path.exists():
-            todo += imported(path)
+            todo += IMPORTED[path]
     heavy = {name for name in seen if name.split(".")[0] in {"grpc", "google", "cryptography", "asyncio"}}
     assert not heavy, f"the data worker imports {sorted(heavy)}"
 
 
 def test_files_are_one_noun() -> None:
-    for path in sources():
+    for path in IMPORTED:
         assert path.stem not in VAGUE_NAMES, f"{path.relative_to(ROOT)}: name the noun it holds"
         lines = len(path.read_text().splitlines())
         assert lines <= LONGEST_FILE, f"{path.relative_to(ROOT)} has {lines} lines: it is more than one noun"
