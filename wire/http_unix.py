@@ -132,6 +132,8 @@ class HttpServer:
         self._max_connections = max_connections
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._waiting: dict[asyncio.Task[None], None] = {}
+        """Those that have not said (all of) what they want, oldest first."""
 
     async def listen_unix(self, path: Path, mode: int = 0o600) -> None:
         """Listen at `path`, in place of what is there; nobody but `mode` allows ever connects."""
@@ -149,7 +151,7 @@ class HttpServer:
         assert task is not None
         self._connections.add(task)
         try:
-            if len(self._connections) > self._max_connections:
+            if len(self._connections) > self._max_connections and not self._make_room():
                 await _send(writer, Response(503, b"too many connections\n"), close=True)
                 return
             while await self._serve_one(reader, writer, first):
@@ -162,13 +164,26 @@ class HttpServer:
             self._connections.discard(task)
             writer.transport.abort() if task.cancelling() else writer.close()
 
+    def _make_room(self) -> bool:
+        """Cut who has waited longest: somebody who opens connections and says nothing must not keep others out."""
+        for task in self._waiting:
+            del self._waiting[task]
+            task.cancel()
+            return True
+        return False
+
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes) -> bool:
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[task] = None
         try:
             request = await _read_request(reader, first)
         except HttpError as error:
             await _send(writer, Response(error.status, error.reason.encode() + b"\n"), close=True)
             await _discard(reader, writer)
             return False
+        finally:
+            self._waiting.pop(task, None)
         response = await self._answer(request)
         if response.stream is not None:
             await _send_stream(reader, writer, response, response.stream)

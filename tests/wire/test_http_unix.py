@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -114,20 +115,34 @@ def test_what_is_no_good_request_is_answered_and_closed(tmp_path: Path, sent: by
     with_server(tmp_path, scenario)
 
 
-def test_a_connection_serves_several_requests_and_only_so_many_connections_are_served(tmp_path: Path) -> None:
+def test_a_connection_serves_several_requests_and_gives_way_when_it_says_no_more(tmp_path: Path) -> None:
     async def scenario(_: World, path: Path) -> None:
         peers = [await asyncio.open_unix_connection(str(path)) for _ in range(3)]
         for reader, writer in peers:
             for _ in range(2):
                 writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
                 assert (await reader.readuntil(b'""}\n')).startswith(b"HTTP/1.1 200 OK")
-        assert (await http.request(path, "GET", "/hello")).status == 503
-        peers[0][1].close()
+        peers[0][1].write(b"GET /he")  # the beginning of a request is none
+        assert (await http.request(path, "GET", "/hello")).status == 200
+        assert await peers[0][0].read() == b"", "who waited longest was cut"
+        for reader, writer in peers[1:]:
+            writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
+            assert (await reader.readuntil(b'""}\n')).startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+
+    with_server(tmp_path, scenario)
+
+
+def test_only_so_many_connections_are_served(tmp_path: Path) -> None:
+    async def scenario(world: World, path: Path) -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                _, _, pieces = await stack.enter_async_context(http.open_stream(path, "GET", "/count"))
+                await anext(pieces)
+            assert (await http.request(path, "GET", "/hello")).status == 503
         async with asyncio.timeout(5):
             while (await http.request(path, "GET", "/hello")).status == 503:
                 pass
-        for _, writer in peers:
-            writer.close()
 
     with_server(tmp_path, scenario)
 
