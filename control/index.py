@@ -6,6 +6,7 @@ pod that becomes ready costs one encoding, in a mesh of any size.
 
     pod, its report, its node                 -> that workload
     service                                   -> itself, and the workloads that it selects or did select
+    namespace                                 -> its services
     AuthorizationPolicy, PeerAuthentication   -> all policies; then the workloads whose list came out different
 """
 
@@ -22,6 +23,7 @@ from mesh.delta import Resource
 from mesh.manifests import (
     AuthorizationPolicy,
     Deployment,
+    Namespace,
     Node,
     Object,
     PeerAuthentication,
@@ -102,7 +104,8 @@ class Index:
         # Pods first: what services and policies mean is then asked of the pods as they are now.
         dirty = self._replace_pods([change for change in changes if change.touches(Pod, Deployment)])
         dirty |= self._replace_nodes([change for change in changes if change.touches(Node)])
-        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses, dirty)
+        relabelled = {(one.after or one.before).name for one in changes if one.touches(Namespace)}  # type: ignore[union-attr]
+        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses, dirty, relabelled)
         if any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes):
             dirty |= self._replace_policies()
         self._replace_workloads(dirty)
@@ -156,10 +159,16 @@ class Index:
                 names.add(change.before.name)
         return {key for key, report in self._reports.items() if report.node in names} if names else set()
 
-    def _replace_services(self, changes: Iterable[_Change], addresses: Addresses, known: set[Key]) -> set[Key]:
-        """Returns the pods that changed services mean, but for those already `known` to be dirty."""
+    def _replace_services(
+        self, changes: Iterable[_Change], addresses: Addresses, known: set[Key], namespaces: Iterable[str]
+    ) -> set[Key]:
+        """Make changed services anew, and those of changed `namespaces`.
+
+        Returns the pods that changed services mean, but for those already `known` to be dirty.
+        """
         dirty: set[Key] = set()
         stale = {name for name in addresses.keys() | self._addresses.keys() if addresses.get(name) != self._addresses.get(name)}
+        stale |= {f"{namespace}/{name}" for namespace in namespaces for name in self._services_in.get(namespace, {})}
         self._addresses = addresses
         for before, after in changes:
             for one in (before, after):
@@ -177,7 +186,9 @@ class Index:
             namespace, _, short = name.partition("/")
             service = self._services_in.get(namespace, {}).get(short)
             if service is not None:
-                self.services.put(key_of(service), mesh_service(service, addresses.get(name, ()), self.ranges))
+                owner = self._objects.get(f"Namespace {namespace}")
+                labels = owner.labels if owner is not None else {}
+                self.services.put(key_of(service), mesh_service(service, addresses.get(name, ()), self.ranges, labels))
             else:
                 self.services.put(f"{namespace}/{hostname_of(namespace, short)}", None)
         return dirty

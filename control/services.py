@@ -1,13 +1,24 @@
 """A Kubernetes Service as a service of the mesh, and the ports by which a pod serves it. Pure; filled in as istiod does."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from control.vips import Claim
 from mesh import workload as nouns
 from mesh.manifests import Pod, Service
-from mesh.workload import Address, BalancingMode, IPFamilies, Network, NetworkAddress, Scope
+from mesh.workload import (
+    Address,
+    BalancingMode,
+    GatewayAddress,
+    IPFamilies,
+    NamespacedHostname,
+    Network,
+    NetworkAddress,
+    Scope,
+)
 
 DNS_DOMAIN = "cluster.local"
+_WAYPOINT, _WAYPOINT_NAMESPACE = "istio.io/use-waypoint", "istio.io/use-waypoint-namespace"
+_WAYPOINT_PORT = 15008
 _VERSIONS = {"IPv4": 4, "IPv6": 6}
 _FAMILIES: dict[tuple[int, ...], IPFamilies] = {(4,): IPFamilies.IPV4_ONLY, (6,): IPFamilies.IPV6_ONLY}
 _DISTRIBUTIONS = {
@@ -49,7 +60,22 @@ def claim_of(service: Service, ranges: Sequence[Network]) -> Claim | None:
     return Claim(f"{service.namespace}/{service.name}", versions, wanted)
 
 
-def mesh_service(service: Service, addresses: Iterable[Address], ranges: Sequence[Network]) -> nouns.Service:
+def waypoint_of(namespace: str, *labels: Mapping[str, str]) -> GatewayAddress | None:
+    """The waypoint that the first labels which speak of one ask for; None where they ask for none.
+
+    Whether there is such a waypoint is not asked: who wants one must not be reached past it.
+    """
+    asking = next((one for one in labels if one.get(_WAYPOINT)), {})
+    name = asking.get(_WAYPOINT, "none")
+    if name == "none":
+        return None
+    where = asking.get(_WAYPOINT_NAMESPACE) or namespace
+    return GatewayAddress(NamespacedHostname(where, hostname_of(where, name)), _WAYPOINT_PORT)
+
+
+def mesh_service(
+    service: Service, addresses: Iterable[Address], ranges: Sequence[Network], namespace_labels: Mapping[str, str]
+) -> nouns.Service:
     """The service as proxies know it."""
     mode, preferences = _balancing(service)
     ports: dict[int, int] = {}
@@ -61,6 +87,7 @@ def mesh_service(service: Service, addresses: Iterable[Address], ranges: Sequenc
         hostname=hostname_of(service.namespace, service.name),
         vips=tuple(NetworkAddress("", address) for address in addresses),
         ports=ports,
+        waypoint=waypoint_of(service.namespace, service.labels, namespace_labels),
         preferences=preferences,
         mode=mode,
         allow_unhealthy=service.publish_not_ready,

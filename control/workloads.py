@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from control.reports import PodReport
-from control.services import key_of, ports_of
+from control.services import key_of, ports_of, waypoint_of
 from mesh.authorization import Listed
 from mesh.manifests import Node, Pod, Service
 from mesh.workload import Locality, NetworkMode, TunnelProtocol, Workload
@@ -48,6 +48,8 @@ def mesh_workload(
         protocol=TunnelProtocol.HBONE if report.enrolled and not host_network else TunnelProtocol.NONE,
         trust_domain=names.trust_domain,
         service_account=pod.spec.service_account,
+        # A namespace's label speaks of its services: a waypoint is for services unless it says otherwise.
+        waypoint=waypoint_of(pod.namespace, labels),
         node=report.node,
         canonical_name=_label(labels, _NAME_LABELS, pod.workload_name),
         canonical_revision=_label(labels, _REVISION_LABELS, "latest"),

@@ -243,3 +243,27 @@ spec:
         fresh.replace_objects(list(current.values()), walked._addresses)
         assert published == fresh.take()
         assert walked.workloads.nouns == fresh.workloads.nouns and walked.services.nouns == fresh.services.nouns
+
+
+def namespace(labels: str) -> str:
+    return f"{{apiVersion: v1, kind: Namespace, metadata: {{name: demo, labels: {{{labels}}}}}}}"
+
+
+def test_who_asks_for_a_waypoint_is_not_reached_past_it() -> None:
+    elsewhere = "istio.io/use-waypoint: gw, istio.io/use-waypoint-namespace: infra"
+    index = index_of([NODE, pod(), service(), namespace("a: b")], [report()])
+    assert index.services.nouns[KEY].waypoint is None and index.workloads.nouns[UID].waypoint is None
+    steps = [
+        (service(), "istio.io/use-waypoint: gw", "demo/gw.demo.svc.cluster.local"),
+        (service(), elsewhere, "infra/gw.infra.svc.cluster.local"),
+        (service().replace("name: web,", "name: web, labels: {istio.io/use-waypoint: none},"), elsewhere, "None"),
+        (service().replace("name: web,", "name: web, labels: {istio.io/use-waypoint: own},"), "a: b", "demo/own.demo"),
+    ]
+    for written, labels, expected in steps:
+        index.replace_objects(objects(NODE, pod(), written, namespace(labels)), {"demo/web": (ip_address("10.96.0.9"),)})
+        assert str(index.services.nouns[KEY].waypoint).startswith(expected)
+        assert index.workloads.nouns[UID].waypoint is None, "a namespace speaks of its services"
+    own = objects(NODE, pod(label="istio.io/use-waypoint: gw"), service())
+    index.replace_objects(own, {})
+    assert str(index.workloads.nouns[UID].waypoint) == "demo/gw.demo.svc.cluster.local"
+    assert index.services.nouns[KEY].waypoint is None
