@@ -22,7 +22,7 @@ SLOW = 128 << 20
 """Bytes a second."""
 STANDSTILL_MIB = 32
 """What may be under way while nobody reads: a stream's windows, and the kernel's buffers of four sockets."""
-MEMORY_MIB = 64
+MEMORY_MIB = 32
 """By how much all of weft's processes together may grow while a reader is slow: windows of 4 MiB a stream, at both ends."""
 
 
