@@ -16,4 +16,5 @@ def node(tmp_path: Path) -> Iterator[Node]:
         made.build()
         yield made
     finally:
+        print(made.log())  # shown beside what failed
         made.tear_down()

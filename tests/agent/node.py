@@ -156,7 +156,8 @@ class Node:
 
     def log(self) -> str:
         """The agent's log so far."""
-        return (self.folder / "agent.log").read_text()
+        path = self.folder / "agent.log"
+        return path.read_text() if path.exists() else ""
 
     # what is asked of the agent
 

