@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -120,7 +121,10 @@ async def grpc_socket(what: str, socket: Path, mend: str) -> AsyncIterator[grpc.
 def rpc_failure(error: grpc.aio.AioRpcError, what: str, socket: Path, mend: str) -> Failure:
     """One clear line for a gRPC error."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        there = "does not answer" if socket.exists() else "does not exist: nobody serves it"
+        exists = os.access(socket, os.F_OK)
+        if exists and not os.access(socket, os.W_OK):
+            return Failure(what, f"no permission to open {socket}", "run as root")
+        there = "does not answer" if exists else "does not exist: nobody serves it"
         return Failure(what, f"{socket} {there}", mend)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Failure(what, f"no answer on {socket} within {TIMEOUT_S:g} s", mend)

@@ -19,13 +19,15 @@ from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.node import program_environment
 from lab.process import popen, spawn
-from mesh.manifests import Problem, parse
+from mesh.manifests import Node, Problem, parse
 from wire.http_unix import HttpError, request
 
 READY_TIMEOUT_S = 120.0
 _DAEMON_TIMEOUT_S = 20.0
 _POLL_S = 0.05
 _QUIET_S = 1.0
+_MAX_SOCKET_PATH = 107
+_LONGEST_SOCKET = "agent-grpc.sock"
 Progress = Callable[[str], None]
 
 
@@ -86,6 +88,7 @@ class Lab:
         read = parse(files)
         if read.refused:
             raise ManifestError([_problem(one) for one in read.problems if not one.warning])
+        _require_short_paths(self.layout, [one.name for one in read.objects if isinstance(one, Node)])
         self._start_daemon(mesh, progress)
         until = time.monotonic() + timeout_s
         answer = self._apply(files, until, progress)
@@ -310,6 +313,17 @@ class Lab:
 def _require_root() -> None:
     if os.geteuid() != 0:
         raise LabError("run as root: the lab makes network namespaces and cgroups")
+
+
+def _require_short_paths(layout: Layout, nodes: Sequence[str]) -> None:
+    """Unix sockets' paths are short, and what fails for it later does not say so."""
+    for name, folder in [("", layout.places.run), *((f"Node {name}: ", layout.places.node(name).run) for name in nodes)]:
+        path = folder / _LONGEST_SOCKET
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+            raise LabError(
+                f"{name}{path} is longer than the {_MAX_SOCKET_PATH} bytes of a socket's path: "
+                "shorten the name, or set WEFT_RUN_DIR to a shorter folder"
+            )
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

@@ -78,6 +78,17 @@ def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
     assert run.stderr == "weft: internal error: ZeroDivisionError: division by zero; WEFT_DEBUG=1 shows where\n"
 
 
+def test_who_may_not_open_a_socket_is_told_so(world: "World") -> None:
+    world.control()
+    world.places.run.parent.chmod(0o755)
+    world.places.control_socket.chmod(0o600)
+    environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run)}
+    command = [sys.executable, "-m", "cli.main", "token", "node-a"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, user=65534, group=65534)
+    socket = world.places.control_socket
+    assert (run.returncode, run.stderr) == (1, f"weft: control plane: no permission to open {socket}; run as root\n")
+
+
 @pytest.mark.parametrize(
     ("words", "index", "expected"),
     [

@@ -4,13 +4,16 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lab import netns, teardown
-from lab.client import LabError, ManifestError
+from lab.client import Lab, LabError, ManifestError
+from lab.layout import Layout
 from lab.world import World, eventually, unique_layout
 from tests.lab.host import BASE, daemon_pid, deployment, host_network, leftovers, pod, processes, runs
+from wire.places import Places
 
 pytestmark = pytest.mark.lab
 
@@ -130,6 +133,15 @@ def test_what_cannot_be_is_refused_and_named(world: World) -> None:
         world.apply(pod("lost", "[sleep, infinity]", "nodeName: z"))
     with pytest.raises(ManifestError, match=r"more.yaml document 1: Pod shop/bad: spec.containers\[0\].command: required"):
         world.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: bad, namespace: shop}\nspec: {containers: [{name: c}]}")
+
+
+def test_a_name_too_long_for_a_socket_is_refused_before_anything_is_made() -> None:
+    node = f"apiVersion: v1\nkind: Node\nmetadata: {{name: {'n' * 63}}}"
+    for run, name in (("/run/" + "r" * 110, "/run/r"), ("/run/" + "r" * 30, "Node nnn")):
+        lab = Lab(Layout(Places(Path(run), Path(run + "-state"), "too-long")))
+        with pytest.raises(LabError, match=f"^{name}.*107 bytes.*WEFT_RUN_DIR"):
+            lab.up({"x": node}, mesh=False)
+        assert not lab.layout.run.exists() and not lab.layout.cgroup.exists()
 
 
 def test_the_next_daemon_adopts_what_runs(world: World) -> None:
