@@ -1,4 +1,7 @@
-"""The mesh as control tells it, for names in flows and for policy on connections that no proxy sees."""
+"""The mesh as control tells it, for names in flows and for policy on connections that no proxy sees.
+
+What was last known is kept on disk: an agent that starts while control is away knows it still.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +12,7 @@ from mesh.inventory import Inventory, PolicyStore
 from mesh.policy import Connection, Verdict, evaluate
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
 from mesh.workload import Address, Workload
+from wire.mesh_cache import MeshCache
 from wire.xds import Update
 
 TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
@@ -17,8 +21,9 @@ TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 class MeshView:
     """Inventory and policies, kept up to date by an XdsClient."""
 
-    def __init__(self, network: str, events: AgentEvents) -> None:
+    def __init__(self, network: str, events: AgentEvents, cache: MeshCache) -> None:
         self.network = network
+        self._cache = cache
         self.inventory = Inventory()
         self.policies = PolicyStore()
         self._events = events
@@ -28,8 +33,23 @@ class MeshView:
         """Have `reader` called after every update."""
         self._readers.append(reader)
 
+    def restore(self) -> dict[str, dict[str, str]]:
+        """Take in what the disk holds; returns the versions by type and name, for the control plane."""
+        versions = {}
+        for type_url in TYPES:
+            resources = self._cache.load(type_url)
+            refused = self._take_in(Update(type_url, tuple(resources), ()))
+            versions[type_url] = {one.name: one.version for one in resources if one.name not in refused}
+        return versions
+
     async def take(self, update: Update) -> Mapping[str, str]:
         """Apply what can be applied of an update; resources that cannot, with their reasons."""
+        refused = self._take_in(update)
+        kept = [resource for resource in update.upserts if resource.name not in refused]
+        await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+        return refused
+
+    def _take_in(self, update: Update) -> dict[str, str]:
         if update.type_url == ADDRESS_TYPE:
             addresses, refused = decode_all(update.upserts, lambda one: decode_address(one.value))
             self.inventory.apply(addresses, update.removals)
@@ -40,7 +60,6 @@ class MeshView:
             self._events.policies_changed([one.key for one in policies], list(update.removals), rules)
         for reader in self._readers:
             reader()
-        await asyncio.sleep(0)  # a long series of updates leaves room for others
         return refused
 
     def workload_at(self, address: Address) -> Workload | None:

@@ -42,6 +42,7 @@ from mesh.workload import Address
 from wire.cgroup import cgroup_id
 from wire.grpc_tls import Endpoint
 from wire.http_unix import HttpServer
+from wire.mesh_cache import MeshCache
 from wire.netns import netns_cookie, open_home
 from wire.xds import NodeMetadata, XdsClient
 
@@ -93,7 +94,8 @@ class NodeAgent:
         self._redirect = redirect
         self.flows = FlowLog()
         self.events = AgentEvents(settings.node)
-        self.view = MeshView(settings.network, self.events)
+        self._cache = MeshCache(places.state / "agent-mesh.sqlite")
+        self.view = MeshView(settings.network, self.events, self._cache)
         self.enrolment = Enrolment(Hands(Records(places.state / "pods"), redirect), self._pod_changed)
         self.zds = ZdsServer(places.zds_socket, self.enrolment, self._trust)
         self.enrolment.proxy = self.zds
@@ -124,7 +126,7 @@ class NodeAgent:
             node_name=settings.node,
             cluster_id=settings.cluster_id,
         )
-        return XdsClient(endpoint, node, TYPES, self.view.take)
+        return XdsClient(endpoint, node, TYPES, self.view.take, self.view.restore())
 
     async def run(self) -> None:
         """Adopt, then serve until cancelled."""
@@ -157,6 +159,7 @@ class NodeAgent:
             self.flows.stop()
             self.events.stop()
             await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
+            self._cache.close()
 
     async def _serve_metrics(self) -> None:
         metrics = Metrics(self._diagnostics, self.flows)

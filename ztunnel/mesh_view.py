@@ -9,9 +9,9 @@ from mesh.inventory import Inventory, PolicyStore
 from mesh.policy import Policy
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
 from mesh.workload import Service, Workload
+from wire.mesh_cache import MeshCache
 from wire.xds import Update
 from ztunnel.channel import UpdateInventory, UpdatePolicies
-from ztunnel.mesh_cache import MeshCache
 
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 """In the order in which they are asked for."""

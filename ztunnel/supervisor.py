@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from wire.mesh_cache import MeshCache
 from wire.netns import open_home
 from wire.xds import NodeMetadata, XdsClient
 from ztunnel import config_dump
@@ -27,7 +28,6 @@ from ztunnel.flow_feed import FlowFeed
 from ztunnel.issuer import Issuer
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
-from ztunnel.mesh_cache import MeshCache
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
 from ztunnel.node_metrics import node_families
@@ -47,7 +47,7 @@ class Supervisor:
         self.config = config
         self._end = asyncio.Event()
         self._home_fd = open_home()
-        self._cache = MeshCache(config.state)
+        self._cache = MeshCache(config.state / "mesh.sqlite")
         self._residents = Residents(config.node)
         self.view = MeshView(self._cache, self._mesh_changed)
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died)

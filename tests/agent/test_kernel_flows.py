@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from bpf.redirect import Event
 from mesh.flows import connection_flow
 from mesh.proto import flow_pb2
 from mesh.workload import NetworkAddress, Service, Workload
+from wire.mesh_cache import MeshCache
 
 pytestmark = pytest.mark.unit
 
@@ -24,8 +26,8 @@ REFUSED = Event(5, Reason.NO_LISTENER, 33, 7, POD_ADDRESS, 40000, OTHER, 443)
 
 
 @pytest.fixture
-def flows() -> KernelFlows:
-    view = MeshView("", AgentEvents("node-a"))
+def flows(tmp_path: Path) -> KernelFlows:
+    view = MeshView("", AgentEvents("node-a"), MeshCache(tmp_path / "mesh.sqlite"))
     other = Workload(uid="K//Pod/far/db-0", name="db-0", namespace="far", addresses=(OTHER,), service_account="db")
     service = Service(name="db", namespace="far", hostname="db.far.svc.cluster.local", vips=(NetworkAddress("", VIP),))
     view.inventory.apply([other, service], [])

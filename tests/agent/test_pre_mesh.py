@@ -121,3 +121,26 @@ def conversation_from_host(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
     finally:
         process.kill()
         process.wait()
+
+
+def test_an_agent_that_starts_without_control_remembers_the_mesh(node: Node, control: ScriptedControl) -> None:
+    strict = workload(
+        "a",
+        "10.214.0.2",
+        "fd14::2",
+        authorization_policies=(STRICT_KEY,),
+        policy_sources={STRICT_KEY: "PeerAuthentication demo/default"},
+    )
+    control.put(strict, STRICT, workload("b", "10.214.0.3", "fd14::3"))
+    agent = node.start_agent("--control", ADDRESS)
+    wait_until(lambda: node.status().control.resources == 3, "the mesh to be known")
+    node.stop_agent(agent)
+    control.stop()
+    node.start_agent("--control", ADDRESS)
+    node.start_proxy()
+    with conversation(node, "a", "b", "10.214.0.2") as old:
+        node.enrol("a")
+        assert read_line(old) in ("ConnectionResetError", "closed")
+        denied = wait_until(lambda: [flow for flow in pre_mesh(node) if flow.verdict == flow_pb2.DROPPED], "the denial")
+        assert denied[0].source.pod_name == "pod-b", "the other end's name was forgotten"
+        assert not node.status().control.connected and node.status().control.resources == 3

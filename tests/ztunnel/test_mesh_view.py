@@ -11,10 +11,10 @@ from mesh.identity import Identity
 from mesh.policy import Action, Policy, Scope
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
 from mesh.workload import Service, TunnelProtocol, Workload
+from wire.mesh_cache import MeshCache
 from wire.xds import Update
 from ztunnel import mesh_view
 from ztunnel.channel import UpdateInventory, UpdatePolicies
-from ztunnel.mesh_cache import MeshCache
 from ztunnel.mesh_view import MeshView
 from ztunnel.residents import Residents
 
@@ -32,7 +32,7 @@ def take(view: MeshView, type_url: str, upserts: dict[str, bytes], removals: tup
 
 def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
     changes: list[UpdateInventory | UpdatePolicies] = []
-    cache = MeshCache(tmp_path / "state")
+    cache = MeshCache(tmp_path / "state" / "mesh.sqlite")
     view = MeshView(cache, changes.append)
     assert view.restore() == {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}} and view.restored == 0
     addresses = {WEB.uid: encode_workload(WEB), SERVICE.key: encode_service(SERVICE), "K//Pod/demo/bad": b"\x0a\x03\x1a\x01x"}
@@ -46,7 +46,7 @@ def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
     cache.close()
 
     assert (tmp_path / "state" / "mesh.sqlite").stat().st_mode & 0o777 == 0o600
-    again = MeshView(MeshCache(tmp_path / "state"), changes.append)
+    again = MeshView(MeshCache(tmp_path / "state" / "mesh.sqlite"), changes.append)
     versions = again.restore()
     assert versions == {
         ADDRESS_TYPE: {WEB.uid: f"v-{WEB.uid}", SERVICE.key: f"v-{SERVICE.key}"},
@@ -57,7 +57,7 @@ def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
 
 def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_view, "_PIECE", 2)
-    view = MeshView(MeshCache(tmp_path), lambda _: None)
+    view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), lambda _: None)
     pods = [Workload(f"K//Pod/demo/{number}", str(number), "demo") for number in range(5)]
     take(view, ADDRESS_TYPE, {pod.uid: encode_workload(pod) for pod in pods})
     statements = view.statements()
@@ -68,7 +68,7 @@ def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, mon
 @pytest.mark.parametrize("damage", [b"no database at all" * 300, b""])
 def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "mesh.sqlite").write_bytes(damage)
-    cache = MeshCache(tmp_path)
+    cache = MeshCache(tmp_path / "mesh.sqlite")
     cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x")], [])
     cache.apply(ADDRESS_TYPE, [Resource("a", "2", b"y"), Resource("b", "1", b"z")], ["b"])
     assert cache.load(ADDRESS_TYPE) == [Resource("a", "2", b"y")]

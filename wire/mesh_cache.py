@@ -22,10 +22,10 @@ PRAGMA user_version = 1;
 class MeshCache:
     """Resources by type and name. Calls block for a disk write; they may come from any thread, one at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open or make the file in a folder that only root reads. OSError when the folder cannot be made."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._path = folder / "mesh.sqlite"
+    def __init__(self, path: Path) -> None:
+        """Open or make the file, in a folder that only root reads. OSError when the folder cannot be made."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = path
         try:
             self._database = self._open()
         except sqlite3.DatabaseError as error:
