@@ -358,6 +358,21 @@ class Tunnel:
         for stream in streams:
             stream.connection_lost(flag, error)
         self.owner.closed(self, flag, error)
+        self.http.owner = _NOBODY  # the two refer to each other, and OpenSSL's memory must not wait for a collector
+
+
+class _Nobody:
+    """Owns the HTTP/2 state of a closed tunnel, for who still holds a stream of it."""
+
+    def requested(self, sid: int, fields: Fields) -> Stream | None:
+        """Nobody answers."""
+        return None
+
+    def retired(self) -> None:
+        """Nobody waits for room."""
+
+
+_NOBODY = _Nobody()
 
 
 def reset_on_close(sock: socket) -> None:
