@@ -78,7 +78,9 @@ class Arrival:
             self.turn_away("IDENTITY_ERROR", credentials)
             return
         self._sock = None
+        node.handshakes.make_room(self.peer[0])
         tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes)
+        node.handshakes.belongs(tunnel, self.peer[0])
         self.pod.guests.pop(self, None)
         self.pod.tunnels[tunnel] = None
         node.add_tunnel(tunnel, inbound=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from ztunnel.dial import endpoint, set_tcp_options
 from ztunnel.ledger import SocketAddress
-from ztunnel.node import MAX_HANDSHAKES
 from ztunnel.pod import Pod
 from ztunnel.tunnel import reset_on_close
 
@@ -64,8 +63,6 @@ class Listener:
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
         node = self._pod.node
         sock.setblocking(False)
-        if len(node.handshakes) >= MAX_HANDSHAKES:
-            node.handshakes.evict_oldest()
         if not node.has_room():
             node.refused += 1
             reset_on_close(sock)

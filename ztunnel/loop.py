@@ -58,11 +58,16 @@ class Deadlines:
         """It happened, or does not matter any more."""
         self._due.pop(what, None)
 
+    def evict(self, what: object) -> None:
+        """Let one expire before its time."""
+        due = self._due.pop(what, None)
+        if due is not None:
+            due[1]()
+
     def evict_oldest(self) -> None:
         """Let the oldest expire before its time."""
-        what = next(iter(self._due), None)
-        if what is not None:
-            self._due.pop(what)[1]()
+        if self._due:
+            self.evict(next(iter(self._due)))
 
     def expire(self, now: float) -> None:
         """Call everything that is due."""

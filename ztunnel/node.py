@@ -6,15 +6,14 @@ from random import random
 
 from mesh.inventory import Inventory, PolicyStore
 from wire.netns import open_home
+from ztunnel import handshakes
 from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker
+from ztunnel.handshakes import Handshakes
 from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.loop import Deadlines, Loop
 from ztunnel.tunnel import Tunnel
 from ztunnel.vault import Vault
 
-HANDSHAKE_TIMEOUT_S = 10.0
-MAX_HANDSHAKES = 512
-"""Inbound, in flight: beyond it the oldest goes. Good clients need milliseconds."""
 MAX_INBOUND_TUNNELS = 4096
 """Beyond it the one goes that has been without streams for longest."""
 MAX_CONNECTIONS = 32768
@@ -43,9 +42,9 @@ class Node:
         self.policies = PolicyStore()
         self.ledger = Ledger(emit, self.policies)
         self.vault = Vault(loop, emit)
-        self.handshakes = Deadlines(HANDSHAKE_TIMEOUT_S)
+        self.handshakes = Handshakes()
         """Inbound ones."""
-        self.client_handshakes = Deadlines(HANDSHAKE_TIMEOUT_S)
+        self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
         self.dials = Deadlines(config.connect_timeout_s)
         self.workload_waits = Deadlines(config.workload_timeout_s)
         self.tunnels: dict[Tunnel, None] = {}

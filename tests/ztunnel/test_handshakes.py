@@ -1,0 +1,60 @@
+"""Who is shown out when too many come at once."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from mesh.workload import Address
+from ztunnel.handshakes import PER_SOURCE, TIMEOUT_S, TOTAL, Handshakes
+
+pytestmark = pytest.mark.unit
+
+FLOODER, GOOD = ip_address("10.0.0.1"), ip_address("fd00::2")
+
+
+class Door:
+    """Handshakes by number, as tunnels make and end them."""
+
+    def __init__(self) -> None:
+        self.flight = Handshakes()
+        self.out: list[int] = []
+        self._next = 0
+
+    def come(self, source: Address, now: float = 0.0) -> int:
+        number = self._next
+        self._next += 1
+
+        def expire() -> None:
+            self.out.append(number)
+            self.flight.discard(number)
+
+        self.flight.make_room(source)
+        self.flight.add(number, now, expire)
+        self.flight.belongs(number, source)
+        return number
+
+
+def test_a_flooder_loses_its_own_oldest() -> None:
+    door = Door()
+    good = door.come(GOOD)
+    flood = [door.come(FLOODER) for _ in range(PER_SOURCE + 3)]
+    assert door.out == flood[:3] and len(door.flight) == PER_SOURCE + 1
+    door.flight.discard(good)
+    door.flight.discard(flood[-1])
+    door.come(FLOODER)
+    assert door.out == flood[:3], "who has finished counts no more"
+
+
+def test_many_sources_together_lose_the_oldest_of_all() -> None:
+    door = Door()
+    numbers = [door.come(ip_address(0x0A000000 + host)) for host in range(TOTAL + 2)]
+    assert door.out == numbers[:2] and len(door.flight) == TOTAL
+
+
+def test_time_passes_and_nothing_is_remembered() -> None:
+    door = Door()
+    numbers = [door.come(FLOODER, now=5.0) for _ in range(3)]
+    door.flight.expire(5.0 + TIMEOUT_S - 0.1)
+    assert not door.out
+    door.flight.expire(5.0 + TIMEOUT_S)
+    assert door.out == numbers and not door.flight._of and not door.flight._source
