@@ -1,142 +1,23 @@
 """A hostile peer: what a test makes it say to a proxy, from inside a pod, and the honest one that works beside it.
 
-Runs in the pod as `python3 -c` of this very text, like tests.lab.inside and by the same lines, so standard library only; the
-frames come from the test. TLS runs on memory buffers: a peer that cuts an attacker off in the middle of a word has often said
-why, and ssl.SSLSocket could not read that any more. Bytes travel as base64.
+Runs in the pod as `python3 -c` of this text behind those of the two modules that it imports (see PROGRAM), and by the same
+lines as tests.lab.inside; so standard library only. The frames come from the test. Bytes travel as base64.
 """
 
 import base64
 import itertools
 import json
-import os
 import select
 import socket
-import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
-_CHUNK = 1 << 16
-_KEPT = 1 << 20
-_HEADERS, _RST_STREAM, _PING = 1, 3, 6
-Papers = dict[str, Any]
-"""`chain` and `key` as PEM (none: no certificate), `alpn`, `version`: of TLS. None in place of all: no TLS."""
+from tests.lab.link import Link, Papers
+from tests.lab.witness import Witness
 
-
-class Link:
-    """One TCP connection and the TLS on it, driven by `exchange`; keeps what the other end says."""
-
-    def __init__(self, sock: socket.socket, papers: Papers | None, server: bool = False) -> None:
-        self.sock = sock
-        self.said = b""
-        self.sent = 0
-        self.last = b""
-        """What came last, as it was on the wire: an alert before encryption has seven bytes."""
-        self.end = ""
-        sock.setblocking(False)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = _context(papers, server).wrap_bio(self._incoming, self._outgoing, server) if papers else None
-        self.greeted = self._tls is None
-        self._cipher = b""
-        self._writable = True
-
-    def exchange(self, data: bytes, repeat: int, read: bool, enough: Callable[[], bool], timeout_s: float) -> None:
-        """Send `data` `repeat` times, and listen until the end or until it is enough; unless `read`, only after all is sent."""
-        until = time.monotonic() + timeout_s
-        whole, place = memoryview(data), 0
-        self._greet()
-        while not self.end and not enough():
-            if self.greeted and not self._cipher and repeat:
-                self._encrypt(bytes(whole[place : place + _CHUNK]))
-                place += _CHUNK
-                if place >= len(whole):
-                    repeat, place = repeat - 1, 0
-            if not self._writable:
-                repeat, self._cipher = 0, b""
-            sending = bool(repeat or self._cipher)
-            listening = read or not sending or not self.greeted
-            left = until - time.monotonic()
-            ready = select.select([self.sock] if listening else [], [self.sock] if self._cipher else [], [], max(0.0, left))
-            if not any(ready):
-                if left <= 0:
-                    self.end = "silent"
-                continue
-            if ready[1]:
-                self._send()
-            if ready[0]:
-                self._receive()
-
-    def _greet(self) -> None:
-        if not self.greeted and self._tls is not None:
-            try:
-                self._tls.do_handshake()
-                self.greeted = True
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLError as error:
-                self.end = f"alert {error.reason}"
-            self._cipher += self._outgoing.read()
-            if self.end and self._cipher:
-                self._send()  # our own alert
-
-    def _encrypt(self, data: bytes) -> None:
-        if self._tls is not None:
-            self._tls.write(data)
-            data = self._outgoing.read()
-        self._cipher += data
-
-    def _send(self) -> None:
-        try:
-            count = self.sock.send(self._cipher)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._writable = False  # what was said before is still to be read
-            return
-        self.sent += count
-        self._cipher = self._cipher[count:]
-
-    def _receive(self) -> None:
-        try:
-            data = self.sock.recv(1 << 18)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.end = "reset"
-            return
-        if self._tls is None:
-            self._keep(data)
-        else:
-            self.last = data[-7:] or self.last
-            self._incoming.write(data)
-            self._decrypt()
-        if not data and not self.end:
-            self.end = "end" if self._writable else "reset"  # which sending has heard of already
-
-    def _decrypt(self) -> None:
-        self._greet()
-        assert self._tls is not None
-        try:
-            while self.greeted and self._incoming.pending:
-                self._keep(self._tls.read(1 << 18))
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            self.end = self.end or f"alert {error.reason}"
-
-    def _keep(self, data: bytes) -> None:
-        self.said = (self.said + data)[-_KEPT:]
-
-    def frames(self) -> list[tuple[int, int, int, bytes]]:
-        """Every whole HTTP/2 frame that was said: type, flags, stream, payload; what is left over stays."""
-        found = []
-        while len(self.said) >= 9 and len(self.said) >= 9 + (length := int.from_bytes(self.said[:3], "big")):
-            sid = int.from_bytes(self.said[5:9], "big")
-            found.append((self.said[3], self.said[4], sid, self.said[9 : 9 + length]))
-            self.said = self.said[9 + length :]
-        return found
+_HEADERS, _RST_STREAM = 1, 3
 
 
 class Inside:
@@ -152,7 +33,7 @@ class Inside:
     def speak(
         self, host: str, port: int, papers: Papers | None, data: str, repeat: int = 1, read: bool = True, timeout_s: float = 20
     ) -> dict[str, Any]:
-        """Connect, say it all, listen until the end: what was said, how it ended, what came last, bytes sent."""
+        """Connect, say it all, listen until the end: what was said, how it ended, what came last, bytes sent, own port."""
         with socket.create_connection((host, port), 10) as sock:
             link = Link(sock, papers)
             link.exchange(base64.b64decode(data), repeat, read, lambda: False, timeout_s)
@@ -179,7 +60,7 @@ class Inside:
             raise RuntimeError(f"no answer on stream {sid}: {link.end}")
         return [(kind, flags, _text(payload)) for kind, flags, _, payload in found]
 
-    def insist(self, number: int, data: str, repeat: int, read: bool, timeout_s: float) -> dict[str, Any]:
+    def insist(self, number: int, data: str, repeat: int, read: bool, timeout_s: float = 20) -> dict[str, Any]:
         """Say something again and again on a connection that stays, until it does not any more: see `speak`."""
         link = self._links.pop(number)
         with link.sock:
@@ -189,6 +70,28 @@ class Inside:
     def close(self, number: int) -> None:
         """End a connection that stays."""
         self._links.pop(number).sock.close()
+
+    def besiege(self, host: str, port: int, papers: Papers, opening: str, attacks: list[str], seconds: float) -> dict[str, int]:
+        """Come back with the next attack as soon as one is over, several at a time: how each ended, by how many."""
+        until, ends, queue = time.monotonic() + seconds, [], itertools.cycle(attacks)
+
+        def storm() -> None:
+            while time.monotonic() < until:
+                attack = base64.b64decode(opening) + base64.b64decode(next(queue))
+                try:
+                    with socket.create_connection((host, port), 10) as sock:
+                        link = Link(sock, papers)
+                        link.exchange(attack, 1, True, lambda: False, 20)
+                        ends.append(link.end)
+                except OSError as error:
+                    ends.append(type(error).__name__)
+
+        threads = [threading.Thread(target=storm) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {end: ends.count(end) for end in set(ends)}
 
     # Crowds
 
@@ -201,8 +104,7 @@ class Inside:
             self._crowds[number].append(sock)
             if greet:
                 link = Link(sock, {})
-                link._greet()
-                link._send()
+                link.begin()
         return number
 
     def cut(self, number: int) -> int:
@@ -270,116 +172,8 @@ class Inside:
                 return "silent"
 
 
-class Witness:
-    """Streams on a connection that stays, one every 10 ms, and a whole new connection every 150 ms."""
-
-    def __init__(self, host: str, port: int, papers: Papers, opening: bytes, block: bytes) -> None:
-        self._place, self._papers, self._opening, self._block = (host, port), papers, opening, block
-        self._over = threading.Event()
-        self._failures: list[str] = []
-        self._times: dict[str, list[float]] = {"stream": [], "connection": []}
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._stay, self._renew)]
-        for thread in self._threads:
-            thread.start()
-
-    def _connect(self) -> Link:
-        return Link(socket.create_connection(self._place, 10), self._papers)
-
-    def _once(self, link: Link, sid: int, first: bool) -> None:
-        """One stream: CONNECT, `ping`, its echo, both ends."""
-        begin = b"" if not first else self._opening
-        head = len(self._block).to_bytes(3, "big") + b"\1\4" + sid.to_bytes(4, "big") + self._block
-        data = b"\0\0\4\0\1" + sid.to_bytes(4, "big") + b"ping"
-        status, echo, ended, pings = b"", b"", False, b""
-
-        def answered() -> bool:
-            nonlocal status, echo, ended, pings
-            for kind, flags, stream, payload in link.frames():
-                if kind == _PING and not flags & 1:
-                    pings += b"\0\0\x08\6\1\0\0\0\0" + payload
-                elif stream == sid and kind == _HEADERS:
-                    status = payload[:1]
-                    ended = ended or bool(flags & 1)
-                elif stream == sid and kind == 0:
-                    echo += payload
-                    ended = ended or bool(flags & 1)
-                elif stream == sid and kind == _RST_STREAM:
-                    ended = True
-            return ended
-
-        link.exchange(begin + head + data, 1, True, answered, 10)
-        if pings:
-            link.exchange(pings, 1, True, lambda: not link._cipher, 10)
-        if (status, echo) != (b"\x88", b"ping"):
-            raise OSError(f"stream {sid}: status {status!r}, echo {echo!r}, {link.end or 'ended'}")
-
-    def _timed(self, what: str, act: Callable[[], None]) -> None:
-        began = time.monotonic()
-        act()
-        self._times[what].append(time.monotonic() - began)
-
-    def _stay(self) -> None:
-        try:
-            link = self._connect()
-            for sid in itertools.count(1, 2):
-                self._timed("stream", lambda sid=sid: self._once(link, sid, sid == 1))  # type: ignore[misc]
-                if self._over.wait(0.01):
-                    break
-            link.sock.close()
-        except (OSError, ssl.SSLError) as error:
-            self._failures.append(f"standing: {error!r}")
-
-    def _renew(self) -> None:
-        while not self._over.wait(0.15):
-            try:
-                self._timed("connection", self._fresh)
-            except (OSError, ssl.SSLError) as error:
-                self._failures.append(f"new: {error!r}")
-
-    def _fresh(self) -> None:
-        link = self._connect()
-        try:
-            self._once(link, 1, True)
-        finally:
-            link.sock.close()
-
-    def stop(self) -> dict[str, Any]:
-        """End it: failures, counts, and milliseconds of the median and the 99th percentile."""
-        self._over.set()
-        for thread in self._threads:
-            thread.join(15)
-        result: dict[str, Any] = {"failures": self._failures[:20]}
-        for what, times in self._times.items():
-            ranked = sorted(times) or [0.0]
-            result[what] = {
-                "count": len(times),
-                "p50_ms": round(1000 * ranked[len(ranked) // 2], 2),
-                "p99_ms": round(1000 * ranked[len(ranked) * 99 // 100], 2),
-            }
-        return result
-
-
-def _context(papers: Papers, server: bool) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    if not server:
-        context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if papers.get("version"):
-        context.minimum_version = context.maximum_version = ssl.TLSVersion[papers["version"]]
-    if papers.get("alpn"):
-        context.set_alpn_protocols(papers["alpn"])
-    if papers.get("chain"):
-        fd = os.memfd_create("papers")
-        try:
-            os.write(fd, (papers["chain"] + papers["key"]).encode())
-            context.load_cert_chain(f"/proc/self/fd/{fd}")
-        finally:
-            os.close(fd)
-    return context
-
-
 def _report(link: Link) -> dict[str, Any]:
-    return {"said": _text(link.said), "end": link.end, "last": _text(link.last), "sent": link.sent}
+    return {"said": _text(link.said), "end": link.end, "last": _text(link.last), "sent": link.sent, "port": link.port}
 
 
 def _text(data: bytes) -> str:

@@ -1,15 +1,32 @@
-"""Certificates that a lab's own root has signed, or somebody else's: what attackers in its pods show."""
+"""An attacker in a pod of a lab, and the certificates it shows: signed by the lab's own root, or by somebody else."""
 
 import base64
+from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from lab.process import popen
 from lab.world import World
+from tests.lab.mesh import OPTIONS
+from tests.lab.puppet import Puppet
 from tests.ztunnel.world import Authority
 
 H2 = ["h2"]
+_TEXTS = "\n".join(Path(__file__).with_name(f"{name}.py").read_text() for name in ("link", "witness", "attacker"))
+PROGRAM = "\n".join(line for line in _TEXTS.splitlines() if not line.startswith("from tests."))
+ARGV = ("python3", "-u", "-c", PROGRAM)
+
+
+def attacker_in(world: World, name: str) -> Puppet:
+    """Does what tests.lab.attacker.Inside can do, in pod `shop/NAME`."""
+    return Puppet(popen(world.join(f"shop/{name}", ARGV), **OPTIONS))
+
+
+def attacker_on(world: World, node: str) -> Puppet:
+    """The same among a node's own processes."""
+    return Puppet(world.on_node(node, ARGV, **OPTIONS))
 
 
 class LabAuthority(Authority):

@@ -1,0 +1,103 @@
+"""An honest HBONE peer that works beside attackers and writes down what it notices. See tests.lab.attacker."""
+
+import itertools
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.lab.link import Link, Papers
+
+_DATA, _HEADERS, _RST_STREAM, _PING = 0, 1, 3, 6
+
+
+class Witness:
+    """Streams on a connection that stays, one every 10 ms, and a whole new connection every 150 ms."""
+
+    def __init__(self, host: str, port: int, papers: Papers, opening: bytes, block: bytes) -> None:
+        self._place, self._papers, self._opening, self._block = (host, port), papers, opening, block
+        self._over = threading.Event()
+        self._failures: list[str] = []
+        self._times: dict[str, list[float]] = {"stream": [], "connection": []}
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._stay, self._renew)]
+        for thread in self._threads:
+            thread.start()
+
+    def _connect(self) -> Link:
+        return Link(socket.create_connection(self._place, 10), self._papers)
+
+    def _once(self, link: Link, sid: int, first: bool) -> None:
+        """One stream: CONNECT, `ping`, its echo, both ends."""
+        begin = b"" if not first else self._opening
+        head = len(self._block).to_bytes(3, "big") + b"\1\4" + sid.to_bytes(4, "big") + self._block
+        data = b"\0\0\4\0\1" + sid.to_bytes(4, "big") + b"ping"
+        status, echo, ended, pings = b"", b"", False, b""
+
+        def answered() -> bool:
+            nonlocal status, echo, ended, pings
+            for kind, flags, stream, payload in link.frames():
+                if kind == _PING and not flags & 1:
+                    pings += b"\0\0\x08\6\1\0\0\0\0" + payload
+                elif stream == sid and kind == _HEADERS:
+                    status = payload[:1]
+                    ended = ended or bool(flags & 1)
+                elif stream == sid and kind == _DATA:
+                    echo += payload
+                    ended = ended or bool(flags & 1)
+                elif stream == sid and kind == _RST_STREAM:
+                    ended = True
+            return ended
+
+        link.exchange(begin + head + data, 1, True, answered, 10)
+        if pings:
+            before = link.sent
+            link.exchange(pings, 1, True, lambda: link.sent > before and not link.sending, 10)
+        if (status, echo) != (b"\x88", b"ping"):
+            raise OSError(f"stream {sid}: status {status!r}, echo {echo!r}, {link.end or 'ended'}")
+
+    def _timed(self, what: str, act: Callable[[], None]) -> None:
+        began = time.monotonic()
+        act()
+        self._times[what].append(time.monotonic() - began)
+
+    def _stay(self) -> None:
+        try:
+            link = self._connect()
+            for sid in itertools.count(1, 2):
+                self._timed("stream", lambda sid=sid: self._once(link, sid, sid == 1))  # type: ignore[misc]
+                if self._over.wait(0.01):
+                    break
+            link.sock.close()
+        except (OSError, ssl.SSLError) as error:
+            self._failures.append(f"standing: {error!r}")
+
+    def _renew(self) -> None:
+        while not self._over.wait(0.15):
+            try:
+                self._timed("connection", self._fresh)
+            except (OSError, ssl.SSLError) as error:
+                self._failures.append(f"new: {error!r}")
+
+    def _fresh(self) -> None:
+        link = self._connect()
+        try:
+            self._once(link, 1, True)
+        finally:
+            link.sock.close()
+
+    def stop(self) -> dict[str, Any]:
+        """End it: failures, counts, and milliseconds of the median and the 99th percentile."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(15)
+        result: dict[str, Any] = {"failures": self._failures[:20]}
+        for what, times in self._times.items():
+            ranked = sorted(times) or [0.0]
+            result[what] = {
+                "count": len(times),
+                "p50_ms": round(1000 * ranked[len(ranked) // 2], 2),
+                "p99_ms": round(1000 * ranked[len(ranked) * 99 // 100], 2),
+            }
+        return result
