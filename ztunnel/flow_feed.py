@@ -22,6 +22,8 @@ from ztunnel.connection_facts import Facts
 
 QUEUE_EVENTS = 4096
 READERS = 8
+UNREAD_REFUSALS = 256
+"""Kept while nobody reads, for who comes first: an agent that is late, or away for a moment, learns what was refused."""
 _PER_SECOND, _BURST = 1000.0, 4096.0
 _BATCH = 32
 """Flows per piece: about 3 ms of work, then others get their turn."""
@@ -93,6 +95,7 @@ class FlowFeed:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._readers: list[_Reader] = []
+        self._unread: deque[ConnectionEvent] = deque(maxlen=UNREAD_REFUSALS)
         self._budget = _BURST
         self._filled_at = clock()
         self.lost = 0
@@ -100,7 +103,7 @@ class FlowFeed:
 
     @property
     def has_readers(self) -> bool:
-        """Whether anybody wants events at all."""
+        """Whether anybody wants ordinary events at all; refusals are always welcome."""
         return bool(self._readers)
 
     @property
@@ -109,7 +112,11 @@ class FlowFeed:
         return len(self._readers) < READERS
 
     def publish(self, event: ConnectionEvent) -> None:
-        """Queue an event for every reader."""
+        """Queue an event for every reader, a refusal for the next one where there is none."""
+        if not self._readers:
+            if event.phase not in ("opened", "closed"):
+                self._unread.append(event)
+            return
         if event.phase in ("opened", "closed") and not self._within_budget():
             for reader in self._readers:
                 self._lose(reader)
@@ -137,7 +144,8 @@ class FlowFeed:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Lines from now on, until the reader goes away. Ask `has_room` before."""
-        reader = _Reader()
+        reader = _Reader(deque(self._unread))
+        self._unread.clear()
         self._readers.append(reader)
         try:
             while True:

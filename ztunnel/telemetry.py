@@ -136,7 +136,7 @@ class Telemetry:
         if not was_open:
             self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
         self._log(level, "connection complete", lambda: access_log.closing_fields(facts), time.time_ns())
-        if self._flows.has_readers:
+        if self._flows.has_readers or record.error:
             self._flows.publish(connection_event(facts, "closed" if was_open else "refused", self._node))
 
     def _failed_early(self, failure: EarlyFailure) -> None:
@@ -144,10 +144,9 @@ class Telemetry:
         self._early[key] = self._early.get(key, 0) + 1
         now_ns = time.time_ns()
         self._log(Level.WARN, "connection failed", lambda: access_log.early_fields(failure), now_ns)
-        if self._flows.has_readers:
-            peer_address = failure.source[0] if failure.direction == "inbound" else failure.destination[0]
-            peer = self._inventory.workload_by_address(self._network, peer_address)
-            self._flows.publish(early_event(failure, self._workload_of(failure.pod_uid), peer, self._node, now_ns))
+        peer_address = failure.source[0] if failure.direction == "inbound" else failure.destination[0]
+        peer = self._inventory.workload_by_address(self._network, peer_address)
+        self._flows.publish(early_event(failure, self._workload_of(failure.pod_uid), peer, self._node, now_ns))
 
     def _workload_of(self, pod_uid: str) -> Workload | None:
         pod = self._pod(pod_uid)

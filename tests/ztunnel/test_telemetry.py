@@ -17,7 +17,7 @@ from mesh.workload import Service, Workload
 from ztunnel import flow_feed, metrics
 from ztunnel.access_log import Level
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Opened, Progress, WorkerStatus
-from ztunnel.flow_feed import FlowFeed
+from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.telemetry import Telemetry
 from ztunnel.zds import PodInfo
 
@@ -213,6 +213,26 @@ def flows_of(world: World, act: Any) -> list[Any]:
         return [json.loads(line) for line in text.splitlines()]
 
     return asyncio.run(run())
+
+
+def test_a_reader_that_comes_late_learns_what_was_refused() -> None:
+    world = World()
+    world.telemetry.hear(0, Opened(OUTBOUND))
+    world.close(OUTBOUND)
+    for number in range(UNREAD_REFUSALS + 1):
+        world.close(replace(DENIED_PLAIN, number=number, opened_unix_ns=number + 1), was_open=False)
+
+    async def run(count: int) -> list[str]:
+        stream, lines = world.flows.stream(), []
+        while len(lines) < count:
+            lines += (await asyncio.wait_for(anext(stream), 5)).decode().splitlines()
+        await stream.aclose()
+        return lines
+
+    flows = [json.loads(line) for line in asyncio.run(run(UNREAD_REFUSALS))]
+    assert len(flows) == UNREAD_REFUSALS and {flow["verdict"] for flow in flows} == {"DROPPED"}
+    assert flows[0]["time"].endswith("000000002Z"), "the oldest had to go"
+    assert len(flows_of(world, lambda: world.close(DENIED_PLAIN, was_open=False))) == 1, "what was read is not told again"
 
 
 def test_flows_name_what_happened() -> None:
