@@ -15,7 +15,7 @@ from control.configuration import Configuration, Listener
 from control.discovery import DiscoveryService
 from control.server_tls import ServerCertificate
 from control.signing import CertificateService
-from mesh.proto import certificate_pb2_grpc, control_pb2_grpc
+from mesh.proto import control_pb2_grpc
 
 MAX_NODE_REQUEST_BYTES = 32 << 20
 """The versions that a client retains: some 100 bytes for each of 200,000 resources."""
@@ -44,7 +44,7 @@ def node_server(
     """Make the server that nodes talk to, listening. Raises: OSError where an address cannot be listened on."""
     server = grpc.aio.server(options=_NODE_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    certificate_pb2_grpc.add_IstioCertificateServiceServicer_to_server(signing, server)
+    signing.register(server)
     for listeners, by_certificate in ((configuration.listeners, False), (configuration.certificate_listeners, True)):
         for listener in listeners:
             source = ServerCertificate(authority, addresses)

@@ -12,21 +12,26 @@ from control.abort import abort
 from control.authority import Authority, SigningError, lifetime_of, read_request
 from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials, metadata_values
-from control.grants import Grant, Grants, Refusal
+from control.grants import NOT_AUTHENTICATED, Grant, Grants, Refusal
 from control.rate import Rate
 from control.root import new_serial
-from mesh.proto import certificate_pb2, certificate_pb2_grpc
+from mesh.proto import certificate_pb2
 
 REQUESTS_PER_SECOND = 50.0
 """Of one node, on average: all certificates of a node with 200 identities in 4 s."""
 REQUESTS_AT_ONCE = 500
 IMPERSONATED = "ImpersonatedIdentity"
+_SERVICE = "istio.v1.auth.IstioCertificateService"
 _log = logging.getLogger("control.signing")
 
 
 @dataclass(slots=True)
-class CertificateService(certificate_pb2_grpc.IstioCertificateServiceServicer):  # type: ignore[misc]
-    """`istio.v1.auth.IstioCertificateService`, as Istio-compatible proxies call it."""
+class CertificateService:
+    """`istio.v1.auth.IstioCertificateService`, as Istio-compatible proxies call it.
+
+    CreateCertificate is served as if requests were a stream of one, which looks the same on the wire: gRPC would read a unary
+    request, of any size that the port takes, before anybody asks who sends it.
+    """
 
     authority: Authority
     cluster: Cluster
@@ -36,13 +41,29 @@ class CertificateService(certificate_pb2_grpc.IstioCertificateServiceServicer): 
     clock: Callable[[], float] = time.time
     _rate: Rate = field(default_factory=lambda: Rate(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE))
 
-    async def CreateCertificate(
-        self, request: certificate_pb2.IstioCertificateRequest, context: grpc.aio.ServicerContext
+    def register(self, server: grpc.aio.Server) -> None:
+        """Serve it."""
+        handler = grpc.stream_unary_rpc_method_handler(
+            self._create_certificate,
+            certificate_pb2.IstioCertificateRequest.FromString,
+            certificate_pb2.IstioCertificateResponse.SerializeToString,
+        )
+        handlers = grpc.method_handlers_generic_handler(_SERVICE, {"CreateCertificate": handler})
+        server.add_generic_rpc_handlers((handlers,))
+
+    async def _create_certificate(
+        self, _requests: object, context: grpc.aio.ServicerContext
     ) -> certificate_pb2.IstioCertificateResponse:
         """Sign one request of a node."""
         if not self.cluster.is_loaded:
             await abort(context, grpc.StatusCode.UNAVAILABLE, NOT_LOADED)
         node = self.credentials.node_of(context)
+        if node is None:
+            _log.warning("certificate refused: peer=%s: no valid node token or node certificate", context.peer())
+            await abort(context, grpc.StatusCode.UNAUTHENTICATED, NOT_AUTHENTICATED)
+        request = await context.read()
+        if request is grpc.aio.EOF:
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "no certificate request was sent")
         decision = self.grants.decide(node, metadata_values(context, "clusterid"), _impersonated(request))
         if isinstance(decision, Refusal):
             _log.warning("certificate refused: peer=%s node=%s: %s", context.peer(), node or "-", decision.reason)

@@ -1,5 +1,6 @@
 """The certificate service as nodes use it, over TLS, with tokens and with client certificates."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -150,3 +151,15 @@ def test_a_node_certificate_serves_instead_of_a_token(new_control: Any) -> None:
     assert status(chain, "n2") is grpc.StatusCode.PERMISSION_DENIED
     assert status(workload_chain) is grpc.StatusCode.UNAUTHENTICATED, "a workload is no node"
     assert status(None) is grpc.StatusCode.UNAVAILABLE, "no certificate, no handshake"
+
+
+def test_who_is_nobody_is_refused_before_a_request_is_read(meshed: Any) -> None:
+    never = threading.Event()
+    call = meshed.channel().stream_unary(
+        "/istio.v1.auth.IstioCertificateService/CreateCertificate", lambda one: one, lambda one: one
+    )
+    try:
+        with pytest.raises(grpc.RpcError, match="request authenticate failure"):
+            call((b"" for _ in iter(never.wait, True)), timeout=10, metadata=[("authorization", "Bearer nobody's")])
+    finally:
+        never.set()
