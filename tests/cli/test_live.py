@@ -200,3 +200,14 @@ def test_logs_for_programs_and_a_node_that_is_not_there(live: _Live) -> None:
         assert any(line["origin"] == "two/ztunnel" and "serving pod live/web" in line["line"] for line in lines)
     missing = live.weft("lab", "status", "--node", "tow")
     assert missing.returncode == 1 and missing.stderr == "weft: node tow: not in this lab; known here: one, two\n"
+
+
+def test_a_lab_without_a_mesh_as_asked_is_nothing_wrong(live: _Live) -> None:
+    topology = str(live.folder / "topology.yaml")
+    assert live.weft("lab", "up", "--no-mesh", topology).returncode == 0
+    status = live.weft("status")
+    assert (status.returncode, status.stderr) == (0, "") and "without a mesh" in status.stdout
+    assert json.loads(live.weft("status", "-o", "json").stdout) == {"ok": True, "mesh": False, "findings": []}
+    assert live.weft("lab", "up", topology).returncode == 0
+    assert live.weft("status").stdout.endswith("nothing is wrong\n")
+    _eventually(lambda: live.fetch().returncode == 0)
