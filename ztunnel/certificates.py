@@ -1,6 +1,6 @@
 """Which certificate to fetch when: the life of this node's workload certificates, without clock or network of its own.
 
-An identity is *wanted* (from the first request until `forget`), and then always in one of these:
+An identity is *wanted* (from the first request, or `adopt`, until `forget`), and then always in one of these:
 
 | state | leaves it by |
 |---|---|
@@ -113,6 +113,13 @@ class Certificates:
         entry.priority = max(entry.priority, priority)
         entry.due_at = min(entry.due_at, now)
         return []
+
+    def adopt(self, certificate: Certificate, now: float) -> list[Event]:
+        """Want an identity that begins with a certificate from before; nothing happens when it is wanted already."""
+        if certificate.identity in self._entries or certificate.not_after <= now:
+            return []
+        self._entries[certificate.identity] = _Entry(Priority.BACKGROUND, certificate.refresh_at(now), certificate)
+        return [Issued(certificate)]
 
     def forget(self, identity: Identity) -> list[Event]:
         """Drop an identity and its key."""

@@ -30,6 +30,8 @@ class Config:
     admin_socket: Path
     state: Path
     """Folder for the mesh's last known state; never keys."""
+    installation: str
+    """Tells the keys of several installations in one kernel apart."""
     xds: Endpoint
     ca: Endpoint
     cluster_id: str = "Kubernetes"
@@ -63,7 +65,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         raise ValueError("NODE_NAME is not set: give --node NAME")
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", node):
         raise ValueError(f"--node {node!r}: not a node's name: lower-case letters, digits, '-' and '.'")
-    places = Places.from_environment().node(node)
+    installation = Places.from_environment()
+    places = installation.node(node)
     environment = {**({"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}), **environment}
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
     return Config(
@@ -71,6 +74,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         zds_socket=Path(environment.get("INPOD_UDS") or places.zds_socket),
         admin_socket=places.admin_socket,
         state=places.state,
+        installation=installation.prefix,
         xds=_endpoint("XDS", environment, places.root, places.token, cluster_id),
         ca=_endpoint("CA", environment, places.root, places.token, cluster_id),
         cluster_id=cluster_id,

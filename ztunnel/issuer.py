@@ -1,4 +1,4 @@
-"""Carries out what `ztunnel.certificates` decides: fetches from the CA, waits, and tells the workers."""
+"""Carries out what `ztunnel.certificates` decides: fetches from the CA, tells the workers, leaves a successor the keys."""
 
 import asyncio
 import logging
@@ -24,11 +24,33 @@ class Fetcher(Protocol):
         """One certificate. Raises: FetchError."""
 
 
+class Keeper(Protocol):
+    """Where certificates outlive this process. Nothing here raises."""
+
+    def keep(self, certificate: Certificate, now: float) -> None:
+        """Leave a certificate to the successor, in the place of an older one."""
+
+    def recall(self, identity: Identity, now: float) -> Certificate | None:
+        """What a predecessor left, if it is valid still."""
+
+    def forget(self, identity: Identity) -> None:
+        """Destroy what is kept of an identity."""
+
+    def forget_strangers(self, at_home: Callable[[Identity], bool]) -> None:
+        """Destroy what a predecessor kept of identities that live here no longer."""
+
+    def token_changed(self) -> bool:
+        """Whether no successor could open what is kept."""
+
+
 class Issuer:
     """Keeps the certificates of this node's residents fresh."""
 
-    def __init__(self, fetcher: Fetcher, residents: Residents, tell: Callable[[CertificateMessage], None]) -> None:
+    def __init__(
+        self, fetcher: Fetcher, keeper: Keeper, residents: Residents, tell: Callable[[CertificateMessage], None]
+    ) -> None:
         self._fetcher = fetcher
+        self._keeper = keeper
         self._residents = residents
         self._tell = tell
         self._certificates = Certificates()
@@ -36,21 +58,32 @@ class Issuer:
 
     def residents_changed(self) -> None:
         """Look again at who lives here: prefetch for who came, forget the keys of who left."""
-        now = time.time()
         wanted = self._certificates.identities()
         for identity in self._residents.meshed() - wanted:
-            self._publish(self._certificates.request(identity, Priority.WARMUP, now))
+            self._want(identity, Priority.WARMUP)
         for identity in wanted:
             if not self._residents.at_home(identity):
                 self._publish(self._certificates.forget(identity))
         self._wake.set()
+
+    def residents_complete(self) -> None:
+        """All pods of the node are known: what a predecessor kept for others goes."""
+        self._keeper.forget_strangers(self._residents.at_home)
+
+    def _want(self, identity: Identity, priority: Priority) -> None:
+        now = time.time()
+        if identity not in self._certificates.identities() and (kept := self._keeper.recall(identity, now)):
+            _log.info("%s goes on with the certificate of this proxy's predecessor", identity)
+            self._publish(self._certificates.adopt(kept, now))
+        else:
+            self._publish(self._certificates.request(identity, priority, now))
 
     def need(self, identity: Identity) -> None:
         """A connection waits for a certificate."""
         if not self._residents.at_home(identity):
             self._tell(CertificateFailed(identity, "no workload of this node has this identity"))
             return
-        self._publish(self._certificates.request(identity, Priority.REALTIME, time.time()))
+        self._want(identity, Priority.REALTIME)
         self._wake.set()
 
     async def run(self) -> None:
@@ -58,6 +91,7 @@ class Issuer:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
+                self._keep_with_new_token()
                 while identity := self._certificates.start(time.time()):
                     group.create_task(self._fetch(identity))
                 due_at = self._certificates.next_due_at()
@@ -75,8 +109,16 @@ class Issuer:
             _log.warning("no certificate for %s: %s", identity, error)
             self._publish(self._certificates.failed(identity, str(error), time.time(), random.uniform(-1, 1)))
         else:
-            self._publish(self._certificates.fetched(certificate, time.time()))
+            events = self._certificates.fetched(certificate, time.time())
+            if events:  # somebody wants it still
+                self._keeper.keep(certificate, time.time())
+            self._publish(events)
         self._wake.set()
+
+    def _keep_with_new_token(self) -> None:
+        if self._keeper.token_changed():
+            for certificate in self._certificates.available(time.time()):
+                self._keeper.keep(certificate, time.time())
 
     def _publish(self, events: list[Event]) -> None:
         for event in events:
@@ -85,6 +127,7 @@ class Issuer:
             elif isinstance(event, Failed):
                 self._tell(CertificateFailed(event.identity, event.reason))
             else:
+                self._keeper.forget(event.identity)
                 self._tell(ForgetCertificate(event.identity))
 
     def statements(self) -> list[SetCertificate]:

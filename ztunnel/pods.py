@@ -15,12 +15,20 @@ _log = logging.getLogger(__name__)
 class Pods:
     """Carries out the agent's orders (`ztunnel.zds.PodHost`). A pod that fails to start leaves nothing open."""
 
-    def __init__(self, workers: Workers, home_fd: int, mark: int, on_change: Callable[[], None]) -> None:
-        """`on_change` hears when a pod came or went."""
+    def __init__(
+        self,
+        workers: Workers,
+        home_fd: int,
+        mark: int,
+        on_change: Callable[[], None],
+        on_complete: Callable[[], None],
+    ) -> None:
+        """`on_change` hears when a pod came or went, `on_complete` when the agent has named all pods."""
         self._workers = workers
         self._home_fd = home_fd
         self._mark = mark
         self._on_change = on_change
+        self._on_complete = on_complete
         self._pods: dict[str, tuple[PodInfo, PodSockets]] = {}
         self.started = 0
         self.stopped = 0
@@ -68,6 +76,10 @@ class Pods:
         self.stopped += 1
         self._on_change()
         _log.info("no longer serving pod %s/%s", pod.namespace, pod.name)
+
+    def complete(self) -> None:
+        """The agent has named all pods of the node."""
+        self._on_complete()
 
     def close_listeners(self) -> None:
         """Take no new connections for any pod; the workers close their share themselves."""

@@ -3,7 +3,8 @@
 Nothing here touches a byte of traffic: the workers carry that, each with the whole present state. So what is slow or away
 (control plane, CA, a reader of logs) costs a connection nothing that is open, and a busy worker delays no answer here.
 
-Start: workers first, with what the disk remembers of the mesh; then the agent's pods; the control plane whenever it answers.
+Start: workers first, with what the disk remembers of the mesh and the kernel's keyring of its keys; then the agent's pods;
+the control plane whenever it answers.
 End (SIGTERM, SIGINT, POST /quitquitquit): listeners close, workers drain up to the deadline; a second signal ends at once.
 """
 
@@ -26,6 +27,7 @@ from ztunnel.channel import Configure, ConnectionRecord, FromWorker, NeedCertifi
 from ztunnel.config import Config
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.issuer import Issuer
+from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
 from ztunnel.mesh_view import TYPE_URLS, MeshView
@@ -51,9 +53,10 @@ class Supervisor:
         self._residents = Residents(config.node)
         self.view = MeshView(self._cache, self._mesh_changed)
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died)
-        self.pods = Pods(self.workers, self._home_fd, config.packet_mark, self._pods_changed)
+        self.pods = Pods(self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete)
         self._ca = CertificateClient(config.ca, config.secret_ttl_s)
-        self._issuer = Issuer(self._ca, self._residents, self.workers.broadcast)
+        keys = KeyStore(config.installation, config.node, config.ca.token_path)
+        self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
         self.zds = ZdsClient(config.zds_socket, self.pods)
         self._output = LineOutput(sys.stdout.fileno())
         self.flows = FlowFeed(time.monotonic)
@@ -99,6 +102,9 @@ class Supervisor:
     def _pods_changed(self) -> None:
         self._residents.set_pods((pod.namespace, pod.service_account) for pod in self.pods.infos())
         self._issuer.residents_changed()
+
+    def _pods_complete(self) -> None:
+        self._issuer.residents_complete()
 
     # --- what workers say
 

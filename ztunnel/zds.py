@@ -70,6 +70,9 @@ class PodHost(Protocol):
     async def stop(self, uid: str) -> None:
         """Stop serving a pod at once; nothing happens for an unknown one."""
 
+    def complete(self) -> None:
+        """The agent has named all pods of the node."""
+
 
 def read_request(packet: Packet) -> WorkloadRequest:
     """Read a packet: an Add carries exactly one descriptor, everything else none.
@@ -181,6 +184,7 @@ class Session:
         self._snapshot = True
         for uid in set(self._host.running()) - self._named:
             await self._host.stop(uid)
+        self._host.complete()
         self._update_ready()
 
     def _update_ready(self) -> None:

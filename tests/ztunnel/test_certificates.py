@@ -108,6 +108,17 @@ def test_a_life_whose_half_has_passed_is_refreshed_in_half_of_the_rest() -> None
     assert issue(WEB, not_before=-120, not_after=0.5).refresh_at(now=0) == 1
 
 
+def test_a_known_certificate_is_the_beginning_of_an_ordinary_life() -> None:
+    certificates = Certificates()
+    known = issue(WEB, not_before=0, not_after=100)
+    assert certificates.adopt(issue(DB, 0, 10), now=10) == [] and certificates.identities() == set(), "expired"
+    assert certificates.adopt(known, now=60) == [Issued(known)]
+    assert certificates.adopt(issue(WEB, 0, 200), now=60) == [] and certificates.available(60) == [known]
+    assert certificates.start(79) is None and certificates.start(80) == WEB
+    assert certificates.failed(WEB, "CA away", 80, jitter=0) == []
+    assert certificates.available(99) == [known] and certificates.available(100) == []
+
+
 def test_no_key_shows_in_print() -> None:
     assert "key_pem" not in repr(issue(WEB, 0, 1))
 

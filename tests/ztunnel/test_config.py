@@ -13,6 +13,7 @@ pytestmark = pytest.mark.unit
 def places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEFT_RUN_DIR", "/run/w")
     monkeypatch.setenv("WEFT_STATE_DIR", "/var/lib/w")
+    monkeypatch.setenv("WEFT_PREFIX", "w")
 
 
 def read(flags: str = "--node n1", cores: int = 4, **environment: str) -> Config:
@@ -23,7 +24,7 @@ def test_a_node_name_fills_all() -> None:
     config = read("--node n1 --control 10.0.0.1")
     folder = Path("/run/w/nodes/n1")
     assert config.zds_socket == folder / "ztunnel.sock" and config.admin_socket == folder / "admin.sock"
-    assert config.state == Path("/var/lib/w/nodes/n1")
+    assert config.state == Path("/var/lib/w/nodes/n1") and config.installation == "w"
     assert config.xds == config.ca
     assert (config.xds.address, config.xds.root_pem_path, config.xds.token_path) == (
         "10.0.0.1:15012", folder / "root-cert.pem", folder / "token",

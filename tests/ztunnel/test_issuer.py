@@ -36,13 +36,37 @@ class Ca:
         return Certificate(identity, b"chain", b"key", b"roots", now, now + self.ttl_s)
 
 
+class Shelf:
+    """Keeps certificates in plain sight."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Identity, Certificate] = {}
+        self.outdated = False
+
+    def keep(self, certificate: Certificate, now: float) -> None:
+        self.kept[certificate.identity] = certificate
+        self.outdated = False
+
+    def recall(self, identity: Identity, now: float) -> Certificate | None:
+        return self.kept.get(identity)
+
+    def forget(self, identity: Identity) -> None:
+        self.kept.pop(identity, None)
+
+    def forget_strangers(self, at_home: Callable[[Identity], bool]) -> None:
+        self.kept = {identity: one for identity, one in self.kept.items() if at_home(identity)}
+
+    def token_changed(self) -> bool:
+        return self.outdated
+
+
 class World:
     """An issuer at work, and what it told the workers."""
 
     def __init__(self) -> None:
-        self.ca, self.residents = Ca(), Residents("n1")
+        self.ca, self.shelf, self.residents = Ca(), Shelf(), Residents("n1")
         self.told: list[CertificateMessage] = []
-        self.issuer = Issuer(self.ca, self.residents, self.told.append)
+        self.issuer = Issuer(self.ca, self.shelf, self.residents, self.told.append)
 
     def move_in(self, name: str) -> None:
         workload = Workload(f"K//Pod/demo/{name}", name, "demo", service_account=name, protocol=TunnelProtocol.HBONE, node="n1")
@@ -103,5 +127,34 @@ def test_refreshed_at_half_life(eventually: Any) -> None:
         world.move_in("web")
         await eventually(lambda: len(world.told) >= 3)
         assert all(isinstance(message, SetCertificate) for message in world.told)
+
+    play(scenario)
+
+
+def test_a_successor_goes_on_with_what_was_kept_and_asks_the_ca_at_half_of_the_rest(eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        now = time.time()
+        kept = Certificate(WEB, b"chain", b"key", b"roots", now - 10, now + 1.2)
+        world.shelf.kept = {WEB: kept, DB: Certificate(DB, b"chain", b"key", b"roots", now, now + 9)}
+        world.move_in("web")
+        assert [message.expires_unix_s for message in world.told if isinstance(message, SetCertificate)] == [now + 1.2]
+        assert not world.ca.asked
+        world.issuer.residents_complete()
+        assert world.shelf.kept == {WEB: kept}, "who lives here no longer leaves no key"
+        await eventually(lambda: len(world.told) == 2)
+        assert world.ca.asked == [WEB] and world.shelf.kept[WEB].not_after > now + 900
+
+    play(scenario)
+
+
+def test_what_is_issued_is_kept_until_its_identity_leaves_and_again_when_the_token_changes(eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        world.move_in("web")
+        await eventually(lambda: WEB in world.shelf.kept)
+        world.shelf.kept, world.shelf.outdated = {}, True
+        world.move_in("db")
+        await eventually(lambda: set(world.shelf.kept) == {WEB, DB})
+        world.move_out("web")
+        assert set(world.shelf.kept) == {DB}
 
     play(scenario)

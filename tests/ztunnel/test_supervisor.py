@@ -22,6 +22,7 @@ from mesh.proto import certificate_pb2, certificate_pb2_grpc
 from mesh.proto.zds_pb2 import AddWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse
 from mesh.resources import ADDRESS_TYPE, encode_service, encode_workload
 from mesh.workload import Service, TunnelProtocol, Workload
+from wire import keyring
 from wire.fds import PacketStream
 from wire.http_unix import open_stream, read_lines, request
 from wire.netns import entered, open_home
@@ -82,6 +83,7 @@ class Node:
         (self.run / "token").write_text("token")
         self.environment = {
             **os.environ, "WEFT_RUN_DIR": str(folder / "run"), "WEFT_STATE_DIR": str(folder / "state"),
+            "WEFT_PREFIX": f"weft-test-{os.getpid()}",
             "ADMIN_PORT": "0", "STATS_PORT": "0", "READINESS_PORT": "0", "CONNECTION_TERMINATION_DEADLINE": "2s",
         }  # fmt: skip
         self.admin = self.run / "admin.sock"
@@ -152,6 +154,7 @@ def play(tmp_path: Path, authority: Any) -> Callable[[Callable[[Node, Control], 
             node.process.wait()
             node.agent.close()
             node.listener.close()
+            keyring.forget_all(keyring.scope(node.environment["WEFT_PREFIX"]))
 
     def start(scenario: Callable[[Node, Control], Awaitable[None]]) -> None:
         netns = f"weft-test-{os.getpid()}-pod"
@@ -196,16 +199,29 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
         metrics = (await request(node.admin, "GET", "/metrics")).body.decode()
         assert "weft_worker_restarts_total 2" in metrics and "workload_manager_active_proxy_count 1" in metrics
 
-        # A restart while nobody controls: what was known still is.
+        # A restart while nobody controls, orderly or not: what was known still is, and so is its certificate.
         await control.server.stop(None)
-        assert await node.end() == 0
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            await node.end(number)
+            node.agent.close()
+            await node.start(control_port=1)
+            assert await node.add_pod() == "" and await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
+            await node.ready()
+            successor = await node.get("/config_dump")
+            assert [one["uid"] for one in successor["workloads"]] == [WEB.uid]
+            assert successor["certificates"] == dump["certificates"]
+        folder = node.run.parents[2]
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert files and not any(b"PRIVATE KEY" in path.read_bytes() for path in files), "keys are never on disk"
+
+        # Sealed with another token: of no use.
+        await node.end()
         node.agent.close()
+        (node.run / "token").write_text("another token")
         await node.start(control_port=1)
-        assert await node.add_pod() == "" and await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
-        await node.ready()
-        dump = await node.get("/config_dump")
-        assert [one["uid"] for one in dump["workloads"]] == [WEB.uid]
-        assert dump["certificates"][0]["state"] != "Available", "keys are never on disk"
+        assert await node.add_pod() == ""
+        assert (await node.get("/config_dump"))["certificates"][0]["state"] != "Available"
+        assert keyring.names(keyring.scope(node.environment["WEFT_PREFIX"])) == []
 
     play(scenario)
 

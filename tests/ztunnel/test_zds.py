@@ -81,6 +81,9 @@ class Host:
         if self.pods.pop(uid, None):
             self.steps.append(f"stop {uid[:2]}")
 
+    def complete(self) -> None:
+        self.steps.append("complete")
+
 
 class Agent:
     """The other end, packet by packet."""
@@ -146,11 +149,11 @@ def test_snapshot_then_live_and_every_add_idempotent(tmp_path: Path, spaces: lis
         assert await agent.tell(SNAPSHOT) == SUCCESS
         assert client.ready
         assert await agent.tell(ADD_WEB, spaces[0]) == SUCCESS
-        assert host.steps == ["start web-97958b57f-gsv6n", "start one"]
+        assert host.steps == ["start web-97958b57f-gsv6n", "start one", "complete"]
         assert await agent.tell(ADD_WEB, spaces[2]) == SUCCESS
-        assert host.steps[2:] == ["stop 6b", "start web-97958b57f-gsv6n"]
+        assert host.steps[3:] == ["stop 6b", "start web-97958b57f-gsv6n"]
         assert await agent.tell(DEL_ONE) == SUCCESS and await agent.tell(DEL_ONE) == SUCCESS
-        assert host.steps[4:] == ["stop 99"]
+        assert host.steps[5:] == ["stop 99"]
 
     converse(tmp_path, scenario)
 
