@@ -18,6 +18,7 @@ from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.steps import to_its_end
 from lab.supervision import Program, ProgramState
 from lab.syscalls import detach, mount
+from wire import keyring
 from wire.http_unix import HttpError, request
 from wire.places import NodePlaces
 
@@ -205,6 +206,7 @@ class NodeRun:
     def _remove_places(self) -> None:
         layout = self._layout
         cgroup.kill(layout.node_cgroup(self.name))
+        keyring.forget_all(keyring.scope(layout.places.prefix, self.name))
         fabric.delete_node(layout, self.name)
         cgroup.remove(layout.node_cgroup(self.name))
         for folder in (self.places.run, self.places.state, layout.process_log(self.name, "_").parent):

@@ -7,6 +7,7 @@ from pathlib import Path
 from lab import cgroup, fabric
 from lab.desired import Desired
 from lab.layout import NETNS_FOLDER, Layout
+from wire import keyring
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def remove(layout: Layout, wanted: Desired) -> list[tuple[str, str]]:
         if node not in wanted.nodes:
             _log.info("removing node %s, which nothing asks for", node)
             cgroup.kill(layout.node_cgroup(node))
+            keyring.forget_all(keyring.scope(layout.places.prefix, node))
             fabric.delete_node(layout, node)
             cgroup.remove(layout.node_cgroup(node))
     return removed

@@ -1,6 +1,6 @@
 """Removing a lab, whole, whatever state it is in: nothing but names is needed, no daemon, no record.
 
-Order: processes first (they hold namespaces and mounts), then mounts, namespaces, cgroups, folders. Only what carries the
+Order: processes first (they hold namespaces and mounts), then keys, mounts, namespaces, cgroups, folders. Only what carries the
 lab's own prefix is touched, and in its folders only what weft puts there.
 """
 
@@ -12,6 +12,7 @@ from lab import cgroup, netns, orphans
 from lab.layout import NETNS_FOLDER, Layout
 from lab.ledger import load
 from lab.syscalls import detach
+from wire import keyring
 
 _RUN_ENTRIES = ("lab", "lab.sock", "nodes", "control.sock")
 _STATE_ENTRIES = ("lab", "nodes", "control")
@@ -30,6 +31,7 @@ def remove(layout: Layout) -> None:
     """
     names = _nodes(layout)
     cgroup.kill(layout.cgroup)
+    keyring.forget_all(keyring.scope(layout.places.prefix))
     _unmount_below(layout.places.run)
     for name in _namespaces(layout, names):
         netns.delete(name)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.world import World
+from wire import keyring
 from wire.cgroup import cgroup2_mount
 
 BASE = """
@@ -88,4 +89,5 @@ def leftovers(world: World) -> list[str]:
     prefix = layout.places.prefix
     found = [str(path) for path in (layout.places.run, layout.places.state, cgroup2_mount() / prefix) if path.exists()]
     found += [path.name for path in Path("/run/netns").iterdir() if path.name.startswith(f"{prefix}-")]
+    found += keyring.names(keyring.scope(prefix))
     return found + [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"/{prefix}/" in line]

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import pytest
 
 from lab.world import eventually
+from mesh.identity import Identity
 from tests.lab.mesh import ECHO_PORT, Mesh, pod
+from wire import keyring
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
@@ -85,8 +87,11 @@ def test_the_next_agent_enrols_and_withdraws(mesh: Mesh) -> None:
     mesh.apply(LATE)
     assert mesh.pod("shop/late")["enrolled"]
     eventually(lambda: late.fate(mesh.address("far"), ECHO_PORT) == "answered" and source_is_proved(mesh, "late"))
+    key = f"{keyring.scope(mesh.layout.places.prefix, 'a')}{identity('late')}"
+    assert keyring.read(key)
     mesh.dismiss("late")
     mesh.delete(LATE)
+    eventually(lambda: keyring.read(key) is None)
     assert "shop/late" not in mesh.weft("status", "-o", "json")
 
 
@@ -112,8 +117,10 @@ def agent_control_connected(mesh: Mesh) -> bool:
 
 
 def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh: Mesh) -> None:
-    """But for certificates, whose keys no disk holds: what needs one is refused, and served once control is back."""
-    client, outsider = mesh.puppet("client"), mesh.puppet("outsider")
+    """With the keys that the kernel kept and no disk holds: who has none there is refused, and served once control is back."""
+    client, near, outsider = mesh.puppet("client"), mesh.puppet("near"), mesh.puppet("outsider")
+    scope = keyring.scope(mesh.layout.places.prefix, "a")
+    assert {name.removeprefix(scope) for name in keyring.names(scope)} == {str(identity("client")), str(identity("near"))}
     with mesh.frozen(mesh.cgroup_pids(".control")):
         assert any("control does not answer" in reason for reason in mesh.status()["unready"])
         with undisturbed(mesh):
@@ -121,11 +128,32 @@ def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh
             os.kill(agent, signal.SIGKILL)
             eventually(lambda: mesh.program("a", "agent") not in (0, agent))
         mesh.kill_proxy("a")
-        eventually(lambda: client.fate(mesh.address("outsider"), ECHO_PORT) == "answered", 30)
+        for source, to in ((client, "outsider"), (outsider, "near"), (client, "far"), (client, "near"), (near, "far")):
+            eventually(lambda source=source, to=to: source.fate(mesh.address(to), ECHO_PORT) == "answered", 30)
+        assert source_is_proved(mesh, "client")
+
+        keyring.forget(f"{scope}{identity('near')}")
+        mesh.kill_proxy("a")
+        eventually(lambda: client.fate(mesh.address("far"), ECHO_PORT) == "answered", 30)
         eventually(lambda: outsider.fate(mesh.address("near"), ECHO_PORT) == "answered", 30)
-        for to in ("near", "far"):
-            assert client.fate(mesh.address(to), ECHO_PORT) == "reset"
-            mesh.await_flow("no acceptable identity: CA", "--from-pod", "shop/client", "--to-pod", f"shop/{to}", "--node", "a")
-    eventually(lambda: client.fate(mesh.address("far"), ECHO_PORT) == "answered", 40)
+        assert client.fate(mesh.address("near"), ECHO_PORT) == near.fate(mesh.address("far"), ECHO_PORT) == "reset"
+        mesh.await_flow("no acceptable identity: CA", "--from-pod", "shop/near", "--to-pod", "shop/far", "--node", "a")
+    eventually(lambda: near.fate(mesh.address("far"), ECHO_PORT) == "answered", 40)
     eventually(lambda: client.fate(mesh.address("near"), ECHO_PORT) == "answered", 40)
     mesh.await_ready()
+    assert_no_workload_key_on_disk(mesh)
+
+
+def identity(name: str) -> Identity:
+    return Identity("cluster.local", "shop", name)
+
+
+def assert_no_workload_key_on_disk(mesh: Mesh) -> None:
+    """Nor in a log, nor in any file that the lab's processes keep; the CA's own key apart."""
+    places = mesh.layout.places
+    pins = {places.node(node).bpffs for node in ("a", "b")}
+    found = [path for folder in (places.run, places.state) for path in folder.rglob("*")]
+    files = [path for path in found if path.is_file() and not pins & set(path.parents)]
+    assert places.control_state / "root-key.pem" in files and mesh.log_path("a/ztunnel") in files
+    holding = {path for path in files if b"PRIVATE KEY" in path.read_bytes()}
+    assert holding == {places.control_state / "root-key.pem"}

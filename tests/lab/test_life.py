@@ -13,6 +13,7 @@ from lab.client import Lab, LabError, ManifestError
 from lab.layout import Layout
 from lab.world import World, eventually, unique_layout
 from tests.lab.host import BASE, daemon_pid, deployment, host_network, leftovers, pod, processes, runs
+from wire import keyring
 from wire.places import Places
 
 pytestmark = pytest.mark.lab
@@ -190,6 +191,10 @@ def test_a_node_comes_and_goes(world: World) -> None:
         with world.having(pod("near", "[sleep, infinity]", "nodeName: a")):
             url = f"http://{world.pod('shop/far')['addresses'][0]}:8000/"
             eventually(lambda: world.run("shop/near", "curl", "-sS", "-m", "3", "-o", "/dev/null", url).returncode == 0)
+        keys = [keyring.scope(world.layout.places.prefix, node) + "key" for node in ("a", "c")]
+        for key in keys:
+            keyring.store(key, b"sealed", 100)
+    assert [keyring.read(key) for key in keys] == [b"sealed", None], "a node takes its keys with it"
     assert not netns.exists(world.layout.node_netns("c")) and not world.layout.node_cgroup("c").exists()
     assert "10.77" not in netns.run(["ip", "-n", world.layout.node_netns("a"), "route"])
 
@@ -200,6 +205,7 @@ def test_down_leaves_nothing_and_the_host_never_changed(crash: bool) -> None:
     with World(BASE + "---" + deployment(2) + "---" + pod("p", "[sleep, infinity]"), mesh=False) as world:
         assert host_network() == before
         pids = list(processes(world).values())
+        keyring.store(keyring.scope(world.layout.places.prefix, "a") + "key", b"sealed", 100)
         if crash:
             os.kill(daemon_pid(world), signal.SIGKILL)
         assert world.down()
@@ -219,7 +225,10 @@ def test_down_touches_no_lab_whose_name_begins_the_same() -> None:
         )
     )
     with World(BASE, mesh=False, layout=shorter), World(BASE, mesh=False, layout=longer) as other:
+        key = keyring.scope(longer.places.prefix, "a") + "key"
+        keyring.store(key, b"sealed", 100)
         teardown.remove(shorter)
+        assert keyring.read(key) == b"sealed"
         assert netns.exists(longer.node_netns("a")) and netns.exists(longer.fabric_netns)
         assert other.status()["unready"] == []
 
