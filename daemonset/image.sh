@@ -2,14 +2,13 @@
 # Makes the node image: a Debian 13 root (Python 3.13, OpenSSL 3.5, bcc, kernel headers), weft in a venv, as an OCI archive.
 # Proves that weft's processes run from that root before it packs it.
 # usage: image.sh [FOLDER]      default: build/image; the archive is FOLDER/weft.tar, the root stays in FOLDER/root
-# needs: root, the network. A mirror other than deb.debian.org: MIRROR=http://...
+# needs: root, the network. A Debian mirror other than mmdebstrap's own default: MIRROR=http://...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "image.sh: run as root: it makes a Debian root" >&2; exit 1; }
 
 folder=$(realpath -m "${1:-build/image}")
 root=$folder/root
-mirror=${MIRROR:-http://deb.debian.org/debian}
 say() { printf '== %s\n' "$*"; }
 
 needed=()
@@ -35,7 +34,7 @@ if [ ! -e "$root/.debian" ]; then
         --aptopt='Acquire::Retries "3"' --customize-hook="daemonset/headers.sh \"\$1\"" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-        trixie "$root" "$mirror"
+        trixie "$root" ${MIRROR:+"$MIRROR"}
     touch "$root/.debian"
 fi
 
