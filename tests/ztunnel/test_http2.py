@@ -31,6 +31,7 @@ from ztunnel.frames import (
     frame,
     window_update,
 )
+from ztunnel.hbone import read_status
 from ztunnel.http2 import Connection
 
 pytestmark = pytest.mark.unit
@@ -60,7 +61,7 @@ class Recorder(Stream):
         self.heard.append(f"reset {code}")
 
     def peer_answered(self, fields: Fields) -> None:
-        self.heard.append(f"answer {fields[0][1].decode()}")
+        self.heard.append(f"answer {read_status(fields)}")
 
     def connection_lost(self, flag: Flag, error: str) -> None:
         self.heard.append("lost")

@@ -1,5 +1,6 @@
 """A pod's listeners, in real network namespaces: both families, one, taken ports, and nothing left behind."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -64,6 +65,7 @@ def test_without_ipv6_the_other_family_is_served(netns: str, fds: tuple[int, int
 def test_a_taken_port_is_named_and_nothing_stays_open(fds: tuple[int, int]) -> None:
     with entered(*fds):
         taken = socket.create_server(("::", INBOUND), family=socket.AF_INET6, dualstack_ipv6=True)
+    gc.collect()  # what other tests left for it would close its descriptors meanwhile
     before = len(os.listdir("/proc/self/fd"))
     with taken, pytest.raises(BindError) as refusal:
         open_pod_sockets(*fds, mark=0x539)
