@@ -30,6 +30,7 @@ from ztunnel.pod import Pod
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel, reset_on_close
+from ztunnel.waiting import WaitingConnection
 
 
 def accept_hbone(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
@@ -278,44 +279,11 @@ def accept_plain(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
             pod.node.fail_early(pod.uid, "inbound", peer, local, "CONNECT", f"self call to {Authority(*local)}")
             return
         local = meant
-    PlainArrival(pod, sock, peer, local).start()
 
+    def go(known: socket.socket, workload: Workload) -> None:
+        InboundPlain(pod, known, peer, local, workload).start()
 
-class PlainArrival:
-    """A plain connection that waits until its pod's workload is known."""
-
-    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, local: SocketAddress) -> None:
-        self.pod = pod
-        self._sock: socket.socket | None = sock
-        self._peer = peer
-        self._local = local
-
-    def start(self) -> None:
-        """Go on when the workload is known."""
-        self.pod.guests[self] = None
-        self.pod.node.when_known(self, self._try_workload, self._no_workload)
-
-    def _try_workload(self) -> bool:
-        workload = self.pod.workload()
-        if workload is None or self._sock is None:
-            return self._sock is None
-        sock, self._sock = self._sock, None
-        self.pod.guests.pop(self, None)
-        InboundPlain(self.pod, sock, self._peer, self._local, workload).start()
-        return True
-
-    def _no_workload(self) -> None:
-        self.turn_away("-", f"unknown destination: no workload for pod {self.pod.namespace}/{self.pod.name}")
-
-    def turn_away(self, flag: Flag, error: str) -> None:
-        """Close before anything was said."""
-        sock, self._sock = self._sock, None
-        self.pod.guests.pop(self, None)
-        self.pod.node.forget_waiter(self)
-        if sock is not None:
-            reset_on_close(sock)
-            sock.close()
-            self.pod.node.fail_early(self.pod.uid, "inbound", self._peer, self._local, flag, error)
+    WaitingConnection(pod, sock, peer, local, "inbound", go).start()
 
 
 class InboundPlain(_Inbound):

@@ -15,6 +15,7 @@ from ztunnel.route import Refused, Request, Route, decide
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials
 from ztunnel.tunnel import Tunnel, reset_on_close
+from ztunnel.waiting import WaitingConnection
 
 _TRACE_BYTES = 24
 
@@ -31,8 +32,12 @@ def accept_outbound(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
     client = pod.workload()
     if client is not None:
         depart(pod, client, sock, peer, meant)
-    else:
-        Departure(pod, sock, peer, meant).start()
+        return
+
+    def go(known: socket.socket, workload: Workload) -> None:
+        depart(pod, workload, known, peer, meant)
+
+    WaitingConnection(pod, sock, peer, meant, "outbound", go).start()
 
 
 def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
@@ -40,43 +45,6 @@ def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress,
     node = pod.node
     request = Request(client, peer[0], *destination)
     Outbound(pod, sock, peer, request).start(decide(node.inventory, node.config.network, request, node.chance()))
-
-
-class Departure:
-    """A captured connection that waits until its pod's workload is known."""
-
-    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
-        self.pod = pod
-        self._sock: socket.socket | None = sock
-        self._peer = peer
-        self._destination = destination
-
-    def start(self) -> None:
-        """Go on when the workload is known."""
-        self.pod.guests[self] = None
-        self.pod.node.when_known(self, self._try_workload, self._no_workload)
-
-    def _try_workload(self) -> bool:
-        client = self.pod.workload()
-        if client is None or self._sock is None:
-            return self._sock is None
-        sock, self._sock = self._sock, None
-        self.pod.guests.pop(self, None)
-        depart(self.pod, client, sock, self._peer, self._destination)
-        return True
-
-    def _no_workload(self) -> None:
-        self.turn_away("-", f"unknown source: no workload for pod {self.pod.namespace}/{self.pod.name}")
-
-    def turn_away(self, flag: Flag, error: str) -> None:
-        """Close before anything was said."""
-        sock, self._sock = self._sock, None
-        self.pod.guests.pop(self, None)
-        self.pod.node.forget_waiter(self)
-        if sock is not None:
-            reset_on_close(sock)
-            sock.close()
-            self.pod.node.fail_early(self.pod.uid, "outbound", self._peer, self._destination, flag, error)
 
 
 class Outbound(Tracked):
