@@ -30,11 +30,13 @@ class Endpoint:
     server_name: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Further metadata of every call."""
+    client_folder: Path | None = None
+    """Where `key.pem` and `cert-chain.pem` lie that we show the server: a certificate stands for a token, or goes with one."""
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The metadata of the next call. Raises: OSError or ValueError when the token cannot be read."""
         rows = [*self.headers.items()]
-        if self.token_path is not None:
+        if self.token_path is not None and (self.client_folder is None or self.token_path.exists()):
             token = self.token_path.read_text().strip()
             if not token or not token.isascii() or not token.isprintable():
                 raise ValueError(f"{self.token_path}: holds no token: write the node's token into it")
@@ -48,6 +50,17 @@ class Endpoint:
         if b"-----BEGIN CERTIFICATE-----" not in pem:
             raise ValueError(f"{self.root_pem_path}: holds no PEM certificate: write control's root certificate into it")
         return pem
+
+    def client_pair(self) -> tuple[bytes, bytes] | None:
+        """Our key and its chain as they are now, PEM; None where we show none. Raises: OSError or ValueError."""
+        if self.client_folder is None:
+            return None
+        key_path, chain_path = self.client_folder / "key.pem", self.client_folder / "cert-chain.pem"
+        key, chain = key_path.read_bytes(), chain_path.read_bytes()
+        for path, pem, kind in ((key_path, key, b"PRIVATE KEY"), (chain_path, chain, b"CERTIFICATE")):
+            if kind + b"-----" not in pem:
+                raise ValueError(f"{path}: holds no {kind.decode().lower()} in PEM: write this node's own into it")
+        return key, chain
 
     def open_channel(self, root_pem: bytes) -> grpc.aio.Channel:
         """A new channel, which connects at its first call; the caller closes it."""
@@ -64,7 +77,8 @@ class Endpoint:
         ]
         if self.server_name:
             options.append(("grpc.ssl_target_name_override", self.server_name))
-        return grpc.aio.secure_channel(self.address, grpc.ssl_channel_credentials(root_pem), options=options)
+        credentials = grpc.ssl_channel_credentials(root_pem, *(self.client_pair() or ()))
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
 
 
 def host_and_port(name: str, value: str, default_port: int) -> str:

@@ -9,7 +9,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from google.protobuf.struct_pb2 import Struct
 
 from mesh.identity import Identity
 from mesh.proto.certificate_pb2 import IstioCertificateRequest, IstioCertificateResponse
@@ -54,8 +53,9 @@ def read_chain(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: list[
     if len(chain) < 2:
         raise FetchError(f"the CA's chain for {identity} has {len(chain)} elements: expected leaf and roots")
     try:
-        leaf = x509.load_pem_x509_certificate(chain[0].encode())
-        between = [block for element in chain[1:-1] for block in x509.load_pem_x509_certificates(element.encode())]
+        # An element may hold several PEM blocks: what follows the leaf is on its way to a root.
+        leaf, *rest = x509.load_pem_x509_certificates(chain[0].encode())
+        between = rest + [block for element in chain[1:-1] for block in x509.load_pem_x509_certificates(element.encode())]
         roots = x509.load_pem_x509_certificates(chain[-1].encode())
         certified = leaf.public_key()
         uris = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
@@ -81,20 +81,22 @@ def _pem(certificates: list[x509.Certificate]) -> bytes:
 
 
 class CertificateClient:
-    """Asks a CA for certificates; connects anew when the file of its root has changed."""
+    """Asks a CA for certificates; connects anew when a file has changed that says whom we trust, or who we are."""
 
-    def __init__(self, endpoint: Endpoint, ttl_s: int) -> None:
+    def __init__(self, endpoint: Endpoint, ttl_s: int, impersonates: bool = True) -> None:
+        """Who does not impersonate asks for the one identity that its own credential proves."""
         self._endpoint = endpoint
         self._ttl_s = ttl_s
-        self._root_pem = b""
+        self._impersonates = impersonates
+        self._files: tuple[bytes, tuple[bytes, bytes] | None] = (b"", None)
         self._channel: grpc.aio.Channel | None = None
 
     async def fetch(self, identity: Identity, now: float) -> Certificate:
         """One certificate with a key of its own. Raises: FetchError; waits 10 s at most."""
         key, csr = make_request(identity)
-        metadata = Struct()
-        metadata["ImpersonatedIdentity"] = str(identity)
-        message = IstioCertificateRequest(csr=csr.decode(), validity_duration=self._ttl_s, metadata=metadata)
+        message = IstioCertificateRequest(csr=csr.decode(), validity_duration=self._ttl_s)
+        if self._impersonates:
+            message.metadata.update({"ImpersonatedIdentity": str(identity)})
         try:
             call = (await self._connected()).unary_unary(
                 _METHOD,
@@ -111,15 +113,15 @@ class CertificateClient:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # The call was, not we: another fetch found a new root and replaced the channel.
+            # The call was, not we: another fetch found new files and replaced the channel.
             raise FetchError(f"CA {self._endpoint.address}: the connection was replaced meanwhile") from None
         return read_chain(identity, key, list(response.cert_chain), now)
 
     async def _connected(self) -> grpc.aio.Channel:
-        root_pem = self._endpoint.root_pem()
-        if self._channel is None or root_pem != self._root_pem:
-            old, self._channel = self._channel, self._endpoint.open_channel(root_pem)
-            self._root_pem = root_pem
+        files = (self._endpoint.root_pem(), self._endpoint.client_pair())
+        if self._channel is None or files != self._files:
+            old, self._channel = self._channel, self._endpoint.open_channel(files[0])
+            self._files = files
             if old is not None:
                 await old.close()
         return self._channel

@@ -5,7 +5,7 @@ An identity is *wanted* (from the first request, or `adopt`, until `forget`), an
 | state | leaves it by |
 |---|---|
 | due at a time, nothing to show | `start` once due, most urgent first, at most 8 at a time |
-| fetching | `fetched` -> available, due again at half of its life; `failed` -> due again after a backoff |
+| fetching | `fetched` -> available, due again around half of its life; `failed` -> due again after a backoff |
 | available and due | as due; a failed refresh leaves the old one in use until it expires |
 | failed and due | requests meanwhile fail at once with the last reason: who waits longer helps nobody |
 
@@ -22,6 +22,10 @@ MAX_FETCHES = 8
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 150.0
 JITTER = 0.2
+REFRESH_JITTER = 0.05
+"""Share of a life by which refreshes spread around its half: a CA that was away is not asked for everything in one second."""
+MAX_PREFETCHES = 256
+"""Istio's ztunnel's bound of what waits for a fetch that no connection asked for."""
 _SHORTEST_REFRESH_S = 1.0
 
 
@@ -48,9 +52,9 @@ class Certificate:
     not_before: float
     not_after: float
 
-    def refresh_at(self, now: float) -> float:
-        """When to fetch its successor: half of its life, or half of what is left where that has passed."""
-        half = self.not_before + (self.not_after - self.not_before) / 2
+    def refresh_at(self, now: float, jitter: float = 0.0) -> float:
+        """When to fetch its successor: around half of its life, or at half of what is left where that has passed."""
+        half = self.not_before + (self.not_after - self.not_before) * (0.5 + REFRESH_JITTER * jitter)
         return half if half > now else now + max((self.not_after - now) / 2, _SHORTEST_REFRESH_S)
 
 
@@ -114,11 +118,11 @@ class Certificates:
         entry.due_at = min(entry.due_at, now)
         return []
 
-    def adopt(self, certificate: Certificate, now: float) -> list[Event]:
+    def adopt(self, certificate: Certificate, now: float, jitter: float = 0.0) -> list[Event]:
         """Want an identity that begins with a certificate from before; nothing happens when it is wanted already."""
         if certificate.identity in self._entries or certificate.not_after <= now:
             return []
-        self._entries[certificate.identity] = _Entry(Priority.BACKGROUND, certificate.refresh_at(now), certificate)
+        self._entries[certificate.identity] = _Entry(Priority.BACKGROUND, certificate.refresh_at(now, jitter), certificate)
         return [Issued(certificate)]
 
     def forget(self, identity: Identity) -> list[Event]:
@@ -142,18 +146,24 @@ class Certificates:
             return None
         return min((entry.due_at for _, entry in self._waiting()), default=None)
 
+    @property
+    def prefetch_room(self) -> int:
+        """How many more may be wanted before a connection asks for them."""
+        queued = sum(entry.priority is Priority.WARMUP for entry in self._entries.values())
+        return max(MAX_PREFETCHES - queued, 0)
+
     def _waiting(self) -> list[tuple[Identity, _Entry]]:
         return [(identity, entry) for identity, entry in self._entries.items() if identity not in self._fetching]
 
-    def fetched(self, certificate: Certificate, now: float) -> list[Event]:
-        """A fetch succeeded."""
+    def fetched(self, certificate: Certificate, now: float, jitter: float = 0.0) -> list[Event]:
+        """A fetch succeeded; `jitter` between -1 and 1 spreads the refreshes."""
         self._fetching.discard(certificate.identity)
         entry = self._entries.get(certificate.identity)
         if entry is None:
             return []
         entry.certificate = certificate
         entry.priority = Priority.BACKGROUND
-        entry.due_at = certificate.refresh_at(now)
+        entry.due_at = certificate.refresh_at(now, jitter)
         entry.error = ""
         entry.backoff_s = FIRST_BACKOFF_S
         return [Issued(certificate)]

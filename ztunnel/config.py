@@ -43,6 +43,8 @@ class Config:
     node_metadata: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     secret_ttl_s: int = 86_400
+    impersonates: bool = True
+    """Asks the CA for its pods' identities; else for its own alone."""
     drain_s: float = 5.0
     keep_source_address: bool = True
     packet_mark: int = 0x539
@@ -86,6 +88,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         node_metadata=_node_metadata(environment),
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
         secret_ttl_s=max(int(_duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
+        impersonates=_choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
         drain_s=drain_deadline(environment),
         keep_source_address=_truth("ENABLE_ORIG_SRC", environment, True),
         packet_mark=_integer("PACKET_MARK", environment, 0x539, 1, 0xFFFFFFFF),
@@ -115,6 +118,7 @@ def _endpoint(prefix: str, environment: Mapping[str, str], root: Path, token: Pa
         cluster_id,
         environment.get(f"ALT_{prefix}_HOSTNAME", ""),
         {name.removeprefix(header).lower(): value for name, value in environment.items() if name.startswith(header)},
+        Path(folder) if (folder := environment.get("PROV_CERT")) else None,
     )
 
 

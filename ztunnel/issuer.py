@@ -58,13 +58,17 @@ class Issuer:
 
     def residents_changed(self) -> None:
         """Look again at who lives here: prefetch for who came, forget the keys of who left."""
-        wanted = self._certificates.identities()
-        for identity in self._residents.meshed() - wanted:
-            self._want(identity, Priority.WARMUP)
-        for identity in wanted:
+        self._prefetch()
+        for identity in self._certificates.identities():
             if not self._residents.at_home(identity):
                 self._publish(self._certificates.forget(identity))
         self._wake.set()
+
+    def _prefetch(self) -> None:
+        """Want what residents will need, as far as the queue has room; each fetch that ends makes some."""
+        wanting = sorted(self._residents.meshed() - self._certificates.identities())
+        for identity in wanting[: self._certificates.prefetch_room]:
+            self._want(identity, Priority.WARMUP)
 
     def residents_complete(self) -> None:
         """All pods of the node are known: what a predecessor kept for others goes."""
@@ -74,7 +78,7 @@ class Issuer:
         now = time.time()
         if identity not in self._certificates.identities() and (kept := self._keeper.recall(identity, now)):
             _log.info("%s goes on with the certificate of this proxy's predecessor", identity)
-            self._publish(self._certificates.adopt(kept, now))
+            self._publish(self._certificates.adopt(kept, now, _jitter()))
         else:
             self._publish(self._certificates.request(identity, priority, now))
 
@@ -107,12 +111,13 @@ class Issuer:
             certificate = await self._fetcher.fetch(identity, time.time())
         except FetchError as error:
             _log.warning("no certificate for %s: %s", identity, error)
-            self._publish(self._certificates.failed(identity, str(error), time.time(), random.uniform(-1, 1)))
+            self._publish(self._certificates.failed(identity, str(error), time.time(), _jitter()))
         else:
-            events = self._certificates.fetched(certificate, time.time())
+            events = self._certificates.fetched(certificate, time.time(), _jitter())
             if events:  # somebody wants it still
                 self._keeper.keep(certificate, time.time())
             self._publish(events)
+        self._prefetch()
         self._wake.set()
 
     def _keep_with_new_token(self) -> None:
@@ -137,6 +142,10 @@ class Issuer:
     def states(self) -> list[tuple[Identity, str, Certificate | None]]:
         """For the config dump."""
         return self._certificates.states(time.time())
+
+
+def _jitter() -> float:
+    return random.uniform(-1, 1)
 
 
 def _set_certificate(certificate: Certificate) -> SetCertificate:

@@ -54,7 +54,7 @@ class Supervisor:
         self.view = MeshView(self._cache, self._mesh_changed)
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died)
         self.pods = Pods(self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete)
-        self._ca = CertificateClient(config.ca, config.secret_ttl_s)
+        self._ca = CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
         keys = KeyStore(config.installation, config.node, config.ca.token_path)
         self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
         self.zds = ZdsClient(config.zds_socket, self.pods)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mesh.identity import Identity
 from mesh.proto import certificate_pb2, certificate_pb2_grpc
+from tests.conftest import key_pem
 from wire.grpc_tls import Endpoint, host_and_port
 from ztunnel.ca import CertificateClient, FetchError, make_request, read_chain
 
@@ -36,7 +38,7 @@ class Ca(certificate_pb2_grpc.IstioCertificateServiceServicer):
     ) -> certificate_pb2.IstioCertificateResponse:
         self.requests.append(request)
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata() or ()})
-        uri = request.metadata["ImpersonatedIdentity"]
+        uri = dict(request.metadata).get("ImpersonatedIdentity", URI)
         if "slow" in uri:
             await asyncio.sleep(20)
         if "intruder" in uri:
@@ -46,11 +48,15 @@ class Ca(certificate_pb2_grpc.IstioCertificateServiceServicer):
         return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.root_pem.decode()])
 
 
-def with_ca(tmp_path: Path, authority: Any, scenario: Callable[[Ca, Endpoint], Awaitable[None]]) -> None:
+def with_ca(
+    tmp_path: Path, authority: Any, scenario: Callable[[Ca, Endpoint], Awaitable[None]], by_certificate: bool = False
+) -> None:
     async def run() -> None:
         server, ca = grpc.aio.server(), Ca(authority)
         certificate_pb2_grpc.add_IstioCertificateServiceServicer_to_server(ca, server)
-        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([authority.server("127.0.0.1")]))
+        trusted = authority.root_pem if by_certificate else None
+        credentials = grpc.ssl_server_credentials([authority.server("127.0.0.1")], trusted, by_certificate)
+        port = server.add_secure_port("127.0.0.1:0", credentials)
         await server.start()
         (tmp_path / "root.pem").write_bytes(authority.root_pem)
         (tmp_path / "token").write_text("first\n")
@@ -84,6 +90,44 @@ def test_a_certificate_with_every_credential_read_anew(tmp_path: Path, authority
         (tmp_path / "token").unlink()
         with pytest.raises(FetchError, match=r"No such file .*token"):
             await client.fetch(WEB, time.time())
+        await client.close()
+
+    with_ca(tmp_path, authority, scenario)
+
+
+def test_a_client_certificate_instead_of_a_token(tmp_path: Path, authority: Any, other_authority: Any) -> None:
+    def install(issuer: Any) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        (tmp_path / "key.pem").write_bytes(key_pem(key))
+        (tmp_path / "cert-chain.pem").write_bytes(issuer.workload(key.public_key(), "spiffe://cluster.local/node/n1"))
+
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
+        client = CertificateClient(replace(endpoint, client_folder=tmp_path), ttl_s=60)
+        with pytest.raises(FetchError, match=r"No such file .*key\.pem"):
+            await client.fetch(WEB, time.time())
+        install(other_authority)
+        with pytest.raises(FetchError, match="unavailable"):
+            await client.fetch(WEB, time.time())
+        install(authority)
+        assert (await client.fetch(WEB, time.time())).identity == WEB, "the new pair is shown at once"
+        (tmp_path / "token").unlink()
+        await client.fetch(WEB, time.time())
+        assert ["authorization" in row for row in ca.metadata] == [True, False]
+        (tmp_path / "key.pem").write_text("nothing")
+        with pytest.raises(FetchError, match=r"key\.pem: holds no private key in PEM: write this node's own"):
+            await client.fetch(WEB, time.time())
+        await client.close()
+
+    with_ca(tmp_path, authority, scenario, by_certificate=True)
+
+
+def test_who_has_one_identity_impersonates_nobody(tmp_path: Path, authority: Any) -> None:
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
+        client = CertificateClient(endpoint, ttl_s=60, impersonates=False)
+        assert (await client.fetch(WEB, time.time())).identity == WEB
+        assert not ca.requests[0].metadata.fields
+        with pytest.raises(FetchError, match=f"issued {URI} instead of"):
+            await client.fetch(WEB._replace(service_account="db"), time.time())
         await client.close()
 
     with_ca(tmp_path, authority, scenario)
@@ -140,6 +184,8 @@ def test_what_the_ca_must_not_answer(authority: Any) -> None:
             read_chain(WEB, key, chain, time.time())
     whole = read_chain(WEB, key, [leaf, roots, roots, roots * 2], time.time())
     assert whole.chain_pem.decode() == leaf + roots * 2 and whole.roots_pem.decode() == roots * 2
+    joined = read_chain(WEB, key, [leaf + roots, roots], time.time())
+    assert joined.chain_pem.decode() == leaf + roots, "an element may hold several blocks"
 
 
 @pytest.mark.parametrize(

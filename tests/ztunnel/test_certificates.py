@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.identity import Identity
-from ztunnel.certificates import MAX_FETCHES, Certificate, Certificates, Failed, Forgotten, Issued, Priority
+from ztunnel.certificates import MAX_FETCHES, MAX_PREFETCHES, Certificate, Certificates, Failed, Forgotten, Issued, Priority
 
 pytestmark = pytest.mark.unit
 
@@ -106,6 +106,24 @@ def test_a_forgotten_identity_leaves_no_key_and_its_late_certificate_is_of_use_o
 def test_a_life_whose_half_has_passed_is_refreshed_in_half_of_the_rest() -> None:
     assert issue(WEB, not_before=-120, not_after=10).refresh_at(now=0) == 5
     assert issue(WEB, not_before=-120, not_after=0.5).refresh_at(now=0) == 1
+
+
+def test_refreshes_spread_around_half_of_a_life() -> None:
+    assert [issue(WEB, 0, 1000).refresh_at(0, jitter) for jitter in (-1, 0, 1)] == pytest.approx([450, 500, 550])
+
+
+def test_what_no_connection_asked_for_waits_in_a_bounded_queue() -> None:
+    certificates = Certificates()
+    assert certificates.prefetch_room == MAX_PREFETCHES
+    for number in range(MAX_PREFETCHES):
+        certificates.request(Identity("td", "ns", str(number)), Priority.WARMUP, 0)
+    certificates.request(WEB, Priority.REALTIME, 0)
+    assert certificates.prefetch_room == 0
+    assert certificates.start(0) == WEB
+    first = certificates.start(0)
+    assert first is not None
+    certificates.fetched(issue(first, 0, 100), 0)
+    assert certificates.prefetch_room == 1
 
 
 def test_a_known_certificate_is_the_beginning_of_an_ordinary_life() -> None:

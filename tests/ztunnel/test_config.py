@@ -62,6 +62,12 @@ def test_the_variables_of_istios_ztunnel_win() -> None:
     assert config.drain_s == 25.0
 
 
+def test_how_the_ca_knows_this_proxy() -> None:
+    config = read(PROV_CERT="/etc/certs", PROXY_MODE="dedicated")
+    assert config.ca.client_folder == config.xds.client_folder == Path("/etc/certs")
+    assert not config.impersonates and read().impersonates
+
+
 @pytest.mark.parametrize(
     ("variables", "deadline"),
     [
@@ -88,6 +94,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
+        ("--node n1", {"PROXY_MODE": "solo"}, "PROXY_MODE='solo': write shared or dedicated"),
         ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "TERMINATION_GRACE_PERIOD_SECONDS='-1'"),
     ],

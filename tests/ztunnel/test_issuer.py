@@ -10,7 +10,7 @@ import pytest
 from mesh.identity import Identity
 from mesh.workload import TunnelProtocol, Workload
 from ztunnel.ca import FetchError
-from ztunnel.certificates import Certificate
+from ztunnel.certificates import MAX_PREFETCHES, Certificate
 from ztunnel.channel import CertificateFailed, ForgetCertificate, SetCertificate
 from ztunnel.issuer import CertificateMessage, Issuer
 from ztunnel.residents import Residents
@@ -102,6 +102,35 @@ def test_prefetch_serve_and_forget(eventually: Any) -> None:
         world.issuer.need(DB)
         assert world.told[3] == CertificateFailed(DB, "no workload of this node has this identity")
         assert world.ca.asked == [WEB]
+
+    play(scenario)
+
+
+def test_more_residents_than_the_queue_holds_are_all_prefetched_in_the_end(eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        crowd = [
+            Workload(f"K//Pod/demo/{one}", one, "demo", service_account=one, protocol=TunnelProtocol.HBONE, node="n1")
+            for one in map(str, range(MAX_PREFETCHES + 44))
+        ]
+        world.residents.update(crowd, [])
+        world.issuer.residents_changed()
+        assert len(world.issuer.states()) == MAX_PREFETCHES
+        await eventually(lambda: len(world.told) == len(crowd))
+
+    play(scenario)
+
+
+def test_prefetch_forget_certs(eventually: Any) -> None:
+    """Who leaves takes its key along, also while it is being fetched, and who waits is told."""
+
+    async def scenario(world: World) -> None:
+        world.move_in("web")
+        await eventually(lambda: world.ca.asked == [WEB])
+        world.move_out("web")
+        assert world.told[-1] == ForgetCertificate(WEB) and world.issuer.states() == []
+        world.move_in("db")
+        await eventually(lambda: isinstance(world.told[-1], SetCertificate))
+        assert [one.identity for one in world.issuer.statements()] == [DB] and WEB not in world.shelf.kept
 
     play(scenario)
 
