@@ -264,11 +264,11 @@ class Daemon:
                 if not any(state.enrolled for state in self.pod_states() if state.wish.node == name):
                     await node.stop_mesh()
                 continue
-            if node.has_mesh:
-                continue
             try:
-                token, root_pem = await self.link.node_token(name)
-                await node.start_mesh(self._group, token, root_pem)
+                if not node.has_mesh:
+                    token, root_pem = await self.link.node_token(name)
+                    await node.start_mesh(self._group, token, root_pem)
+                await node.use_proxy(self._group, wanted.proxies[name])
             except OSError as error:
                 self.problems[f"Node {name}"] = str(error)
 

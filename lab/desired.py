@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from lab.addresses import NodeAddresses, node_addresses, overlaps, pod_addresses
 from lab.ledger import Ledger, Placement
+from lab.proxy import foreign_command
 from lab.wish import PodWish
 from mesh.manifests import Namespace, Node, Object, Pod, Service, is_enrolled, pods_of
 
@@ -17,6 +18,8 @@ class Desired:
     """What should run."""
 
     nodes: dict[str, NodeAddresses] = field(default_factory=dict)
+    proxies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per node the command that runs in place of weft's own proxy; empty: none does."""
     pods: dict[str, PodWish] = field(default_factory=dict)
     """By `namespace/name`."""
     waiting: dict[str, str] = field(default_factory=dict)
@@ -59,6 +62,7 @@ def _nodes(nodes: Sequence[Node], ledger: Ledger, result: Desired) -> list[Node]
             if "--" in node.name:
                 raise ValueError("a lab's node must not have -- in its name: it parts node and pod in namespaces' names")
             addresses = node_addresses(ledger.node_index(node.name), node.pod_cidrs)
+            proxy = foreign_command(node)
         except ValueError as error:
             result.problems.append(f"{node.title}: {error}")
             continue
@@ -67,6 +71,7 @@ def _nodes(nodes: Sequence[Node], ledger: Ledger, result: Desired) -> list[Node]
             result.problems += clashes
             continue
         result.nodes[node.name] = addresses
+        result.proxies[node.name] = proxy
         if not node.unschedulable:
             schedulable.append(node)
     return schedulable

@@ -9,12 +9,15 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from lab import cgroup, fabric, netns
 from lab.addresses import NodeAddresses, control
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
+from lab.proxy import READINESS_PORT, Surroundings
+from lab.readiness import ask_port
 from lab.steps import to_its_end
 from lab.supervision import Program, ProgramState
 from lab.syscalls import detach, mount
@@ -70,6 +73,7 @@ class NodeRun:
         self.addresses = addresses
         self._programs: dict[str, tuple[Program, asyncio.Task[None]]] = {}
         self._proxy_start: asyncio.Task[None] | None = None
+        self._proxy_command: tuple[str, ...] = ()
         self._rules = ""
         self._reason = "its network is being made"
 
@@ -109,7 +113,7 @@ class NodeRun:
             self._rules = rules
 
     async def start_mesh(self, group: asyncio.TaskGroup, token: str, root_pem: str) -> None:
-        """Start the agent and the proxy, if they do not run.
+        """Start the agent, if it does not run. A proxy is for `use_proxy`.
 
         Raises: OSError when the node's folders cannot be written.
         """
@@ -119,14 +123,28 @@ class NodeRun:
         agent = ["agent", "--node", self.name, "--cgroup", str(own), "--pods-cgroup", str(pods)]
         agent += ["--bpffs", str(self.places.bpffs), "--control", control_authority()]
         self._start("agent", group, agent)
+
+    async def use_proxy(self, group: asyncio.TaskGroup, command: tuple[str, ...]) -> None:
+        """Have this command run as the node's proxy, weft's own where it is empty; another one that runs ends before."""
+        if self._proxy_start is not None and command != self._proxy_command:
+            await self._stop_proxy()
         if self._proxy_start is None:
+            self._proxy_command = command
             self._proxy_start = group.create_task(self._start_proxy(group))
+
+    async def _stop_proxy(self) -> None:
+        if self._proxy_start is not None:
+            self._proxy_start.cancel()
+            await asyncio.wait([self._proxy_start])
+            self._proxy_start = None
+        await self._stop("ztunnel")
 
     async def _start_proxy(self, group: asyncio.TaskGroup) -> None:
         # It may start at any time; but one that begins before its agent serves waits longer and longer between attempts.
         while not self.places.zds_socket.exists():  # noqa: ASYNC110  a file tells nobody that it is there
             await asyncio.sleep(_POLL_S)
-        self._start("ztunnel", group, ["ztunnel", "--node", self.name, "--control", control_authority()])
+        own = ["ztunnel", "--node", self.name, "--control", control_authority()]
+        self._start("ztunnel", group, own, foreign=self._proxy_command)
 
     def _write_credentials(self, token: str, root_pem: str) -> None:
         for path, text in ((self.places.token, token), (self.places.root, root_pem)):
@@ -137,7 +155,9 @@ class NodeRun:
         if not os.path.ismount(self.places.bpffs):
             mount("bpf", str(self.places.bpffs), "bpf", 0, "mode=700")
 
-    def _start(self, part: str, group: asyncio.TaskGroup, argv: list[str], cgroup_name: str = "") -> None:
+    def _start(
+        self, part: str, group: asyncio.TaskGroup, argv: list[str], cgroup_name: str = "", foreign: tuple[str, ...] = ()
+    ) -> None:
         if part in self._programs:
             return
         layout = self._layout
@@ -146,10 +166,14 @@ class NodeRun:
 
         def launch() -> Launch:
             log = layout.process_log(self.name, part)
-            return program_launch(layout, path, layout.node_netns(self.name), log, argv)
+            own = program_launch(layout, path, layout.node_netns(self.name), log, argv)
+            return replace(own, argv=foreign, env=self._surroundings().environment(own.env)) if foreign else own
 
         program = Program(f"{part} of node {self.name}", launch, layout.program_record(self.name, part))
         self._programs[part] = (program, group.create_task(program.run()))
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(self.places, control_authority(), str(self.addresses.underlay[0].ip))
 
     @property
     def programs(self) -> dict[str, ProgramState]:
@@ -163,12 +187,8 @@ class NodeRun:
 
     async def stop_mesh(self) -> None:
         """End the proxy and the agent, and take the mesh's programs off the node."""
-        if self._proxy_start is not None:
-            self._proxy_start.cancel()
-            await asyncio.wait([self._proxy_start])
-            self._proxy_start = None
-        for part in reversed(_MESH_PARTS):
-            await self._stop(part)
+        await self._stop_proxy()
+        await self._stop("agent")
         await asyncio.to_thread(self._unmount)
 
     async def _stop(self, part: str) -> None:
@@ -191,10 +211,19 @@ class NodeRun:
         if self.has_mesh:
             if "ztunnel" not in self._programs or not self.places.agent_socket.exists():
                 return f"agent of node {self.name} does not serve yet"
-            try:
-                (await request(self.places.admin_socket, "GET", "/healthz/ready", timeout_s=_READY_TIMEOUT_S)).check()
-            except (OSError, TimeoutError, HttpError) as error:
-                return f"ztunnel of node {self.name} is not ready: {error}"
+            reason = await self._proxy_unready()
+            if reason:
+                return f"ztunnel of node {self.name} is not ready: {reason}"
+        return ""
+
+    async def _proxy_unready(self) -> str:
+        if self._proxy_command:
+            prober = self._layout.prober_socket(self.name)
+            return await ask_port(prober, "127.0.0.1", READINESS_PORT, "/healthz/ready", "", _READY_TIMEOUT_S)
+        try:
+            (await request(self.places.admin_socket, "GET", "/healthz/ready", timeout_s=_READY_TIMEOUT_S)).check()
+        except (OSError, TimeoutError, HttpError) as error:
+            return str(error)
         return ""
 
     async def delete(self) -> None:

@@ -1,6 +1,7 @@
-"""What tests of several folders stand on: a certificate authority of their own, and a way to wait."""
+"""What tests of several folders stand on: a certificate authority of their own, a way to wait, and whether peers are there."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -11,6 +12,29 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+PEER = "ZTUNNEL_BIN"
+"""Names Istio's own ztunnel binary, beside which tests marked `peer` stand."""
+_left_out = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests that need another implementation out where none is named; the last lines say so."""
+    if os.environ.get(PEER):
+        return
+    peers = [item for item in items if item.get_closest_marker("peer")]
+    if peers:
+        config.stash[_left_out] = len(peers)
+        config.hook.pytest_deselected(items=peers)
+        items[:] = [item for item in items if not item.get_closest_marker("peer")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what did not run, and how to have it run."""
+    if count := config.stash.get(_left_out, 0):
+        terminalreporter.write_line(
+            f"peer tests: {count} not run: {PEER} names no ztunnel binary (with one: make peer {PEER}=PATH)", yellow=True
+        )
 
 
 class Authority:

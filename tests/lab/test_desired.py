@@ -135,3 +135,12 @@ def test_overlapping_nodes_are_a_problem_and_the_rest_runs() -> None:
     result = Lab().place(text)
     assert result.problems == ["Node c: podCIDR 10.1.0.0/25 overlaps 10.1.0.0/24 of Node a"]
     assert sorted(result.nodes) == ["a", "b"] and list(result.pods) == ["shop/web-0"]
+
+
+def test_a_node_may_have_another_proxy() -> None:
+    text = "apiVersion: v1\nkind: Node\nmetadata: {name: %s, annotations: {lab.weft/ztunnel: %s}}\n---\n"
+    result = Lab().place(NODES + "---\n" + text % ("c", "\"env A='b c' /opt/ztunnel proxy\""))
+    assert result.proxies == {"a": (), "b": (), "c": ("env", "A=b c", "/opt/ztunnel", "proxy")}
+    for command, reason in (("'a \"b'", "No closing quotation: quote it as for a shell"), ("' '", "is empty: name a program")):
+        result = Lab().place(text % ("c", command))
+        assert result.nodes == {} and reason in result.problems[0] and "annotation lab.weft/ztunnel" in result.problems[0]
