@@ -1,4 +1,7 @@
-"""The node's flows: what proxy and kernel saw lately, and whoever waits for the next."""
+"""The node's flows: what proxy and kernel saw lately, and whoever waits for the next.
+
+What was seen is kept as it was told; it becomes a `flow.Flow` when the first reader looks at it, because most never are.
+"""
 
 import asyncio
 from collections import Counter, deque
@@ -6,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from agent.pod_index import PodIndex
 from agent.ring import CAPACITY, Ring
+from mesh.flows import ConnectionEvent, FlowEndpoint, connection_flow, verdict_of
 from mesh.proto import flow_pb2
 
 RATE_WINDOW_S = 60
@@ -14,12 +19,45 @@ NAMESPACE_TTL_S = 3600
 MAX_NAMESPACES = 4096
 
 Event = Any
-"""flow.Flow or flow.LostEvent."""
+"""Seen or flow.LostEvent; another log's own kind."""
+
+
+class Seen:
+    """One connection event, and the labels that the runtime gave to the pods at its ends (control does not send them)."""
+
+    __slots__ = ("_flow", "_labels", "event")
+
+    def __init__(self, event: ConnectionEvent, pods: PodIndex) -> None:
+        self.event = event
+        self._labels = (_labels_of(event.source, pods), _labels_of(event.destination, pods))
+        self._flow: flow_pb2.Flow | None = None
+
+    @property
+    def flow(self) -> flow_pb2.Flow:
+        """The flow; not to be changed."""
+        if self._flow is None:
+            self._flow = flow = connection_flow(self.event)
+            for end, labels in zip((flow.source, flow.destination), self._labels, strict=True):
+                if labels:
+                    _relabel(end, labels)
+        return self._flow
+
+
+def _labels_of(end: FlowEndpoint, pods: PodIndex) -> tuple[str, ...]:
+    pod = pods.by_name.get((end.namespace, end.pod))
+    return tuple(pod.flow_labels) if pod else ()
+
+
+def _relabel(end: flow_pb2.Endpoint, labels: tuple[str, ...]) -> None:
+    named = {label.partition("=")[0] for label in labels}
+    merged = {*labels, *(label for label in end.labels if label.partition("=")[0] not in named)}
+    end.ClearField("labels")
+    end.labels.extend(sorted(merged))
 
 
 def time_ns(event: Event) -> int | None:
     """When a flow happened; None for a lost-event record."""
-    return int(event.time.ToNanoseconds()) if isinstance(event, flow_pb2.Flow) else None
+    return event.event.time_ns if isinstance(event, Seen) else None
 
 
 class EventLog:
@@ -67,15 +105,15 @@ class FlowLog(EventLog):
         self._seconds: deque[tuple[int, int]] = deque()
         self._namespaces: dict[tuple[str, str], float] = {}
 
-    def add(self, flow: flow_pb2.Flow, now_s: float) -> None:
-        """Add a flow."""
+    def add(self, event: ConnectionEvent, pods: PodIndex, now_s: float) -> None:
+        """Add what was seen; `pods` are the node's own, now."""
         self.seen += 1
-        self.by_verdict[flow_pb2.Verdict.Name(flow.verdict)] += 1
+        self.by_verdict[verdict_of(event.phase)] += 1
         self._count_second(int(now_s))
-        for end in (flow.source, flow.destination):
+        for end in (event.source, event.destination):
             if end.namespace:
-                self._remember_namespace(end.cluster_name, end.namespace, now_s)
-        self.append(flow)
+                self._remember_namespace(end.cluster, end.namespace, now_s)
+        self.append(Seen(event, pods))
 
     def add_lost(self, source: "flow_pb2.LostEventSource", count: int) -> None:
         """Record that `count` events never arrived."""

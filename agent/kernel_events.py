@@ -9,7 +9,6 @@ from agent.kernel_flows import KernelFlows
 from agent.pod_index import PodIndex
 from agent.status import kernel_losses
 from bpf.redirect import Redirect
-from mesh.flows import connection_flow
 from mesh.proto import flow_pb2
 
 LOSS_INTERVAL_S = 1.0
@@ -34,7 +33,7 @@ class KernelEvents:
             for seen in events.read():
                 event = self._names.event(seen, pods)
                 if event is not None:
-                    self._flows.add(connection_flow(event), time.time())
+                    self._flows.add(event, pods, time.time())
 
         loop.add_reader(events.fileno(), read)
         try:

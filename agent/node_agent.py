@@ -36,7 +36,7 @@ from agent.zds import ZdsServer
 from agent.zds_connection import ProxyPeer
 from bpf.loader import load
 from bpf.redirect import Redirect
-from mesh.flows import ConnectionEvent, connection_flow
+from mesh.flows import ConnectionEvent
 from mesh.proto import agent_pb2_grpc, flow_pb2, observer_pb2_grpc, peer_pb2_grpc
 from mesh.workload import Address
 from wire.cgroup import cgroup_id
@@ -144,7 +144,7 @@ class NodeAgent:
             async with asyncio.TaskGroup() as group:
                 names = KernelFlows(self._settings.node, self.view)
                 group.create_task(KernelEvents(self._redirect, self.flows, names, self.enrolment.index).run())
-                proxy_flows = ProxyFlows(places.admin_socket, self.enrolment.index, self._add_flow, self._add_lost)
+                proxy_flows = ProxyFlows(places.admin_socket, self._add_event, self._add_lost)
                 group.create_task(proxy_flows.run())
                 group.create_task(self.enrolment.run())
                 group.create_task(self.zds.serve())
@@ -197,10 +197,7 @@ class NodeAgent:
         return frozenset(self._own_addresses.read())
 
     def _add_event(self, event: ConnectionEvent) -> None:
-        self._add_flow(connection_flow(event))
-
-    def _add_flow(self, flow: flow_pb2.Flow) -> None:
-        self.flows.add(flow, time.time())
+        self.flows.add(event, self.enrolment.index(), time.time())
 
     def _add_lost(self, count: int) -> None:
         self.flows.add_lost(flow_pb2.OBSERVER_EVENTS_QUEUE, count)

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext
 
 from agent.field_mask import compile_mask
-from agent.flow_log import Event, EventLog, FlowLog
+from agent.flow_log import Event, EventLog, FlowLog, Seen
 from agent.flow_log import time_ns as flow_time_ns
 from agent.query import Fate, Query
 from mesh.flow_filter import select
@@ -50,16 +50,17 @@ class Observer(observer_pb2_grpc.ObserverServicer):  # type: ignore[misc]  # gen
             await context.abort(grpc.StatusCode.UNKNOWN, str(error))
         mask = compile_mask(request.field_mask.paths or request.experimental.field_mask.paths)
         await _greet(context)
-        query = _query(request, flow_time_ns, matches)
+        query = _query(request, flow_time_ns, lambda event: isinstance(event, Seen) and matches(event.flow))
         async for event in self._answer(self._flows, query, context):
             yield self._flow_response(event, mask)
 
     def _flow_response(self, event: Event, mask: Callable[[Any], Any]) -> observer_pb2.GetFlowsResponse:
-        if isinstance(event, flow_pb2.LostEvent):
+        if not isinstance(event, Seen):
             response = observer_pb2.GetFlowsResponse(lost_events=event, node_name=self._node)
             response.time.GetCurrentTime()
             return response
-        return observer_pb2.GetFlowsResponse(flow=mask(event), node_name=event.node_name, time=event.time)
+        flow = event.flow
+        return observer_pb2.GetFlowsResponse(flow=mask(flow), node_name=flow.node_name, time=flow.time)
 
     async def GetAgentEvents(
         self, request: observer_pb2.GetAgentEventsRequest, context: ServicerContext

@@ -182,22 +182,27 @@ def connection_flow(event: ConnectionEvent) -> flow_pb2.Flow:
     return flow
 
 
+def verdict_of(phase: Phase) -> Literal["FORWARDED", "DROPPED", "ERROR"]:
+    """The name of Hubble's verdict."""
+    if phase in ("denied", "unauthenticated", "refused"):
+        return "DROPPED"
+    return "ERROR" if phase == "failed" else "FORWARDED"
+
+
 def _set_verdict(flow: flow_pb2.Flow, event: ConnectionEvent) -> None:
     inbound = event.direction == "inbound"
+    flow.verdict = verdict_of(event.phase)
     if event.phase in ("denied", "unauthenticated"):
-        flow.verdict = flow_pb2.DROPPED
         flow.drop_reason_desc = _drop_reason(event)
         flow.drop_reason = flow.drop_reason_desc
         flow.event_type.type = POLICY_VERDICT
         deciders = flow.ingress_denied_by if inbound else flow.egress_denied_by
     elif event.phase == "refused":
-        flow.verdict = flow_pb2.DROPPED
         flow.drop_reason = flow.event_type.sub_type = event.drop_reason
         flow.drop_reason_desc = event.drop_reason
         flow.event_type.type = DROP
         return
     else:
-        flow.verdict = flow_pb2.ERROR if event.phase == "failed" else flow_pb2.FORWARDED
         flow.event_type.type = TRACE
         point = _observation_point(event)
         flow.trace_observation_point = point

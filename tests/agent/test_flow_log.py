@@ -1,24 +1,38 @@
 """The flow log counts what went through it and wakes who waits."""
 
 import asyncio
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
-from agent.flow_log import FlowLog
+from agent.flow_log import FlowLog, Seen
+from agent.pod import Pod, PodRequest
+from agent.pod_index import PodIndex
+from mesh.flows import ConnectionEvent, FlowEndpoint, connection_flow
 from mesh.proto import flow_pb2
 
 pytestmark = pytest.mark.unit
 
 
-def flow(namespace: str = "demo") -> flow_pb2.Flow:
-    return flow_pb2.Flow(verdict=flow_pb2.FORWARDED, source=flow_pb2.Endpoint(namespace=namespace, cluster_name="c"))
+NOBODY = PodIndex(())
+POD = Pod(
+    PodRequest("u", "demo", "web", "web", "/x", (ip_address("10.0.0.3"),), (("app", "web"), ("tier", "x"))), (1, 2), 3, "b"
+)
+
+
+def seen(namespace: str = "demo") -> ConnectionEvent:
+    source = FlowEndpoint("workload", ip_address("10.0.0.2"), 1, namespace, cluster="c")
+    labels = ("k8s:app=guess", "k8s:more=1")
+    destination = FlowEndpoint("workload", ip_address("10.0.0.3"), 2, namespace, "web", cluster="c", labels=labels)
+    return ConnectionEvent(1, "a", "opened", "outbound", source, destination)
 
 
 def test_rate_is_of_the_last_minute() -> None:
     log = FlowLog()
     for second in range(1000, 1100):
-        log.add(flow(), second)
-        log.add(flow(), second + 0.5)
+        log.add(seen(), NOBODY, second)
+        log.add(seen(), NOBODY, second + 0.5)
     assert log.rate(1099.9, uptime_s=1000) == 2.0
     assert log.rate(1129.9, uptime_s=1000) == 1.0
     assert log.rate(2000, uptime_s=1000) == 0.0
@@ -26,10 +40,26 @@ def test_rate_is_of_the_last_minute() -> None:
     assert log.seen == 200 and log.by_verdict == {"FORWARDED": 200}
 
 
+def test_verdicts_are_those_of_the_flows() -> None:
+    log = FlowLog()
+    for phase in ("opened", "closed", "kept", "denied", "unauthenticated", "refused", "failed"):
+        log.add(replace(seen(), phase=phase), NOBODY, 0)  # type: ignore[arg-type]
+    assert log.by_verdict == {"FORWARDED": 3, "DROPPED": 3, "ERROR": 1}
+    flows = [one.flow for one in log.ring.read(0, 10)[0]]
+    assert [flow_pb2.Verdict.Name(flow.verdict) for flow in flows] == ["FORWARDED"] * 3 + ["DROPPED"] * 3 + ["ERROR"]
+
+
+def test_labels_come_from_the_runtime() -> None:
+    flow = Seen(seen(), PodIndex([POD])).flow
+    assert list(flow.destination.labels) == ["k8s:app=web", "k8s:more=1", "k8s:tier=x"]
+    assert not flow.source.labels
+    assert Seen(seen(), NOBODY).flow == connection_flow(seen())
+
+
 def test_namespaces_are_forgotten_after_an_hour() -> None:
     log = FlowLog()
-    log.add(flow("old"), 0)
-    log.add(flow("new"), 3000)
+    log.add(seen("old"), NOBODY, 0)
+    log.add(seen("new"), NOBODY, 3000)
     assert log.namespaces(3001) == [("c", "new"), ("c", "old")]
     assert log.namespaces(3601) == [("c", "new")]
 
@@ -45,9 +75,9 @@ def test_wakes_every_reader() -> None:
     async def scenario() -> None:
         log = FlowLog()
         with log.reading() as one, log.reading() as other:
-            log.add(flow(), 0)
+            log.add(seen(), NOBODY, 0)
             await asyncio.gather(one.wait(), other.wait())
-        log.add(flow(), 0)
+        log.add(seen(), NOBODY, 0)
         log.stop()
         assert log.stopped
 

@@ -23,7 +23,8 @@ from agent import observer
 from agent.agent_events import AgentEvents
 from agent.flow_log import FlowLog
 from agent.grpc_serving import serve
-from mesh.flows import ConnectionEvent, FlowEndpoint, connection_flow
+from agent.pod_index import PodIndex
+from mesh.flows import ConnectionEvent, FlowEndpoint
 from mesh.proto import flow_pb2, observer_pb2, observer_pb2_grpc, peer_pb2, peer_pb2_grpc
 
 pytestmark = pytest.mark.unit
@@ -38,8 +39,8 @@ EVENT = ConnectionEvent(
 )
 
 
-def flow(second: int, **changes: Any) -> flow_pb2.Flow:
-    return connection_flow(replace(EVENT, time_ns=10**18 + second * 10**9, **changes))
+def seen(second: int, **changes: Any) -> ConnectionEvent:
+    return replace(EVENT, time_ns=10**18 + second * 10**9, **changes)
 
 
 class Served:
@@ -50,9 +51,9 @@ class Served:
         self.flows = FlowLog(capacity)
         self.events = AgentEvents("node-a")
 
-    def add(self, *flows: flow_pb2.Flow) -> None:
-        for one in flows:
-            self.flows.add(one, time.time())
+    def add(self, *events: ConnectionEvent) -> None:
+        for one in events:
+            self.flows.add(one, PodIndex(()), time.time())
 
     async def get(self, **request: Any) -> list[observer_pb2.GetFlowsResponse]:
         return [response async for response in self.stub.GetFlows(observer_pb2.GetFlowsRequest(**request), timeout=10)]
@@ -81,7 +82,7 @@ async def serving(path: Path, capacity: int = 4095) -> AsyncIterator[Served]:
 
 async def stored(path: Path) -> None:
     async with serving(path) as served:
-        served.add(*(flow(second) for second in range(5)), flow(5, phase="denied", reason="none allowed"))
+        served.add(*(seen(second) for second in range(5)), seen(5, phase="denied", reason="none allowed"))
         assert await served.times(number=2) == [4, 5]
         assert await served.times(number=2, first=True) == [0, 1]
         assert await served.times(since=Timestamp(seconds=10**9 + 3)) == [3, 4, 5]
@@ -103,7 +104,7 @@ def test_answers_from_what_is_stored(tmp_path: Path) -> None:
 
 async def masked(path: Path) -> None:
     async with serving(path) as served:
-        served.add(flow(0, phase="denied", policy="shop/none", policy_object="AuthorizationPolicy shop/none"))
+        served.add(seen(0, phase="denied", policy="shop/none", policy_object="AuthorizationPolicy shop/none"))
         asked = FieldMask(paths=["source.pod_name", "verdict", "no_such.field", "Summary"])
         for request in ({"field_mask": asked}, {"experimental": {"field_mask": asked}}):
             response = (await served.get(**request))[0]
@@ -138,12 +139,12 @@ def test_bad_requests_fail_before_the_first_event(tmp_path: Path) -> None:
 
 async def following(path: Path) -> None:
     async with serving(path) as served:
-        served.add(flow(0), flow(1))
+        served.add(seen(0), seen(1))
         call = served.stub.GetFlows(observer_pb2.GetFlowsRequest(follow=True, number=1))
         headers = dict(await call.initial_metadata())
         assert headers["hubble-server-version"] == observer.SERVER_VERSION
         assert (await call.read()).time.seconds == 10**9 + 1
-        served.add(flow(2))
+        served.add(seen(2))
         assert (await call.read()).time.seconds == 10**9 + 2
         reading = asyncio.ensure_future(call.read())
         served.flows.stop()
@@ -162,7 +163,7 @@ async def overrun(path: Path) -> None:
         await call.initial_metadata()
         await asyncio.sleep(0)
         for second in range(100):  # in one turn of the loop: the reader cannot keep up
-            served.add(flow(second))
+            served.add(seen(second))
         first = await call.read()
         assert first.lost_events.source == flow_pb2.HUBBLE_RING_BUFFER and first.lost_events.num_events_lost == 93
         assert [(await call.read()).time.seconds - 10**9 for _ in range(7)] == list(range(93, 100))

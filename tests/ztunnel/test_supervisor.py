@@ -254,9 +254,9 @@ def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:
             client.sendall(b"this is no TLS")
             await asyncio.to_thread(_until_closed, client)
             async with asyncio.timeout(10):
-                flow = json.loads(await anext(read_lines(pieces)))
-        assert flow["verdict"] in ("DROPPED", "ERROR") and flow["traffic_direction"] == "INGRESS"
-        assert flow["destination"]["pod_name"] == "web" and flow["node_name"] == "n1"
+                event = json.loads(await anext(read_lines(pieces)))
+        assert event["phase"] in ("unauthenticated", "failed") and event["direction"] == "inbound"
+        assert event["destination"]["pod"] == "web" and event["node"] == "n1"
         metrics = (await request(node.admin, "GET", "/metrics")).body.decode()
         assert 'weft_early_failures_total{direction="inbound",flag="TLS_FAILURE"} 1' in metrics
         assert await node.end() == 0

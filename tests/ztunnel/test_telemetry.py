@@ -7,9 +7,10 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from mesh.event_line import read_line
+from mesh.flows import ConnectionEvent, connection_flow
 from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.proto import flow_pb2
@@ -199,6 +200,12 @@ def test_series_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sample(world, "istio_tcp_connections_opened_total") == 2 and sample(world, "weft_metrics_overflow_total") == 1
 
 
+def events_of(world: World, act: Any) -> list[ConnectionEvent]:
+    """What a reader that was there before `act` gets, read as the agent does."""
+    found = [read_line(json.dumps(one).encode()) for one in flows_of(world, act)]
+    return [one for one in found if isinstance(one, ConnectionEvent)]
+
+
 def flows_of(world: World, act: Any) -> list[Any]:
     """What a reader that was there before `act` gets."""
 
@@ -230,8 +237,8 @@ def test_a_reader_that_comes_late_learns_what_was_refused() -> None:
         return lines
 
     flows = [json.loads(line) for line in asyncio.run(run(UNREAD_REFUSALS))]
-    assert len(flows) == UNREAD_REFUSALS and {flow["verdict"] for flow in flows} == {"DROPPED"}
-    assert flows[0]["time"].endswith("000000002Z"), "the oldest had to go"
+    assert len(flows) == UNREAD_REFUSALS and {flow["phase"] for flow in flows} == {"denied"}
+    assert flows[0]["time_ns"] == 2, "the oldest had to go"
     assert len(flows_of(world, lambda: world.close(DENIED_PLAIN, was_open=False))) == 1, "what was read is not told again"
 
 
@@ -247,7 +254,7 @@ def test_flows_name_what_happened() -> None:
         ))  # fmt: skip
         world.close(replace(OUTBOUND, flag="CONNECT", error="http status: 503 Service Unavailable"), was_open=False)
 
-    flows = [json_format.ParseDict(one, flow_pb2.Flow()) for one in flows_of(world, act)]
+    flows = [connection_flow(event) for event in events_of(world, act)]
     verdicts = [flow_pb2.Verdict.Name(flow.verdict) for flow in flows]
     assert verdicts == ["FORWARDED", "DROPPED", "FORWARDED", "DROPPED", "ERROR"]
     assert (flows[0].l4.TCP.destination_port, flows[0].IP.destination, flows[0].IP.encrypted) == (8080, "10.244.0.8", True)
@@ -264,9 +271,8 @@ def test_a_slow_reader_loses_the_oldest_and_is_told(monkeypatch: pytest.MonkeyPa
     world = World()
     denials = [replace(DENIED_PLAIN, source=(ip_address("10.244.0.4"), port)) for port in range(10)]
     lines = flows_of(world, lambda: [world.close(record, was_open=False) for record in denials])
-    assert [line["l4"]["TCP"]["source_port"] for line in lines[:-1]] == [7, 8, 9]
-    assert lines[-1] == {"lost_events": {"source": "OBSERVER_EVENTS_QUEUE", "num_events_lost": "7"}} and world.flows.lost == 7
-    json_format.ParseDict(lines[-1]["lost_events"], flow_pb2.LostEvent())
+    assert [line["source"]["port"] for line in lines[:-1]] == [7, 8, 9]
+    assert lines[-1] == {"lost": 7} and world.flows.lost == 7
 
 
 def test_a_flood_of_ordinary_connections_is_thinned_out_and_a_refusal_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,13 +291,13 @@ def test_a_flood_of_ordinary_connections_is_thinned_out_and_a_refusal_is_not(mon
         await asyncio.sleep(0)
         act()
         lines += (await reading).splitlines()
-        while b'"DROPPED"' not in b"".join(lines):
+        while b'"denied"' not in b"".join(lines):
             lines += (await anext(stream)).splitlines()
         await stream.aclose()
         return lines
 
     lines = asyncio.run(run())
-    opened_lines = [line for line in lines if b'"FORWARDED"' in line]
-    assert len(opened_lines) == 100 and world.flows.lost == 50 and b'"num_events_lost":"50"' in b"".join(lines)
+    opened_lines = [line for line in lines if b'"opened"' in line]
+    assert len(opened_lines) == 100 and world.flows.lost == 50 and b'{"lost":50}' in b"".join(lines)
     world.now = 1.0
-    assert flows_of(world, lambda: [world.telemetry.hear(0, opened)])[0]["verdict"] == "FORWARDED"
+    assert flows_of(world, lambda: [world.telemetry.hear(0, opened)])[0]["phase"] == "opened"

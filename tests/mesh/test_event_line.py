@@ -1,0 +1,83 @@
+"""Connection events as lines: what is written is read, a newer writer is understood, and nonsense is refused with a reason."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.event_line import read_line, write_event, write_lost
+from mesh.flows import ConnectionEvent, FlowEndpoint
+from mesh.identity import Identity
+
+pytestmark = pytest.mark.unit
+
+WEB = FlowEndpoint(
+    "workload",
+    ip_address("fd00::3"),
+    80,
+    "demo",
+    "web",
+    Identity("cluster.local", "demo", "web"),
+    ("k8s:app=web",),
+    "web",
+    "Deployment",
+    "Kubernetes",
+)
+EVENT = ConnectionEvent(7, "a", "denied", "inbound", FlowEndpoint("world", ip_address("10.0.0.2"), 4000), WEB)
+
+
+@pytest.mark.parametrize("phase", ["opened", "closed", "denied", "unauthenticated", "refused", "failed", "kept"])
+def test_a_line_is_the_event_it_was_made_of(phase: str) -> None:
+    event = replace(EVENT, phase=phase)  # type: ignore[arg-type]
+    assert read_line(write_event(event)) == event
+    full = replace(
+        event,
+        service="demo/web.demo.svc.cluster.local",
+        policy="demo/p",
+        policy_object="AuthorizationPolicy demo/p",
+        asked_objects=("AuthorizationPolicy demo/p",),
+        reason='words "quoted" \n and \u00e9',
+        drop_reason=3,
+        encrypted=True,
+        pre_mesh=True,
+        bytes_sent=1 << 40,
+        bytes_received=2,
+        duration_ns=3,
+    )
+    line = write_event(full)
+    assert read_line(line) == full and line.count(b"\n") == 1
+
+
+def test_a_newer_proxys_names_are_skipped_and_losses_are_counted() -> None:
+    assert read_line(write_event(EVENT).replace(b'{"time_ns"', b'{"from_the_future":{"x":1},"time_ns"')) == EVENT
+    assert read_line(write_lost(7)) == 7
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"phase":"denied"', b'"phase":"loved"'),
+        (b'"time_ns":7', b'"time_ns":"7"'),
+        (b'"kind":"world"', b'"kind":"ghost"'),
+        (b'"10.0.0.2"', b'"10.0.0.256"'),
+        (b'"port":80', b'"port":-1'),
+        (b'["cluster.local","demo","web"]', b'["demo"]'),
+        (b'["k8s:app=web"]', b"[1]"),
+        (b'"node":"a",', b""),
+    ],
+)
+def test_what_is_no_event_is_refused(old: bytes, new: bytes) -> None:
+    line = write_event(EVENT)
+    assert old in line
+    with pytest.raises(ValueError, match=r".+"):
+        read_line(line.replace(old, new))
+
+
+@given(st.binary(max_size=100) | st.text(max_size=100).map(str.encode) | st.just(b"[" * 100_000))
+def test_any_line_is_read_or_refused(content: bytes) -> None:
+    try:
+        assert isinstance(read_line(content), ConnectionEvent | int)
+    except ValueError as error:
+        assert str(error)
