@@ -5,6 +5,7 @@ names the object its author wrote, with the converted policy's name beside it, o
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal
 from uuid import UUID
@@ -65,12 +66,7 @@ class FlowEndpoint:
             return cls(
                 "world", address, port, identity.namespace if identity else "", identity=identity, labels=("reserved:world",)
             )
-        own = (
-            f"k8s:app={workload.canonical_name or workload.workload_name or workload.name}",
-            f"k8s:io.kubernetes.pod.namespace={workload.namespace}",
-            f"k8s:io.cilium.k8s.policy.serviceaccount={workload.service_account}",
-        )
-        named = {label.partition("=")[0] for label in labels}
+        application = workload.canonical_name or workload.workload_name or workload.name
         return cls(
             "workload",
             address,
@@ -78,7 +74,7 @@ class FlowEndpoint:
             workload.namespace,
             workload.name,
             identity or workload.identity,
-            tuple(sorted((*labels, *(label for label in own if label.partition("=")[0] not in named)))),
+            _labels(application, workload.namespace, workload.service_account, labels),
             workload.workload_name or workload.name,
             _KINDS.get(workload.workload_type.lower(), workload.workload_type),
             workload.cluster_id,
@@ -88,6 +84,17 @@ class FlowEndpoint:
     def host(cls, address: Address, port: int) -> "FlowEndpoint":
         """A process of the node itself, such as the kubelet with its probes."""
         return cls("host", address, port, labels=("reserved:host",))
+
+
+@lru_cache(4096)
+def _labels(application: str, namespace: str, service_account: str, given: tuple[str, ...]) -> tuple[str, ...]:
+    own = (
+        f"k8s:app={application}",
+        f"k8s:io.kubernetes.pod.namespace={namespace}",
+        f"k8s:io.cilium.k8s.policy.serviceaccount={service_account}",
+    )
+    named = {label.partition("=")[0] for label in given}
+    return tuple(sorted((*given, *(label for label in own if label.partition("=")[0] not in named))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,10 +190,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A connection ended, well, refused or broken: `flag` and `error` say which. Was Opened before unless refused."""
+    """A connection ended, well, refused or broken: `flag` and `error` say which. It was open before unless refused."""
 
     record: ConnectionRecord
     was_open: bool
+    told: bool = True
+    """Whether Opened was sent, where it was open; what opens and closes within one batch travels once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What the inventory adds to a connection's record: names for logs, labels for metrics, ends for flows."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 
 from mesh.identity import Identity
@@ -40,14 +41,20 @@ class Facts:
     @property
     def destination_end(self) -> tuple[Address, int]:
         """Address and port of the application itself, also where a tunnel's port was dialled."""
-        address, port = self.record.destination
-        host, _, tunnelled = self.record.hbone_destination.rpartition(":")
-        if not tunnelled.isdigit():
-            return address, port
-        try:
-            return ip_address(host.strip("[]")), int(tunnelled)
-        except ValueError:
-            return address, int(tunnelled)
+        if not self.record.hbone_destination:
+            return self.record.destination
+        host, port = _tunnelled(self.record.hbone_destination)
+        return host or self.record.destination[0], port
+
+
+@lru_cache(4096)
+def _tunnelled(target: str) -> tuple[Address | None, int]:
+    """A CONNECT target, without its host where that is a name."""
+    host, _, port = target.rpartition(":")
+    try:
+        return ip_address(host.strip("[]")), int(port)
+    except ValueError:
+        return None, int(port)
 
 
 def facts_of(record: ConnectionRecord, inventory: Inventory) -> Facts:

@@ -32,10 +32,11 @@ def connection_event(facts: Facts, moment: Moment, node: str) -> ConnectionEvent
     """What to tell of a connection that was opened, refused before that, or has ended after it."""
     record = facts.record
     source_address, source_port = record.source
+    over = moment != "opened"  # its record may have ended meanwhile: what it says of that was not so yet
     return ConnectionEvent(
-        time_ns=record.opened_unix_ns + (record.duration_ns if moment != "opened" else 0),
+        time_ns=record.opened_unix_ns + (record.duration_ns if over else 0),
         node=node,
-        phase="opened" if moment == "opened" else _ending(facts, moment),
+        phase=_ending(facts, moment) if over else "opened",
         direction=record.direction,
         source=FlowEndpoint.of(facts.source, source_address, source_port, identity=record.source_identity),
         destination=FlowEndpoint.of(facts.destination, *facts.destination_end, identity=record.destination_identity),
@@ -43,11 +44,11 @@ def connection_event(facts: Facts, moment: Moment, node: str) -> ConnectionEvent
         policy=record.policy,
         policy_object=policy_object(record.policy, facts.destination),
         asked_objects=tuple(policy_object(key, facts.destination) for key in record.asked_policies),
-        reason=record.error,
+        reason=record.error if over else "",
         encrypted=facts.encrypted,
-        bytes_sent=record.bytes_sent,
-        bytes_received=record.bytes_received,
-        duration_ns=record.duration_ns,
+        bytes_sent=record.bytes_sent if over else 0,
+        bytes_received=record.bytes_received if over else 0,
+        duration_ns=record.duration_ns if over else 0,
     )
 
 

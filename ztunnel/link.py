@@ -26,7 +26,7 @@ copyreg.pickle(IPv6Address, lambda address: (IPv6Address, (int(address),)))
 copyreg.pickle(ConnectionRecord, lambda record: (ConnectionRecord, _values(record)))
 copyreg.pickle(Identity, lambda identity: (Identity, tuple(identity)))
 copyreg.pickle(Opened, lambda message: (Opened, (message.record,)))
-copyreg.pickle(Closed, lambda message: (Closed, (message.record, message.was_open)))
+copyreg.pickle(Closed, lambda message: (Closed, (message.record, message.was_open, message.told)))
 _EVENTS = (Opened, Progress, Closed, EarlyFailure)
 
 
@@ -41,6 +41,8 @@ class Link:
         self._reader = FrameReader()
         self._writer = FrameWriter()
         self._batch: list[FromWorker] = []
+        self._fresh: dict[int, int] = {}
+        """Connections that opened in this batch, with the place of their Opened."""
         self._flush_due = False
         self._writing = False
         self.dropped_events = 0
@@ -52,8 +54,7 @@ class Link:
             if self._writer.pending_bytes + len(self._batch) * _EVENT_BYTES > MAX_PENDING_BYTES:
                 self.dropped_events += 1
                 return
-            # What is open goes on counting in its record; what is closed does not.
-            self._batch.append(Opened(ConnectionRecord(*_values(message.record))) if isinstance(message, Opened) else message)
+            self._add_event(message)
             if not self._flush_due:
                 self._flush_due = True
                 self._loop.call_at(self._loop.now + BATCH_S, self._flush_batch)
@@ -61,6 +62,18 @@ class Link:
             self._push_batch()
             self._writer.push(message)
             self._write()
+
+    def _add_event(self, message: FromWorker) -> None:
+        if isinstance(message, Opened):
+            # What is open goes on counting in its record; what is closed does not.
+            self._fresh[message.record.number] = len(self._batch)
+            message = Opened(ConnectionRecord(*_values(message.record)))
+        elif isinstance(message, Closed):
+            place = self._fresh.pop(message.record.number, None)
+            if place is not None:  # half of what a short connection costs here and there
+                self._batch[place] = Closed(message.record, message.was_open, told=False)
+                return
+        self._batch.append(message)
 
     def _flush_batch(self) -> None:
         self._flush_due = False
@@ -70,6 +83,7 @@ class Link:
     def _push_batch(self) -> None:
         if self._batch:
             batch, self._batch = self._batch, []
+            self._fresh.clear()
             self._writer.push(batch)
 
     def _write(self) -> None:

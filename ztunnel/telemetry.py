@@ -67,7 +67,7 @@ class Telemetry:
                 if known := self._open.get((worker, number)):
                     self._count(known, sent, received)
         elif isinstance(message, Closed):
-            self._closed(worker, message.record, message.was_open)
+            self._closed(worker, message)
         elif isinstance(message, EarlyFailure):
             self._failed_early(message)
         elif isinstance(message, WorkerStatus):
@@ -75,10 +75,16 @@ class Telemetry:
 
     def _opened(self, worker: int, record: ConnectionRecord) -> None:
         facts = facts_of(record, self._inventory)
-        series = self._count_opened(facts)
+        known = self._begin(facts)
         if len(self._open) < MAX_OPEN:
-            self._open[worker, record.number] = _Open(record, series)
-        self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
+            self._open[worker, record.number] = known
+        self._publish_opened(facts)
+
+    def _begin(self, facts: Facts) -> _Open:
+        self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), facts.record.opened_unix_ns)
+        return _Open(facts.record, self._count_opened(facts))
+
+    def _publish_opened(self, facts: Facts) -> None:
         if self._flows.has_readers:
             self._flows.publish(connection_event(facts, "opened", self._node))
 
@@ -124,17 +130,19 @@ class Telemetry:
         """The inventory changed: names may stand for something else now."""
         self._series.clear()
 
-    def _closed(self, worker: int, record: ConnectionRecord, was_open: bool) -> None:
+    def _closed(self, worker: int, message: Closed) -> None:
+        record, was_open = message.record, message.was_open
         facts = facts_of(record, self._inventory)
-        known = self._open.pop((worker, record.number), None)
-        if known is None:
+        if was_open and message.told:
+            known = self._open.pop((worker, record.number), None) or _Open(record, self._series_of(facts, "-"))
+        else:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
-            known = _Open(record, self._series_of(facts, "-") if was_open else self._count_opened(facts))
+            known = self._begin(facts)
+        if was_open and not message.told:
+            self._publish_opened(facts)
         self._count(known, record.bytes_sent, record.bytes_received)
         self._count_closed(facts)
         level = Level.ERROR if record.error else Level.INFO
-        if not was_open:
-            self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), record.opened_unix_ns)
         self._log(level, "connection complete", lambda: access_log.closing_fields(facts), time.time_ns())
         if self._flows.has_readers or record.error:
             self._flows.publish(connection_event(facts, "closed" if was_open else "refused", self._node))
@@ -166,7 +174,7 @@ class Telemetry:
             record.bytes_sent, record.bytes_received = self._open[key].sent, self._open[key].received
             record.duration_ns = max(time.time_ns() - record.opened_unix_ns, 0)
             record.error = "connection closed: the data worker that carried it ended"
-            self._closed(worker, record, was_open=True)
+            self._closed(worker, Closed(record, was_open=True))
         self._gauges.pop(worker, None)
 
     @property

@@ -301,3 +301,15 @@ def test_a_flood_of_ordinary_connections_is_thinned_out_and_a_refusal_is_not(mon
     assert len(opened_lines) == 100 and world.flows.lost == 50 and b'{"lost":50}' in b"".join(lines)
     world.now = 1.0
     assert flows_of(world, lambda: [world.telemetry.hear(0, opened)])[0]["phase"] == "opened"
+
+
+def test_a_connection_that_was_over_before_it_was_told_is_counted_and_shown_as_two_moments() -> None:
+    world = World()
+    record = replace(OUTBOUND, duration_ns=5_000_000, bytes_sent=3)
+    events = events_of(world, lambda: world.telemetry.hear(0, Closed(record, was_open=True, told=False)))
+    assert [(event.phase, event.bytes_sent, event.duration_ns) for event in events] == [
+        ("opened", 0, 0),
+        ("closed", 3, 5_000_000),
+    ]
+    assert sample(world, "istio_tcp_connections_opened_total") == sample(world, "istio_tcp_connections_closed_total") == 1
+    assert world.telemetry.open_connections == 0 and len(world.lines) == 1
