@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from mesh.policy import Policy, Scope
-from mesh.workload import Address, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
+from mesh.workload import Address, NamespacedHostname, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -79,6 +79,7 @@ class Inventory:
         self._services: dict[str, Service] = {}
         self._by_address: dict[_Where, dict[str, Workload]] = {}
         self._by_pod: dict[tuple[str, str], dict[str, Workload]] = {}
+        self._by_own_hostname: dict[tuple[str, str], dict[str, Workload]] = {}
         self._members: dict[str, dict[str, Workload]] = {}
         self._by_vip: dict[_Where, dict[str, Service]] = {}
         self._by_hostname: dict[str, dict[str, Service]] = {}
@@ -105,6 +106,8 @@ class Inventory:
         uid = workload.uid
         self._workloads[uid] = workload
         self._by_pod.setdefault((workload.namespace, workload.name), {})[uid] = workload
+        if workload.hostname:
+            self._by_own_hostname.setdefault((workload.namespace, workload.hostname), {})[uid] = workload
         for where in _places_of(workload):
             self._by_address.setdefault(where, {})[uid] = workload
         for key in workload.services:
@@ -116,6 +119,7 @@ class Inventory:
         if workload is None:
             return
         _discard(self._by_pod, (workload.namespace, workload.name), uid)
+        _discard(self._by_own_hostname, (workload.namespace, workload.hostname), uid)
         for where in _places_of(workload):
             _discard(self._by_address, where, uid)
         for key in workload.services:
@@ -167,6 +171,10 @@ class Inventory:
                 return workload
         return None
 
+    def workload_by_hostname(self, namespace: str, hostname: str) -> Workload | None:
+        """Find a workload by the hostname that it has itself, as a gateway outside the cluster may."""
+        return next(iter(self._by_own_hostname.get((namespace, hostname), {}).values()), None)
+
     def service(self, key: str) -> Service | None:
         """Find a service by `namespace/hostname`."""
         return self._services.get(key)
@@ -190,6 +198,16 @@ class Inventory:
     def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
         """Find the service with a hostname, as seen by a client in a namespace (empty: not known)."""
         return _choose(self._by_hostname.get(hostname, {}).values(), namespace)
+
+    def by_address(self, network: str, address: Address, namespace: str = "") -> Workload | Service | None:
+        """Find what an address stands for: the workload that owns it before any service."""
+        return self.workload_by_address(network, address) or self.service_by_vip(network, address, namespace)
+
+    def referred(self, where: NamespacedHostname | NetworkAddress) -> Workload | Service | None:
+        """Find what a reference to a gateway means: by address as `by_address`, by name a service before a workload."""
+        if isinstance(where, NetworkAddress):
+            return self.by_address(where.network, where.address)
+        return self.service(str(where)) or self.workload_by_hostname(where.namespace, where.hostname)
 
     def endpoints(self, service_key: str) -> Sequence[Endpoint]:
         """List what serves a service: its workloads, without the unhealthy ones unless the service asks for them.

@@ -1,47 +1,91 @@
 """Choosing among the endpoints of a service: eligible, then ranked by preference, then by chance weighted by capacity.
 
-Source: facts of Istio's ztunnel, section 5.2. Chance is an argument.
+Source: facts of Istio's ztunnel, section 5.2. Chance is an argument, and what a choice leaves of it comes back with the choice.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from mesh.inventory import Endpoint
-from mesh.workload import BalancingMode, Scope, Service, Workload
+from mesh.workload import BalancingMode, GatewayAddress, Scope, Service, Workload
+
+_Option = TypeVar("_Option")
+NOBODY: frozenset[str] = frozenset()
 
 
-def target_port(service: Service, endpoint: Endpoint, port: int) -> int | None:
-    """The port of an endpoint behind a service's port; None when the service has no such port, or a name without a number."""
-    own = endpoint.ports.get(port)
+def target_port(service: Service, endpoint: Endpoint, port: int, for_waypoint: bool = False) -> int | None:
+    """The port of an endpoint behind a service's port; None when the service has no such port, or a name without a number.
+
+    A waypoint with an application tunnel takes any port: nobody wrote down a port that no user dials.
+    """
+    tunnel = endpoint.workload.application_tunnel if for_waypoint else None
+    listed = service.ports.get(port)
+    if listed is None and tunnel is None:
+        return None
+    own = endpoint.ports.get(port) or listed
     if own:
         return own
-    listed = service.ports.get(port)
-    if listed is None:
-        return None
-    if listed:
-        return listed
-    tunnel = endpoint.workload.application_tunnel
     return port if tunnel and tunnel.port else None
 
 
-def choose(service: Service, endpoints: Sequence[Endpoint], client: Workload, port: int, chance: float) -> Endpoint | None:
-    """One endpoint of a service for a client; None when there is none. `chance` is evenly spread over [0, 1)."""
-    eligible = [
+def reachable(workload: Workload, client: Workload) -> bool:
+    """Whether a client has a way to a workload: an address or a name on its own network, a gateway to another.
+
+    A workload of the client's own network names a gateway too, which is for others.
+    """
+    if workload.network == client.network:
+        return bool(workload.addresses or workload.hostname)
+    return workload.network_gateway is not None
+
+
+def eligible(
+    service: Service,
+    endpoints: Sequence[Endpoint],
+    client: Workload,
+    port: int,
+    avoid: frozenset[str] = NOBODY,
+    for_waypoint: bool = False,
+) -> list[Endpoint]:
+    """Those that may be chosen: healthy or wanted all the same, reachable, with the port, of some capacity, not to avoid."""
+    return [
         endpoint
         for endpoint in endpoints
         if (endpoint.workload.healthy or service.allow_unhealthy)
-        and (endpoint.workload.addresses or endpoint.workload.hostname or endpoint.workload.network_gateway)
         and endpoint.workload.capacity > 0
-        and target_port(service, endpoint, port) is not None
+        and endpoint.workload.uid not in avoid
+        and reachable(endpoint.workload, client)
+        and target_port(service, endpoint, port, for_waypoint) is not None
     ]
+
+
+def choose(service: Service, candidates: list[Endpoint], client: Workload, chance: float) -> tuple[Endpoint | None, float]:
+    """One of the eligible endpoints for a client, and the chance that is left; None when there is none that it wants."""
     if service.mode in (BalancingMode.STRICT, BalancingMode.FAILOVER):
-        eligible = _preferred(service, eligible, client)
-    total = sum(endpoint.workload.capacity for endpoint in eligible)
-    mark = chance * total
-    for endpoint in eligible:
-        mark -= endpoint.workload.capacity
-        if mark < 0:
-            return endpoint
-    return eligible[-1] if eligible else None
+        candidates = _preferred(service, candidates, client)
+    return weighted(candidates, [endpoint.workload.capacity for endpoint in candidates], chance)
+
+
+def weighted(options: Sequence[_Option], weights: Sequence[int], chance: float) -> tuple[_Option | None, float]:
+    """One option, by weight; None when all weigh nothing. `chance` is evenly spread over [0, 1), and so is what comes back."""
+    mark = chance * sum(weights)
+    last: _Option | None = None
+    for option, weight in zip(options, weights, strict=True):
+        if weight > 0:
+            if mark < weight:
+                return option, max(mark, 0.0) / weight
+            mark -= weight
+            last = option
+    return last, 0.0  # the last one: rounding
+
+
+def sample_waypoint(service: Service, chance: float) -> tuple[GatewayAddress | None, float]:
+    """The waypoint of a service for one connection: by weight, else the single one, else none."""
+    shares = service.weighted_waypoints
+    if shares:
+        one, rest = weighted(shares, [share.weight for share in shares], chance)
+        if one is not None:
+            return one.destination, rest
+    return service.waypoint, chance
 
 
 def _preferred(service: Service, endpoints: list[Endpoint], client: Workload) -> list[Endpoint]:
@@ -62,7 +106,7 @@ def _rank(preferences: Sequence[Scope], client: Workload, workload: Workload) ->
         network_first = place == 0 and scope is Scope.NETWORK
         if _matches(scope, client, workload):
             matched += 1
-            rank += max(1, len(preferences) - 1) if network_first else 1
+            rank += len(preferences) if network_first else 1
         elif not network_first:
             break
     return matched, rank

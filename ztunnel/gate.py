@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from mesh.inventory import Endpoint, Inventory
-from mesh.workload import Address, GatewayAddress, NetworkAddress, Service, Workload
+from mesh.workload import Address, GatewayAddress, Service, Workload
 from ztunnel.balance import target_port
 from ztunnel.hbone import RESERVED_PORTS, Authority, ConnectRequest
 
@@ -73,19 +73,14 @@ def _may_name(inventory: Inventory, network: str, workload: Workload, local: Add
     """An address other than the local one is for a waypoint, which serves what names it."""
     if host == local or workload.application_tunnel is not None:
         return True
-    owner = inventory.workload_by_address(network, host)
-    target: Workload | Service | None = owner or inventory.service_by_vip(network, host, workload.namespace)
+    target = inventory.by_address(network, host)
     waypoint = target.waypoint if target is not None else None
     return waypoint is not None and _serves(inventory, waypoint, workload, local)
 
 
 def _serves(inventory: Inventory, waypoint: GatewayAddress, workload: Workload, local: Address) -> bool:
     """Whether a waypoint is this workload, or a service with it behind."""
-    where = waypoint.destination
-    if isinstance(where, NetworkAddress):
-        if where.address == local:
-            return True
-        service = inventory.service_by_vip(where.network, where.address, workload.namespace)
-    else:
-        service = inventory.service(str(where))
-    return service is not None and service.key in workload.services
+    found = inventory.referred(waypoint.destination)
+    if isinstance(found, Workload):
+        return local in found.addresses
+    return found is not None and found.key in workload.services

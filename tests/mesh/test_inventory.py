@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mesh.inventory import Inventory, PolicyStore
 from mesh.policy import Action, Policy, Scope
-from mesh.workload import NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
+from mesh.workload import NamespacedHostname, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +39,22 @@ def inventory(*things: Workload | Service) -> Inventory:
 
 def uids(workloads: Iterable[object]) -> list[str]:
     return sorted(one.workload.uid for one in workloads)  # type: ignore[attr-defined]
+
+
+def test_lookup_address() -> None:
+    """A workload before a service by address; a service before a workload by name; nothing is nothing."""
+    named = pod(hostname="svc.example", services={})
+    both = inventory(named, service("ns", "svc.example", "10.0.0.1", "10.0.0.9"))
+    by_name = NamespacedHostname("ns", "svc.example")
+    assert both.by_address("", ADDRESS) == named == both.referred(NetworkAddress("", ADDRESS))
+    assert both.referred(NetworkAddress("", ip_address("10.0.0.9"))) == both.service(KEY) == both.referred(by_name)
+    both.apply((), [KEY])
+    assert both.referred(by_name) == named
+    assert both.referred(NamespacedHostname("other", "svc.example")) is None
+    assert both.referred(NetworkAddress("", ip_address("10.0.0.9"))) is None
+    assert both.referred(NetworkAddress("n2", ADDRESS)) is None
+    both.apply([replace(named, hostname="new.example")], ())
+    assert both.referred(by_name) is None and both.workload_by_hostname("ns", "new.example") is not None
 
 
 # --- endpoints

@@ -10,12 +10,10 @@ from mesh.workload import (
     BalancingMode,
     GatewayAddress,
     IPFamilies,
-    NamespacedHostname,
     NetworkAddress,
     NetworkMode,
     Service,
     TunnelProtocol,
-    WeightedWaypoint,
     Workload,
 )
 from ztunnel.hbone import Authority
@@ -25,7 +23,6 @@ pytestmark = pytest.mark.unit
 
 HBONE = TunnelProtocol.HBONE
 KEY = "ns/web.ns.svc.cluster.local"
-WAYPOINT = GatewayAddress(NamespacedHostname("ns", "wp.ns.svc.cluster.local"), 15008)
 CLIENT = Workload("c", "c", "ns", (ip_address("10.0.0.1"), ip_address("fd00::1")), protocol=HBONE)
 SERVER = Workload("s", "s", "ns", (ip_address("10.0.0.2"), ip_address("fd00::2")), protocol=HBONE, services={KEY: {80: 8080}})
 PLAIN = Workload("p", "p", "ns", (ip_address("10.0.0.3"),))
@@ -83,9 +80,13 @@ def test_service_names_widen_who_may_answer() -> None:
 
 
 def test_service_without_endpoint_or_port_is_refused() -> None:
-    assert refusal(route("10.96.0.1", 80, WEB)) == "no healthy upstream: 10.96.0.1:80"
-    assert refusal(route("10.96.0.1", 81, SERVER, WEB)) == "no healthy upstream: 10.96.0.1:81"
-    assert "no healthy upstream" in refusal(route("10.96.0.1", 80, replace(SERVER, healthy=False), WEB))
+    assert (
+        refusal(route("10.96.0.1", 80, WEB))
+        == f"no healthy upstream: 10.96.0.1:80: service {KEY} has no endpoint that is ready"
+    )
+    nobody = f"no healthy upstream: 10.96.0.1:81: service {KEY} has no port 81 (its ports: 80)"
+    assert refusal(route("10.96.0.1", 81, SERVER, WEB)) == nobody
+    assert "no endpoint that is ready" in refusal(route("10.96.0.1", 80, replace(SERVER, healthy=False), WEB))
 
 
 def test_passthrough_service_keeps_the_destination() -> None:
@@ -99,35 +100,11 @@ def test_host_network_workload_passes_through() -> None:
     assert target(route("10.0.0.2", 80, replace(SERVER, network_mode=NetworkMode.HOST_NETWORK))) == ("TCP", "10.0.0.2", 80)
 
 
-@pytest.mark.parametrize(
-    "service",
-    [
-        replace(WEB, waypoint=WAYPOINT),
-        replace(WEB, weighted_waypoints=(WeightedWaypoint(WAYPOINT, 1),)),
-        replace(WEB, waypoint=WAYPOINT, weighted_waypoints=(WeightedWaypoint(WAYPOINT, 0),)),
-        replace(WEB, waypoint=WAYPOINT, mode=BalancingMode.PASSTHROUGH),
-    ],
-)
-def test_service_waypoint_is_never_bypassed(service: Service) -> None:
-    assert refusal(route("10.96.0.1", 80, SERVER, service)) == "waypoint not supported yet: ns/wp.ns.svc.cluster.local"
-
-
-def test_workload_waypoint_is_never_bypassed_but_by_itself() -> None:
-    behind = replace(SERVER, waypoint=WAYPOINT)
-    assert refusal(route("10.0.0.2", 80, behind)) == "waypoint not supported yet: ns/wp.ns.svc.cluster.local"
-    assert target(route("10.96.0.1", 80, behind, WEB))[0] == "HBONE"  # asked for by a service without a waypoint
-    gateway = Service("wp", "ns", "wp.ns.svc.cluster.local", ports={15008: 15008})
-    itself = replace(CLIENT, services={"ns/wp.ns.svc.cluster.local": {}})
-    assert target(route("10.0.0.2", 80, behind, gateway, client=itself))[0] == "HBONE"
-    by_address = replace(SERVER, waypoint=GatewayAddress(NetworkAddress("", ip_address("10.0.0.1")), 15008))
-    assert target(route("10.0.0.2", 80, by_address))[0] == "HBONE"
-
-
 def test_other_networks_are_refused_by_the_gateways_name() -> None:
     gateway = GatewayAddress(NetworkAddress("", ip_address("192.0.2.1")), 15009)
     far = replace(SERVER, network="far", network_gateway=gateway)
-    assert refusal(route("10.96.0.1", 80, far, WEB)) == "waypoint not supported yet: /192.0.2.1"
-    assert "network far" in refusal(route("10.96.0.1", 80, replace(far, network_gateway=None), WEB))
+    assert "network gateway not supported yet: s is on network far" in refusal(route("10.96.0.1", 80, far, WEB))
+    assert "a network without gateway" in refusal(route("10.96.0.1", 80, replace(far, network_gateway=None), WEB))
 
 
 def test_hostname_workload_has_no_address_yet() -> None:

@@ -289,7 +289,9 @@ def test_a_closed_port_resets_the_client_and_says_why(mesh: World) -> None:
 
 def test_a_service_without_endpoints_resets_the_client(mesh: World) -> None:
     assert_reset(lambda: mesh.client.connect(VIP, 81))
-    assert mesh.client.worker.closed().error == f"no healthy upstream: {VIP}:81"
+    assert mesh.client.worker.closed().error.startswith(
+        f"no healthy upstream: {VIP}:81: service {mesh.service.key} has no port 81"
+    )
 
 
 def test_a_connection_that_no_redirect_sent_is_refused(mesh: World) -> None:
