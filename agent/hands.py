@@ -219,7 +219,7 @@ def updated_addresses(pod: Pod, present: tuple[Address, ...]) -> Pod:
 
 
 def _redirect_of(pod: Pod, capture: bool) -> PodRedirect:
-    return PodRedirect(pod.uid, pod.cookie, pod.request.addresses, capture)
+    return PodRedirect(pod.uid, pod.cookie, pod.request.addresses, capture, pod.request.exclusions)
 
 
 def _as_found(pod: Pod, kernel: Enrolled | None) -> Actual:
@@ -232,7 +232,8 @@ def _as_found(pod: Pod, kernel: Enrolled | None) -> Actual:
         layers.add("capture")
     # The kernel keeps which address is first of each family, not the order of all.
     same = set(kernel.pod.addresses) == set(pod.request.addresses)
-    return Actual(pod, frozenset(layers), pod.request.addresses if same else kernel.pod.addresses)
+    addresses = pod.request.addresses if same else kernel.pod.addresses
+    return Actual(pod, frozenset(layers), addresses, kernel.pod.exclusions)
 
 
 def _tuple_of(one: Connection) -> tuple[str, int, str, int]:

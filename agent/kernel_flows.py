@@ -28,6 +28,11 @@ REFUSALS: Mapping[Reason, tuple[str, int]] = {
     Reason.NO_STEER: ("the kernel did not hand it to the proxy's listener", flow_pb2.SOCKET_ASSIGN_FAILED),
 }
 
+REMARKS: Mapping[Reason, str] = {
+    Reason.HOST: "a process of the node itself, past the proxy",
+    Reason.EXCLUDED: "excluded from capture by the pod's annotations or the node's settings, past the proxy",
+}
+
 
 class KernelFlows:
     """Names what the kernel reports by cookies and addresses."""
@@ -47,19 +52,19 @@ class KernelFlows:
         source = seen.source or next((one for one in own if one.version == seen.destination.version), None)
         source = source or type(seen.destination)(0)
         host = seen.reason is Reason.HOST
-        reason, drop_reason = REFUSALS.get(seen.reason, ("", 0))
+        reason, drop_reason = REFUSALS.get(seen.reason) or (REMARKS.get(seen.reason, ""), 0)
         service = self._view.inventory.service_by_vip(
             self._view.network, seen.destination, pod.request.namespace if pod else ""
         )
         return ConnectionEvent(
             time_ns=seen.time_ns,
             node=self._node,
-            phase="opened" if host else "refused",
+            phase="refused" if seen.refused else "opened",
             direction=direction,
             source=FlowEndpoint.host(source, seen.source_port) if host else self._end(source, seen.source_port, pods),
             destination=self._end(seen.destination, seen.destination_port, pods),
             service=service.key if service else "",
-            reason="a process of the node itself, past the proxy" if host else reason,
+            reason=reason,
             drop_reason=drop_reason,
         )
 

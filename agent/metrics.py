@@ -72,6 +72,12 @@ def of_status(status: StatusResponse, local_ports: int) -> list[Metric]:
             ("state",),
             [((state,), states[state]) for state in ("enrolled", "pending", "failed")],
         ),
+        _gauge(
+            "pod_troubles",
+            "What is wrong with a pod: that it is not wholly in the mesh, and each of its annotations that is refused.",
+            ("namespace", "pod"),
+            [((pod.namespace, pod.name), (pod.state != "enrolled") + len(pod.troubles)) for pod in status.pods],
+        ),
         _gauge("proxy_connected", "1 while a proxy is connected over ZDS.", (), [((), status.proxy.connected)]),
         _gauge("proxy_ready", "1 while the proxy has acknowledged its snapshot.", (), [((), status.proxy.ready)]),
         _gauge("control_connected", "1 while the stream to control is open.", (), [((), status.control.connected)]),

@@ -80,6 +80,7 @@ def open_redirect(settings: Settings) -> Redirect:
     home_fd = open_home()
     try:
         redirect.set_node(netns_cookie(home_fd, home_fd), cgroup_id(settings.pods_cgroup))
+        redirect.exclude(settings.exclusions)
     finally:
         os.close(home_fd)
     return redirect
@@ -101,7 +102,9 @@ class NodeAgent:
         self.enrolment.proxy = self.zds
         self._home_fd = open_home()
         self._own_addresses = AddressWatch(self._home_fd, self._home_fd)
-        self._pre_mesh = PreMesh(settings.node, self.enrolment, self.view, self._node_addresses, self._add_event)
+        self._pre_mesh = PreMesh(
+            settings.node, self.enrolment, self.view, settings.exclusions, self._node_addresses, self._add_event
+        )
         self.view.on_change(self._pre_mesh.changed)
         self._control = self._control_client() if settings.control else None
         self._diagnostics = Diagnostics(
@@ -112,6 +115,7 @@ class NodeAgent:
             redirect=redirect,
             zds=self.zds,
             view=self.view,
+            exclusions=settings.exclusions,
             control=self._control.status if self._control else None,
         )
 

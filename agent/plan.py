@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from agent.pod import Pod
+from mesh.exclusions import NOTHING, Exclusions
 from mesh.workload import Address
 
 Layer = Literal["record", "network", "register", "announce", "capture"]
@@ -30,11 +31,12 @@ DOWN: tuple[Layer, ...] = ("register", "announce", "network", "record")
 
 @dataclass(frozen=True, slots=True)
 class Actual:
-    """A pod as it is now; `addresses` are those that the kernel's maps hold for it."""
+    """A pod as it is now; `addresses` and `exclusions` are those that the kernel's maps hold for it."""
 
     pod: Pod
     layers: frozenset[Layer] = frozenset()
     addresses: tuple[Address, ...] = ()
+    exclusions: Exclusions = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def _enrol(pod: Pod, present: Actual) -> list[Step]:
     missing = {layer for layer in UP if layer not in present.layers}
     if pod != present.pod:
         missing.add("record")
-    if present.addresses != pod.request.addresses:
+    if (present.addresses, present.exclusions) != (pod.request.addresses, pod.request.exclusions):
         missing.add("capture" if "capture" in present.layers else "register")
     return [Step(True, layer, pod) for layer in UP if layer in missing]
 
@@ -87,11 +89,12 @@ def after(actual: Mapping[str, Actual], step: Step) -> dict[str, Actual]:
     present = state.get(uid) or Actual(step.pod)
     gone: set[Layer] = {"register", "capture"} if step.layer == "register" else {step.layer}
     layers = present.layers | {step.layer} if step.add else present.layers - gone
-    addresses = present.addresses
+    addresses, exclusions = present.addresses, present.exclusions
     if step.layer in ("register", "capture"):
-        addresses = step.pod.request.addresses if step.add else ()
+        request = step.pod.request
+        addresses, exclusions = (request.addresses, request.exclusions) if step.add else ((), NOTHING)
     if layers:
-        state[uid] = Actual(step.pod, layers, addresses)
+        state[uid] = Actual(step.pod, layers, addresses, exclusions)
     else:
         state.pop(uid, None)
     return state

@@ -1,8 +1,9 @@
-"""What container runtimes send to enrol and withdraw pods: the JSON of istio-cni's plugin, and four fields more.
+"""What container runtimes send to enrol and withdraw pods: the JSON of istio-cni's plugin, and five fields more.
 
 `POST /cmdadd`: Netns, PodName, PodNamespace, IPs [{Interface, Address {IP, Mask}, Gateway}], and UID, ServiceAccount, Labels,
-CgroupPath. `POST /cmddel`: UID. Unknown fields are ignored, as senders grow; known ones are checked, as paths and names from
-here end up in file names and system calls.
+Annotations, CgroupPath. `POST /cmddel`: UID. Unknown fields are ignored, as senders grow; known ones are checked, as paths and
+names from here end up in file names and system calls. An annotation that cannot be read is the pod's trouble, not a refusal of
+the pod: it would stay out of the mesh, or not start at all, for a slip in a list.
 """
 
 import json
@@ -11,10 +12,12 @@ from ipaddress import ip_address
 from typing import Any
 
 from agent.pod import PodRequest
+from mesh.exclusions import ANNOTATIONS, read_annotations
 from mesh.workload import Address
 
 MAX_ADDRESSES = 16
 MAX_LABELS = 256
+MAX_ANNOTATIONS = 4096
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{0,317}")
@@ -26,6 +29,7 @@ def parse_add(body: bytes) -> PodRequest:
     Raises: ValueError that names the field and what it should be.
     """
     document = _object(body)
+    exclusions, troubles = read_annotations(_annotations(document.get("Annotations")))
     return PodRequest(
         uid=_text(document, "UID", _UID),
         namespace=_text(document, "PodNamespace", _NAME),
@@ -35,6 +39,8 @@ def parse_add(body: bytes) -> PodRequest:
         addresses=_addresses(document.get("IPs")),
         labels=_labels(document.get("Labels")),
         cgroup=_path(document, "CgroupPath", required=False),
+        exclusions=exclusions,
+        troubles=troubles,
     )
 
 
@@ -98,6 +104,19 @@ def _labels(value: Any) -> tuple[tuple[str, str], ...]:
         if not key or not isinstance(text, str) or not _LABEL.fullmatch(key) or not _LABEL.fullmatch(text):
             raise ValueError(f"Labels: {_short({key: text})} is not a label")
     return tuple(sorted(value.items()))
+
+
+def _annotations(value: Any) -> dict[str, str]:
+    """Those that weft reads."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_ANNOTATIONS:
+        raise ValueError(f"Annotations: expected an object of at most {MAX_ANNOTATIONS} annotations")
+    known = {name: value[name] for name in ANNOTATIONS if name in value}
+    for name, text in known.items():
+        if not isinstance(text, str):
+            raise ValueError(f"Annotations: {name}: {_short(text)} is not text: write it in quotes")
+    return known
 
 
 def _short(value: Any) -> str:

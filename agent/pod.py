@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.exclusions import NOTHING, Exclusions
 from mesh.workload import Address
 
 
@@ -20,6 +21,10 @@ class PodRequest:
     labels: tuple[tuple[str, str], ...] = ()
     cgroup: str = ""
     """Path of the pod's cgroup; empty where the runtime does not say."""
+    exclusions: Exclusions = NOTHING
+    """What its annotations exclude from capture."""
+    troubles: tuple[str, ...] = ()
+    """A sentence for each annotation that is refused."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

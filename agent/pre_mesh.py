@@ -15,6 +15,7 @@ from agent.kernel_flows import local_end
 from agent.mesh_view import MeshView
 from agent.pod import Pod
 from bpf.sock_destroy import Connection
+from mesh.exclusions import Exclusions
 from mesh.flows import ConnectionEvent, FlowEndpoint, policy_object
 from mesh.workload import Address, Workload
 
@@ -32,13 +33,16 @@ class PreMesh:
         node: str,
         enrolment: Enrolment,
         view: MeshView,
+        exclusions: Exclusions,
         own_addresses: Callable[[], frozenset[Address]],
         on_event: Callable[[ConnectionEvent], None],
     ) -> None:
-        """`own_addresses`: the node's own, whose processes are exempt from policy."""
+        """`exclusions`: of every pod of the node, beside each pod's own; `own_addresses`: the node's own, whose processes are
+        exempt from policy."""
         self._node = node
         self._enrolment = enrolment
         self._view = view
+        self._exclusions = exclusions
         self._own_addresses = own_addresses
         self._on_event = on_event
         self._shown: dict[str, set[int]] = {}
@@ -108,7 +112,8 @@ class PreMesh:
             destination=here if inbound else there,
             pre_mesh=True,
         )
-        if not inbound or there.kind == "host":
+        excluded = request.exclusions.lets_in(one.local_port) or self._exclusions.lets_in(one.local_port)
+        if not inbound or there.kind == "host" or excluded:
             return kept
         return self._judge_inbound(kept, workload, one) if workload else None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mesh.proto.agent_pb2 import StatusResponse
+from mesh.proto.agent_pb2 import EnrolledPod, StatusResponse
 
 FULL_SHARE = 0.8
 """Maps and ports that are used beyond this are worth a warning."""
@@ -18,14 +18,7 @@ def problems(status: StatusResponse, local_ports: int) -> Iterator[str]:
         why = f" ({status.control.error})" if status.control.error else ""
         yield f"control {status.control.address} is away{why}: what is known of the mesh stays in force"
     for pod in status.pods:
-        if pod.state != "enrolled":
-            yield f"pod {pod.namespace}/{pod.name} is {pod.state}: {pod.reason}"
-        for family, used in (("IPv4", pod.captured_v4), ("IPv6", pod.captured_v6)):
-            if used >= FULL_SHARE * local_ports:
-                yield (
-                    f"pod {pod.namespace}/{pod.name} has {used} captured {family} connections of about {local_ports} "
-                    "that its local ports allow: have it reuse connections, or run more replicas"
-                )
+        yield from _of_pod(pod, local_ports)
     for fill in status.maps:
         if fill.capacity and fill.used >= FULL_SHARE * fill.capacity:
             share = 100 * fill.used // fill.capacity
@@ -34,3 +27,17 @@ def problems(status: StatusResponse, local_ports: int) -> Iterator[str]:
     for program in status.programs:
         if not program.attached:
             yield f"program {program.name} is not attached to {program.hook}: restart the agent"
+
+
+def _of_pod(pod: EnrolledPod, local_ports: int) -> Iterator[str]:
+    name = f"pod {pod.namespace}/{pod.name}"
+    if pod.state != "enrolled":
+        yield f"{name} is {pod.state}: {pod.reason}"
+    for trouble in pod.troubles:
+        yield f"{name}: {trouble}"
+    for family, used in (("IPv4", pod.captured_v4), ("IPv6", pod.captured_v6)):
+        if used >= FULL_SHARE * local_ports:
+            yield (
+                f"{name} has {used} captured {family} connections of about {local_ports} "
+                "that its local ports allow: have it reuse connections, or run more replicas"
+            )

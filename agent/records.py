@@ -6,11 +6,12 @@ So after a crash at any point the records tell of everything that may be in the 
 import json
 import os
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from agent.pod import Pod, PodRequest
+from mesh.exclusions import Exclusions
 
 VERSION = 1
 _MAX_BYTES = 1 << 20
@@ -83,6 +84,8 @@ def _to_document(record: Record) -> dict[str, Any]:
         "addresses": [str(address) for address in request.addresses],
         "labels": dict(request.labels),
         "cgroup": request.cgroup,
+        "exclusions": _exclusions_document(request.exclusions),
+        "troubles": list(request.troubles),
         "enrolled_unix_s": record.enrolled_unix_s,
         "sysctls": dict(record.sysctls),
         "pre_mesh": [list(connection) for connection in record.pre_mesh],
@@ -101,9 +104,30 @@ def _from_document(document: dict[str, Any]) -> Record:
         addresses=tuple(ip_address(text) for text in document["addresses"]),
         labels=tuple(sorted((str(key), str(value)) for key, value in document["labels"].items())),
         cgroup=str(document["cgroup"]),
+        exclusions=_read_exclusions(document.get("exclusions", {})),
+        troubles=tuple(str(sentence) for sentence in document.get("troubles", [])),
     )
     device, inode = document["netns_id"]
     pod = Pod(request, (int(device), int(inode)), int(document["netns_cookie"]), str(document["boot_id"]))
     connections = tuple((str(a), int(b), str(c), int(d)) for a, b, c, d in document["pre_mesh"])
     sysctls = tuple(sorted((str(name), str(text)) for name, text in document["sysctls"].items()))
     return Record(pod, int(document["enrolled_unix_s"]), connections, sysctls)
+
+
+def _exclusions_document(exclusions: Exclusions) -> dict[str, Any]:
+    return {
+        "outbound_ports": list(exclusions.outbound_ports),
+        "outbound_ranges": [str(network) for network in exclusions.outbound_ranges],
+        "inbound_ports": list(exclusions.inbound_ports),
+        "all_inbound": exclusions.all_inbound,
+    }
+
+
+def _read_exclusions(document: dict[str, Any]) -> Exclusions:
+    """What is not there is not excluded: records of agents that knew no exclusions have none."""
+    return Exclusions(
+        tuple(int(port) for port in document.get("outbound_ports", [])),
+        tuple(ip_network(text) for text in document.get("outbound_ranges", [])),
+        tuple(int(port) for port in document.get("inbound_ports", [])),
+        document.get("all_inbound", False) is True,
+    )

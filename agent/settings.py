@@ -1,15 +1,24 @@
 """What the agent is told at its start."""
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from mesh.exclusions import Exclusions, read_ports, read_ranges
 from wire.grpc_tls import host_and_port
 from wire.places import NodePlaces, Places
 
 METRICS_PORT = 15090
 CONTROL_PORT = 15012
+_EXCLUSIONS = {
+    "outbound-ports": "ports that pods dial past the mesh, as 3306,5432",
+    "outbound-ranges": "addresses that pods dial past the mesh, as 10.9.0.0/16,fd09::/16",
+    "inbound-ports": "ports of pods that are dialled past the mesh, as 9100",
+}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,8 @@ class Settings:
     metrics_port: int
     cluster_id: str
     network: str
+    exclusions: Exclusions
+    """From the capture of every pod of this node."""
     uninstall: bool
 
 
@@ -50,11 +61,18 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus metrics; 0 for none")
     parser.add_argument("--cluster-id", default="Kubernetes")
     parser.add_argument("--network", default="", help="name of the network that this node's pods are on")
+    for name, what in _EXCLUSIONS.items():
+        parser.add_argument(f"--exclude-{name}", metavar="LIST", help=f"{what}, for every pod ({_variable(name)})")
     parser.add_argument("--uninstall", action="store_true", help="withdraw every pod, take the redirect away, and end")
     given = parser.parse_args(arguments)
     places = Places.from_environment().node(given.node)
     try:
         control = host_and_port("--control", given.control, CONTROL_PORT) if given.control else ""
+        exclusions = Exclusions(
+            _list("outbound-ports", given.exclude_outbound_ports, read_ports),
+            _list("outbound-ranges", given.exclude_outbound_ranges, read_ranges),
+            _list("inbound-ports", given.exclude_inbound_ports, read_ports),
+        )
     except ValueError as error:
         parser.error(str(error))
     return Settings(
@@ -69,5 +87,19 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         metrics_port=given.metrics_port,
         cluster_id=given.cluster_id,
         network=given.network,
+        exclusions=exclusions,
         uninstall=given.uninstall,
     )
+
+
+def _variable(name: str) -> str:
+    return f"WEFT_EXCLUDE_{name.upper().replace('-', '_')}"
+
+
+def _list(name: str, given: str | None, read: Callable[[str], _T]) -> _T:
+    """The flag's list, else the environment's. Raises: ValueError that names where it was given."""
+    where = f"--exclude-{name}" if given is not None else _variable(name)
+    try:
+        return read(os.environ.get(where, "") if given is None else given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

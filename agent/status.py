@@ -11,6 +11,7 @@ from agent.problems import problems
 from agent.zds import ZdsServer
 from bpf.layout import Reason
 from bpf.redirect import Redirect
+from mesh.exclusions import Exclusions
 from mesh.flows import VERSION
 from mesh.proto import agent_pb2, agent_pb2_grpc
 from wire.xds import XdsStatus
@@ -40,6 +41,7 @@ class Diagnostics:
     redirect: Redirect
     zds: ZdsServer
     view: MeshView
+    exclusions: Exclusions
     control: XdsStatus | None
     local_ports: int = DEFAULT_LOCAL_PORTS
 
@@ -64,7 +66,10 @@ class Diagnostics:
                 netns_cookie=pod.cookie,
                 captured_v4=used.live4 if used else 0,
                 captured_v6=used.live6 if used else 0,
+                excluded=pod.request.exclusions.sentences(),
+                troubles=pod.request.troubles,
             )
+        status.excluded.extend(self.exclusions.sentences())
         self._others(status)
         status.problems.extend(problems(status, self.local_ports))
         status.problems.extend(self.enrolment.unreadable.values())

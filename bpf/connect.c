@@ -1,5 +1,5 @@
 /* Outbound: what a pod dials goes to its own address, port 15001, where the proxy listens in the pod's namespace. */
-#include "address.h"
+#include "excluded.h"
 #include "report.h"
 
 #define SOL_SOCKET_ 1
@@ -78,7 +78,8 @@ static inline int dial(struct bpf_sock_addr *ctx, struct endpoint *dialled, stru
     struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
     if (tag && tag->role == ROLE_PROXY)
         return dial_by_proxy(ctx, netns, dialled);
-    if (!(pod->flags & POD_CAPTURE) || is_left_alone(&dialled->address) || is_owned(&dialled->address, netns))
+    if (!(pod->flags & POD_CAPTURE) || is_left_alone(&dialled->address) || is_owned(&dialled->address, netns) ||
+        is_outbound_excluded(netns, dialled))
         return leave(sk, tag);
 
     *target = is_ip4(&dialled->address) ? pod->ip4 : pod->ip6;

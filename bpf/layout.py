@@ -17,15 +17,21 @@ PORT_HBONE = 15008
 MARK_MASK = 0xFFF
 MARK_PROXY = 0x539
 MARK_DELIVER = 0x111
+EXCLUDED_OUTBOUND = 1
+EXCLUDED_INBOUND = 2
+EVERY_PORT = 0
+EXCLUDED_RANGE_BITS = 224
 POD_CAPACITY = 1024
 ADDRESS_CAPACITY = 4096
 PROXY_CAPACITY = 16
 HANDSHAKE_CAPACITY = 32768
 POD_HANDSHAKES = 4096
+EXCLUDED_PORT_CAPACITY = 16384
+EXCLUDED_RANGE_CAPACITY = 16384
 EVENT_BYTES = 262144
 EVENTS_PER_SECOND = 1000
 
-_NO_PREALLOC = 1  # sk_storage lives in the sockets, not in a table
+_NO_PREALLOC = 1  # demanded: sk_storage lives in the sockets, and a trie grows
 
 
 class Role(IntEnum):
@@ -58,15 +64,16 @@ class Reason(IntEnum):
     NO_STORAGE = 9
     NO_MARK = 10
     NO_STEER = 11
-    CAPTURED = 12
-    STEERED = 13
-    DELIVERED = 14
-    OWN = 15
-    LISTENING = 16
-    MPTCP = 17
-    EVENTS_LOST = 18
-    EVENTS_LIMITED = 19
-    STRAY = 20
+    EXCLUDED = 12
+    CAPTURED = 13
+    STEERED = 14
+    DELIVERED = 15
+    OWN = 16
+    LISTENING = 17
+    MPTCP = 18
+    EVENTS_LOST = 19
+    EVENTS_LIMITED = 20
+    STRAY = 21
 
 
 class AddressBytes(ct.Structure):
@@ -97,6 +104,18 @@ class Pod(ct.Structure):
         ("pad", ct.c_uint32),
         ("uid", ct.c_char * 64),
     )
+
+
+class ExcludedPort(ct.Structure):
+    """struct excluded_port."""
+
+    _fields_ = (("netns", ct.c_uint64), ("port", ct.c_uint32), ("direction", ct.c_uint32))
+
+
+class ExcludedRange(ct.Structure):
+    """struct excluded_range."""
+
+    _fields_ = (("bits", ct.c_uint32), ("netns", ct.c_uint32 * 2), ("is_ip4", ct.c_uint32), ("address", AddressBytes))
 
 
 class Usage(ct.Structure):
@@ -189,6 +208,8 @@ MAPS = (
     MapSpec("usage", MapType.HASH, ct.c_uint64, Usage, POD_CAPACITY),
     MapSpec("origins", MapType.HASH, LocalKey, Origin, HANDSHAKE_CAPACITY),
     MapSpec("bypass", MapType.HASH, FlowKey, ct.c_uint64, HANDSHAKE_CAPACITY),
+    MapSpec("excluded_ports", MapType.HASH, ExcludedPort, ct.c_uint32, EXCLUDED_PORT_CAPACITY),
+    MapSpec("excluded_ranges", MapType.LPM_TRIE, ExcludedRange, ct.c_uint32, EXCLUDED_RANGE_CAPACITY, _NO_PREALLOC),
     MapSpec("counters", MapType.PERCPU_ARRAY, ct.c_uint32, ct.c_uint64, len(Reason)),
     MapSpec("budget", MapType.PERCPU_ARRAY, ct.c_uint32, Budget, 1),
     MapSpec("listeners", MapType.SOCKHASH, ListenerKey, ct.c_uint64, ADDRESS_CAPACITY),

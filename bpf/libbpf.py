@@ -25,6 +25,7 @@ class MapType(IntEnum):
     HASH = 1
     ARRAY = 2
     PERCPU_ARRAY = 6
+    LPM_TRIE = 11
     SOCKHASH = 18
     SK_STORAGE = 24
     RINGBUF = 27

@@ -34,7 +34,7 @@ from bpf.maps import ensure_maps, is_as_specified
 from wire.cgroup import cgroup_id
 
 _SOURCES = Path(__file__).parent
-_HEADERS = ("redirect.h", "maps.h", "address.h", "report.h")
+_HEADERS = ("redirect.h", "maps.h", "address.h", "excluded.h", "report.h")
 _CODE = ("create.c", "connect.c", "peername.c", "sockops.c", "lookup.c")
 _LOCAL_INCLUDE = re.compile(r'^#include "\w+\.h"$', re.MULTILINE)
 _BPF_FS_MAGIC = 0xCAFE4A11

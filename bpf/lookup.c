@@ -1,6 +1,6 @@
 /* Inbound: which listener a new connection to a pod gets. Attached to each enrolled pod's network namespace. It runs
  * for SYNs and whatever else matches no connection; SK_DROP makes TCP answer with a reset. */
-#include "address.h"
+#include "excluded.h"
 #include "report.h"
 
 static inline int drop(u32 reason, u64 netns, const struct flow *flow) {
@@ -91,5 +91,9 @@ int weft_lookup(struct bpf_sk_lookup *ctx) {
         return SK_PASS;
     if (!netns)
         return drop(REASON_NO_POD, 0, &flow);
+    if (is_inbound_excluded(netns, port)) {
+        report(REASON_EXCLUDED, netns, 0, &flow);
+        return SK_PASS;
+    }
     return take_inbound(ctx, netns, &flow);
 }

@@ -14,10 +14,12 @@ BPF_TABLE_PINNED("hash", struct address, u64, addresses, ADDRESS_CAPACITY, PINS 
 BPF_TABLE_PINNED("hash", u64, struct usage, usage, POD_CAPACITY, PINS "/usage");
 BPF_TABLE_PINNED("hash", struct local_key, struct origin, origins, HANDSHAKE_CAPACITY, PINS "/origins");
 BPF_TABLE_PINNED("hash", struct flow, u64, bypass, HANDSHAKE_CAPACITY, PINS "/bypass");
+BPF_TABLE_PINNED("hash", struct excluded_port, u32, excluded_ports, EXCLUDED_PORT_CAPACITY, PINS "/excluded_ports");
 BPF_TABLE_PINNED("percpu_array", u32, u64, counters, REASONS, PINS "/counters");
 BPF_TABLE_PINNED("percpu_array", u32, struct budget, budget, 1, PINS "/budget");
 
-/* bcc's own declarations lack a pin for these three, and the pair of lookup and update for a sockhash. */
+/* bcc's own declarations lack a pin, or flags beside it, for these, and the pair of lookup and update for a sockhash.
+ */
 struct listeners_table {
     struct listener_key key;
     u64 leaf;
@@ -28,6 +30,16 @@ struct listeners_table {
 };
 __attribute__((section("maps/sockhash:" PINS "/listeners"))) struct listeners_table listeners = {.max_entries =
                                                                                                      ADDRESS_CAPACITY};
+
+struct excluded_ranges_table {
+    struct excluded_range key;
+    u32 leaf;
+    void *(*lookup)(struct excluded_range *);
+    u32 max_entries;
+    int flags;
+};
+__attribute__((section("maps/lpm_trie:" PINS "/excluded_ranges"))) struct excluded_ranges_table excluded_ranges = {
+    .max_entries = EXCLUDED_RANGE_CAPACITY, .flags = BPF_F_NO_PREALLOC};
 
 struct sockets_table {
     int key;

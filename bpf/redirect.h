@@ -27,11 +27,18 @@
 
 #define POD_CAPTURE 1 /* connections are captured; without it the pod only registers listeners */
 
+#define EXCLUDED_OUTBOUND 1
+#define EXCLUDED_INBOUND 2
+#define EVERY_PORT 0            /* in `excluded_ports`: whatever port */
+#define EXCLUDED_RANGE_BITS 224 /* of a key of `excluded_ranges` behind its length */
+
 #define POD_CAPACITY 1024
 #define ADDRESS_CAPACITY 4096
 #define PROXY_CAPACITY 16
-#define HANDSHAKE_CAPACITY 32768 /* connections of a node between SYN and accepted: `origins` and `bypass` each */
-#define POD_HANDSHAKES 4096      /* a pod's share of `origins`: one pod cannot use up what all share */
+#define HANDSHAKE_CAPACITY 32768     /* connections of a node between SYN and accepted: `origins` and `bypass` each */
+#define POD_HANDSHAKES 4096          /* a pod's share of `origins`: one pod cannot use up what all share */
+#define EXCLUDED_PORT_CAPACITY 16384 /* a pod's lists have at most 64 entries each */
+#define EXCLUDED_RANGE_CAPACITY 16384
 #define EVENT_BYTES 262144
 #define EVENTS_PER_SECOND 1000 /* and CPU; the rest is only counted */
 
@@ -49,17 +56,18 @@ enum reason {
     REASON_NO_STORAGE = 9,  /* refused: the socket's storage could not be made */
     REASON_NO_MARK = 10,    /* refused: the proxy's socket could not be marked for delivery */
     REASON_NO_STEER = 11,   /* refused: the kernel would not hand the connection to the proxy's listener */
-    REASON_EVENTS = 12,
-    REASON_CAPTURED = 12,       /* outbound connections sent to the proxy */
-    REASON_STEERED = 13,        /* inbound connections handed to the proxy */
-    REASON_DELIVERED = 14,      /* the proxy's connections to apps */
-    REASON_OWN = 15,            /* a pod's connections to its own addresses */
-    REASON_LISTENING = 16,      /* listeners registered */
-    REASON_MPTCP = 17,          /* MPTCP sockets not made, so that programs fall back to TCP */
-    REASON_EVENTS_LOST = 18,    /* the ring buffer was full */
-    REASON_EVENTS_LIMITED = 19, /* over EVENTS_PER_SECOND */
-    REASON_STRAY = 20,          /* refused: a late packet of a connection inside a pod that is over */
-    REASONS = 21,
+    REASON_EXCLUDED = 12,   /* let past the proxy: excluded from capture by explicit wish */
+    REASON_EVENTS = 13,
+    REASON_CAPTURED = 13,       /* outbound connections sent to the proxy */
+    REASON_STEERED = 14,        /* inbound connections handed to the proxy */
+    REASON_DELIVERED = 15,      /* the proxy's connections to apps */
+    REASON_OWN = 16,            /* a pod's connections to its own addresses */
+    REASON_LISTENING = 17,      /* listeners registered */
+    REASON_MPTCP = 18,          /* MPTCP sockets not made, so that programs fall back to TCP */
+    REASON_EVENTS_LOST = 19,    /* the ring buffer was full */
+    REASON_EVENTS_LIMITED = 20, /* over EVENTS_PER_SECOND */
+    REASON_STRAY = 21,          /* refused: a late packet of a connection inside a pod that is over */
+    REASONS = 22,
 };
 
 struct address {
@@ -89,6 +97,24 @@ struct pod {
     char uid[64]; /* NUL-padded */
 };
 _Static_assert(sizeof(struct pod) == 104, "pod");
+
+/* `excluded_ports`: this -> 1. */
+struct excluded_port {
+    __u64 netns;     /* 0: of every pod of the node */
+    __u32 port;      /* EVERY_PORT: inbound only */
+    __u32 direction; /* EXCLUDED_ */
+};
+_Static_assert(sizeof(struct excluded_port) == 16, "excluded_port");
+
+/* `excluded_ranges`: this -> 1, the longest prefix that fits. The family stands in the key, so that a short IPv6 prefix
+ * takes in no IPv4 address, which is kept as IPv6. */
+struct excluded_range {
+    __u32 bits;     /* how many of those that follow count */
+    __u32 netns[2]; /* low half, high half; 0: of every pod of the node */
+    __u32 is_ip4;
+    struct address address;
+};
+_Static_assert(sizeof(struct excluded_range) == 32, "excluded_range");
 
 /* `usage`: netns cookie -> this. */
 struct usage {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf import libbpf
+from bpf.excluded import NODE, ExcludedMaps
 from bpf.layout import (
     MAPS,
     PORT_INBOUND,
@@ -31,12 +32,13 @@ from bpf.layout import (
     unpack_address,
 )
 from bpf.loader import LOOKUP, PROGRAMS
+from mesh.exclusions import NOTHING, Exclusions
 from mesh.workload import Address
 
 _UID = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _ONE = (1).to_bytes(4, "little")
 _FIRST = (0).to_bytes(4, "little")
-_REFUSALS = frozenset(Reason(number) for number in range(Reason.NO_LISTENER, Reason.CAPTURED))
+_REFUSALS = frozenset(Reason(number) for number in range(Reason.NO_LISTENER, Reason.EXCLUDED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class PodRedirect:
     """Every address of the pod but loopback; captured connections go to the first of each family that is not link-local."""
     capture: bool = True
     """False: the proxy's listeners register, nothing is captured yet."""
+    exclusions: Exclusions = NOTHING
+    """Of this pod alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class ProgramState:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A connection that the kernel refused, or let past the proxy (Reason.HOST)."""
+    """A connection that the kernel refused, or let past the proxy (HOST, EXCLUDED)."""
 
     time_ns: int
     """Wall clock."""
@@ -126,6 +130,7 @@ class Redirect:
         """Open the pins. Raises: FileNotFoundError when the redirect was not loaded there."""
         self._bpffs = bpffs
         self._maps = {spec.name: libbpf.Map.pinned(bpffs / "maps" / spec.name) for spec in MAPS}
+        self._excluded = ExcludedMaps(self._maps["excluded_ports"], self._maps["excluded_ranges"])
 
     def close(self) -> None:
         """Close the descriptors. The redirect goes on working."""
@@ -137,6 +142,14 @@ class Redirect:
     def set_node(self, netns_cookie: int, pods_cgroup: int) -> None:
         """Tell the programs which namespace is the node's own, and below which cgroup (by id) all its pods run."""
         self._maps["settings"].put(_FIRST, bytes(Settings(netns_cookie, pods_cgroup)))
+
+    def exclude(self, exclusions: Exclusions) -> None:
+        """Have just these excluded from the capture of every pod of the node, beside each pod's own."""
+        self._excluded.write(NODE, exclusions)
+
+    def excluded(self) -> Exclusions:
+        """What is excluded for every pod of the node."""
+        return self._excluded.read().get(NODE, NOTHING)
 
     def add_proxy(self, cgroup_id: int) -> None:
         """Trust sockets that processes of this cgroup make from now on; an older proxy stays trusted while it drains."""
@@ -179,6 +192,7 @@ class Redirect:
         kept = {pack_address(address) for address in pod.addresses if not address.is_link_local}
         for raw in kept:
             self._maps["addresses"].put(raw, cookie)
+        self._excluded.write(pod.netns_cookie, pod.exclusions)
         self._maps["pods"].put(cookie, bytes(_pod_value(pod)))
         for raw in self._addresses_of(cookie) - kept:
             self._maps["addresses"].delete(raw)
@@ -198,6 +212,8 @@ class Redirect:
         self._maps["pods"].delete(cookie)
         for raw in owned:
             self._maps["addresses"].delete(raw)
+        if netns_cookie != NODE:  # a link without a pod
+            self._excluded.write(netns_cookie, NOTHING)
         for port in (PORT_OUTBOUND, PORT_INBOUND):
             self._maps["listeners"].delete(bytes(ListenerKey(netns_cookie, port)))
         for key in list(self._maps["origins"].keys()):
@@ -215,14 +231,15 @@ class Redirect:
             address = unpack_address(raw)
             if address is not None:
                 addresses.setdefault(_from_u64(owner), []).append(address)
-        links = self._live_links()
+        links, excluded = self._live_links(), self._excluded.read()
         found = []
         for key, value in self._maps["pods"].items():
             cookie, pod = _from_u64(key), Pod.from_buffer_copy(value)
             uid = pod.uid.decode()
             first = (unpack_address(bytes(pod.ip4)), unpack_address(bytes(pod.ip6)))
             ordered = sorted(addresses.get(cookie, ()), key=lambda address: (address not in first, address.version, address))
-            known = PodRedirect(uid, cookie, tuple(ordered), bool(pod.flags & PodFlag.CAPTURE))
+            capture = bool(pod.flags & PodFlag.CAPTURE)
+            known = PodRedirect(uid, cookie, tuple(ordered), capture, excluded.get(cookie, NOTHING))
             found.append(Enrolled(known, links.pop(uid, False)))
         return found + [Enrolled(PodRedirect(uid, 0, ()), alive) for uid, alive in links.items()]
 
@@ -251,7 +268,7 @@ class Redirect:
 
     def fill(self) -> list[MapFill]:
         """How full every map is that can be full."""
-        names = ("proxies", "pods", "addresses", "listeners", "origins", "bypass", "usage")
+        names = ("proxies", "pods", "addresses", "listeners", "origins", "bypass", "usage", "excluded_ports", "excluded_ranges")
         return [MapFill(name, sum(1 for _ in self._maps[name].keys()), self._maps[name].capacity) for name in names]  # noqa: SIM118
 
     def programs(self) -> list[ProgramState]:

@@ -8,7 +8,7 @@
  * (PASSIVE_ESTABLISHED): the entry has done its work and goes. Closed (STATE): whatever is left of it goes with the
  * socket that made it.
  */
-#include "address.h"
+#include "excluded.h"
 #include "report.h"
 
 #define SOL_SOCKET_ 1
@@ -140,7 +140,11 @@ static inline void on_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk, u64
             send_past_proxy(ops, tag, netns, &flow);
         return;
     }
-    if (role != ROLE_PROXY && pod->flags & POD_CAPTURE)
+    if (role == ROLE_PROXY || !(pod->flags & POD_CAPTURE))
+        return;
+    if (is_outbound_excluded(netns, &flow.destination))
+        report(REASON_EXCLUDED, netns, 0, &flow);
+    else
         refuse_syn(ops, REASON_ESCAPE, tag, netns, &flow);
 }
 

@@ -158,6 +158,10 @@ def _print(control: ControlStatus | None, reports: list[NodeReport], findings: l
         click.echo()
         of_pods = ("NODE", "POD", "SERVICE ACCOUNT", "ADDRESSES", "STATE", "CAPTURED V4", "CAPTURED V6")
         print_table(of_pods, [_pod_row(name, pod) for name, pod in pods])
+    excluded = [row for report in reports if report.agent for row in _excluded_rows(report.name, report.agent)]
+    if excluded:
+        click.echo()
+        print_table(("NODE", "POD", "EXCLUDED FROM CAPTURE"), excluded)
     maps = [(report.name, fill) for report in reports if report.agent for fill in report.agent.maps]
     if maps:
         click.echo()
@@ -196,6 +200,11 @@ def _node_row(report: NodeReport, now: datetime) -> tuple[object, ...]:
 def _pod_row(node: str, pod: EnrolledPod) -> tuple[object, ...]:
     name = f"{pod.namespace}/{pod.name}"
     return node, name, pod.service_account, list(pod.addresses), pod.state, pod.captured_v4, pod.captured_v6
+
+
+def _excluded_rows(node: str, agent: AgentStatus) -> list[tuple[object, ...]]:
+    rows = [(node, "(all)", list(agent.excluded))] if agent.excluded else []
+    return [*rows, *((node, f"{pod.namespace}/{pod.name}", list(pod.excluded)) for pod in agent.pods if pod.excluded)]
 
 
 def _as_json(control: ControlStatus | None, reports: list[NodeReport], findings: list[Finding], now: datetime) -> object:

@@ -18,7 +18,7 @@ class EnrolmentError(Exception):
 
 
 def add_request(layout: Layout, wish: PodWish) -> dict[str, Any]:
-    """The body of `/cmdadd`: istio-cni's fields and weft's four."""
+    """The body of `/cmdadd`: istio-cni's fields and weft's five."""
     return {
         "Netns": str(netns_path(layout.pod_netns(wish.node, wish.key))),
         "PodName": wish.pod.name,
@@ -34,6 +34,7 @@ def add_request(layout: Layout, wish: PodWish) -> dict[str, Any]:
         "UID": wish.uid,
         "ServiceAccount": wish.pod.spec.service_account,
         "Labels": wish.pod.labels,
+        "Annotations": wish.pod.metadata.annotations,
         "CgroupPath": str(layout.pod_cgroup(wish.node, wish.key)),
     }
 

@@ -183,7 +183,7 @@ class PodRun:
 
     async def _enrol_or_withdraw(self, wish: PodWish) -> None:
         before = self._enrolled_as
-        if wish.enrol and (before is None or before.pod.labels != wish.pod.labels):
+        if wish.enrol and (before is None or _marks(before) != _marks(wish)):
             await enrol(self._layout, wish)
             self._enrolled_as = wish
         elif not wish.enrol and before is not None:
@@ -255,3 +255,8 @@ class PodRun:
         cgroup.remove(layout.pod_cgroup(wish.node, wish.key))
         for folder in (layout.pod_run(wish.key), layout.pod_volumes(wish.key), layout.container_log(wish.key, "_").parent):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _marks(wish: PodWish) -> tuple[dict[str, str], dict[str, str]]:
+    """What the agent is told anew when it changes."""
+    return wish.pod.labels, wish.pod.metadata.annotations

@@ -78,5 +78,15 @@ def test_a_process_of_the_node_is_shown_as_host(flows: KernelFlows) -> None:
     assert list(flow.source.labels) == ["reserved:host"] and flow.destination.pod_name == "web-0"
 
 
+@pytest.mark.parametrize("inbound", [True, False])
+def test_what_is_excluded_is_shown_as_plain_text_by_wish(flows: KernelFlows, inbound: bool) -> None:
+    ends = (OTHER, 40000, POD_ADDRESS, 9100) if inbound else (POD_ADDRESS, 40000, OTHER, 5432)
+    flow = flow_of(flows, Event(5, Reason.EXCLUDED, 33, 0, *ends))
+    assert flow.verdict == flow_pb2.FORWARDED and not flow.IP.encrypted
+    assert flow.traffic_direction == (flow_pb2.INGRESS if inbound else flow_pb2.EGRESS)
+    assert flow.Summary.startswith("opened, plain text (excluded from capture")
+    assert {flow.source.pod_name, flow.destination.pod_name} == {"web-0", "db-0"}
+
+
 def test_a_report_about_nothing_known_is_no_flow(flows: KernelFlows) -> None:
     assert flows.event(replace(REFUSED, destination=None), PodIndex([])) is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from agent.plan import UP, Actual, Step, after, pending, plan, unannounced
 from agent.pod import Pod, PodRequest
+from mesh.exclusions import NOTHING, Exclusions
 from mesh.workload import Address
 
 pytestmark = pytest.mark.unit
@@ -16,8 +17,10 @@ pytestmark = pytest.mark.unit
 ADDRESSES: list[tuple[Address, ...]] = [(ip_address("10.1.0.2"),), (ip_address("10.1.0.2"), ip_address("fd00::2")), ()]
 
 
-def pod(uid: str, cookie: int = 1, addresses: int = 0) -> Pod:
-    request = PodRequest(uid, "demo", f"pod-{uid}", "default", f"/run/netns/{uid}", ADDRESSES[addresses])
+def pod(uid: str, cookie: int = 1, addresses: int = 0, excluded: bool = False) -> Pod:
+    exclusions = Exclusions((3306,)) if excluded else NOTHING
+    place = f"/run/netns/{uid}"
+    request = PodRequest(uid, "demo", f"pod-{uid}", "default", place, ADDRESSES[addresses], exclusions=exclusions)
     return Pod(request, (4, cookie), cookie, "boot")
 
 
@@ -55,6 +58,14 @@ def test_new_addresses_are_recorded_and_written_without_another_announcement() -
     assert text(plan({"a": pod("a", addresses=1)}, actual, complete=True)) == ["+record", "+capture"]
 
 
+def test_other_exclusions_are_recorded_and_written_also_when_the_record_was_all_that_worked() -> None:
+    actual = run({}, plan({"a": pod("a")}, {}, complete=True))
+    steps = plan({"a": pod("a", excluded=True)}, actual, complete=True)
+    assert text(steps) == ["+record", "+capture"]
+    recorded = run(actual, steps[:1])
+    assert text(plan({"a": pod("a", excluded=True)}, recorded, complete=True)) == ["+capture"]
+
+
 def test_same_uid_in_another_namespace_is_another_pod() -> None:
     actual = run({}, plan({"a": pod("a")}, {}, complete=True))
     steps = plan({"a": pod("a", cookie=2)}, actual, complete=False)
@@ -76,9 +87,9 @@ def test_lost_proxy_leaves_only_the_announcement_to_do() -> None:
     assert [one.uid for one in pending(desired, actual)] == ["a"]
 
 
-STATES = st.dictionaries(st.sampled_from("abc"), st.tuples(st.integers(1, 2), st.integers(0, 2)), max_size=3).map(
-    lambda found: {uid: pod(uid, *what) for uid, what in found.items()}
-)
+STATES = st.dictionaries(
+    st.sampled_from("abc"), st.tuples(st.integers(1, 2), st.integers(0, 2), st.booleans()), max_size=3
+).map(lambda found: {uid: pod(uid, *what) for uid, what in found.items()})
 
 
 @given(st.lists(st.tuples(STATES, st.integers(0, 30), st.booleans(), st.booleans()), min_size=1, max_size=6))
@@ -100,4 +111,5 @@ def test_every_sequence_converges_and_is_safe_throughout(sequence: list[tuple[di
     actual = run(actual, plan(desired, actual, complete=True))
     assert {uid: one.pod for uid, one in actual.items()} == desired
     assert all(one.layers == set(UP) and one.addresses == one.pod.request.addresses for one in actual.values())
+    assert all(one.exclusions == one.pod.request.exclusions for one in actual.values())
     assert plan(desired, actual, complete=True) == [] and not list(pending(desired, actual))

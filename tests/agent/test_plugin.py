@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.plugin import parse_add, parse_delete
 from agent.pod import PodRequest
+from mesh.exclusions import INBOUND_PORTS, OUTBOUND_PORTS, Exclusions
 
 pytestmark = pytest.mark.unit
 
@@ -40,6 +41,14 @@ def test_reads_the_further_fields() -> None:
     assert request.labels == (("a/b", ""), ("app", "web"))
 
 
+def test_annotations_become_exclusions_and_a_bad_one_is_trouble_and_no_refusal() -> None:
+    annotations = {OUTBOUND_PORTS: "5432, 3306", INBOUND_PORTS: "9100,x", "somebody.io/else": {"not": "ours"}}
+    request = parse_add(json.dumps(ADD | {"Annotations": annotations}).encode())
+    assert request.exclusions == Exclusions(outbound_ports=(3306, 5432))
+    (trouble,) = request.troubles
+    assert trouble.startswith(f"annotation {INBOUND_PORTS}: 'x' is not a port: write ")
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -56,6 +65,8 @@ def test_reads_the_further_fields() -> None:
         ({"IPs": "10.0.0.1"}, "IPs"),
         ({"Labels": {"app": 5}}, "Labels"),
         ({"Labels": {"a b": "x"}}, "Labels"),
+        ({"Annotations": []}, "Annotations"),
+        ({"Annotations": {INBOUND_PORTS: 9100}}, "Annotations: .*excludeInboundPorts: 9100 is not text"),
     ],
 )
 def test_refusals_name_the_field(change: dict[str, Any], field: str) -> None:
@@ -81,7 +92,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from([*ADD, "Labels", "CgroupPath", "ServiceAccount"]), JSON)
+@given(st.sampled_from([*ADD, "Labels", "Annotations", "CgroupPath", "ServiceAccount"]), JSON)
 def test_any_value_in_any_field_is_read_or_refused(field: str, value: Any) -> None:
     try:
         request = parse_add(json.dumps(ADD | {field: value}).encode())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mesh.exclusions import INBOUND_PORTS
 from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.proto import flow_pb2
 from mesh.workload import TunnelProtocol, Workload
@@ -105,6 +106,18 @@ def test_kept_while_plain_text_is_allowed_closed_once_it_is_not(node: Node, cont
         assert len(denied) == 1 and denied[0].drop_reason_desc == flow_pb2.UNENCRYPTED_TRAFFIC
         assert f"denied to plain text by PeerAuthentication demo/default (policy {STRICT_KEY})" in denied[0].Summary
         assert node.status().control.resources == 3 and node.status().control.connected
+
+
+def test_one_at_an_excluded_port_is_kept_whatever_policies_say(node: Node, control: ScriptedControl) -> None:
+    strict = workload("a", "10.214.0.2", "fd14::2", authorization_policies=(STRICT_KEY,))
+    control.put(strict, STRICT, workload("b", "10.214.0.3", "fd14::3"))
+    node.start_agent("--control", ADDRESS)
+    node.start_proxy()
+    wait_until(lambda: node.status().control.resources == 3, "the mesh to be known")
+    with conversation(node, "a", "b", "10.214.0.2") as old:
+        node.enrol("a", Annotations={INBOUND_PORTS: "8080"})
+        kept = wait_until(lambda: pre_mesh(node), "the old connection to be shown")
+        assert [flow.verdict for flow in kept] == [flow_pb2.FORWARDED] and old.poll() is None
 
 
 @contextmanager

@@ -36,6 +36,10 @@ def test_nothing_is_wrong() -> None:
         ({"control": ControlState(address="c:1", error="refused")}, "control c:1 is away (refused)"),
         ({"pods": [EnrolledPod(namespace="demo", name="web", state="pending", reason="why")]}, "demo/web is pending: why"),
         (
+            {"pods": [EnrolledPod(namespace="demo", name="web", state="enrolled", troubles=["annotation x: bad"])]},
+            "pod demo/web: annotation x: bad",
+        ),
+        (
             {"pods": [EnrolledPod(namespace="demo", name="web", state="enrolled", captured_v6=23000)]},
             "23000 captured IPv6 connections",
         ),

@@ -1,17 +1,29 @@
 """What is on disk comes back as it was, and a spoilt file is reported, not guessed at."""
 
-from ipaddress import ip_address
+import json
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from agent.pod import Pod, PodRequest
 from agent.records import Record, Records
+from mesh.exclusions import NOTHING, Exclusions
 
 pytestmark = pytest.mark.unit
 
 REQUEST = PodRequest(
-    "u-1", "demo", "web", "web", "/run/netns/x", (ip_address("10.0.0.2"), ip_address("fd00::2")), (("app", "web"),), "/cg/x"
+    "u-1",
+    "demo",
+    "web",
+    "web",
+    "/run/netns/x",
+    (ip_address("10.0.0.2"), ip_address("fd00::2")),
+    (("app", "web"),),
+    "/cg/x",
+    Exclusions((3306,), (ip_network("10.9.0.0/16"), ip_network("fd09::/16")), (9100,), all_inbound=True),
+    ("annotation x: bad",),
 )
 RECORD = Record(Pod(REQUEST, (4, 77), 12, "boot"), 1_700_000_000, (("10.0.0.2", 80, "10.0.0.9", 4000),), (("ipv4/x", "1"),))
 
@@ -23,6 +35,17 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
     records.remove("u-1")
     records.remove("u-1")
     assert records.read() == ([], {})
+
+
+def test_a_record_of_an_agent_that_knew_no_exclusions_has_none(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.write(RECORD)
+    path = tmp_path / "u-1.json"
+    document = json.loads(path.read_text())
+    del document["exclusions"], document["troubles"]
+    path.write_text(json.dumps(document))
+    older = replace(REQUEST, exclusions=NOTHING, troubles=())
+    assert records.read() == ([replace(RECORD, pod=replace(RECORD.pod, request=older))], {})
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 2}', '{"version": 1, "uid": "other"}', "\0"])

@@ -23,6 +23,7 @@ from bpf.layout import MARK_PROXY, PORT_INBOUND, PORT_OUTBOUND, Tag
 from bpf.libbpf import Map
 from bpf.loader import load
 from bpf.redirect import Event, PodRedirect, Redirect
+from mesh.exclusions import NOTHING, Exclusions
 from wire.cgroup import cgroup2_mount, cgroup_id
 from wire.netns import entered, netns_cookie, open_home
 
@@ -118,16 +119,17 @@ class World:
                 Path("/proc/sys/net", name).write_text(value)
             return Path("/proc/sys/net", name).read_text().strip()
 
-    def pod(self, name: str, capture: bool = True) -> PodRedirect:
+    def pod(self, name: str, capture: bool = True, exclusions: Exclusions = NOTHING) -> PodRedirect:
         """What the agent would say of a pod."""
         place = self.pods[name]
-        return PodRedirect(f"uid-{name}", self.cookie(name), (ip_address(place.ip4), ip_address(place.ip6)), capture)
+        addresses = (ip_address(place.ip4), ip_address(place.ip6))
+        return PodRedirect(f"uid-{name}", self.cookie(name), addresses, capture, exclusions)
 
-    def enrol(self, name: str, capture: bool = True) -> None:
+    def enrol(self, name: str, capture: bool = True, exclusions: Exclusions = NOTHING) -> None:
         """Enrol a pod as the agent does."""
         before = pod_network.prepare(self.namespaces[name], self.home)
         self.before.setdefault(name, before)
-        self.redirect.enrol(self.pod(name, capture), self.namespaces[name])
+        self.redirect.enrol(self.pod(name, capture, exclusions), self.namespaces[name])
 
     def withdraw(self, name: str) -> None:
         """Withdraw a pod as the agent does."""

@@ -20,6 +20,8 @@ TWINS = {
     "endpoint": layout.Endpoint,
     "settings": layout.Settings,
     "pod": layout.Pod,
+    "excluded_port": layout.ExcludedPort,
+    "excluded_range": layout.ExcludedRange,
     "usage": layout.Usage,
     "listener_key": layout.ListenerKey,
     "local_key": layout.LocalKey,

@@ -55,6 +55,21 @@ def _control(world: "World") -> None:
     world.control().status = control_pb2.StatusResponse(version="0.1.0", objects=5, workloads=2, root_expires_unix_s=expires)
 
 
+def test_shows_what_is_excluded_from_capture(world: "World") -> None:
+    _control(world)
+    agent = _agent(excluded=["outbound port 3306"])
+    agent.pods[0].excluded.append("inbound port 9100")
+    world.agent("node-a", agent)
+    world.proxy("node-a", _dump())
+    result = world.weft("status")
+    assert result.exit_code == 0
+    assert (
+        "NODE     POD        EXCLUDED FROM CAPTURE\n"
+        "node-a   (all)      outbound port 3306\n"
+        "node-a   demo/web   inbound port 9100\n"
+    ) in result.stdout
+
+
 def test_all_well(world: "World") -> None:
     _control(world)
     world.agent("node-a", _agent())

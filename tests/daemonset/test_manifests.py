@@ -119,6 +119,11 @@ def test_the_agents_flags() -> None:
     settings = parse_agent(_arguments("weft-agent"))
     assert settings.node == "node-1"
     assert (settings.cgroup, settings.bpffs) == (Path("/sys/fs/cgroup"), Path("/sys/fs/bpf/weft"))
+    variables = {one["name"] for one in _containers()["weft-agent"]["env"]}
+    assert variables == {
+        "NODE_NAME",
+        *(f"WEFT_EXCLUDE_{name}" for name in ("OUTBOUND_PORTS", "OUTBOUND_RANGES", "INBOUND_PORTS")),
+    }
     mounts = {mount["mountPath"] for mount in _containers()["weft-agent"]["volumeMounts"]}
     for path in (settings.cgroup, settings.bpffs, settings.root, settings.token):
         assert any(str(path).startswith(mount) for mount in mounts), path

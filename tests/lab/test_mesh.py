@@ -95,6 +95,18 @@ def test_pods_are_enrolled_and_withdrawn_while_they_run(world: World) -> None:
     assert ask(world, "outsider") in REFUSED
 
 
+def test_an_excluded_inbound_port_of_a_strict_pod_is_reached_in_plain_text_as_asked(world: World) -> None:
+    before = processes(world)
+    marks = "{name: server, annotations: {traffic.sidecar.istio.io/excludeInboundPorts: '8000'},"
+    assert SERVER.count("{name: server,") == 1
+    world.apply(SERVER.replace("{name: server,", marks))
+    eventually(lambda: ask(world, "outsider") == 0)
+    assert ask(world, "client") == 0
+    world.apply(SERVER)
+    eventually(lambda: ask(world, "outsider") in REFUSED)
+    assert processes(world) == before, "an annotation must not restart a program"
+
+
 @pytest.mark.parametrize("part", ["agent", "ztunnel", "prober"])
 def test_a_program_that_dies_is_started_again(world: World, part: str) -> None:
     before = program(world, "a", part)

@@ -1,0 +1,35 @@
+"""What the agent is told about exclusions: flags win over the environment, and a bad list ends the start with its reason."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from agent.settings import parse
+from mesh.exclusions import NOTHING, Exclusions
+
+pytestmark = pytest.mark.unit
+
+NODE = ("--node", "n1", "--cgroup", "/sys/fs/cgroup/n1")
+
+
+def test_lists_come_from_flags_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse(NODE).exclusions == NOTHING
+    monkeypatch.setenv("WEFT_EXCLUDE_OUTBOUND_PORTS", "3306,5432")
+    monkeypatch.setenv("WEFT_EXCLUDE_OUTBOUND_RANGES", "")
+    monkeypatch.setenv("WEFT_EXCLUDE_INBOUND_PORTS", "9100")
+    given = parse((*NODE, "--exclude-inbound-ports", "9200", "--exclude-outbound-ranges", "10.9.0.0/16"))
+    assert given.exclusions == Exclusions((3306, 5432), (ip_network("10.9.0.0/16"),), (9200,))
+    assert parse((*NODE, "--exclude-outbound-ports", "")).exclusions == Exclusions((), (), (9100,))
+
+
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_a_bad_list_is_refused_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by_flag: bool
+) -> None:
+    more = ("--exclude-outbound-ports", "http") if by_flag else ()
+    if not by_flag:
+        monkeypatch.setenv("WEFT_EXCLUDE_OUTBOUND_PORTS", "http")
+    with pytest.raises(SystemExit):
+        parse((*NODE, *more))
+    where = "--exclude-outbound-ports" if by_flag else "WEFT_EXCLUDE_OUTBOUND_PORTS"
+    assert f"{where}: 'http' is not a port: write numbers from 1 to 65535" in capsys.readouterr().err
