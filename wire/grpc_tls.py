@@ -1,8 +1,9 @@
 """gRPC channels to the control plane: TLS with a pinned root, and the credentials that go with every call.
 
-Root and token are files that somebody renews: both are read again for every channel or call, never kept.
+Root and token usually are files that somebody renews: they are read again for every channel or call, never kept.
 """
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import grpc
 
 MAX_MESSAGE_BYTES = 200 << 20
+MAX_ROOT_BYTES = 4 << 20
+_PEM = b"-----BEGIN CERTIFICATE-----"
 _KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 _RECONNECT_MS = 100
 
@@ -18,14 +21,15 @@ _RECONNECT_MS = 100
 class Endpoint:
     """Where a service of the control plane is, and how to trust it and be trusted.
 
-    `server_name` is the name in its certificate where that is not the host of `address`.
+    `server_name` is the name in its certificate where that is not the host of `address`; either will do.
     """
 
     address: str
     """`host:port`."""
-    root_pem_path: Path
-    token_path: Path | None
-    """Bearer token; None sends none."""
+    root: Path | bytes | None
+    """Whom to trust: a file of PEM, PEM itself, or (None) whom this machine trusts."""
+    token: Path | str | None = field(repr=False)
+    """Bearer token: a file, the token itself, or none."""
     cluster_id: str
     server_name: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -36,19 +40,35 @@ class Endpoint:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The metadata of the next call. Raises: OSError or ValueError when the token cannot be read."""
         rows = [*self.headers.items()]
-        if self.token_path is not None and (self.client_folder is None or self.token_path.exists()):
-            token = self.token_path.read_text().strip()
-            if not token or not token.isascii() or not token.isprintable():
-                raise ValueError(f"{self.token_path}: holds no token: write the node's token into it")
-            rows.append(("authorization", f"Bearer {token}"))
+        if self._sends_token():
+            rows.append(("authorization", f"Bearer {self._read_token()}"))
         rows.append(("clusterid", self.cluster_id))
         return tuple(rows)
 
+    def _sends_token(self) -> bool:
+        if isinstance(self.token, Path):
+            return self.client_folder is None or self.token.exists()
+        return self.token is not None
+
+    def _read_token(self) -> str:
+        is_file = isinstance(self.token, Path)
+        token = (self.token.read_text() if isinstance(self.token, Path) else self.token or "").strip()
+        if not token or not token.isascii() or not token.isprintable():
+            where = f"{self.token}: holds no token" if is_file else "AUTH_TOKEN is neither a file nor a token"
+            raise ValueError(f"{where}: write the node's token into it")
+        return token
+
     def root_pem(self) -> bytes:
         """The root certificates as they are now. Raises: OSError or ValueError when they cannot be read."""
-        pem = self.root_pem_path.read_bytes()
-        if b"-----BEGIN CERTIFICATE-----" not in pem:
-            raise ValueError(f"{self.root_pem_path}: holds no PEM certificate: write control's root certificate into it")
+        if isinstance(self.root, bytes):
+            return self.root
+        path = self.root or _system_roots()
+        with path.open("rb") as file:
+            pem = file.read(MAX_ROOT_BYTES + 1)
+        if len(pem) > MAX_ROOT_BYTES:
+            raise ValueError(f"{path}: more than {MAX_ROOT_BYTES >> 20} MiB: leave only roots of control planes in it")
+        if _PEM not in pem:
+            raise ValueError(f"{path}: holds no PEM certificate: write control's root certificate into it")
         return pem
 
     def client_pair(self) -> tuple[bytes, bytes] | None:
@@ -62,8 +82,11 @@ class Endpoint:
                 raise ValueError(f"{path}: holds no {kind.decode().lower()} in PEM: write this node's own into it")
         return key, chain
 
-    def open_channel(self, root_pem: bytes) -> grpc.aio.Channel:
-        """A new channel, which connects at its first call; the caller closes it."""
+    def open_channel(self, root_pem: bytes, attempt: int = 0) -> grpc.aio.Channel:
+        """A new channel, which connects at its first call; the caller closes it.
+
+        A channel checks one name: with a `server_name`, every other attempt goes by the host of the address.
+        """
         options: list[tuple[str, int | str]] = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
@@ -75,10 +98,21 @@ class Endpoint:
             ("grpc.min_reconnect_backoff_ms", 5_000),  # also the bound of one connection attempt
             ("grpc.enable_http_proxy", 0),
         ]
-        if self.server_name:
+        if self.server_name and attempt % 2 == 0:
             options.append(("grpc.ssl_target_name_override", self.server_name))
         credentials = grpc.ssl_channel_credentials(root_pem, *(self.client_pair() or ()))
         return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+
+def _system_roots() -> Path:
+    """Where this machine keeps the roots that it trusts."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        return Path(paths.cafile)
+    bundle = Path(paths.capath or "/etc/ssl/certs") / "ca-certificates.crt"
+    if not bundle.exists():
+        raise ValueError(f"root SYSTEM: {bundle} does not exist: install ca-certificates, or name a file of roots")
+    return bundle
 
 
 def host_and_port(name: str, value: str, default_port: int) -> str:

@@ -3,11 +3,13 @@
 `mesh.delta.DeltaClient` knows what to say; this shell connects, converts messages, hands every update to one consumer, and
 answers with what the consumer refused. State outlives streams: a new one says which versions are held, so that after a
 break only differences travel. A stream that ends is opened again, at once after a clean end, else after a pause that doubles
-from 10 ms to 15 s and starts over once a stream has delivered something.
+from 10 ms to 15 s and starts over once a stream has delivered something. A server that ends streams as soon as it has answered
+them is not asked in a circle: only the end of a stream that lasted is clean.
 """
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,9 @@ from wire.grpc_tls import Endpoint
 
 _METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 15.0
+_LASTED_S = 1.0
+_CUT_OFF = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""How servers, and what lies between, end streams that are merely old."""
 _FIRST_ANSWER_TIMEOUT_S = 30.0
 """A server that takes the stream but says nothing is given up for a new attempt: half-open connections look like that."""
 
@@ -82,7 +87,7 @@ class XdsStatus:
     message_bytes: Counter[str] = field(default_factory=Counter)
     """By type URL."""
     terminations: Counter[str] = field(default_factory=Counter)
-    """By Istio's reasons: ConnectionError, Error, Complete."""
+    """By Istio's reasons: ConnectionError, Error, Reconnect, Complete."""
 
 
 class XdsClient:
@@ -104,7 +109,14 @@ class XdsClient:
         self._pause_s = _FIRST_PAUSE_S
         self._ready = asyncio.Event()
         self._reported = ""
+        self._fruitless = 0
+        """Streams that delivered nothing: the next goes by another name of the server, if it has two."""
         self.status = XdsStatus()
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the control plane."""
+        return self._endpoint.address
 
     @property
     def ready(self) -> bool:
@@ -122,21 +134,22 @@ class XdsClient:
     async def run(self) -> None:
         """Stay connected until cancelled."""
         while True:
-            reason = "Error"
+            began, reason = time.monotonic(), "Error"
             try:
                 await self._one_stream()
                 reason, self.status.last_error = "Complete", "the control plane ended the stream"
             except grpc.aio.AioRpcError as error:
-                connection = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                reason = "ConnectionError" if connection else "Error"
+                reason = _termination(error.code(), self.status.connected)
                 self.status.last_error = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
             except (OSError, ValueError) as error:
                 self.status.last_error = str(error)
             self.status.terminations[reason] += 1
             if self.status.connected:
                 self.status.connected, self._pause_s = False, _FIRST_PAUSE_S
-                if reason == "Complete":
+                if reason == "Complete" and time.monotonic() - began > _LASTED_S:
                     continue
+            else:
+                self._fruitless += 1
             self._report_failure()
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
@@ -150,7 +163,7 @@ class XdsClient:
         _log.log(level, "control plane %s: %s; next attempt in %.2g s", address, error, self._pause_s)
 
     async def _one_stream(self) -> None:
-        async with self._endpoint.open_channel(self._endpoint.root_pem()) as channel:
+        async with self._endpoint.open_channel(self._endpoint.root_pem(), self._fruitless) as channel:
             method = channel.stream_stream(
                 _METHOD,
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,
@@ -198,6 +211,13 @@ class XdsClient:
             response_nonce=request.nonce,
             error_detail=Status(message=request.error) if request.error is not None else None,
         )
+
+
+def _termination(code: grpc.StatusCode, connected: bool) -> str:
+    """Istio's word for how a stream ended: never opened, cut off, or refused."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return "Reconnect" if connected else "ConnectionError"
+    return "Reconnect" if code in _CUT_OFF else "Error"
 
 
 async def _write(call: Any, request: DeltaDiscoveryRequest) -> None:

@@ -4,17 +4,16 @@
 """
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wire.grpc_tls import Endpoint, host_and_port
+from wire.grpc_tls import Endpoint
 from wire.places import Places
+from ztunnel.control_plane import control_endpoint, node_metadata
 
-CONTROL_PORT = 15012
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
@@ -32,7 +31,8 @@ class Config:
     """Folder for the mesh's last known state; never keys."""
     installation: str
     """Tells the keys of several installations in one kernel apart."""
-    xds: Endpoint
+    xds: Endpoint | None
+    """None: no control plane tells of the mesh."""
     ca: Endpoint
     cluster_id: str = "Kubernetes"
     network: str = ""
@@ -77,15 +77,15 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         admin_socket=places.admin_socket,
         state=places.state,
         installation=installation.prefix,
-        xds=_endpoint("XDS", environment, places.root, places.token, cluster_id),
-        ca=_endpoint("CA", environment, places.root, places.token, cluster_id),
+        xds=control_endpoint("XDS", environment, places, cluster_id) if environment.get("XDS_ADDRESS") != "" else None,
+        ca=control_endpoint("CA", environment, places, cluster_id),
         cluster_id=cluster_id,
         network=environment.get("NETWORK", ""),
         trust_domain=environment.get("TRUST_DOMAIN") or "cluster.local",
         pod_name=environment.get("POD_NAME") or f"ztunnel-{node}",
         pod_namespace=environment.get("POD_NAMESPACE") or "istio-system",
         instance_ip=environment.get("INSTANCE_IP") or "1.1.1.1",
-        node_metadata=_node_metadata(environment),
+        node_metadata=node_metadata(environment),
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
         secret_ttl_s=max(int(_duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
         impersonates=_choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
@@ -106,33 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", metavar="N|N%", help="data workers; default: one per core (ZTUNNEL_WORKER_THREADS)")
     parser.add_argument("--control", metavar="HOST[:PORT]", help="control plane (XDS_ADDRESS and CA_ADDRESS win)")
     return parser
-
-
-def _endpoint(prefix: str, environment: Mapping[str, str], root: Path, token: Path, cluster_id: str) -> Endpoint:
-    default = "https://istiod.istio-system.svc:15012" if "KUBERNETES_SERVICE_HOST" in environment else "https://localhost:15012"
-    header = f"{prefix}_HEADER_"
-    return Endpoint(
-        host_and_port(f"{prefix}_ADDRESS", environment.get(f"{prefix}_ADDRESS", default), CONTROL_PORT),
-        Path(environment.get(f"{prefix}_ROOT_CA") or root),
-        Path(environment.get("AUTH_TOKEN") or token),
-        cluster_id,
-        environment.get(f"ALT_{prefix}_HOSTNAME", ""),
-        {name.removeprefix(header).lower(): value for name, value in environment.items() if name.startswith(header)},
-        Path(folder) if (folder := environment.get("PROV_CERT")) else None,
-    )
-
-
-def _node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    for name, value in sorted(environment.items()):
-        if name.startswith("ISTIO_META_"):
-            metadata[name.removeprefix("ISTIO_META_")] = value
-        elif name.startswith("ISTIO_METAJSON_"):
-            try:
-                metadata[name.removeprefix("ISTIO_METAJSON_")] = json.loads(value)
-            except ValueError as error:
-                raise ValueError(f"{name}: not JSON ({error}): write a JSON value or use ISTIO_META_") from error
-    return metadata
 
 
 def drain_deadline(environment: Mapping[str, str]) -> float:

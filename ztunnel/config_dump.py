@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from mesh.dump import dump_endpoints, dump_policy, dump_service, dump_workload
 from mesh.identity import Identity
+from wire.grpc_tls import Endpoint
 from ztunnel.access_log import endpoint_text
 from ztunnel.certificates import Certificate
 from ztunnel.channel import ConnectionRecord
@@ -107,11 +108,18 @@ def dump_connection_fully(worker: int, record: ConnectionRecord) -> JSON:
 
 
 def dump_config(config: Config) -> JSON:
-    """The configuration in camel case. Of further headers only the names: they may be credentials."""
-    shown = asdict(config)
-    for endpoint in (shown["xds"], shown["ca"]):
-        endpoint["headers"] = sorted(endpoint["headers"])
+    """The configuration in camel case. Of further headers only the names, of a token at most its file: no credentials."""
+    shown = asdict(config) | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
     return {_camel(name): _plain(value) for name, value in shown.items()}
+
+
+def _endpoint_shown(endpoint: Endpoint | None) -> JSON | None:
+    if endpoint is None:
+        return None
+    root = "SYSTEM" if endpoint.root is None else endpoint.root
+    token = endpoint.token if isinstance(endpoint.token, Path | None) else "inline"
+    hidden = {"root": root if isinstance(root, Path | str) else "inline", "token": token, "headers": sorted(endpoint.headers)}
+    return asdict(endpoint) | hidden
 
 
 def dump_version() -> JSON:

@@ -33,13 +33,13 @@ class Measured(Protocol):
         """The agent's orders."""
 
     @property
-    def xds(self) -> _Xds:
-        """The control plane's stream."""
+    def xds(self) -> _Xds | None:
+        """The control plane's stream, if there is one."""
 
 
 def node_families(proxy: Measured, lines_lost: int) -> list[Family]:
     """All of them."""
-    status = proxy.xds.status
+    status = proxy.xds.status if proxy.xds else XdsStatus()
     return [
         gauge("istio_build", "Istio component build info", 1, component="ztunnel", tag=f"weft-{VERSION}"),
         _by("istio_xds_connection_terminations", "Ended xDS streams", "reason", status.terminations.items()),

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 
 from wire.mesh_cache import MeshCache
 from wire.netns import open_home
@@ -55,7 +56,7 @@ class Supervisor:
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died)
         self.pods = Pods(self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete)
         self._ca = CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
-        keys = KeyStore(config.installation, config.node, config.ca.token_path)
+        keys = KeyStore(config.installation, config.node, config.ca.token if isinstance(config.ca.token, Path) else None)
         self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
         self.zds = ZdsClient(config.zds_socket, self.pods)
         self._output = LineOutput(sys.stdout.fileno())
@@ -65,7 +66,8 @@ class Supervisor:
         )
         self._telemetry.as_json = config.log_json
         self.log_levels = LogLevels(config.log_level, self._set_access_level)
-        self.xds = XdsClient(config.xds, _node_metadata(config), TYPE_URLS, self.view.take, self.view.restore())
+        retained = self.view.restore()
+        self.xds = XdsClient(config.xds, _node_metadata(config), TYPE_URLS, self.view.take, retained) if config.xds else None
         self._admin = Admin(self)
         self._exit_code = 0
 
@@ -126,10 +128,8 @@ class Supervisor:
             missing.append("its successor: this one is draining")
         if not self.workers.alive:
             missing.append("data workers")
-        if not self.xds.ready and not self.view.restored:
-            missing.append(
-                f"state of the mesh (control plane {self.config.xds.address}: {self.xds.status.last_error or 'asked'})"
-            )
+        if self.xds is not None and not self.xds.ready and not self.view.restored:
+            missing.append(f"state of the mesh (control plane {self.xds.address}: {self.xds.status.last_error or 'asked'})")
         if not self.zds.connected:
             missing.append(f"agent ({self.config.zds_socket}: {self.zds.last_error})")
         elif not self.zds.ready:
@@ -172,9 +172,12 @@ class Supervisor:
         tasks = [asyncio.ensure_future(self._watch("the data workers", self.workers.run))]
         try:
             await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
-            for name, run in (("certificates", self._issuer.run), ("xDS", self.xds.run), ("ZDS", self._serve_agent)):
-                tasks.append(asyncio.ensure_future(self._watch(name, run)))
-            _log.info("node %s: %d data workers, control plane %s", config.node, config.workers, config.xds.address)
+            parts = [("certificates", self._issuer.run), ("ZDS", self._serve_agent)]
+            if self.xds is not None:
+                parts.append(("xDS", self.xds.run))
+            tasks += [asyncio.ensure_future(self._watch(name, run)) for name, run in parts]
+            control = self.xds.address if self.xds else "none"
+            _log.info("node %s: %d data workers, control plane %s", config.node, config.workers, control)
             await self._end.wait()
             await self._drain(tasks[1:])
         finally:

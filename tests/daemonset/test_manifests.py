@@ -70,8 +70,8 @@ def test_the_proxys_flags_and_environment() -> None:
     config = read_config(_arguments("weft-ztunnel"), environment | {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, cores=2)
     assert config.node == "node-1" and config.pod_name == "pod-1"
     for endpoint in (config.xds, config.ca):
-        assert "weft-control" in str(endpoint) and "15012" in str(endpoint)
-        assert "/etc/weft/root-cert.pem" in str(endpoint) and "/etc/weft/node-1.token" in str(endpoint)
+        assert endpoint is not None and endpoint.address == "weft-control:15012"
+        assert (endpoint.root, endpoint.token) == (Path("/etc/weft/root-cert.pem"), Path("/etc/weft/node-1.token"))
     assert config.zds_socket == Path("/run/weft/nodes/node-1/ztunnel.sock")
     probe = _containers()["weft-ztunnel"]["readinessProbe"]["httpGet"]
     assert (probe["port"], probe["path"]) == (config.readiness_port, "/healthz/ready")

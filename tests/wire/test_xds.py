@@ -12,7 +12,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToDict
 
-from wire import xds
+from wire import grpc_tls, xds
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
 
@@ -143,10 +143,10 @@ def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path
         assert client.versions(ADDRESS) == {"K//Pod/fz/app": "v1", "K//Pod/fz/g": "v1"}
 
         control.responses.put_nowait(None)
-        assert (await control.request()).initial_resource_versions, "after a clean end at once"
+        assert (await control.request()).initial_resource_versions, "after a clean end at once, or nearly"
         assert [row["authorization"] for row in control.metadata] == ["Bearer one", "Bearer two", "Bearer two"]
         assert (control.metadata[0]["x-first"], control.metadata[0]["clusterid"]) == ("1", "Kubernetes")
-        assert client.status.terminations["ConnectionError"] >= 1 and client.status.terminations["Complete"] == 1
+        assert client.status.terminations["Reconnect"] == client.status.terminations["Complete"] == 1
         assert client.status.messages == {ADDRESS: 3, AUTHORIZATION: 1}
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -236,3 +236,42 @@ def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
         await control.server.stop(None)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_what_is_said_outright_needs_no_file_and_either_name_of_the_server_will_do(authority: Any, tmp_path: Path) -> None:
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        for name in ("127.0.0.1", "somebody.else"):
+            endpoint = Endpoint(
+                f"127.0.0.1:{control.port}", authority.root_pem, "inline", "Kubernetes", name, {"b": "2", "a": "1"}
+            )
+            client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], on_update)
+            running = asyncio.ensure_future(client.run())
+            assert (await control.request()).type_url == ADDRESS
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert control.metadata[-1]["authorization"] == "Bearer inline"
+        ours = [key for key in control.metadata[-1] if key in ("a", "b", "authorization", "clusterid")]
+        assert ours == ["b", "a", "authorization", "clusterid"], "further headers come first"
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_the_roots_that_this_machine_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Any) -> None:
+    endpoint = Endpoint("127.0.0.1:1", None, None, "Kubernetes")
+    (tmp_path / "roots.pem").write_bytes(authority.root_pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
+    assert endpoint.root_pem() == authority.root_pem
+    (tmp_path / "roots.pem").write_bytes(b"x" * (grpc_tls.MAX_ROOT_BYTES + 1))
+    with pytest.raises(ValueError, match=r"more than 4 MiB: leave only roots"):
+        endpoint.root_pem()
+    (tmp_path / "roots.pem").unlink()
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="install ca-certificates"):
+        endpoint.root_pem()
+    assert endpoint.metadata() == (("clusterid", "Kubernetes"),)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ztunnel import control_plane
 from ztunnel.config import Config, drain_deadline, read_config
+from ztunnel.config_dump import dump_config
 
 pytestmark = pytest.mark.unit
 
@@ -26,7 +28,7 @@ def test_a_node_name_fills_all() -> None:
     assert config.zds_socket == folder / "ztunnel.sock" and config.admin_socket == folder / "admin.sock"
     assert config.state == Path("/var/lib/w/nodes/n1") and config.installation == "w"
     assert config.xds == config.ca
-    assert (config.xds.address, config.xds.root_pem_path, config.xds.token_path) == (
+    assert (config.xds.address, config.xds.root, config.xds.token) == (
         "10.0.0.1:15012", folder / "root-cert.pem", folder / "token",
     )  # fmt: skip
     assert (config.workers, config.secret_ttl_s, config.drain_s, config.packet_mark) == (4, 86_400, 5.0, 0x539)
@@ -53,9 +55,9 @@ def test_the_variables_of_istios_ztunnel_win() -> None:
         TERMINATION_GRACE_PERIOD_SECONDS="30",
     )
     assert (config.node, config.xds.address, config.ca.address) == ("nz", "istiod:99", "ca:15012")
-    assert (config.ca.root_pem_path, config.ca.server_name) == (Path("/ca.pem"), "istiod.istio-system.svc")
+    assert (config.ca.root, config.ca.server_name) == (Path("/ca.pem"), "istiod.istio-system.svc")
     assert config.xds.headers == {"x_tenant": "blue"} and config.ca.headers == {}
-    assert config.zds_socket == Path("/zds") and config.xds.token_path == Path("/token")
+    assert config.zds_socket == Path("/zds") and config.xds.token == Path("/token")
     assert config.cluster_id == config.xds.cluster_id == "c2"
     assert config.node_metadata == {"CLUSTER_ID": "c2", "J": {"x": [1]}}
     assert (config.secret_ttl_s, config.keep_source_address, config.log_json, config.workers) == (5400, False, True, 2)
@@ -66,6 +68,31 @@ def test_how_the_ca_knows_this_proxy() -> None:
     config = read(PROV_CERT="/etc/certs", PROXY_MODE="dedicated")
     assert config.ca.client_folder == config.xds.client_folder == Path("/etc/certs")
     assert not config.impersonates and read().impersonates
+
+
+def test_whom_to_trust_and_what_to_show_is_a_file_or_said_outright(tmp_path: Path) -> None:
+    config = read(XDS_ROOT_CA="SYSTEM", CA_ROOT_CA="-----BEGIN CERTIFICATE-----\n", AUTH_TOKEN="eyJhbGciOi.J9")
+    assert config.xds is not None and (config.xds.root, config.xds.token) == (None, "eyJhbGciOi.J9")
+    assert config.ca.root == b"-----BEGIN CERTIFICATE-----\n"
+    shown = dump_config(config)
+    assert (shown["xds"]["root"], shown["ca"]["root"], shown["xds"]["token"]) == ("SYSTEM", "inline", "inline")
+    assert "eyJ" not in repr(config) and "eyJ" not in str(shown), "a token is nobody's to read"
+    assert read(AUTH_TOKEN=str(tmp_path / "later")).ca.token == tmp_path / "later", "a file may come later"
+
+
+def test_where_istios_chart_mounts_root_and_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(control_plane, "ISTIO_ROOT", tmp_path / "root-cert.pem")
+    monkeypatch.setattr(control_plane, "ISTIO_TOKEN", tmp_path / "istio-token")
+    assert read().ca.root == Path("/run/w/nodes/n1/root-cert.pem")
+    for name in ("root-cert.pem", "istio-token"):
+        (tmp_path / name).touch()
+    assert (read().ca.root, read().ca.token) == (tmp_path / "root-cert.pem", tmp_path / "istio-token")
+
+
+def test_no_address_is_no_control_plane() -> None:
+    config = read(XDS_ADDRESS="")
+    assert config.xds is None and config.ca.address == "localhost:15012"
+    assert dump_config(config)["xds"] is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +115,9 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("", {}, "NODE_NAME is not set: give --node NAME"),
         ("--node N_1", {}, "--node 'N_1': not a node's name"),
         ("--node n1 --workers many", {}, "--workers 'many': not a number of workers: write N"),
-        ("--node n1", {"XDS_ADDRESS": ""}, "XDS_ADDRESS='': not an address"),
+        ("--node n1", {"XDS_ADDRESS": "http://control:1"}, "XDS_ADDRESS='http://control:1': not an address of a TLS server"),
+        ("--node n1", {"XDS_HEADER_A B": "x"}, "XDS_HEADER_A B: 'a b' is no name of a header"),
+        ("--node n1", {"CA_HEADER_A": "x\ny"}, "CA_HEADER_A: its value is no text of a header"),
         ("--node n1", {"CA_ADDRESS": "http://ca:1"}, "CA_ADDRESS='http://ca:1': not an address"),
         ("--node n1", {"SECRET_TTL": "1 day"}, "SECRET_TTL='1 day': not a duration: write one like 30s"),
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),

@@ -1,0 +1,80 @@
+"""How the environment names a control plane: where it is, whom to trust, what to show it, and what to say of this node.
+
+The variables and their meanings are those of Istio's ztunnel; files that are not named are weft's own, else where Istio's
+chart mounts them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wire.grpc_tls import Endpoint, host_and_port
+from wire.places import NodePlaces
+
+CONTROL_PORT = 15012
+ISTIO_ROOT = Path("/var/run/secrets/istio/root-cert.pem")
+ISTIO_TOKEN = Path("/var/run/secrets/tokens/istio-token")
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
+
+
+def control_endpoint(prefix: str, environment: Mapping[str, str], places: NodePlaces, cluster_id: str) -> Endpoint:
+    """Read the variables that begin with `prefix`: XDS or CA.
+
+    Raises: ValueError naming the variable, the reason and the mend.
+    """
+    default = "https://istiod.istio-system.svc:15012" if "KUBERNETES_SERVICE_HOST" in environment else "https://localhost:15012"
+    header = f"{prefix}_HEADER_"
+    return Endpoint(
+        host_and_port(f"{prefix}_ADDRESS", environment.get(f"{prefix}_ADDRESS", default), CONTROL_PORT),
+        _root(environment.get(f"{prefix}_ROOT_CA", ""), places),
+        _token(environment.get("AUTH_TOKEN", ""), places),
+        cluster_id,
+        environment.get(f"ALT_{prefix}_HOSTNAME", ""),
+        dict(_header(name, header, value) for name, value in environment.items() if name.startswith(header)),
+        Path(folder) if (folder := environment.get("PROV_CERT")) else None,
+    )
+
+
+def _root(value: str, places: NodePlaces) -> Path | bytes | None:
+    """A file, `SYSTEM` (None), or certificates in PEM."""
+    if "-----BEGIN" in value:
+        return value.encode()
+    if value == "SYSTEM" and not Path(value).exists():
+        return None
+    return Path(value) if value else _first(places.root, ISTIO_ROOT)
+
+
+def _token(value: str, places: NodePlaces) -> Path | str:
+    """A file, or the token itself: tokens hold no slash."""
+    if not value:
+        return _first(places.token, ISTIO_TOKEN)
+    return Path(value) if "/" in value or Path(value).exists() else value
+
+
+def _first(ours: Path, istios: Path) -> Path:
+    return istios if istios.exists() and not ours.exists() else ours
+
+
+def _header(variable: str, prefix: str, value: str) -> tuple[str, str]:
+    name = variable.removeprefix(prefix).lower()
+    if not _HEADER_NAME.fullmatch(name) or name.endswith("-bin") or name.startswith("grpc-"):
+        raise ValueError(f"{variable}: {name!r} is no name of a header: use letters, digits, '-', '_' and '.'")
+    if not value.isascii() or not value.isprintable():
+        raise ValueError(f"{variable}: its value is no text of a header: use printable ASCII")
+    return name, value
+
+
+def node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What ISTIO_META_X (text) and ISTIO_METAJSON_X (JSON) say of this node, as X."""
+    metadata: dict[str, Any] = {}
+    for name, value in sorted(environment.items()):
+        if name.startswith("ISTIO_META_"):
+            metadata[name.removeprefix("ISTIO_META_")] = value
+        elif name.startswith("ISTIO_METAJSON_"):
+            try:
+                metadata[name.removeprefix("ISTIO_METAJSON_")] = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: not JSON ({error}): write a JSON value or use ISTIO_META_") from error
+    return metadata
