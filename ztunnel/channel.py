@@ -43,6 +43,8 @@ class Configure:
     packet_mark: int = 0x539
     connect_timeout_s: float = 10.0
     workload_timeout_s: float = 5.0
+    resolv_conf: str = "/etc/resolv.conf"
+    """Names the nameservers; read again when it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,14 @@ class WorkerStatus:
     gauges: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class DNSCounts:
+    """What was resolved since the last such message; sent every second while there is something to count."""
+
+    on_demand: dict[tuple[str, str], int]
+    """(hostname of a workload without address, the xDS uid of whose connection it was) -> lookups."""
+
+
 ToWorker = (
     Configure
     | AddPod
@@ -237,4 +247,4 @@ ToWorker = (
     | QueryConnections
     | Shutdown
 )
-FromWorker = PodAdded | NeedCertificate | Opened | Progress | Closed | EarlyFailure | Connections | WorkerStatus
+FromWorker = PodAdded | NeedCertificate | Opened | Progress | Closed | EarlyFailure | Connections | WorkerStatus | DNSCounts

@@ -12,7 +12,7 @@ from ztunnel.channel import Direction
 from ztunnel.connection_facts import Facts
 
 MAX_SERIES = 20_000
-_UNKNOWN = "unknown"
+UNKNOWN = "unknown"
 _REPORTERS: dict[Direction, str] = {"outbound": "source", "inbound": "destination"}
 Labels = tuple[tuple[str, str], ...]
 Kind = Literal["counter", "gauge", "info"]
@@ -44,7 +44,8 @@ def counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Fam
     return Family(name, "counter", text, [Sample(labels, value) for labels, value in values])
 
 
-def _workload_labels(prefix: str, workload: Workload | None, principal: str) -> Iterator[tuple[str, str]]:
+def workload_labels(prefix: str, workload: Workload | None, principal: str) -> Iterator[tuple[str, str]]:
+    """Istio's labels of one end, in Istio's order; values that are missing are empty."""
     yield f"{prefix}_workload", workload.workload_name if workload else ""
     yield f"{prefix}_canonical_service", workload.canonical_name if workload else ""
     yield f"{prefix}_canonical_revision", workload.canonical_revision if workload else ""
@@ -61,11 +62,11 @@ def tcp_labels(facts: Facts, flag: str) -> Labels:
     source, destination = facts.source, facts.destination
     labels = [
         ("reporter", _REPORTERS[facts.record.direction]),
-        *_workload_labels("source", source, str(facts.source_principal or "")),
+        *workload_labels("source", source, str(facts.source_principal or "")),
         ("destination_service", service.hostname if service else ""),
         ("destination_service_namespace", service.namespace if service else ""),
         ("destination_service_name", service.name if service else ""),
-        *_workload_labels("destination", destination, str(facts.destination_principal or "")),
+        *workload_labels("destination", destination, str(facts.destination_principal or "")),
         ("request_protocol", "tcp"),
         ("response_flags", flag),
         ("connection_security_policy", "mutual_tls" if facts.encrypted else ""),
@@ -74,7 +75,7 @@ def tcp_labels(facts: Facts, flag: str) -> Labels:
         ("destination_region", destination.locality.region if destination else ""),
         ("destination_zone", destination.locality.zone if destination else ""),
     ]
-    return tuple((name, value or _UNKNOWN) for name, value in labels)
+    return tuple((name, value or UNKNOWN) for name, value in labels)
 
 
 class Series:

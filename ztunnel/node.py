@@ -8,9 +8,13 @@ from mesh.inventory import Inventory, PolicyStore
 from wire.netns import open_home
 from ztunnel import handshakes
 from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker
+from ztunnel.dns_counts import Counts
+from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.handshakes import Handshakes
 from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.loop import Deadlines, Loop
+from ztunnel.nameservers import Nameservers
+from ztunnel.resolver import Resolver
 from ztunnel.tunnel import Tunnel
 from ztunnel.vault import Vault
 
@@ -47,6 +51,9 @@ class Node:
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
         self.dials = Deadlines(config.connect_timeout_s)
         self.workload_waits = Deadlines(config.workload_timeout_s)
+        self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
+        self.dns_counts = Counts()
+        self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
         self.tunnels: dict[Tunnel, None] = {}
         self.inbound_tunnels: dict[Tunnel, None] = {}
         """In the order in which they last carried a stream."""
@@ -119,7 +126,14 @@ class Node:
     def tick(self) -> None:
         """Several times a second: what is due by time."""
         now = self.loop.now
-        for deadlines in (self.handshakes, self.client_handshakes, self.dials, self.workload_waits, self.vault.deadlines):
+        for deadlines in (
+            self.handshakes,
+            self.client_handshakes,
+            self.dials,
+            self.workload_waits,
+            self.vault.deadlines,
+            self.dns_upstream.deadlines,
+        ):
             deadlines.expire(now)
         for tunnel in list(self.tunnels):
             tunnel.tick(now)
@@ -136,4 +150,6 @@ class Node:
             "buffered_bytes": self.loop.buffered,
             "certificates": len(self.vault),
             "refused_connections": self.refused,
+            "dns_questions": len(self.dns_upstream.under_way),
+            "refused_lookups": self.resolver.refused,
         }

@@ -7,8 +7,9 @@ from mesh.inventory import Inventory
 from mesh.workload import Workload
 from ztunnel import access_log
 from ztunnel.access_log import Level
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, FromWorker, Opened, Progress, WorkerStatus
+from ztunnel.channel import Closed, ConnectionRecord, DNSCounts, EarlyFailure, FromWorker, Opened, Progress, WorkerStatus
 from ztunnel.connection_facts import Facts, facts_of
+from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.flow_feed import FlowFeed, connection_event, early_event
 from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge
 from ztunnel.zds import PodInfo
@@ -50,6 +51,7 @@ class Telemetry:
         self._write = write
         self._pod = pod
         self._tcp = TcpMetrics()
+        self._dns = DNSMetrics(inventory)
         self._open: dict[tuple[int, int], _Open] = {}
         self._gauges: dict[int, dict[str, int]] = {}
         self._series: dict[tuple[object, ...], Series] = {}
@@ -72,6 +74,8 @@ class Telemetry:
             self._failed_early(message)
         elif isinstance(message, WorkerStatus):
             self._gauges[worker] = message.gauges
+        elif isinstance(message, DNSCounts):
+            self._dns.take(message)
 
     def _opened(self, worker: int, record: ConnectionRecord) -> None:
         facts = facts_of(record, self._inventory)
@@ -185,7 +189,7 @@ class Telemetry:
     def families(self) -> list[Family]:
         """The metrics of connections and workers."""
         early = (((("direction", direction), ("flag", flag)), count) for (direction, flag), count in self._early.items())
-        families = self._tcp.families()
+        families = [*self._tcp.families(), *self._dns.families()]
         families.append(counter("weft_early_failures", "Connections that failed before they could be told apart", early))
         families.append(counter("weft_flows_lost", "Flows that a reader did not get", [((), self._flows.lost)]))
         names = sorted({name for gauges in self._gauges.values() for name in gauges})

@@ -2,7 +2,8 @@
 
 usage: python -m ztunnel.worker --channel FD      started by the supervisor, with OPENSSL_CONF naming ztunnel/openssl.cnf
 
-It is told what is true (ztunnel.channel) and tells what happened; it reads no file, and keeps no state across its end.
+It is told what is true (ztunnel.channel) and tells what happened; it reads no file but resolv.conf, and keeps no state
+across its end.
 """
 
 import argparse
@@ -134,6 +135,8 @@ class Worker:
         assert self._node is not None
         gauges = self._node.gauges() | {"pods": len(self._pods), "dropped_events": self._link.dropped_events}
         self._link.emit(WorkerStatus(gauges))
+        if (counts := self._node.dns_counts.take()) is not None:
+            self._link.emit(counts)
         self._node.ledger.progress()
         for pod in self._pods.values():
             pod.pool.release_idle()

@@ -1,0 +1,251 @@
+"""DNS messages: read as another library writes them, written as it reads them, and never an exception whatever comes."""
+
+import struct
+from ipaddress import ip_address
+from typing import Any
+
+import dns.edns
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rrset
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ztunnel.dns_message import (
+    AAAA,
+    BADVERS,
+    FORMERR,
+    NOERROR,
+    NOTIMP,
+    SERVFAIL,
+    A,
+    DNSError,
+    Query,
+    Wishes,
+    addresses_in,
+    answer,
+    ask,
+    encode_name,
+    question_for,
+    read_query,
+    read_response,
+    refuse,
+    relay,
+)
+
+pytestmark = pytest.mark.unit
+
+V4 = [ip_address(f"10.{high}.{low}.1") for high in range(2) for low in range(128)]
+_label = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=20)
+_names = st.lists(_label, min_size=1, max_size=8).map(".".join)
+
+
+def asked(name: str = "web.shop.svc.cluster.local", kind: str = "A", **options: Any) -> Query:
+    query = read_query(dns.message.make_query(name, kind, **options).to_wire())
+    assert query is not None and query.question is not None
+    return query
+
+
+def test_a_question_is_read() -> None:
+    message = dns.message.make_query("Web.Shop.", "AAAA", use_edns=0, payload=1400, want_dnssec=True, id=77)
+    message.flags |= dns.flags.CD
+    query = read_query(message.to_wire())
+    assert query is not None and query.question is not None and query.edns is not None
+    assert (query.id, query.question.name, query.question.type, query.refusal) == (77, "web.shop", AAAA, NOERROR)
+    assert query.edns.payload_bytes == 1400 and query.wishes == Wishes(True, True, True) and query.udp_limit == 1400
+    assert asked(use_edns=0, payload=100).udp_limit == 512 and asked(use_edns=False).udp_limit == 512
+
+
+@pytest.mark.parametrize("name", ["a\\.b.example", "sp\\032ace", "\\000", "."])
+def test_names_that_no_mesh_has_are_empty(name: str) -> None:
+    assert asked(name).question.name == ""  # type: ignore[union-attr]
+
+
+def test_what_is_no_question_is_refused_by_its_code() -> None:
+    response = dns.message.make_response(dns.message.make_query("a.", "A"))
+    update = dns.message.make_query("a.", "A")
+    update.set_opcode(dns.opcode.NOTIFY)
+    two = bytearray(dns.message.make_query("a.", "A", use_edns=False).to_wire())
+    two[5] = 2
+    old = dns.message.make_query("a.", "A", use_edns=1)
+    loop = struct.pack("!6H", 1, 0x100, 1, 0, 0, 0) + b"\xc0\x0c" + struct.pack("!HH", 1, 1)
+    for wire, code in [
+        (response.to_wire(), FORMERR),
+        (update.to_wire(), NOTIMP),
+        (bytes(two), FORMERR),
+        (old.to_wire(), BADVERS),
+        (loop, FORMERR),
+        (dns.message.make_query("a.", "A").to_wire()[:-5], FORMERR),
+    ]:
+        query = read_query(wire)
+        assert query is not None and query.refusal == code
+        refused = dns.message.from_wire(refuse(query, query.refusal))
+        assert refused.rcode() == code and refused.id == query.id and not refused.answer
+    assert read_query(b"\0" * 11) is None
+
+
+@pytest.mark.parametrize("asked_as", ["web.shop.", "Web.SHOP."])
+def test_an_answer_keeps_the_question_and_gives_lower_case_names(asked_as: str) -> None:
+    query = asked(asked_as, use_edns=0, payload=1232)
+    got = dns.message.from_wire(answer(query, "web.shop", "", [ip_address("10.0.0.1"), ip_address("fd00::1")], 30, 512))
+    assert got.question[0].name.to_text() == asked_as and got.id == query.id
+    assert [one.to_text() for one in got.answer] == ["web.shop. 30 IN A 10.0.0.1", "web.shop. 30 IN AAAA fd00::1"]
+    assert all(one.name.to_text() == "web.shop." for one in got.answer)
+    assert got.flags == dns.flags.QR | dns.flags.AA | dns.flags.RD | dns.flags.RA and got.payload == 1232
+
+
+@pytest.mark.parametrize("asked_as", ["web.shop.cluster.local.", "web.SHOP.cluster.local."])
+def test_an_alias_comes_before_its_addresses(asked_as: str) -> None:
+    wire = answer(asked(asked_as), "web.shop.cluster.local", "web.shop", V4[:2], 30, 512)
+    got = dns.message.from_wire(wire)
+    assert [one.to_text() for one in got.answer] == [
+        "web.shop.cluster.local. 30 IN CNAME web.shop.",
+        "web.shop. 30 IN A 10.0.0.1\nweb.shop. 30 IN A 10.0.1.1",
+    ]
+
+
+def test_large_response() -> None:
+    """256 addresses go whole over TCP; 74 have room in 1232 bytes, and the rest is announced."""
+    query = asked("large.com", use_edns=0, payload=1232)
+    whole = dns.message.from_wire(answer(query, "large.com", "", V4, 30, 65535))
+    assert len(whole.answer[0]) == 256 and not whole.flags & dns.flags.TC
+    wire = answer(query, "large.com", "", V4, 30, query.udp_limit)
+    cut = dns.message.from_wire(wire)
+    assert len(cut.answer[0]) == 74 and cut.flags & dns.flags.TC and len(wire) <= 1232
+
+
+def test_a_long_alias_that_has_no_room_is_announced() -> None:
+    name = ".".join(["x" * 60] * 4)
+    query = asked(name.upper(), use_edns=False)
+    got = dns.message.from_wire(answer(query, name, name[61:], V4, 30, 512))
+    assert got.flags & dns.flags.TC and not got.answer
+
+
+def upstream(query: Query, *records: str, code: int = NOERROR, edns: bool = True) -> bytes:
+    """What a recursive server would say."""
+    assert query.question is not None
+    message = dns.message.from_wire(ask(4711, query.question, 1232, Wishes(edns=edns)))
+    response = dns.message.make_response(message, recursion_available=True)
+    response.flags |= dns.flags.AA
+    response.set_rcode(code)  # type: ignore[arg-type]
+    response.answer = [dns.rrset.from_text(*record.split(maxsplit=4)) for record in records]  # type: ignore[arg-type]
+    return response.to_wire(max_size=65535)
+
+
+@pytest.mark.parametrize("edns", [True, False])
+@pytest.mark.parametrize("client_edns", [True, False])
+def test_a_servers_answer_reaches_the_client_under_its_own_id(edns: bool, client_edns: bool) -> None:
+    query = asked("www.example", use_edns=0 if client_edns else False, payload=4096, id=9)
+    assert query.question is not None
+    records = ("www.example. 7 IN CNAME x.example.", "x.example. 7 IN A 192.0.2.1")
+    response = read_response(upstream(query, *records, edns=edns), 4711, query.question)
+    got = dns.message.from_wire(relay(query, response, 512))
+    assert [one.to_text() for one in got.answer] == list(records)
+    assert got.id == 9 and got.flags == dns.flags.QR | dns.flags.RD | dns.flags.RA
+    assert got.edns == (0 if client_edns else -1)
+    assert [packed for packed in addresses_in(response, query.question)[0]] == [ip_address("192.0.2.1").packed]
+
+
+def test_codes_are_passed_on_also_those_that_edns_extends() -> None:
+    query = asked("www.example", use_edns=0)
+    assert query.question is not None
+    for code in (NOERROR, SERVFAIL, 3, 16, 23):
+        response = read_response(upstream(query, code=code), 4711, query.question)
+        assert dns.message.from_wire(relay(query, response, 512)).rcode() == code
+
+
+def test_a_long_answer_is_cut_at_a_record_and_says_so() -> None:
+    query = asked("www.example", use_edns=False)
+    assert query.question is not None
+    records = [f"www.example. 7 IN A 192.0.2.{number}" for number in range(1, 100)]
+    response = read_response(upstream(query, *records), 4711, query.question)
+    wire = relay(query, response, 512)
+    got = dns.message.from_wire(wire)
+    assert got.flags & dns.flags.TC and len(wire) <= 512 and 25 < len(got.answer[0]) < 40
+    assert len(dns.message.from_wire(relay(query, response, 65535)).answer[0]) == 99
+
+
+def test_an_opt_record_in_an_odd_place_takes_the_additional_ones_with_it() -> None:
+    query = asked("www.example", use_edns=0)
+    assert query.question is not None
+    plain = bytearray(upstream(query, "www.example. 7 IN A 192.0.2.1", edns=False))
+    opt = b"\0" + struct.pack("!HHIH", 41, 1232, 0, 0)
+    extra = b"\0" + struct.pack("!HHIH", A, 1, 5, 4) + b"\1\2\3\4"
+    plain[11] = 2
+    got = dns.message.from_wire(relay(query, read_response(bytes(plain) + opt + extra, 4711, query.question), 512))
+    assert got.edns == 0 and not got.additional and len(got.answer) == 1
+
+
+@given(_names, st.sampled_from([A, AAAA]))
+def test_what_we_ask_is_what_others_read(name: str, kind: int) -> None:
+    try:
+        question = question_for(name, kind)
+    except DNSError:
+        assert len(name) > 250
+        return
+    message = dns.message.from_wire(ask(5, question, 1232, Wishes()))
+    assert message.question[0].name == dns.name.from_text(name) and message.question[0].rdtype == kind
+    assert question.name == name and encode_name(name + ".") == encode_name(name)
+
+
+def _mutations() -> st.SearchStrategy[bytes]:
+    """Good messages with some bytes changed, cut, or repeated: these get further in than noise does."""
+    query = dns.message.make_query("web.shop.svc.cluster.local", "A", use_edns=0, id=1)
+    response = dns.message.make_response(query)
+    response.answer = [
+        dns.rrset.from_text("web.shop.svc.cluster.local.", 5, "IN", "CNAME", "x.shop."),
+        dns.rrset.from_text("x.shop.", 5, "IN", "A", "1.2.3.4", "1.2.3.5"),
+    ]
+
+    def change(wire: bytes, edits: list[tuple[int, int]], end: int) -> bytes:
+        changed = bytearray(wire)
+        for place, value in edits:
+            changed[place % len(changed)] = value
+        return bytes(changed[:end])
+
+    edits = st.lists(st.tuples(st.integers(0, 120), st.one_of(st.integers(0, 255), st.just(0xC0))), max_size=6)
+    return st.builds(change, st.sampled_from([query.to_wire(), response.to_wire()]), edits, st.integers(0, 200))
+
+
+@given(st.one_of(st.binary(max_size=300), _mutations()))
+def test_whatever_a_client_sends_there_is_one_answer_or_none(wire: bytes) -> None:
+    query = read_query(wire)
+    if query is None:
+        assert len(wire) < 12
+        return
+    if query.refusal:
+        assert refuse(query, query.refusal)[:2] == wire[:2]
+    else:
+        assert query.question is not None
+        name = query.question.name
+        made = answer(query, name, "", V4, 30, query.udp_limit) if name else refuse(query, SERVFAIL)
+        assert made[:2] == wire[:2] and len(made) <= query.udp_limit and made[2] & 0x80
+        assert dns.message.from_wire(made).question[0].rdtype == query.question.type
+
+
+@given(st.one_of(st.binary(max_size=300), _mutations()))
+def test_whatever_a_server_sends_is_understood_or_refused(wire: bytes) -> None:
+    query = asked()
+    assert query.question is not None
+    try:
+        response = read_response(wire, 1, query.question)
+        relayed = relay(query, response, 512)
+        assert len(relayed) <= 512 and relayed[:2] == query.id.to_bytes(2, "big")
+        addresses_in(response, query.question)
+    except DNSError:
+        pass
+
+
+def test_hostile_names_cost_little() -> None:
+    """4,000 records whose names all point back through one another are skipped, not followed."""
+    question = question_for("a", A)
+    chain = b"".join(b"\1a" + struct.pack("!H", 0xC00C) + struct.pack("!HHIH", A, 1, 5, 0) for _ in range(4000))
+    wire = struct.pack("!6H", 1, 0x8180, 1, 4000, 0, 0) + question.wire + chain
+    response = read_response(wire, 1, question)
+    assert len(response.answers) == 4000 and addresses_in(response, question)[0] == []
+    with pytest.raises(DNSError):
+        read_response(struct.pack("!6H", 1, 0x8180, 1, 5000, 0, 0) + question.wire + chain * 2, 1, question)

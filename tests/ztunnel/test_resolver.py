@@ -1,0 +1,270 @@
+"""The worker's resolver, against real nameservers on loopback: families, caching, merging, and servers that are slow or lie."""
+
+import gc
+import os
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import dns.message
+import pytest
+
+from mesh.workload import Address, Workload
+from tests.ztunnel.nameserver import Behaviour, Nameserver, code, nameserver, silence, zone
+from ztunnel import dns_upstream as upstream_module
+from ztunnel import resolver as resolver_module
+from ztunnel.dns_counts import Counts
+from ztunnel.dns_upstream import Home, Upstream
+from ztunnel.loop import Loop
+from ztunnel.nameservers import Nameservers, read_nameservers
+from ztunnel.resolver import Resolver
+
+pytestmark = pytest.mark.unit
+
+ZONE = {
+    "v4.example.": ["60 A 192.0.2.1"],
+    "v6.example.": ["60 AAAA 2001:db8::1"],
+    "both.example.": ["60 A 192.0.2.2", "60 AAAA 2001:db8::2"],
+    "alias.example.": ["5 CNAME both.example."],
+    "loop.example.": ["5 CNAME loop.example."],
+    "many.example.": [f"60 A 192.0.2.{number}" for number in range(1, 200)],
+    "brief.example.": ["0 A 192.0.2.3"],
+}
+V4, V6 = ip_address("192.0.2.2"), ip_address("2001:db8::2")
+
+
+class Bench:
+    """A loop, a resolver, and the answers that came."""
+
+    def __init__(self, path: Path, port: int, servers: list[str], timeout_s: float = 2.0) -> None:
+        path.write_text("".join(f"nameserver {server}\n" for server in servers))
+        self.loop = Loop()
+        self.path = path
+        self.upstream = Upstream(self.loop, Nameservers(str(path)), port, timeout_s)
+        self.counts = Counts()
+        self.resolver = Resolver(self.upstream, Home(0x539), self.counts)
+        self.answers: list[Address | None] = []
+
+    def ask(self, name: str, version: int = 4, who: object = None) -> None:
+        self.resolver.resolve(name, version, who or object(), self.answers.append)
+
+    def run(self, done: Callable[[], object] = lambda: False, turns: int = 2000) -> None:
+        for _ in range(turns):
+            if done():
+                return
+            self.loop.turn(0.01)
+            self.upstream.deadlines.expire(self.loop.now)
+        raise AssertionError("nothing happened")
+
+    def get(self, name: str, version: int = 4) -> Address | None:
+        self.answers.clear()
+        self.ask(name, version)
+        self.run(lambda: self.answers)
+        return self.answers[0]
+
+
+@pytest.fixture
+def server() -> Iterator[Nameserver]:
+    with nameserver(zone(ZONE, max_udp_bytes=1232)) as made:
+        yield made
+
+
+@pytest.fixture
+def bench(server: Nameserver, tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+
+
+def several(behaviours: dict[str, Behaviour]) -> list[Nameserver]:
+    made: list[Nameserver] = []
+    for address, behave in behaviours.items():
+        made.append(Nameserver(behave, address, made[0].port if made else 0))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "address"),
+    [
+        ("v4.example", 4, "192.0.2.1"),
+        ("v4.example", 6, "192.0.2.1"),
+        ("v6.example", 4, "2001:db8::1"),
+        ("both.example", 4, "192.0.2.2"),
+        ("both.example", 6, "2001:db8::2"),
+        ("Both.Example.", 4, "192.0.2.2"),
+        ("alias.example", 6, "2001:db8::2"),
+        ("192.0.2.77", 6, "192.0.2.77"),
+        ("2001:db8::77", 4, "2001:db8::77"),
+    ],
+)
+def test_the_preferred_family_first_else_the_other(bench: Bench, name: str, version: int, address: str) -> None:
+    assert bench.get(name, version) == ip_address(address)
+
+
+@pytest.mark.parametrize("name", ["absent.example", "loop.example", "a..b", "", "x" * 64, "\N{SNOWMAN}.example", "a b.example"])
+def test_names_that_lead_nowhere(bench: Bench, name: str) -> None:
+    assert bench.get(name) is None
+    assert bench.get("v4.example") == ip_address("192.0.2.1")
+
+
+def test_answers_are_remembered_for_their_ttl_and_names_without_address_for_a_while(bench: Bench, server: Nameserver) -> None:
+    assert bench.get("alias.example") == V4 and bench.get("ALIAS.example") == V4 and bench.get("absent.example") is None
+    assert bench.get("absent.example", 6) is None
+    asked = ["alias.example. A udp", "absent.example. A udp", "absent.example. AAAA udp"]
+    assert server.names() == asked
+    bench.loop.now += 5.5  # longer than the alias lasts, and than nothing does
+    assert bench.get("alias.example") == V4 and bench.get("absent.example") is None
+    assert server.names() == asked * 2
+    assert bench.get("brief.example") and bench.get("brief.example"), "no TTL is shorter than a second"
+    assert server.names().count("brief.example. A udp") == 1
+
+
+def test_the_choice_is_random(bench: Bench) -> None:
+    assert len({bench.get("many.example") for _ in range(40)}) > 10
+
+
+def test_a_cut_answer_is_fetched_over_tcp(bench: Bench, server: Nameserver) -> None:
+    assert bench.get("many.example")
+    assert server.names() == ["many.example. A udp", "many.example. A tcp"]
+
+
+def test_equal_questions_are_asked_once_and_who_left_is_not_called(bench: Bench, server: Nameserver) -> None:
+    leaver = object()
+    for _ in range(50):
+        bench.ask("both.example")
+    bench.ask("both.example", who=leaver)
+    bench.resolver.forget_waiter(leaver)
+    bench.run(lambda: bench.answers)
+    assert bench.answers == [V4] * 50 and len(server.asked) == 1 and not bench.upstream.under_way
+
+
+def test_one_who_is_answered_may_send_another_away(bench: Bench) -> None:
+    first, second = object(), object()
+    heard: list[str] = []
+
+    def answer(name: str, other: object) -> Callable[[Address | None], None]:
+        def done(_address: Address | None) -> None:
+            heard.append(name)
+            bench.resolver.forget_waiter(other)
+
+        return done
+
+    bench.resolver.resolve("both.example", 4, first, answer("first", second))
+    bench.resolver.resolve("both.example", 4, second, answer("second", first))
+    bench.run(lambda: heard)
+    assert len(heard) == 1
+
+
+def test_what_is_under_way_is_bounded(bench: Bench, server: Nameserver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver_module, "MAX_QUESTIONS", 3)
+    for number in range(5):
+        bench.ask(f"n{number}.example")
+    assert bench.answers == [None, None] and bench.resolver.refused == 2
+    monkeypatch.setattr(upstream_module, "MAX_EXCHANGES", 3)
+    monkeypatch.setattr(resolver_module, "MAX_QUESTIONS", 99)
+    bench.ask("n9.example")
+    assert bench.answers == [None, None, None]
+    bench.run(lambda: len(bench.answers) == 6)
+    assert bench.get("v4.example")
+
+
+def test_the_cache_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch, server: Nameserver) -> None:
+    monkeypatch.setattr(resolver_module, "CACHED_NAMES", 2)
+    for name in ("v4.example", "both.example", "many.example", "v4.example"):
+        assert bench.get(name)
+    assert server.names().count("v4.example. A udp") == 2
+
+
+def test_every_question_has_a_new_id_and_port(bench: Bench, server: Nameserver) -> None:
+    for number in range(16):
+        bench.get(f"name{number}.example")
+    assert len({query.id for _, query in server.asked}) > 24 and len(set(server.sources)) > 16
+
+
+@pytest.mark.parametrize("first", [silence, code(2), code(5)], ids=["silent", "servfail", "refused"])
+def test_a_server_that_cannot_answer_is_followed_by_the_next(first: Behaviour, tmp_path: Path) -> None:
+    servers = several({"127.0.0.1": first, "127.0.0.2": zone(ZONE)})
+    bench = Bench(tmp_path / "resolv.conf", servers[0].port, ["127.0.0.1", "127.0.0.2"], timeout_s=0.1)
+    try:
+        assert bench.get("both.example") == V4
+        assert [len(server.asked) for server in servers] == [1, 1]
+    finally:
+        for server in servers:
+            server.close()
+
+
+def test_a_server_that_is_not_there_and_one_that_never_answers_end_soon(tmp_path: Path) -> None:
+    with nameserver(silence) as silent:
+        bench = Bench(tmp_path / "resolv.conf", silent.port, ["127.0.0.3", "127.0.0.1"], timeout_s=0.05)
+        assert bench.get("both.example") is None
+        assert silent.names() == ["both.example. A udp"] * 2 + ["both.example. AAAA udp"] * 2
+        assert not bench.upstream.under_way and not bench.resolver
+
+
+def test_without_nameservers_nothing_is_found(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "resolv.conf", 53, [])
+    assert bench.get("both.example") is None
+
+
+def test_answers_to_other_questions_are_not_believed(tmp_path: Path) -> None:
+    def lie(query: dns.message.Message, how: str) -> list[bytes]:
+        honest = zone(ZONE)(query, how)
+        forged = zone({"both.example.": ["60 A 203.0.113.66"]})(query, how)[0]
+        other_id = bytes((forged[0] ^ 1,)) + forged[1:]
+        other_name = forged.replace(b"\4both", b"\4moth")
+        return [other_id, other_name, forged[:11], b"", forged[:-1], *honest]
+
+    with nameserver(lie) as server:
+        bench = Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+        assert bench.get("both.example") == V4
+
+
+def test_a_flood_of_forged_answers_costs_the_attempt(tmp_path: Path) -> None:
+    def flood(query: dns.message.Message, how: str) -> list[bytes]:
+        wire = zone(ZONE)(query, how)[0]
+        return [bytes((wire[0] ^ 1,)) + wire[1:]] * 40
+
+    with nameserver(flood) as server:
+        bench = Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+        assert bench.get("both.example") is None
+        assert len(server.asked) == 4
+
+
+def test_nothing_is_left_open(bench: Bench) -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("many.example", "both.example", "absent.example"):
+        bench.get(name)
+    bench.ask("again.example")
+    for exchange in list(bench.upstream.under_way):
+        exchange.cancel()
+    assert len(os.listdir("/proc/self/fd")) == before and not len(bench.upstream.deadlines)
+
+
+def test_lookups_are_counted_by_name_and_client(bench: Bench) -> None:
+    client = Workload("Kubernetes//Pod/shop/client", "client", "shop")
+    for _ in range(3):
+        bench.resolver.resolve("both.example", 4, object(), bench.answers.append, client)
+    bench.run(lambda: bench.answers)
+    taken = bench.counts.take()
+    assert taken is not None and taken.on_demand == {("both.example", client.uid): 3} and bench.counts.take() is None
+
+
+def test_resolv_conf_is_read_as_it_is_meant_and_again_when_it_changes(tmp_path: Path) -> None:
+    text = "; c\nnameserver 10.0.0.1\nnameserver\nnameserver nonsense\nsearch a b\nnameserver 10.0.0.1 \n\tnameserver fd00::1\n"
+    assert read_nameservers(text) == (ip_address("10.0.0.1"), ip_address("fd00::1"))
+    assert len(read_nameservers("".join(f"nameserver 10.0.0.{number}\n" for number in range(1, 9)))) == 3
+    path = tmp_path / "resolv.conf"
+    servers = Nameservers(str(path))
+    assert servers.current(1.0) == ()
+    path.write_text("nameserver 10.0.0.1\n")
+    assert servers.current(1.5) == (), "it was looked at just now"
+    assert servers.current(2.5) == (ip_address("10.0.0.1"),)
+    path.write_text("nameserver 10.0.0.22\n")
+    assert servers.current(4.0) == (ip_address("10.0.0.22"),)
+    path.unlink()
+    assert servers.current(6.0) == (ip_address("10.0.0.22"),)
+
+
+def test_a_home_socket_is_marked_where_it_may_be() -> None:
+    with Home(0x539).make_socket_of(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == (0x539 if os.geteuid() == 0 else 0)

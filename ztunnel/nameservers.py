@@ -1,0 +1,56 @@
+"""The nameservers of this machine's resolv.conf(5), read again when it changes."""
+
+import logging
+import os
+from ipaddress import ip_address
+
+from mesh.workload import Address
+
+MAX_SERVERS = 3
+"""As in the C library: more are ignored."""
+_LOOK_S = 1.0
+_MAX_FILE_BYTES = 64 << 10
+_log = logging.getLogger("ztunnel.worker")
+
+
+def read_nameservers(text: str) -> tuple[Address, ...]:
+    """The servers that a resolv.conf names; lines that make no sense are no lines."""
+    servers: list[Address] = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 2 or words[0] != "nameserver":
+            continue
+        try:
+            server = ip_address(words[1])
+        except ValueError:
+            continue
+        if server not in servers:
+            servers.append(server)
+    return tuple(servers[:MAX_SERVERS])
+
+
+class Nameservers:
+    """What the file says now; looks at it once a second at most, and only when somebody asks."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._servers: tuple[Address, ...] = ()
+        self._look_at = 0.0
+        self._state: tuple[int, ...] = ()
+
+    def current(self, now: float) -> tuple[Address, ...]:
+        """The servers, in the order of the file; what cannot be read leaves those that were there before."""
+        if now < self._look_at:
+            return self._servers
+        self._look_at = now + _LOOK_S
+        try:
+            status = os.stat(self.path)
+            state = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if state == self._state:
+                return self._servers
+            with open(self.path, encoding="utf-8", errors="replace") as file:
+                self._servers = read_nameservers(file.read(_MAX_FILE_BYTES))
+            self._state = state
+        except OSError as error:
+            _log.warning("cannot read the nameservers: %s: keeping %d", error, len(self._servers))
+        return self._servers
