@@ -6,27 +6,38 @@ from datetime import UTC, datetime
 
 import click
 
-from cli.dial import chosen_nodes, from_nodes, proxy_json, report_failures
+from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, proxy_json, report_failures
 from cli.health import certificates as leaf_certificates
-from cli.moments import span
+from cli.moments import parse_duration, span
 from cli.nodes import node_option
 from cli.output import output_option, print_json, print_table
+from mesh.proto.control_pb2 import RootRotation, RotateRootRequest
 from wire.places import Places
 
+_MAX_OVERLAP_S = 90 * 86400
 
-@click.command(
+
+@click.group(
+    invoke_without_command=True,
     epilog="""
 \b
 Examples:
   weft certificates                 all nodes
   weft certificates --node node-a   one proxy
   weft certificates -o json         with times and serial numbers
-"""
+  weft certificates rotate-root     replace the root certificate, with an overlap
+""",
 )
 @output_option
 @node_option
-def certificates(output: str, node: tuple[str, ...]) -> None:
+@click.pass_context
+def certificates(context: click.Context, output: str, node: tuple[str, ...]) -> None:
     """List the proxies' certificates: one per identity of the pods that run on a node. Keys are never shown."""
+    if context.invoked_subcommand is None:
+        _list(output, node)
+
+
+def _list(output: str, node: tuple[str, ...]) -> None:
     now = datetime.now(UTC)
     answers = asyncio.run(
         from_nodes(chosen_nodes(Places.from_environment(), node), lambda one: proxy_json(one, "/config_dump"))
@@ -46,6 +57,43 @@ def certificates(output: str, node: tuple[str, ...]) -> None:
         print_table(headings, rows)
     if not report_failures(answers):
         raise click.exceptions.Exit(1)
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
+    try:
+        seconds = parse_duration(value or "0s").total_seconds()
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if not 0 <= seconds <= _MAX_OVERLAP_S:
+        raise click.BadParameter(f"{value}: write at most {_MAX_OVERLAP_S // 3600}h")
+    return int(seconds)
+
+
+@certificates.command(
+    "rotate-root",
+    epilog="""
+\b
+Examples:
+  weft certificates rotate-root                 certificates' own longest life between the steps
+  weft certificates rotate-root --overlap 48h   more of it
+""",
+)
+@click.option("--overlap", callback=_seconds, help="from step to step; default and least: as long as certificates live")
+@output_option
+def rotate_root(overlap: int, output: str) -> None:
+    """Replace the root certificate. No connection is dropped: every node trusts the new one before it signs."""
+
+    async def call() -> RootRotation:
+        async with control_stub(Places.from_environment()) as stub:
+            answer: RootRotation = await stub.RotateRoot(RotateRootRequest(overlap_s=overlap), timeout=TIMEOUT_S)
+            return answer
+
+    answer = asyncio.run(call())
+    until = datetime.fromtimestamp(answer.until_unix_s, UTC)
+    if output == "json":
+        print_json({"phase": answer.phase, "until": until.isoformat()})
+        return
+    click.echo(f"a new root is announced; it signs from {until:%Y-%m-%d %H:%M:%S}Z on (weft status)")
 
 
 def _times(*moments: datetime | None) -> dict[str, str | None]:

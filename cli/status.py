@@ -142,12 +142,17 @@ def _findings(control: Answer[ControlStatus], reports: list[NodeReport], now: da
     return [Finding("control", control.failure.message), *found]
 
 
+def _rotation(control: ControlStatus, now: datetime) -> str:
+    step = {"announced": "its successor signs", "signing": "the one before it is retired"}.get(control.rotation.phase)
+    return f"; {step} in {span(control.rotation.until_unix_s - now.timestamp())}" if step else ""
+
+
 def _print(control: ControlStatus | None, reports: list[NodeReport], findings: list[Finding], now: datetime) -> None:
     if control is not None:
         click.echo(
             f"control: running {control.version}, {control.objects} objects, {control.workloads} workloads, "
             f"{control.services} services, {control.policies} policies, "
-            f"root certificate for {span(control.root_expires_unix_s - now.timestamp())}\n"
+            f"root certificate for {span(control.root_expires_unix_s - now.timestamp())}{_rotation(control, now)}\n"
         )
     else:
         click.echo("control: does not answer\n")

@@ -5,13 +5,11 @@ import logging
 import signal
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 
 import grpc
 
 from control.api import ControlService
-from control.authority import Authority
 from control.cluster import Cluster
 from control.configuration import Configuration, parse
 from control.credentials import Credentials
@@ -19,13 +17,14 @@ from control.discovery import DiscoveryService
 from control.folder import Folder
 from control.grants import Grants
 from control.lock import take_lock
-from control.root import load_or_make_root, make_folder
+from control.root import make_folder
 from control.server import STOP_GRACE_S, control_server, node_server
 from control.server_tls import server_addresses
 from control.signing import CertificateService
 from control.source import FolderSource
 from control.store import DATABASE_FILE, Store
 from control.tokens import Tokens
+from control.trust import Trust
 from control.workloads import MeshNames
 from wire.places import Places
 
@@ -38,7 +37,7 @@ class Ground:
 
     configuration: Configuration
     places: Places
-    authority: Authority
+    trust: Trust
     store: Store
     addresses: list[IPv4Address | IPv6Address]
     """For the server certificate."""
@@ -61,9 +60,10 @@ async def serve(ground: Ground) -> None:
     _log.info("ready: trust_domain=%s cluster=%s", names.trust_domain, names.cluster)
     try:
         async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(source.follow())
+            following = [tasks.create_task(source.follow()), tasks.create_task(ground.trust.follow())]
             await stop.wait()
-            following.cancel()
+            for task in following:
+                task.cancel()
     finally:
         _log.info("stopping")
         await asyncio.gather(nodes.stop(STOP_GRACE_S), control.stop(STOP_GRACE_S))
@@ -73,11 +73,13 @@ async def serve(ground: Ground) -> None:
 def _servers(ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tokens) -> tuple[grpc.aio.Server, grpc.aio.Server]:
     configuration = ground.configuration
     credentials = Credentials(tokens, configuration.trust_domain)
-    grants = Grants(configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.index.runs_on)
+    grants = Grants(
+        configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.index.runs_on, cluster.index.runs
+    )
     discovery = DiscoveryService(cluster, credentials)
-    signing = CertificateService(ground.authority, cluster, credentials, grants, configuration.workload_ttl_s)
-    service = ControlService(source, cluster, tokens, ground.authority, discovery)
-    nodes = node_server(configuration, ground.authority, ground.addresses, discovery, signing)
+    signing = CertificateService(ground.trust, cluster, credentials, grants, configuration.workload_ttl_s)
+    service = ControlService(source, cluster, tokens, ground.trust, discovery)
+    nodes = node_server(configuration, ground.trust, ground.addresses, discovery, signing)
     return nodes, control_server(ground.places.control_socket, service)
 
 
@@ -92,12 +94,12 @@ def main(arguments: list[str]) -> int:
         take_lock(state)
         if configuration.manifests == state / "manifests":
             make_folder(configuration.manifests)
-        authority = load_or_make_root(state, configuration.trust_domain, datetime.now(UTC))
+        trust = Trust(state, configuration.trust_domain, configuration.workload_ttl_s)
         store = Store(state / DATABASE_FILE)
         listeners = [*configuration.listeners, *configuration.certificate_listeners]
         addresses = server_addresses(listener.address for listener in listeners)
         try:
-            asyncio.run(serve(Ground(configuration, places, authority, store, addresses)))
+            asyncio.run(serve(Ground(configuration, places, trust, store, addresses)))
         finally:
             store.close()
     except (OSError, ValueError) as error:

@@ -11,13 +11,13 @@ from importlib.metadata import version
 import grpc
 
 from control.abort import abort
-from control.authority import Authority
 from control.cluster import NOT_LOADED, Cluster
 from control.describe import describe
 from control.discovery import DiscoveryService
 from control.reports import PodReport, malformed, read_address
 from control.source import FolderSource, Outcome
 from control.tokens import TOKEN_BYTES, Tokens
+from control.trust import Trust
 from mesh.manifests import Problem
 from mesh.proto import control_pb2 as wire
 from mesh.proto import control_pb2_grpc
@@ -36,7 +36,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     source: FolderSource
     cluster: Cluster
     tokens: Tokens
-    authority: Authority
+    trust: Trust
     discovery: DiscoveryService
     _started_s: int = field(default_factory=lambda: int(time.time()))
 
@@ -93,7 +93,17 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
             reason = f"Node {request.node} is no object of the mesh: apply it first"
             await abort(context, grpc.StatusCode.NOT_FOUND, reason)
         token = self.tokens.issue(request.node, secrets.token_bytes(TOKEN_BYTES))
-        return wire.NodeTokenResponse(token=token, root_pem=self.authority.root_pem)
+        return wire.NodeTokenResponse(token=token, root_pem=self.trust.bundle_pem)
+
+    async def RotateRoot(self, request: wire.RotateRootRequest, context: grpc.aio.ServicerContext) -> wire.RootRotation:
+        """Begin to replace the root certificate."""
+        try:
+            self.trust.rotate(request.overlap_s)
+        except ValueError as error:
+            await abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except OSError as error:
+            await abort(context, grpc.StatusCode.INTERNAL, f"the successor cannot be written: {error}")
+        return _rotation(self.trust)
 
     async def Status(self, request: wire.StatusRequest, context: grpc.aio.ServicerContext) -> wire.StatusResponse:
         """Say how it is."""
@@ -117,7 +127,8 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
                 for stream in self.discovery.streams()
             ],
             problems=[*map(_problem, self.source.problems), *self._misplaced()],
-            root_expires_unix_s=int(self.authority.certificate.not_valid_after_utc.timestamp()),
+            root_expires_unix_s=int(self.trust.signer.certificate.not_valid_after_utc.timestamp()),
+            rotation=_rotation(self.trust),
         )
 
     async def _require_objects(self, context: grpc.aio.ServicerContext) -> None:
@@ -137,6 +148,10 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         except ValueError as error:
             await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return wire.DescribeResponse(resources_json=found)
+
+
+def _rotation(trust: Trust) -> wire.RootRotation:
+    return wire.RootRotation(phase=trust.roots.phase.value, until_unix_s=int(trust.roots.next_at_s or 0))
 
 
 def _files(files: Sequence[wire.ManifestFile]) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Authority:
 
     @property
     def root_pem(self) -> str:
-        """The trust bundle."""
+        """The root certificate."""
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def sign_workload(self, key: PublicKey, spiffe_id: str, lifetime: timedelta, now: datetime, serial: int) -> str:
@@ -67,6 +67,28 @@ class Authority:
         names += [x509.IPAddress(address) for address in addresses]
         return self._sign(key, names, (ExtendedKeyUsageOID.SERVER_AUTH,), lifetime, now, serial)
 
+    def certify(self, other: x509.Certificate, now: datetime, serial: int) -> x509.Certificate:
+        """Certify another root, for as long as this one lives."""
+        key_id = other.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return (
+            x509.CertificateBuilder()
+            .subject_name(other.subject)
+            .issuer_name(self.certificate.subject)
+            .public_key(other.public_key())
+            .serial_number(serial)
+            .not_valid_before(max(now - BACKDATE, self.certificate.not_valid_before_utc))
+            .not_valid_after(min(other.not_valid_after_utc, self.certificate.not_valid_after_utc))
+            .add_extension(_key_usage(signs_certificates=True), critical=True)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(key_id, critical=False)
+            .add_extension(self._key_id(), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+    def _key_id(self) -> x509.AuthorityKeyIdentifier:
+        own = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+
     def _sign(
         self,
         key: PublicKey,
@@ -79,7 +101,6 @@ class Authority:
         end = min(now + lifetime, self.certificate.not_valid_after_utc)
         if end <= now:
             raise SigningError("the root certificate has expired: remove root-key.pem and root-cert.pem to make a new one")
-        authority_id = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
@@ -91,10 +112,7 @@ class Authority:
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id),
-                critical=False,
-            )
+            .add_extension(self._key_id(), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=True)
             .sign(self.key, hashes.SHA256())
         )

@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         type=_listener,
         action="append",
         default=[],
-        help="ADDR:PORT for node certificates instead of tokens, repeatable (default none)",
+        help="ADDR:PORT for certificates of nodes and workloads instead of tokens, repeatable (default none)",
     )
     parser.add_argument(
         "--service-cidr",

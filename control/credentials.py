@@ -1,8 +1,8 @@
-"""Who calls: the node behind a bearer token or a client certificate.
+"""Who calls: the node behind a bearer token or a client certificate, or the workload behind its own certificate.
 
 Either is enough. A token is named by `authorization: Bearer ...`; a node certificate carries one URI SAN
-`spiffe://TRUST_DOMAIN/node/NAME` and reaches us only on the ports that require one, where gRPC has checked its chain and
-dates. A node that is no longer an object of the mesh is nobody, whatever it holds.
+`spiffe://TRUST_DOMAIN/node/NAME`, a workload's is its identity. Certificates reach us only on the ports that require one, where
+gRPC has checked chain and dates. A node that is no longer an object of the mesh is nobody, whatever it holds.
 """
 
 import re
@@ -13,6 +13,7 @@ import grpc
 from cryptography import x509
 
 from control.tokens import Tokens
+from mesh.identity import Identity
 
 _NODE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _BEARER = "bearer "
@@ -43,18 +44,32 @@ class Credentials:
             return None
         return self.tokens.node_of(authorization[0][len(_BEARER) :].strip())
 
+    def workload_of(self, context: grpc.aio.ServicerContext) -> Identity | None:
+        """The workload whose certificate this call was made with."""
+        for pem in context.auth_context().get("x509_pem_cert", ()):
+            try:
+                return Identity.parse(_only_uri(pem) or "")
+            except ValueError:
+                return None
+        return None
+
     def _node_of_certificate(self, pem: bytes) -> str | None:
-        try:
-            certificate = x509.load_pem_x509_certificate(pem)
-            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (ValueError, x509.ExtensionNotFound):
+        uri, prefix = _only_uri(pem), node_spiffe_id(self.trust_domain, "")
+        if uri is None or not uri.startswith(prefix):
             return None
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        prefix = node_spiffe_id(self.trust_domain, "")
-        if len(uris) != 1 or not uris[0].startswith(prefix):
-            return None
-        name = uris[0].removeprefix(prefix)
+        name = uri.removeprefix(prefix)
         return name if _NODE.fullmatch(name) else None
+
+
+def _only_uri(pem: bytes) -> str | None:
+    """A certificate's URI name, None where it has none or several."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return uris[0] if len(uris) == 1 else None
 
 
 def metadata_values(context: grpc.aio.ServicerContext, key: str) -> list[str]:

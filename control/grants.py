@@ -38,6 +38,8 @@ class Grants:
     has_node: Callable[[str], bool]
     runs_on: Callable[[str, str, str], bool]
     """(node, namespace, service account) -> whether a pod reported on that node runs under that account."""
+    runs: Callable[[str, str], bool]
+    """(namespace, service account) -> whether any reported pod runs under that account."""
 
     def decide(self, node: str | None, clusters: Sequence[str], impersonated: str | None) -> Grant | Refusal:
         """Grant what a node may have: its own credential, or the identity of a workload that it runs."""
@@ -50,6 +52,16 @@ class Grants:
         if not clusters:
             return Refusal(NOT_IMPERSONATED)
         return self._impersonate(node, impersonated)
+
+    def renew(self, identity: Identity, clusters: Sequence[str], impersonated: str | None) -> Grant | Refusal:
+        """Grant what a workload's own certificate is good for: a further one of the same identity, while a pod has it."""
+        if identity.trust_domain != self.trust_domain or any(one != self.cluster for one in clusters):
+            return Refusal(NOT_AUTHENTICATED)
+        if impersonated not in (None, str(identity)):
+            return Refusal(f"{NOT_IMPERSONATED}: {identity} may have no identity but its own")
+        if not self.runs(identity.namespace, identity.service_account):
+            return Refusal(f"{NOT_AUTHENTICATED}: no pod has the identity {identity} any more")
+        return Grant("workload", str(identity))
 
     def _impersonate(self, node: str, impersonated: str) -> Grant | Refusal:
         try:

@@ -121,6 +121,11 @@ class Index:
         reports = filter(None, map(self._reports.get, keys))
         return any(report.node == node and not report.is_over for report in reports)
 
+    def runs(self, namespace: str, service_account: str) -> bool:
+        """Whether a pod that is reported anywhere, and not ended, runs under a service account."""
+        keys = (key for key in self._pods_in.get(namespace, ()) if self.pods[key].spec.service_account == service_account)
+        return any(not report.is_over for report in filter(None, map(self._reports.get, keys)))
+
     def _replace_pods(self, changes: Iterable[_Change]) -> set[Key]:
         dirty: set[Key] = set()
         for change in changes:

@@ -10,11 +10,11 @@ import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from control.api import MAX_REQUEST_BYTES, ControlService
-from control.authority import Authority
 from control.configuration import Configuration, Listener
 from control.discovery import DiscoveryService
 from control.server_tls import ServerCertificate
 from control.signing import CertificateService
+from control.trust import Trust
 from mesh.proto import control_pb2_grpc
 
 MAX_NODE_REQUEST_BYTES = 32 << 20
@@ -36,7 +36,7 @@ _log = logging.getLogger("control.server")
 
 def node_server(
     configuration: Configuration,
-    authority: Authority,
+    trust: Trust,
     addresses: list[IPv4Address | IPv6Address],
     discovery: DiscoveryService,
     signing: CertificateService,
@@ -47,9 +47,9 @@ def node_server(
     signing.register(server)
     for listeners, by_certificate in ((configuration.listeners, False), (configuration.certificate_listeners, True)):
         for listener in listeners:
-            source = ServerCertificate(authority, addresses)
+            source = ServerCertificate(trust, addresses)
             port = _bind(server, listener, source.credentials(require_client_certificate=by_certificate))
-            kind = "node certificates" if by_certificate else "node tokens"
+            kind = "certificates" if by_certificate else "node tokens"
             _log.info("listening: address=%s for=%s", Listener(listener.address, port), kind)
     return server
 

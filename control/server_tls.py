@@ -1,8 +1,8 @@
 """Control's own end of TLS: a certificate for the names and addresses that clients dial.
 
 gRPC's server either requires a client certificate or never asks for one, hence two kinds of port: one that takes bearer
-tokens, one that takes node certificates. The server certificate lives a day, in memory only; the first connection after its
-half-life gets a new one.
+tokens, one that takes certificates. The server certificate lives a day, in memory only; the first connection after its
+half-life, or after the roots have changed, gets a new one.
 """
 
 import time
@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pyroute2 import IPRoute
 
-from control.authority import Authority
 from control.root import new_serial
+from control.rotation import Roots
+from control.trust import Trust
 
 SERVER_NAMES = ("weft-control", "istiod.istio-system.svc", "localhost")
 SERVER_LIFETIME_S = 86400
@@ -32,15 +33,16 @@ class ServerCertificate:
 
     def __init__(
         self,
-        authority: Authority,
+        trust: Trust,
         addresses: list[IPv4Address | IPv6Address],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._authority = authority
+        self._trust = trust
         self._addresses = addresses
         self._clock = clock
         self._lock = Lock()
         self._renew_at = 0.0
+        self._roots: Roots | None = None
 
     def credentials(self, *, require_client_certificate: bool) -> grpc.ServerCredentials:
         """Credentials for one add_secure_port."""
@@ -48,23 +50,25 @@ class ServerCertificate:
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """A new certificate where there is none or it has passed its half-life, else None: keep it."""
-        now = self._clock()
+        now, roots = self._clock(), self._trust.roots
         with self._lock:
-            if now < self._renew_at:
+            if now < self._renew_at and roots is self._roots:
                 return None
+            self._roots = roots
             self._renew_at = now + SERVER_LIFETIME_S / 2
         key = ec.generate_private_key(ec.SECP256R1())
-        chain = self._authority.sign_server(
+        moment = datetime.fromtimestamp(now, UTC)
+        leaf = roots.signer.sign_server(
             key.public_key(),
             list(SERVER_NAMES),
             self._addresses,
             timedelta(seconds=SERVER_LIFETIME_S),
-            datetime.fromtimestamp(now, UTC),
+            moment,
             new_serial(),
         )
         key_pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        roots = self._authority.root_pem.encode()
-        return grpc.ssl_server_certificate_configuration([(key_pem, chain.encode())], root_certificates=roots)
+        chain, trusted = roots.server_chain(leaf, moment).encode(), roots.bundle_pem.encode()
+        return grpc.ssl_server_certificate_configuration([(key_pem, chain)], root_certificates=trusted)
 
 
 def server_addresses(listeners: Iterable[IPv4Address | IPv6Address]) -> list[IPv4Address | IPv6Address]:

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 import grpc
 
 from control.abort import abort
-from control.authority import Authority, SigningError, lifetime_of, read_request
+from control.authority import SigningError, lifetime_of, read_request
 from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials, metadata_values
 from control.grants import NOT_AUTHENTICATED, Grant, Grants, Refusal
 from control.rate import Rate
 from control.root import new_serial
+from control.trust import Trust
 from mesh.proto import certificate_pb2
 
 REQUESTS_PER_SECOND = 50.0
@@ -33,7 +34,7 @@ class CertificateService:
     request, of any size that the port takes, before anybody asks who sends it.
     """
 
-    authority: Authority
+    trust: Trust
     cluster: Cluster
     credentials: Credentials
     grants: Grants
@@ -58,34 +59,43 @@ class CertificateService:
         if not self.cluster.is_loaded:
             await abort(context, grpc.StatusCode.UNAVAILABLE, NOT_LOADED)
         node = self.credentials.node_of(context)
-        if node is None:
-            _log.warning("certificate refused: peer=%s: no valid node token or node certificate", context.peer())
+        workload = self.credentials.workload_of(context) if node is None else None
+        caller = f"node {node}" if node is not None else f"workload {workload}"
+        if node is None and workload is None:
+            _log.warning("certificate refused: peer=%s: no valid token and no certificate of this mesh", context.peer())
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, NOT_AUTHENTICATED)
         request = await context.read()
         if request is grpc.aio.EOF:
             await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "no certificate request was sent")
-        decision = self.grants.decide(node, metadata_values(context, "clusterid"), _impersonated(request))
+        clusters, impersonated = metadata_values(context, "clusterid"), _impersonated(request)
+        if workload is not None:
+            decision = self.grants.renew(workload, clusters, impersonated)
+        else:
+            decision = self.grants.decide(node, clusters, impersonated)
         if isinstance(decision, Refusal):
-            _log.warning("certificate refused: peer=%s node=%s: %s", context.peer(), node or "-", decision.reason)
+            _log.warning("certificate refused: peer=%s %s: %s", context.peer(), caller, decision.reason)
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, decision.reason)
-        if not self._rate.take(node or "", self.clock()):
+        if not self._rate.take(caller, self.clock()):
             await abort(
                 context,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"node {node} asks for more than {REQUESTS_PER_SECOND:.0f} certificates a second: try again later",
+                f"{caller} asks for more than {REQUESTS_PER_SECOND:.0f} certificates a second: try again later",
             )
         try:
             leaf = self._sign(decision, request)
         except SigningError as error:
             await abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"CSR signing error ({error})")
-        _log.info("certificate issued: node=%s identity=%s", node, decision.spiffe_id)
-        return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.root_pem])
+        except OSError as error:
+            await abort(context, grpc.StatusCode.UNAVAILABLE, f"the certificate's life cannot be remembered: {error}")
+        _log.info("certificate issued: %s identity=%s", caller, decision.spiffe_id)
+        return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.trust.bundle_pem])
 
     def _sign(self, grant: Grant, request: certificate_pb2.IstioCertificateRequest) -> str:
         key = read_request(request.csr)
         lifetime = lifetime_of(request.validity_duration, self.default_lifetime_s)
-        now = datetime.fromtimestamp(self.clock(), UTC)
-        sign = self.authority.sign_workload if grant.kind == "workload" else self.authority.sign_node
+        self.trust.granted(int(lifetime.total_seconds()))
+        now, signer = datetime.fromtimestamp(self.clock(), UTC), self.trust.signer
+        sign = signer.sign_workload if grant.kind == "workload" else signer.sign_node
         return sign(key, grant.spiffe_id, lifetime, now, new_serial())
 
 

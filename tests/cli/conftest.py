@@ -84,6 +84,12 @@ class Control(control_pb2_grpc.ControlServicer):
     def Describe(self, request: control_pb2.DescribeRequest, context: grpc.ServicerContext) -> control_pb2.DescribeResponse:
         return control_pb2.DescribeResponse(resources_json=[json.dumps(one) for one in self.described[request.kind]])
 
+    def RotateRoot(self, request: control_pb2.RotateRootRequest, context: grpc.ServicerContext) -> control_pb2.RootRotation:
+        self.asked = request
+        if request.overlap_s == 1:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "an overlap of 1 s: certificates live up to 86400 s")
+        return control_pb2.RootRotation(phase="announced", until_unix_s=1767225600)
+
     def NodeToken(self, request: Any, context: grpc.ServicerContext) -> control_pb2.NodeTokenResponse:
         if request.node == "nowhere":
             context.abort(grpc.StatusCode.NOT_FOUND, "Node nowhere is no object of the mesh: apply it first")

@@ -20,7 +20,7 @@ from google.protobuf.struct_pb2 import Struct
 from mesh.proto import certificate_pb2, certificate_pb2_grpc, control_pb2, control_pb2_grpc
 
 DEADLINE_S = 30
-_LISTENING = re.compile(r"listening: address=(\S+) for=(node tokens|node certificates)")
+_LISTENING = re.compile(r"listening: address=(\S+) for=(node tokens|certificates)")
 
 
 class NodeStream:

@@ -1,6 +1,7 @@
 import pytest
 
 from control.grants import Grant, Grants, Refusal
+from mesh.identity import Identity
 
 pytestmark = pytest.mark.unit
 
@@ -9,6 +10,7 @@ GRANTS = Grants(
     "Kubernetes",
     has_node=lambda node: node in {"n1", "n2"},
     runs_on=lambda node, namespace, account: (node, namespace, account) == ("n1", "demo", "web"),
+    runs=lambda namespace, account: (namespace, account) == ("demo", "web"),
 )
 WEB = "spiffe://cluster.local/ns/demo/sa/web"
 
@@ -19,6 +21,19 @@ def test_a_node_may_have_the_identity_of_what_it_runs() -> None:
 
 def test_a_node_may_have_its_own_credential() -> None:
     assert GRANTS.decide("n2", [], None) == Grant("node", "spiffe://cluster.local/node/n2")
+
+
+def test_a_workload_renews_its_own_identity_and_gets_no_other() -> None:
+    web = Identity.parse(WEB)
+    assert GRANTS.renew(web, [], None) == GRANTS.renew(web, ["Kubernetes"], WEB) == Grant("workload", WEB)
+    for refused, clusters, impersonated, reason in (
+        (web, ["other"], None, "request authenticate failure"),
+        (web._replace(trust_domain="other"), [], None, "request authenticate failure"),
+        (web, [], WEB + "x", f"request impersonation authentication failure: {WEB} may have no identity but its own"),
+        (web._replace(service_account="db"), [], None, "request authenticate failure: no pod has the identity"),
+    ):
+        decision = GRANTS.renew(refused, clusters, impersonated)
+        assert isinstance(decision, Refusal) and decision.reason.startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The certificate service as nodes use it, over TLS, with tokens and with client certificates."""
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
+from mesh.proto import certificate_pb2_grpc, control_pb2
 from mesh.proto.certificate_pb2 import IstioCertificateRequest
 from mesh.resources import ADDRESS_TYPE
 
@@ -139,7 +141,7 @@ def test_a_node_certificate_serves_instead_of_a_token(new_control: Any) -> None:
     def status(shown: str | None, node: str = "n1") -> Any:
         pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         private = key.private_bytes(*pem) if shown else None
-        channel = control.channel("node certificates", private, shown.encode() if shown else None)
+        channel = control.channel("certificates", private, shown.encode() if shown else None)
         stream = control.stream(node, token="", channel=channel)
         stream.send(ADDRESS_TYPE, node=True)
         try:
@@ -151,6 +153,69 @@ def test_a_node_certificate_serves_instead_of_a_token(new_control: Any) -> None:
     assert status(chain, "n2") is grpc.StatusCode.PERMISSION_DENIED
     assert status(workload_chain) is grpc.StatusCode.UNAUTHENTICATED, "a workload is no node"
     assert status(None) is grpc.StatusCode.UNAVAILABLE, "no certificate, no handshake"
+
+
+def test_a_workload_certificate_renews_itself_and_a_nodes_gets_its_residents(new_control: Any) -> None:
+    control = new_control()
+    control.start("--listen-client-certificate", "127.0.0.1:0")
+    control.apply(MESH)
+    control.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"]})
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    token = control.token("n1")
+    node_chain = "".join(control.certificate(request(key, identity=None), token, None))
+    workload_chain = "".join(control.certificate(request(key), token))
+
+    def ask(chain: str, identity: str | None) -> list[str]:
+        stub = certificate_pb2_grpc.IstioCertificateServiceStub(control.channel("certificates", private, chain.encode()))
+        metadata = [("clusterid", "Kubernetes")]
+        return list(stub.CreateCertificate(request(key, identity), timeout=10, metadata=metadata).cert_chain)
+
+    for chain, identity in ((workload_chain, None), (workload_chain, WEB), (node_chain, WEB)):
+        leaf = x509.load_pem_x509_certificate(ask(chain, identity)[0].encode())
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == [WEB]
+    for chain, identity, reason in (
+        (workload_chain, WEB.replace("web", "admin"), f"{NOT_IMPERSONATED}: {WEB} may have no identity but its own"),
+        (node_chain, WEB.replace("web", "admin"), f"{NOT_IMPERSONATED}: no pod with service account demo/admin"),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(chain, identity)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED and refused.value.details().startswith(reason)
+    control.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"], "phase": "Failed"})
+    with pytest.raises(grpc.RpcError, match="request authenticate failure: no pod has the identity"):
+        ask(workload_chain, None)
+
+
+def test_a_root_is_rotated_with_overlap_and_nobody_is_cut_off(meshed: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+
+    def certificate() -> tuple[x509.Certificate, list[x509.Certificate]]:
+        # Each call is a connection of its own, of a client that knows the first root and no other.
+        leaf, bundle = meshed.certificate(request(key, ttl_s=2), meshed.tokens["n1"])
+        return x509.load_pem_x509_certificate(leaf.encode()), x509.load_pem_x509_certificates(bundle.encode())
+
+    _, (old,) = certificate()
+    with pytest.raises(grpc.RpcError, match="an overlap of 1 s: certificates live up to 2 s"):
+        meshed.stub.RotateRoot(control_pb2.RotateRootRequest(overlap_s=1))
+    answer = meshed.stub.RotateRoot(control_pb2.RotateRootRequest(overlap_s=2))
+    assert answer.phase == "announced" and answer.until_unix_s <= time.time() + 2
+    with pytest.raises(grpc.RpcError, match="a rotation is under way"):
+        meshed.stub.RotateRoot(control_pb2.RotateRootRequest(overlap_s=2))
+    leaf, bundle = certificate()
+    leaf.verify_directly_issued_by(old)
+    assert bundle[0] == old and len(bundle) == 2
+    meshed.wait_for_log("root rotation: the new root signs")
+    leaf, trusted = certificate()
+    leaf.verify_directly_issued_by(bundle[1])
+    assert trusted == [bundle[1], old] and meshed.status().rotation.phase == "signing"
+    meshed.wait_for_log("root rotation: the old root is retired")
+    leaf, trusted = certificate()
+    leaf.verify_directly_issued_by(bundle[1])
+    assert trusted == [bundle[1]] and meshed.status().rotation == control_pb2.RootRotation(phase="steady")
+    meshed.token("n2")
+    assert x509.load_pem_x509_certificates(meshed.root_pem.encode()) == trusted
+    certificate()
 
 
 def test_who_is_nobody_is_refused_before_a_request_is_read(meshed: Any) -> None:

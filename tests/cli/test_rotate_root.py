@@ -1,0 +1,36 @@
+"""`weft certificates rotate-root` against a real gRPC server."""
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import World
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_answer_says_when_the_new_root_signs(world: "World") -> None:
+    control = world.control()
+    result = world.weft("certificates", "rotate-root", "--overlap", "36h")
+    assert result.stdout == "a new root is announced; it signs from 2026-01-01 00:00:00Z on (weft status)\n"
+    assert control.asked.overlap_s == 36 * 3600
+    answer = json.loads(world.weft("certificates", "rotate-root", "-o", "json").stdout)
+    assert answer == {"phase": "announced", "until": "2026-01-01T00:00:00+00:00"}
+    assert control.asked.overlap_s == 0, "control knows how long certificates live"
+
+
+@pytest.mark.parametrize(
+    ("overlap", "status", "words"),
+    [
+        ("1s", 1, "weft: control plane: an overlap of 1 s: certificates live up to 86400 s"),
+        ("soon", 2, "not a duration: 'soon'"),
+        ("-5m", 2, "-5m: write at most 2160h"),
+        ("2161h", 2, "2161h: write at most 2160h"),
+    ],
+)
+def test_an_overlap_that_cannot_be(world: "World", overlap: str, status: int, words: str) -> None:
+    world.control()
+    result = world.weft("certificates", "rotate-root", "--overlap", overlap)
+    assert result.exit_code == status and words in result.stderr
