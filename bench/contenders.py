@@ -7,12 +7,19 @@ from typing import Any
 from bench import accounts
 from bench.figures import Sample, with_cost
 from bench.stage import LoadClient, LoadError
+from bench.targets import SIZE_BYTES
+from bench.topology import SOURCES
 
 DIRECT, NEAR_DIRECT = "direct", "direct same node"
 WEFT, NEAR_WEFT = "weft", "weft same node"
 ENVOY_TLS, ENVOY_HBONE = "Envoy mTLS (E1)", "Envoy HBONE (E2)"
-ALL = (DIRECT, WEFT, ENVOY_TLS, ENVOY_HBONE, NEAR_DIRECT, NEAR_WEFT)
-"""Across nodes unless named otherwise."""
+ZTUNNEL = "ztunnel (Z)"
+ACROSS = (DIRECT, ENVOY_TLS, ENVOY_HBONE, ZTUNNEL, WEFT)
+"""Across nodes."""
+NEAR = (NEAR_DIRECT, NEAR_WEFT)
+PROXIED = (WEFT, ENVOY_TLS, ENVOY_HBONE, ZTUNNEL)
+ASIDE = frozenset(("agent",))
+"""Processes of weft that are no proxy: of Istio, the likes of istio-cni."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Contender:
         parts: dict[str, float] = {}
         for (pid, name), seconds in after.items():
             parts[name] = parts.get(name, 0.0) + seconds - before[pid, name]
-        return with_cost(found, parts, accounts.machine_cpu_s() - machine)
+        return with_cost(found, parts, accounts.machine_cpu_s() - machine, ASIDE)
 
 
 def _cpu_s(pids: Iterable[int]) -> dict[tuple[int, str], float]:
@@ -63,16 +70,35 @@ class Load:
 
     key: str
     order: str
-    details: dict[str, float]
+    details: dict[str, Any]
+    near: bool = False
+    """Measured on one node too."""
 
 
 def loads(quick: bool) -> tuple[Load, ...]:
     """What every contender is put through in every round."""
-    seconds, size = (0.5, 64 << 20) if quick else (1.5, 512 << 20)
+    seconds, size = (0.3, 32 << 20) if quick else (1.0, 256 << 20)
     return (
-        Load("rr1", "round_trips", {"connections": 1, "seconds": seconds}),
-        Load("rr32", "round_trips", {"connections": 32, "seconds": seconds}),
-        Load("crr", "exchanges", {"seconds": seconds}),
-        Load("up", "upload", {"bytes": size}),
-        Load("down", "download", {"bytes": size}),
+        *(
+            Load(f"rr1_{key}", "round_trips", {"connections": 1, "size": size_bytes, "seconds": seconds}, key == "64")
+            for key, size_bytes in SIZE_BYTES.items()
+        ),
+        *(
+            Load(f"rr{many}", "round_trips", {"connections": many, "size": 1 << 10, "seconds": seconds}, many == 64)
+            for many in (16, 64)
+        ),
+        Load("crr", "exchanges", {"seconds": seconds}, near=True),
+        *(
+            Load(f"{key}{many}", order, {"bytes": size, "connections": many}, many == 1)
+            for key, order in (("up", "upload"), ("down", "download"))
+            for many in (1, 4)
+        ),
     )
+
+
+def fresh(quick: bool) -> Load:
+    """Each connection from an address that no proxy has seen: for all of them that is a peer without a pooled connection.
+
+    Measured after everything else, because the tunnels that it leaves behind stay open until their idle timeout.
+    """
+    return Load("fresh", "exchanges", {"seconds": 0.3 if quick else 1.0, "sources": SOURCES})

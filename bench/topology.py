@@ -1,12 +1,14 @@
-"""Where the bench runs: two nodes, and the same pods twice, enrolled and not. Pure."""
+"""Where the bench runs: two nodes, and the same pods enrolled, not enrolled, and for the pair of ztunnels. Pure."""
 
 from dataclasses import dataclass
 
 import yaml
 
 PORT = 9000
-NODES = {"a": ("10.77.1.0/24", "fd77:1::/64"), "b": ("10.77.2.0/24", "fd77:2::/64")}
-MESH, PLAIN = "bench-mesh", "bench-plain"
+NODES = {"a": ("10.76.0.0/16", "fd77:1::/64"), "b": ("10.77.0.0/16", "fd77:2::/64")}
+MESH, PLAIN, PEER = "bench-mesh", "bench-plain", "bench-ztunnel"
+SOURCES = "10.99.0.0/16"
+"""Addresses of its own in each client pod: a proxy knows no connection from an address that it has not seen."""
 _IMAGE = "none"
 
 
@@ -33,29 +35,36 @@ PODS = (
     Place(PLAIN, "client", "a"),
     Place(PLAIN, "near", "a", serves=True),
     Place(PLAIN, "far", "b", serves=True),
+    Place(PEER, "client", "a"),
+    Place(PEER, "far", "b", serves=True),
 )
 DENY = "bench-deny"
 
 
-def manifests(load_source: str) -> str:
+def place(namespace: str, name: str) -> Place:
+    """A pod of the bench by its name."""
+    return next(one for one in PODS if (one.namespace, one.name) == (namespace, name))
+
+
+def manifests(server_source: str) -> str:
     """The bench's objects as YAML. Servers run the load generator from its source: no file of it need be seen in a pod."""
-    serve = ["/usr/bin/python3", "-c", load_source, "serve", "--port", str(PORT)]
+    serve = ["/usr/bin/python3", "-c", server_source, "--port", str(PORT)]
     idle = ["/usr/bin/sleep", "infinity"]
     objects: list[dict[str, object]] = [
         {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"podCIDRs": list(ranges)}}
         for name, ranges in NODES.items()
     ]
-    for namespace, labels in ((MESH, {"istio.io/dataplane-mode": "ambient"}), (PLAIN, {})):
+    for namespace, labels in ((MESH, {"istio.io/dataplane-mode": "ambient"}), (PLAIN, {}), (PEER, {})):
         objects.append({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}})
-    for place in PODS:
-        meta = {"name": place.name, "namespace": place.namespace}
+    for one in PODS:
+        meta = {"name": one.name, "namespace": one.namespace}
         objects.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
-        container: dict[str, object] = {"name": "main", "image": _IMAGE, "command": serve if place.serves else idle}
-        if place.serves:
+        container: dict[str, object] = {"name": "main", "image": _IMAGE, "command": serve if one.serves else idle}
+        if one.serves:
             container["ports"] = [{"containerPort": PORT}]
             container["readinessProbe"] = {"tcpSocket": {"port": PORT}, "periodSeconds": 1}
-        spec = {"nodeName": place.node, "serviceAccountName": place.name, "containers": [container]}
-        labels = {"app": place.name}
+        spec = {"nodeName": one.node, "serviceAccountName": one.name, "containers": [container]}
+        labels = {"app": one.name}
         objects.append({"apiVersion": "v1", "kind": "Pod", "metadata": {**meta, "labels": labels}, "spec": spec})
     return yaml.safe_dump_all(objects, sort_keys=False)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import Figure, Round, client_busy, headroom, part_costs, ratio, table, values, with_cost
-from bench.report import Results, surroundings, write
+from bench.figures import Figure, Round, client_busy, headroom, part_costs, ratio, values, with_cost
+from bench.report import Results, surroundings, verdict_counts, write
+from bench.targets import Judged
 
 pytestmark = pytest.mark.unit
 
@@ -38,57 +39,47 @@ def test_a_round_without_one_of_both_does_not_count() -> None:
 
 
 def test_cost_is_per_request_or_per_gigabyte_and_divided_among_processes() -> None:
-    sample = with_cost({"count": 50_000.0}, {"agent": 0.25, "worker": 0.75}, 2.0)
-    assert (sample["cpu_s_per_100k"], sample["machine_cpu_s_per_100k"]) == (2.0, 4.0)
-    assert with_cost({"bytes": 5e8}, {"worker": 0.5}, 1.0)["cpu_s_per_gb"] == 1.0
-    shares = part_costs([{("weft", "rr1"): sample}], "weft", "rr1", "cpu_s_per_100k")
-    assert {name: figure.median for name, figure in shares.items()} == {"agent": 0.5, "worker": 1.5}
+    sample = with_cost({"count": 50_000.0}, {"agent": 0.25, "worker": 0.75}, 2.0, aside={"agent"})
+    assert (sample["cpu_us_per_request"], sample["machine_cpu_us_per_request"]) == (20.0, 40.0)
+    assert sample["proxy_cpu_us_per_request"] == 15.0
+    assert with_cost({"bytes": 5e8}, {"worker": 0.5}, 1.0)["proxy_cpu_s_per_gb"] == 1.0
+    shares = part_costs([{("weft", "rr1"): sample}], "weft", "rr1", "cpu_us_per_request")
+    assert {name: figure.median for name, figure in shares.items()} == {"agent": 5.0, "worker": 15.0}
 
 
 def test_the_bare_network_costs_only_the_machine() -> None:
     sample = with_cost({"count": 100_000.0}, {}, 3.0)
-    assert sample["machine_cpu_s_per_100k"] == 3.0 and "cpu_s_per_100k" not in sample
-    assert "machine_cpu_s_per_100k" not in with_cost({"count": 0.0}, {}, 3.0)
+    assert sample["machine_cpu_us_per_request"] == 30.0 and "cpu_us_per_request" not in sample
+    assert "machine_cpu_us_per_request" not in with_cost({"count": 0.0}, {}, 3.0)
 
 
 def test_headroom_is_over_the_fastest_contender() -> None:
-    rounds = [{("direct", "rr32"): {"per_s": 90.0}, ("a", "rr32"): {"per_s": 30.0}, ("b", "rr32"): {"per_s": 45.0}}]
+    rounds = [{("direct", "rr64"): {"per_s": 90.0}, ("a", "rr64"): {"per_s": 30.0}, ("b", "rr64"): {"per_s": 45.0}}]
     assert headroom(rounds, "direct", ("a", "b", "absent")) == 2.0
     assert headroom([], "direct", ("a",)) is None
 
 
 def test_a_client_that_is_always_busy_is_told() -> None:
     rounds: list[Round] = [
-        {("a", "rr32"): {"client_cpu_s": 0.9, "seconds": 1.0}},
+        {("a", "rr64"): {"client_cpu_s": 0.9, "seconds": 1.0}},
         {("a", "rr1"): {"client_cpu_s": 0.1, "seconds": 1.0}},
     ]
     assert client_busy(rounds, "a") == 0.9 and client_busy(rounds, "b") is None
 
 
-def test_the_table_has_a_line_per_figure_and_contender() -> None:
-    lines = table(_rounds(), ("direct", "weft", "Envoy HBONE (E2)"), ("direct", "Envoy HBONE (E2)")).splitlines()
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
-        "",
-        "weft",
-        "200 us",
-        "100 to 400",
-        "2.00 [2.00 to 2.00]",
-        "0.80 [0.80 to 0.80]",
-    ]
-    assert len(lines) == 2 + 3 + 2  # Envoy has no p99 here
-    assert len({len(line) for line in lines}) == 1
-
-
 def test_what_a_run_leaves(tmp_path: Path) -> None:
     results = Results(
-        rounds=_rounds(),
+        rounds=[dict(one) for one in _rounds()],
+        alone=[Judged.at_most("start to listening", 150.0, 200.0, "ms"), Judged.at_most("policies", 30.0, 20.0, "us")],
         memory=[{"process": "weft agent", "state": "idle, warm", "pss_bytes": 30_000_000}],
         events={"enrol a pod: request to answer": Figure(0.02, 0.01, 0.05, 20)},
         notes=["the proxies' access logs are on"],
     )
     text, data = write(tmp_path / "out", surroundings(2, 3, "free", False), results)
     written = text.read_text()
-    assert "| weft agent | 30.0 |" in written and "| 20.0 ms | 10.0 to 50.0 ms | 20 |" in written
+    assert "| weft agent | 30.0 " in written and "| 20.0 ms | 10.0 to 50.0 ms | 20 " in written
+    assert "| start to listening | 150 us" not in written and "| met    |" in written and "| missed |" in written
+    assert verdict_counts(results, in_image=False) == {"not measured": 30, "met": 1, "missed": 1}
     document = json.loads(data.read_text())
     assert document["where"]["kernel"] and document["where"]["python"] and len(document["where"]["loadavg"]) == 3
     assert document["rounds"][0][0] == {"contender": "direct", "load": "rr1", "p50_us": 50.0, "p99_us": 80.0}

@@ -1,17 +1,19 @@
 """The load generator against itself on loopback: what it counts is what happened."""
 
 import json
-import socket
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.unit
-_LOAD = Path(__file__).parents[2] / "bench" / "load.py"
+_LOAD, _SERVER = (Path(__file__).parents[2] / "bench" / name for name in ("load.py", "load_server.py"))
 
 
 class _Client:
@@ -35,22 +37,24 @@ class _Client:
         return self.read()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+@contextmanager
+def _stopped(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    yield
+    process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
-    port = _free_port()
-    with subprocess.Popen([sys.executable, str(_LOAD), "serve", "--port", str(port)]) as process:
-        yield port, process
+    with subprocess.Popen([sys.executable, str(_SERVER), "--port", "0"], stdout=-1) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline()), process
         process.kill()
 
 
 @pytest.fixture
 def client(server: tuple[int, Any]) -> Iterator[_Client]:
-    with subprocess.Popen([sys.executable, str(_LOAD), "client"], stdin=-1, stdout=-1, text=True) as process:
+    with subprocess.Popen([sys.executable, str(_LOAD)], stdin=-1, stdout=-1, text=True) as process:
         client = _Client(process, server[0])
         client("until", refused=False, seconds=10)
         assert client.read()["at_s"] > 0  # the server is up
@@ -76,10 +80,46 @@ def test_connect_and_request(client: _Client) -> None:
     assert found["count"] > 10 and found["seconds"] >= 0.2
 
 
-@pytest.mark.parametrize("size", [0, 1, 5_000_000])
-def test_bulk_each_way(client: _Client, size: int) -> None:
-    assert client("upload", bytes=size)["bytes"] == size
-    assert client("download", bytes=size)["bytes"] == size
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("size", [0, 4, 5_000_000])
+def test_bulk_each_way(client: _Client, size: int, connections: int) -> None:
+    assert client("upload", bytes=size, connections=connections)["bytes"] == size
+    assert client("download", bytes=size, connections=connections)["bytes"] == size
+
+
+def test_a_fixed_rate_counts_from_the_moment_a_request_was_due(client: _Client, server: tuple[int, Any]) -> None:
+    found = client("paced", rate=1000, connections=4, seconds=0.3)
+    assert found["count"] == pytest.approx(300, abs=3) and found["p50_us"] < 20_000
+    # A server that stands still for a while: what was due meanwhile waited, although it was sent late or answered at once.
+    client.send("paced", rate=1000, connections=4, seconds=0.4)
+    with _stopped(server[1]):
+        time.sleep(0.5)
+    found = client.read()
+    assert found["count"] == pytest.approx(400, abs=3)
+    assert found["max_us"] > 90_000 and found["p99_us"] > 50_000
+
+
+def test_each_connection_from_an_address_of_its_own(client: _Client) -> None:
+    assert client("exchanges", seconds=0.1, sources="127.5.0.0/16")["count"] > 10
+
+
+def test_a_flood_beside_others(client: _Client) -> None:
+    client.send("flood", seconds=0.1)
+    assert client.read()["started_s"] > 0
+    assert client.read()["bytes"] > 16 << 20
+
+
+def test_a_probe_sees_a_gap_and_what_failed(client: _Client, server: tuple[int, Any]) -> None:
+    client.send("probe", rate=1000, seconds=0.6)
+    assert client.read()["started_s"] > 0
+    with _stopped(server[1]):
+        time.sleep(0.2)
+    found = client.read()
+    assert found["failed"] == 0 and found["answered"] > 50 and found["gap_s"] > 0.15
+    server[1].kill()
+    server[1].wait()
+    found = client("probe", rate=1000, seconds=0.05)
+    assert found["answered"] == 0 and found["failed"] > 5
 
 
 def test_held_connections_stay_open_and_others_work_beside_them(client: _Client) -> None:

@@ -8,7 +8,9 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bench.envoy_pair import Ends, configurations, make_certificates
+from bench import ztunnel_pair
+from bench.envoy_pair import configurations, make_certificates
+from bench.pair import Ends
 from bench.topology import MESH, NODES, PODS, deny_policy, manifests
 from mesh.manifests import Namespace, Node, Pod, is_enrolled, parse
 
@@ -52,6 +54,28 @@ def test_envoys_speak_tls_13_both_ways_and_reach_each_other(mode: Any) -> None:
     assert tunnel in _find(server["static_resources"]["listeners"], "socket_address")
     assert bool(_find(client, "tunneling_config")) == bool(_find(server, "connect_config")) == (mode == "hbone")
     assert (["h2"] in _find(client, "alpn_protocols")) == (mode == "hbone")
+    assert _find(client, "max_session_keys") == ([0] if mode == "hbone" else [])
+    assert bool(_find(client, "shared_with_upstream")) == (mode == "hbone")
+
+
+def test_ztunnels_know_each_other_and_are_told_nothing_else(tmp_path: Path) -> None:
+    client, server = (ztunnel_pair.Member("ns", name, f"10.0.0.{last}", tmp_path) for name, last in (("client", 1), ("far", 2)))
+    mesh = yaml.safe_load(ztunnel_pair.mesh_file((client, server)))
+    assert [one["workloadIps"] for one in mesh["workloads"]] == [["10.0.0.1"], ["10.0.0.2"]]
+    assert {one["protocol"] for one in mesh["workloads"]} == {"HBONE"}
+    told = ztunnel_pair.environment(tmp_path / "mesh.yaml", client, 2)
+    assert told["PROXY_WORKLOAD_INFO"] == "ns/client/client" and told["ZTUNNEL_WORKER_THREADS"] == "2"
+    assert "ip daddr 10.0.0.2 tcp dport 9000 redirect to :15001" in ztunnel_pair.redirect("10.0.0.2", 9000)
+
+
+def test_ztunnel_is_measured_where_a_binary_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ZTUNNEL_BIN", raising=False)
+    assert ztunnel_pair.ztunnel_binary() is None
+    monkeypatch.setenv("ZTUNNEL_BIN", "/usr/bin/true")
+    assert ztunnel_pair.ztunnel_binary() == Path("/usr/bin/true").resolve()
+    monkeypatch.setenv("ZTUNNEL_BIN", str(tmp_path / "missing"))
+    with pytest.raises(RuntimeError, match="no program to run"):
+        ztunnel_pair.ztunnel_binary()
 
 
 def test_certificates_are_p256_and_the_key_is_roots(tmp_path: Path) -> None:
