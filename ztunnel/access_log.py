@@ -65,8 +65,10 @@ def closing_fields(facts: Facts) -> list[Field]:
 
 def early_fields(failure: EarlyFailure) -> list[Field]:
     """The fields of a connection that failed before it was one."""
+    proved = [_quoted("src.identity", str(failure.identity))] if failure.identity else []
     return [
         _plain("src.addr", endpoint_text(*failure.source)),
+        *proved,
         _plain("dst.addr", endpoint_text(*failure.destination)),
         _quoted("direction", failure.direction),
         _quoted("error", failure.error),

@@ -210,6 +210,18 @@ class EarlyFailure:
     destination: tuple[IPAddress, int]
     flag: Flag
     error: str
+    identity: Identity | None = None
+    """The peer's, where it was proved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offence:
+    """A peer lost a tunnel because it broke the protocol or its budget. Its connections, or an EarlyFailure, tell the story."""
+
+    identity: Identity | None
+    """None: it had not proved any."""
+    kind: str
+    """The error code that it was told, or UNREAD: it did not read what it asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,4 +259,6 @@ ToWorker = (
     | QueryConnections
     | Shutdown
 )
-FromWorker = PodAdded | NeedCertificate | Opened | Progress | Closed | EarlyFailure | Connections | WorkerStatus | DNSCounts
+FromWorker = (
+    PodAdded | NeedCertificate | Opened | Progress | Closed | EarlyFailure | Offence | Connections | WorkerStatus | DNSCounts
+)

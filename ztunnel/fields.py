@@ -10,7 +10,7 @@ Fields = list[tuple[bytes, bytes]]
 MAX_CONTINUATIONS = 16
 _ENTRY_BYTES = 32
 """What RFC 7541 adds for each field of a list."""
-_BOMB_FACTOR = 4
+_BOMB_FACTOR = 2
 """A list above its limit costs the stream; above this many times the limit, the connection: decoding stops there."""
 
 

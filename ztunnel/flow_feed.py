@@ -73,8 +73,8 @@ def early_event(
         node=node,
         phase="denied" if failure.flag == "DENY" else "unauthenticated" if unauthenticated else "failed",
         direction=failure.direction,
-        source=FlowEndpoint.of(source, *failure.source),
-        destination=FlowEndpoint.of(destination, *failure.destination),
+        source=FlowEndpoint.of(source, *failure.source, identity=failure.identity if inbound else None),
+        destination=FlowEndpoint.of(destination, *failure.destination, identity=None if inbound else failure.identity),
         reason=failure.error,
     )
 

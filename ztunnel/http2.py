@@ -35,6 +35,8 @@ PING_INTERVAL_S = 10.0
 PING_TIMEOUT_S = 20.0
 _BYTES_PER_WINDOW_UPDATE = 256
 """A peer that acknowledges every few bytes earns its WINDOW_UPDATEs by what we send it."""
+_USUAL_LIST_BYTES = 4096
+"""Longer header lists cost allowance: a few bytes of HPACK may stand for 64 KiB."""
 
 
 class Connection(Intake):
@@ -99,6 +101,9 @@ class Connection(Intake):
 
     def _headers(self, sid: int, fields: Fields) -> None:
         ended = self._reader.ends_stream
+        size = list_bytes(fields)
+        if size > _USUAL_LIST_BYTES:
+            self._spend(self._control, "long header lists", size / _USUAL_LIST_BYTES)
         stream = self.streams.get(sid)
         if stream is not None and (self.server or stream.answered):
             if not ended or stream.remote_closed:
@@ -116,15 +121,15 @@ class Connection(Intake):
         elif not self.server or not sid & 1:
             raise ProtocolError(Code.PROTOCOL_ERROR, f"HEADERS on stream {sid}")
         else:
-            self._request(sid, fields, ended)
+            self._request(sid, fields, size, ended)
 
-    def _request(self, sid: int, fields: Fields, ended: bool) -> None:
+    def _request(self, sid: int, fields: Fields, size: int, ended: bool) -> None:
         self.last_sid = sid
         if sid > self._goaway_sid:
             return  # sent after our final GOAWAY: the peer knows that nobody answers
         if len(self.streams) >= frames.SERVER_STREAMS:
             self.refuse(sid, Code.REFUSED_STREAM)
-        elif list_bytes(fields) > self._reader.max_list_bytes:
+        elif size > self._reader.max_list_bytes:
             self.refuse(sid, Code.PROTOCOL_ERROR)
         else:
             stream = self.owner.requested(sid, fields)

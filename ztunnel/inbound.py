@@ -80,7 +80,7 @@ class Arrival:
             return
         self._sock = None
         node.handshakes.make_room(self.peer[0])
-        tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes)
+        tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes, self.peer[0])
         node.handshakes.belongs(tunnel, self.peer[0])
         self.pod.guests.pop(self, None)
         self.pod.tunnels[tunnel] = None
@@ -116,8 +116,8 @@ class Arrival:
         node = self.pod.node
         node.remove_tunnel(tunnel)
         self.pod.tunnels.pop(tunnel, None)
-        if error and not (tunnel.http.ready and tunnel.lost_streams):
-            node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error)
+        if error and (tunnel.offence or not (tunnel.http.ready and tunnel.lost_streams)):
+            node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error, tunnel.peer)
 
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
         """See ztunnel.tunnel.Owner."""
@@ -125,7 +125,7 @@ class Arrival:
             request = read_request(fields)
         except Malformed as error:
             tunnel.http.refuse(sid, Code.PROTOCOL_ERROR)
-            self._fail(f"malformed request: {error}")
+            self._fail(tunnel, f"malformed request: {error}")
             return None
         except BadRequest as error:
             self._reject(tunnel, sid, 400, str(error))
@@ -148,10 +148,10 @@ class Arrival:
 
     def _reject(self, tunnel: Tunnel, sid: int, status: int, reason: str) -> None:
         tunnel.http.reject(sid, response_fields(status))
-        self._fail(reason)
+        self._fail(tunnel, reason)
 
-    def _fail(self, reason: str) -> None:
-        self.pod.node.fail_early(self.pod.uid, "inbound", self.peer, self.local, "CONNECT", reason)
+    def _fail(self, tunnel: Tunnel, reason: str) -> None:
+        self.pod.node.fail_early(self.pod.uid, "inbound", self.peer, self.local, "CONNECT", reason, tunnel.peer)
 
 
 class _Inbound(Tracked):

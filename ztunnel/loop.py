@@ -1,8 +1,8 @@
 """The worker's event loop: epoll, level-triggered, one thread, nothing that waits anywhere else.
 
-A turn: wait; call the handler of each ready descriptor; then flush what the turn left in `dirty` (so that all small frames
-for one tunnel leave in one TLS write and one send); then what is due by time. Handlers must not raise: what one does raise
-is logged and ends its own object, never the loop.
+A turn: wait; call the handler of each ready descriptor; go on with some of what earlier turns left (ztunnel.rota); then flush
+what the turn left in `dirty` (so that all small frames for one tunnel leave in one TLS write and one send); then what is due by
+time. Handlers must not raise: what one does raise is logged and ends its own object, never the loop.
 """
 
 import heapq
@@ -13,9 +13,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ztunnel.rota import Continued, Rota
+
 IN, OUT, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR
 _EXCLUSIVE = select.EPOLLEXCLUSIVE
 _LONGEST_WAIT_S = 60.0
+OVERTIME_S = 0.001
+"""How long a turn goes on with what earlier ones left; one piece of it at least."""
+GREETINGS_PER_TURN = 2
+"""Handshakes that a turn moves on at once: half a millisecond each. More are left for later."""
 _log = logging.getLogger("ztunnel.worker")
 
 
@@ -92,6 +98,11 @@ class Loop:
         self.running = True
         self.buffered = 0
         """Bytes that wait in the worker for slow receivers."""
+        self.rota = Rota()
+        self._left_over = self.rota.waiting
+        self.overtime_s = OVERTIME_S
+        self.greetings = 0
+        """Handshakes moved on in this turn."""
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
 
@@ -135,6 +146,9 @@ class Loop:
             wait = self._timers[0][0] - self.now  # `now` is a turn old: a timer may be late by as much, never early
             if wait < 0:
                 wait = 0
+        if self._left_over:
+            wait = 0
+        self.greetings = 0
         ready = self._epoll.poll(wait)
         self.now = time.monotonic()
         calls = self._calls
@@ -145,6 +159,8 @@ class Loop:
                     call[0](events)
                 except Exception as error:  # the one catch point of a connection: it alone ends
                     self._contain(call[1], error)
+        if self._left_over:
+            self._go_on()
         dirty = self.dirty
         while dirty:
             flushable, _ = dirty.popitem()
@@ -155,7 +171,17 @@ class Loop:
         if self._timers and self._timers[0][0] <= self.now:
             self._fire()
 
-    def _contain(self, owner: Handler | Flushable, error: Exception) -> None:
+    def _go_on(self) -> None:
+        until = time.monotonic() + self.overtime_s
+        while (what := self.rota.take()) is not None:
+            try:
+                what.go_on()
+            except Exception as error:  # as above
+                self._contain(what, error)
+            if time.monotonic() >= until:
+                return
+
+    def _contain(self, owner: Handler | Flushable | Continued, error: Exception) -> None:
         _log.exception("%s failed and is closed", type(owner).__name__)
         try:
             owner.crashed(error)

@@ -4,10 +4,11 @@ import resource
 from collections.abc import Callable
 from random import random
 
+from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
 from wire.netns import open_home
 from ztunnel import handshakes
-from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker
+from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker, Offence
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.handshakes import Handshakes
@@ -69,10 +70,17 @@ class Node:
         return len(self.ledger.open) + len(self.tunnels) + waiting < self.max_connections
 
     def fail_early(
-        self, uid: str, direction: Direction, source: SocketAddress, destination: SocketAddress, flag: Flag, error: str
+        self,
+        uid: str,
+        direction: Direction,
+        source: SocketAddress,
+        destination: SocketAddress,
+        flag: Flag,
+        error: str,
+        identity: Identity | None = None,
     ) -> None:
-        """Report a connection that failed before it could be tracked."""
-        self.emit(EarlyFailure(uid, direction, source, destination, flag, error))
+        """Report a connection that failed before it could be tracked; `identity`: what the peer proved, if it did."""
+        self.emit(EarlyFailure(uid, direction, source, destination, flag, error, identity))
 
     # --- waiting for workloads
 
@@ -120,6 +128,8 @@ class Node:
 
     def remove_tunnel(self, tunnel: Tunnel) -> None:
         """It is closed."""
+        if tunnel.offence:
+            self.emit(Offence(tunnel.peer, tunnel.offence))
         self.tunnels.pop(tunnel, None)
         self.inbound_tunnels.pop(tunnel, None)
 

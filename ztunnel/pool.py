@@ -58,7 +58,7 @@ class _Making:
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
         node = self.pool.node
-        tunnel = Tunnel(node.loop, sock, self.credentials.client, False, self, node.client_handshakes)
+        tunnel = Tunnel(node.loop, sock, self.credentials.client, False, self, node.client_handshakes, self.key.address)
         if tunnel.open:
             self.tunnel = tunnel
             node.add_tunnel(tunnel, inbound=False)

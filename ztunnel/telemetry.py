@@ -7,7 +7,17 @@ from mesh.inventory import Inventory
 from mesh.workload import Workload
 from ztunnel import access_log
 from ztunnel.access_log import Level
-from ztunnel.channel import Closed, ConnectionRecord, DNSCounts, EarlyFailure, FromWorker, Opened, Progress, WorkerStatus
+from ztunnel.channel import (
+    Closed,
+    ConnectionRecord,
+    DNSCounts,
+    EarlyFailure,
+    FromWorker,
+    Offence,
+    Opened,
+    Progress,
+    WorkerStatus,
+)
 from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.flow_feed import FlowFeed, connection_event, early_event
@@ -18,6 +28,8 @@ MAX_OPEN = 200_000
 """Connections whose bytes are counted while they are open; beyond, they count when they end."""
 
 _MAX_REMEMBERED = 8192
+_MAX_OFFENDERS = 1000
+"""Identities that are named in a metric; whoever comes later is counted as one of the others."""
 
 
 class _Open:
@@ -56,6 +68,7 @@ class Telemetry:
         self._gauges: dict[int, dict[str, int]] = {}
         self._series: dict[tuple[object, ...], Series] = {}
         self._early: dict[tuple[str, str], int] = {}
+        self._offences: dict[tuple[str, str], int] = {}
         self.level = Level.INFO
         """Of the access log."""
         self.as_json = False
@@ -72,6 +85,8 @@ class Telemetry:
             self._closed(worker, message)
         elif isinstance(message, EarlyFailure):
             self._failed_early(message)
+        elif isinstance(message, Offence):
+            self._offended(message)
         elif isinstance(message, WorkerStatus):
             self._gauges[worker] = message.gauges
         elif isinstance(message, DNSCounts):
@@ -160,6 +175,12 @@ class Telemetry:
         peer = self._inventory.workload_by_address(self._network, peer_address)
         self._flows.publish(early_event(failure, self._workload_of(failure.pod_uid), peer, self._node, now_ns))
 
+    def _offended(self, offence: Offence) -> None:
+        key = (str(offence.identity or "unknown"), offence.kind)
+        if key not in self._offences and len(self._offences) >= _MAX_OFFENDERS:
+            key = ("others", offence.kind)
+        self._offences[key] = self._offences.get(key, 0) + 1
+
     def _workload_of(self, pod_uid: str) -> Workload | None:
         pod = self._pod(pod_uid)
         if pod is None:
@@ -189,7 +210,9 @@ class Telemetry:
     def families(self) -> list[Family]:
         """The metrics of connections and workers."""
         early = (((("direction", direction), ("flag", flag)), count) for (direction, flag), count in self._early.items())
+        offences = (((("identity", identity), ("kind", kind)), count) for (identity, kind), count in self._offences.items())
         families = [*self._tcp.families(), *self._dns.families()]
+        families.append(counter("weft_offences", "Tunnels that peers lost for breaking the protocol or their budget", offences))
         families.append(counter("weft_early_failures", "Connections that failed before they could be told apart", early))
         families.append(counter("weft_flows_lost", "Flows that a reader did not get", [((), self._flows.lost)]))
         names = sorted({name for gauges in self._gauges.values() for name in gauges})

@@ -6,6 +6,10 @@ direction small frames of all streams collect in `http.out`; the loop flushes ev
 write and one send. A large payload goes out at once, its frame header in front of it in the same buffer, so that both fill
 whole TLS records.
 
+A turn of the loop belongs to all tunnels. Who sends more frames than the work of one turn (see ztunnel.intake), or begins a
+handshake when the turn has moved on enough of them, goes on when its source's turn comes (ztunnel.rota); meanwhile its socket
+is not read. A tunnel reads little at once until it has shown that it moves bytes: what is left over stays small.
+
 What the socket does not take waits in a queue; above HIGH_WATER streams stop reading from their applications, and a peer
 that makes us queue far beyond that (by asking for answers that it does not read) is dropped.
 """
@@ -23,7 +27,7 @@ from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.frames import Code, ProtocolError
 from ztunnel.http2 import Connection
-from ztunnel.loop import IN, OUT, Deadlines, Loop
+from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
 from ztunnel.tls import PeerRefused, names_of, reason_of
 
 HIGH_WATER = 1 << 20
@@ -35,6 +39,7 @@ _HELLO_PARTS = 8
 """In how many pieces a ClientHello may come and still be looked at: reading it again for each byte would cost us dear."""
 _cipher, _plain = buffers.cipher_view, buffers.plain_view
 _PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
+_FIRST_READ_BYTES = _RECORD_BYTES
 
 
 class Owner(Protocol):
@@ -60,8 +65,16 @@ class Tunnel:
     """One end of a tunnel; owns its socket."""
 
     def __init__(
-        self, loop: Loop, sock: socket, context: ssl.SSLContext, server: bool, owner: Owner, handshakes: Deadlines
+        self,
+        loop: Loop,
+        sock: socket,
+        context: ssl.SSLContext,
+        server: bool,
+        owner: Owner,
+        handshakes: Deadlines,
+        source: object = None,
     ) -> None:
+        """`source`: with whom the tunnel shares its place in the rota."""
         self.loop = loop
         self.owner = owner
         self.http = Connection(server, self, loop.now)
@@ -71,6 +84,14 @@ class Tunnel:
         self.lost_streams = 0
         """Streams that were open when the tunnel closed: each of them reports its own end."""
         self.queued = 0
+        self.offence = ""
+        """By what the peer lost the connection; empty when it behaved."""
+        self._source = source
+        self._late = False
+        """Waits in the rota."""
+        self._rest = memoryview(b"")
+        """Plaintext beyond the work of a turn."""
+        self._room = _cipher[:_FIRST_READ_BYTES]
         self._handshakes: Deadlines | None = handshakes
         self._sock = sock
         self._fd = sock.fileno()
@@ -90,12 +111,12 @@ class Tunnel:
         """The socket is ready."""
         if events & OUT:
             self._send_waiting()
-        if events & ~OUT and self.open:
+        if events & ~OUT and self.open and not self._late:
             self._readable()
 
     def _readable(self) -> None:
         try:
-            count = self._recv_into(_cipher)
+            count = self._recv_into(self._room)
         except BlockingIOError:
             return
         except OSError as error:
@@ -105,7 +126,21 @@ class Tunnel:
             self._lost("connection closed by the peer")
             return
         self._incoming.write(_cipher[:count])
-        if not self.established and not (self._speaks_http2(_cipher[:count]) and self._handshake()):
+        if not self.established:
+            if not self._speaks_http2(_cipher[:count]):
+                return
+            if self.loop.greetings >= GREETINGS_PER_TURN:
+                self._leave()
+                return
+            self.loop.greetings += 1
+        self.go_on()
+        if count == len(self._room) < buffers.IO_BYTES and not self._late:
+            self._room = _cipher[: 2 * count]
+
+    def go_on(self) -> None:
+        """Do as much with what has come as one turn allows."""
+        self._late = False
+        if not self.established and not self._handshake():
             return
         try:
             self._decrypt()
@@ -118,6 +153,8 @@ class Tunnel:
             self._after_reading()
 
     def _decrypt(self) -> None:
+        if self._rest and not self._use_rest():
+            return
         read, pending, receive, now = self._tls.read, self._incoming, self.http.receive, self.loop.now
         filled = 0
         while pending.pending:
@@ -126,18 +163,46 @@ class Tunnel:
             except ssl.SSLWantReadError:
                 break
             if not count:
-                if filled:
-                    receive(_plain[:filled], now)
-                self._lost("connection closed by the peer")
+                if filled and (used := receive(_plain[:filled], now)) < filled:
+                    self._keep(used, filled)  # and learn of the end again behind it
+                else:
+                    self._lost("connection closed by the peer")
                 return
             filled += count
             if filled > _PARSE_ABOVE:
-                receive(_plain[:filled], now)
+                if (used := receive(_plain[:filled], now)) < filled:
+                    self._keep(used, filled)
+                    return
                 filled = 0
                 if not self.open:
                     return
-        if filled:
-            receive(_plain[:filled], now)
+        if filled and (used := receive(_plain[:filled], now)) < filled:
+            self._keep(used, filled)
+
+    def _keep(self, used: int, filled: int) -> None:
+        """Leave what was decrypted beyond the work of this turn for another."""
+        if not self.open:
+            return
+        self._rest = memoryview(bytes(_plain[used:filled]))
+        self.loop.buffered += filled - used
+        self._room = _cipher[:_FIRST_READ_BYTES]
+        self._leave()
+
+    def _use_rest(self) -> bool:
+        """Whether nothing is left over any more."""
+        rest, self._rest = self._rest, memoryview(b"")
+        self.loop.buffered -= len(rest)
+        used = self.http.receive(rest, self.loop.now)
+        if used < len(rest) and self.open:
+            self._rest = rest[used:]
+            self.loop.buffered += len(self._rest)
+            self._leave()
+            return False
+        return self.open
+
+    def _leave(self) -> None:
+        self._late = True
+        self.loop.rota.add(self._source, self)
 
     def _after_reading(self) -> None:
         http = self.http
@@ -250,6 +315,7 @@ class Tunnel:
         if len(self._waiting) == 1:
             self.loop.modify(self._fd, IN | OUT)
         if self.queued > _DROP_ABOVE:
+            self.offence = "UNREAD"
             self.close("-", "h2 failed: peer does not read what it asks for")
 
     def _send_waiting(self) -> None:
@@ -313,6 +379,7 @@ class Tunnel:
 
     def fail(self, error: ProtocolError) -> None:
         """The peer broke the protocol: say so and close."""
+        self.offence = error.code.name
         self.http.fail(error.code)
         self._write_small()
         self.close("-" if self.http.ready else "H2_HANDSHAKE_FAILURE", f"h2 failed: {error}")
@@ -350,6 +417,10 @@ class Tunnel:
         self.queued = 0
         self._waiting.clear()
         self.loop.dirty.pop(self, None)
+        if self._late:
+            self.loop.rota.discard(self._source, self)
+        self.loop.buffered -= len(self._rest)
+        self._rest = memoryview(b"")
         streams = list(self.http.streams.values())
         self.lost_streams = len(streams)
         self.http.streams.clear()

@@ -11,7 +11,7 @@ import pytest
 from tests.ztunnel.test_http2 import hostile
 from tests.ztunnel.world import CLIENT, VIP, World, world
 from ztunnel import frames
-from ztunnel.channel import Closed, EarlyFailure
+from ztunnel.channel import EarlyFailure, Offence
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Code, frame
 from ztunnel.tls import Credentials
@@ -95,16 +95,11 @@ def last_words(tls: ssl.SSLSocket) -> bytes:
     return said
 
 
-def told(mesh: World, text: str) -> str:
-    """What the worker says of an attacker: once for the connection, or for each stream that was open on it."""
-    found = mesh.server.worker.wait_for(
-        object,
-        lambda message: (
-            (isinstance(message, EarlyFailure) and text in message.error)
-            or (isinstance(message, Closed) and text in message.record.error)
-        ),
-    )
-    return found.error if isinstance(found, EarlyFailure) else found.record.error  # type: ignore[attr-defined]
+def told(mesh: World, port: int, text: str) -> None:
+    """The worker names the attacker of that port once for the connection, whatever it says of each stream, and its kind."""
+    found = mesh.server.worker.wait_for(EarlyFailure, lambda message: message.source[1] == port and text in message.error)
+    assert found.identity == CLIENT
+    mesh.server.worker.wait_for(Offence, lambda offence: offence.identity == CLIENT and offence.kind in found.error)
 
 
 def goaway_code(said: bytes) -> int | None:
@@ -130,15 +125,17 @@ def test_every_violation_costs_its_own_connection(mesh: World, good: None) -> No
         if name == "stream overflow":
             continue  # the application takes what comes, so that no window overflows
         with attack(mesh) as tls:
+            port = tls.getsockname()[1]
             send(tls, CLIENT_OPENING + data)
             said = last_words(tls)
-        assert "h2 failed" in told(mesh, code.name), name
+        told(mesh, port, f"h2 failed: {code.name}: ")
         assert goaway_code(said) in (code, None), name  # None: a reset overtook it, as not all was read
 
 
 def test_rapid_reset_and_stream_floods(mesh: World, good: None) -> None:
     for pattern in (True, False):
         with attack(mesh) as tls:
+            port = tls.getsockname()[1]
             send(tls, CLIENT_OPENING)
             sids = range(1, 4001, 2)
             flood = (
@@ -146,7 +143,7 @@ def test_rapid_reset_and_stream_floods(mesh: World, good: None) -> None:
             )
             send(tls, b"".join(flood))
             last_words(tls)
-        assert "too many" in told(mesh, "ENHANCE_YOUR_CALM")
+        told(mesh, port, "h2 failed: ENHANCE_YOUR_CALM: too many ")
 
 
 def test_a_peer_that_never_reads_the_answers_it_asks_for(mesh: World, good: None) -> None:

@@ -92,7 +92,9 @@ class End:
         return said
 
     def hears(self, data: bytes, now: float = 100.0) -> None:
-        self.http.receive(memoryview(data), now)
+        view = memoryview(data)
+        while view:  # each time as much as one turn of a loop allows
+            view = view[self.http.receive(view, now) :]
 
 
 def talk(*ends: End) -> None:
@@ -386,6 +388,43 @@ def test_stream_floods_end_the_connection() -> None:
         for sid in range(1, 2001, 2):
             server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
     assert len(server.http.streams) == 200
+
+
+def test_long_header_lists_have_an_allowance() -> None:
+    """A few bytes of each stand for 64 KiB."""
+    server = End(True)
+    server.hears(OPENING)
+    bomb = frame(HEADERS, END_HEADERS, 1, BLOCK + b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 10)
+    server.hears(bomb)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many long header lists"):
+        for sid in range(3, 99, 2):
+            server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK + b"\xbe" * 12))
+
+
+@pytest.mark.parametrize(
+    ("flood", "most"),
+    [
+        ([frame(HEADERS, END_HEADERS, sid, BLOCK) for sid in range(1, 399, 2)], 8),
+        ([frame(HEADERS, END_HEADERS, 1, BLOCK), *[frame(DATA, 0, 1, b"xx")] * 1000], 128),
+        ([window_update(0, 1)] * 1000, 128),
+        ([frames.settings([(4, 1)])] * 250, 128),
+    ],
+    ids=["streams", "small frames", "WINDOW_UPDATEs", "SETTINGS"],
+)
+def test_one_turn_does_a_bounded_amount_of_work(flood: list[bytes], most: int) -> None:
+    """However much has come: others are served before the rest is."""
+    server, data = End(True), b"".join(flood)
+    server.hears(OPENING)
+    used = server.http.receive(memoryview(data), 100.0)
+    assert 0 < used <= sum(map(len, flood[:most]))
+    assert 0 < server.http.receive(memoryview(data[used:]), 100.0) <= sum(map(len, flood[:most]))
+
+
+def test_a_large_frame_is_no_more_work_than_a_small_one() -> None:
+    server = End(True)
+    server.hears(OPENING + frame(HEADERS, END_HEADERS, 1, BLOCK))
+    bulk = frame(DATA, 0, 1, bytes(200_000)) * 2
+    assert server.http.receive(memoryview(bulk), 100.0) == len(bulk)
 
 
 def test_a_peer_within_its_allowance_goes_on_for_ever() -> None:

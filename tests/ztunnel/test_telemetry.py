@@ -17,7 +17,7 @@ from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
 from ztunnel import flow_feed, metrics
 from ztunnel.access_log import Level
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Opened, Progress, WorkerStatus
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, WorkerStatus
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.telemetry import Telemetry
 from ztunnel.zds import PodInfo
@@ -119,6 +119,27 @@ def test_access_log_lines_as_recorded() -> None:
          'src.addr=10.244.1.6:52490 dst.addr=10.244.0.8:15008 direction="inbound" '
          'error="tls handshake error: \\"no certificate\\""'],
     ]  # fmt: skip
+
+
+def test_an_offender_is_named_in_line_and_metric() -> None:
+    world, mallory = World(), Identity("cluster.local", "shop", "mallory")
+    error = "h2 failed: ENHANCE_YOUR_CALM: too many resets"
+    ends = (ip_address("10.244.1.6"), 52490), (ip_address("10.244.0.8"), 15008)
+    for _ in range(2):
+        world.telemetry.hear(0, Offence(mallory, "ENHANCE_YOUR_CALM"))
+    world.telemetry.hear(1, Offence(None, "UNREAD"))
+    world.telemetry.hear(0, EarlyFailure("pod-uid", "inbound", *ends, "-", error, mallory))
+    assert f'src.identity="{mallory}"' in world.texts()[0][-1] and error in world.texts()[0][-1]
+    assert f'weft_offences_total{{identity="{mallory}",kind="ENHANCE_YOUR_CALM"}} 2' in world.metrics()
+    assert 'weft_offences_total{identity="unknown",kind="UNREAD"} 1' in world.metrics()
+
+
+def test_offenders_beyond_a_bound_are_counted_together() -> None:
+    world = World()
+    for number in range(1100):
+        world.telemetry.hear(0, Offence(Identity("cluster.local", "shop", f"m{number}"), "PROTOCOL_ERROR"))
+    shown = [line for line in world.metrics() if line.startswith("weft_offences_total")]
+    assert len(shown) == 1001 and 'weft_offences_total{identity="others",kind="PROTOCOL_ERROR"} 100' in shown
 
 
 def test_json_lines_levels_and_a_target_that_would_break_the_line() -> None:

@@ -12,9 +12,9 @@ import pytest
 from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, Authority
 from ztunnel.channel import Flag
-from ztunnel.fields import Fields
+from ztunnel.fields import Fields, literal
 from ztunnel.flow import Stream
-from ztunnel.frames import CLIENT_OPENING
+from ztunnel.frames import CLIENT_OPENING, DATA, END_HEADERS, GOAWAY, HEADERS, PING, Code, ProtocolError, frame
 from ztunnel.handshakes import Handshakes
 from ztunnel.loop import Loop
 from ztunnel.tls import Credentials, check_client
@@ -59,6 +59,46 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+class Deaf(Stream):
+    """Takes everything, and counts how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = 0
+
+    def take(self, data: memoryview) -> int:
+        self.parts += 1
+        return len(data)
+
+    def peer_ended(self) -> None:
+        pass
+
+    def peer_reset(self, code: int) -> None:
+        pass
+
+    def peer_answered(self, fields: Fields) -> None:
+        pass
+
+    def connection_lost(self, flag: Flag, error: str) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+
+class Host(Door):
+    """Accepts every stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streams: dict[Tunnel, Deaf] = {}
+
+    def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
+        stream = self.streams[tunnel] = Deaf()
+        tunnel.http.adopt(stream, sid)
+        return stream
+
+
 def silent(_: Loop, __: socket.socket, ___: Credentials) -> None:
     pass
 
@@ -75,18 +115,39 @@ def half(loop: Loop, sock: socket.socket, credentials: Credentials) -> None:
 
 
 def whole(loop: Loop, sock: socket.socket, credentials: Credentials) -> None:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = credentials.client.wrap_bio(incoming, outgoing)
-    while True:
+    Peer(loop, sock, credentials).say(CLIENT_OPENING)
+
+
+class Peer:
+    """A client of a tunnel, after its handshake."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, credentials: Credentials) -> None:
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = credentials.client.wrap_bio(self._incoming, self._outgoing)
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.send(self._outgoing.read())
+                loop.turn(0)
+                self._incoming.write(sock.recv(1 << 16))
+
+    def say(self, data: bytes) -> None:
+        self._tls.write(data)
+        self._sock.sendall(self._outgoing.read())
+
+    def hear(self) -> bytes:
+        """What has come until now."""
+        said = b""
         try:
-            tls.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            sock.send(outgoing.read())
-            loop.turn(0)
-            incoming.write(sock.recv(1 << 16))
-    tls.write(CLIENT_OPENING)
-    sock.send(outgoing.read())
+            self._incoming.write(self._sock.recv(1 << 18, socket.MSG_DONTWAIT))
+            while self._incoming.pending:
+                said += self._tls.read(1 << 18)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        return said
 
 
 @pytest.mark.parametrize("peer", [silent, garbage, half, whole])
@@ -111,3 +172,108 @@ def test_a_closed_tunnel_is_gone(
         tunnel = None
     loop.turn(0)
     assert gone() is None and http() is None and len(door.errors) == 1 and not len(flight)
+
+
+class Neighbours:
+    """Tunnels of one loop, each with its peer at the other end of a socket pair."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.loop, self.host, self._flight, self._credentials = Loop(), Host(), Handshakes(), credentials
+        self.sockets: list[socket.socket] = []
+
+    def tunnel(self, source: str) -> tuple[Tunnel, socket.socket]:
+        mine, theirs = socket.socketpair()
+        mine.setblocking(False)
+        self.sockets.append(theirs)
+        tunnel = Tunnel(self.loop, mine, self._credentials.server, True, self.host, self._flight, source)
+        self.host.tunnels[tunnel] = None
+        return tunnel, theirs
+
+    def guest(self, source: str) -> tuple[Tunnel, Peer]:
+        """With one stream open."""
+        tunnel, sock = self.tunnel(source)
+        peer = Peer(self.loop, sock, self._credentials)
+        peer.say(CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT")))
+        self.loop.turn(0)
+        return tunnel, peer
+
+
+@pytest.fixture
+def neighbours(credentials: Credentials) -> Iterator[Neighbours]:
+    made = Neighbours(credentials)
+    yield made
+    for tunnel in list(made.host.tunnels):
+        tunnel.close("-", "")
+    for sock in made.sockets:
+        sock.close()
+    assert not made.loop.rota.waiting and not made.loop.buffered
+
+
+def test_a_flooder_gets_a_bounded_part_of_a_turn_and_loses_nothing(neighbours: Neighbours) -> None:
+    flooder, flood = neighbours.guest("flooder")
+    _, good = neighbours.guest("good")
+    stream, loop = neighbours.host.streams[flooder], neighbours.loop
+    flood.say(frame(DATA, 0, 1, b"xy") * 1400)
+    loop.overtime_s, turns = 0.0, 0
+    while stream.parts < 1400:
+        before = stream.parts
+        good.say(frame(PING, 0, 0, b"how long"))
+        loop.turn(0)
+        assert b"how long" in good.hear(), "served in the very next turn"
+        assert stream.parts > before, "and so is the flooder"
+        turns += 1
+    assert turns > 5 and stream.parts == 1400 and flooder.open
+
+
+def test_what_is_left_over_is_judged_too(neighbours: Neighbours) -> None:
+    flooder, flood = neighbours.guest("flooder")
+    flood.say(frame(DATA, 0, 1, b"xy") * 500 + frame(PING, 0, 0, b"short"))
+    while flooder.open:
+        neighbours.loop.turn(0)
+    assert "FRAME_SIZE_ERROR" in neighbours.host.errors[0] and flooder.offence == "FRAME_SIZE_ERROR"
+    assert neighbours.host.streams[flooder].parts == 500
+
+
+def test_an_end_behind_a_flood_is_heard_after_it(neighbours: Neighbours) -> None:
+    flooder, flood = neighbours.guest("flooder")
+    flood.say(frame(DATA, 0, 1, b"xy") * 500)
+    neighbours.sockets[0].shutdown(socket.SHUT_WR)
+    while flooder.open:
+        neighbours.loop.turn(0)
+    assert neighbours.host.streams[flooder].parts == 500 and not flooder.offence
+
+
+def test_a_crowd_of_handshakes_does_not_hold_up_who_comes_from_elsewhere(
+    neighbours: Neighbours, credentials: Credentials
+) -> None:
+    loop = neighbours.loop
+
+    def greet(source: str) -> socket.socket:
+        _, theirs = neighbours.tunnel(source)
+        half(loop, theirs, credentials)
+        return theirs
+
+    crowd = [greet("flooder") for _ in range(30)]
+    late = greet("good")
+    loop.overtime_s = 0.0
+    for _ in range(2):
+        loop.turn(0)
+
+    def answered(sock: socket.socket) -> bool:
+        try:
+            return bool(sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+
+    assert answered(late), "the second of the round"
+    assert sum(map(answered, crowd)) <= 6
+    while not all(map(answered, crowd)):
+        loop.turn(0)
+
+
+def test_a_peer_learns_why_it_lost_its_connection(neighbours: Neighbours) -> None:
+    flooder, flood = neighbours.guest("flooder")
+    flood.hear()
+    flooder.fail(ProtocolError(Code.ENHANCE_YOUR_CALM, "a test"))
+    said = flood.hear()
+    assert said[-14] == GOAWAY and said[-1] == Code.ENHANCE_YOUR_CALM and flooder.offence == "ENHANCE_YOUR_CALM"

@@ -1,0 +1,61 @@
+"""Who goes on next: one source after the other."""
+
+import pytest
+
+from ztunnel.rota import Rota
+
+pytestmark = pytest.mark.unit
+
+
+class Task:
+    """Has a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def go_on(self) -> None:
+        raise NotImplementedError
+
+    def crashed(self, error: Exception) -> None:
+        raise NotImplementedError
+
+
+def drained(rota: Rota) -> list[str]:
+    names = []
+    while (what := rota.take()) is not None:
+        assert isinstance(what, Task)
+        names.append(what.name)
+    return names
+
+
+def test_a_source_has_one_place_however_much_it_has_left() -> None:
+    rota = Rota()
+    for number in range(4):
+        rota.add("flooder", Task(f"f{number}"))
+    rota.add("good", Task("g"))
+    rota.add("other", Task("o"))
+    assert drained(rota) == ["f0", "g", "o", "f1", "f2", "f3"]
+    assert not rota.waiting and rota.take() is None
+
+
+def test_who_comes_back_queues_behind_all_others() -> None:
+    rota, again = Rota(), Task("again")
+    rota.add("flooder", again)
+    rota.add("good", Task("g"))
+    taken = rota.take()
+    assert taken is again
+    rota.add("flooder", again)
+    assert drained(rota) == ["g", "again"]
+
+
+def test_who_has_ended_is_forgotten() -> None:
+    rota, gone = Rota(), Task("gone")
+    rota.add("source", gone)
+    rota.add("source", Task("left"))
+    rota.discard("source", gone)
+    rota.discard("source", gone)
+    rota.discard("nobody", gone)
+    assert drained(rota) == ["left"]
+    rota.add("source", gone)
+    rota.discard("source", gone)
+    assert not rota.waiting
