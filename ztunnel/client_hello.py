@@ -8,6 +8,8 @@ MAX_HELLO_BYTES = 16 << 10
 """A longer one is OpenSSL's to judge: with every group and suite there is, clients need two."""
 NO_APPLICATION_PROTOCOL = bytes((21, 3, 3, 0, 2, 2, 120))
 """A record with the fatal alert."""
+_PARTS = 8
+"""In how many pieces one may come and still be looked at: reading it again for each byte would cost us dear."""
 _HANDSHAKE, _CLIENT_HELLO, _ALPN = 22, b"\x01", 16
 _RECORD_HEADER, _MESSAGE_HEADER = 5, 4
 
@@ -55,6 +57,22 @@ def offered_protocols(data: bytes) -> tuple[bytes, ...] | None:
         return _protocols(_Reader(message[_MESSAGE_HEADER:]))
     except ValueError:
         return ()  # OpenSSL says what is wrong with it
+
+
+class Hello:
+    """One that comes in a few pieces."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self.done = False
+        """Known, or not looked at any more."""
+
+    def add(self, data: bytes | memoryview) -> tuple[bytes, ...] | None:
+        """See `offered_protocols`."""
+        self._parts.append(bytes(data))
+        offered = offered_protocols(b"".join(self._parts))
+        self.done = offered is not None or len(self._parts) == _PARTS
+        return offered
 
 
 def _size(message: bytes) -> int:

@@ -22,7 +22,7 @@ from typing import Protocol
 from mesh.identity import Identity
 from ztunnel import buffers
 from ztunnel.channel import Flag
-from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, offered_protocols
+from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.frames import Code, ProtocolError
@@ -35,8 +35,6 @@ _LOW_WATER = HIGH_WATER // 2
 _DROP_ABOVE = 8 << 20
 _RECORD_BYTES = 16384
 _SMALL_BYTES = 60_000
-_HELLO_PARTS = 8
-"""In how many pieces a ClientHello may come and still be looked at: reading it again for each byte would cost us dear."""
 _cipher, _plain = buffers.cipher_view, buffers.plain_view
 _PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
 _FIRST_READ_BYTES = _RECORD_BYTES
@@ -97,7 +95,7 @@ class Tunnel:
         self._fd = sock.fileno()
         self._send, self._recv_into = sock.send, sock.recv_into
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._hello: list[bytes] | None = [] if server else None
+        self._hello = Hello() if server else None
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._waiting: deque[memoryview] = deque()
         handshakes.add(self, loop.now, self._timed_out)
@@ -227,9 +225,8 @@ class Tunnel:
         hello = self._hello
         if hello is None:
             return True
-        hello.append(bytes(data))
-        offered = offered_protocols(b"".join(hello))
-        if offered is not None or len(hello) == _HELLO_PARTS:
+        offered = hello.add(data)
+        if hello.done:
             self._hello = None
         if not offered or b"h2" in offered:
             return True
