@@ -16,6 +16,7 @@ from typing import Literal
 from mesh.identity import Identity
 from mesh.policy import Policy
 from mesh.workload import Service, Workload
+from ztunnel.baggage import Described
 
 MAX_FDS = 4
 MAX_FRAME_BYTES = 64 << 20
@@ -40,6 +41,8 @@ class Configure:
     trust_domain: str
     worker: int
     keep_source_address: bool = True
+    localhost_app_tunnel: bool = True
+    """An application that wants PROXY headers is dialled at the loopback address."""
     packet_mark: int = 0x539
     connect_timeout_s: float = 10.0
     workload_timeout_s: float = 5.0
@@ -159,6 +162,8 @@ class ConnectionRecord:
     source_workload: str = ""
     source_identity: Identity | None = None
     """Proved by mutual TLS (or our own, outbound over HBONE); None for plain text."""
+    source_described: Described | None = None
+    """What the peer says of itself, where no lookup by its address can tell."""
     destination_workload: str = ""
     destination_identity: Identity | None = None
     destination_service: str = ""

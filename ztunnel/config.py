@@ -47,6 +47,7 @@ class Config:
     """Asks the CA for its pods' identities; else for its own alone."""
     drain_s: float = 5.0
     keep_source_address: bool = True
+    localhost_app_tunnel: bool = True
     packet_mark: int = 0x539
     admin_port: int = 15000
     metrics_port: int = 15020
@@ -91,6 +92,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         impersonates=_choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
         drain_s=drain_deadline(environment),
         keep_source_address=_truth("ENABLE_ORIG_SRC", environment, True),
+        localhost_app_tunnel=_truth("LOCALHOST_APP_TUNNEL", environment, True),
         packet_mark=_integer("PACKET_MARK", environment, 0x539, 1, 0xFFFFFFFF),
         admin_port=_integer("ADMIN_PORT", environment, 15000, 0, 65535),
         metrics_port=_integer("STATS_PORT", environment, 15020, 0, 65535),

@@ -61,10 +61,17 @@ def facts_of(record: ConnectionRecord, inventory: Inventory) -> Facts:
     """Look up a record's names."""
     return Facts(
         record,
-        _workload(record.source_workload, inventory),
+        _workload(record.source_workload, inventory) or _described(record),
         _workload(record.destination_workload, inventory),
         inventory.service(record.destination_service) if record.destination_service else None,
     )
+
+
+def _described(record: ConnectionRecord) -> Workload | None:
+    """The source by its own words; as long as it says nothing of use, it is nobody."""
+    said = record.source_described
+    name = (said.service or said.workload) if said is not None else ""
+    return said.as_workload(name) if said is not None and name else None
 
 
 def _workload(uid: str, inventory: Inventory) -> Workload | None:

@@ -3,10 +3,10 @@
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from mesh.inventory import Endpoint, Inventory
-from mesh.workload import Address, GatewayAddress, Service, Workload
-from ztunnel.balance import target_port
+from mesh.inventory import Inventory
+from mesh.workload import Address, Service, Workload
 from ztunnel.hbone import RESERVED_PORTS, Authority, ConnectRequest
+from ztunnel.ledger import SocketAddress
 
 
 class Admitted(NamedTuple):
@@ -14,6 +14,8 @@ class Admitted(NamedTuple):
 
     port: int
     service: Service | None
+    announced: SocketAddress | None = None
+    """Where the client meant to go, for the PROXY header that the application wants; None: it wants none."""
 
 
 class Rejected(NamedTuple):
@@ -33,21 +35,33 @@ def admit(
         service = inventory.service_by_hostname(authority.host, workload.namespace)
         if service is None:
             return Rejected(503, f"unknown hostname {authority.host}")
-        found = _endpoint_port(inventory, service, workload, authority.port)
-        if not found:
+        port = _served_port(inventory, service, workload, local, authority.port)
+        if not port:
             return Rejected(503, f"port {authority.port} of {authority.host} has no target here")
-        port = found
     else:
         if not _may_name(inventory, network, workload, local, authority.host):
             return Rejected(400, f"ip mismatch: {local} != {authority.host}")
         port = authority.port
-    if workload.application_tunnel is not None:
-        if workload.application_tunnel.proxy_protocol:
-            return Rejected(503, "application tunnel with PROXY protocol not supported yet")
-        port = workload.application_tunnel.port or port
-    if port in RESERVED_PORTS:
-        return Rejected(503, f"self call to {Authority(local, port)}")
-    return Admitted(port, service or service_of(inventory, workload, port, request.forwarded_host))
+    tunnel = workload.application_tunnel
+    final = tunnel.port or port if tunnel is not None else port
+    if port in RESERVED_PORTS or final in RESERVED_PORTS:
+        return Rejected(503, f"self call to {Authority(local, final)}")
+    service = service or service_of(inventory, workload, final, request.forwarded_host)
+    if tunnel is None or not tunnel.proxy_protocol:
+        return Admitted(final, service)
+    announced = _announced(authority, service, network)
+    if announced is None:
+        return Rejected(503, f"service {authority.host} has no address to announce to the application in a PROXY header")
+    return Admitted(final, service, announced)
+
+
+def _announced(authority: Authority, service: Service | None, network: str) -> SocketAddress | None:
+    """What stands for an authority where only addresses can be said: a service's own, of our network and IPv4 if it can be."""
+    if not isinstance(authority.host, str):
+        return authority.host, authority.port
+    vips = [vip for vip in service.vips if vip.prefix is None] if service is not None else []
+    best = max(vips, key=lambda vip: (vip.network == network, vip.address.version == 4), default=None)
+    return (best.address, authority.port) if best is not None else None
 
 
 def service_of(inventory: Inventory, workload: Workload, port: int, hostname: str = "") -> Service | None:
@@ -64,9 +78,12 @@ def service_of(inventory: Inventory, workload: Workload, port: int, hostname: st
     return first
 
 
-def _endpoint_port(inventory: Inventory, service: Service, workload: Workload, port: int) -> int | None:
+def _served_port(inventory: Inventory, service: Service, workload: Workload, local: Address, port: int) -> int | None:
+    """The target of a service's port here; None where this workload neither serves it nor stands in front of it."""
     ports = workload.services.get(service.key)
-    return None if ports is None else target_port(service, Endpoint(workload, ports), port)
+    if ports is None and workload.application_tunnel is None and not _is_waypoint_of(inventory, service, workload, local):
+        return None
+    return (ports or {}).get(port) or service.ports.get(port)
 
 
 def _may_name(inventory: Inventory, network: str, workload: Workload, local: Address, host: IPv4Address | IPv6Address) -> bool:
@@ -74,13 +91,12 @@ def _may_name(inventory: Inventory, network: str, workload: Workload, local: Add
     if host == local or workload.application_tunnel is not None:
         return True
     target = inventory.by_address(network, host)
-    waypoint = target.waypoint if target is not None else None
-    return waypoint is not None and _serves(inventory, waypoint, workload, local)
+    return target is not None and _is_waypoint_of(inventory, target, workload, local)
 
 
-def _serves(inventory: Inventory, waypoint: GatewayAddress, workload: Workload, local: Address) -> bool:
-    """Whether a waypoint is this workload, or a service with it behind."""
-    found = inventory.referred(waypoint.destination)
+def _is_waypoint_of(inventory: Inventory, target: Workload | Service, workload: Workload, local: Address) -> bool:
+    """Whether what a target names as its waypoint is this workload, or a service with it behind."""
+    found = inventory.referred(target.waypoint.destination) if target.waypoint is not None else None
     if isinstance(found, Workload):
         return local in found.addresses
     return found is not None and found.key in workload.services

@@ -5,12 +5,11 @@ goes through the HPACK table; what never repeats follows as literals. Source: fa
 """
 
 import re
-from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
-from mesh.workload import Address, Workload
+from mesh.workload import Address
 from ztunnel.fields import Fields, literal
 
 HBONE_PORT = 15008
@@ -19,8 +18,8 @@ MAX_PORT = 65535
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~*-]+)(?::([0-9]*))?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _PSEUDO = {b":method", b":authority", b":scheme", b":path", b":protocol"}
-_USUAL = {b"baggage", b"forwarded", b"traceparent"}
-_WORKLOAD_TYPES = {"deployment", "cronjob", "pod", "job"}
+_FORWARDED_NETWORK = b"x-forwarded-network"
+_USUAL = {b"baggage", b"forwarded", b"traceparent", _FORWARDED_NETWORK}
 _TRACEPARENT_LENGTH = 55
 
 
@@ -48,6 +47,10 @@ class ConnectRequest(NamedTuple):
     authority: Authority
     forwarded_host: str
     """The service that the client meant; empty when it did not say."""
+    baggage: bytes = b""
+    """What the client says of itself: several fields are joined."""
+    network: str | None = None
+    """The network that it comes from through a gateway (`x-forwarded-network`); None when it does not speak of one."""
 
 
 @lru_cache(512)
@@ -74,7 +77,8 @@ def parse_authority(text: str) -> Authority:
 def read_request(fields: Fields) -> ConnectRequest:
     """Read the fields of a new stream. Raises: Malformed, BadRequest."""
     pseudo: dict[bytes, bytes] = {}
-    forwarded = b""
+    forwarded = baggage = b""
+    network: str | None = None
     regular = False
     for name, value in fields:
         if name.startswith(b":"):
@@ -85,8 +89,12 @@ def read_request(fields: Fields) -> ConnectRequest:
             regular = True
             if (name not in _USUAL and not _NAME.fullmatch(name)) or b"\n" in value or b"\r" in value or b"\0" in value:
                 raise Malformed(f"field {name[:32]!r}")
-            if name == b"forwarded":
+            if name == b"baggage":
+                baggage = baggage + b"," + value if baggage else value
+            elif name == b"forwarded":
                 forwarded = value
+            elif name == _FORWARDED_NETWORK:
+                network = value.decode("ascii", "replace")
     method = pseudo.get(b":method")
     if not method:
         raise Malformed("no method")
@@ -98,7 +106,7 @@ def read_request(fields: Fields) -> ConnectRequest:
         authority = parse_authority(pseudo[b":authority"].decode("ascii"))
     except UnicodeDecodeError:
         raise Malformed("authority is not ASCII") from None
-    return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "")
+    return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "", baggage, network)
 
 
 def forwarded_host(value: bytes) -> str:
@@ -136,32 +144,6 @@ def read_status(fields: Fields) -> int:
         if name == b":status" and len(value) == 3 and value.isdigit():
             return int(value)
     return 0
-
-
-def baggage_of(workload: Workload) -> bytes:
-    """Who a workload is, for the other side's telemetry. Empty values are left out; nothing is percent-encoded."""
-    kind = workload.workload_type if workload.workload_type in _WORKLOAD_TYPES else ""
-    pairs = (
-        ("k8s.cluster.name", workload.cluster_id),
-        ("k8s.namespace.name", workload.namespace),
-        (f"k8s.{kind}.name", workload.workload_name if kind else ""),
-        ("service.name", workload.canonical_name),
-        ("service.version", workload.canonical_revision),
-        ("cloud.region", workload.locality.region),
-        ("cloud.availability_zone", workload.locality.zone),
-    )
-    return ",".join(f"{name}={value}" for name, value in pairs if value).encode("ascii", "replace")
-
-
-def parse_baggage(values: Iterable[bytes]) -> Mapping[str, str]:
-    """Merge several baggage fields; empty values count as absent, whatever is not `name=value` is skipped."""
-    found: dict[str, str] = {}
-    for value in values:
-        for pair in value.decode("ascii", "replace").split(","):
-            name, separator, text = pair.partition("=")
-            if separator and text.strip():
-                found[name.strip()] = text.strip()
-    return found
 
 
 def accepted_traceparent(value: bytes) -> bool:

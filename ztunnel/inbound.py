@@ -5,16 +5,17 @@ and only then 200. A plain connection is only asked whether it may.
 """
 
 import socket
+from ipaddress import ip_address
 
 from mesh.identity import Identity
 from mesh.policy import Connection
-from mesh.workload import Address, Service, Workload
+from mesh.workload import Address, Workload
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import Dial, endpoint, original_destination
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.frames import Code
-from ztunnel.gate import Rejected, admit, service_of
+from ztunnel.gate import Admitted, Rejected, admit, service_of
 from ztunnel.hbone import (
     RESERVED_PORTS,
     Authority,
@@ -27,10 +28,13 @@ from ztunnel.hbone import (
 from ztunnel.ledger import DENIED, SocketAddress, Tracked
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
+from ztunnel.proxy_header import proxy_header
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel, reset_on_close
 from ztunnel.waiting import WaitingConnection
+
+_LOOPBACKS: dict[int, Address] = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
 
 
 def accept_hbone(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
@@ -144,7 +148,7 @@ class Arrival:
         if isinstance(outcome, Rejected):
             self._reject(tunnel, sid, outcome.status, outcome.reason)
             return None
-        return InboundRequest(self, tunnel, workload, request, outcome.service).start(sid, outcome.port)
+        return InboundRequest(self, tunnel, workload, request, outcome).start(sid)
 
     def _reject(self, tunnel: Tunnel, sid: int, status: int, reason: str) -> None:
         tunnel.http.reject(sid, response_fields(status))
@@ -177,7 +181,8 @@ class _Inbound(Tracked):
         """Connect to the application, from the client's own address where that is possible."""
         node = self.pod.node
         client = self.record.source[0]
-        source = client if node.config.keep_source_address and client != address and client.version == address.version else None
+        keeps = self.pod.keeps_source and client != address and client.version == address.version and not address.is_loopback
+        source = client if keeps else None
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
             sock = self.pod.netns.make_socket(family, source)
@@ -207,13 +212,16 @@ class _Inbound(Tracked):
 class InboundRequest(_Inbound):
     """One CONNECT stream to an application of this node."""
 
-    __slots__ = ("_stream", "_tunnel")
+    __slots__ = ("_admitted", "_stream", "_tunnel")
 
     def __init__(
-        self, arrival: Arrival, tunnel: Tunnel, workload: Workload, request: ConnectRequest, service: Service | None
+        self, arrival: Arrival, tunnel: Tunnel, workload: Workload, request: ConnectRequest, admitted: Admitted
     ) -> None:
-        node = arrival.pod.node
-        source = node.inventory.workload_by_address(node.config.network, arrival.peer[0])
+        node, peer, service = arrival.pod.node, tunnel.peer, admitted.service
+        assert peer is not None  # no request is read before the handshake is done
+        # Behind a gateway of another network the peer's address means nothing here.
+        foreign = request.network is not None and request.network.lower() != node.config.network.lower()
+        source = None if foreign else node.inventory.workload_by_address(node.config.network, arrival.peer[0])
         record = ConnectionRecord(
             node.ledger.next_number(),
             arrival.pod.uid,
@@ -223,20 +231,19 @@ class InboundRequest(_Inbound):
             arrival.local,
             str(request.authority),
             source_workload=source.uid if source else "",
-            source_identity=tunnel.peer,
+            source_identity=peer,
+            source_described=None if source else node.descriptions.read(peer, request.baggage),
             destination_workload=workload.uid,
             destination_identity=workload.identity,
             destination_service=service.key if service else "",
         )
-        super().__init__(arrival.pod, record, workload, request.authority.port)
+        super().__init__(arrival.pod, record, workload, admitted.port)
         self._tunnel = tunnel
+        self._admitted = admitted
         self._stream: TunnelStream | None = None
 
-    def start(self, sid: int, port: int) -> Stream | None:
+    def start(self, sid: int) -> Stream | None:
         """Check and connect; the stream, unless it was rejected at once."""
-        record = self.record
-        assert self.subject is not None
-        self.subject = self.subject._replace(port=port)
         refusal = self.check()
         if refusal:
             self._tunnel.http.reject(sid, response_fields(401))
@@ -245,7 +252,10 @@ class InboundRequest(_Inbound):
         self._stream = stream = TunnelStream(self._tunnel, self)
         self.pump = stream
         self._tunnel.http.adopt(stream, sid)
-        self.dial(record.destination[0], port)
+        local = self.record.destination[0]
+        if self._admitted.announced is not None and self.pod.node.config.localhost_app_tunnel:
+            local = _LOOPBACKS[local.version]  # where nobody reaches the application past its proxy
+        self.dial(local, self._admitted.port)
         return stream
 
     def connected(self, sock: socket.socket) -> None:
@@ -253,9 +263,27 @@ class InboundRequest(_Inbound):
         self._dial = None
         stream = self._stream
         assert stream is not None and self.workload is not None
+        announced = self._admitted.announced
+        if announced is not None and not self._announce(sock, announced):
+            return
         stream.answer(response_fields(200, self.pod.baggage(self.workload)))
         self.opened()
         stream.attach(sock, speaks_first=False)
+
+    def _announce(self, sock: socket.socket, target: SocketAddress) -> bool:
+        """Write the PROXY header; a socket that was just connected takes it whole, unless it broke already."""
+        identity = self.record.source_identity
+        assert identity is not None
+        header = proxy_header(self.record.source, target, identity)
+        try:
+            if sock.send(header) == len(header):
+                return True
+            error = "the application's socket took no PROXY header"
+        except OSError as broken:
+            error = f"connection failed: {broken.strerror} (os error {broken.errno})"
+        sock.close()
+        self.not_connected("CONNECT", error)
+        return False
 
     def not_connected(self, flag: Flag, error: str) -> None:
         """The application is not there: say 503."""

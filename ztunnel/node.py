@@ -8,6 +8,7 @@ from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
 from wire.netns import open_home
 from ztunnel import handshakes
+from ztunnel.baggage import Descriptions
 from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker, Offence
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
@@ -47,6 +48,7 @@ class Node:
         self.policies = PolicyStore()
         self.ledger = Ledger(emit, self.policies)
         self.vault = Vault(loop, emit)
+        self.descriptions = Descriptions()
         self.handshakes = Handshakes()
         """Inbound ones."""
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)

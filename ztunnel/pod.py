@@ -3,9 +3,9 @@
 from typing import Protocol
 
 from mesh.workload import Workload
+from ztunnel.baggage import baggage_of
 from ztunnel.channel import AddPod, Flag
 from ztunnel.dial import Netns
-from ztunnel.hbone import baggage_of
 from ztunnel.ledger import DRAINED, Tracked
 from ztunnel.node import Node
 from ztunnel.pool import Pool
@@ -36,6 +36,8 @@ class Pod:
         self.name = message.name
         self.service_account = message.service_account
         self.netns = Netns(netns_fd, node.home_fd, node.config.packet_mark)
+        self.keeps_source = node.config.keep_source_address
+        """The application sees the client's own address."""
         self.pool = Pool(node, self.netns)
         self.listeners: list[Closable] = []
         self.tunnels: dict[Tunnel, None] = {}

@@ -86,6 +86,7 @@ class Supervisor:
                 config.trust_domain,
                 index,
                 config.keep_source_address,
+                config.localhost_app_tunnel,
                 config.packet_mark,
             ),
             (),

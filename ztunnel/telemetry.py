@@ -133,6 +133,7 @@ class Telemetry:
             record.protocol,
             record.source_workload,
             record.source_identity,
+            record.source_described,
             record.destination_workload,
             record.destination_identity,
             record.destination_service,

@@ -58,32 +58,138 @@ def test_rejected(authority: str, status: int) -> None:
     assert isinstance(outcome, Rejected) and outcome.status == status
 
 
-def test_a_hostname_whose_service_is_not_served_here_is_rejected() -> None:
-    outcome = ask("web.amb.svc.cluster.local:80", replace(SERVER, services={}))
-    assert isinstance(outcome, Rejected) and outcome.status == 503
+def test_a_hostname_is_for_who_serves_it_or_stands_in_front_of_it() -> None:
+    elsewhere = replace(SERVER, services={})
+    outcome = ask("web.amb.svc.cluster.local:80", elsewhere)
+    assert outcome == Rejected(503, "port 80 of web.amb.svc.cluster.local has no target here")
+    waypoint = GatewayAddress(NetworkAddress("", LOCAL), 15008)
+    for local, web in (
+        (elsewhere, replace(WEB, waypoint=waypoint)),
+        (replace(elsewhere, application_tunnel=ApplicationTunnel(False, 0)), WEB),
+    ):
+        outcome = ask("web.amb.svc.cluster.local:80", local, web)
+        assert isinstance(outcome, Admitted) and outcome.port == 8080
+        assert isinstance(ask("web.amb.svc.cluster.local:443", local, web), Rejected), "a named port has no number here"
 
 
 def test_ip_mismatch_says_both() -> None:
     assert ask("9.9.9.9:80") == Rejected(400, "ip mismatch: 10.244.0.8 != 9.9.9.9")
 
 
-def test_a_waypoint_may_be_named_for_what_it_serves() -> None:
-    key = "amb/wp.amb.svc.cluster.local"
-    waypoint = replace(SERVER, services={key: {}})
-    gateway = Service("wp", "amb", "wp.amb.svc.cluster.local")
-    by_name = GatewayAddress(NamespacedHostname("amb", "wp.amb.svc.cluster.local"), 15008)
-    behind = replace(OTHER, waypoint=by_name)
-    assert isinstance(ask("10.244.1.4:8080", waypoint, gateway, behind), Admitted)
-    by_address = replace(OTHER, waypoint=GatewayAddress(NetworkAddress("", LOCAL), 15008))
-    assert isinstance(ask("10.244.1.4:8080", waypoint, by_address), Admitted)
-    assert isinstance(ask("10.244.1.4:8080", replace(SERVER, services={}), gateway, behind), Rejected)
+POD, VIP = "10.0.0.3", "10.10.0.2"
+"""The waypoint's."""
+SERVER_POD, SERVER_VIP, CLIENT_POD = "10.0.0.2", "10.10.0.1", "10.0.0.1"
 
 
-def test_application_tunnel_moves_the_port() -> None:
-    plain = replace(SERVER, application_tunnel=ApplicationTunnel(False, 15088))
-    outcome = ask("10.244.1.4:8080", plain)
-    assert isinstance(outcome, Admitted) and outcome.port == 15088
-    assert isinstance(ask("10.244.0.8:80", replace(SERVER, application_tunnel=ApplicationTunnel(True, 15088))), Rejected)
+def inbound(
+    attached: str, waypoint: str, tunnel: ApplicationTunnel | None, dialled: str, authority: str
+) -> Admitted | Rejected:
+    """The world of Istio's test of the same name: a server, a client, a waypoint by its pod's or its service's address."""
+    gateway = GatewayAddress(NetworkAddress("", ip_address(waypoint)), 15008) if waypoint else None
+
+    def service(name: str, vip: str, gateway: GatewayAddress | None) -> Service:
+        hostname = f"{name}.default.svc.cluster.local"
+        return Service(name, "default", hostname, (NetworkAddress("", ip_address(vip)),), {80: 8080}, waypoint=gateway)
+
+    def pod(name: str, address: str, gateway: GatewayAddress | None, tunnel: ApplicationTunnel | None) -> Workload:
+        services: dict[str, dict[int, int]] = {f"default/{name}.default.svc.cluster.local": {}}
+        return Workload(
+            f"cluster1//v1/Pod/default/{name}",
+            name,
+            "default",
+            (ip_address(address),),
+            waypoint=gateway,
+            services=services,
+            application_tunnel=tunnel,
+        )
+
+    pods = {
+        SERVER_POD: pod("server", SERVER_POD, gateway if attached == "workload" else None, None),
+        CLIENT_POD: pod("client", CLIENT_POD, None, None),
+        POD: pod("waypoint", POD, None, tunnel),
+    }
+    inventory = Inventory()
+    inventory.apply([*pods.values(), service("waypoint", VIP, None)], [])
+    inventory.apply([service("server", SERVER_VIP, gateway if attached == "service" else None)], [])
+    asked = ConnectRequest(parse_authority(authority), "")
+    return admit(inventory, "", pods[dialled], ip_address(dialled), asked)
+
+
+PROXY = ApplicationTunnel(True, 15088)
+Tunnel = ApplicationTunnel | None
+
+
+@pytest.mark.parametrize(
+    ("attached", "waypoint", "tunnel", "dialled", "authority", "port", "announced"),
+    [
+        ("", "", None, SERVER_POD, f"{SERVER_POD}:8080", 8080, None),
+        ("", "", None, SERVER_POD, "server.default.svc.cluster.local:80", 8080, None),
+        ("workload", POD, None, POD, f"{SERVER_POD}:8080", 8080, None),
+        ("workload", VIP, None, POD, f"{SERVER_POD}:8080", 8080, None),
+        ("workload", VIP, PROXY, POD, f"{SERVER_POD}:8080", 15088, (SERVER_POD, 8080)),
+        ("service", POD, None, POD, f"{SERVER_VIP}:8080", 8080, None),
+        ("service", VIP, None, POD, f"{SERVER_VIP}:8080", 8080, None),
+        ("service", VIP, PROXY, POD, f"{SERVER_VIP}:8080", 15088, (SERVER_VIP, 8080)),
+        ("service", VIP, PROXY, POD, "server.default.svc.cluster.local:80", 15088, (SERVER_VIP, 80)),
+        ("service", VIP, ApplicationTunnel(False, 15088), POD, f"{SERVER_VIP}:8080", 15088, None),
+        ("service", VIP, ApplicationTunnel(True, 0), POD, f"{SERVER_VIP}:8080", 8080, (SERVER_VIP, 8080)),
+    ],
+)
+def test_build_inbound_request(
+    attached: str,
+    waypoint: str,
+    tunnel: Tunnel,
+    dialled: str,
+    authority: str,
+    port: int,
+    announced: tuple[str, int] | None,
+) -> None:
+    outcome = inbound(attached, waypoint, tunnel, dialled, authority)
+    assert isinstance(outcome, Admitted), outcome
+    assert outcome.port == port
+    assert outcome.announced == (announced and (ip_address(announced[0]), announced[1]))
+
+
+@pytest.mark.parametrize(
+    ("attached", "waypoint", "dialled", "authority"),
+    [
+        ("", "", SERVER_POD, f"{CLIENT_POD}:8080"),
+        ("", "", POD, f"{CLIENT_POD}:8080"),
+        ("service", POD, POD, f"{SERVER_POD}:8080"),
+        ("workload", POD, POD, f"{SERVER_VIP}:8080"),
+    ],
+    ids=["ip mismatch", "waypoint without attachment", "workload, wrong attachment", "service, wrong attachment"],
+)
+def test_find_inbound_upstream_rejects(attached: str, waypoint: str, dialled: str, authority: str) -> None:
+    outcome = inbound(attached, waypoint, None, dialled, authority)
+    assert isinstance(outcome, Rejected) and outcome.status == 400
+
+
+def test_a_waypoint_may_be_a_workload_with_a_hostname() -> None:
+    named = replace(SERVER, services={}, hostname="wp.example.com")
+    behind = replace(OTHER, waypoint=GatewayAddress(NamespacedHostname("amb", "wp.example.com"), 15008))
+    assert isinstance(ask("10.244.1.4:8080", named, behind), Admitted)
+    assert isinstance(ask("10.244.1.4:8080", replace(named, hostname=""), behind), Rejected)
+
+
+@pytest.mark.parametrize("authority", ["10.244.0.8:15008", "10.244.0.8:80"])
+def test_no_tunnel_leads_to_a_port_of_the_proxy(authority: str) -> None:
+    reserved = 15006 if authority.endswith(":80") else 15088
+    outcome = ask(authority, replace(SERVER, application_tunnel=ApplicationTunnel(True, reserved)))
+    assert isinstance(outcome, Rejected) and outcome.status == 503 and "self call" in outcome.reason
+
+
+def test_a_hostname_is_announced_by_the_services_best_address() -> None:
+    proxied = replace(SERVER, application_tunnel=PROXY)
+    vips = (NetworkAddress("n2", ip_address("10.9.9.9")), NetworkAddress("", ip_address("fd96::1")))
+    outcome = ask("web.amb.svc.cluster.local:80", proxied, replace(WEB, vips=vips))
+    assert isinstance(outcome, Admitted) and outcome.announced == (ip_address("fd96::1"), 80)
+    outcome = ask(
+        "web.amb.svc.cluster.local:80", proxied, replace(WEB, vips=(*vips, NetworkAddress("", ip_address("10.96.0.7"))))
+    )
+    assert isinstance(outcome, Admitted) and outcome.announced == (ip_address("10.96.0.7"), 80)
+    ranges = (NetworkAddress("", ip_address("10.96.0.0"), 16),)
+    assert isinstance(ask("web.amb.svc.cluster.local:80", proxied, replace(WEB, vips=ranges)), Rejected)
 
 
 def test_destination_service_is_the_one_that_was_named() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.workload import Locality, Workload
+from ztunnel.baggage import baggage_of, parse_baggage
 from ztunnel.fields import FieldReader, Fields, FieldWriter, literal
 from ztunnel.frames import END_HEADERS, Code, ProtocolError
 from ztunnel.hbone import (
@@ -16,10 +17,8 @@ from ztunnel.hbone import (
     BadRequest,
     Malformed,
     accepted_traceparent,
-    baggage_of,
     forwarded_host,
     parse_authority,
-    parse_baggage,
     read_request,
     read_status,
     repeating_fields,
@@ -56,7 +55,7 @@ def test_recorded_requests_read_as_they_were_meant() -> None:
     assert dict(first)[b"baggage"] == BAGGAGE and dict(second)[b"baggage"] == BAGGAGE
     assert dict(second)[b"forwarded"] == b'for="10.244.1.5:45896"'
     assert read_request(first).authority == Authority(ip_address("10.244.1.6"), 8080)
-    assert parse_baggage([BAGGAGE])["k8s.pod.name"] == "one"
+    assert parse_baggage(BAGGAGE)["k8s.pod.name"] == "one"
     assert accepted_traceparent(dict(first)[b"traceparent"])
 
 
@@ -125,7 +124,7 @@ def test_baggage_leaves_out_what_is_empty_and_names_the_kind() -> None:
     )
     assert baggage_of(workload) == b"k8s.namespace.name=ns,k8s.deployment.name=d,cloud.region=r,cloud.availability_zone=z"
     assert b"k8s..name" not in baggage_of(Workload("u", "n", "ns", workload_type="", workload_name="d"))
-    assert parse_baggage([b"a=1,b=", b"c=3,junk"]) == {"a": "1", "c": "3"}
+    assert parse_baggage(b"a=1,b=,c=3,junk") == {"a": "1", "c": "3"}
 
 
 def test_responses() -> None:

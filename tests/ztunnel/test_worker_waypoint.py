@@ -7,9 +7,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from mesh.workload import GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
-from tests.ztunnel.world import SERVER, World, assert_reset, world
-from ztunnel.channel import UpdateInventory
+from mesh.policy import Action, Match, Policy, Scope
+from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
+from tests.ztunnel.world import CLIENT, SERVER, World, assert_reset, world
+from ztunnel.channel import Opened, UpdateInventory, UpdatePolicies
+from ztunnel.proxy_header import proxy_header
 
 pytestmark = pytest.mark.kernel
 
@@ -35,7 +37,7 @@ def mesh(shared: World) -> Iterator[World]:
         pod.reset_sockets()
 
 
-def behind(mesh: World, gateway: GatewayAddress) -> Service:
+def behind(mesh: World, gateway: GatewayAddress, tunnel: ApplicationTunnel | None = None) -> Service:
     """A service behind a waypoint, which is the server's pod; and a workload behind it too."""
     web = Service(
         "l7", "shop", "l7.shop.svc.cluster.local", (NetworkAddress("", ip_address(BEHIND_VIP)),), {80: 8080}, waypoint=gateway
@@ -43,7 +45,8 @@ def behind(mesh: World, gateway: GatewayAddress) -> Service:
     waypoint = Service(
         "wp", "shop", "wp.shop.svc.cluster.local", (NetworkAddress("", ip_address(WAYPOINT_VIP)),), {15008: 15008}
     )
-    pod = replace(mesh.server.workload, services=mesh.server.workload.services | {waypoint.key: {}})
+    services = mesh.server.workload.services | {waypoint.key: {}}
+    pod = replace(mesh.server.workload, services=services, application_tunnel=tunnel)
     backend = Workload(
         "k//Pod/shop/backend", "backend", "shop", (ip_address(BACKEND),), services={web.key: {}}, waypoint=gateway
     )
@@ -117,3 +120,47 @@ def test_a_proxy_that_is_no_waypoint_of_the_target_rejects_it(mesh: World) -> No
     assert_reset(lambda: mesh.client.connect(BEHIND_VIP, 80))
     assert mesh.client.worker.closed().error == "http status: 400 Bad Request"
     assert mesh.server.worker.early(f"ip mismatch: {mesh.server.address} != {BEHIND_VIP}").flag == "CONNECT"
+
+
+@pytest.mark.parametrize(("address", "port"), [(BEHIND_VIP, 80), (BACKEND, 9000)], ids=["service", "workload"])
+@pytest.mark.parametrize("own_port", [15088, 0])
+def test_sandwich_waypoint_proxy_protocol(mesh: World, address: str, port: int, own_port: int) -> None:
+    """The waypoint's application hears at its loopback address, and is told who called and whom."""
+    behind(mesh, BY_NAME, ApplicationTunnel(True, own_port))
+    with mesh.server.listen(own_port or port, address="127.0.0.1") as listener:
+        client = mesh.client.connect(address, port)
+        client.sendall(b"question")
+        server, (peer, _) = listener.accept()
+        said = b""
+        while not said.endswith(b"question"):
+            said += server.recv(1000)
+        source = (ip_address(mesh.client.address), mesh.server.worker.wait_for(Opened).record.source[1])
+        assert said == proxy_header(source, (ip_address(address), port), CLIENT) + b"question"
+        assert peer == "127.0.0.1"
+        server.sendall(b"answer")
+        assert client.recv(100) == b"answer"
+        server.close()
+        client.close()
+    theirs = mesh.server.worker.closed()
+    assert theirs.hbone_destination == f"{address}:{port}" and theirs.destination[1] == 15008
+    assert (theirs.bytes_received, theirs.bytes_sent) == (8, 6)  # the header is the proxy's own
+
+
+def test_sandwich_waypoint_plain_on_a_port_of_its_own(mesh: World) -> None:
+    behind(mesh, BY_NAME, ApplicationTunnel(False, 15088))
+    with mesh.server.listen(15088) as listener, mesh.client.connect(BEHIND_VIP, 80) as client:
+        client.sendall(b"question")
+        server, (peer, _) = listener.accept()
+        with server:
+            assert server.recv(100) == b"question" and peer == mesh.client.address
+
+
+def test_policy_sees_the_port_that_the_application_hears_at(mesh: World) -> None:
+    behind(mesh, BY_NAME, ApplicationTunnel(True, 15088))
+    rules = (((Match(destination_ports=(15088,)),),),)
+    mesh.server.worker.tell(UpdatePolicies([Policy("shop", "deny", Scope.NAMESPACE, Action.DENY, rules)], []))
+    try:
+        assert_reset(lambda: mesh.client.connect(BEHIND_VIP, 80))
+        assert mesh.server.worker.closed().flag == "DENY"
+    finally:
+        mesh.server.worker.tell(UpdatePolicies([], ["shop/deny"]))

@@ -269,11 +269,11 @@ class PodWorld:
                 sock.close()
         self.sockets.clear()
 
-    def listen(self, port: int, family: int = socket.AF_INET) -> socket.socket:
-        """An application that listens."""
+    def listen(self, port: int, family: int = socket.AF_INET, address: str = "") -> socket.socket:
+        """An application that listens, at all addresses unless one is given."""
         sock = self.make_socket(family)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+        sock.bind((address or ("::" if family == socket.AF_INET6 else "0.0.0.0"), port))
         sock.listen(1024)
         return sock
 

@@ -1,0 +1,48 @@
+"""What peers say of themselves: read, bounded, and never believed beyond what they proved."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.identity import Identity
+from mesh.workload import Locality
+from ztunnel.baggage import MAX_BYTES, MAX_PER_IDENTITY, Described, Descriptions, parse_baggage
+
+pytestmark = pytest.mark.unit
+
+IDENTITY = Identity("cluster.local", "amb", "one")
+SAID = (
+    b"k8s.cluster.name=K2,k8s.namespace.name=elsewhere,k8s.deployment.name=web,service.name=canon,service.version=rev7,"
+    b"cloud.region=r,cloud.availability_zone=z"
+)
+
+
+def test_baggage_parser() -> None:
+    assert Descriptions().read(IDENTITY, SAID) == Described(IDENTITY, "canon", "rev7", "deployment", "web", "K2", "r", "z")
+    assert Descriptions().read(IDENTITY, b"") == Described(IDENTITY)
+    backwards = b",".join(reversed(SAID.split(b",")))
+    assert Descriptions().read(IDENTITY, backwards) == Descriptions().read(IDENTITY, SAID)
+    assert parse_baggage(b"a=1,b=,=x,junk, c = 3 ") == {"a": "1", "c": "3", "": "x"}
+
+
+def test_the_namespace_is_the_one_that_was_proved() -> None:
+    workload = Descriptions().read(IDENTITY, SAID).as_workload("canon")
+    assert (workload.namespace, workload.identity, workload.cluster_id) == ("amb", IDENTITY, "K2")
+    assert workload.locality == Locality("r", "z") and workload.workload_name == "web" and workload.uid == ""
+
+
+def test_a_peer_that_says_ever_new_things_is_only_its_identity() -> None:
+    heard = Descriptions()
+    said = {heard.read(IDENTITY, b"service.name=%d" % number) for number in range(10 * MAX_PER_IDENTITY)}
+    assert len(said) == MAX_PER_IDENTITY + 1
+    assert heard.read(IDENTITY, b"service.name=1").service == "1"
+    other = IDENTITY._replace(service_account="two")
+    assert heard.read(other, b"service.name=new").service == "new"
+    assert heard.read(other, b"service.name=" + bytes(MAX_BYTES)) == Described(other)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read(said: bytes) -> None:
+    described = Descriptions().read(IDENTITY, said)
+    assert described.identity == IDENTITY
+    assert all(len(value) <= 253 for value in described[1:])
