@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from agent.agent_events import AgentEvents
+from mesh.delta import Resource
 from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
 from mesh.policy import Connection, Verdict, evaluate
@@ -33,14 +34,14 @@ class MeshView:
         """Have `reader` called after every update."""
         self._readers.append(reader)
 
-    def restore(self) -> dict[str, dict[str, str]]:
-        """Take in what the disk holds; returns the versions by type and name, for the control plane."""
-        versions = {}
+    def restore(self) -> dict[str, list[Resource]]:
+        """Take in what the disk holds; returns what was taken, by type, for the control plane."""
+        retained = {}
         for type_url in TYPES:
             resources = self._cache.load(type_url)
             refused = self._take_in(Update(type_url, tuple(resources), ()))
-            versions[type_url] = {one.name: one.version for one in resources if one.name not in refused}
-        return versions
+            retained[type_url] = [one for one in resources if one.name not in refused]
+        return retained
 
     async def take(self, update: Update) -> Mapping[str, str]:
         """Apply what can be applied of an update; resources that cannot, with their reasons."""

@@ -192,7 +192,8 @@ def _to_proto(response: Response, version: str) -> discovery_pb2.DeltaDiscoveryR
         removed_resources=response.removed,
     )
     for resource in response.resources:
-        added = proto.resources.add(name=resource.name, version=resource.version, aliases=resource.aliases)
+        aliases = resource.aliases if response.by_name else ()
+        added = proto.resources.add(name=resource.name, version=resource.version, aliases=aliases)
         added.resource.type_url = response.type_url
         added.resource.value = resource.value
     return proto

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from control.lookup import service_aliases, workload_aliases, workload_groups
 from control.reports import Key, PodReport
 from control.services import hostname_of, key_of, mesh_service
 from control.table import Resources, Table
@@ -82,8 +83,8 @@ class Index:
     def __post_init__(self) -> None:
         """Begin with an empty mesh: no objects, and the policies that even such a mesh has."""
         addresses, authorizations = (self._resources[url] for url in TYPE_URLS)
-        self.workloads = Table(encode_workload, addresses)
-        self.services = Table(encode_service, addresses)
+        self.workloads = Table(encode_workload, addresses, workload_aliases, workload_groups)
+        self.services = Table(encode_service, addresses, service_aliases)
         self.policies = Table(encode_policy, authorizations)
         self._replace_policies()
 

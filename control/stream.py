@@ -9,6 +9,7 @@ of those the policies that are gone. A client that comes back with policies that
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from control.lookup import node_group
 from mesh.delta import DeltaServer, Request, Resource, Response, Snapshot
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -21,7 +22,7 @@ class Stream:
     """One client, for as long as it stays connected."""
 
     node: str
-    server: DeltaServer = field(default_factory=lambda: DeltaServer((ADDRESS_TYPE, AUTHORIZATION_TYPE)))
+    server: DeltaServer = field(init=False)
     client: str = ""
     """xDS node id."""
     last_nack: str = ""
@@ -33,6 +34,10 @@ class Stream:
     _held: Snapshot = field(default_factory=lambda: Snapshot({}))
     """Policies that the client's workloads may list."""
     _responses: int = 0
+
+    def __post_init__(self) -> None:
+        """Begin before the first request."""
+        self.server = DeltaServer((ADDRESS_TYPE, AUTHORIZATION_TYPE), home=node_group(self.node))
 
     def is_in_step(self, snapshots: Mapping[str, Snapshot]) -> bool:
         """Whether the client acknowledged this very state of every type that it asked for."""

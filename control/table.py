@@ -25,12 +25,18 @@ class Resources:
         return dict(self.by_name)
 
 
+def _none(_noun: object) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(slots=True)
 class Table(Generic[_Noun]):
     """Nouns by resource name. Only a noun that differs from the one before is encoded."""
 
     encode: Callable[[_Noun], bytes]
     resources: Resources
+    aliases: Callable[[_Noun], tuple[str, ...]] = _none
+    groups: Callable[[_Noun], tuple[str, ...]] = _none
     nouns: dict[str, _Noun] = field(default_factory=dict)
 
     def put(self, name: str, noun: _Noun | None) -> None:
@@ -43,4 +49,5 @@ class Table(Generic[_Noun]):
             return
         value = self.encode(noun)
         self.nouns[name] = noun
-        self.resources.by_name[name] = Resource(name, version_of(value), value)
+        resource = Resource(name, version_of(value), value, self.aliases(noun), self.groups(noun))
+        self.resources.by_name[name] = resource

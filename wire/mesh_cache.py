@@ -14,9 +14,11 @@ from mesh.delta import Resource
 
 _log = logging.getLogger(__name__)
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS resource (type TEXT, name TEXT, version TEXT, value BLOB, PRIMARY KEY (type, name)) WITHOUT ROWID;
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS resource (
+    type TEXT, name TEXT, version TEXT, value BLOB, aliases TEXT, PRIMARY KEY (type, name)
+) WITHOUT ROWID;
 """
+_VERSION = 2
 
 
 class MeshCache:
@@ -40,7 +42,10 @@ class MeshCache:
         database = sqlite3.connect(self._path, check_same_thread=False)
         try:
             # Losing the last moments to a power cut is harmless: the control plane sends what is missing.
-            database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;" + _SCHEMA)
+            if database.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
+                raise sqlite3.DatabaseError("it is of another release")
+            setup = f"PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA user_version = {_VERSION};"
+            database.executescript(setup + _SCHEMA)
             database.execute("SELECT count(*) FROM resource").fetchone()
         except sqlite3.DatabaseError:
             database.close()
@@ -49,16 +54,17 @@ class MeshCache:
 
     def load(self, type_url: str) -> list[Resource]:
         """What is known of a type."""
-        rows = self._database.execute("SELECT name, version, value FROM resource WHERE type = ? ORDER BY name", (type_url,))
-        return [Resource(name, version, value) for name, version, value in rows]
+        query = "SELECT name, version, value, aliases FROM resource WHERE type = ? ORDER BY name"
+        rows = self._database.execute(query, (type_url,))
+        return [Resource(name, version, value, tuple(aliases.split())) for name, version, value, aliases in rows]
 
     def apply(self, type_url: str, upserts: Iterable[Resource], removals: Iterable[str]) -> None:
         """Take an update in; a disk that fails is logged, and costs no more than a slower start."""
         try:
             with self._database as database:
                 database.executemany(
-                    "INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?)",
-                    [(type_url, resource.name, resource.version, resource.value) for resource in upserts],
+                    "INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?, ?)",
+                    [(type_url, one.name, one.version, one.value, " ".join(one.aliases)) for one in upserts],
                 )
                 database.executemany(
                     "DELETE FROM resource WHERE type = ? AND name = ?", [(type_url, name) for name in removals]

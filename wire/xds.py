@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,9 @@ class Update:
     removals: tuple[str, ...]
 
 
+Answers = Callable[[Mapping[str, str]], None]
+"""Hears which names that were asked for are answered: name -> why it was refused, empty if it was not."""
+
 Consumer = Callable[[Update], Awaitable[Mapping[str, str]]]
 """Applies an update and returns the refused resources, name -> reason; it never raises."""
 
@@ -99,13 +103,21 @@ class XdsClient:
         node: NodeMetadata,
         type_urls: Iterable[str],
         on_update: Consumer,
-        retained: Mapping[str, Mapping[str, str]] | None = None,
+        retained: Mapping[str, Iterable[delta.Resource]] | None = None,
+        on_demand: Collection[str] = (),
+        on_answers: Answers = lambda _: None,
     ) -> None:
-        """Types are asked for in the order given; `retained` are the versions (by type and name) that the consumer holds."""
+        """Types are asked for in the order given; `retained` is, by type, what the consumer holds.
+
+        Of types `on_demand` only what `demand` names is asked for, and `on_answers` hears when it was taken in.
+        """
         self._endpoint = endpoint
         self._node = node
         self._on_update = on_update
-        self._client = delta.DeltaClient(type_urls, retained)
+        self._on_answers = on_answers
+        self._client = delta.DeltaClient(type_urls, retained, on_demand)
+        self._demanded = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._pause_s = _FIRST_PAUSE_S
         self._ready = asyncio.Event()
         self._reported = ""
@@ -126,6 +138,19 @@ class XdsClient:
     async def wait_ready(self) -> None:
         """Wait until every type was answered."""
         await self._ready.wait()
+
+    def demand(self, type_url: str, names: Iterable[str]) -> None:
+        """Ask for resources by name or alias; the answers come through `on_answers`, at once for what is held."""
+        answers = {}
+        for name in names:
+            try:
+                if not self._client.demand(type_url, name):
+                    answers[name] = ""
+            except ValueError as error:
+                answers[name] = str(error)
+        if answers:
+            self._on_answers(answers)
+        self._demanded.set()
 
     def versions(self, type_url: str) -> dict[str, str]:
         """What is held of a type, name -> version."""
@@ -171,11 +196,36 @@ class XdsClient:
             )
             call = method(metadata=self._endpoint.metadata())
             for request in self._client.open():
-                await _write(call, self._encode(request))
-            message = await self._first(call)
-            while message is not grpc.aio.EOF:
-                await _write(call, self._encode(await self._take(message)))
-                message = await call.read()
+                await self._write(call, request)
+            async with self._demanding(call):
+                message = await self._first(call)
+                while message is not grpc.aio.EOF and not self._client.is_spent:
+                    await self._write(call, await self._take(message))
+                    message = await call.read()
+
+    @asynccontextmanager
+    async def _demanding(self, call: Any) -> AsyncIterator[None]:
+        task = asyncio.ensure_future(self._send_demands(call))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _send_demands(self, call: Any) -> None:
+        while True:
+            self._demanded.clear()
+            while (request := self._client.next_demand()) is not None:
+                await self._write(call, request)
+            await self._demanded.wait()
+
+    async def _write(self, call: Any, request: delta.Request) -> None:
+        async with self._writing:
+            try:
+                await call.write(self._encode(request))
+            except asyncio.InvalidStateError:
+                # The stream has ended meanwhile: the next read says so, and why.
+                return
 
     async def _first(self, call: Any) -> Any:
         try:
@@ -197,6 +247,8 @@ class XdsClient:
         if refused:
             _log.warning("control plane sent %d resources that are refused: %s", len(refused), next(iter(refused.items())))
         answer = self._client.answer(response, refused)
+        if answers := self._client.satisfied(response, refused):
+            self._on_answers(answers)
         if self._client.ready:
             self._ready.set()
         return answer
@@ -218,14 +270,6 @@ def _termination(code: grpc.StatusCode, connected: bool) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
         return "Reconnect" if connected else "ConnectionError"
     return "Reconnect" if code in _CUT_OFF else "Error"
-
-
-async def _write(call: Any, request: DeltaDiscoveryRequest) -> None:
-    try:
-        await call.write(request)
-    except asyncio.InvalidStateError:
-        # The stream has ended meanwhile: the next read says so, and why.
-        return
 
 
 def _decode(message: DeltaDiscoveryResponse) -> delta.Response:

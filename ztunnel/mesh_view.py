@@ -32,15 +32,15 @@ class MeshView:
         self._cache = cache
         self._on_change = on_change
 
-    def restore(self) -> dict[str, dict[str, str]]:
-        """Take in what the disk holds; returns the versions by type and name, for the control plane."""
-        versions = {}
+    def restore(self) -> dict[str, list[Resource]]:
+        """Take in what the disk holds; returns what was taken, by type, for the control plane."""
+        retained = {}
         for type_url in TYPE_URLS:
             resources = self._cache.load(type_url)
             refused = self._take_in(type_url, resources, ())
-            versions[type_url] = {one.name: one.version for one in resources if one.name not in refused}
-            self.restored += len(versions[type_url])
-        return versions
+            retained[type_url] = [one for one in resources if one.name not in refused]
+            self.restored += len(retained[type_url])
+        return retained
 
     async def take(self, update: Update) -> Mapping[str, str]:
         """Take in an update of the control plane; returns what is refused, name -> reason."""

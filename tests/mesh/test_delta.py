@@ -5,8 +5,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh import delta
-from mesh.delta import DeltaClient, DeltaServer, Request, Resource, Response, Snapshot, version_of
+from mesh.delta import DeltaClient, DeltaServer, Request, Resource, Response, Snapshot, messages, version_of
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all
 
 pytestmark = pytest.mark.unit
@@ -92,7 +91,7 @@ def test_empty_versions_are_retained_too() -> None:
 
 
 def test_ready_when_every_type_was_answered() -> None:
-    client = DeltaClient(BOTH, retained={ADDRESS_TYPE: {"a": "1"}})
+    client = DeltaClient(BOTH, retained={ADDRESS_TYPE: [resource("a")]})
     assert not client.ready
     client.answer(Response(ADDRESS_TYPE, nonce="1"))
     assert not client.ready
@@ -110,7 +109,7 @@ def test_a_type_nobody_asked_for_is_acknowledged_and_forgotten() -> None:
 
 
 def test_a_client_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delta, "MAX_RESOURCES", 2)
+    monkeypatch.setattr(messages, "MAX_RESOURCES", 2)
     client = DeltaClient(BOTH)
     client.answer(answered(resource("a"), resource("b")))
     flood = answered(resource("a", "2"), resource("c"), resource("d"), removed=("b",))
@@ -119,7 +118,7 @@ def test_a_client_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nack.error == "d: more than 2 resources of one type"
     assert client.versions(ADDRESS_TYPE) == {"a": "2", "c": "1"}
     long = client.answer(answered(resource("e")), {"e": "x" * 100_000})
-    assert len(long.error or "") == delta.MAX_REASON
+    assert len(long.error or "") == messages.MAX_REASON
 
 
 # --- the server
@@ -191,7 +190,7 @@ def test_a_star_among_the_names_is_everything() -> None:
 def test_named_resources_by_name_and_alias() -> None:
     current = snapshot(resource("K//Pod/ns/a", "1", "/10.0.0.1"), resource("b"), resource("c"))
     server = subscribed("/10.0.0.1", "b", "nothing")
-    assert names(server.push(ADDRESS_TYPE, current, "1")) == (["K//Pod/ns/a", "b"], ["nothing"])
+    assert names(server.push(ADDRESS_TYPE, current, "1")) == (["K//Pod/ns/a", "b"], ["/10.0.0.1", "nothing"])
     server.receive(Request(ADDRESS_TYPE, nonce="1"))
     assert server.push(ADDRESS_TYPE, current, "2") is None
     server.receive(Request(ADDRESS_TYPE, subscribe=("b", "c"), unsubscribe=("/10.0.0.1",)))
@@ -214,7 +213,8 @@ def test_subscribed_to_everything_and_at_once_to_nothing() -> None:
 def test_unserved_types_and_floods_of_names_end_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="is not served here"):
         DeltaServer(BOTH).receive(Request("type.googleapis.com/other"))
-    monkeypatch.setattr(delta, "MAX_RESOURCES", 2)
+    monkeypatch.setattr(messages, "MAX_RESOURCES", 2)
+    monkeypatch.setattr(messages, "MAX_NAMES", 2)
     with pytest.raises(ValueError, match="more than 2 names"):
         subscribed("a", "b", "c")
     with pytest.raises(ValueError, match="more than 2 initial"):

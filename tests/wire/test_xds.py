@@ -12,6 +12,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToDict
 
+from mesh import delta
 from wire import grpc_tls, xds
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
@@ -79,13 +80,23 @@ class Control:
     async def request(self) -> DeltaDiscoveryRequest:
         return DeltaDiscoveryRequest.FromString(await self.requests.get())
 
-    def respond(self, type_url: str, nonce: str, resources: Mapping[str, str], removed: tuple[str, ...] = ()) -> None:
-        found = [Resource(name=name, version=v, resource=AnyMessage(value=name.encode())) for name, v in resources.items()]
+    def respond(
+        self,
+        type_url: str,
+        nonce: str,
+        resources: Mapping[str, str],
+        removed: tuple[str, ...] = (),
+        aliases: tuple[str, ...] = (),
+    ) -> None:
+        found = [
+            Resource(name=name, version=v, resource=AnyMessage(value=name.encode()), aliases=aliases)
+            for name, v in resources.items()
+        ]
         self.responses.put_nowait(
             DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, resources=found, removed_resources=removed)
         )
 
-    def client(self, on_update: Any, retained: Any = None) -> XdsClient:
+    def client(self, on_update: Any, retained: Any = None, *on_demand: Any) -> XdsClient:
         endpoint = Endpoint(
             f"127.0.0.1:{self.port}",
             self.tmp_path / "root.pem",
@@ -94,7 +105,7 @@ class Control:
             headers={"x-first": "1"},
         )
         node = NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "Kubernetes", {"FOO": "bar", "J": {"x": [1]}})
-        return XdsClient(endpoint, node, (ADDRESS, AUTHORIZATION), on_update, retained)
+        return XdsClient(endpoint, node, (ADDRESS, AUTHORIZATION), on_update, retained, *on_demand)
 
 
 def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path: Path) -> None:
@@ -167,7 +178,7 @@ def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
         control = Control(authority, tmp_path)
         await control.start()
         (tmp_path / "root.pem").write_bytes(other_authority.root_pem)
-        client = control.client(on_update, {ADDRESS: {"K//Pod/fz/app": "v7"}})
+        client = control.client(on_update, {ADDRESS: [delta.Resource("K//Pod/fz/app", "v7", b"")]})
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: "unavailable" in client.status.last_error)
         assert control.requests.empty()
@@ -275,3 +286,47 @@ def test_the_roots_that_this_machine_trusts(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match="install ca-certificates"):
         endpoint.root_pem()
     assert endpoint.metadata() == (("clusterid", "Kubernetes"),)
+
+
+def test_demands_are_sent_answered_and_asked_again_after_a_break(authority: Any, tmp_path: Path, eventually: Any) -> None:
+    answers: dict[str, str] = {}
+    applied: list[str] = []
+
+    async def on_update(update: Update) -> Mapping[str, str]:
+        applied.extend(one.name for one in update.upserts)
+        return {}
+
+    def on_answers(several: Mapping[str, str]) -> None:
+        assert "K//Pod/fz/far" in applied or "/10.0.0.1" not in several, "the state is up to date before waiters wake"
+        answers.update(several)
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update, None, (ADDRESS,), on_answers)
+        running = asyncio.ensure_future(client.run())
+        first, second = await control.request(), await control.request()
+        assert (list(first.resource_names_subscribe), list(first.resource_names_unsubscribe)) == (["*"], ["*"])
+        assert (second.type_url, list(second.resource_names_subscribe)) == (AUTHORIZATION, [])
+        client.demand(ADDRESS, ["/10.0.0.1", "/8.8.8.8"])
+        demand = await control.request()
+        assert (demand.type_url, list(demand.resource_names_subscribe)) == (ADDRESS, ["/10.0.0.1", "/8.8.8.8"])
+        assert not demand.response_nonce and not demand.node.id
+        control.respond(ADDRESS, "n1", {"K//Pod/fz/far": "v1"}, ("/8.8.8.8",), ("/10.0.0.1",))
+        await control.request()
+        assert answers == {"/10.0.0.1": "", "/8.8.8.8": ""}
+
+        client.demand(ADDRESS, ["/10.0.0.1", "fz/later"])
+        await control.request()
+        control.responses.put_nowait(None)
+        again = await control.request()
+        assert dict(again.initial_resource_versions) == {"K//Pod/fz/far": "v1", "fz/later": ""}
+        assert (list(again.resource_names_subscribe), list(again.resource_names_unsubscribe)) == (["*"], ["*"])
+        await control.request()
+        control.respond(ADDRESS, "n1", {"fz/later": "v1"})
+        await eventually(lambda: answers.get("fz/later") == "")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

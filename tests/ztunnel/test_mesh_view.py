@@ -1,6 +1,7 @@
 """What the node knows of the mesh: taken in, passed on, refused in part, and remembered across a restart."""
 
 import asyncio
+import sqlite3
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
     changes: list[UpdateInventory | UpdatePolicies] = []
     cache = MeshCache(tmp_path / "state" / "mesh.sqlite")
     view = MeshView(cache, changes.append)
-    assert view.restore() == {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}} and view.restored == 0
+    assert view.restore() == {ADDRESS_TYPE: [], AUTHORIZATION_TYPE: []} and view.restored == 0
     addresses = {WEB.uid: encode_workload(WEB), SERVICE.key: encode_service(SERVICE), "K//Pod/demo/bad": b"\x0a\x03\x1a\x01x"}
     assert list(take(view, ADDRESS_TYPE, addresses)) == ["K//Pod/demo/bad"]
     assert take(view, AUTHORIZATION_TYPE, {POLICY.key: encode_policy(POLICY)}) == {}
@@ -47,7 +48,7 @@ def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
 
     assert (tmp_path / "state" / "mesh.sqlite").stat().st_mode & 0o777 == 0o600
     again = MeshView(MeshCache(tmp_path / "state" / "mesh.sqlite"), changes.append)
-    versions = again.restore()
+    versions = {url: {one.name: one.version for one in resources} for url, resources in again.restore().items()}
     assert versions == {
         ADDRESS_TYPE: {WEB.uid: f"v-{WEB.uid}", SERVICE.key: f"v-{SERVICE.key}"},
         AUTHORIZATION_TYPE: {POLICY.key: f"v-{POLICY.key}"},
@@ -70,8 +71,17 @@ def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) 
     (tmp_path / "mesh.sqlite").write_bytes(damage)
     cache = MeshCache(tmp_path / "mesh.sqlite")
     cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x")], [])
-    cache.apply(ADDRESS_TYPE, [Resource("a", "2", b"y"), Resource("b", "1", b"z")], ["b"])
-    assert cache.load(ADDRESS_TYPE) == [Resource("a", "2", b"y")]
+    cache.apply(ADDRESS_TYPE, [Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2")), Resource("b", "1", b"z")], ["b"])
+    assert cache.load(ADDRESS_TYPE) == [Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2"))]
+
+
+def test_a_file_of_another_release_is_made_anew(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "mesh.sqlite")
+    old.executescript("CREATE TABLE resource (type TEXT, name TEXT); PRAGMA user_version = 1")
+    old.close()
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x")], [])
+    assert cache.load(ADDRESS_TYPE) == [Resource("a", "1", b"x")]
 
 
 def test_residents_are_local_workloads_and_pods() -> None:

@@ -1,0 +1,60 @@
+"""weft-control towards a client that asks by name, both of them real."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
+from tests.control.test_server import NODES, UID_0, WEB, WEB_0, WEB_KEY
+from wire.grpc_tls import Endpoint
+from wire.xds import NodeMetadata, Update, XdsClient
+
+pytestmark = pytest.mark.unit
+
+UID_1 = "Kubernetes//Pod/demo/web-1"
+WEB_1 = {"name": "web-1", "node": "n2", "ready": True, "enrolled": True, "addresses": ["10.244.2.2"]}
+
+
+def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, eventually: Any) -> None:
+    control.apply(NODES + "---" + WEB)
+    control.report(WEB_0, WEB_1)
+    seen: dict[str, bytes] = {}
+    answers: dict[str, str] = {}
+    policies: list[str] = []
+
+    async def take(update: Update) -> Mapping[str, str]:
+        if update.type_url == ADDRESS_TYPE:
+            seen.update({one.name: one.value for one in update.upserts})
+            for name in update.removals:
+                seen.pop(name, None)
+        else:
+            policies.extend(one.name for one in update.upserts)
+        return {}
+
+    async def follow() -> None:
+        token = control.token("n1")
+        endpoint = Endpoint(control.address(), control.root_pem.encode(), token, "Kubernetes")
+        node = NodeMetadata("ztunnel", "ztunnel-n1", "weft", "10.0.0.1", "n1", "Kubernetes")
+        client = XdsClient(endpoint, node, [ADDRESS_TYPE, AUTHORIZATION_TYPE], take, None, [ADDRESS_TYPE], answers.update)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(client.run())
+            await client.wait_ready()
+            assert set(seen) == {UID_0} and policies == ["istio-system/istio_converted_static_strict"]
+            client.demand(ADDRESS_TYPE, ["/8.8.8.8", UID_0])
+            assert answers == {UID_0: ""}, "what is held is answered at once"
+            await eventually(lambda: "/8.8.8.8" in answers)
+            client.demand(ADDRESS_TYPE, ["/10.244.2.2"])
+            await eventually(lambda: "/10.244.2.2" in answers)
+            assert set(seen) == {UID_0, UID_1}
+            client.demand(ADDRESS_TYPE, [WEB_KEY])
+            await eventually(lambda: WEB_KEY in answers)
+            service = decode_address(seen[WEB_KEY])
+            client.demand(ADDRESS_TYPE, [f"/{service.vips[0].address}"])  # type: ignore[union-attr]
+            await asyncio.to_thread(control.report, WEB_0)
+            await eventually(lambda: set(seen) == {UID_0, WEB_KEY})
+            running.cancel()
+        assert set(answers.values()) == {""} and len(answers) == 5
+
+    asyncio.run(follow())
