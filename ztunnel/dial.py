@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
@@ -14,10 +15,12 @@ from ztunnel.channel import Flag
 from ztunnel.loop import OUT, Deadlines, Loop
 
 # Not in Python's socket module.
-_IP_TRANSPARENT, _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 19, 15, 24
-_IPV6_TRANSPARENT, _IPV6_FREEBIND = 75, 78
+_IP_TRANSPARENT, _IP_BIND_ADDRESS_NO_PORT = 19, 24
+_IPV6_TRANSPARENT = 75
 _SO_ORIGINAL_DST = 80
 KEEPALIVE_S, KEEPALIVE_PROBES = 180, 9
+STOCK = 8
+"""Sockets that are made at a time."""
 _log = logging.getLogger("ztunnel.worker")
 
 
@@ -32,53 +35,85 @@ class Owner(Protocol):
 
 
 class Netns:
-    """A pod's network namespace, where its sockets are born."""
+    """A pod's network namespace, where its sockets are born.
+
+    Sockets that may bear a client's address are made ahead, a few at a time: entering a namespace and leaving it again costs as
+    much as making a socket, and a connection that comes in waits for neither.
+    """
 
     def __init__(self, fd: int, home_fd: int, mark: int) -> None:
         self.fd = fd
         self._home_fd = home_fd
         self._mark = mark
         self._warned = False
+        self._stock: dict[int, list[socket.socket]] = {}
+        self._taken = False
 
     def make_socket(self, family: int, source: Address | None) -> socket.socket:
         """A non-blocking TCP socket; with a `source`, bound to that address although it may be another host's.
 
         A source that cannot be had costs the address, not the connection, as in Istio's ztunnel.
         """
-        with entered(self.fd, self._home_fd):
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        if source is None:
+            return self._make(family, 1, set_tcp_options)[0]
+        stock = self._stock.get(family)
+        if not stock:
+            stock = self._stock[family] = self._make(family, STOCK, _set_foreign_options)
+        self._taken = True
+        sock = stock.pop()
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
-            if source is not None:  # to an application in the pod, whose end the kernel knows
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._bind_foreign(sock, family, source)
-            else:
-                set_tcp_options(sock)
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
-    def _bind_foreign(self, sock: socket.socket, family: int, source: Address) -> None:
-        try:
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
-                sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-            # The port is chosen at connect, where it need only be unique for one destination.
-            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((str(source), 0))
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 _log.warning("cannot keep the source address %s (nor others in this pod): %s", source, error)
+        return sock
+
+    def _make(self, family: int, count: int, prepare: Callable[[socket.socket], None]) -> list[socket.socket]:
+        made: list[socket.socket] = []
+        try:
+            with entered(self.fd, self._home_fd):
+                for _ in range(count):
+                    made.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+            for sock in made:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+                prepare(sock)
+        except OSError:
+            for sock in made:
+                sock.close()
+            raise
+        return made
+
+    def release_idle(self) -> None:
+        """Give the stock back when nothing was taken from it since the last call."""
+        if not self._taken:
+            self._empty()
+        self._taken = False
+
+    def _empty(self) -> None:
+        for stock in self._stock.values():
+            for sock in stock:
+                sock.close()
+        self._stock.clear()
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Give everything back."""
+        self._empty()
         os.close(self.fd)
+
+
+def _set_foreign_options(sock: socket.socket) -> None:
+    """For a connection to an application in the pod, whose end the kernel knows, from an address that may not be here."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The port is chosen at connect, where it need only be unique for one destination.
+    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    level, option = (
+        (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if sock.family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_TRANSPARENT)
+    )
+    try:
+        sock.setsockopt(level, option, 1)
+    except OSError as error:  # then only local addresses can be bound, and the first other one is reported
+        _log.debug("no transparent sockets: %s", error)
 
 
 def set_tcp_options(sock: socket.socket) -> None:

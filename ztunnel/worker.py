@@ -140,6 +140,7 @@ class Worker:
         self._node.ledger.progress()
         for pod in self._pods.values():
             pod.pool.release_idle()
+            pod.netns.release_idle()
         if self._draining and not self._node.ledger.open:
             self._loop.running = False
 
