@@ -142,7 +142,9 @@ class Loop:
     def turn(self, longest_wait_s: float = _LONGEST_WAIT_S) -> None:
         """Wait for something to do, and do it."""
         wait = longest_wait_s
-        if self._timers:
+        if self.dirty:  # left by a timer
+            wait = 0
+        elif self._timers:
             wait = self._timers[0][0] - self.now  # `now` is a turn old: a timer may be late by as much, never early
             if wait < 0:
                 wait = 0

@@ -129,7 +129,7 @@ class TunnelStream(Stream):
     def answer(self, fields: Fields) -> None:
         """Accept the peer's request."""
         self._http.answer(self, fields)
-        self._loop.dirty[self.tunnel] = None
+        self.tunnel.answered(self)
 
     # --- application -> tunnel
 
@@ -252,8 +252,7 @@ class TunnelStream(Stream):
         if sent:
             self.received += sent
             self._http.delivered(self, sent)
-            if self._http.out:
-                self._loop.dirty[self.tunnel] = None
+            self.tunnel.send_urgent()
         if backlog.size:
             self._want(self._mask | OUT)
             return
