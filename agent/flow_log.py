@@ -107,6 +107,10 @@ class FlowLog(EventLog):
 
     def add(self, event: ConnectionEvent, pods: PodIndex, now_s: float) -> None:
         """Add what was seen; `pods` are the node's own, now."""
+        for one in event.moments():
+            self._add(one, pods, now_s)
+
+    def _add(self, event: ConnectionEvent, pods: PodIndex, now_s: float) -> None:
         self.seen += 1
         self.by_verdict[verdict_of(event.phase)] += 1
         self._count_second(int(now_s))

@@ -4,7 +4,7 @@ A proxy or the kernel says what it saw with a `ConnectionEvent`; `connection_flo
 names the object its author wrote, with the converted policy's name beside it, or says which default refused.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal
@@ -127,6 +127,24 @@ class ConnectionEvent:
     bytes_sent: int = 0
     bytes_received: int = 0
     duration_ns: int = 0
+    untold: bool = False
+    """Of closed, denied and failed: nobody was told that it opened; see `moments`."""
+
+    def moments(self) -> "tuple[ConnectionEvent, ...]":
+        """This event, and before it the opening that it stands for too: short connections are told once."""
+        if not self.untold:
+            return (self,)
+        opening = replace(
+            self,
+            time_ns=self.time_ns - self.duration_ns,
+            phase="opened",
+            reason="",
+            bytes_sent=0,
+            bytes_received=0,
+            duration_ns=0,
+            untold=False,
+        )
+        return opening, replace(self, untold=False)
 
 
 def identity_number(identity: Identity) -> int:

@@ -73,8 +73,8 @@ class Netns:
         made: list[socket.socket] = []
         try:
             with entered(self.fd, self._home_fd):
-                for _ in range(count):
-                    made.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+                for _ in range(count):  # each is in the list, to be closed, before the next can fail
+                    made += [socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)]
             for sock in made:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
                 prepare(sock)

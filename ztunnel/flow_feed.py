@@ -28,8 +28,8 @@ _BATCH = 128
 Moment = Literal["opened", "refused", "closed"]
 
 
-def connection_event(facts: Facts, moment: Moment, node: str) -> ConnectionEvent:
-    """What to tell of a connection that was opened, refused before that, or has ended after it."""
+def connection_event(facts: Facts, moment: Moment, node: str, untold: bool = False) -> ConnectionEvent:
+    """What to tell of a connection that was opened, refused before that, or has ended after it (`untold`: and was opened)."""
     record = facts.record
     source_address, source_port = record.source
     over = moment != "opened"  # its record may have ended meanwhile: what it says of that was not so yet
@@ -49,6 +49,7 @@ def connection_event(facts: Facts, moment: Moment, node: str) -> ConnectionEvent
         bytes_sent=record.bytes_sent if over else 0,
         bytes_received=record.bytes_received if over else 0,
         duration_ns=record.duration_ns if over else 0,
+        untold=untold,
     )
 
 

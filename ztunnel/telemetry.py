@@ -20,7 +20,7 @@ from ztunnel.channel import (
 )
 from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.dns_metrics import DNSMetrics
-from ztunnel.flow_feed import FlowFeed, connection_event, early_event
+from ztunnel.flow_feed import FlowFeed, Moment, connection_event, early_event
 from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge
 from ztunnel.zds import PodInfo
 
@@ -97,15 +97,12 @@ class Telemetry:
         known = self._begin(facts)
         if len(self._open) < MAX_OPEN:
             self._open[worker, record.number] = known
-        self._publish_opened(facts)
+        if self._flows.has_readers:
+            self._flows.publish(connection_event(facts, "opened", self._node))
 
     def _begin(self, facts: Facts) -> _Open:
         self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), facts.record.opened_unix_ns)
         return _Open(facts.record, self._count_opened(facts))
-
-    def _publish_opened(self, facts: Facts) -> None:
-        if self._flows.has_readers:
-            self._flows.publish(connection_event(facts, "opened", self._node))
 
     def _count(self, known: _Open, sent: int, received: int) -> None:
         sent, received = max(sent, known.sent), max(received, known.received)
@@ -158,14 +155,13 @@ class Telemetry:
         else:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
             known = self._begin(facts)
-        if was_open and not message.told:
-            self._publish_opened(facts)
         self._count(known, record.bytes_sent, record.bytes_received)
         self._count_closed(facts)
         level = Level.ERROR if record.error else Level.INFO
         self._log(level, "connection complete", lambda: access_log.closing_fields(facts), time.time_ns())
         if self._flows.has_readers or record.error:
-            self._flows.publish(connection_event(facts, "closed" if was_open else "refused", self._node))
+            moment: Moment = "closed" if was_open else "refused"
+            self._flows.publish(connection_event(facts, moment, self._node, was_open and not message.told))
 
     def _failed_early(self, failure: EarlyFailure) -> None:
         key = (failure.direction, failure.flag)

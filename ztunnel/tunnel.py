@@ -298,7 +298,7 @@ class Tunnel:
     def _send_answers(self, answered: list[Stream]) -> None:
         """A client that sent bytes behind its request waits for the application's answer, not for ours: both go together.
 
-        Or ours alone after PATIENCE_S. Saves a new connection one in three of TLS records, sends and wake-ups of the other node.
+        Or ours alone after PATIENCE_S. Saves a new connection one in three of records, sends and wake-ups of the other node.
         """
         if any(stream.receive_window == STREAM_WINDOW or stream.remote_closed for stream in answered):
             self.loop.dirty[self] = None

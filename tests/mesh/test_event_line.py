@@ -81,3 +81,12 @@ def test_any_line_is_read_or_refused(content: bytes) -> None:
         assert isinstance(read_line(content), ConnectionEvent | int)
     except ValueError as error:
         assert str(error)
+
+
+def test_an_event_may_stand_for_its_connections_opening_too() -> None:
+    closed = replace(EVENT, phase="closed", time_ns=100, duration_ns=40, bytes_sent=5, reason="x", encrypted=True)
+    assert closed.moments() == (closed,)
+    read = read_line(write_event(replace(closed, untold=True)))
+    assert isinstance(read, ConnectionEvent)
+    opened = replace(EVENT, phase="opened", time_ns=60, encrypted=True)
+    assert read.moments() == (opened, closed)

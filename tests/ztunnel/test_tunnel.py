@@ -16,7 +16,9 @@ from ztunnel.fields import Fields, literal
 from ztunnel.flow import Stream
 from ztunnel.frames import CLIENT_OPENING, DATA, END_HEADERS, GOAWAY, HEADERS, PING, Code, ProtocolError, frame
 from ztunnel.handshakes import Handshakes
+from ztunnel.hbone import response_fields
 from ztunnel.loop import Loop
+from ztunnel.stream import NOBODY, TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
 
@@ -277,3 +279,39 @@ def test_a_peer_learns_why_it_lost_its_connection(neighbours: Neighbours) -> Non
     flooder.fail(ProtocolError(Code.ENHANCE_YOUR_CALM, "a test"))
     said = flood.hear()
     assert said[-14] == GOAWAY and said[-1] == Code.ENHANCE_YOUR_CALM and flooder.offence == "ENHANCE_YOUR_CALM"
+
+
+class Answering(Door):
+    """Accepts every request at once, as a pod does whose application is on the same node."""
+
+    def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
+        stream = TunnelStream(tunnel, NOBODY)
+        tunnel.http.adopt(stream, sid)
+        stream.answer(response_fields(200))
+        return stream
+
+
+@pytest.mark.parametrize("early", [b"", b"hello"], ids=["request alone", "bytes behind it"])
+def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with_the_request(
+    credentials: Credentials, early: bytes
+) -> None:
+    loop, door = Loop(), Answering()
+    mine, theirs = socket.socketpair()
+    mine.setblocking(False)
+    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(), "")
+    door.tunnels[tunnel] = None
+    with theirs:
+        peer = Peer(loop, theirs, credentials)
+        peer.say(CLIENT_OPENING)
+        loop.turn(0)
+        sent: list[int] = []
+        tunnel._send = lambda data: sent.append(len(data)) or len(data)  # type: ignore[func-returns-value, assignment]
+        request = frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT"))
+        peer.say(request + (frame(DATA, 0, 1, early) if early else b""))
+        loop.turn(0)
+        assert len(sent) == (0 if early else 1), "the answer to a request alone leaves at once"
+        if early:
+            loop.turn(1)  # the timer
+            loop.turn(0)
+            assert len(sent) == 1
+        tunnel.close("-", "")
