@@ -59,3 +59,17 @@ class Owner(Protocol):
 
     def retired(self) -> None:
         """A stream has left the connection, or the peer said GOAWAY: there may be room, or nothing more to do."""
+
+
+class _Nobody:
+    """Owns a connection that is closed, for who still holds a stream of it."""
+
+    def requested(self, sid: int, fields: Fields) -> Stream | None:
+        """Nobody answers."""
+        return None
+
+    def retired(self) -> None:
+        """Nobody waits for room."""
+
+
+NOBODY = _Nobody()

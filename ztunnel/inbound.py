@@ -106,17 +106,17 @@ class Arrival:
     # --- what the tunnel asks
 
     def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
-        """See ztunnel.tunnel.Owner."""
+        """See ztunnel.tunnel_owner.Owner."""
         return check_client(names, self._trust_domain)
 
     def established(self, tunnel: Tunnel) -> None:
-        """See ztunnel.tunnel.Owner."""
+        """See ztunnel.tunnel_owner.Owner."""
 
     def retired(self, tunnel: Tunnel) -> None:
-        """See ztunnel.tunnel.Owner."""
+        """See ztunnel.tunnel_owner.Owner."""
 
     def closed(self, tunnel: Tunnel, flag: Flag, error: str) -> None:
-        """See ztunnel.tunnel.Owner."""
+        """See ztunnel.tunnel_owner.Owner."""
         node = self.pod.node
         node.remove_tunnel(tunnel)
         self.pod.tunnels.pop(tunnel, None)
@@ -124,7 +124,7 @@ class Arrival:
             node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error, tunnel.peer)
 
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
-        """See ztunnel.tunnel.Owner."""
+        """See ztunnel.tunnel_owner.Owner."""
         try:
             request = read_request(fields)
         except Malformed as error:

@@ -17,18 +17,18 @@ that makes us queue far beyond that (by asking for answers that it does not read
 import ssl
 from collections import deque
 from socket import socket
-from typing import Protocol
 
 from mesh.identity import Identity
 from ztunnel import buffers
 from ztunnel.channel import Flag
 from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.fields import Fields
-from ztunnel.flow import Stream
+from ztunnel.flow import NOBODY, Stream
 from ztunnel.frames import STREAM_WINDOW, Code, ProtocolError
 from ztunnel.http2 import Connection
 from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
 from ztunnel.tls import PeerRefused, names_of, reason_of
+from ztunnel.tunnel_owner import Owner
 
 HIGH_WATER = 1 << 20
 _LOW_WATER = HIGH_WATER // 2
@@ -39,25 +39,6 @@ _SMALL_BYTES = 60_000
 _cipher, _plain = buffers.cipher_view, buffers.plain_view
 _PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
 _FIRST_READ_BYTES = _RECORD_BYTES
-
-
-class Owner(Protocol):
-    """Who made a tunnel and answers for its peer."""
-
-    def check_peer(self, tunnel: "Tunnel", names: list[str]) -> Identity:
-        """Who the peer is, by its URI names. Raises: PeerRefused."""
-
-    def established(self, tunnel: "Tunnel") -> None:
-        """The handshake is done and the peer is who it must be."""
-
-    def requested(self, tunnel: "Tunnel", sid: int, fields: Fields) -> Stream | None:
-        """A new stream of the peer; see ztunnel.flow.Owner."""
-
-    def retired(self, tunnel: "Tunnel") -> None:
-        """A stream left, or the peer wants no more of them."""
-
-    def closed(self, tunnel: "Tunnel", flag: Flag, error: str) -> None:
-        """The tunnel is gone; an empty error means that it ended well."""
 
 
 class Tunnel:
@@ -259,7 +240,7 @@ class Tunnel:
             self.close("TLS_FAILURE", f"tls handshake error: {reason_of(error)}")
             return False
         except PeerRefused as error:
-            self._reset_on_close()
+            reset_on_close(self._sock)
             self.close("IDENTITY_ERROR", f"tls handshake error: {error}")
             return False
         self.established = True
@@ -436,9 +417,6 @@ class Tunnel:
         else:
             self.close("-", f"h2 failed: {why}" if self.http.streams else "")
 
-    def _reset_on_close(self) -> None:
-        reset_on_close(self._sock)
-
     def close(self, flag: Flag, error: str) -> None:
         """Close the socket and lose every stream."""
         if not self.open:
@@ -465,21 +443,7 @@ class Tunnel:
         for stream in streams:
             stream.connection_lost(flag, error)
         self.owner.closed(self, flag, error)
-        self.http.owner = _NOBODY  # the two refer to each other, and OpenSSL's memory must not wait for a collector
-
-
-class _Nobody:
-    """Owns the HTTP/2 state of a closed tunnel, for who still holds a stream of it."""
-
-    def requested(self, sid: int, fields: Fields) -> Stream | None:
-        """Nobody answers."""
-        return None
-
-    def retired(self) -> None:
-        """Nobody waits for room."""
-
-
-_NOBODY = _Nobody()
+        self.http.owner = NOBODY  # the two refer to each other, and OpenSSL's memory must not wait for a collector
 
 
 def reset_on_close(sock: socket) -> None:
