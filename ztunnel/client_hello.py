@@ -67,8 +67,15 @@ class Hello:
         self.done = False
         """Known, or not looked at any more."""
 
-    def add(self, data: bytes | memoryview) -> tuple[bytes, ...] | None:
-        """See `offered_protocols`."""
+    def refusal(self, data: bytes | memoryview) -> str:
+        """Take a piece in; why the client is refused, who offers protocols but not ours."""
+        offered = self._add(data)
+        if not offered or b"h2" in offered:
+            return ""
+        names = ", ".join(ascii(name[:16].decode("latin-1")) for name in offered[:4])
+        return f"no common protocol: peer offers {names}, this proxy speaks 'h2'"
+
+    def _add(self, data: bytes | memoryview) -> tuple[bytes, ...] | None:
         self._parts.append(bytes(data))
         offered = offered_protocols(b"".join(self._parts))
         self.done = offered is not None or len(self._parts) == _PARTS

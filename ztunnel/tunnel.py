@@ -215,17 +215,16 @@ class Tunnel:
         hello = self._hello
         if hello is None:
             return True
-        offered = hello.add(data)
+        refusal = hello.refusal(data)
         if hello.done:
             self._hello = None
-        if not offered or b"h2" in offered:
+        if not refusal:
             return True
         try:
             self._send(NO_APPLICATION_PROTOCOL)
         except OSError:
             pass  # gone, or not reading
-        names = ", ".join(ascii(name[:16].decode("latin-1")) for name in offered[:4])
-        self.close("TLS_FAILURE", f"tls handshake error: no common protocol: peer offers {names}, this proxy speaks 'h2'")
+        self.close("TLS_FAILURE", f"tls handshake error: {refusal}")
         return False
 
     def _handshake(self) -> bool:
@@ -277,10 +276,8 @@ class Tunnel:
             self._send_answers([stream])
 
     def _send_answers(self, answered: list[Stream]) -> None:
-        """A client that sent bytes behind its request waits for the application's answer, not for ours: both go together.
-
-        Or ours alone after PATIENCE_S. Saves a new connection one in three of records, sends and wake-ups of the other node.
-        """
+        # A client that sent bytes behind its request waits for the application's answer, not for ours: both go together, or ours
+        # alone after a while. Saves a new connection one in three of records, sends and wake-ups of the other node.
         if any(stream.receive_window == STREAM_WINDOW or stream.remote_closed for stream in answered):
             self.loop.dirty[self] = None
             return
