@@ -276,8 +276,8 @@ class Tunnel:
             self._send_answers([stream])
 
     def _send_answers(self, answered: list[Stream]) -> None:
-        # A client that sent bytes behind its request waits for the application's answer, not for ours: both go together, or ours
-        # alone after a while. Saves a new connection one in three of records, sends and wake-ups of the other node.
+        # A client that sent bytes behind its request waits for the application's answer, not for ours: both go together,
+        # or ours alone after a while. Saves a new connection one in three of records, sends and wake-ups of the other node.
         if any(stream.receive_window == STREAM_WINDOW or stream.remote_closed for stream in answered):
             self.loop.dirty[self] = None
             return
