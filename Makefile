@@ -25,9 +25,11 @@ unit kernel lab peer:
 	@./setup.sh run test
 	$(PYTHON) -m pytest -q -m $@
 
+# IMAGE=1: weft's processes run from the node image's root file system.
 bench:
 	@./setup.sh run bench
-	$(PYTHON) -m bench
+	$(if $(IMAGE),daemonset/image.sh)
+	$(PYTHON) -m bench $(if $(IMAGE),--image build/image/root)
 
 image:
 	$(MAKE) -C daemonset image

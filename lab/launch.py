@@ -4,7 +4,7 @@
 only then anything else, so that no socket is ever made in a wrong place (this process makes none at all). Standard
 library only: it starts in 20 ms.
 
-- A node's process (`weft-agent`, `weft-ztunnel`) keeps the host's files and processes.
+- A node's process (`weft-agent`, `weft-ztunnel`) keeps the host's processes, and its files unless it runs from a node image.
 - A container gets its own mount, process, UTS and IPC namespaces; its program is their process 1.
 - A joiner (`weft lab exec`, exec probes) enters those of a running container and waits for its program.
 
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lab import syscalls
-from lab.rootfs import Root, enter
+from lab.rootfs import Root, enter, enter_image
 
 _KEPT_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31))
 """What container runtimes grant, but MKNOD: CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE
@@ -56,6 +56,10 @@ class Launch:
     gid: int = 0
     confined: bool = False
     """Keep no capability beyond a container's."""
+    image: str = ""
+    """A node image's root to run from, as the host's process that it is; empty: the host's root."""
+    image_folders: tuple[str, ...] = ()
+    """Folders of the host that it sees there, beyond /proc, /sys, /dev and /run."""
 
     def to_json(self) -> str:
         """As `main` reads it."""
@@ -71,7 +75,7 @@ class Launch:
                 tuple(map(_tuple, root[key])) for key in ("hidden", "files", "volumes")
             )
             document["root"] = Root(**root)
-        document["argv"] = tuple(document["argv"])
+        document["argv"], document["image_folders"] = tuple(document["argv"]), tuple(document["image_folders"])
         return cls(**document)
 
 
@@ -115,6 +119,8 @@ def _go(launch: Launch, status_fd: int) -> None:
         if launch.root is not None:
             _contain(launch, launch.root, status_fd)
         else:
+            if launch.image:
+                enter_image(launch.image, launch.image_folders)
             _tell(status_fd, f"pid {os.getpid()}")
     _become(launch)
 

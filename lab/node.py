@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 XDS_PORT = 15012
 _READY_TIMEOUT_S = 2.0
 _POLL_S = 0.05
+_IMAGE_PYTHON = "/opt/weft/bin/python"
 _MESH_PARTS = ("agent", "ztunnel")
 
 
@@ -53,14 +54,17 @@ def program_environment(layout: Layout) -> dict[str, str]:
 
 
 def program_launch(layout: Layout, cgroup_path: Path, netns_name: str, log: Path, argv: list[str]) -> Launch:
-    """One of weft's own programs: `python -m ARGV...`."""
+    """One of weft's own programs: `python -m ARGV...`, of the node image where WEFT_LAB_IMAGE names the root of one."""
+    image = os.environ.get("WEFT_LAB_IMAGE", "")
     return Launch(
-        argv=(sys.executable, "-m", *argv),
+        argv=(_IMAGE_PYTHON if image else sys.executable, "-m", *argv),
         cgroup=str(cgroup_path),
         netns=str(netns_path(netns_name)),
         env=program_environment(layout),
-        cwd=str(SOURCE_ROOT),
+        cwd="/" if image else str(SOURCE_ROOT),
         log=str(log),
+        image=image,
+        image_folders=(str(layout.places.run), str(layout.places.state)) if image else (),
     )
 
 

@@ -8,10 +8,25 @@ folders in memory.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT, detach, mount, pivot_root
+from lab.syscalls import (
+    CLONE_NEWNS,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    MS_SLAVE,
+    detach,
+    mount,
+    pivot_root,
+    unshare,
+)
 
 _SCRATCH_SIZE = "size=1g,mode=755"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -20,6 +35,10 @@ _WRITABLE = {"/tmp": "1777", "/run": "755"}
 _WRITABLE_WITHOUT_OVERLAY = {"/var/tmp": "1777", "/var/log": "755", "/var/lib": "755", "/var/cache": "755", "/root": "700"}
 _READ_ONLY_PROC = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus")
 _HIDDEN_PROC = ("/proc/kcore", "/proc/keys", "/proc/timer_list")
+_HOSTS_OWN = ("/proc", "/sys", "/dev", "/run")
+"""What a node's process sees of the host, whatever root it runs from."""
+_REPLACED = ("/var/lib", "/tmp")
+"""Empty in a node image's root while it is used: nothing is ever written there."""
 _SYSTEM_FOLDERS = ("/proc", "/sys", "/dev", "/run", "/tmp")
 
 
@@ -63,6 +82,22 @@ def enter(root: Root) -> None:
     os.chdir(top)
     pivot_root(".", ".")
     detach(".")
+    os.chdir("/")
+
+
+def enter_image(root: str, folders: Iterable[str]) -> None:
+    """Make a node image's root the caller's, in a mount namespace of its own; the host's /run and `folders` stay what they are.
+
+    What the host mounts later (network namespaces are mounts) is seen. Raises: OSError that names the mount.
+    """
+    unshare(CLONE_NEWNS)
+    mount("", "/", "", MS_REC | MS_SLAVE)
+    for path in _REPLACED:
+        mount("tmpfs", root + path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    for path in dict.fromkeys((*_HOSTS_OWN, *folders)):
+        os.makedirs(root + path, exist_ok=True)
+        mount(path, root + path, "", MS_BIND | MS_REC)
+    os.chroot(root)
     os.chdir("/")
 
 

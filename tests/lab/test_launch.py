@@ -15,7 +15,7 @@ ROOT = Root("/scratch", ("/a",), (("/h", "/etc/hosts"),), (("/v", "/data", True)
 @pytest.mark.unit
 @pytest.mark.parametrize("root", [None, ROOT])
 def test_an_order_comes_back_from_json(root: Root | None) -> None:
-    launch = Launch(("a", "b"), "/cgroup", "/netns", {"X": "1"}, "/w", "/log", root, 7, "host", 5, 6, True)
+    launch = Launch(("a", "b"), "/cgroup", "/netns", {"X": "1"}, "/w", "/log", root, 7, "host", 5, 6, True, "/image", ("/run",))
     assert Launch.from_json(launch.to_json()) == launch
 
 
@@ -84,3 +84,38 @@ os.execv("/bin/sh", ["sh", "-ec", '''
     assert rest[:-1] == ["/tmp:", "a", "", "/usr/share/doc:"], "its own /tmp, and nothing of a hidden folder"
     assert (rest[-1] == "overlayfs") is overlay
     assert (volume / "written").exists() and not Path("/tmp/a").exists() and not Path("/var/log/a").exists()
+
+
+@pytest.mark.kernel
+def test_a_process_of_a_node_image_sees_the_hosts_run_folder_and_what_is_mounted_there_later(tmp_path: Path) -> None:
+    root, state, scratch = (tmp_path / name for name in ("root", "state", "scratch"))
+    for folder in (*(root / name for name in ("usr", "proc", "sys", "dev", "run", "tmp", "var/lib")), state, scratch):
+        folder.mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "of-the-image").touch()
+    script = f"""
+mount --bind {scratch} {scratch}; mount --make-shared {scratch}; mkdir {scratch}/late
+mount --bind /usr {root}/usr
+exec {sys.executable} -S -c '
+import os, subprocess
+from lab import rootfs
+later = "read go; mount -t tmpfs late {scratch}/late; touch {scratch}/late/seen"
+outside = subprocess.Popen(["sh", "-c", later], stdin=subprocess.PIPE)
+rootfs.enter_image("{root}", ("{state}", "{scratch}"))
+open("{state}/written", "w").close(); open("/var/lib/gone", "w").close()
+outside.communicate(b"\\n")
+print(sorted(os.listdir("/")), os.listdir("{scratch}/late"))
+'
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-ec", script],
+        env={"PYTHONPATH": str(SOURCE_ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "of-the-image" in done.stdout and "['seen']" in done.stdout
+    assert (state / "written").exists() and not (root / "var/lib/gone").exists()
