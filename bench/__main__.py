@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import accounts, contenders, envoy_pair, events, report
+from bench import accounts, alone, budget, contenders, envoy_pair, events, large_mesh, report
 from bench.contenders import Contender, Load
 from bench.figures import Sample
+from bench.image import Image
 from bench.line_up import line_up, weft_pids, workers_of
 from bench.stage import Stage, pids_of, stage
 
 # A lab of its own: one that is up already is left alone (but disturbs the figures).
 _OWN = {"WEFT_PREFIX": "weft-bench", "WEFT_RUN_DIR": "/run/weft-bench", "WEFT_STATE_DIR": "/var/lib/weft-bench"}
-_HELD = 1000
 
 
 def _flags() -> argparse.Namespace:
@@ -25,6 +25,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="short loads, to see that it works; no figures to quote")
     layouts = "CPUs: as the kernel likes; all on the last; clients on the first and all else on the last"
     parser.add_argument("--layout", choices=["free", "one", "split"], default="free", help=layouts)
+    parser.add_argument("--image", type=Path, metavar="ROOT", help="run weft's processes from a node image's root file system")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder for bench.md and bench.json")
     parser.add_argument("--keep", action="store_true", help="leave the lab up")
     flags = parser.parse_args()
@@ -49,7 +50,7 @@ def _lay_out(made: Stage, layout: str, others: list[int]) -> None:
         accounts.pin(clients, {0})
 
 
-def _memory(made: Stage, found: list[Contender], results: report.Results, state: str) -> None:
+def _memory(made: Stage, found: list[Contender], results: report.Results, state: str = "idle, warm") -> None:
     for part in ("agent", "ztunnel"):
         for pid in sorted(made.node_pids(part)):
             entry = {"process": f"weft {accounts.command_of(pid)}", "state": state, "pss_bytes": accounts.pss_bytes(pid)}
@@ -60,16 +61,6 @@ def _memory(made: Stage, found: list[Contender], results: report.Results, state:
         if one.name in contenders.PROXIED and one.name != contenders.WEFT:
             for pid in one.pids():
                 results.memory.append({"process": one.name, "state": state, "pss_bytes": accounts.pss_bytes(pid)})
-
-
-def _held_memory(made: Stage, found: list[Contender], results: report.Results) -> None:
-    """Memory again while every proxied contender carries many idle connections."""
-    held = [one for one in found if one.name in contenders.PROXIED]
-    for one in held:
-        one.client.run("hold", host=one.host, port=one.port, connections=_HELD)
-    _memory(made, found, results, f"{_HELD:,} connections")
-    for one in held:
-        one.client.run("release")
 
 
 def _rounds(found: Sequence[Contender], loads: Sequence[Load], results: report.Results, rounds: int) -> None:
@@ -96,26 +87,41 @@ def _warm(found: Sequence[Contender]) -> None:
         one.measure("exchanges", seconds=0.3)
 
 
-def _run(flags: argparse.Namespace) -> tuple[dict[str, object], report.Results]:
+def _run(flags: argparse.Namespace, image: Image | None) -> tuple[dict[str, object], report.Results]:
     results = report.Results()
     with stage(_say, flags.keep) as made, ExitStack() as proxies:
         workers = len(workers_of(made)) or 1
-        where = report.surroundings(workers, flags.rounds, flags.layout, flags.quick)
+        where = report.surroundings(workers, flags.rounds, flags.layout, flags.quick, image)
         found = line_up(made, proxies, workers)
         _lay_out(made, flags.layout, [pid for one in found for pid in one.pids()])
         _warm(found)
         _rounds(found, contenders.loads(flags.quick), results, flags.rounds)
-        _memory(made, found, results, "idle, warm")
-        _held_memory(made, found, results)
+        _say("the hot path's budget")
+        weft = next(one for one in found if one.name == contenders.WEFT)
+        both = [*workers_of(made, "a"), *workers_of(made, "b")]
+        results.budgets += budget.budgets(weft, both, 0.5 if flags.quick else 2.0)
+        results.notes += [f"the budget is incomplete: apt-get install {package}" for package in budget.missing_tools()]
+        across = [one for one in found if one.name in contenders.PROXIED]
+        _say("at fixed rates")
+        _rounds(across, alone.paced_loads(flags.quick), results, flags.rounds)
+        results.alone += alone.paced_rows(results.rounds)
+        _memory(made, found, results)
+        results.alone.append(alone.idle_memory(made))
+        results.alone += alone.held_memory(found)
+        results.alone += alone.policy_rows(image)
+        results.alone += alone.beside_bulk(found, flags.rounds // 2 or 1, 0.5 if flags.quick else 1.5)
         times = 5 if flags.quick else 20
         _say("enrolment and policy")
         results.events["enrol a pod: request to answer"] = events.enrolments(made, times)
         for name, figure in events.policies(made, times).items():
             results.events[f"policy: apply or delete until {name}"] = figure
         _say("a new peer for each connection")
-        _rounds(
-            [one for one in found if one.name in contenders.PROXIED], [contenders.fresh(flags.quick)], results, flags.rounds
-        )
+        _rounds(across, [contenders.fresh(flags.quick)], results, flags.rounds)
+        proxies.close()
+        results.alone.append(alone.start_up(made, 2 if flags.quick else 5))
+        results.alone += alone.restart(made, _say)
+        _say("a large mesh")
+        results.alone += large_mesh.rows(made)
     return where, results
 
 
@@ -126,7 +132,10 @@ def main() -> int:
         os.environ.setdefault(name, value)
     try:
         envoy_pair.envoy_binary()
-        where, results = _run(flags)
+        image = Image.of(flags.image) if flags.image else None
+        if image is not None:
+            os.environ["WEFT_LAB_IMAGE"] = str(image.root)
+        where, results = _run(flags, image)
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         _say(f"failed: {error}")
         return 1

@@ -80,7 +80,8 @@ def _summary(latencies_ns: list[int], seconds: float, cpu_s: float) -> dict[str,
 def round_trips(order: dict[str, Any]) -> dict[str, float]:
     """`connections` connections, one request of `size` bytes in flight on each, for `seconds` after warming up.
 
-    Says `started_s` when it is warm, so that what opening the connections cost is not charged to requests.
+    Says `started_s` when it is warm, so that what opening the connections cost is not charged to requests; `total` counts what
+    came before, too.
     """
     size = order.get("size", _SIZE)
     message = bytes(size)
@@ -89,6 +90,7 @@ def round_trips(order: dict[str, Any]) -> dict[str, float]:
     sent_at: dict[int, int] = {}
     got = dict.fromkeys(socks, 0)
     latencies: list[int] = []
+    total = 0
     clock, buffer = time.perf_counter_ns, bytearray(size)
     for descriptor, sock in socks.items():
         poll.register(descriptor, select.EPOLLIN)
@@ -105,7 +107,7 @@ def round_trips(order: dict[str, Any]) -> dict[str, float]:
             got[descriptor] += count
             if got[descriptor] < size:
                 continue
-            now = clock()
+            now, total = clock(), total + 1
             if now >= start:
                 if not latencies:
                     _started()
@@ -116,7 +118,7 @@ def round_trips(order: dict[str, Any]) -> dict[str, float]:
             socks[descriptor].send(message)
     for sock in socks.values():
         sock.close()
-    return _summary(latencies, (now - start) / 1e9, time.process_time() - cpu)
+    return {**_summary(latencies, (now - start) / 1e9, time.process_time() - cpu), "total": total}
 
 
 def paced(order: dict[str, Any]) -> dict[str, float]:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import contenders, tables, ztunnel_pair
+from bench.budget import Budget
 from bench.figures import Figure, Round, Sample, client_busy, headroom, ratio
+from bench.image import Image
 from bench.targets import ROWS, Judged
 
 MIN_HEADROOM = 3.0
@@ -28,6 +30,7 @@ class Results:
 
     rounds: list[dict[tuple[str, str], Sample]] = field(default_factory=list)
     alone: list[Judged] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
     """One entry per process and state: node, process, connections, pss_bytes."""
     events: dict[str, Figure] = field(default_factory=dict)
@@ -35,14 +38,15 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def surroundings(workers: int, rounds: int, layout: str, quick: bool) -> dict[str, Any]:
+def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Image | None = None) -> dict[str, Any]:
     """Where and how this run happens: absolute figures mean little without it."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "weft": _package("weft"),
         "git": _git(),
-        "python": f"{sys.version.split()[0]} ({sys.executable})",
-        "openssl": ssl.OPENSSL_VERSION,
+        "image": str(image.root) if image else "",
+        "python": image.python if image else f"{sys.version.split()[0]} ({os.path.realpath(sys.executable)})",
+        "openssl": image.openssl if image else ssl.OPENSSL_VERSION,
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
@@ -84,7 +88,7 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
     parts = [
         "# weft, measured",
         "",
-        *(f"- {name}: {value}" for name, value in where.items()),
+        *(f"- {name}: {value}" for name, value in where.items() if value != ""),
         "",
         "D direct TCP, E1 Envoys with TCP over mutual TLS, E2 Envoys with HBONE, Z Istio's ztunnels, U weft.",
         "Pods of two nodes. Medians; U/E2 and U/Z: medians of ratios inside rounds, with their range; the median is judged.",
@@ -98,6 +102,7 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) + "\n" if verdicts else "",
         _generator(results.rounds),
         tables.costs(results.rounds),
+        tables.hot_path(results.budgets),
         tables.near(results.rounds),
         tables.memory(results.memory),
         tables.happenings(results.events),
@@ -149,6 +154,7 @@ def write(folder: Path, where: Mapping[str, Any], results: Results) -> tuple[Pat
         "rounds": rounds,
         "memory": results.memory,
         "alone": [asdict(one) for one in results.alone],
+        "budgets": [asdict(one) for one in results.budgets],
         "events_s": {name: asdict(one) for name, one in results.events.items()},
         "notes": results.notes,
     }

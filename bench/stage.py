@@ -1,9 +1,13 @@
 """The lab that the bench stands on: up, down, its processes, its pods' addresses, and the load clients inside pods."""
 
+import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +16,12 @@ from typing import Any
 
 import grpc
 
+from bench.accounts import command_of, started_s
 from bench.topology import NODES, PODS, SOURCES, Place, manifests
 from lab.layout import Layout, netns_path
 from mesh.proto.control_pb2 import ApplyRequest, DeleteRequest, DescribeRequest, ManifestFile
 from mesh.proto.control_pb2_grpc import ControlStub
+from wire.http_unix import request
 
 _LOAD, _SERVER = (Path(__file__).with_name(name) for name in ("load.py", "load_server.py"))
 _SLACK_S = 60.0
@@ -86,6 +92,44 @@ class Stage:
     def pod_pids(self, places: Iterator[Place] | tuple[Place, ...] = PODS) -> list[int]:
         """Processes of pods."""
         return [pid for place in places for pid in pids_of(self.layout.pod_cgroup(place.node, place.key))]
+
+    def proxy(self, node: str) -> int:
+        """The supervisor of a node's proxy that started last; 0: none runs."""
+        found = [pid for pid in pids_of(self.layout.node_cgroup(node) / "ztunnel") if command_of(pid) == "ztunnel"]
+        return max(found, key=started_s, default=0)
+
+    def restart_proxy(self, node: str) -> int:
+        """Replace a node's proxy in order, as an upgrade does: asked to end, started anew by the lab. The new supervisor.
+
+        Raises: LoadError when it is not ready within a minute.
+        """
+        before = self.proxy(node)
+        os.kill(before, signal.SIGTERM)
+        deadline = time.monotonic() + _SLACK_S
+        while (now := self.proxy(node)) in (0, before) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self.await_ready(node)
+        return now
+
+    def await_ready(self, node: str) -> None:
+        """Wait for a node's proxy. Raises: LoadError after a minute."""
+        deadline = time.monotonic() + _SLACK_S
+        while not self.is_ready(node):
+            if time.monotonic() > deadline:
+                raise LoadError(f"the proxy of node {node} is not ready within {_SLACK_S:g} s")
+            time.sleep(0.005)
+
+    def is_ready(self, node: str) -> bool:
+        """Whether a node's proxy says that it is ready."""
+
+        async def call() -> bool:
+            try:
+                answer = await request(self.layout.places.node(node).admin_socket, "GET", "/healthz/ready", timeout_s=2)
+            except (OSError, TimeoutError):
+                return False
+            return answer.status == 200
+
+        return asyncio.run(call())
 
     def apply(self, yaml: str) -> None:
         """Put manifests in force. Raises: LoadError with the problems."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench import contenders
+from bench.budget import Budget
 from bench.figures import Figure, Round, part_costs, ratio, short, values
 from bench.targets import ROWS, Judged, Row
 
@@ -89,6 +90,18 @@ def alone(entries: Sequence[Judged]) -> str:
     """Weft alone."""
     lines = [[one.name, one.measured, one.target, one.verdict] for one in entries]
     return markdown(["weft alone", "measured", "target", ""], lines)
+
+
+def hot_path(budgets: Sequence[Budget]) -> str:
+    """What one round trip costs the data workers of both nodes."""
+    lines = []
+    for one in budgets:
+        parts = ", ".join(f"{part} {short(micros)}" for part, micros in one.parts_us.items()) or "perf is not installed"
+        calls = ", ".join(f"{name} {count:.2f}" for name, count in one.calls.items()) or "strace is not installed"
+        moved = f"{short(one.received_bytes)} in, {short(one.sent_bytes)} out" if one.calls else ""
+        lines.append([one.load, short(one.cpu_us), parts, calls, moved])
+    heads = ["one round trip, workers of both nodes", "CPU us", "of it", "system calls", "bytes through them"]
+    return markdown(heads, lines)
 
 
 def memory(entries: Sequence[Mapping[str, Any]]) -> str:

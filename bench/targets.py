@@ -1,6 +1,6 @@
 """What is asked of weft: every row of the two tables, with its target. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.figures import Figure
 
@@ -100,12 +100,16 @@ class Judged:
     """None: nothing is asked, or it could not be measured."""
 
     @classmethod
-    def at_most(cls, name: str, value: float, limit: float | None, unit: str, note: str = "") -> "Judged":
+    def at_most(cls, name: str, value: float, limit: float | None, unit: str) -> "Judged":
         """A figure that must not be larger."""
         target = "" if limit is None else f"at most {limit:g} {unit}".rstrip()
         shown = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
         met = None if limit is None else is_met(value, limit, more_is_better=False)
-        return cls(name, f"{shown} {unit}{f' {note}' if note else ''}", target, met)
+        return cls(name, f"{shown} {unit}", target, met)
+
+    def noted(self, note: str) -> "Judged":
+        """The same with more about the measurement."""
+        return replace(self, measured=f"{self.measured} {note}")
 
     @property
     def verdict(self) -> str:

@@ -69,6 +69,14 @@ def manifests(server_source: str) -> str:
     return yaml.safe_dump_all(objects, sort_keys=False)
 
 
+def crowd(count: int) -> list[dict[str, object]]:
+    """Pods of node a that do nothing, as manifests, enrolled."""
+    containers = [{"name": "main", "image": _IMAGE, "command": ["/usr/bin/sleep", "infinity"]}]
+    spec = {"nodeName": "a", "serviceAccountName": "spare", "containers": containers}
+    names = [f"crowd-{number}" for number in range(count)]
+    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": MESH}, "spec": spec} for name in names]
+
+
 def deny_policy() -> str:
     """A policy that forbids the enrolled client to reach the server on the other node."""
     source = {"principals": [f"cluster.local/ns/{MESH}/sa/client"]}

@@ -1,13 +1,25 @@
 """What processes cost, checked on processes whose cost is known."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from bench.accounts import command_of, cpu_s, machine_cpu_s, pin, pss_bytes, stolen_s
+from bench.accounts import (
+    command_of,
+    cpu_s,
+    kernel_bytes,
+    kill,
+    listens,
+    machine_cpu_s,
+    pin,
+    pss_bytes,
+    started_s,
+    stolen_s,
+)
 
 pytestmark = pytest.mark.unit
 _BUSY = """import sys, time
@@ -50,3 +62,22 @@ def test_pinning() -> None:
         process.wait()
         pin([process.pid], allowed)  # gone: left out
     assert stolen_s() >= 0
+
+
+def test_kernel_memory_counts_objects_in_use() -> None:
+    header = "slabinfo - version: 2.1\n# name <active_objs> <num_objs> <objsize> ...\n"
+    assert kernel_bytes(header + "TCP 10 20 2048 16 8 : tunables\nsock_inode_cache 3 5 832 39 8 : tunables\n") == 22_976
+    if os.geteuid() == 0:
+        assert kernel_bytes() > 1 << 20
+
+
+def test_listeners_and_starts_are_seen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        assert listens(os.getpid(), port)
+    assert not listens(os.getpid(), port)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert abs(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s(process.pid)) < 5
+        kill(process.pid)
+        process.wait()
+        kill(process.pid)  # gone: fine

@@ -1,0 +1,166 @@
+"""The second table: what is asked of weft alone, measured one after the other when the paired rounds are done."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import yaml
+
+from bench import accounts, contenders
+from bench.contenders import Contender, Load
+from bench.figures import Figure, Round, Sample, ratio, values
+from bench.image import Image
+from bench.line_up import workers_of
+from bench.stage import LoadError, Stage, load_client
+from bench.targets import Judged
+from bench.topology import MESH, PORT, crowd, place
+from lab.client import Lab
+
+RATES = (500, 1000, 2000)
+_SMALL = {"rate": 500, "connections": 8}
+"""Small messages beside bulk: on so many connections that some share a tunnel with it, whichever worker has it."""
+_HELD = 1000
+_SETTLE_S, _SETTLE_TIMES, _SETTLED_BYTES = 0.7, 8, 200_000
+_HBONE_PORT = 15008
+_BOOT_TIMEOUT_S = 30.0
+CROWD = 100
+Say = Callable[[str], None]
+
+
+def paced_loads(quick: bool) -> tuple[Load, ...]:
+    """Requests at a fixed rate, counted from when they were due."""
+    seconds = 0.5 if quick else 1.5
+    return tuple(Load(f"paced{rate}", "paced", {"rate": rate, "connections": 8, "seconds": seconds}) for rate in RATES)
+
+
+def paced_rows(rounds: Sequence[Round]) -> list[Judged]:
+    """A row per rate: weft's p99, judged by its ratio to E2's."""
+    rows = []
+    for rate in RATES:
+        load = f"paced{rate}"
+        found = ratio(rounds, contenders.WEFT, contenders.ENVOY_HBONE, load, "p99_us")
+        if found:
+            mine = median(values(rounds, contenders.WEFT, load, "p99_us"))
+            row = Judged.at_most(
+                f"fixed rate, {rate:,} requests/s, p99 from the moment they were due", found.median, 1.1, "x of E2"
+            )
+            rows.append(row.noted(f"[{found.low:.2f} to {found.high:.2f}], {mine:,.0f} us"))
+    return rows
+
+
+def beside_bulk(found: Sequence[Contender], rounds: int, seconds: float) -> list[Judged]:
+    """The p99 of small messages while a bulk stream goes to the same peer, to that without one; for E2 as well, to compare."""
+    rows = []
+    for one in found:
+        if one.name not in (contenders.WEFT, contenders.ENVOY_HBONE):
+            continue
+        times = []
+        with load_client(one.client.place) as other:
+            for _ in range(rounds):
+                alone = one.measure("paced", seconds=seconds, **_SMALL)["p99_us"]
+                other.order("flood", host=one.host, port=one.port, seconds=seconds + 0.5)
+                other.answer()  # it flows
+                times.append(one.measure("paced", seconds=seconds, **_SMALL)["p99_us"] / alone)
+                other.answer()
+        figure = Figure.of(times)
+        limit = 2.0 if one.name == contenders.WEFT else None
+        row = Judged.at_most(
+            f"small messages beside one bulk stream to the same peer, p99: {one.name}", figure.median, limit, "x of alone"
+        )
+        rows.append(row.noted(f"[{figure.low:.2f} to {figure.high:.2f}]"))
+    return rows
+
+
+def idle_memory(made: Stage) -> Judged:
+    """The largest worker's proportional share of memory, idle after all loads."""
+    sizes = [accounts.pss_bytes(pid) / 1e6 for node in ("a", "b") for pid in workers_of(made, node)]
+    return Judged.at_most("memory of a worker (PSS), idle, warm", max(sizes), 30.0, "MB")
+
+
+def held_memory(found: Sequence[Contender]) -> list[Judged]:
+    """What 1,000 idle connections cost both nodes' proxies and the kernel on their behalf, less the applications' sockets."""
+    rows, own = [], 0.0
+    for one in sorted(found, key=lambda one: one.name != contenders.DIRECT):
+        if one.name not in (contenders.DIRECT, *contenders.PROXIED):
+            continue
+        proxies = [pid for pid in one.pids() if accounts.command_of(pid) not in contenders.ASIDE]
+        before = sum(map(accounts.pss_bytes, proxies)), _settled_kernel_bytes()
+        one.client.run("hold", host=one.host, port=one.port, connections=_HELD)
+        after = sum(map(accounts.pss_bytes, proxies)), _settled_kernel_bytes()
+        one.client.run("release")
+        user, kernel = ((late - early) / 1e6 for early, late in zip(before, after, strict=True))
+        if one.name == contenders.DIRECT:
+            own = kernel
+            continue
+        limit = 12.0 if one.name == contenders.WEFT else None
+        row = Judged.at_most(
+            f"memory of 1,000 idle connections, both nodes, kernel included: {one.name}", user + kernel - own, limit, "MB"
+        )
+        rows.append(row.noted(f"(processes {user:.1f}, kernel {kernel - own:.1f})"))
+    return rows
+
+
+def _settled_kernel_bytes() -> int:
+    """What the kernel holds when it has given back what was freed lately, or after a few seconds on a busy machine."""
+    now = accounts.kernel_bytes()
+    for _ in range(_SETTLE_TIMES):
+        time.sleep(_SETTLE_S)
+        before, now = now, accounts.kernel_bytes()
+        if abs(now - before) < _SETTLED_BYTES:
+            break
+    return now
+
+
+def policy_rows(image: Image | None) -> list[Judged]:
+    """What one new connection pays for policies, in weft's own interpreter."""
+    command = image.command("bench.policy_cost") if image else [sys.executable, "-m", "bench.policy_cost"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    cost: Mapping[str, float] = json.loads(said.stdout)
+    return [
+        Judged.at_most(
+            "policy evaluation, 10,000 policies in the mesh, all for this workload", cost["all_apply_us"], 20.0, "us"
+        ),
+        Judged.at_most(
+            "policy evaluation, 10,000 policies in the mesh, ten for this workload", cost["ten_apply_us"], 20.0, "us"
+        ),
+    ]
+
+
+def start_up(made: Stage, times: int) -> Judged:
+    """From the start of a proxy that takes the place of a killed one until a pod of its node has its HBONE listener."""
+    (inside, *_) = made.pod_pids((place(MESH, "client"),))
+    took = []
+    for _ in range(times):
+        before = made.proxy("a")
+        accounts.kill(before)
+        deadline = time.monotonic() + _BOOT_TIMEOUT_S
+        while (now := made.proxy("a")) in (0, before) or not accounts.listens(inside, _HBONE_PORT):
+            if time.monotonic() > deadline:
+                raise LoadError(f"no proxy of node a listens {_BOOT_TIMEOUT_S:g} s after one was killed")
+            time.sleep(0.001)
+        took.append((time.clock_gettime(time.CLOCK_BOOTTIME) - accounts.started_s(now)) * 1e3)
+        made.await_ready("a")
+    figure = Figure.of(took)
+    return Judged.at_most("start to listening", figure.median, 200.0, "ms").noted(f"[{figure.low:.0f} to {figure.high:.0f}]")
+
+
+def restart(made: Stage, say: Say) -> list[Judged]:
+    """A proxy with 100 pods is replaced, as an upgrade does it, while one of its pods tries a connection every millisecond."""
+    say(f"{CROWD} pods for a restart")
+    Lab(made.layout).up({"crowd.yaml": yaml.safe_dump_all(crowd(CROWD), sort_keys=False)})
+    client = made.clients[MESH]
+    client.order("probe", host=made.address(place(MESH, "far")), port=PORT, rate=1000, seconds=6.0)
+    client.answer()  # the first was answered
+    time.sleep(1.0)
+    begin = time.monotonic()
+    made.restart_proxy("a")
+    took = time.monotonic() - begin
+    found: Sample = client.answer()
+    gap_ms = found["gap_s"] * 1e3
+    note = (
+        f"of {found['answered'] + found['failed']:,.0f}; longest gap {gap_ms:,.0f} ms; new one ready after {took * 1e3:,.0f} ms"
+    )
+    return [Judged.at_most(f"a 1 kHz prober over a restart with {CROWD} pods", found["failed"], 0.0, "failed").noted(note)]
