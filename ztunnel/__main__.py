@@ -4,9 +4,11 @@ import asyncio
 import logging
 import os
 import resource
+import ssl
 import sys
 
 from ztunnel.config import Config, read_config
+from ztunnel.openssl_conf import check_pqc
 from ztunnel.supervisor import Supervisor
 
 
@@ -15,6 +17,8 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     try:
         config = read_config(sys.argv[1:], os.environ, len(os.sched_getaffinity(0)))
+        if config.pqc:
+            check_pqc(ssl.OPENSSL_VERSION_INFO)
     except ValueError as error:
         print(f"weft-ztunnel: {error}", file=sys.stderr)
         return 2

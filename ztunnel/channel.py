@@ -24,7 +24,9 @@ MAX_FRAME_BYTES = 64 << 20
 IPAddress = IPv4Address | IPv6Address
 Direction = Literal["inbound", "outbound"]
 Protocol = Literal["TCP", "HBONE"]
-Flag = Literal["-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR"]
+Flag = Literal[
+    "-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR", "CERT_REVOKED"
+]
 """Istio's response_flags."""
 
 
@@ -48,6 +50,8 @@ class Configure:
     workload_timeout_s: float = 5.0
     resolv_conf: str = "/etc/resolv.conf"
     """Names the nameservers; read again when it changes."""
+    tls12: bool = False
+    """Speak TLS 1.2 too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,13 @@ class ForgetCertificate:
     """No local workload has this identity any more."""
 
     identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class SetRevoked:
+    """All that revocation lists name, in the place of what was: issuer's name (DER) -> serial numbers (content octets)."""
+
+    revoked: dict[bytes, frozenset[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +241,14 @@ class Offence:
 
 
 @dataclass(frozen=True, slots=True)
+class Revocation:
+    """A peer was refused or cut off for its revoked certificate; not `known`: for a chain that could not be looked up."""
+
+    direction: Direction
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Connections:
     """Answer to QueryConnections."""
 
@@ -261,9 +280,20 @@ ToWorker = (
     | SetCertificate
     | CertificateFailed
     | ForgetCertificate
+    | SetRevoked
     | QueryConnections
     | Shutdown
 )
 FromWorker = (
-    PodAdded | NeedCertificate | Opened | Progress | Closed | EarlyFailure | Offence | Connections | WorkerStatus | DNSCounts
+    PodAdded
+    | NeedCertificate
+    | Opened
+    | Progress
+    | Closed
+    | EarlyFailure
+    | Offence
+    | Revocation
+    | Connections
+    | WorkerStatus
+    | DNSCounts
 )

@@ -45,6 +45,11 @@ class Config:
     secret_ttl_s: int = 86_400
     impersonates: bool = True
     """Asks the CA for its pods' identities; else for its own alone."""
+    crl: Path | None = None
+    """File of revocation lists."""
+    pqc: bool = False
+    """Agree on keys by the post-quantum group alone."""
+    tls12: bool = False
     drain_s: float = 5.0
     keep_source_address: bool = True
     localhost_app_tunnel: bool = True
@@ -90,6 +95,9 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
         secret_ttl_s=max(int(_duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
         impersonates=_choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
+        crl=Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
+        pqc=_pqc(environment),
+        tls12=_truth("TLS12_ENABLED", environment, False),
         drain_s=drain_deadline(environment),
         keep_source_address=_truth("ENABLE_ORIG_SRC", environment, True),
         localhost_app_tunnel=_truth("LOCALHOST_APP_TUNNEL", environment, True),
@@ -152,6 +160,15 @@ def _truth(name: str, environment: Mapping[str, str], default: bool) -> bool:
     if text.lower() not in _TRUTHS:
         raise ValueError(f"{name}={text!r}: write true or false")
     return _TRUTHS[text.lower()]
+
+
+def _pqc(environment: Mapping[str, str]) -> bool:
+    policy = environment.get("COMPLIANCE_POLICY", "")
+    if policy not in ("", "pqc"):
+        raise ValueError(f"COMPLIANCE_POLICY={policy!r}: write pqc or leave it empty")
+    if policy and _truth("TLS12_ENABLED", environment, False):
+        raise ValueError("TLS12_ENABLED='true': TLS 1.2 has no post-quantum group: leave it out with COMPLIANCE_POLICY='pqc'")
+    return bool(policy)
 
 
 def _choice(name: str, environment: Mapping[str, str], default: str, choices: tuple[str, ...]) -> str:

@@ -107,6 +107,7 @@ class Arrival:
 
     def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
         """See ztunnel.tunnel_owner.Owner."""
+        self.pod.node.revocations.check(tunnel)
         return check_client(names, self._trust_domain)
 
     def established(self, tunnel: Tunnel) -> None:

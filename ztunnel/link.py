@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
 
 from mesh.identity import Identity
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, FromWorker, Opened, Progress
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, FromWorker, Opened, Progress, Revocation
 from ztunnel.framing import FrameError, FrameReader, FrameWriter, receive
 from ztunnel.loop import IN, OUT, Loop
 
@@ -27,7 +27,7 @@ copyreg.pickle(ConnectionRecord, lambda record: (ConnectionRecord, _values(recor
 copyreg.pickle(Identity, lambda identity: (Identity, tuple(identity)))
 copyreg.pickle(Opened, lambda message: (Opened, (message.record,)))
 copyreg.pickle(Closed, lambda message: (Closed, (message.record, message.was_open, message.told)))
-_EVENTS = (Opened, Progress, Closed, EarlyFailure)
+_EVENTS = (Opened, Progress, Closed, EarlyFailure, Revocation)
 
 
 class Link:

@@ -4,11 +4,11 @@ Written by hand because Istio's label order is part of what is promised, and bec
 Series are bounded; those that find no room are counted under `weft_metrics_overflow_total` and otherwise lost.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from mesh.workload import Workload
-from ztunnel.channel import Direction
+from ztunnel.channel import Direction, Revocation
 from ztunnel.connection_facts import Facts
 
 MAX_SERIES = 20_000
@@ -141,6 +141,22 @@ class TcpMetrics:
             counter("weft_metrics_overflow", "Sets of labels that found no room", [((), self.overflow)]),
         )
         return families
+
+
+def revocation_families(counts: Mapping[Revocation, int]) -> list[Family]:
+    """What revocation lists cost whom."""
+
+    def reporters(known: bool) -> Iterator[tuple[Labels, float]]:
+        for one, count in counts.items():
+            if one.known is known:
+                yield (("reporter", _REPORTERS[one.direction]),), count
+
+    refused = "The total number of connections rejected due to CRL certificate revocation"
+    unknown = "The total number of connections whose certificates could not be looked up in a CRL"
+    return [
+        counter("istio_crl_policy_rejections", refused, reporters(True)),
+        counter("istio_crl_untracked_connections", unknown, reporters(False)),
+    ]
 
 
 def render(families: Iterable[Family]) -> bytes:

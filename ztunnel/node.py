@@ -17,6 +17,7 @@ from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.loop import Deadlines, Loop
 from ztunnel.nameservers import Nameservers
 from ztunnel.resolver import Resolver
+from ztunnel.revocation import Revocations
 from ztunnel.tunnel import Tunnel
 from ztunnel.vault import Vault
 
@@ -24,6 +25,7 @@ MAX_INBOUND_TUNNELS = 4096
 """Beyond it the one goes that has been without streams for longest."""
 MAX_CONNECTIONS = 32768
 _RESERVED_FDS = 256
+_NEXT_TURN_S = 0.001
 
 
 def raise_fd_limit() -> int:
@@ -47,8 +49,9 @@ class Node:
         """Counts updates of the inventory: what was looked up before may have changed."""
         self.policies = PolicyStore()
         self.ledger = Ledger(emit, self.policies)
-        self.vault = Vault(loop, emit)
+        self.vault = Vault(loop, emit, config.tls12)
         self.descriptions = Descriptions()
+        self.revocations = Revocations(emit, lambda call: loop.call_at(loop.now + _NEXT_TURN_S, call))
         self.handshakes = Handshakes()
         """Inbound ones."""
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)

@@ -68,6 +68,7 @@ class _Making:
         self.pool.failed(self, flag, error if flag == "NETWORK_POLICY" else f"io error: {error}")
 
     def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+        self.pool.node.revocations.check(tunnel)
         return check_server(names, self.key.expected)
 
     def established(self, tunnel: Tunnel) -> None:

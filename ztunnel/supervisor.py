@@ -26,6 +26,7 @@ from ztunnel.admin import Admin
 from ztunnel.ca import CertificateClient
 from ztunnel.channel import Configure, ConnectionRecord, FromWorker, NeedCertificate, UpdateInventory, UpdatePolicies
 from ztunnel.config import Config
+from ztunnel.crl_file import CrlFile
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.issuer import Issuer
 from ztunnel.key_store import KeyStore
@@ -53,7 +54,8 @@ class Supervisor:
         self._cache = MeshCache(config.state / "mesh.sqlite")
         self._residents = Residents(config.node)
         self.view = MeshView(self._cache, self._mesh_changed)
-        self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died)
+        self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc)
+        self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
         self.pods = Pods(self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete)
         self._ca = CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
         keys = KeyStore(config.installation, config.node, config.ca.token if isinstance(config.ca.token, Path) else None)
@@ -88,9 +90,12 @@ class Supervisor:
                 config.keep_source_address,
                 config.localhost_app_tunnel,
                 config.packet_mark,
+                tls12=config.tls12,
             ),
             (),
         )
+        if self._crl is not None:
+            yield self._crl.statement(), ()
         for message in (*self.view.statements(), *self._issuer.statements()):
             yield message, ()
         yield from self.pods.statements()
@@ -174,6 +179,8 @@ class Supervisor:
         try:
             await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
             parts = [("certificates", self._issuer.run), ("ZDS", self._serve_agent)]
+            if self._crl is not None:
+                parts.append(("revocation lists", self._crl.run))
             if self.xds is not None:
                 parts.append(("xDS", self.xds.run))
             tasks += [asyncio.ensure_future(self._watch(name, run)) for name, run in parts]

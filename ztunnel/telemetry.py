@@ -16,12 +16,13 @@ from ztunnel.channel import (
     Offence,
     Opened,
     Progress,
+    Revocation,
     WorkerStatus,
 )
 from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.flow_feed import FlowFeed, Moment, connection_event, early_event
-from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge
+from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge, revocation_families
 from ztunnel.zds import PodInfo
 
 MAX_OPEN = 200_000
@@ -67,6 +68,7 @@ class Telemetry:
         self._open: dict[tuple[int, int], _Open] = {}
         self._gauges: dict[int, dict[str, int]] = {}
         self._series: dict[tuple[object, ...], Series] = {}
+        self._revocations: dict[Revocation, int] = {}
         self._early: dict[tuple[str, str], int] = {}
         self._offences: dict[tuple[str, str], int] = {}
         self.level = Level.INFO
@@ -87,6 +89,8 @@ class Telemetry:
             self._failed_early(message)
         elif isinstance(message, Offence):
             self._offended(message)
+        elif isinstance(message, Revocation):
+            self._revocations[message] = self._revocations.get(message, 0) + 1
         elif isinstance(message, WorkerStatus):
             self._gauges[worker] = message.gauges
         elif isinstance(message, DNSCounts):
@@ -208,7 +212,7 @@ class Telemetry:
         """The metrics of connections and workers."""
         early = (((("direction", direction), ("flag", flag)), count) for (direction, flag), count in self._early.items())
         offences = (((("identity", identity), ("kind", kind)), count) for (identity, kind), count in self._offences.items())
-        families = [*self._tcp.families(), *self._dns.families()]
+        families = [*self._tcp.families(), *self._dns.families(), *revocation_families(self._revocations)]
         families.append(counter("weft_offences", "Tunnels that peers lost for breaking the protocol or their budget", offences))
         families.append(counter("weft_early_failures", "Connections that failed before they could be told apart", early))
         families.append(counter("weft_flows_lost", "Flows that a reader did not get", [((), self._flows.lost)]))

@@ -1,18 +1,20 @@
 """Workload TLS: contexts for an identity, and the checks that Python's `ssl` cannot make by itself.
 
-TLS 1.3, mutual, ALPN h2, no tickets, no server name. Suites and groups come from ztunnel/openssl.cnf. The chain, its times
+TLS 1.3 (1.2 where it is asked for), mutual, ALPN h2, no tickets, no server name. Suites and groups of 1.3 come from
+ztunnel.openssl_conf. The chain, its times
 and its key usage are verified by OpenSSL during the handshake; trust domain and SPIFFE names after it and before the first
 byte is read, as there is no verify callback. A peer that fails there is reset, where Istio's ztunnel sends alert 46.
 
 Keys are read from a memfd: `ssl` loads paths only, and a key never touches a disk.
 """
 
+import _ssl
 import os
 import ssl
 from collections.abc import Iterable
 
 from mesh.identity import Identity, first_identity
-from ztunnel.channel import SetCertificate
+from ztunnel.channel import Flag, SetCertificate
 
 # X509_V_ERR_*
 _EXPIRED = 10
@@ -30,25 +32,35 @@ _ALERTS = {
 }
 
 
+_TLS12_SUITES = ":".join(
+    f"ECDHE-{kind}-AES{bits}-GCM-SHA{digest}" for bits, digest in ((256, 384), (128, 256)) for kind in ("ECDSA", "RSA")
+)
+
+
 class PeerRefused(Exception):
     """The peer is not who it must be; the text says why."""
+
+    flag: Flag = "IDENTITY_ERROR"
 
 
 class Credentials:
     """One identity's certificate, as contexts for both roles. Made again when the certificate changes."""
 
-    def __init__(self, certificate: SetCertificate) -> None:
+    def __init__(self, certificate: SetCertificate, tls12: bool = False) -> None:
         self.identity = certificate.identity
         self.expires_unix_s = certificate.expires_unix_s
-        self.server = _context(ssl.PROTOCOL_TLS_SERVER, certificate)
+        self.server = _context(ssl.PROTOCOL_TLS_SERVER, certificate, tls12)
         self.server.num_tickets = 0
-        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, certificate)
+        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, certificate, tls12)
 
 
-def _context(protocol: int, certificate: SetCertificate) -> ssl.SSLContext:
+def _context(protocol: int, certificate: SetCertificate, tls12: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.check_hostname = False
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.minimum_version = ssl.TLSVersion.TLSv1_2 if tls12 else ssl.TLSVersion.TLSv1_3
+    if tls12:
+        context.set_ciphers(_TLS12_SUITES)
+        context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
@@ -66,6 +78,12 @@ def names_of(peer: ssl.SSLObject) -> list[str]:
     certificate = peer.getpeercert()
     names: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ()) if certificate else ()  # type: ignore[assignment]
     return [value for kind, value in names if kind == "URI"]
+
+
+def chain_of(peer: ssl.SSLObject) -> list[bytes]:
+    """The peer's verified chain, DER, leaf first."""
+    # Public from Python 3.13 on; the object below has it since 3.10.
+    return [one.public_bytes(_ssl.ENCODING_DER) for one in peer._sslobj.get_verified_chain() or ()]  # type: ignore[attr-defined]
 
 
 def check_client(names: list[str], trust_domain: str) -> Identity:

@@ -16,6 +16,7 @@ that makes us queue far beyond that (by asking for answers that it does not read
 
 import ssl
 from collections import deque
+from functools import partial
 from socket import socket
 
 from mesh.identity import Identity
@@ -27,7 +28,7 @@ from ztunnel.flow import NOBODY, Stream
 from ztunnel.frames import STREAM_WINDOW, Code, ProtocolError
 from ztunnel.http2 import Connection
 from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
-from ztunnel.tls import PeerRefused, names_of, reason_of
+from ztunnel.tls import PeerRefused, chain_of, names_of, reason_of
 from ztunnel.tunnel_owner import Owner
 
 HIGH_WATER = 1 << 20
@@ -56,7 +57,7 @@ class Tunnel:
     ) -> None:
         """`source`: with whom the tunnel shares its place in the rota."""
         self.loop = loop
-        self.owner = owner
+        self.owner, self.server = owner, server
         self.http = Connection(server, self, loop.now)
         self.peer: Identity | None = None
         self.established = False
@@ -83,6 +84,7 @@ class Tunnel:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._hello = Hello() if server else None
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
+        self.chain = partial(chain_of, self._tls)
         self._waiting: deque[memoryview] = deque()
         handshakes.add(self, loop.now, self._timed_out)
         loop.watch(self._fd, IN, self)
@@ -240,7 +242,7 @@ class Tunnel:
             return False
         except PeerRefused as error:
             reset_on_close(self._sock)
-            self.close("IDENTITY_ERROR", f"tls handshake error: {error}")
+            self.close(error.flag, f"tls handshake error: {error}")
             return False
         self.established = True
         self.loop.dirty[self] = None
@@ -384,12 +386,12 @@ class Tunnel:
         self.http.drain()
         self.loop.dirty[self] = None
 
-    def end(self, error: str) -> None:
+    def end(self, error: str, flag: Flag = "-") -> None:
         """Say GOAWAY and close, with all its streams."""
         if self.established and self.open:
             self.http.fail(Code.NO_ERROR)
             self._write_small()
-        self.close("-", error)
+        self.close(flag, error)
 
     def fail(self, error: ProtocolError) -> None:
         """The peer broke the protocol: say so and close."""

@@ -19,9 +19,10 @@ _log = logging.getLogger("ztunnel.worker")
 class Vault:
     """Credentials by identity. Nothing here is ever written anywhere."""
 
-    def __init__(self, loop: Loop, ask: Callable[[NeedCertificate], None]) -> None:
+    def __init__(self, loop: Loop, ask: Callable[[NeedCertificate], None], tls12: bool = False) -> None:
         self._loop = loop
         self._ask = ask
+        self._tls12 = tls12
         self._held: dict[Identity, Credentials] = {}
         self._waiting: dict[Identity, dict[object, Waiter]] = {}
         self.deadlines = Deadlines(WAIT_S)
@@ -62,7 +63,7 @@ class Vault:
     def set(self, certificate: SetCertificate) -> None:
         """Take a certificate in; connections that are open keep the old one."""
         try:
-            credentials = Credentials(certificate)
+            credentials = Credentials(certificate, self._tls12)
         except (ssl.SSLError, ValueError, OSError) as error:
             _log.error("certificate of %s is of no use: %s", certificate.identity, error)
             self._tell(certificate.identity, f"certificate of {certificate.identity} is of no use: {error}")

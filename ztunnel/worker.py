@@ -1,6 +1,6 @@
 """The data worker: one process per core, single-threaded, which carries every byte of this node's pods.
 
-usage: python -m ztunnel.worker --channel FD      started by the supervisor, with OPENSSL_CONF naming ztunnel/openssl.cnf
+usage: python -m ztunnel.worker --channel FD      started by the supervisor, with OPENSSL_CONF (ztunnel.openssl_conf)
 
 It is told what is true (ztunnel.channel) and tells what happened; it reads no file but resolv.conf, and keeps no state
 across its end.
@@ -27,6 +27,7 @@ from ztunnel.channel import (
     QueryConnections,
     RemovePod,
     SetCertificate,
+    SetRevoked,
     Shutdown,
     UpdateInventory,
     UpdatePolicies,
@@ -65,6 +66,7 @@ class Worker:
             SetCertificate: lambda node, message, _: node.vault.set(message),
             CertificateFailed: lambda node, message, _: node.vault.failed(message),
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
+            SetRevoked: lambda node, message, _: node.revocations.set(message.revoked, node.tunnels),
             QueryConnections: lambda node, message, _: node.emit(Connections(message.number, node.ledger.records())),
             Shutdown: self._shut_down,
         }

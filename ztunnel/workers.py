@@ -12,14 +12,15 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from subprocess import DEVNULL
 
 from ztunnel import framing
 from ztunnel.channel import ConnectionRecord, Connections, FromWorker, PodAdded, QueryConnections, Shutdown, ToWorker
+from ztunnel.openssl_conf import openssl_conf
 
 Statement = tuple[ToWorker, Sequence[int]]
 """A message and the descriptors that go with it."""
@@ -31,7 +32,6 @@ _ANSWER_TIMEOUT_S = 4.0
 _FAREWELL_S = 1.0
 _READ_TURNS = 16
 """Receive calls per wake-up: one busy worker must not keep the loop from the others."""
-_OPENSSL_CONF = Path(__file__).with_name("openssl.cnf")
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Worker:
         self._reader, self._writer = framing.FrameReader(), framing.FrameWriter()
         self._loop = asyncio.get_running_loop()
 
-    async def start(self, command: Sequence[str]) -> None:
-        """Start the process. OSError when it cannot be started."""
+    async def start(self, command: Sequence[str], openssl_fd: int) -> None:
+        """Start the process, with OpenSSL's configuration in a descriptor. OSError when it cannot be started."""
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.setblocking(False)
         try:
@@ -55,9 +55,9 @@ class Worker:
                 *command,
                 "--channel",
                 str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), openssl_fd],
                 stdin=DEVNULL,
-                env={**os.environ, "OPENSSL_CONF": str(_OPENSSL_CONF)},
+                env={**os.environ, "OPENSSL_CONF": f"/proc/self/fd/{openssl_fd}"},
             )
         except BaseException:
             self._sock.close()
@@ -140,13 +140,18 @@ class Workers:
         on_message: Callable[[int, FromWorker], None],
         on_death: Callable[[int], None],
         command: Sequence[str] = (sys.executable, "-m", "ztunnel.worker"),
+        pqc: bool = False,
     ) -> None:
-        """`state` gives, for worker N, all that a new worker must be told; `on_death` hears that N's connections are gone."""
+        """`state` gives, for worker N, all that a new worker must be told; `on_death` hears that N's connections are gone.
+
+        `pqc`: agree on keys by the post-quantum group alone.
+        """
         self._count = count
         self._state = state
         self._on_message = on_message
         self._on_death = on_death
         self._command = command
+        self._openssl_fd = keep_in_memory("openssl.cnf", openssl_conf(ssl.OPENSSL_VERSION_INFO, pqc))
         self._workers: dict[int, Worker] = {}
         self._ready = asyncio.Event()
         self._answers: dict[str, dict[int, str]] = {}
@@ -158,9 +163,12 @@ class Workers:
 
     async def run(self) -> None:
         """Keep all workers running, until cancelled: then they are killed."""
-        async with asyncio.TaskGroup() as group:
-            for index in range(self._count):
-                group.create_task(self._keep(index))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(self._count):
+                    group.create_task(self._keep(index))
+        finally:
+            os.close(self._openssl_fd)
 
     async def _keep(self, index: int) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -181,7 +189,7 @@ class Workers:
 
     async def _one_life(self, index: int) -> int:
         worker = Worker(index, self._hear)
-        await worker.start(self._command)
+        await worker.start(self._command, self._openssl_fd)
         try:
             # No await from here to its place among the others: nothing is said meanwhile that it would miss.
             for message, fds in self._state(index):
@@ -268,6 +276,13 @@ class Workers:
             await asyncio.wait(exits, timeout=deadline_s + 1.0)
         for worker in list(self._workers.values()):
             worker.kill()
+
+
+def keep_in_memory(name: str, text: str) -> int:
+    """A descriptor of a file in no folder."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(fd, text.encode())
+    return fd
 
 
 def _how_it_ended(code: int) -> str:

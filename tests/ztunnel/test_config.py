@@ -64,6 +64,12 @@ def test_the_variables_of_istios_ztunnel_win() -> None:
     assert config.drain_s == 25.0
 
 
+def test_tls_settings() -> None:
+    config = read(CRL_PATH="/crl.pem", COMPLIANCE_POLICY="pqc")
+    assert (config.crl, config.pqc, read(TLS12_ENABLED="true").tls12) == (Path("/crl.pem"), True, True)
+    assert (read().crl, read().pqc, read().tls12) == (None, False, False)
+
+
 def test_how_the_ca_knows_this_proxy() -> None:
     config = read(PROV_CERT="/etc/certs", PROXY_MODE="dedicated")
     assert config.ca.client_folder == config.xds.client_folder == Path("/etc/certs")
@@ -123,6 +129,8 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
+        ("--node n1", {"COMPLIANCE_POLICY": "fips"}, "COMPLIANCE_POLICY='fips': write pqc or leave it empty"),
+        ("--node n1", {"COMPLIANCE_POLICY": "pqc", "TLS12_ENABLED": "1"}, "TLS 1.2 has no post-quantum group"),
         ("--node n1", {"PROXY_MODE": "solo"}, "PROXY_MODE='solo': write shared or dedicated"),
         ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "TERMINATION_GRACE_PERIOD_SECONDS='-1'"),

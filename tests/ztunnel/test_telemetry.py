@@ -17,7 +17,7 @@ from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
 from ztunnel import flow_feed, metrics
 from ztunnel.access_log import Level
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, WorkerStatus
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, WorkerStatus
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.telemetry import Telemetry
 from ztunnel.zds import PodInfo
@@ -198,6 +198,21 @@ def test_bytes_count_from_the_servers_viewpoint_while_the_connection_lives() -> 
     assert sample(world, "istio_tcp_received_bytes_total", reporter="source") == 175
     assert sample(world, "istio_tcp_sent_bytes_total", reporter="destination") == 1000
     assert sample(world, "istio_tcp_sockets_open") == 0 and world.telemetry.open_connections == 0
+
+
+def test_crl_metrics_by_reporter() -> None:
+    world = World()
+    for one in (
+        Revocation("inbound", True),
+        Revocation("inbound", True),
+        Revocation("outbound", True),
+        Revocation("inbound", False),
+    ):
+        world.telemetry.hear(0, one)
+    lines = world.metrics()
+    assert 'istio_crl_policy_rejections_total{reporter="destination"} 2' in lines
+    assert 'istio_crl_policy_rejections_total{reporter="source"} 1' in lines
+    assert 'istio_crl_untracked_connections_total{reporter="destination"} 1' in lines
 
 
 def test_a_dead_workers_connections_end_in_log_and_metrics() -> None:

@@ -42,7 +42,8 @@ while True:
         elif name == "RemovePod" and message.uid == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif name == "RemovePod":
-            say(channel.WorkerStatus({**told, "openssl.cnf": os.environ["OPENSSL_CONF"].endswith("ztunnel/openssl.cnf")}))
+            told["openssl.cnf"] = open(os.environ["OPENSSL_CONF"]).read().startswith("openssl_conf = ")
+            say(channel.WorkerStatus(told))
 """
 NULL = os.open(os.devnull, os.O_RDONLY)
 ASK = channel.RemovePod("what were you told?")

@@ -6,6 +6,7 @@ The redirect is nftables in the pods' namespaces, as Istio's CNI makes it: the w
 import os
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -39,7 +40,9 @@ from ztunnel.channel import (
     UpdateInventory,
 )
 from ztunnel.framing import FrameReader, FrameWriter, receive
+from ztunnel.openssl_conf import openssl_conf
 from ztunnel.pod_sockets import open_pod_sockets
+from ztunnel.workers import keep_in_memory
 
 ROOT = Path(__file__).parents[2]
 VIP = "10.199.0.1"
@@ -125,14 +128,16 @@ class WorkerProcess:
 
     def __init__(self) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        environment = os.environ | {"OPENSSL_CONF": str(ROOT / "ztunnel" / "openssl.cnf")}
+        conf = keep_in_memory("openssl.cnf", openssl_conf(ssl.OPENSSL_VERSION_INFO, pqc=False))
+        environment = os.environ | {"OPENSSL_CONF": f"/proc/self/fd/{conf}"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ztunnel.worker", "--channel", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), conf],
             cwd=ROOT,
             env=environment,
         )
         theirs.close()
+        os.close(conf)
         self._reader, self._writer = FrameReader(), FrameWriter()
         self.heard: list[Any] = []
 

@@ -1,0 +1,151 @@
+"""Workload TLS, end to end over memory: versions, suites, and which alert a wrong client reads.
+
+The table is that of Istio's ztunnel but for one row: who has no identity of this mesh is reset after the handshake, where
+Istio's sends alert 46.
+"""
+
+import ssl
+from collections.abc import Callable
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from tests.ztunnel.world import CLIENT, SERVER, Authority
+from ztunnel.channel import SetCertificate
+from ztunnel.tls import Credentials, PeerRefused, chain_of, check_client, names_of
+
+pytestmark = pytest.mark.unit
+
+AUTHORITY = Authority()
+SERVING = Credentials(AUTHORITY.certificate_for(SERVER))
+
+
+class Pair:
+    """A client and a server that talk through memory."""
+
+    def __init__(self, client: ssl.SSLContext, server: ssl.SSLContext) -> None:
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.client = client.wrap_bio(down, up)
+        self.server = server.wrap_bio(up, down, server_side=True)
+
+    def shake_hands(self) -> None:
+        """Raises: ssl.SSLError of the server, or of the client when it reads what the server had to say."""
+        refusal: ssl.SSLError | None = None
+        for _ in range(4):
+            for end in (self.client, self.server):
+                try:
+                    end.do_handshake()
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLError as error:
+                    if end is self.client:
+                        raise
+                    refusal = error
+        if refusal:
+            self.client.read(1)
+            raise refusal
+
+
+def alert_to(context: ssl.SSLContext, server: ssl.SSLContext = SERVING.server) -> str:
+    """What a client reads in the place of an answer."""
+    with pytest.raises(ssl.SSLError) as told:
+        Pair(context, server).shake_hands()
+    return told.value.reason
+
+
+def damaged() -> SetCertificate:
+    """A certificate whose signature is not its issuer's."""
+    honest = AUTHORITY.certificate_for(CLIENT)
+    der = bytearray(x509.load_pem_x509_certificate(honest.chain_pem).public_bytes(Encoding.DER))
+    der[-1] ^= 1
+    chain = ssl.DER_cert_to_PEM_cert(bytes(der)).encode()
+    return SetCertificate(CLIENT, chain, honest.key_pem, honest.roots_pem, 0)
+
+
+def server_only() -> SetCertificate:
+    chain, key = AUTHORITY.issue(str(CLIENT), usages=[ExtendedKeyUsageOID.SERVER_AUTH])
+    return SetCertificate(CLIENT, chain, key, AUTHORITY.pem, 0)
+
+
+def anonymous() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cadata=AUTHORITY.pem.decode())
+    return context
+
+
+def old_version() -> ssl.SSLContext:
+    context = Credentials(AUTHORITY.certificate_for(CLIENT), tls12=True).client
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def shown(make: Callable[[], SetCertificate]) -> Callable[[], ssl.SSLContext]:
+    return lambda: Credentials(make()).client
+
+
+ALERTS: list[tuple[str, Callable[[], ssl.SSLContext], str]] = [
+    ("no certificate: 116", anonymous, "TLSV13_ALERT_CERTIFICATE_REQUIRED"),
+    (
+        "untrusted issuer: 48",
+        shown(lambda: Authority("foreign").certificate_for(CLIENT, roots=AUTHORITY.pem)),
+        "TLSV1_ALERT_UNKNOWN_CA",
+    ),
+    ("bad signature: 51", shown(damaged), "TLSV1_ALERT_DECRYPT_ERROR"),
+    ("no client usage: 43", shown(server_only), "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"),
+    ("expired: 45", shown(lambda: AUTHORITY.certificate_for(CLIENT, expired=True)), "SSLV3_ALERT_CERTIFICATE_EXPIRED"),
+    ("TLS 1.2: 70", old_version, "TLSV1_ALERT_PROTOCOL_VERSION"),
+]
+
+
+@pytest.mark.parametrize(("context", "reason"), [row[1:] for row in ALERTS], ids=[row[0] for row in ALERTS])
+def test_which_alert_a_wrong_client_reads(context: Callable[[], ssl.SSLContext], reason: str) -> None:
+    assert alert_to(context()) == reason
+
+
+@pytest.mark.parametrize("uri", ["spiffe://other.domain/ns/shop/sa/client", "https://example.com/"])
+def test_who_has_no_identity_of_this_mesh_is_known_only_after_the_handshake(uri: str) -> None:
+    pair = Pair(Credentials(AUTHORITY.certificate_for(CLIENT, uri)).client, SERVING.server)
+    pair.shake_hands()
+    with pytest.raises(PeerRefused) as refused:
+        check_client(names_of(pair.server), "cluster.local")
+    assert refused.value.flag == "IDENTITY_ERROR"
+
+
+def test_only_tls_1_3_unless_1_2_is_asked_for_and_then_with_forward_secret_gcm_alone() -> None:
+    both = Credentials(AUTHORITY.certificate_for(SERVER), tls12=True).server
+    pair = Pair(SERVING.client, both)
+    pair.shake_hands()
+    assert pair.client.version() == "TLSv1.3"
+    pair = Pair(old_version(), both)
+    pair.shake_hands()
+    assert pair.client.version() == "TLSv1.2" and pair.client.cipher()[0] == "ECDHE-ECDSA-AES256-GCM-SHA384"
+    assert check_client(names_of(pair.server), "cluster.local") == CLIENT
+    old = old_version()
+    old.set_ciphers("ECDHE-ECDSA-CHACHA20-POLY1305")
+    assert alert_to(old, both) == "SSLV3_ALERT_HANDSHAKE_FAILURE"
+    offered = {one["name"] for one in both.get_ciphers() if one["protocol"] == "TLSv1.2"}
+    assert offered == {
+        f"ECDHE-{kind}-AES{bits}-GCM-SHA{sha}" for kind in ("ECDSA", "RSA") for bits, sha in ((256, 384), (128, 256))
+    }
+
+
+def test_the_chain_of_a_peer_goes_from_its_leaf_to_our_root() -> None:
+    pair = Pair(Credentials(AUTHORITY.certificate_for(CLIENT)).client, SERVING.server)
+    pair.shake_hands()
+    leaf, root = map(x509.load_der_x509_certificate, chain_of(pair.server))
+    leaf.verify_directly_issued_by(root)
+    assert root == AUTHORITY.certificate
+
+
+def test_multi_root_accepted() -> None:
+    """Each end trusts every root of its own bundle: what holds a mesh together while its root is replaced."""
+    other = Authority("the next root")
+    bundle = AUTHORITY.pem + other.pem
+    for issuer in (AUTHORITY, other):
+        Pair(
+            Credentials(issuer.certificate_for(CLIENT, roots=bundle)).client,
+            Credentials(AUTHORITY.certificate_for(SERVER, roots=bundle)).server,
+        ).shake_hands()

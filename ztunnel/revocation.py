@@ -1,0 +1,82 @@
+"""Whose certificates are revoked, as a worker knows it: refused in handshakes, cut off where they are connected.
+
+A chain is looked at whole; a certificate that no list names is good. Where no list is configured nothing here costs anything.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from ztunnel.channel import Direction, Flag, Revocation
+from ztunnel.der import Malformed, certificate_key
+from ztunnel.tls import PeerRefused
+
+Revoked = Mapping[bytes, frozenset[bytes]]
+"""Issuer's name (DER) -> serial numbers (content octets)."""
+_PER_TURN = 64
+"""Connections that are looked at in one turn of the loop: reading a chain takes tens of microseconds."""
+
+
+class PeerRevoked(PeerRefused):
+    """The peer's chain holds a revoked certificate."""
+
+    flag: Flag = "CERT_REVOKED"
+
+
+class Connected(Protocol):
+    """A connection with a peer that proved itself."""
+
+    server: bool
+    open: bool
+    established: bool
+
+    def chain(self) -> list[bytes]:
+        """The peer's verified chain, DER, leaf first."""
+
+    def end(self, error: str, flag: Flag = "-") -> None:
+        """Close it."""
+
+
+class Revocations:
+    """The lists of one worker."""
+
+    def __init__(self, emit: Callable[[Revocation], None], soon: Callable[[Callable[[], None]], None]) -> None:
+        """`soon` calls back in a later turn of the loop."""
+        self._emit = emit
+        self._soon = soon
+        self._revoked: Revoked = {}
+        self._unchecked: list[Connected] = []
+
+    def set(self, revoked: Revoked, connected: Iterable[Connected]) -> None:
+        """Take in new lists, and look at who is connected."""
+        self._revoked = revoked
+        idle = not self._unchecked
+        self._unchecked = list(connected)
+        if idle and self._unchecked:
+            self._soon(self._recheck)
+
+    def check(self, connection: Connected) -> None:
+        """Raises: PeerRevoked."""
+        if self._revoked and (reason := self._reason(connection)):
+            raise PeerRevoked(reason)
+
+    def _recheck(self) -> None:
+        for connection in self._unchecked[:_PER_TURN]:
+            if connection.open and connection.established and (reason := self._reason(connection)):
+                connection.end(f"connection closed: {reason}", "CERT_REVOKED")
+        del self._unchecked[:_PER_TURN]
+        if self._unchecked:
+            self._soon(self._recheck)
+
+    def _reason(self, connection: Connected) -> str:
+        direction: Direction = "inbound" if connection.server else "outbound"
+        try:
+            for place, der in enumerate(connection.chain()):
+                issuer, serial = certificate_key(der)
+                if serial in self._revoked.get(issuer, ()):
+                    self._emit(Revocation(direction, known=True))
+                    return f"{'intermediate' if place else 'peer'} certificate revoked: serial number {serial.hex()}"
+        except Malformed as error:
+            # What cannot be looked up must not pass as good.
+            self._emit(Revocation(direction, known=False))
+            return f"the peer's chain cannot be looked up in the revocation lists: {error}"
+        return ""
