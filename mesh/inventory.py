@@ -199,6 +199,17 @@ class Inventory:
         """Find the service with a hostname, as seen by a client in a namespace (empty: not known)."""
         return _choose(self._by_hostname.get(hostname, {}).values(), namespace)
 
+    def services_by_hostname(self, hostname: str) -> Iterable[Service]:
+        """List the services with a hostname, whoever may see them."""
+        return self._by_hostname.get(hostname, {}).values()
+
+    def endpoint_of_pod(self, service: Service, name: str) -> Workload | None:
+        """Find the pod of a name, in a service's own namespace, among what serves that service."""
+        for workload in self._by_pod.get((service.namespace, name), {}).values():
+            if service.key in workload.services and (workload.healthy or service.allow_unhealthy):
+                return workload
+        return None
+
     def by_address(self, network: str, address: Address, namespace: str = "") -> Workload | Service | None:
         """Find what an address stands for: the workload that owns it before any service."""
         return self.workload_by_address(network, address) or self.service_by_vip(network, address, namespace)
