@@ -9,6 +9,7 @@ Order matters and is kept: the supervisor sends inventory and certificates befor
 every AddPod is answered by PodAdded.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
@@ -18,7 +19,7 @@ from mesh.policy import Policy
 from mesh.workload import Service, Workload
 from ztunnel.baggage import Described
 
-MAX_FDS = 4
+MAX_FDS = 8
 MAX_FRAME_BYTES = 64 << 20
 
 IPAddress = IPv4Address | IPv6Address
@@ -52,11 +53,14 @@ class Configure:
     """Names the nameservers; read again when it changes."""
     tls12: bool = False
     """Speak TLS 1.2 too."""
+    cluster_domain: str = "cluster.local"
+    preferred_service_namespace: str = ""
+    ipv6: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class AddPod:
-    """A pod to serve. Descriptors, in this order: its netns, then its listeners 15001, 15006, 15008."""
+    """A pod to serve. Descriptors, in this order: its netns, its listeners 15001, 15006, 15008, the sockets of its DNS."""
 
     uid: str
     """Kubernetes uid, as in ZDS."""
@@ -127,6 +131,13 @@ class QueryConnections:
     """Ask for the open connections; answered by Connections with the same number."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogQueries:
+    """Log every name that is looked up, or stop it."""
+
+    on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,12 +274,47 @@ class WorkerStatus:
     gauges: dict[str, int]
 
 
+QueryLabels = tuple[str, str, str, str]
+"""Type and protocol in lower case, the client's canonical name and revision."""
+BUCKETS_S = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
+"""How long nameservers take, in Istio's steps."""
+
+
+@dataclass(slots=True)
+class QueryCounts:
+    """What one kind of question came to."""
+
+    requests: int = 0
+    upstream_requests: int = 0
+    upstream_failures: int = 0
+    """No server answered, or none with a record of what was asked for."""
+    seconds: float = 0.0
+    """Sum of what nameservers took."""
+    durations: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    """Answers within each of BUCKETS_S but not the one before; the last are slower than all."""
+
+    def took(self, seconds: float) -> None:
+        """A nameserver answered, or none did in the end."""
+        self.seconds += seconds
+        self.durations[bisect_left(BUCKETS_S, seconds)] += 1
+
+    def add(self, other: "QueryCounts") -> None:
+        """Sum up."""
+        self.requests += other.requests
+        self.upstream_requests += other.upstream_requests
+        self.upstream_failures += other.upstream_failures
+        self.seconds += other.seconds
+        self.durations = [ours + theirs for ours, theirs in zip(self.durations, other.durations, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class DNSCounts:
     """What was resolved since the last such message; sent every second while there is something to count."""
 
     on_demand: dict[tuple[str, str], int]
     """(hostname of a workload without address, the xDS uid of whose connection it was) -> lookups."""
+    queries: dict[QueryLabels, QueryCounts] = field(default_factory=dict)
+    """What pods asked their DNS proxy."""
 
 
 ToWorker = (
@@ -282,6 +328,7 @@ ToWorker = (
     | ForgetCertificate
     | SetRevoked
     | QueryConnections
+    | LogQueries
     | Shutdown
 )
 FromWorker = (

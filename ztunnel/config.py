@@ -13,6 +13,7 @@ from typing import Any
 from wire.grpc_tls import Endpoint
 from wire.places import Places
 from ztunnel.control_plane import control_endpoint, node_metadata
+from ztunnel.dns_config import dns_places
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -58,6 +59,12 @@ class Config:
     metrics_port: int = 15020
     readiness_port: int = 15021
     """0 in these three: not served."""
+    dns_places: tuple[tuple[str, int], ...] = ()
+    """Where each pod finds its DNS, on its own loopback; empty: nowhere."""
+    cluster_domain: str = "cluster.local"
+    preferred_service_namespace: str = ""
+    ipv6: bool = True
+    resolv_conf: str = "/etc/resolv.conf"
     log_json: bool = False
     log_level: str = "info"
 
@@ -77,6 +84,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     places = installation.node(node)
     environment = {**({"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}), **environment}
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
+    metadata = node_metadata(environment)
+    ipv6 = _truth("IPV6_ENABLED", environment, True)
     return Config(
         node=node,
         zds_socket=Path(environment.get("INPOD_UDS") or places.zds_socket),
@@ -91,7 +100,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         pod_name=environment.get("POD_NAME") or f"ztunnel-{node}",
         pod_namespace=environment.get("POD_NAMESPACE") or "istio-system",
         instance_ip=environment.get("INSTANCE_IP") or "1.1.1.1",
-        node_metadata=node_metadata(environment),
+        node_metadata=metadata,
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
         secret_ttl_s=max(int(_duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
         impersonates=_choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
@@ -105,6 +114,11 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         admin_port=_integer("ADMIN_PORT", environment, 15000, 0, 65535),
         metrics_port=_integer("STATS_PORT", environment, 15020, 0, 65535),
         readiness_port=_integer("READINESS_PORT", environment, 15021, 0, 65535),
+        dns_places=dns_places(metadata, ipv6),
+        cluster_domain=(environment.get("CLUSTER_DOMAIN") or "cluster.local").strip(".").lower(),
+        preferred_service_namespace=environment.get("PREFERED_SERVICE_NAMESPACE", ""),
+        ipv6=ipv6,
+        resolv_conf=environment.get("WEFT_RESOLV_CONF") or "/etc/resolv.conf",
         log_json=_choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
         log_level=environment.get("RUST_LOG") or "info",
     )

@@ -69,15 +69,22 @@ class Netns:
                 _log.warning("cannot keep the source address %s (nor others in this pod): %s", source, error)
         return sock
 
-    def _make(self, family: int, count: int, prepare: Callable[[socket.socket], None]) -> list[socket.socket]:
+    def make_socket_of(self, family: int, kind: int) -> socket.socket:
+        """See ztunnel.dns_upstream.Origin."""
+        return self._make(family, 1, None, kind)[0]
+
+    def _make(
+        self, family: int, count: int, prepare: Callable[[socket.socket], None] | None, kind: int = socket.SOCK_STREAM
+    ) -> list[socket.socket]:
         made: list[socket.socket] = []
         try:
             with entered(self.fd, self._home_fd):
                 for _ in range(count):  # each is in the list, to be closed, before the next can fail
-                    made += [socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)]
+                    made += [socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)]
             for sock in made:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
-                prepare(sock)
+                if prepare is not None:
+                    prepare(sock)
         except OSError:
             for sock in made:
                 sock.close()

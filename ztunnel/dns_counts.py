@@ -1,9 +1,15 @@
 """What a worker counts of DNS between two reports. Bounded: who asks for ever other names fills the last place only."""
 
-from ztunnel.channel import DNSCounts
+from typing import Literal
+
+from mesh.workload import Workload
+from ztunnel.channel import DNSCounts, QueryCounts, QueryLabels
+from ztunnel.dns_message import Question
 
 MAX_KEYS = 512
+Protocol = Literal["udp", "tcp"]
 _OTHERS = ("", "")
+_OTHER_QUERIES: QueryLabels = ("other", "", "", "")
 
 
 class Counts:
@@ -11,20 +17,27 @@ class Counts:
 
     def __init__(self) -> None:
         self._on_demand: dict[tuple[str, str], int] = {}
+        self._queries: dict[QueryLabels, QueryCounts] = {}
 
     def on_demand(self, hostname: str, source_uid: str) -> None:
         """A workload's hostname was looked up for a connection."""
-        _add(self._on_demand, (hostname, source_uid), _OTHERS)
+        key = (hostname, source_uid)
+        if key not in self._on_demand and len(self._on_demand) >= MAX_KEYS:
+            key = _OTHERS
+        self._on_demand[key] = self._on_demand.get(key, 0) + 1
+
+    def of(self, client: Workload | None, question: Question, protocol: Protocol) -> QueryCounts:
+        """Where a client's questions of one kind are counted, until they are taken."""
+        canonical = (client.canonical_name, client.canonical_revision) if client else ("", "")
+        key: QueryLabels = (question.type_name.lower(), protocol, *canonical)
+        if key not in self._queries and len(self._queries) >= MAX_KEYS:
+            key = _OTHER_QUERIES
+        return self._queries.setdefault(key, QueryCounts())
 
     def take(self) -> DNSCounts | None:
         """What was counted since the last time, if anything was."""
-        if not self._on_demand:
+        if not self._on_demand and not self._queries:
             return None
-        taken, self._on_demand = DNSCounts(self._on_demand), {}
+        taken = DNSCounts(self._on_demand, self._queries)
+        self._on_demand, self._queries = {}, {}
         return taken
-
-
-def _add(counts: dict[tuple[str, str], int], key: tuple[str, str], others: tuple[str, str]) -> None:
-    if key not in counts and len(counts) >= MAX_KEYS:
-        key = others
-    counts[key] = counts.get(key, 0) + 1

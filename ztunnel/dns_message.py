@@ -29,6 +29,8 @@ _MAX_READ = 256
 """Answers whose names are compared."""
 _header = struct.Struct("!6H")
 _fixed = struct.Struct("!HHIH")
+_TYPES = {1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 35: "NAPTR", 43: "DS"}
+_TYPES |= {48: "DNSKEY", 52: "TLSA", 64: "SVCB", 65: "HTTPS", 255: "ANY", 257: "CAA"}
 _SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_*")
 
 
@@ -48,6 +50,11 @@ class Question(NamedTuple):
     def name(self) -> str:
         """Lower case, without the last dot; empty for the root, and for names that no mesh has (odd bytes in labels)."""
         return _text(_labels(self.wire, 0)[0])
+
+    @property
+    def type_name(self) -> str:
+        """`A`; `other` for types that are rare, so that a metric's label has few values."""
+        return _TYPES.get(self.type, "other")
 
 
 class Wishes(NamedTuple):

@@ -1,8 +1,12 @@
 """Metrics of names that were resolved, under Istio's names and labels. Series are bounded."""
 
+from collections.abc import Iterable
+
 from mesh.inventory import Inventory
-from ztunnel.channel import DNSCounts
-from ztunnel.metrics import MAX_SERIES, UNKNOWN, Family, Labels, counter, workload_labels
+from ztunnel.channel import BUCKETS_S, DNSCounts, QueryCounts, QueryLabels
+from ztunnel.metrics import MAX_SERIES, UNKNOWN, Family, Labels, counter, histogram, workload_labels
+
+_NAMES = ("request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision")
 
 
 class DNSMetrics:
@@ -11,17 +15,59 @@ class DNSMetrics:
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
         self._on_demand: dict[Labels, int] = {}
+        self._queries: dict[Labels, QueryCounts] = {}
 
     def take(self, counts: DNSCounts) -> None:
         """Add what a worker counted."""
         for (hostname, source_uid), count in counts.on_demand.items():
             source = self._inventory.workload(source_uid)
             named = (*workload_labels("source", source, str(source.identity) if source else ""), ("hostname", hostname))
-            labels = tuple((name, value or UNKNOWN) for name, value in named)
+            labels = _known(named)
             if labels in self._on_demand or len(self._on_demand) < MAX_SERIES:
                 self._on_demand[labels] = self._on_demand.get(labels, 0) + count
+        for key, queries in counts.queries.items():
+            labels = _query_labels(key)
+            if labels in self._queries:
+                self._queries[labels].add(queries)
+            elif len(self._queries) < MAX_SERIES:
+                self._queries[labels] = queries
 
     def families(self) -> list[Family]:
         """All of them."""
-        text = "The total number of lookups of workloads that have a hostname and no address"
-        return [counter("istio_on_demand_dns", text, self._on_demand.items())]
+        forwarded = [(labels, counts) for labels, counts in self._queries.items() if counts.upstream_requests]
+        return [
+            counter(
+                "istio_on_demand_dns",
+                "The total number of lookups of workloads that have a hostname and no address",
+                self._on_demand.items(),
+            ),
+            counter(
+                "istio_dns_requests",
+                "The total number of names that pods asked for",
+                ((labels, counts.requests) for labels, counts in self._queries.items()),
+            ),
+            counter(
+                "istio_dns_upstream_requests",
+                "The total number of questions that went on to a nameserver",
+                ((labels, counts.upstream_requests) for labels, counts in forwarded),
+            ),
+            counter(
+                "istio_dns_upstream_failures",
+                "The total number of questions to which no nameserver had an answer",
+                ((labels, counts.upstream_failures) for labels, counts in forwarded if counts.upstream_failures),
+            ),
+            histogram(
+                "istio_dns_upstream_request_duration_seconds",
+                "How long nameservers took",
+                BUCKETS_S,
+                ((labels, counts.durations, counts.seconds) for labels, counts in forwarded),
+            ),
+        ]
+
+
+def _query_labels(key: QueryLabels) -> Labels:
+    return _known(zip(_NAMES, key, strict=True))
+
+
+def _known(named: Iterable[tuple[str, str]]) -> Labels:
+    return tuple((name, value or UNKNOWN) for name, value in named)

@@ -19,9 +19,10 @@ ACCESS = "access"
 class LogLevels:
     """The levels in force, and those of the start."""
 
-    def __init__(self, text: str, set_access: Callable[[Level], None]) -> None:
+    def __init__(self, text: str, set_access: Callable[[Level], None], on_change: Callable[[], None] = lambda: None) -> None:
         """Raises: ValueError for what is no level."""
         self._set_access = set_access
+        self._on_change = on_change
         self._first = self.text = text
         self._scopes: set[str] = set()
         self.set(text)
@@ -50,6 +51,7 @@ class LogLevels:
                 self._scopes.add(scope)
                 logging.getLogger(scope).setLevel(level)
         self.text = text
+        self._on_change()
 
     def reset(self) -> None:
         """Go back to the levels of the start."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ztunnel.rota import Continued, Rota
 
-IN, OUT, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR
+IN, OUT, ERROR, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 _EXCLUSIVE = select.EPOLLEXCLUSIVE
 _LONGEST_WAIT_S = 60.0
 OVERTIME_S = 0.001

@@ -4,7 +4,8 @@ Written by hand because Istio's label order is part of what is promised, and bec
 Series are bounded; those that find no room are counted under `weft_metrics_overflow_total` and otherwise lost.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from mesh.workload import Workload
@@ -15,7 +16,7 @@ MAX_SERIES = 20_000
 UNKNOWN = "unknown"
 _REPORTERS: dict[Direction, str] = {"outbound": "source", "inbound": "destination"}
 Labels = tuple[tuple[str, str], ...]
-Kind = Literal["counter", "gauge", "info"]
+Kind = Literal["counter", "gauge", "histogram", "info"]
 
 
 class Sample(NamedTuple):
@@ -23,6 +24,8 @@ class Sample(NamedTuple):
 
     labels: Labels
     value: float
+    suffix: str = ""
+    """What follows the family's name in a histogram."""
 
 
 class Family(NamedTuple):
@@ -42,6 +45,17 @@ def gauge(name: str, text: str, value: float, **labels: str) -> Family:
 def counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Family:
     """A family of counts."""
     return Family(name, "counter", text, [Sample(labels, value) for labels, value in values])
+
+
+def histogram(name: str, text: str, bounds: Sequence[float], values: Iterable[tuple[Labels, Sequence[int], float]]) -> Family:
+    """A family of (labels, counts within each bound but not the one before and beyond all, sum)."""
+    samples = []
+    for labels, counts, total in values:
+        below = list(accumulate(counts))
+        for bound, count in zip((*map(str, bounds), "+Inf"), below, strict=True):
+            samples.append(Sample((*labels, ("le", bound)), count, "_bucket"))
+        samples += [Sample(labels, below[-1], "_count"), Sample(labels, total, "_sum")]
+    return Family(name, "histogram", text, samples)
 
 
 def workload_labels(prefix: str, workload: Workload | None, principal: str) -> Iterator[tuple[str, str]]:
@@ -165,10 +179,12 @@ def render(families: Iterable[Family]) -> bytes:
     for family in families:
         lines += [f"# HELP {family.name} {family.help}.", f"# TYPE {family.name} {family.kind}"]
         suffix = {"counter": "_total", "info": "_info"}.get(family.kind, "")
-        for labels, value in family.samples:
+        for labels, value, own in family.samples:
             text = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
             number = int(value) if float(value).is_integer() else value
-            lines.append(f"{family.name}{suffix}{{{text}}} {number}" if text else f"{family.name}{suffix} {number}")
+            lines.append(
+                f"{family.name}{own or suffix}{{{text}}} {number}" if text else f"{family.name}{own or suffix} {number}"
+            )
     lines.append("# EOF\n")
     return "\n".join(lines).encode()
 

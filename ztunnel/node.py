@@ -15,6 +15,7 @@ from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.handshakes import Handshakes
 from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.loop import Deadlines, Loop
+from ztunnel.names import Zone
 from ztunnel.nameservers import Nameservers
 from ztunnel.resolver import Resolver
 from ztunnel.revocation import Revocations
@@ -26,6 +27,8 @@ MAX_INBOUND_TUNNELS = 4096
 MAX_CONNECTIONS = 32768
 _RESERVED_FDS = 256
 _NEXT_TURN_S = 0.001
+DNS_IDLE_S = 5.0
+"""How long a TCP client of DNS may say nothing."""
 
 
 def raise_fd_limit() -> int:
@@ -59,6 +62,11 @@ class Node:
         self.workload_waits = Deadlines(config.workload_timeout_s)
         self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
         self.dns_counts = Counts()
+        self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6)
+        self.dns_idle = Deadlines(DNS_IDLE_S)
+        """TCP clients of DNS."""
+        self.dns_refused = 0
+        """Questions beyond a bound."""
         self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
         self.tunnels: dict[Tunnel, None] = {}
         self.inbound_tunnels: dict[Tunnel, None] = {}
@@ -148,6 +156,7 @@ class Node:
             self.workload_waits,
             self.vault.deadlines,
             self.dns_upstream.deadlines,
+            self.dns_idle,
         ):
             deadlines.expire(now)
         for tunnel in list(self.tunnels):
@@ -166,5 +175,6 @@ class Node:
             "certificates": len(self.vault),
             "refused_connections": self.refused,
             "dns_questions": len(self.dns_upstream.under_way),
-            "refused_lookups": self.resolver.refused,
+            "dns_clients": len(self.dns_idle),
+            "refused_lookups": self.resolver.refused + self.dns_refused,
         }

@@ -49,6 +49,7 @@ def node_families(proxy: Measured, lines_lost: int) -> list[Family]:
         gauge("weft_zds_connected", "Whether the agent is connected", proxy.zds.connected),
         gauge("workload_manager_active_proxy_count", "Pods that are served", len(list(proxy.pods.running()))),
         gauge("workload_manager_pending_proxy_count", "Pods that could not be started yet", len(proxy.zds.pending)),
+        gauge("weft_pods_without_dns", "Pods whose DNS is not served on all addresses", len(proxy.pods.dns_troubles())),
         counter("workload_manager_proxies_started", "Pods started", [((), proxy.pods.started)]),
         counter("workload_manager_proxies_stopped", "Pods stopped", [((), proxy.pods.stopped)]),
         gauge("weft_workers", "Data workers that run", len(proxy.workers.alive)),

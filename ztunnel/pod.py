@@ -26,6 +26,16 @@ class Closable(Protocol):
         """Stop listening."""
 
 
+class DNS(Protocol):
+    """Answers the pod's questions for names."""
+
+    def drain(self) -> None:
+        """Take no more questions."""
+
+    def close(self) -> None:
+        """End everything now."""
+
+
 class Pod:
     """One pod; owns its namespace descriptor, listeners, tunnels and connections."""
 
@@ -40,6 +50,7 @@ class Pod:
         """The application sees the client's own address."""
         self.pool = Pool(node, self.netns)
         self.listeners: list[Closable] = []
+        self.dns: DNS | None = None
         self.tunnels: dict[Tunnel, None] = {}
         self.connections: dict[Tracked, None] = {}
         self.guests: dict[Guest, None] = {}
@@ -70,6 +81,8 @@ class Pod:
     def drain(self) -> None:
         """Let what is open finish, and take nothing new."""
         self.stop_listening()
+        if self.dns is not None:
+            self.dns.drain()
         for tunnel in list(self.tunnels):
             tunnel.drain()
         self.pool.drain()
@@ -77,6 +90,8 @@ class Pod:
     def close(self) -> None:
         """End everything now; peers hear GOAWAY first."""
         self.stop_listening()
+        if self.dns is not None:
+            self.dns.close()
         for guest in list(self.guests):
             guest.turn_away("-", DRAINED)
         self.pool.close(DRAINED)

@@ -1,5 +1,6 @@
-"""The three listening sockets of a pod, made inside its network namespace and kept here, so that every worker shares them.
+"""The sockets of a pod, made inside its network namespace and kept here, so that every worker shares them.
 
+Three listen for connections, the others are its DNS.
 They outlive any worker: one that dies loses no listener, and its successor gets the same ones. `listen` is called once per
 socket, because that is the moment in which the kernel side of the redirect learns of them.
 """
@@ -7,10 +8,12 @@ socket, because that is the moment in which the kernel side of the redirect lear
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wire.netns import entered
+from ztunnel.dns_sockets import open_dns_sockets
 
 OUTBOUND, INBOUND, HBONE = 15001, 15006, 15008
 _BACKLOG = 1024
@@ -43,20 +46,23 @@ class PodSockets:
     outbound: socket.socket
     inbound: socket.socket
     hbone: socket.socket
+    dns: list[socket.socket] = field(default_factory=list)
+    dns_trouble: str = ""
+    """Why its DNS is not served, or not on all addresses."""
 
     def fds(self) -> list[int]:
         """In the order of the channel's AddPod."""
-        return [self.netns_fd, self.outbound.fileno(), self.inbound.fileno(), self.hbone.fileno()]
+        return [self.netns_fd, *(sock.fileno() for sock in (self.outbound, self.inbound, self.hbone, *self.dns))]
 
     def close(self) -> None:
         """Close all; connections that a worker accepted go on."""
-        for listener in (self.outbound, self.inbound, self.hbone):
+        for listener in (self.outbound, self.inbound, self.hbone, *self.dns):
             listener.close()
         with suppress(OSError):
             os.close(self.netns_fd)
 
 
-def open_pod_sockets(netns_fd: int, home_fd: int, mark: int) -> PodSockets:
+def open_pod_sockets(netns_fd: int, home_fd: int, mark: int, dns_places: Sequence[tuple[str, int]] = ()) -> PodSockets:
     """Listen on 15008, 15006 and 15001 inside a namespace, on all its addresses, both families where it has both.
 
     The caller keeps `netns_fd`. Raises: BindError, and nothing stays open; OSError when the namespace cannot be entered.
@@ -66,7 +72,8 @@ def open_pod_sockets(netns_fd: int, home_fd: int, mark: int) -> PodSockets:
         with entered(netns_fd, home_fd):
             for port in (HBONE, INBOUND, OUTBOUND):
                 opened[port] = _listen(port, mark)
-        return PodSockets(os.dup(netns_fd), opened[OUTBOUND], opened[INBOUND], opened[HBONE])
+            dns, trouble = open_dns_sockets(dns_places, mark)
+        return PodSockets(os.dup(netns_fd), opened[OUTBOUND], opened[INBOUND], opened[HBONE], dns, trouble)
     except BaseException:
         for listener in opened.values():
             listener.close()

@@ -1,7 +1,7 @@
 """The pods that this node's proxy serves: their listeners, and the workers' consent."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from wire.netns import netns_id
 from ztunnel.channel import AddPod, RemovePod
@@ -22,6 +22,7 @@ class Pods:
         mark: int,
         on_change: Callable[[], None],
         on_complete: Callable[[], None],
+        dns_places: Sequence[tuple[str, int]] = (),
     ) -> None:
         """`on_change` hears when a pod came or went, `on_complete` when the agent has named all pods."""
         self._workers = workers
@@ -29,6 +30,7 @@ class Pods:
         self._mark = mark
         self._on_change = on_change
         self._on_complete = on_complete
+        self._dns_places = dns_places
         self._pods: dict[str, tuple[PodInfo, PodSockets]] = {}
         self.started = 0
         self.stopped = 0
@@ -46,6 +48,10 @@ class Pods:
         """All pods that are served."""
         return [info for info, _ in self._pods.values()]
 
+    def dns_troubles(self) -> dict[str, str]:
+        """What is wrong with the DNS of pods that are served, by uid."""
+        return {uid: sockets.dns_trouble for uid, (_, sockets) in self._pods.items() if sockets.dns_trouble}
+
     def serves(self, uid: str, netns: tuple[int, int]) -> bool:
         """Whether a pod is served in just this namespace."""
         return uid in self._pods and netns_id(self._pods[uid][1].netns_fd) == netns
@@ -53,9 +59,14 @@ class Pods:
     async def start(self, pod: PodInfo, netns_fd: int) -> None:
         """Open a pod's listeners and have every worker serve them; the caller keeps the descriptor. Raises: StartError."""
         try:
-            sockets = open_pod_sockets(netns_fd, self._home_fd, self._mark)
+            sockets = open_pod_sockets(netns_fd, self._home_fd, self._mark, self._dns_places)
         except (BindError, OSError) as error:
             raise StartError(str(error)) from error
+        if sockets.dns_trouble:
+            _log.error(
+                "pod %s/%s is served without DNS on %s: free the port in the pod and restart it, or set DNS_PROXY_ADDR",
+                *(pod.namespace, pod.name, sockets.dns_trouble),
+            )
         self._pods[pod.uid] = (pod, sockets)
         self._on_change()
         refusal = await self._workers.add_pod(_add_pod(pod), pod.uid, sockets.fds())

@@ -24,7 +24,15 @@ from ztunnel import config_dump
 from ztunnel.access_log import Level
 from ztunnel.admin import Admin
 from ztunnel.ca import CertificateClient
-from ztunnel.channel import Configure, ConnectionRecord, FromWorker, NeedCertificate, UpdateInventory, UpdatePolicies
+from ztunnel.channel import (
+    Configure,
+    ConnectionRecord,
+    FromWorker,
+    LogQueries,
+    NeedCertificate,
+    UpdateInventory,
+    UpdatePolicies,
+)
 from ztunnel.config import Config
 from ztunnel.crl_file import CrlFile
 from ztunnel.flow_feed import FlowFeed
@@ -56,7 +64,9 @@ class Supervisor:
         self.view = MeshView(self._cache, self._mesh_changed)
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc)
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
-        self.pods = Pods(self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete)
+        self.pods = Pods(
+            self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete, config.dns_places
+        )
         self._ca = CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
         keys = KeyStore(config.installation, config.node, config.ca.token if isinstance(config.ca.token, Path) else None)
         self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
@@ -67,7 +77,7 @@ class Supervisor:
             config.node, config.network, self.view.inventory, self.flows, self._output.write, self.pods.pod
         )
         self._telemetry.as_json = config.log_json
-        self.log_levels = LogLevels(config.log_level, self._set_access_level)
+        self.log_levels = LogLevels(config.log_level, self._set_access_level, self._log_levels_changed)
         retained = self.view.restore()
         self.xds = XdsClient(config.xds, _node_metadata(config), TYPE_URLS, self.view.take, retained) if config.xds else None
         self._admin = Admin(self)
@@ -75,6 +85,9 @@ class Supervisor:
 
     def _set_access_level(self, level: Level) -> None:
         self._telemetry.level = level
+
+    def _log_levels_changed(self) -> None:
+        self.workers.broadcast(_log_queries())
 
     # --- what workers are told
 
@@ -91,12 +104,16 @@ class Supervisor:
                 config.localhost_app_tunnel,
                 config.packet_mark,
                 tls12=config.tls12,
+                resolv_conf=config.resolv_conf,
+                cluster_domain=config.cluster_domain,
+                preferred_service_namespace=config.preferred_service_namespace,
+                ipv6=config.ipv6,
             ),
             (),
         )
         if self._crl is not None:
             yield self._crl.statement(), ()
-        for message in (*self.view.statements(), *self._issuer.statements()):
+        for message in (_log_queries(), *self.view.statements(), *self._issuer.statements()):
             yield message, ()
         yield from self.pods.statements()
 
@@ -237,6 +254,10 @@ class Supervisor:
             _log.warning("second signal: ending at once")
             os._exit(128 + number)  # the workers follow when their channel closes
         self._end.set()
+
+
+def _log_queries() -> LogQueries:
+    return LogQueries(logging.getLogger("dns").isEnabledFor(logging.DEBUG))
 
 
 def _node_metadata(config: Config) -> NodeMetadata:

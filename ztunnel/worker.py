@@ -23,6 +23,7 @@ from ztunnel.channel import (
     Configure,
     Connections,
     ForgetCertificate,
+    LogQueries,
     PodAdded,
     QueryConnections,
     RemovePod,
@@ -33,6 +34,7 @@ from ztunnel.channel import (
     UpdatePolicies,
     WorkerStatus,
 )
+from ztunnel.dns_service import DNSService
 from ztunnel.inbound import accept_hbone, accept_plain
 from ztunnel.link import Link
 from ztunnel.listener import Listener
@@ -67,6 +69,7 @@ class Worker:
             CertificateFailed: lambda node, message, _: node.vault.failed(message),
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
             SetRevoked: lambda node, message, _: node.revocations.set(message.revoked, node.tunnels),
+            LogQueries: _log_queries,
             QueryConnections: lambda node, message, _: node.emit(Connections(message.number, node.ledger.records())),
             Shutdown: self._shut_down,
         }
@@ -87,24 +90,28 @@ class Worker:
     # --- pods
 
     def _add_pod(self, node: Node, message: AddPod, fds: list[int]) -> None:
-        if len(fds) != 1 + len(_ACCEPTS):
+        first_dns = 1 + len(_ACCEPTS)
+        if len(fds) < first_dns:
             _close_all(fds)
-            self._link.emit(PodAdded(message.uid, f"expected {1 + len(_ACCEPTS)} descriptors, got {len(fds)}"))
+            self._link.emit(PodAdded(message.uid, f"expected {first_dns} descriptors or more, got {len(fds)}"))
             return
         old = self._pods.pop(message.uid, None)
         if old is not None:
             old.close()
         pod = Pod(node, message, fds[0])
         error = ""
-        for place, (fd, accept) in enumerate(zip(fds[1:], _ACCEPTS, strict=True), 1):
-            try:
-                pod.listeners.append(Listener(pod, fd, accept))
-            except OSError as failure:
-                error = str(failure)
-                _close_all(fds[place + 1 :])
-                pod.close()
-                break
-        if not error:
+        left = fds[1:]
+        try:
+            for accept in _ACCEPTS:
+                pod.listeners.append(Listener(pod, left.pop(0), accept))
+            services, left = left, []
+            if services:
+                pod.dns = DNSService(pod, services)
+        except OSError as failure:
+            error = str(failure)
+            _close_all(left)
+            pod.close()
+        else:
             self._pods[message.uid] = pod
         self._link.emit(PodAdded(message.uid, error))
 
@@ -166,6 +173,10 @@ class Worker:
         for pod in self._pods.values():
             pod.close()
         self._link.finish(1.0)
+
+
+def _log_queries(_node: Node, message: LogQueries, _fds: list[int]) -> None:
+    logging.getLogger("dns").setLevel(logging.DEBUG if message.on else logging.INFO)
 
 
 def _policies_of(workload: Workload | None) -> tuple[str, ...]:

@@ -69,7 +69,8 @@ def levels() -> Iterator[list[Level]]:
 
 
 def test_log_levels(levels: list[Level]) -> None:
-    log_levels = LogLevels("info", levels.append)
+    changes: list[int] = []
+    log_levels = LogLevels("info", levels.append, lambda: changes.append(logging.getLogger().level))
     log_levels.set("warn,access=debug,wire.xds:error")
     assert logging.getLogger().level == logging.WARNING and levels[-1] is Level.DEBUG
     assert logging.getLogger("wire.xds").level == logging.ERROR and log_levels.text == "warn,access=debug,wire.xds:error"
@@ -79,6 +80,7 @@ def test_log_levels(levels: list[Level]) -> None:
     assert logging.getLogger().level == logging.WARNING
     log_levels.reset()
     assert logging.getLogger().level == logging.INFO and levels[-1] is Level.INFO
+    assert changes == [logging.INFO, logging.WARNING, logging.INFO]
     assert logging.getLogger("wire.xds").level == logging.NOTSET
 
 

@@ -34,6 +34,29 @@ def test_a_node_name_fills_all() -> None:
     assert (config.workers, config.secret_ttl_s, config.drain_s, config.packet_mark) == (4, 86_400, 5.0, 0x539)
 
 
+def test_dns_is_served_on_both_loopbacks_unless_it_is_turned_off() -> None:
+    both = [("127.0.0.1", 15053), ("::1", 15053)]
+    for environment, expected in [
+        ({}, both),
+        ({"ISTIO_META_DNS_CAPTURE": "true"}, both),
+        ({"ISTIO_META_DNS_CAPTURE": "false"}, []),
+        ({"ISTIO_META_DNS_CAPTURE": ""}, []),
+        ({"IPV6_ENABLED": "false"}, both[:1]),
+        ({"ISTIO_META_DNS_PROXY_ADDR": "localhost:53"}, [("127.0.0.1", 53), ("::1", 53)]),
+        ({"ISTIO_META_DNS_PROXY_ADDR": "[::1]:5353"}, [("::1", 5353)]),
+        ({"ISTIO_META_DNS_PROXY_ADDR": "127.0.0.9:53", "IPV6_ENABLED": "false"}, [("127.0.0.9", 53)]),
+    ]:
+        config = read(**environment)
+        assert list(config.dns_places) == expected
+    for wrong in ("not-an-address", "127.0.0.1", "127.0.0.1:0", ":53", "localhost:x", "::1"):
+        with pytest.raises(ValueError, match=r"DNS_PROXY_ADDR='.*': not an address: write localhost:15053"):
+            read(ISTIO_META_DNS_PROXY_ADDR=wrong)
+    assert dump_config(read())["dnsPlaces"]
+    config = read(CLUSTER_DOMAIN="Example.Org.", PREFERED_SERVICE_NAMESPACE="shared", WEFT_RESOLV_CONF="/r")
+    assert (config.cluster_domain, config.preferred_service_namespace) == ("example.org", "shared")
+    assert config.resolv_conf == "/r" and read().resolv_conf == "/etc/resolv.conf" and config.ipv6
+
+
 def test_the_variables_of_istios_ztunnel_win() -> None:
     config = read(
         "--control 10.0.0.1",

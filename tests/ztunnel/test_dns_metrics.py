@@ -1,12 +1,14 @@
 """DNS in the metrics: Istio's names and labels, bounded."""
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from mesh.inventory import Inventory
 from mesh.workload import Workload
 from ztunnel import dns_counts, dns_metrics, metrics
-from ztunnel.channel import DNSCounts
+from ztunnel.channel import DNSCounts, QueryCounts
 from ztunnel.dns_counts import Counts
+from ztunnel.dns_message import question_for
 from ztunnel.dns_metrics import DNSMetrics
 
 pytestmark = pytest.mark.unit
@@ -35,6 +37,38 @@ def test_lookups_on_demand_have_istios_labels(made: DNSMetrics) -> None:
         'source_cluster="Kubernetes",hostname="db.example"} 5'
     ) in lines(made)
     assert sum(line.startswith("istio_on_demand_dns_total") for line in lines(made)) == 2
+
+
+def test_queries_have_istios_labels_and_buckets(made: DNSMetrics) -> None:
+    counts = Counts()
+    for seconds in (0.0003, 0.05, 0.05, 9.0):
+        query = counts.of(CLIENT, question_for("x", 1), "udp")
+        query.requests += 1
+        query.upstream_requests += 1
+        query.took(seconds)
+    counts.of(None, question_for("x", 28), "tcp").requests += 1
+    counts.of(CLIENT, question_for("x", 4711), "udp").requests += 1
+    for _ in range(2):
+        taken = counts.take()
+        if taken is not None:
+            made.take(taken)
+    made.take(DNSCounts({}, {("a", "udp", "canon", "rev7"): QueryCounts(requests=12)}))
+    labels = 'request_query_type="a",request_protocol="udp",source_canonical_service="canon",source_canonical_revision="rev7"'
+    shown = lines(made)
+    assert f"istio_dns_requests_total{{{labels}}} 16" in shown, "as recorded from Istio's"
+    assert f"istio_dns_upstream_requests_total{{{labels}}} 4" in shown
+    assert not [line for line in shown if line.startswith("istio_dns_upstream_failures_total")]
+    name = "istio_dns_upstream_request_duration_seconds"
+    buckets = {"0.0005": 1, "0.001": 1, "0.01": 1, "0.1": 3, "1.0": 3, "5.0": 3, "+Inf": 4}
+    for bound, count in buckets.items():
+        assert f'{name}_bucket{{{labels},le="{bound}"}} {count}' in shown
+    assert f"{name}_count{{{labels}}} 4" in shown and f"{name}_sum{{{labels}}} 9.1003" in shown
+    assert (
+        'istio_dns_requests_total{request_query_type="aaaa",request_protocol="tcp",source_canonical_service="unknown",'
+        'source_canonical_revision="unknown"} 1'
+    ) in shown
+    assert any('request_query_type="other"' in line for line in shown)
+    assert {"istio_dns_requests", name} <= {family.name for family in text_string_to_metric_families("\n".join(shown) + "\n")}
 
 
 def test_names_without_end_fill_a_bounded_table(made: DNSMetrics, monkeypatch: pytest.MonkeyPatch) -> None:

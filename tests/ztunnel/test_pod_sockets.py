@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from wire.netns import entered, open_home
+from ztunnel.dns_config import dns_places
 from ztunnel.pod_sockets import HBONE, INBOUND, OUTBOUND, BindError, open_pod_sockets
 
 pytestmark = pytest.mark.kernel
+
+DNS = dns_places({}, ipv6=True)
 
 
 @pytest.fixture
@@ -73,6 +76,38 @@ def test_a_taken_port_is_named_and_nothing_stays_open(fds: tuple[int, int]) -> N
     assert len(os.listdir("/proc/self/fd")) == before - 1
     with pytest.raises(ConnectionRefusedError):
         connect(fds, "127.0.0.1", HBONE)
+
+
+def test_dns_listens_on_both_loopbacks_over_both_protocols_marked(fds: tuple[int, int]) -> None:
+    sockets = open_pod_sockets(*fds, 0x539, DNS)
+    places = [(sock.type, sock.getsockname()[:2]) for sock in sockets.dns]
+    kinds = (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+    assert places == [(kind, (address, 15053)) for address in ("127.0.0.1", "::1") for kind in kinds]
+    assert all(sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539 for sock in sockets.dns)
+    assert len(set(sockets.fds())) == 8 and not sockets.dns_trouble
+    successor = open_pod_sockets(*fds, 0x539, DNS)
+    assert not successor.dns_trouble, "a successor listens beside its predecessor"
+    for opened in (sockets, successor):
+        opened.close()
+
+
+def test_without_ipv6_on_the_loopback_dns_is_served_over_ipv4(netns: str, fds: tuple[int, int]) -> None:
+    subprocess.run(["ip", "netns", "exec", netns, "sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=1"], check=True)
+    sockets = open_pod_sockets(*fds, 0x539, DNS)
+    assert [sock.getsockname()[0] for sock in sockets.dns] == ["127.0.0.1"] * 2 and not sockets.dns_trouble
+    sockets.close()
+
+
+def test_a_pod_whose_dns_port_is_taken_is_served_without_and_it_is_told(fds: tuple[int, int]) -> None:
+    with entered(*fds):
+        taken = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        taken.bind(("::", 15053))
+    with taken:
+        sockets = open_pod_sockets(*fds, 0x539, DNS)
+    assert sockets.dns == [] and len(sockets.fds()) == 4
+    assert sockets.dns_trouble == "127.0.0.1:15053: Address already in use; [::1]:15053: Address already in use"
+    connect(fds, "127.0.0.1", HBONE)
+    sockets.close()
 
 
 def test_what_is_no_namespace_is_refused(fds: tuple[int, int], tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from ztunnel.channel import (
     SetCertificate,
     UpdateInventory,
 )
+from ztunnel.dns_config import dns_places
 from ztunnel.framing import FrameReader, FrameWriter, receive
 from ztunnel.openssl_conf import openssl_conf
 from ztunnel.pod_sockets import open_pod_sockets
@@ -126,16 +127,20 @@ class Authority:
 class WorkerProcess:
     """A worker, seen from its supervisor."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path | None = None) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         conf = keep_in_memory("openssl.cnf", openssl_conf(ssl.OPENSSL_VERSION_INFO, pqc=False))
         environment = os.environ | {"OPENSSL_CONF": f"/proc/self/fd/{conf}"}
+        stderr = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ztunnel.worker", "--channel", str(theirs.fileno())],
             pass_fds=[theirs.fileno(), conf],
             cwd=ROOT,
             env=environment,
+            stderr=stderr,
         )
+        if stderr is not None:
+            os.close(stderr)
         theirs.close()
         os.close(conf)
         self._reader, self._writer = FrameReader(), FrameWriter()
@@ -230,6 +235,9 @@ class PodWorld:
         self.fd = os.open(f"/run/netns/{self.netns}", os.O_RDONLY | os.O_CLOEXEC)
         self.worker: WorkerProcess
         self.sockets: list[socket.socket] = []
+        self.resolv_conf = "/dev/null"
+        self.log: Path | None = None
+        """Where its worker writes its log; None: where the test does."""
 
     def wire_up(self, device: str, redirect: bool = True) -> None:
         run("ip", "-n", self.netns, "link", "set", "lo", "up")
@@ -245,15 +253,16 @@ class PodWorld:
 
     def start(self, workloads: list[Workload | Service], certificates: list[SetCertificate]) -> None:
         """Start the worker and give it this pod."""
-        self.worker = WorkerProcess()
-        self.worker.tell(Configure(f"node-{self.name}", "", "Kubernetes", "cluster.local", 0))
+        self.worker = WorkerProcess(self.log)
+        self.worker.tell(Configure(f"node-{self.name}", "", "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf))
         self.worker.tell(UpdateInventory(workloads, []))
         for certificate in certificates:
             self.worker.tell(certificate)
         self.add_pod()
 
     def add_pod(self) -> None:
-        sockets = open_pod_sockets(self.fd, self.home_fd, mark=0x539)
+        sockets = open_pod_sockets(self.fd, self.home_fd, 0x539, dns_places({}, ipv6=True))
+        assert not sockets.dns_trouble
         self.worker.tell(AddPod(self.name, "shop", self.name, self.name), sockets.fds())
         sockets.close()
         assert self.worker.wait_for(PodAdded).error == ""

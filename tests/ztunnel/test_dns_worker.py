@@ -1,0 +1,101 @@
+"""DNS of a pod whose worker is real: answered inside the pod, forwarded from inside the pod, counted, logged when asked."""
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dns.message
+import dns.rcode
+import pytest
+
+from tests.ztunnel.nameserver import Nameserver, zone
+from tests.ztunnel.world import VIP, PodWorld, World, world
+from wire.netns import entered
+from ztunnel.channel import DNSCounts, LogQueries, RemovePod, UpdateInventory
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dns")
+
+
+@pytest.fixture(scope="module")
+def mesh(folder: Path) -> Iterator[World]:
+    with world("dns") as made:
+        (folder / "resolv.conf").write_text(f"nameserver {made.server.address}\n")
+        made.client.log = folder / "log"
+        made.client.resolv_conf = str(folder / "resolv.conf")
+        made.start()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(mesh: World) -> Iterator[Nameserver]:
+    with entered(mesh.server.fd, mesh.home_fd):
+        made = Nameserver(zone({"www.example.": ["60 A 192.0.2.1"]}), mesh.server.address, 53)
+    yield made
+    made.close()
+
+
+def ask(pod: PodWorld, name: str, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> dns.message.Message:
+    """What a resolver in the pod would do."""
+    query = dns.message.make_query(name, "A")
+    wire = query.to_wire()
+    with entered(pod.fd, pod.home_fd):
+        sock = socket.socket(family, kind)
+    with sock:
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1" if family == socket.AF_INET else "::1", 15053))
+        if kind == socket.SOCK_DGRAM:
+            sock.send(wire)
+            return dns.message.from_wire(sock.recv(65536))
+        sock.sendall(struct.pack("!H", len(wire)) + wire)
+        size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
+        return dns.message.from_wire(sock.recv(size, socket.MSG_WAITALL))
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_pod_is_answered_on_its_loopback(mesh: World, family: int, kind: int) -> None:
+    answer = ask(mesh.client, "web.shop.", family, kind)
+    assert answer.answer[0].to_text() == f"web.shop. 30 IN A {VIP}"
+
+
+def test_other_names_are_asked_of_the_nameserver_from_inside_the_pod(mesh: World, server: Nameserver) -> None:
+    assert ask(mesh.client, "www.example.").answer[0].to_text() == "www.example. 60 IN A 192.0.2.1"
+    assert ask(mesh.client, "absent.example.").rcode() == dns.rcode.NXDOMAIN
+    assert {address for address, _ in server.sources} == {mesh.client.address}
+
+
+def test_what_was_asked_is_counted_once_a_second(mesh: World) -> None:
+    mesh.client.worker.listen(0.1)
+    mesh.client.worker.wait_for(DNSCounts)
+    ask(mesh.client, "web.")
+    counts = mesh.client.worker.wait_for(DNSCounts)
+    assert counts.queries["a", "udp", "client", "v1"].requests == 1
+
+
+def test_queries_are_logged_only_when_asked_for(mesh: World, folder: Path) -> None:
+    ask(mesh.client, "quiet.shop.svc.cluster.local.")
+    mesh.client.worker.tell(LogQueries(on=True))
+    mesh.client.worker.tell(UpdateInventory([], []))
+    line = 'src.workload="client" src.namespace="shop" query=A domain="web.shop" result="success" endpoints=1\n'
+    until = time.monotonic() + 20
+    while line not in (said := (folder / "log").read_text()):
+        assert time.monotonic() < until, said
+        ask(mesh.client, "web.shop.")
+    mesh.client.worker.tell(LogQueries(on=False))
+    assert "quiet" not in said
+
+
+def test_a_pod_that_goes_takes_its_dns_with_it_and_comes_back(mesh: World) -> None:
+    mesh.client.worker.tell(RemovePod(mesh.client.name))
+    with pytest.raises((ConnectionRefusedError, TimeoutError, ConnectionResetError)):
+        while True:
+            ask(mesh.client, "web.")
+    mesh.client.add_pod()
+    assert ask(mesh.client, "web.").answer

@@ -1,0 +1,64 @@
+"""The sockets of a pod's DNS proxy: UDP and TCP on its loopback addresses.
+
+A pod whose port is taken is served all the same, without DNS: its connections do not depend on it, and one pod's oddity must
+not keep a node from being ready (which is what happens to Istio's ztunnel).
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+
+_BACKLOG = 128
+_IPV6_OFF = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
+
+
+def open_dns_sockets(places: Sequence[tuple[str, int]], mark: int) -> tuple[list[socket.socket], str]:
+    """Open what can be opened in the calling thread's namespace; returns also what is wrong, in words, or nothing.
+
+    IPv6 addresses are passed over where the namespace has no IPv6 on its loopback.
+    """
+    opened: list[socket.socket] = []
+    trouble = []
+    for address, port in places:
+        if address == "::1" and _has_no_ipv6():
+            continue
+        here: list[socket.socket] = []
+        try:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                here.append(_open(address, port, kind, mark))  # noqa: PERF401  what is open is closed when the next fails
+        except OSError as error:
+            for sock in here:
+                sock.close()
+            where = f"[{address}]" if ":" in address else address
+            trouble.append(f"{where}:{port}: {os.strerror(error.errno or 0)}")
+        else:
+            opened += here
+    return opened, "; ".join(trouble)
+
+
+def _has_no_ipv6() -> bool:
+    try:
+        with open(_IPV6_OFF, encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except FileNotFoundError:  # the kernel has none
+        return True
+
+
+def _open(address: str, port: int, kind: int, mark: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with suppress(PermissionError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        # A successor binds beside its predecessor that drains.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
