@@ -4,21 +4,23 @@ Source: facts of Istio's ztunnel, section 5.2. Chance is an argument, and what a
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from mesh.inventory import Endpoint
 from mesh.workload import BalancingMode, GatewayAddress, Scope, Service, Workload
 
+Role = Literal["destination", "waypoint", "network gateway"]
+"""As what an endpoint is looked for."""
 _Option = TypeVar("_Option")
 NOBODY: frozenset[str] = frozenset()
 
 
-def target_port(service: Service, endpoint: Endpoint, port: int, for_waypoint: bool = False) -> int | None:
+def target_port(service: Service, endpoint: Endpoint, port: int, role: Role = "destination") -> int | None:
     """The port of an endpoint behind a service's port; None when the service has no such port, or a name without a number.
 
     A waypoint with an application tunnel takes any port: nobody wrote down a port that no user dials.
     """
-    tunnel = endpoint.workload.application_tunnel if for_waypoint else None
+    tunnel = endpoint.workload.application_tunnel if role == "waypoint" else None
     listed = service.ports.get(port)
     if listed is None and tunnel is None:
         return None
@@ -28,12 +30,12 @@ def target_port(service: Service, endpoint: Endpoint, port: int, for_waypoint: b
     return port if tunnel and tunnel.port else None
 
 
-def reachable(workload: Workload, client: Workload) -> bool:
+def reachable(workload: Workload, client: Workload, role: Role = "destination") -> bool:
     """Whether a client has a way to a workload: an address or a name on its own network, a gateway to another.
 
-    A workload of the client's own network names a gateway too, which is for others.
+    A workload of the client's own network names a gateway too, which is for others. Gateways are reached from all networks.
     """
-    if workload.network == client.network:
+    if workload.network == client.network or role == "network gateway":
         return bool(workload.addresses or workload.hostname)
     return workload.network_gateway is not None
 
@@ -44,7 +46,7 @@ def eligible(
     client: Workload,
     port: int,
     avoid: frozenset[str] = NOBODY,
-    for_waypoint: bool = False,
+    role: Role = "destination",
 ) -> list[Endpoint]:
     """Those that may be chosen: healthy or wanted all the same, reachable, with the port, of some capacity, not to avoid."""
     return [
@@ -53,8 +55,8 @@ def eligible(
         if (endpoint.workload.healthy or service.allow_unhealthy)
         and endpoint.workload.capacity > 0
         and endpoint.workload.uid not in avoid
-        and reachable(endpoint.workload, client)
-        and target_port(service, endpoint, port, for_waypoint) is not None
+        and reachable(endpoint.workload, client, role)
+        and target_port(service, endpoint, port, role) is not None
     ]
 
 

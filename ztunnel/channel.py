@@ -24,7 +24,9 @@ MAX_FRAME_BYTES = 64 << 20
 
 IPAddress = IPv4Address | IPv6Address
 Direction = Literal["inbound", "outbound"]
-Protocol = Literal["TCP", "HBONE"]
+Protocol = Literal["TCP", "HBONE", "DOUBLEHBONE"]
+"""DOUBLEHBONE: a tunnel in a tunnel, to another network through its gateway."""
+Hop = Literal["", "waypoint", "gateway"]
 Flag = Literal[
     "-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR", "CERT_REVOKED"
 ]
@@ -188,6 +190,10 @@ class ConnectionRecord:
     """What the peer says of itself, where no lookup by its address can tell."""
     destination_workload: str = ""
     destination_identity: Identity | None = None
+    destination_described: Described | None = None
+    """What answers behind a gateway, by its own words."""
+    hop: Hop = ""
+    """What `destination` is (outbound), where it is not the destination itself."""
     destination_service: str = ""
     opened_unix_ns: int = 0
     duration_ns: int = 0

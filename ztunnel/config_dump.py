@@ -95,6 +95,7 @@ def dump_connection_fully(worker: int, record: ConnectionRecord) -> JSON:
         "direction": record.direction,
         **dump_connection(record),
         "hboneDst": record.hbone_destination,
+        "hop": record.hop,
         "sourceWorkload": record.source_workload,
         "sourceIdentity": str(record.source_identity or ""),
         "destinationWorkload": record.destination_workload,

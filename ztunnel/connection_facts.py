@@ -20,11 +20,22 @@ class Facts:
     source: Workload | None
     destination: Workload | None
     service: Service | None
+    hop: Workload | None = None
+    """The waypoint or gateway that was dialled."""
+
+    @property
+    def through(self) -> str:
+        """By which hop the connection went, in words; empty when it went straight."""
+        record = self.record
+        if not record.hop:
+            return ""
+        named = f"{self.hop.name}.{self.hop.namespace}" if self.hop else str(record.destination[0])
+        return f"through {record.hop} {named} to {record.hbone_destination}"
 
     @property
     def encrypted(self) -> bool:
         """Whether mutual TLS carried it."""
-        return self.record.protocol == "HBONE"
+        return self.record.protocol != "TCP"
 
     @property
     def source_principal(self) -> Identity | None:
@@ -40,11 +51,13 @@ class Facts:
 
     @property
     def destination_end(self) -> tuple[Address, int]:
-        """Address and port of the application itself, also where a tunnel's port was dialled."""
-        if not self.record.hbone_destination:
-            return self.record.destination
-        host, port = _tunnelled(self.record.hbone_destination)
-        return host or self.record.destination[0], port
+        """Address and port of the application itself, also where a tunnel's port was dialled; of the hop where there is one."""
+        record = self.record
+        if not record.hbone_destination or record.hop:
+            return record.destination
+        host, port = _tunnelled(record.hbone_destination)
+        here = record.direction == "inbound"  # a waypoint is asked for addresses that are not its own
+        return (record.destination[0] if here else host or record.destination[0]), port
 
 
 @lru_cache(4096)
@@ -59,18 +72,27 @@ def _tunnelled(target: str) -> tuple[Address | None, int]:
 
 def facts_of(record: ConnectionRecord, inventory: Inventory) -> Facts:
     """Look up a record's names."""
+    dialled = _workload(record.destination_workload, inventory)
     return Facts(
         record,
-        _workload(record.source_workload, inventory) or _described(record),
-        _workload(record.destination_workload, inventory),
+        _workload(record.source_workload, inventory) or _source_described(record),
+        _destination_described(record) or dialled,
         inventory.service(record.destination_service) if record.destination_service else None,
+        dialled if record.hop else None,
     )
 
 
-def _described(record: ConnectionRecord) -> Workload | None:
+def _source_described(record: ConnectionRecord) -> Workload | None:
     """The source by its own words; as long as it says nothing of use, it is nobody."""
     said = record.source_described
     name = (said.service or said.workload) if said is not None else ""
+    return said.as_workload(name) if said is not None and name else None
+
+
+def _destination_described(record: ConnectionRecord) -> Workload | None:
+    """Who answered behind a gateway, by its own words: more to the point than the gateway."""
+    said = record.destination_described
+    name = (said.workload or said.service) if said is not None else ""
     return said.as_workload(name) if said is not None and name else None
 
 

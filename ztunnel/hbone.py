@@ -124,12 +124,13 @@ def repeating_fields(authority: Authority, baggage: bytes) -> Fields:
     return [(b":method", b"CONNECT"), (b":authority", str(authority).encode()), (b"baggage", baggage)]
 
 
-def single_fields(source: tuple[Address, int], hostname: str, trace: bytes) -> bytes:
-    """The fields of one request alone, encoded; `trace` is 24 random bytes."""
+def single_fields(source: tuple[Address, int], hostname: str, trace: bytes, network: str | None = None) -> bytes:
+    """The fields of one request alone, encoded; `trace` is 24 random bytes, `network` ours where a gateway passes it on."""
     address, port = source
     forwarded = f'for="{Authority(address, port)}"' + (f";host={hostname}" if hostname else "")
     digits = trace.hex()
-    return literal(b"forwarded", forwarded.encode()) + literal(b"traceparent", f"00-{digits[:32]}-{digits[32:]}-00".encode())
+    once = literal(b"forwarded", forwarded.encode()) + literal(b"traceparent", f"00-{digits[:32]}-{digits[32:]}-00".encode())
+    return once if network is None else once + literal(_FORWARDED_NETWORK, network.encode())
 
 
 def response_fields(status: int, baggage: bytes = b"") -> Fields:

@@ -22,6 +22,7 @@ from ztunnel.revocation import Revocations
 from ztunnel.tunnel import Tunnel
 from ztunnel.vault import Vault
 
+LINGER_S = 10.0
 MAX_INBOUND_TUNNELS = 4096
 """Beyond it the one goes that has been without streams for longest."""
 MAX_CONNECTIONS = 32768
@@ -60,6 +61,8 @@ class Node:
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
         self.dials = Deadlines(config.connect_timeout_s)
         self.workload_waits = Deadlines(config.workload_timeout_s)
+        self.lingering = Deadlines(LINGER_S)
+        """Streams to gateways whose inner tunnel has ended."""
         self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
         self.dns_counts = Counts()
         self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6)
@@ -153,6 +156,7 @@ class Node:
             self.handshakes,
             self.client_handshakes,
             self.dials,
+            self.lingering,
             self.workload_waits,
             self.vault.deadlines,
             self.dns_upstream.deadlines,

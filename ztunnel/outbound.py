@@ -3,10 +3,12 @@
 import socket
 from random import randbytes
 
-from mesh.workload import Workload
+from mesh.workload import Address, Workload
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import Dial, endpoint, original_destination
+from ztunnel.fields import Fields
 from ztunnel.hbone import repeating_fields, single_fields
+from ztunnel.inner_tunnel import InnerStream, InnerTunnel
 from ztunnel.ledger import SocketAddress, Tracked
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
@@ -50,7 +52,7 @@ def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress,
 class Outbound(Tracked):
     """One connection of a local application."""
 
-    __slots__ = ("_client", "_credentials", "_dial", "_key", "_route", "_sock", "pod")
+    __slots__ = ("_client", "_credentials", "_dial", "_inner", "_key", "_route", "_sock", "_trace", "pod")
 
     def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
         destination = (request.destination, request.port)
@@ -71,6 +73,9 @@ class Outbound(Tracked):
         self._dial: Dial | None = None
         self._key: Key | None = None
         self._route: Route | None = None
+        self._credentials: Credentials | None = None
+        self._inner: InnerTunnel | None = None
+        self._trace = b""
 
     def start(self, route: Route | Refused) -> None:
         """Go where the decision says."""
@@ -84,21 +89,41 @@ class Outbound(Tracked):
             return
         self._route = route
         record.protocol = route.protocol
-        record.destination = (route.address, route.port)
-        if route.protocol == "HBONE":
-            self._start_tunnelled(route)
-        else:
-            self._start_plain(route)
+        record.hop = route.hop
+        self._go(route)
 
-    def _start_plain(self, route: Route) -> None:
-        family = socket.AF_INET if route.address.version == 4 else socket.AF_INET6
+    def _go(self, route: Route) -> None:
+        if route.address is None:
+            resolver, client = self.pod.node.resolver, self._client
+            resolver.resolve(route.hostname, self.record.destination[0].version, self, self._resolved, client)
+        elif route.protocol == "TCP":
+            self._start_plain(route, route.address)
+        else:
+            self._start_tunnelled(route, route.address)
+
+    def _resolved(self, address: Address | None) -> None:
+        route = self._route
+        assert route is not None
+        if address is None:
+            self.ended("CONNECT", f"no address found for {route.hostname}: ask this node's nameservers")
+            return
+        outcome = route.resolved(address)
+        if isinstance(outcome, Refused):
+            self.ended(outcome.flag, outcome.reason)
+            return
+        self._route = outcome
+        self._go(outcome)
+
+    def _start_plain(self, route: Route, address: Address) -> None:
         node = self.pod.node
+        self.record.destination = (address, route.port)
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
             sock = self.pod.netns.make_socket(family, None)
         except OSError as error:
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
-        self._dial = Dial(node.loop, node.dials, self, sock, route.address, route.port)
+        self._dial = Dial(node.loop, node.dials, self, sock, address, route.port)
         self._dial.start()
 
     def connected(self, sock: socket.socket) -> None:
@@ -113,12 +138,13 @@ class Outbound(Tracked):
         self._dial = None
         self.ended(flag, error)
 
-    def _start_tunnelled(self, route: Route) -> None:
+    def _start_tunnelled(self, route: Route, address: Address) -> None:
         record, identity = self.record, self._client.identity
+        record.destination = (address, route.port)
         record.hbone_destination = str(route.authority)
         record.source_identity = identity
         record.destination_identity = route.workload.identity if route.workload else None
-        self._key = Key(identity, route.expected, record.source[0], route.address, route.port)
+        self._key = Key(identity, route.expected, record.source[0], address, route.port)
         vault = self.pod.node.vault
         credentials = vault.find(identity)
         if credentials is not None:
@@ -130,22 +156,52 @@ class Outbound(Tracked):
         assert self._key is not None
         if isinstance(credentials, str):
             self.ended("IDENTITY_ERROR", credentials)
-        else:
-            self.pod.pool.request(self._key, credentials, self)
+            return
+        self._credentials = credentials
+        self.pod.pool.request(self._key, credentials, self)
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.pool.Waiter."""
-        route, sock = self._route, self._sock
-        assert route is not None and route.authority is not None and sock is not None
-        self._sock = None
-        hostname = route.service.hostname if route.service else ""
-        stream = TunnelStream(tunnel, self)
+        route, credentials = self._route, self._credentials
+        assert route is not None and credentials is not None
+        if route.protocol == "DOUBLEHBONE":
+            self._inner = InnerTunnel(self.pod.node, self, route.inner_expected)
+            self._inner.start(tunnel, credentials, *self._fields(None))
+        else:
+            self._open(TunnelStream(tunnel, self), None)
+
+    def inner_ready(self, tunnel: Tunnel) -> None:
+        """See ztunnel.inner_tunnel.Owner."""
+        self.record.destination_identity = tunnel.peer
+        self._open(InnerStream(tunnel, self, self._heard), self.pod.node.config.network)
+
+    def inner_failed(self, flag: Flag, error: str) -> None:
+        """See ztunnel.inner_tunnel.Owner."""
+        self.ended(flag, error)
+
+    def _open(self, stream: TunnelStream, network: str | None) -> None:
+        sock, self._sock = self._sock, None
+        assert sock is not None
         self.pump = stream
-        stream.request(
-            sock,
+        stream.request(sock, *self._fields(network))
+
+    def _fields(self, network: str | None) -> tuple[Fields, bytes]:
+        """The request's fields; `network` for the one that a gateway passes on. Both of a connection have one trace."""
+        route = self._route
+        assert route is not None and route.authority is not None
+        trace = self._trace = self._trace or randbytes(_TRACE_BYTES)
+        hostname = route.service.hostname if route.service else ""
+        return (
             repeating_fields(route.authority, self.pod.baggage(self._client)),
-            single_fields(self.record.source, hostname, randbytes(_TRACE_BYTES)),
+            single_fields(self.record.source, hostname, trace, network),
         )
+
+    def _heard(self, fields: Fields) -> None:
+        """Who answers behind a gateway is known by what it says."""
+        identity = self.record.destination_identity
+        if identity is not None:
+            said = b",".join(value for name, value in fields if name == b"baggage")
+            self.record.destination_described = self.pod.node.descriptions.read(identity, said)
 
     def no_tunnel(self, flag: Flag, error: str) -> None:
         """See ztunnel.pool.Waiter."""
@@ -156,8 +212,13 @@ class Outbound(Tracked):
         if self._dial is not None:
             self._dial.cancel()
             self._dial = None
-        sock, self._sock = self._sock, None
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.end()
+        route, sock, self._sock = self._route, self._sock, None
         if sock is not None:
+            if route is not None and route.address is None:
+                self.pod.node.resolver.forget_waiter(self)
             if self._key is not None:
                 self.pod.pool.cancel(self._key, self)
                 self.pod.node.vault.forget_waiter(self._client.identity, self)

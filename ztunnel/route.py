@@ -4,17 +4,16 @@ Rows of section 5.1 of the facts of Istio's ztunnel. A waypoint that cannot be f
 that holds where Istio's ztunnel would go past one too: for a service that only the client's own network knows.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from mesh.inventory import Inventory
 from mesh.workload import Address, BalancingMode, GatewayAddress, Service, TunnelProtocol, Workload
-from ztunnel.balance import NOBODY, sample_waypoint
-from ztunnel.channel import Flag, Protocol
+from ztunnel.balance import NOBODY, Role, sample_waypoint
+from ztunnel.channel import Flag, Hop, Protocol
 from ztunnel.hbone import HBONE_PORT, RESERVED_PORTS, Authority
 from ztunnel.upstream import Choice, NoUpstream, Search, Upstream
 
 _SELF_PORTS = RESERVED_PORTS | {15080}
-Hop = Literal["", "waypoint"]
 
 
 class Request(NamedTuple):
@@ -30,11 +29,12 @@ class Route(NamedTuple):
     """What to dial, and who must answer."""
 
     protocol: Protocol
-    address: Address
+    address: Address | None
+    """None: of `hostname`, by DNS."""
     port: int
-    """The port to dial: the tunnel's for HBONE."""
+    """The port to dial: the tunnel's where there is one."""
     authority: Authority | None = None
-    expected: frozenset[str] = frozenset()
+    expected: frozenset[str] = NOBODY
     """SPIFFE ids of which the server must prove one."""
     workload: Workload | None = None
     """Who is dialled: the destination, or the hop before it."""
@@ -44,6 +44,22 @@ class Route(NamedTuple):
     """What `workload` is, where it is not the destination."""
     choice: Choice | None = None
     """Who was chosen, where others could have been: to be avoided if it fails."""
+    inner_expected: frozenset[str] = NOBODY
+    """Of a tunnel in a tunnel: who must answer behind the gateway."""
+    hostname: str = ""
+
+    def resolved(self, address: Address) -> "Route | Refused":
+        """The same, to an address that the hostname turned out to have."""
+        if address.is_loopback and (self.port in _SELF_PORTS or self.protocol != "TCP"):
+            return Refused(
+                f"self call to {Authority(address, self.port)}: {self.hostname} is this pod itself",
+                service=self.service,
+                workload=self.workload,
+            )
+        authority = self.authority
+        if authority is not None and not self.hop:
+            authority = Authority(address, authority.port)
+        return self._replace(address=address, authority=authority)
 
 
 class Refused(NamedTuple):
@@ -84,8 +100,8 @@ def _route(inventory: Inventory, network: str, request: Request, search: Search)
     if meant is not None:
         waypoint, search.chance = sample_waypoint(meant, search.chance)
         if waypoint is not None:
-            upstream = _gateway(search, waypoint, f"service {meant.key}", meant, None)
-            return _to_waypoint(request, upstream, meant)
+            upstream = _gateway(search, waypoint, "waypoint", f"service {meant.key}", meant, None)
+            return _to_waypoint(request, search, upstream, meant)
     if service is not None and service.mode is not BalancingMode.PASSTHROUGH:
         upstream = _endpoint(search, service, request)
     elif owner is not None:
@@ -93,10 +109,12 @@ def _route(inventory: Inventory, network: str, request: Request, search: Search)
     else:
         return Route("TCP", destination, port, service=service)
     workload = upstream.workload
+    if workload.network != client.network:
+        return _through_gateway(request, search, upstream, service)
     if meant is None and workload.waypoint is not None and not _is_waypoint(inventory, request, workload.waypoint):
-        upstream = _gateway(search, workload.waypoint, f"workload {workload.name}.{workload.namespace}", None, workload)
-        return _to_waypoint(request, upstream, None)
-    return _to_workload(request, upstream)
+        upstream = _gateway(search, workload.waypoint, "waypoint", _named(workload), None, workload)
+        return _to_waypoint(request, search, upstream, None)
+    return _to_workload(upstream)
 
 
 def _endpoint(search: Search, service: Service, request: Request) -> Upstream:
@@ -108,42 +126,77 @@ def _endpoint(search: Search, service: Service, request: Request) -> Upstream:
 
 
 def _gateway(
-    search: Search, gateway: GatewayAddress, wanted_by: str, service: Service | None, workload: Workload | None
+    search: Search, gateway: GatewayAddress, role: Role, wanted_by: str, service: Service | None, workload: Workload | None
 ) -> Upstream:
     try:
-        return search.gateway(gateway, "waypoint", wanted_by)
+        return search.gateway(gateway, role, wanted_by)
     except NoUpstream as error:
         raise NoUpstream(str(error), service, workload) from None
 
 
-def _to_waypoint(request: Request, upstream: Upstream, service: Service | None) -> Route:
-    address = _dialled(request, upstream, service)
+def _to_waypoint(request: Request, search: Search, upstream: Upstream, service: Service | None) -> Route:
+    if upstream.workload.network != request.client.network:
+        return _through_gateway(request, search, upstream, service)
     authority = Authority(request.destination, request.port)  # as the client wrote it: the waypoint routes by it
+    return _dialled(upstream, "HBONE", upstream.port, authority, service, "waypoint")
+
+
+def _to_workload(upstream: Upstream) -> Route:
+    port, service = upstream.port, upstream.service
+    if upstream.workload.protocol is not TunnelProtocol.HBONE:
+        return _dialled(upstream, "TCP", port, None, service)
+    return _dialled(upstream, "HBONE", HBONE_PORT, Authority(upstream.address or upstream.workload.hostname, port), service)
+
+
+def _through_gateway(request: Request, search: Search, upstream: Upstream, service: Service | None) -> Route:
+    """To a workload, or a waypoint, on another network: a tunnel to the gateway, and in it one to whom it passes bytes on."""
+    workload = upstream.workload
+    if service is None:
+        reason = f"{_named(workload)} is on network {workload.network}, and only services are reached across networks"
+        raise NoUpstream(reason, None, workload)
+    if workload.network_gateway is None:
+        reason = f"{_named(workload)} is on network {workload.network}, to which no gateway is known"
+        raise NoUpstream(reason, service, workload)
+    if not upstream.names:
+        of = upstream.service.key if upstream.service is not None else f"{workload.namespace}/{workload.name}"
+        reason = f"service {of} has no subject_alt_names: nobody behind network gateway {workload.network_gateway} could prove "
+        raise NoUpstream(reason + "who it is; the control plane must send them", service, workload)
+    gateway = _gateway(search, workload.network_gateway, "network gateway", _named(workload), service, workload)
+    authority = Authority(service.hostname, request.port)
+    return _dialled(gateway, "DOUBLEHBONE", gateway.port, authority, service, "gateway", upstream)
+
+
+def _dialled(
+    upstream: Upstream,
+    protocol: Protocol,
+    port: int,
+    authority: Authority | None,
+    service: Service | None,
+    hop: Hop = "",
+    behind: Upstream | None = None,
+) -> Route:
+    """The route that dials an upstream; `behind`: to whom that one passes bytes on."""
+    workload, address = upstream.workload, upstream.address
+    if address is None and not workload.hostname:
+        reason = f"no healthy upstream: {_named(workload)} has no address of the family that its service is for"
+        raise NoUpstream(reason, service, workload)
     return Route(
-        "HBONE", address, upstream.port, authority, upstream.expected, upstream.workload, service, "waypoint", upstream.choice
+        protocol,
+        address,
+        port,
+        authority,
+        upstream.expected if authority is not None else NOBODY,
+        workload,
+        service,
+        hop,
+        upstream.choice or (behind.choice if behind is not None else None),
+        behind.names if behind is not None else NOBODY,
+        workload.hostname if address is None else "",
     )
 
 
-def _to_workload(request: Request, upstream: Upstream) -> Route:
-    workload, service, port = upstream.workload, upstream.service, upstream.port
-    address = _dialled(request, upstream, service)
-    if workload.protocol is not TunnelProtocol.HBONE:
-        return Route("TCP", address, port, workload=workload, service=service, choice=upstream.choice)
-    authority = Authority(address, port)
-    return Route("HBONE", address, HBONE_PORT, authority, upstream.expected, workload, service, choice=upstream.choice)
-
-
-def _dialled(request: Request, upstream: Upstream, service: Service | None) -> Address:
-    workload = upstream.workload
-    if workload.network != request.client.network:
-        gateway = workload.network_gateway or "none is known"
-        reason = f"network gateway not supported yet: {workload.name} is on network {workload.network} (gateway: {gateway})"
-        raise NoUpstream(reason, service, workload)
-    if upstream.address is None:
-        only = f"only the hostname {workload.hostname}" if workload.hostname else "of the service's families"
-        reason = f"no healthy upstream: workload {workload.name}.{workload.namespace} has no address, {only}"
-        raise NoUpstream(reason, service, workload)
-    return upstream.address
+def _named(workload: Workload) -> str:
+    return f"workload {workload.name}.{workload.namespace}"
 
 
 def _is_waypoint(inventory: Inventory, request: Request, waypoint: GatewayAddress) -> bool:

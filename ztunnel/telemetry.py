@@ -137,6 +137,7 @@ class Telemetry:
             record.source_described,
             record.destination_workload,
             record.destination_identity,
+            record.destination_described,
             record.destination_service,
             flag,
         )

@@ -5,18 +5,17 @@ Source: facts of Istio's ztunnel, sections 5.1 and 5.2.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from mesh.identity import Identity
 from mesh.inventory import Endpoint, Inventory
 from mesh.workload import Address, BalancingMode, GatewayAddress, IPFamilies, NetworkAddress, Service, Workload
-from ztunnel.balance import NOBODY, choose, eligible, reachable, target_port
+from ztunnel.balance import NOBODY, Role, choose, eligible, reachable, target_port
 
-Role = Literal["waypoint", "network gateway"]
 _FAMILIES = {IPFamilies.IPV4_ONLY: 4, IPFamilies.IPV6_ONLY: 6}
 _MENDS: dict[Role, str] = {
     "waypoint": "create that waypoint, or take the wish for it away (label istio.io/use-waypoint)",
-    "network gateway": "the control plane must send that gateway as a workload or a service",
+    "network gateway": "the control plane must know that gateway as a workload or a service",
 }
 
 
@@ -73,16 +72,14 @@ class Search:
         self._avoid = avoid
         self.chance = chance
 
-    def endpoint(self, service: Service, port: int, target: Address, for_waypoint: bool = False) -> Upstream:
+    def endpoint(self, service: Service, port: int, target: Address, role: Role = "destination") -> Upstream:
         """An endpoint of a service. Raises: NoUpstream."""
         endpoints = self._inventory.endpoints(service.key)
-        candidates = eligible(service, endpoints, self._client, port, self._avoid, for_waypoint)
+        candidates = eligible(service, endpoints, self._client, port, self._avoid, role)
         chosen, self.chance = choose(service, candidates, self._client, self.chance)
         if chosen is None:
-            raise NoUpstream(
-                _why_nobody(service, endpoints, candidates, self._client, port, self._avoid, for_waypoint), service
-            )
-        inner = target_port(service, chosen, port, for_waypoint)
+            raise NoUpstream(_why_nobody(service, endpoints, candidates, self._client, port, self._avoid, role), service)
+        inner = target_port(service, chosen, port, role)
         assert inner is not None  # else it is not eligible
         return Upstream(chosen.workload, _address_of(chosen.workload, service, target), inner, service)
 
@@ -103,7 +100,7 @@ class Search:
             workload = inventory.workload_by_hostname(where.namespace, where.hostname)
         if service is not None and service.mode is not BalancingMode.PASSTHROUGH:
             try:
-                return self.endpoint(service, gateway.hbone_port, target, role == "waypoint")
+                return self.endpoint(service, gateway.hbone_port, target, role)
             except NoUpstream as error:
                 raise NoUpstream(f"unknown {role}: {gateway}, wanted by {wanted_by}: {error}") from None
         if service is None and workload is not None:
@@ -140,11 +137,11 @@ def _why_nobody(
     client: Workload,
     port: int,
     avoid: frozenset[str],
-    for_waypoint: bool,
+    role: Role,
 ) -> str:
     """Why no endpoint of a service was chosen, in the order in which an operator would look."""
     name = f"service {service.key}"
-    if not for_waypoint and port not in service.ports:
+    if role != "waypoint" and port not in service.ports:
         listed = ", ".join(map(str, sorted(service.ports))) or "none"
         return f"{name} has no port {port} (its ports: {listed})"
     if not endpoints:
@@ -157,9 +154,9 @@ def _why_nobody(
         ("are set aside after failures", [one for one in endpoints if one.workload.uid in avoid]),
         (
             "cannot be reached: no address, or a network without gateway",
-            [e for e in endpoints if not reachable(e.workload, client)],
+            [e for e in endpoints if not reachable(e.workload, client, role)],
         ),
-        (f"have no port {port}", [one for one in endpoints if target_port(service, one, port, for_waypoint) is None]),
+        (f"have no port {port}", [one for one in endpoints if target_port(service, one, port, role) is None]),
     )
     shown = "; ".join(f"{len(some)} {text}" for text, some in reasons if some)
     return f"{name}: of {len(endpoints)} endpoints {shown}"

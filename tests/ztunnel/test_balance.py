@@ -184,9 +184,9 @@ def test_find_upstream_port_mappings() -> None:
     assert target_port(service, Endpoint(plain, {}), 81) is None
     assert target_port(service, Endpoint(plain, {99: 9}), 99) is None
     for port, found in ((81, 81), (99, 99), (80, 8080)):
-        assert target_port(service, Endpoint(tunnelled, {}), port, for_waypoint=True) == found
-        assert target_port(service, Endpoint(plain, {}), port, for_waypoint=True) == (8080 if port == 80 else None)
+        assert target_port(service, Endpoint(tunnelled, {}), port, "waypoint") == found
+        assert target_port(service, Endpoint(plain, {}), port, "waypoint") == (8080 if port == 80 else None)
     assert target_port(service, Endpoint(tunnelled, {}), 81) is None
     assert target_port(service, Endpoint(tunnelled, {}), 99) is None
     portless = replace(tunnelled, application_tunnel=ApplicationTunnel(True, 0))
-    assert target_port(service, Endpoint(portless, {}), 99, for_waypoint=True) is None
+    assert target_port(service, Endpoint(portless, {}), 99, "waypoint") is None

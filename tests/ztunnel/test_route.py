@@ -8,7 +8,6 @@ import pytest
 from mesh.inventory import Inventory
 from mesh.workload import (
     BalancingMode,
-    GatewayAddress,
     IPFamilies,
     NetworkAddress,
     NetworkMode,
@@ -100,16 +99,20 @@ def test_host_network_workload_passes_through() -> None:
     assert target(route("10.0.0.2", 80, replace(SERVER, network_mode=NetworkMode.HOST_NETWORK))) == ("TCP", "10.0.0.2", 80)
 
 
-def test_other_networks_are_refused_by_the_gateways_name() -> None:
-    gateway = GatewayAddress(NetworkAddress("", ip_address("192.0.2.1")), 15009)
-    far = replace(SERVER, network="far", network_gateway=gateway)
-    assert "network gateway not supported yet: s is on network far" in refusal(route("10.96.0.1", 80, far, WEB))
-    assert "a network without gateway" in refusal(route("10.96.0.1", 80, replace(far, network_gateway=None), WEB))
-
-
-def test_hostname_workload_has_no_address_yet() -> None:
+def test_a_workload_with_a_hostname_is_dialled_where_that_leads() -> None:
     named = replace(SERVER, addresses=(), hostname="db.example.com")
-    assert "db.example.com" in refusal(route("10.96.0.1", 80, named, WEB))
+    outcome = route("10.96.0.1", 80, named, WEB)
+    assert isinstance(outcome, Route) and (outcome.address, outcome.hostname) == (None, "db.example.com")
+    found = outcome.resolved(ip_address("192.0.2.7"))
+    assert target(found) == ("HBONE", "192.0.2.7", 15008)
+    assert isinstance(found, Route) and str(found.authority) == "192.0.2.7:8080"
+    assert "self call" in refusal(outcome.resolved(ip_address("127.0.0.1")))
+    plain = route("10.96.0.1", 80, replace(named, protocol=TunnelProtocol.NONE), WEB)
+    assert isinstance(plain, Route)
+    assert target(plain.resolved(ip_address("192.0.2.7"))) == ("TCP", "192.0.2.7", 8080)
+    assert target(plain.resolved(ip_address("127.0.0.1"))) == ("TCP", "127.0.0.1", 8080)
+    captured = plain._replace(port=15001)
+    assert "self call" in refusal(captured.resolved(ip_address("::1")))
 
 
 def test_families_of_a_dual_stack_workload() -> None:
@@ -119,6 +122,9 @@ def test_families_of_a_dual_stack_workload() -> None:
     assert target(route("fd96::1", 80, SERVER, only4))[1] == "10.0.0.2"
     single = replace(SERVER, addresses=(ip_address("10.0.0.2"),))
     assert target(route("fd96::1", 80, single, dual))[1] == "10.0.0.2"
+    only6 = replace(dual, ip_families=IPFamilies.IPV6_ONLY)
+    assert target(route("10.96.0.1", 80, SERVER, only6))[1] == "fd00::2"
+    assert "no address of the family" in refusal(route("10.96.0.1", 80, single, only6))
 
 
 def test_a_service_of_another_namespace_may_be_hidden() -> None:

@@ -205,3 +205,11 @@ def test_who_failed_is_not_chosen_again() -> None:
     for chance in (0.0, 0.99):
         assert taken(route("10.96.0.1", 80, *known, chance=chance, avoid=frozenset({"w"}))).workload is other
     assert "2 are set aside after failures" in refusal(route("10.96.0.1", 80, *known, avoid=frozenset({"w", "w2"})))
+
+
+def test_a_waypoint_may_have_only_a_hostname() -> None:
+    named = replace(POD, addresses=(), hostname="wp.example.com")
+    one = taken(route("10.96.0.1", 80, replace(WEB, waypoint=BY_NAME), named, GATEWAY))
+    assert (one.address, one.hostname, one.port) == (None, "wp.example.com", 15008)
+    found = taken(one.resolved(ip_address("192.0.2.7")))
+    assert (str(found.address), str(found.authority)) == ("192.0.2.7", "10.96.0.1:80")

@@ -294,6 +294,23 @@ def test_a_service_without_endpoints_resets_the_client(mesh: World) -> None:
     )
 
 
+def test_an_endpoint_with_only_a_hostname_is_dialled_where_that_leads(mesh: World, app: socket.socket) -> None:
+    """An address is a name too, for which nobody need be asked; one that no message can hold leads nowhere."""
+    for hostname in (mesh.server.address, "x" * 64 + ".example"):
+        mesh.client.worker.tell(UpdateInventory([replace(mesh.server.workload, addresses=(), hostname=hostname)], []))
+        if hostname == mesh.server.address:
+            client, server = connected(mesh, app)
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+            client.close()
+            server.close()
+            assert mesh.client.worker.closed().hbone_destination == f"{mesh.server.address}:8080"
+        else:
+            assert_reset(lambda: mesh.client.connect(VIP, 80))
+            assert mesh.client.worker.closed().error.startswith(f"no address found for {hostname}")
+    mesh.client.worker.tell(UpdateInventory([mesh.server.workload], []))
+
+
 def test_a_connection_that_no_redirect_sent_is_refused(mesh: World) -> None:
     assert_reset(lambda: mesh.client.connect("127.0.0.1", 15006, mark=0x539))
     assert "self call" in mesh.client.worker.early("self call").error

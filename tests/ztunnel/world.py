@@ -231,6 +231,8 @@ class PodWorld:
             canonical_revision="v1",
             workload_name=name,
         )
+        self.network = ""
+        """The name of the network that its proxy is told."""
         run("ip", "netns", "add", self.netns)
         self.fd = os.open(f"/run/netns/{self.netns}", os.O_RDONLY | os.O_CLOEXEC)
         self.worker: WorkerProcess
@@ -254,7 +256,8 @@ class PodWorld:
     def start(self, workloads: list[Workload | Service], certificates: list[SetCertificate]) -> None:
         """Start the worker and give it this pod."""
         self.worker = WorkerProcess(self.log)
-        self.worker.tell(Configure(f"node-{self.name}", "", "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf))
+        node, network = f"node-{self.name}", self.network
+        self.worker.tell(Configure(node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf))
         self.worker.tell(UpdateInventory(workloads, []))
         for certificate in certificates:
             self.worker.tell(certificate)
@@ -312,35 +315,36 @@ class PodWorld:
 
 
 class World:
-    """Client and server pod, each on a node of its own."""
+    """Pods, each on a node of its own: a client, a server, and others by name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *others: str) -> None:
         assert shutil.which("nft"), "nftables is needed: apt-get install nftables"
         self.prefix = f"{os.environ.get('WEFT_PREFIX', 'weft')}-test-{os.getpid()}-{name}"
         self.home_fd = open_home()
         self.authority = Authority()
-        self.client = PodWorld("client", 1, self.prefix, self.home_fd, TunnelProtocol.HBONE)
-        self.server = PodWorld("server", 2, self.prefix, self.home_fd, TunnelProtocol.HBONE)
-        run(
-            "ip",
-            "-n",
-            self.client.netns,
-            "link",
-            "add",
-            "eth0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            self.server.netns,
-        )
-        self.client.wire_up("eth0")
-        self.server.wire_up("eth0")
+        self.pods = {
+            one: PodWorld(one, number, self.prefix, self.home_fd, TunnelProtocol.HBONE)
+            for number, one in enumerate(("client", "server", *others), 1)
+        }
+        self.client, self.server = self.pods["client"], self.pods["server"]
+        self._link()
         key = "shop/web.shop.svc.cluster.local"
         self.service = Service("web", "shop", "web.shop.svc.cluster.local", (NetworkAddress("", ip_address(VIP)),), {80: 8080})
         self.server.workload = replace(self.server.workload, services={key: {80: 8080}})
+
+    def _link(self) -> None:
+        """One cable between two pods; a bridge in the client's namespace for more."""
+        client, first, *rest = self.pods.values()
+        if not rest:
+            run("ip", "-n", client.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", first.netns)
+        else:
+            run("ip", "-n", client.netns, "link", "add", "eth0", "type", "bridge")
+            for pod in (first, *rest):
+                port = f"to-{pod.name}"
+                run("ip", "-n", client.netns, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", pod.netns)
+                run("ip", "-n", client.netns, "link", "set", port, "master", "eth0", "up")
+        for pod in self.pods.values():
+            pod.wire_up("eth0")
 
     @property
     def inventory(self) -> list[Workload | Service]:
@@ -352,15 +356,15 @@ class World:
         self.server.start(self.inventory, [server or self.authority.certificate_for(SERVER)])
 
     def close(self) -> None:
-        self.client.close()
-        self.server.close()
+        for pod in self.pods.values():
+            pod.close()
         os.close(self.home_fd)
 
 
 @contextmanager
-def world(name: str) -> Iterator[World]:
+def world(name: str, *others: str) -> Iterator[World]:
     """A world that leaves nothing behind."""
-    made = World(name)
+    made = World(name, *others)
     try:
         yield made
     finally:

@@ -1,0 +1,217 @@
+"""A tunnel in a tunnel, over real sockets and real TLS: to another network through its gateway.
+
+The gateway's own proxy ends the outer tunnel; behind it a program passes bytes on to the server's port 15008, as an
+east-west gateway does, and understands none of them.
+"""
+
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from mesh.identity import Identity
+from mesh.workload import ApplicationTunnel, GatewayAddress, NetworkAddress, Service
+from tests.ztunnel.world import CLIENT, SERVER, World, assert_reset, run, world
+from ztunnel.baggage import Described
+from ztunnel.channel import Connections, Opened, QueryConnections, UpdateInventory, WorkerStatus
+
+pytestmark = pytest.mark.kernel
+
+MiB = 1 << 20
+VIP, HOSTNAME = "10.199.0.5", "far.shop.svc.cluster.local"
+PASS_PORT = 15443
+GATEWAY = Identity("cluster.local", "shop", "gateway")
+
+
+class Relay:
+    """Takes connections in the gateway's pod, and passes their bytes on to the server's proxy."""
+
+    def __init__(self, mesh: World) -> None:
+        self._mesh = mesh
+        self._listener = mesh.pods["gateway"].listen(PASS_PORT)
+        self._listener.settimeout(None)
+        self.passed: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = self._mesh.pods["gateway"].connect(self._mesh.server.address, 15008, mark=0x539)
+            self.passed += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                source.settimeout(None)
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(MiB):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            sink.close()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self.passed:
+            one.close()
+
+
+def far_service(mesh: World, *names: str) -> Service:
+    vips = (NetworkAddress("", ip_address(VIP)),)
+    return Service("far", "shop", HOSTNAME, vips, {80: 8080}, names or (str(SERVER),))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[World]:
+    with world("far", "gateway") as mesh:
+        gateway = mesh.pods["gateway"]
+        mesh.server.network = gateway.network = "remote"
+        service = far_service(mesh)
+        through = GatewayAddress(NetworkAddress("remote", ip_address(gateway.address)), 15008)
+        own = replace(gateway.workload, network="remote", application_tunnel=ApplicationTunnel(False, PASS_PORT))
+        server = replace(mesh.server.workload, network="remote", services={service.key: {80: 8080}})
+        seen = replace(server, uid="remote/SplitHorizonWorkload/gateway/far", addresses=(), network_gateway=through)
+        mesh.client.start([mesh.client.workload, service, own, seen], [mesh.authority.certificate_for(CLIENT)])
+        gateway.start([own, service], [mesh.authority.certificate_for(GATEWAY)])
+        mesh.server.start([server, service], [mesh.authority.certificate_for(SERVER)])
+        yield mesh
+
+
+@pytest.fixture
+def mesh(shared: World) -> Iterator[World]:
+    for pod in shared.pods.values():
+        pod.worker.settle()
+    relay = Relay(shared)
+    yield shared
+    relay.close()
+    for pod in shared.pods.values():
+        pod.reset_sockets()
+
+
+def connected(mesh: World, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    client = mesh.client.connect(VIP, 80)
+    server, _ = listener.accept()
+    server.settimeout(20)
+    return client, server
+
+
+def test_double_hbone(mesh: World) -> None:
+    with mesh.server.listen(8080) as listener:
+        client, server = connected(mesh, listener)
+        client.sendall(b"question")
+        assert server.recv(100) == b"question"
+        server.sendall(b"the answer")
+        assert client.recv(100) == b"the answer"
+        mesh.client.worker.wait_for(Opened)
+        mesh.client.worker.tell(QueryConnections(3))
+        assert mesh.client.worker.wait_for(Connections, lambda answer: answer.number == 3).records[0].protocol == "DOUBLEHBONE"
+        client.close()
+        assert server.recv(1) == b""
+        server.close()
+    mine, between, theirs = (mesh.pods[one].worker.closed() for one in ("client", "gateway", "server"))
+    gateway = mesh.pods["gateway"]
+    assert (mine.protocol, mine.hop, mine.error) == ("DOUBLEHBONE", "gateway", "")
+    assert mine.destination == (ip_address(gateway.address), 15008) and mine.destination_workload == gateway.workload.uid
+    assert mine.hbone_destination == between.hbone_destination == theirs.hbone_destination == f"{HOSTNAME}:80"
+    assert mine.destination_identity == SERVER  # proved by who answers, behind the gateway
+    assert mine.destination_described == Described(SERVER, "server", "v1", "pod", "server", "Kubernetes")
+    assert (mine.bytes_sent, mine.bytes_received) == (8, 10) == (theirs.bytes_received, theirs.bytes_sent)
+    assert between.source_identity == theirs.source_identity == CLIENT
+    assert between.source_workload == "" and theirs.source_workload == ""  # it lives on another network than theirs
+    assert theirs.source_described == Described(CLIENT, "client", "v1", "pod", "client", "Kubernetes")
+    assert theirs.source[0] == ip_address(gateway.address)
+    assert mine.destination_service == theirs.destination_service == f"shop/{HOSTNAME}"
+
+
+def test_the_outer_tunnel_is_shared_and_the_inner_ones_are_not(mesh: World) -> None:
+    with mesh.server.listen(8080) as listener:
+        pairs = [connected(mesh, listener) for _ in range(10)]
+        for number, (client, server) in enumerate(pairs):
+            client.sendall(b"%d" % number)
+            assert server.recv(10) == b"%d" % number
+        mesh.client.worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 11)
+        mesh.pods["gateway"].worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 1)
+        mesh.server.worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 10)
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+        mesh.client.worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 1)
+        mesh.server.worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 0)
+
+
+@pytest.mark.parametrize("upload", [True, False])
+def test_bulk_and_half_close(mesh: World, upload: bool) -> None:
+    with mesh.server.listen(8080) as listener:
+        client, server = connected(mesh, listener)
+        source, sink = (client, server) if upload else (server, client)
+        block = bytes(range(256)) * 4096
+
+        def send() -> None:
+            for _ in range(32):
+                source.sendall(block)
+            source.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        received = b"".join(iter(lambda: sink.recv(MiB), b""))
+        sender.join()
+        assert received == block * 32
+        sink.sendall(b"answered after the end")
+        sink.close()
+        assert source.recv(100) == b"answered after the end" and source.recv(100) == b""
+    record = mesh.client.worker.closed()
+    assert record.error == "" and (record.bytes_sent if upload else record.bytes_received) == 32 * MiB
+
+
+def test_resets_reach_the_other_side(mesh: World) -> None:
+    for by_client in (True, False):
+        with mesh.server.listen(8080) as listener:
+            client, server = connected(mesh, listener)
+            client.sendall(b"x")
+            server.recv(1)
+            mine, theirs = (client, server) if by_client else (server, client)
+            mine.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            mine.close()
+            with pytest.raises(ConnectionResetError):
+                theirs.recv(1)
+
+
+def test_who_answers_must_be_the_service(mesh: World) -> None:
+    """The gateway is who it should be, and lets the client speak with somebody else: no byte goes there."""
+    mesh.client.worker.tell(UpdateInventory([far_service(mesh, "spiffe://cluster.local/ns/shop/sa/another")], []))
+    assert_reset(lambda: mesh.client.connect(VIP, 80))
+    record = mesh.client.worker.closed()
+    assert record.flag == "IDENTITY_ERROR"
+    assert "did not present the expected SAN (spiffe://cluster.local/ns/shop/sa/another)" in record.error
+    mesh.client.worker.tell(UpdateInventory([far_service(mesh)], []))
+
+
+def test_the_gateways_refusal_and_the_workloads_own_are_told(mesh: World) -> None:
+    assert_reset(lambda: mesh.client.connect(VIP, 80))  # nobody listens at the server
+    assert mesh.client.worker.closed().error == "http status: 503 Service Unavailable"
+    assert mesh.server.worker.closed().error == "connection failed: Connection refused (os error 111)"
+    gateway = mesh.pods["gateway"]
+    gateway.worker.tell(UpdateInventory([replace(gateway.workload, network="remote")], []))
+    assert_reset(lambda: mesh.client.connect(VIP, 80))
+    assert mesh.client.worker.closed().error == "http status: 503 Service Unavailable"
+    own = replace(gateway.workload, network="remote", application_tunnel=ApplicationTunnel(False, PASS_PORT))
+    gateway.worker.tell(UpdateInventory([own], []))
+
+
+def test_a_gateway_that_goes_away_ends_what_it_carried(mesh: World) -> None:
+    with mesh.server.listen(8080) as listener:
+        client, server = connected(mesh, listener)
+        client.sendall(b"x")
+        server.recv(1)
+        gateway = mesh.pods["gateway"]
+        run("ip", "netns", "exec", gateway.netns, "ss", "-K", "sport", "=", "15008")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    assert mesh.client.worker.closed().error.startswith("h2 failed")

@@ -1,0 +1,138 @@
+"""A tunnel inside a stream of another one: how a connection reaches a workload behind the gateway of another network.
+
+The outer stream ends at the gateway, which only passes bytes on. The inner tunnel, mutual TLS and HTTP/2 again, ends at the
+workload or its waypoint, carries this one connection and is never shared: else all connections would meet one workload there.
+
+Between the two lies a pair of sockets, so that both ends are the same code as everywhere else, with its back-pressure and its
+bounds. That costs this path two system calls a message more, and the path of all others nothing.
+
+Source: facts of Istio's ztunnel, sections 4.1 to 4.3.
+"""
+
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.identity import Identity
+from ztunnel.channel import Flag
+from ztunnel.fields import Fields
+from ztunnel.flow import Stream
+from ztunnel.frames import Code
+from ztunnel.node import Node
+from ztunnel.stream import Owner as StreamOwner
+from ztunnel.stream import TunnelStream
+from ztunnel.tls import Credentials, check_server
+from ztunnel.tunnel import Tunnel
+
+
+class Owner(Protocol):
+    """Who wants to open a stream in it."""
+
+    def inner_ready(self, tunnel: Tunnel) -> None:
+        """Open it now."""
+
+    def inner_failed(self, flag: Flag, error: str) -> None:
+        """There will be no tunnel."""
+
+
+class InnerTunnel:
+    """One tunnel in a stream; owns both, and the sockets between them."""
+
+    def __init__(self, node: Node, owner: Owner, expected: frozenset[str]) -> None:
+        self._node = node
+        self._owner: Owner | None = owner
+        self._expected = expected
+        self._tunnel: Tunnel | None = None
+        self._outer: TunnelStream | None = None
+
+    def start(self, outer: Tunnel, credentials: Credentials, repeating: Fields, once: bytes) -> None:
+        """Ask the gateway for a connection, and greet who is behind it: both in one flight."""
+        try:
+            ours, gateways = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            self._fail("CONNECT", f"cannot make a socket: {error}")
+            return
+        node = self._node
+        tunnel = Tunnel(node.loop, ours, credentials.client, False, self, node.client_handshakes)
+        if not tunnel.open:
+            gateways.close()
+            return
+        self._tunnel = tunnel
+        node.add_tunnel(tunnel, inbound=False)
+        self._outer = stream = TunnelStream(outer, self)
+        stream.request(gateways, repeating, once)
+
+    def end(self) -> None:
+        """Nobody wants it any more. Once its stream has been opened, the end of that stream ends it."""
+        if self._owner is not None:
+            self._owner = None
+            if self._tunnel is not None:
+                self._tunnel.end("")
+
+    def _fail(self, flag: Flag, error: str) -> None:
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.inner_failed(flag, error)
+
+    # --- what the outer stream tells
+
+    def opened(self) -> None:
+        """See ztunnel.stream.Owner: the gateway passes bytes on."""
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """See ztunnel.stream.Owner. A clean end is one for the inner tunnel too: it reads what is left, and then the end."""
+        self._outer = None
+        self._node.lingering.discard(self)
+        if error and self._tunnel is not None:
+            self._fail(flag, error)
+            self._tunnel.close(flag, error)
+
+    # --- what the inner tunnel tells
+
+    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+        """See ztunnel.tunnel_owner.Owner."""
+        self._node.revocations.check(tunnel)
+        return check_server(names, self._expected)
+
+    def established(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel_owner.Owner."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.inner_ready(tunnel)
+
+    def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
+        """See ztunnel.tunnel_owner.Owner: only a server is asked."""
+        return None
+
+    def retired(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel_owner.Owner: the one stream has ended."""
+        if not tunnel.http.streams:
+            tunnel.drain()
+
+    def closed(self, tunnel: Tunnel, flag: Flag, error: str) -> None:
+        """See ztunnel.tunnel_owner.Owner. The outer stream takes the last bytes along, but not for ever."""
+        node = self._node
+        node.remove_tunnel(tunnel)
+        self._tunnel = None
+        if self._outer is not None:
+            node.lingering.add(self, node.loop.now, self._cut)
+        self._fail(flag, f"io error: {error}")
+
+    def _cut(self) -> None:
+        if self._outer is not None:
+            self._outer.abort("-", "h2 failed: the gateway does not end its stream", Code.CANCEL)
+
+
+class InnerStream(TunnelStream):
+    """The stream in it; tells who answers, for telemetry."""
+
+    __slots__ = ("_heard",)
+
+    def __init__(self, tunnel: Tunnel, owner: StreamOwner, heard: Callable[[Fields], None]) -> None:
+        super().__init__(tunnel, owner)
+        self._heard = heard
+
+    def peer_answered(self, fields: Fields) -> None:
+        """See ztunnel.flow.Stream."""
+        self._heard(fields)
+        super().peer_answered(fields)
