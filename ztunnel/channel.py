@@ -51,6 +51,9 @@ class Configure:
     packet_mark: int = 0x539
     connect_timeout_s: float = 10.0
     workload_timeout_s: float = 5.0
+    on_demand: bool = False
+    """Not everything is told: what is met and not known is to be asked for."""
+    demand_timeout_s: float = 5.0
     resolv_conf: str = "/etc/resolv.conf"
     """Names the nameservers; read again when it changes."""
     tls12: bool = False
@@ -92,6 +95,13 @@ class UpdatePolicies:
 
     upserts: list[Policy]
     removals: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The control plane answered these demands, and what it told was sent before: name -> why refused, empty if not."""
+
+    answers: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +175,13 @@ class NeedCertificate:
     """A connection waits for this identity's certificate."""
 
     identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Ask the control plane for workloads and services by these names: `NETWORK/ADDRESS`, `NAMESPACE/HOSTNAME`, xDS uid."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -329,6 +346,7 @@ ToWorker = (
     | RemovePod
     | UpdateInventory
     | UpdatePolicies
+    | Answered
     | SetCertificate
     | CertificateFailed
     | ForgetCertificate
@@ -340,6 +358,7 @@ ToWorker = (
 FromWorker = (
     PodAdded
     | NeedCertificate
+    | Demand
     | Opened
     | Progress
     | Closed

@@ -34,6 +34,8 @@ class Config:
     """Tells the keys of several installations in one kernel apart."""
     xds: Endpoint | None
     """None: no control plane tells of the mesh."""
+    on_demand: bool
+    """It is asked for what is met, instead of for everything."""
     ca: Endpoint
     cluster_id: str = "Kubernetes"
     network: str = ""
@@ -93,6 +95,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         state=places.state,
         installation=installation.prefix,
         xds=control_endpoint("XDS", environment, places, cluster_id) if environment.get("XDS_ADDRESS") != "" else None,
+        on_demand=_on_demand(environment),
         ca=control_endpoint("CA", environment, places, cluster_id),
         cluster_id=cluster_id,
         network=environment.get("NETWORK", ""),
@@ -130,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", metavar="N|N%", help="data workers; default: one per core (ZTUNNEL_WORKER_THREADS)")
     parser.add_argument("--control", metavar="HOST[:PORT]", help="control plane (XDS_ADDRESS and CA_ADDRESS win)")
     return parser
+
+
+def _on_demand(environment: Mapping[str, str]) -> bool:
+    wanted = _truth("XDS_ON_DEMAND", environment, False)
+    if wanted and environment.get("XDS_ADDRESS") == "":
+        raise ValueError("XDS_ON_DEMAND=true: there is nobody to ask: set XDS_ADDRESS")
+    if wanted and environment.get("ISTIO_META_DNS_CAPTURE", "true") == "true":
+        raise ValueError("XDS_ON_DEMAND=true: pods' DNS needs to know every service: set ISTIO_META_DNS_CAPTURE=false")
+    return wanted
 
 
 def drain_deadline(environment: Mapping[str, str]) -> float:

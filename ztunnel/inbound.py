@@ -5,6 +5,7 @@ and only then 200. A plain connection is only asked whether it may.
 """
 
 import socket
+from functools import partial
 from ipaddress import ip_address
 
 from mesh.identity import Identity
@@ -26,13 +27,14 @@ from ztunnel.hbone import (
     response_fields,
 )
 from ztunnel.ledger import DENIED, SocketAddress, Tracked
+from ztunnel.missing import missing_inbound
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.proxy_header import proxy_header
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel, reset_on_close
-from ztunnel.waiting import WaitingConnection
+from ztunnel.waiting import WaitingConnection, WaitingRequest
 
 _LOOPBACKS: dict[int, Address] = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
 
@@ -145,11 +147,34 @@ class Arrival:
             self._reject(tunnel, sid, 503, "too many connections")
             return None
         node.used(tunnel)
+        if node.demands is not None:
+            missing = partial(missing_inbound, node.inventory, node.config.network, workload, self.local[0], request.authority)
+            waiting = WaitingRequest(tunnel, lambda stream, error: self._go_on(stream, workload, request, error))
+            if waiting.ask(node.demands, self.pod.uid, sid, missing):
+                return waiting.stream
+        return self._admit(tunnel, sid, workload, request)
+
+    def _admit(
+        self, tunnel: Tunnel, sid: int, workload: Workload, request: ConnectRequest, stream: TunnelStream | None = None
+    ) -> Stream | None:
+        node = self.pod.node
         outcome = admit(node.inventory, node.config.network, workload, self.local[0], request)
         if isinstance(outcome, Rejected):
             self._reject(tunnel, sid, outcome.status, outcome.reason)
             return None
-        return InboundRequest(self, tunnel, workload, request, outcome).start(sid)
+        return InboundRequest(self, tunnel, workload, request, outcome).start(sid, stream)
+
+    def _go_on(self, stream: TunnelStream, workload: Workload, request: ConnectRequest, error: str) -> None:
+        """What a request waited for is known, or why not."""
+        tunnel = stream.tunnel
+        tunnel.loop.dirty[tunnel] = None
+        admitted = None
+        if error:
+            self._reject(tunnel, stream.sid, 503, error)
+        else:
+            admitted = self._admit(tunnel, stream.sid, self.pod.workload() or workload, request, stream)
+        if admitted is None:
+            stream.drop()
 
     def _reject(self, tunnel: Tunnel, sid: int, status: int, reason: str) -> None:
         tunnel.http.reject(sid, response_fields(status))
@@ -222,7 +247,7 @@ class InboundRequest(_Inbound):
         assert peer is not None  # no request is read before the handshake is done
         # Behind a gateway of another network the peer's address means nothing here.
         foreign = request.network is not None and request.network.lower() != node.config.network.lower()
-        source = None if foreign else node.inventory.workload_by_address(node.config.network, arrival.peer[0])
+        source = None if foreign else node.source_at(arrival.peer[0])
         record = ConnectionRecord(
             node.ledger.next_number(),
             arrival.pod.uid,
@@ -243,16 +268,18 @@ class InboundRequest(_Inbound):
         self._admitted = admitted
         self._stream: TunnelStream | None = None
 
-    def start(self, sid: int) -> Stream | None:
-        """Check and connect; the stream, unless it was rejected at once."""
+    def start(self, sid: int, stream: TunnelStream | None = None) -> Stream | None:
+        """Check and connect; the stream (a new one, unless the request waited in it), unless it was rejected at once."""
         refusal = self.check()
         if refusal:
             self._tunnel.http.reject(sid, response_fields(401))
             self.ended("DENY", refusal)
             return None
-        self._stream = stream = TunnelStream(self._tunnel, self)
-        self.pump = stream
-        self._tunnel.http.adopt(stream, sid)
+        if stream is None:
+            stream = TunnelStream(self._tunnel, self)
+            self._tunnel.http.adopt(stream, sid)
+        stream.owner = self
+        self._stream = self.pump = stream
         local = self.record.destination[0]
         if self._admitted.announced is not None and self.pod.node.config.localhost_app_tunnel:
             local = _LOOPBACKS[local.version]  # where nobody reaches the application past its proxy
@@ -322,7 +349,7 @@ class InboundPlain(_Inbound):
 
     def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, local: SocketAddress, workload: Workload) -> None:
         node = pod.node
-        source = node.inventory.workload_by_address(node.config.network, peer[0])
+        source = node.source_at(peer[0])
         service = service_of(node.inventory, workload, local[1])
         record = ConnectionRecord(
             node.ledger.next_number(),

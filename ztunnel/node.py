@@ -6,10 +6,12 @@ from random import random
 
 from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
+from mesh.workload import Address, NetworkAddress, Workload
 from wire.netns import open_home
 from ztunnel import handshakes
 from ztunnel.baggage import Descriptions
 from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker, Offence
+from ztunnel.demands import Demands
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.handshakes import Handshakes
@@ -63,6 +65,7 @@ class Node:
         self.workload_waits = Deadlines(config.workload_timeout_s)
         self.lingering = Deadlines(LINGER_S)
         """Streams to gateways whose inner tunnel has ended."""
+        self.demands = Demands(loop, emit, config.demand_timeout_s) if config.on_demand else None
         self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
         self.dns_counts = Counts()
         self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6)
@@ -82,7 +85,7 @@ class Node:
 
     def has_room(self) -> bool:
         """Whether one more connection may be accepted."""
-        waiting = len(self.workload_waits) + len(self.handshakes)
+        waiting = len(self.workload_waits) + len(self.handshakes) + (len(self.demands) if self.demands is not None else 0)
         return len(self.ledger.open) + len(self.tunnels) + waiting < self.max_connections
 
     def fail_early(
@@ -120,8 +123,22 @@ class Node:
                 self._waiting.pop(who, None)
                 self.workload_waits.discard(who)
 
+    def mention(self, name: str) -> None:
+        """On demand: ask for what it would be good to know."""
+        if self.demands is not None:
+            self.demands.mention(name)
+
+    def source_at(self, address: Address) -> Workload | None:
+        """Who has an address from which a connection came: best effort, for who reads about it."""
+        workload = self.inventory.workload_by_address(self.config.network, address)
+        if workload is None and self.demands is not None:
+            self.demands.mention(str(NetworkAddress(self.config.network, address)))
+        return workload
+
     def forget_waiter(self, who: object) -> None:
         """Who waited is gone."""
+        if self.demands is not None:
+            self.demands.forget(who)
         self._waiting.pop(who, None)
         self.workload_waits.discard(who)
 
@@ -163,6 +180,8 @@ class Node:
             self.dns_idle,
         ):
             deadlines.expire(now)
+        if self.demands is not None:
+            self.demands.deadlines.expire(now)
         for tunnel in list(self.tunnels):
             tunnel.tick(now)
 
@@ -178,6 +197,8 @@ class Node:
             "buffered_bytes": self.loop.buffered,
             "certificates": len(self.vault),
             "refused_connections": self.refused,
+            "waiting_for_destination": len(self.demands) if self.demands is not None else 0,
+            "unknown_destinations": self.demands.refused if self.demands is not None else 0,
             "dns_questions": len(self.dns_upstream.under_way),
             "dns_clients": len(self.dns_idle),
             "refused_lookups": self.resolver.refused + self.dns_refused,

@@ -1,6 +1,7 @@
 """Connections of this node's pods: captured at 15001, routed, and carried in a tunnel or in plain."""
 
 import socket
+from functools import partial
 from random import randbytes
 
 from mesh.workload import Address, Workload
@@ -10,6 +11,7 @@ from ztunnel.fields import Fields
 from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.inner_tunnel import InnerStream, InnerTunnel
 from ztunnel.ledger import SocketAddress, Tracked
+from ztunnel.missing import missing_outbound
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.pool import Key
@@ -46,7 +48,23 @@ def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress,
     """Route a connection, and take it there."""
     node = pod.node
     request = Request(client, peer[0], *destination)
+    if node.demands is not None:
+        _ask(pod, sock, peer, request)
+        return
     Outbound(pod, sock, peer, request).start(decide(node.inventory, node.config.network, request, node.chance()))
+
+
+def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
+    """Route a connection once all is known that its route depends on; never past what could not be known."""
+    node, network = pod.node, pod.node.config.network
+
+    def go(known: socket.socket, error: str) -> None:
+        route = Refused(error) if error else decide(node.inventory, network, request, node.chance())
+        Outbound(pod, known, peer, request).start(route)
+
+    destination = (request.destination, request.port)
+    missing = partial(missing_outbound, node.inventory, network, request)
+    WaitingConnection(pod, sock, peer, destination, "outbound", lambda *_: None).ask(missing, go)
 
 
 class Outbound(Tracked):

@@ -64,6 +64,8 @@ class Pod:
         if self._looked_at != self.node.generation:
             self._looked_at = self.node.generation
             self._workload = self.node.inventory.workload_of_pod(self.namespace, self.name, self.service_account)
+            if self._workload is None:
+                self.node.mention(f"{self.node.config.cluster_id}//Pod/{self.namespace}/{self.name}")
         return self._workload
 
     def baggage(self, workload: Workload) -> bytes:

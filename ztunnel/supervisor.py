@@ -14,9 +14,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mesh.delta import Resource
+from mesh.resources import ADDRESS_TYPE
+from wire.grpc_tls import Endpoint
 from wire.mesh_cache import MeshCache
 from wire.netns import open_home
 from wire.xds import NodeMetadata, XdsClient
@@ -25,8 +28,10 @@ from ztunnel.access_log import Level
 from ztunnel.admin import Admin
 from ztunnel.ca import CertificateClient
 from ztunnel.channel import (
+    Answered,
     Configure,
     ConnectionRecord,
+    Demand,
     FromWorker,
     LogQueries,
     NeedCertificate,
@@ -79,9 +84,14 @@ class Supervisor:
         self._telemetry.as_json = config.log_json
         self.log_levels = LogLevels(config.log_level, self._set_access_level, self._log_levels_changed)
         retained = self.view.restore()
-        self.xds = XdsClient(config.xds, _node_metadata(config), TYPE_URLS, self.view.take, retained) if config.xds else None
+        self.xds = self._xds_client(config.xds, retained) if config.xds is not None else None
         self._admin = Admin(self)
         self._exit_code = 0
+
+    def _xds_client(self, endpoint: Endpoint, retained: Mapping[str, Iterable[Resource]]) -> XdsClient:
+        named = (ADDRESS_TYPE,) if self.config.on_demand else ()
+        node = _node_metadata(self.config)
+        return XdsClient(endpoint, node, TYPE_URLS, self.view.take, retained, named, self._demands_answered)
 
     def _set_access_level(self, level: Level) -> None:
         self._telemetry.level = level
@@ -108,6 +118,7 @@ class Supervisor:
                 cluster_domain=config.cluster_domain,
                 preferred_service_namespace=config.preferred_service_namespace,
                 ipv6=config.ipv6,
+                on_demand=config.on_demand,
             ),
             (),
         )
@@ -124,6 +135,9 @@ class Supervisor:
             self._residents.update(message.upserts, message.removals)
             self._issuer.residents_changed()
 
+    def _demands_answered(self, answers: Mapping[str, str]) -> None:
+        self.workers.broadcast(Answered(dict(answers)))
+
     def _pods_changed(self) -> None:
         self._residents.set_pods((pod.namespace, pod.service_account) for pod in self.pods.infos())
         self._issuer.residents_changed()
@@ -136,6 +150,9 @@ class Supervisor:
     def _hear(self, worker: int, message: FromWorker) -> None:
         if isinstance(message, NeedCertificate):
             self._issuer.need(message.identity)
+        elif isinstance(message, Demand):
+            if self.xds is not None:
+                self.xds.demand(ADDRESS_TYPE, message.names)
         else:
             self._telemetry.hear(worker, message)
 

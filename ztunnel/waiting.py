@@ -1,13 +1,18 @@
-"""A plain connection that waits until its pod's workload is known: control may tell of a pod after it began to talk."""
+"""Connections that wait until something is known: their pod's workload, or, on demand, where they go.
+
+Control may tell of a pod after the pod began to talk; and of everything else only when it is asked.
+"""
 
 import socket
 from collections.abc import Callable
 
 from mesh.workload import Workload
 from ztunnel.channel import Direction, Flag
+from ztunnel.demands import Demands
 from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
-from ztunnel.tunnel import reset_on_close
+from ztunnel.stream import TunnelStream
+from ztunnel.tunnel import Tunnel, reset_on_close
 
 _ROLES: dict[Direction, str] = {"inbound": "destination", "outbound": "source"}
 
@@ -50,6 +55,21 @@ class WaitingConnection:
         role = _ROLES[self._direction]
         self.turn_away("-", f"unknown {role}: no workload for pod {self.pod.namespace}/{self.pod.name}")
 
+    def ask(self, missing: Callable[[], list[str]], go: Callable[[socket.socket, str], None]) -> None:
+        """Wait for what is missing instead, then go on with why it is not known, or nothing."""
+        demands = self.pod.node.demands
+        assert demands is not None
+
+        def answered(error: str) -> None:
+            sock, self._sock = self._sock, None
+            self.pod.guests.pop(self, None)
+            if sock is not None:
+                go(sock, error)
+
+        self.pod.guests[self] = None
+        if not demands.ask(self, self.pod.uid, missing, answered):
+            answered("")
+
     def turn_away(self, flag: Flag, error: str) -> None:
         """Close before anything was said."""
         sock, self._sock = self._sock, None
@@ -59,3 +79,33 @@ class WaitingConnection:
             reset_on_close(sock)
             sock.close()
             self.pod.node.fail_early(self.pod.uid, self._direction, self._peer, self._local, flag, error)
+
+
+class WaitingRequest:
+    """A CONNECT that waits until its target is known; what its client sends meanwhile waits in the stream."""
+
+    def __init__(self, tunnel: Tunnel, go: Callable[[TunnelStream, str], None]) -> None:
+        """Goes on with `go(stream, why it is not known or nothing)`, unless the stream ends before."""
+        self.stream = TunnelStream(tunnel, self)
+        self._go = go
+        self._demands: Demands | None = None
+
+    def ask(self, demands: Demands, pod_uid: str, sid: int, missing: Callable[[], list[str]]) -> bool:
+        """Wait for what is missing; False: nothing is."""
+        if not demands.ask(self, pod_uid, missing, self._answered):
+            return False
+        self._demands = demands
+        self.stream.tunnel.http.adopt(self.stream, sid)
+        return True
+
+    def _answered(self, error: str) -> None:
+        if not self.stream.closed:
+            self._go(self.stream, error)
+
+    def opened(self) -> None:
+        """See ztunnel.stream.Owner."""
+
+    def ended(self, _flag: Flag, _error: str) -> None:
+        """The client gave up, or its tunnel is gone."""
+        if self._demands is not None:
+            self._demands.forget(self)

@@ -19,6 +19,7 @@ from typing import Any
 from mesh.workload import Workload
 from ztunnel.channel import (
     AddPod,
+    Answered,
     CertificateFailed,
     Configure,
     Connections,
@@ -65,6 +66,7 @@ class Worker:
             RemovePod: self._remove_pod,
             UpdateInventory: self._update_inventory,
             UpdatePolicies: self._update_policies,
+            Answered: self._answered,
             SetCertificate: lambda node, message, _: node.vault.set(message),
             CertificateFailed: lambda node, message, _: node.vault.failed(message),
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
@@ -133,6 +135,10 @@ class Worker:
     def _update_policies(self, node: Node, message: UpdatePolicies, _fds: list[int]) -> None:
         node.policies.apply(message.upserts, message.removals)
         node.ledger.recheck(self._workload_of)
+
+    def _answered(self, node: Node, message: Answered, _fds: list[int]) -> None:
+        if node.demands is not None:
+            node.demands.answered(message.answers)
 
     def _workload_of(self, uid: str) -> Workload | None:
         pod = self._pods.get(uid)

@@ -118,6 +118,11 @@ def test_where_istios_chart_mounts_root_and_token(monkeypatch: pytest.MonkeyPatc
     assert (read().ca.root, read().ca.token) == (tmp_path / "root-cert.pem", tmp_path / "istio-token")
 
 
+def test_on_demand_goes_without_pods_dns() -> None:
+    assert not read().on_demand
+    assert read(XDS_ON_DEMAND="true", ISTIO_META_DNS_CAPTURE="false").on_demand
+
+
 def test_no_address_is_no_control_plane() -> None:
     config = read(XDS_ADDRESS="")
     assert config.xds is None and config.ca.address == "localhost:15012"
@@ -145,6 +150,12 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node N_1", {}, "--node 'N_1': not a node's name"),
         ("--node n1 --workers many", {}, "--workers 'many': not a number of workers: write N"),
         ("--node n1", {"XDS_ADDRESS": "http://control:1"}, "XDS_ADDRESS='http://control:1': not an address of a TLS server"),
+        (
+            "--node n1",
+            {"XDS_ON_DEMAND": "true"},
+            "pods' DNS needs to know every service: set ISTIO_META_DNS_CAPTURE",
+        ),
+        ("--node n1", {"XDS_ON_DEMAND": "true", "XDS_ADDRESS": ""}, "XDS_ON_DEMAND=true: there is nobody to ask"),
         ("--node n1", {"XDS_HEADER_A B": "x"}, "XDS_HEADER_A B: 'a b' is no name of a header"),
         ("--node n1", {"CA_HEADER_A": "x\ny"}, "CA_HEADER_A: its value is no text of a header"),
         ("--node n1", {"CA_ADDRESS": "http://ca:1"}, "CA_ADDRESS='http://ca:1': not an address"),

@@ -236,6 +236,8 @@ class PodWorld:
         run("ip", "netns", "add", self.netns)
         self.fd = os.open(f"/run/netns/{self.netns}", os.O_RDONLY | os.O_CLOEXEC)
         self.worker: WorkerProcess
+        self.configuration: dict[str, Any] = {}
+        """What differs from the defaults."""
         self.sockets: list[socket.socket] = []
         self.resolv_conf = "/dev/null"
         self.log: Path | None = None
@@ -257,7 +259,8 @@ class PodWorld:
         """Start the worker and give it this pod."""
         self.worker = WorkerProcess(self.log)
         node, network = f"node-{self.name}", self.network
-        self.worker.tell(Configure(node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf))
+        configure = Configure(node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf)
+        self.worker.tell(replace(configure, **self.configuration))
         self.worker.tell(UpdateInventory(workloads, []))
         for certificate in certificates:
             self.worker.tell(certificate)
