@@ -77,7 +77,8 @@ def _rounds(found: Sequence[Contender], loads: Sequence[Load], results: report.R
             results.rounds[number].update(samples)
         else:
             results.rounds.append(samples)
-        _say(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}, stolen {accounts.stolen_s() - stolen:.2f} s")
+        results.conditions.append({"loadavg": os.getloadavg()[0], "stolen_s": accounts.stolen_s() - stolen})
+        _say("round {} of {}, load {loadavg:.1f}, stolen {stolen_s:.2f} s".format(number + 1, rounds, **results.conditions[-1]))
 
 
 def _warm(found: Sequence[Contender]) -> None:
@@ -99,11 +100,11 @@ def _run(flags: argparse.Namespace, image: Image | None) -> tuple[dict[str, obje
         _say("the hot path's budget")
         weft = next(one for one in found if one.name == contenders.WEFT)
         both = [*workers_of(made, "a"), *workers_of(made, "b")]
-        results.budgets += budget.budgets(weft, both, 0.5 if flags.quick else 2.0)
+        results.budgets += budget.budgets(weft, both, flags.quick)
         results.notes += [f"the budget is incomplete: apt-get install {package}" for package in budget.missing_tools()]
         across = [one for one in found if one.name in contenders.PROXIED]
         _say("at fixed rates")
-        _rounds(across, alone.paced_loads(flags.quick), results, flags.rounds)
+        _rounds(across, alone.paced_loads(flags.quick), results, flags.rounds // 2 or 1)
         results.alone += alone.paced_rows(results.rounds)
         _memory(made, found, results)
         results.alone.append(alone.idle_memory(made))

@@ -7,31 +7,43 @@ out.
 
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import accounts
 from bench.contenders import Contender
+from bench.figures import Sample
 
 _SHARE = re.compile(r"\s*([\d.]+)%\s+(\S+)")
 _CALL = re.compile(r"^(?:\d+ +)?(?:<\.\.\. )?(\w+)(?: resumed>|\().*= (-?\d+)")
 _RECEIVING = frozenset(("recvfrom", "recvmsg", "recv", "read"))
 _SENDING = frozenset(("sendto", "sendmsg", "send", "write", "writev"))
-_LOADS = {
-    "1 connection, 64 B": {"connections": 1, "size": 64},
-    "64 connections, 1 KiB": {"connections": 64, "size": 1024},
-}
+_MIB = 1 << 20
 _TOOLS = {"perf": "linux-perf", "strace": "strace"}
 _SETTLE_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What is carried out, and in what it is counted."""
+
+    name: str
+    order: str
+    details: dict[str, int]
+    unit_of: Callable[[Sample], float]
+    """Units of a whole load, warming up included."""
+
+
 @dataclass(slots=True)
 class Budget:
-    """Of one round trip under one load, both nodes' workers together."""
+    """Of one round trip (or MiB) under one load, both nodes' workers together."""
 
     load: str
     cpu_us: float
@@ -39,6 +51,17 @@ class Budget:
     calls: dict[str, float] = field(default_factory=dict)
     received_bytes: float = 0.0
     sent_bytes: float = 0.0
+
+
+def _loads(quick: bool) -> list[_Load]:
+    many, seconds = (128, 1) if quick else (1024, 2)
+    return [
+        _Load(f"round trip, {name}", "round_trips", {**details, "seconds": seconds}, lambda found: found["total"])
+        for name, details in (
+            ("1 connection, 64 B", {"connections": 1, "size": 64}),
+            ("64 connections, 1 KiB", {"connections": 64, "size": 1024}),
+        )
+    ] + [_Load("MiB, client to server", "upload", {"bytes": many * _MIB}, lambda found: found["bytes"] / _MIB)]
 
 
 def part_of(library: str) -> str:
@@ -82,52 +105,65 @@ def missing_tools() -> list[str]:
     return [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
 
 
-def budgets(weft: Contender, workers: Sequence[int], seconds: float) -> list[Budget]:
+def budgets(weft: Contender, workers: Sequence[int], quick: bool) -> list[Budget]:
     """Measure every load. Raises: bench.stage.LoadError."""
-    return [_budget(weft, workers, seconds, name) for name in _LOADS]
+    found = []
+    for load in _loads(quick):
+        with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+            budget = _times(weft, workers, load, Path(folder, "perf.data"))
+            if shutil.which("strace"):
+                _count_calls(budget, weft, workers, load, Path(folder, "trace"))
+        found.append(budget)
+    return found
 
 
-def _budget(weft: Contender, workers: Sequence[int], seconds: float, name: str) -> Budget:
-    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
-        budget = _times(weft, workers, seconds, name, Path(folder, "perf.data"))
-        if shutil.which("strace"):
-            _count_calls(budget, weft, workers, seconds, Path(folder, "trace"))
-    return budget
+def _carry_out(weft: Contender, load: _Load) -> float:
+    """Units that were carried out, from the first connection on."""
+    weft.client.order(load.order, host=weft.host, port=weft.port, **load.details)
+    if load.order == "round_trips":
+        weft.client.answer()  # it is warm
+    return load.unit_of(weft.client.answer())
 
 
-def _times(weft: Contender, workers: Sequence[int], seconds: float, name: str, file: Path) -> Budget:
-    client, pids = weft.client, ",".join(map(str, workers))
-    client.order("round_trips", host=weft.host, port=weft.port, seconds=seconds, **_LOADS[name])
-    client.answer()  # it is warm
+@contextmanager
+def _watching(command: list[str]) -> Iterator[None]:
+    """Run a tool that ends, with what it found, when it is interrupted."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tool:
+        try:
+            yield
+        finally:
+            tool.send_signal(signal.SIGINT)
+            try:
+                tool.wait(_SETTLE_S)
+            except subprocess.TimeoutExpired:
+                tool.kill()
+
+
+def _times(weft: Contender, workers: Sequence[int], load: _Load, file: Path) -> Budget:
+    record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "1999", "-p", ",".join(map(str, workers)), "-o", str(file)]
+    has_perf = shutil.which("perf") is not None
     before = accounts.cpu_s(workers)
-    perf = None
-    if shutil.which("perf"):
-        command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "1999", "-p", pids, "-o", str(file)]
-        perf = subprocess.Popen(
-            [*command, "--", "sleep", str(seconds * 0.8)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-    found = client.answer()
-    budget = Budget(name, (accounts.cpu_s(workers) - before) * 1e6 / found["count"])
-    if perf is not None:
-        perf.wait(_SETTLE_S)
+    with _watching(record) if has_perf else nullcontext():
+        units = _carry_out(weft, load)
+    budget = Budget(load.name, (accounts.cpu_s(workers) - before) * 1e6 / units)
+    if has_perf:
         report = ["perf", "report", "-q", "--stdio", "--sort", "dso", "-i", str(file)]
         said = subprocess.run(report, capture_output=True, text=True, timeout=60).stdout
         budget.parts_us = {part: share * budget.cpu_us for part, share in read_shares(said).items()}
     return budget
 
 
-def _count_calls(budget: Budget, weft: Contender, workers: Sequence[int], seconds: float, file: Path) -> None:
+def _await_tracer(pids: Sequence[int]) -> None:
+    deadline = time.monotonic() + _SETTLE_S
+    while any("TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _count_calls(budget: Budget, weft: Contender, workers: Sequence[int], load: _Load, file: Path) -> None:
     attached = [word for pid in workers for word in ("-p", str(pid))]
-    command = ["strace", "-f", "-qq", "-s", "0", "-o", str(file), *attached]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as strace:
-        try:
-            found = weft.client
-            found.order("round_trips", host=weft.host, port=weft.port, seconds=seconds, **_LOADS[budget.load])
-            found.answer()
-            total = found.answer()["total"]
-        finally:
-            strace.terminate()
-            strace.wait(_SETTLE_S)
+    with _watching(["strace", "-f", "-qq", "-s", "0", "-o", str(file), *attached]):
+        _await_tracer(workers)
+        units = _carry_out(weft, load)
     calls, received, sent = read_calls(file.read_text(errors="replace"))
-    budget.calls = {name: count / total for name, count in calls.most_common() if count / total >= 0.01}
-    budget.received_bytes, budget.sent_bytes = received / total, sent / total
+    budget.calls = {name: count / units for name, count in calls.most_common() if count / units >= 0.01}
+    budget.received_bytes, budget.sent_bytes = received / units, sent / units

@@ -30,6 +30,8 @@ class Results:
 
     rounds: list[dict[tuple[str, str], Sample]] = field(default_factory=list)
     alone: list[Judged] = field(default_factory=list)
+    conditions: list[dict[str, float]] = field(default_factory=list)
+    """One entry per round: the machine's load average after it, and what the hypervisor gave to others."""
     budgets: list[Budget] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
     """One entry per process and state: node, process, connections, pss_bytes."""
@@ -89,6 +91,7 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         "# weft, measured",
         "",
         *(f"- {name}: {value}" for name, value in where.items() if value != ""),
+        _during(results.conditions),
         "",
         "D direct TCP, E1 Envoys with TCP over mutual TLS, E2 Envoys with HBONE, Z Istio's ztunnels, U weft.",
         "Pods of two nodes. Medians; U/E2 and U/Z: medians of ratios inside rounds, with their range; the median is judged.",
@@ -109,6 +112,14 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         "".join(f"- {note}\n" for note in results.notes),
     ]
     return "\n".join([*parts, *filter(None, blocks)]).rstrip() + "\n"
+
+
+def _during(conditions: Sequence[Mapping[str, float]]) -> str:
+    if not conditions:
+        return "- no rounds"
+    loads = [one["loadavg"] for one in conditions]
+    stolen = sum(one["stolen_s"] for one in conditions)
+    return f"- during the rounds: load average {min(loads):.1f} to {max(loads):.1f}, stolen {stolen:.1f} s of CPU"
 
 
 def verdict_counts(results: Results, in_image: bool) -> dict[str, int]:
@@ -154,6 +165,7 @@ def write(folder: Path, where: Mapping[str, Any], results: Results) -> tuple[Pat
         "rounds": rounds,
         "memory": results.memory,
         "alone": [asdict(one) for one in results.alone],
+        "conditions": results.conditions,
         "budgets": [asdict(one) for one in results.budgets],
         "events_s": {name: asdict(one) for name, one in results.events.items()},
         "notes": results.notes,

@@ -100,7 +100,7 @@ def hot_path(budgets: Sequence[Budget]) -> str:
         calls = ", ".join(f"{name} {count:.2f}" for name, count in one.calls.items()) or "strace is not installed"
         moved = f"{short(one.received_bytes)} in, {short(one.sent_bytes)} out" if one.calls else ""
         lines.append([one.load, short(one.cpu_us), parts, calls, moved])
-    heads = ["one round trip, workers of both nodes", "CPU us", "of it", "system calls", "bytes through them"]
+    heads = ["weft's workers, both nodes, per", "CPU us", "of it", "system calls", "bytes through them"]
     return markdown(heads, lines)
 
 

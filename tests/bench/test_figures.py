@@ -73,6 +73,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         alone=[Judged.at_most("start to listening", 150.0, 200.0, "ms"), Judged.at_most("policies", 30.0, 20.0, "us")],
         memory=[{"process": "weft agent", "state": "idle, warm", "pss_bytes": 30_000_000}],
         events={"enrol a pod: request to answer": Figure(0.02, 0.01, 0.05, 20)},
+        conditions=[{"loadavg": 1.5, "stolen_s": 0.25}, {"loadavg": 2.5, "stolen_s": 0.5}],
         notes=["the proxies' access logs are on"],
     )
     text, data = write(tmp_path / "out", surroundings(2, 3, "free", False), results)
@@ -80,6 +81,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert "| weft agent | 30.0 " in written and "| 20.0 ms | 10.0 to 50.0 ms | 20 " in written
     assert "| start to listening | 150 us" not in written and "| met    |" in written and "| missed |" in written
     assert verdict_counts(results, in_image=False) == {"not measured": 30, "met": 1, "missed": 1}
+    assert "load average 1.5 to 2.5, stolen 0.8 s" in written
     document = json.loads(data.read_text())
     assert document["where"]["kernel"] and document["where"]["python"] and len(document["where"]["loadavg"]) == 3
     assert document["rounds"][0][0] == {"contender": "direct", "load": "rr1", "p50_us": 50.0, "p99_us": 80.0}
