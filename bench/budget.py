@@ -142,8 +142,9 @@ def _watching(command: list[str]) -> Iterator[None]:
 def _times(weft: Contender, workers: Sequence[int], load: _Load, file: Path) -> Budget:
     record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "1999", "-p", ",".join(map(str, workers)), "-o", str(file)]
     has_perf = shutil.which("perf") is not None
-    before = accounts.cpu_s(workers)
     with _watching(record) if has_perf else nullcontext():
+        _await(file.exists if has_perf else lambda: True)
+        before = accounts.cpu_s(workers)
         units = _carry_out(weft, load)
     budget = Budget(load.name, (accounts.cpu_s(workers) - before) * 1e6 / units)
     if has_perf:
@@ -153,16 +154,21 @@ def _times(weft: Contender, workers: Sequence[int], load: _Load, file: Path) -> 
     return budget
 
 
-def _await_tracer(pids: Sequence[int]) -> None:
+def _await(is_so: Callable[[], bool]) -> None:
+    """Wait for a tool to be at work; one that never is finds nothing."""
     deadline = time.monotonic() + _SETTLE_S
-    while any("TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text() for pid in pids) and time.monotonic() < deadline:
+    while not is_so() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def _all_traced(pids: Sequence[int]) -> bool:
+    return not any("TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text() for pid in pids)
 
 
 def _count_calls(budget: Budget, weft: Contender, workers: Sequence[int], load: _Load, file: Path) -> None:
     attached = [word for pid in workers for word in ("-p", str(pid))]
     with _watching(["strace", "-f", "-qq", "-s", "0", "-o", str(file), *attached]):
-        _await_tracer(workers)
+        _await(lambda: _all_traced(workers))
         units = _carry_out(weft, load)
     calls, received, sent = read_calls(file.read_text(errors="replace"))
     budget.calls = {name: count / units for name, count in calls.most_common() if count / units >= 0.01}

@@ -96,8 +96,8 @@ def hot_path(budgets: Sequence[Budget]) -> str:
     """What one round trip costs the data workers of both nodes."""
     lines = []
     for one in budgets:
-        parts = ", ".join(f"{part} {short(micros)}" for part, micros in one.parts_us.items()) or "perf is not installed"
-        calls = ", ".join(f"{name} {count:.2f}" for name, count in one.calls.items()) or "strace is not installed"
+        parts = ", ".join(f"{part} {short(micros)}" for part, micros in one.parts_us.items()) or "not sampled"
+        calls = ", ".join(f"{name} {count:.2f}" for name, count in one.calls.items()) or "not counted"
         moved = f"{short(one.received_bytes)} in, {short(one.sent_bytes)} out" if one.calls else ""
         lines.append([one.load, short(one.cpu_us), parts, calls, moved])
     heads = ["weft's workers, both nodes, per", "CPU us", "of it", "system calls", "bytes through them"]
