@@ -13,12 +13,13 @@ from mesh.flows import ConnectionEvent
 from wire.http_unix import HttpError, open_stream, read_lines
 
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
+WATCH_S = 0.5
 _MAX_LINE_BYTES = 64 << 10
 _log = logging.getLogger(__name__)
 
 
 class ProxyFlows:
-    """Follows `GET /flows` on the proxy's admin socket, for ever."""
+    """Follows `GET /flows` on the proxy's admin socket, for ever; where a successor takes the socket over, both to the end."""
 
     def __init__(
         self,
@@ -29,33 +30,53 @@ class ProxyFlows:
         self._socket = admin_socket
         self._on_event = on_event
         self._on_lost = on_lost
-        self.connected = False
+        self._streams = 0
         self.unreadable = 0
         """Lines that were no event."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether some proxy tells its events."""
+        return self._streams > 0
 
     async def run(self) -> None:
         """Read until cancelled."""
         pause_s = RETRY_FIRST_S
-        while True:
-            try:
-                await self._read()
-                pause_s = RETRY_FIRST_S
-            except (OSError, TimeoutError, HttpError) as error:
-                if self.connected:
-                    pause_s = RETRY_FIRST_S
-                    _log.info("flows of the proxy ended: %s", error)
-            self.connected = False
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, RETRY_LONGEST_S)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                socket_id = self._socket_id()
+                reader = group.create_task(self._read_to_end())
+                while not reader.done() and self._socket_id() in (socket_id, None):
+                    await asyncio.wait([reader], timeout=WATCH_S)
+                if reader.done():
+                    pause_s = RETRY_FIRST_S if reader.result() else min(pause_s * 2, RETRY_LONGEST_S)
+                    await asyncio.sleep(pause_s)
 
-    async def _read(self) -> None:
-        async with open_stream(self._socket, "GET", "/flows") as (status, _, pieces):
-            if status != 200:
-                raise HttpError(status, "the proxy serves no flows")
-            self.connected = True
-            async for line in read_lines(pieces, _MAX_LINE_BYTES):
-                if line.strip():
-                    self._take(line)
+    def _socket_id(self) -> int | None:
+        """What tells one proxy's socket from the next one's at the same path."""
+        try:
+            return self._socket.stat().st_ino
+        except OSError:
+            return None
+
+    async def _read_to_end(self) -> bool:
+        """One stream; whether there was one."""
+        told = False
+        try:
+            async with open_stream(self._socket, "GET", "/flows") as (status, _, pieces):
+                if status != 200:
+                    return False
+                told = True
+                self._streams += 1
+                async for line in read_lines(pieces, _MAX_LINE_BYTES):
+                    if line.strip():
+                        self._take(line)
+        except (OSError, TimeoutError, HttpError) as error:
+            if told:
+                _log.info("flows of the proxy ended: %s", error)
+        finally:
+            self._streams -= told
+        return told
 
     def _take(self, line: bytes) -> None:
         try:

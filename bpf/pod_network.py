@@ -4,7 +4,8 @@ The proxy speaks to the app from the client's address. Such packets, and the app
 one rule and one route per family: mark 0x111 goes to table 100, which says that every address is local. The sysctls make
 the mark stick: accepted sockets take it over (tcp_fwmark_accept), and so do answers that no socket sends, such as the reset
 of a closed port (fwmark_reflect). Every captured connection takes a local port towards one and the same destination, and
-would keep it for a minute after its end: tcp_tw_reuse gives it back after a second.
+would keep it for a minute after its end: tcp_tw_reuse gives it back after a second. What waits in the queue of a proxy's
+listener when it closes moves to that of the proxy beside it (tcp_migrate_req, Linux 5.14).
 """
 
 import errno
@@ -35,6 +36,7 @@ _WANTED = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/lo/rp_filter": "0",
     "ipv4/tcp_tw_reuse": "1",
+    "ipv4/tcp_migrate_req": "1",
 }
 
 

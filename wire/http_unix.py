@@ -207,10 +207,15 @@ class HttpServer:
             _log.exception("%s %s failed", request.method, request.path)
             return Response(500, b"internal error: see the log\n")
 
-    async def close(self) -> None:
-        """Stop listening and end every connection, streams too."""
+    def stop_listening(self) -> None:
+        """Take no new connections; those that are open go on."""
         for server in self._servers:
             server.close()
+        self._servers.clear()
+
+    async def close(self) -> None:
+        """Stop listening and end every connection, streams too."""
+        self.stop_listening()
         tasks = list(self._connections)
         for task in tasks:
             task.cancel()

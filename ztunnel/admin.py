@@ -1,16 +1,19 @@
 """What an operator, kubelet and Prometheus may ask: HTTP on admin.sock, and on TCP 15000, 15020 and 15021."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from wire.http_unix import HttpError, HttpServer, Request, Response
+from ztunnel import succession
 from ztunnel.channel import ConnectionRecord
 from ztunnel.config_dump import JSON, dump_connection_fully
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.log_levels import LogLevels
 from ztunnel.metrics import Family, render
 
+_log = logging.getLogger(__name__)
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -52,13 +55,20 @@ class Admin:
             "GET /stats/prometheus": self._metrics,
             "POST /quitquitquit": self._quit,
         }
+        self._local = HttpServer({**every, f"POST {succession.PATH}": self._succeed})
         self._all = HttpServer(every)
         self._only_metrics = HttpServer({route: every[route] for route in ("GET /metrics", "GET /stats/prometheus")})
         self._only_ready = HttpServer({"GET /healthz/ready": self._ready})
+        self._where: tuple[Path, int, int, int] | None = None
+
+    @property
+    def _servers(self) -> tuple[HttpServer, ...]:
+        return self._local, self._all, self._only_metrics, self._only_ready
 
     async def listen(self, path: Path, admin_port: int, metrics_port: int, readiness_port: int) -> None:
         """Open all sockets; port 0 leaves one out. OSError when a port is taken."""
-        await self._all.listen_unix(path)
+        self._where = (path, admin_port, metrics_port, readiness_port)
+        await self._local.listen_unix(path)
         for server, host, port in (
             (self._all, "127.0.0.1", admin_port),
             (self._only_metrics, "", metrics_port),
@@ -67,10 +77,26 @@ class Admin:
             if port:
                 await server.listen_tcp(host, port)
 
+    def release(self) -> None:
+        """Leave the sockets to a successor; who is connected is served on."""
+        for server in self._servers:
+            server.stop_listening()
+
     async def close(self) -> None:
         """Close everything, streams too."""
-        for server in (self._all, self._only_metrics, self._only_ready):
+        self._where = None
+        for server in self._servers:
             await server.close()
+
+    async def _succeed(self, _: Request) -> Response:
+        return Response(stream=succession.hand_over(self.release, self._take_back))
+
+    async def _take_back(self) -> None:
+        if self._where is not None:
+            try:
+                await self.listen(*self._where)
+            except OSError as error:
+                _log.warning("the successor is gone, and its endpoints are taken: %s", error)
 
     async def _config_dump(self, _: Request) -> Response:
         return Response.json(await self._proxy.config_dump())

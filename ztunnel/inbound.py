@@ -91,6 +91,8 @@ class Arrival:
         self.pod.guests.pop(self, None)
         self.pod.tunnels[tunnel] = None
         node.add_tunnel(tunnel, inbound=True)
+        if self.pod.draining:
+            tunnel.drain()
 
     def turn_away(self, flag: Flag, error: str) -> None:
         """Close before anything was said."""

@@ -13,6 +13,8 @@ from ztunnel.tunnel import reset_on_close
 
 ACCEPTS_PER_EVENT = 64
 """Then others get their turn."""
+LAST_ACCEPTS = 1024
+"""As many as the kernel queues."""
 PAUSE_S = 0.1
 """After the system ran out of something: accepting again at once would only spin."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -59,6 +61,12 @@ class Listener:
             self._take(sock, endpoint(raw))
         # Asking once more than there are connections costs a call for each: ask for more only after a full batch.
         self._expected = min(2 * accepted, ACCEPTS_PER_EVENT) if accepted == self._expected else max(1, accepted)
+
+    def accept_rest(self) -> None:
+        """Take who has come before the listener closes; bounded, as others may still come."""
+        self._expected = LAST_ACCEPTS
+        if self._open:
+            self.on_event(0)
 
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
         node = self._pod.node

@@ -88,6 +88,12 @@ class Node:
         waiting = len(self.workload_waits) + len(self.handshakes) + (len(self.demands) if self.demands is not None else 0)
         return len(self.ledger.open) + len(self.tunnels) + waiting < self.max_connections
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection is open, or on its way to be."""
+        begun = (self.handshakes, self.client_handshakes, self.dials, self.workload_waits, self.vault.deadlines)
+        return bool(self.ledger.open) or any(len(one) for one in begun)
+
     def fail_early(
         self,
         uid: str,

@@ -22,6 +22,9 @@ class Guest(Protocol):
 class Closable(Protocol):
     """A listener."""
 
+    def accept_rest(self) -> None:
+        """Take what waits in the kernel's queue."""
+
     def close(self) -> None:
         """Stop listening."""
 
@@ -54,6 +57,7 @@ class Pod:
         self.tunnels: dict[Tunnel, None] = {}
         self.connections: dict[Tracked, None] = {}
         self.guests: dict[Guest, None] = {}
+        self.draining = False
         self._workload: Workload | None = None
         self._looked_at = -1
         self._described: Workload | None = None
@@ -81,7 +85,10 @@ class Pod:
             listener.close()
 
     def drain(self) -> None:
-        """Let what is open finish, and take nothing new."""
+        """Let what is open, or has come to the door, finish, and take nothing new."""
+        self.draining = True
+        for listener in self.listeners:
+            listener.accept_rest()
         self.stop_listening()
         if self.dns is not None:
             self.dns.drain()

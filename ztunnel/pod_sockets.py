@@ -54,10 +54,14 @@ class PodSockets:
         """In the order of the channel's AddPod."""
         return [self.netns_fd, *(sock.fileno() for sock in (self.outbound, self.inbound, self.hbone, *self.dns))]
 
-    def close(self) -> None:
-        """Close all; connections that a worker accepted go on."""
+    def stop_listening(self) -> None:
+        """Close the listeners; connections that a worker accepted go on."""
         for listener in (self.outbound, self.inbound, self.hbone, *self.dns):
             listener.close()
+
+    def close(self) -> None:
+        """Close all."""
+        self.stop_listening()
         with suppress(OSError):
             os.close(self.netns_fd)
 

@@ -32,6 +32,7 @@ class Pods:
         self._on_complete = on_complete
         self._dns_places = dns_places
         self._pods: dict[str, tuple[PodInfo, PodSockets]] = {}
+        self._draining = False
         self.started = 0
         self.stopped = 0
 
@@ -58,6 +59,8 @@ class Pods:
 
     async def start(self, pod: PodInfo, netns_fd: int) -> None:
         """Open a pod's listeners and have every worker serve them; the caller keeps the descriptor. Raises: StartError."""
+        if self._draining:
+            raise StartError("this proxy is draining: its successor will serve the pod")
         try:
             sockets = open_pod_sockets(netns_fd, self._home_fd, self._mark, self._dns_places)
         except (BindError, OSError) as error:
@@ -92,8 +95,14 @@ class Pods:
         """The agent has named all pods of the node."""
         self._on_complete()
 
-    def close_listeners(self) -> None:
-        """Take no new connections for any pod; the workers close their share themselves."""
+    def drain(self) -> None:
+        """Take no new pods, and no new connections for any; the workers close their share of the listeners themselves."""
+        self._draining = True
+        for _, sockets in self._pods.values():
+            sockets.stop_listening()
+
+    def close(self) -> None:
+        """Close everything."""
         for _, sockets in self._pods.values():
             sockets.close()
         self._pods.clear()

@@ -6,6 +6,7 @@ Nothing here touches a byte of traffic: the workers carry that, each with the wh
 Start: workers first, with what the disk remembers of the mesh and the kernel's keyring of its keys; then the agent's pods;
 the control plane whenever it answers.
 End (SIGTERM, SIGINT, POST /quitquitquit): listeners close, workers drain up to the deadline; a second signal ends at once.
+What drains is told of the mesh, of policies and of pods that go until its last moment.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from mesh.delta import Resource
@@ -50,6 +52,7 @@ from ztunnel.metrics import Family
 from ztunnel.node_metrics import node_families
 from ztunnel.pods import Pods
 from ztunnel.residents import Residents
+from ztunnel.succession import succeed
 from ztunnel.telemetry import Telemetry
 from ztunnel.workers import Statement, Workers
 from ztunnel.zds import ZdsClient, ZdsProtocolError
@@ -210,7 +213,9 @@ class Supervisor:
         self._handle_signals()
         config = self.config
         tasks = [asyncio.ensure_future(self._watch("the data workers", self.workers.run))]
+        predecessor = AsyncExitStack()
         try:
+            await succeed(config.admin_socket, predecessor)
             await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
             parts = [("certificates", self._issuer.run), ("ZDS", self._serve_agent)]
             if self._crl is not None:
@@ -221,12 +226,13 @@ class Supervisor:
             control = self.xds.address if self.xds else "none"
             _log.info("node %s: %d data workers, control plane %s", config.node, config.workers, control)
             await self._end.wait()
-            await self._drain(tasks[1:])
+            await self._drain()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._close()
+            await predecessor.aclose()
         return self._exit_code
 
     async def _watch(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -246,16 +252,13 @@ class Supervisor:
             self._exit_code = 1
             self._end.set()
 
-    async def _drain(self, tasks: Sequence["asyncio.Future[None]"]) -> None:
+    async def _drain(self) -> None:
         _log.info("draining for at most %g s", self.config.drain_s)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self.pods.close_listeners()
+        self.pods.drain()
         await self.workers.shut_down(self.config.drain_s)
 
     async def _close(self) -> None:
-        self.pods.close_listeners()
+        self.pods.close()
         await self._admin.close()
         await self._ca.close()
         await self._output.drain()

@@ -47,6 +47,7 @@ from ztunnel.pod import Pod
 TICK_S = 0.25
 STATUS_S = 1.0
 COLLECT_S = 60.0
+FAREWELL_S = 1.0
 _ACCEPTS = (accept_outbound, accept_plain, accept_hbone)
 """In the order of AddPod's listeners."""
 _log = logging.getLogger("ztunnel.worker")
@@ -61,6 +62,7 @@ class Worker:
         self._node: Node | None = None
         self._pods: dict[str, Pod] = {}
         self._draining = False
+        self._tunnels_until = 0.0
         self._handlers: dict[type, Callable[[Node, Any, list[int]], None]] = {
             AddPod: self._add_pod,
             RemovePod: self._remove_pod,
@@ -156,8 +158,6 @@ class Worker:
         for pod in self._pods.values():
             pod.pool.release_idle()
             pod.netns.release_idle()
-        if self._draining and not self._node.ledger.open:
-            self._loop.running = False
 
     def _collect(self) -> None:
         """Tunnels and their connections refer to each other: find the closed ones. The collector is off on the hot path."""
@@ -170,6 +170,14 @@ class Worker:
         for pod in self._pods.values():
             pod.drain()
         self._loop.call_at(self._loop.now + message.deadline_s, self._stop)
+        self._tunnels_until = self._loop.now + min(FAREWELL_S, message.deadline_s)
+        self._loop.every(TICK_S, self._end_when_done)
+
+    def _end_when_done(self) -> None:
+        """End when no connection is open or beginning; tunnels without any have a moment for their GOAWAYs."""
+        assert self._node is not None
+        if not self._node.is_busy and (not self._node.tunnels or self._loop.now >= self._tunnels_until):
+            self._stop()
 
     def _stop(self) -> None:
         self._loop.running = False

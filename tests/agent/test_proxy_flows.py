@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -24,6 +25,44 @@ EVENT = ConnectionEvent(
     source=FlowEndpoint("world", ip_address("10.0.0.2"), 4000),
     destination=FlowEndpoint("workload", ip_address("10.0.0.3"), 80, "demo", "web"),
 )
+
+
+def test_reads_a_proxy_that_drains_beside_its_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_flows, "WATCH_S", 0.01)
+    path = tmp_path / "admin.sock"
+
+    async def scenario() -> None:
+        events: asyncio.Queue[ConnectionEvent] = asyncio.Queue()
+        reader = ProxyFlows(path, events.put_nowait, lambda count: None)
+        task = asyncio.create_task(reader.run())
+        feeds: list[asyncio.Queue[bytes]] = [asyncio.Queue(), asyncio.Queue()]
+        servers = []
+        for feed in feeds:
+
+            async def answer(_: Request, feed: "asyncio.Queue[bytes]" = feed) -> Response:
+                async def pieces() -> AsyncIterator[bytes]:
+                    while True:
+                        yield await feed.get()
+
+                return Response(content_type="application/x-ndjson", stream=pieces())
+
+            server = HttpServer({"GET /flows": answer})
+            await server.listen_unix(path)
+            servers.append(server)
+            feed.put_nowait(write_event(EVENT))
+            assert await asyncio.wait_for(events.get(), 10) == EVENT
+        feeds[0].put_nowait(write_event(replace(EVENT, node="old")))
+        feeds[1].put_nowait(write_event(replace(EVENT, node="new")))
+        assert {(await asyncio.wait_for(events.get(), 10)).node for _ in feeds} == {"old", "new"}
+        await servers[0].close()
+        feeds[1].put_nowait(write_event(EVENT))
+        assert await asyncio.wait_for(events.get(), 10) == EVENT and reader.connected
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await servers[1].close()
+
+    asyncio.run(scenario())
 
 
 def test_follows_the_stream_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,52 @@
+"""Two proxies of one node, for the moments in which one takes over from the other.
+
+Theory of operation. A successor is started beside its predecessor. It asks for the admin endpoints (`POST /succeed` on the
+admin socket), which are then its own: whoever asks for readiness hears the successor alone. The agent tells it of all pods; its
+listeners bind beside the predecessor's (SO_REUSEPORT), and from the moment they listen the kernel side of the redirect hands
+new connections to them. When it is ready, whoever started it ends the predecessor (SIGTERM), which takes what waits in its
+accept queues, closes its listeners, lets open connections go on and asks its peers for new tunnels (GOAWAY). Keys are the
+kernel keyring's (`ztunnel.key_store`), the mesh is on disk: a successor waits for nobody to be ready.
+
+A successor that ends before its time gives the endpoints back: they are the predecessor's for as long as the connection that
+asked for them lives.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from wire.http_unix import HttpError, open_stream
+
+PATH = "/succeed"
+_TIMEOUT_S = 2.0
+_log = logging.getLogger(__name__)
+
+
+async def succeed(admin_socket: Path, stack: AsyncExitStack) -> bool:
+    """Have the endpoints of a proxy that serves this node already, for as long as `stack` lives; false where there is none.
+
+    One that does not answer, or knows nothing of successors, is left alone: the endpoints are then taken, or are not.
+    """
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            status, _, pieces = await stack.enter_async_context(open_stream(admin_socket, "POST", PATH, timeout_s=_TIMEOUT_S))
+            if status != 200:
+                return False
+            await anext(pieces)
+    except (OSError, TimeoutError, HttpError, StopAsyncIteration):
+        return False
+    _log.info("taking over from the proxy that serves this node")
+    return True
+
+
+async def hand_over(release: Callable[[], None], take_back: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes, None]:
+    """The answer to a successor: lasts as long as it does."""
+    release()
+    _log.info("a successor takes over: it has the admin endpoints")
+    try:
+        yield b"released\n"
+        await asyncio.Event().wait()
+    finally:
+        await take_back()
