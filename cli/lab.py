@@ -93,6 +93,31 @@ def down(output: str) -> None:
 
 
 @lab.command(
+    short_help="Replace the nodes' proxies, without a gap.",
+    epilog="""
+\b
+Examples:
+  weft lab restart             every node's proxy, one after the other
+  weft lab restart --node a    that of node a
+""",
+)
+@output_option
+@node_option
+def restart(output: str, node: tuple[str, ...]) -> None:
+    """Start a new proxy beside the running one; when it is ready, the old one drains and ends. Connections do not notice."""
+    with _reported():
+        client = Lab()
+        names = node or tuple(sorted(one["name"] for one in client.status()["nodes"]))
+        done = []
+        for name in names:
+            done.append(client.restart(name))
+            if output != "json":
+                click.echo("node {node}: process {new} serves after {seconds} s, process {old} drains".format(**done[-1]))
+    if output == "json":
+        print_json(done)
+
+
+@lab.command(
     short_help="Show nodes and pods.",
     epilog="""
 \b

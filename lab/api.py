@@ -1,9 +1,11 @@
 """The daemon's API on lab.sock: what runs, how to get into a pod, and the few things to ask of it. JSON over HTTP/1.1.
 
-GET /status; POST /apply, /delete {"files": {name: yaml}}; POST /mesh {"enabled": bool}; GET /join?pod=NS/NAME[&container=NAME].
+GET /status; POST /apply, /delete {"files": {name: yaml}}; POST /mesh {"enabled": bool}; POST /restart {"node": name};
+GET /join?pod=NS/NAME[&container=NAME].
 """
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from lab.daemon import Daemon
 from lab.node import NodeRun
 from lab.pod import PodState
+from lab.process import LaunchError
 from mesh.proto import control_pb2
 from wire.http_unix import Handler, HttpError, Request, Response
 
@@ -30,6 +33,7 @@ class Api:
             "POST /apply": self.apply,
             "POST /delete": self.delete,
             "POST /mesh": self.mesh,
+            "POST /restart": self.restart,
             "GET /join": self.join,
         }
 
@@ -106,6 +110,19 @@ class Api:
             raise HttpError(400, "enabled: expected true or false")
         self._daemon.set_mesh(enabled)
         return Response.json({"mesh": enabled})
+
+    async def restart(self, request: Request) -> Response:
+        """Replace the proxy of a node by a new process of it, without a gap."""
+        name = _document(request).get("node")
+        node = self._daemon.nodes.get(name) if isinstance(name, str) else None
+        if node is None:
+            raise HttpError(404, f"node {name}: not in this lab; known here: {', '.join(sorted(self._daemon.nodes))}")
+        began = time.monotonic()
+        try:
+            old, new = await node.replace_proxy()
+        except (LaunchError, OSError) as error:
+            raise HttpError(503, str(error)) from error
+        return Response.json({"node": name, "old": old, "new": new, "seconds": round(time.monotonic() - began, 3)})
 
     async def join(self, request: Request) -> Response:
         """How to run a program inside a container: a launch order without its arguments."""

@@ -226,6 +226,13 @@ class Lab:
         if follow:
             yield from logs.follow(path)
 
+    def restart(self, node: str) -> dict[str, Any]:
+        """Replace the proxy of a node by a new process of it, without a gap: `old` and `new` process, `seconds`.
+
+        Raises: LabError when no such node is up, or the new process does not become ready; the old one serves on then.
+        """
+        return self._call("POST", "/restart", {"node": node})
+
     # Inside
 
     def join(self, pod: str, argv: Sequence[str], container: str = "") -> Launch:

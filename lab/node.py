@@ -16,6 +16,7 @@ from lab import cgroup, fabric, netns
 from lab.addresses import NodeAddresses, control
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
+from lab.process import LaunchError, listener_of
 from lab.proxy import READINESS_PORT, Surroundings
 from lab.readiness import ask_port
 from lab.steps import to_its_end
@@ -135,6 +136,20 @@ class NodeRun:
         if self._proxy_start is None:
             self._proxy_command = command
             self._proxy_start = group.create_task(self._start_proxy(group))
+
+    async def replace_proxy(self) -> tuple[int, int]:
+        """Have a new process of weft's own proxy take over from the one that runs: their numbers, old and new.
+
+        Raises: LaunchError where none runs, or the new one does not become ready.
+        """
+        if self._proxy_command or "ztunnel" not in self._programs:
+            raise LaunchError(f"node {self.name} runs no proxy of weft's own")
+        return await self._programs["ztunnel"][0].replace(self._successor_unready)
+
+    async def _successor_unready(self, pid: int) -> str:
+        if await asyncio.to_thread(listener_of, self.places.admin_socket) != pid:
+            return "it does not listen yet"
+        return await self._proxy_unready()
 
     async def _stop_proxy(self) -> None:
         if self._proxy_start is not None:

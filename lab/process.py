@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -175,6 +177,17 @@ def spawn(launch: Launch) -> tuple[int, int]:
         os.close(spec)
         os.close(theirs)
     return status, pid
+
+
+def listener_of(path: Path) -> int:
+    """The process that listens on a unix socket; 0: none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return 0
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("=iII", credentials)[0])
 
 
 def started_ticks(pid: int) -> int:

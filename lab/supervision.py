@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _HEALTHY_AFTER_S = 30.0
 _STOP_GRACE_S = 5.0
+_READY_S, _POLL_S = 20.0, 0.02
+_DRAIN_S = 40.0
+"""More than a proxy's own deadline."""
 
 
 def pause_s(failures: int, first_s: float = _FIRST_PAUSE_S, longest_s: float = _LONGEST_PAUSE_S) -> float:
@@ -62,6 +65,8 @@ class Program:
         self._launch = launch
         self._record = record
         self._process: Process | None = None
+        self._successor: Process | None = None
+        self._drains: set[asyncio.Future[None]] = set()
         self._stopping = asyncio.Event()
         self._restarts = 0
         self._reason = "starting"
@@ -83,11 +88,14 @@ class Program:
                     await self._start()
                 assert self._process is not None
                 self._reason = ""
-                code = await self._process.wait()
+                process = self._process
+                code = await process.wait()
+                if self._process is not process:
+                    continue  # its successor runs
                 self._reason = f"ended with code {code}" if code is not None else "ended"
             except (LaunchError, OSError) as error:
                 self._reason = str(error)
-            self._process = None
+            self._process = self._successor
             if self._stopping.is_set():
                 break
             failures = 0 if time.monotonic() - began > _HEALTHY_AFTER_S else failures + 1
@@ -112,6 +120,46 @@ class Program:
         keep_record(self._process.record, self._record)
         _log.info("%s runs as process %d", self.name, self._process.pid)
 
+    async def replace(self, unready: Callable[[int], Awaitable[str]]) -> tuple[int, int]:
+        """Start it once more beside itself, and end the old process when the new one is ready: both numbers, old and new.
+
+        `unready` says of a process why it is not ready, or nothing. Raises: LaunchError with the reason when the new one does
+        not become ready; it is ended then, and the old one goes on. Does not wait until the old one has drained.
+        """
+        old = self._process
+        if old is None or self._successor is not None:
+            raise LaunchError(f"{self.name} is being started already")
+        self._successor = fresh = await Process.start(self._launch())
+        try:
+            await self._await_ready(fresh, unready)
+            self._process = fresh
+            keep_record(fresh.record, self._record)
+        except LaunchError:
+            fresh.signal(signal.SIGKILL)
+            raise
+        finally:
+            self._successor = None
+        _log.info("%s runs as process %d, process %d drains", self.name, fresh.pid, old.pid)
+        old.signal(signal.SIGTERM)
+        drained = asyncio.ensure_future(_see_off(old))
+        self._drains.add(drained)
+        drained.add_done_callback(self._drains.discard)
+        return old.pid, fresh.pid
+
+    async def _await_ready(self, process: Process, unready: Callable[[int], Awaitable[str]]) -> None:
+        ended = asyncio.ensure_future(process.wait())
+        reason = "it said nothing"
+        try:
+            async with asyncio.timeout(_READY_S):
+                while reason := await unready(process.pid):
+                    if ended.done():
+                        raise LaunchError(f"the successor of {self.name} ended with code {ended.result()}: see its log")
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise LaunchError(f"the successor of {self.name} is not ready after {_READY_S:.0f} s: {reason}") from error
+        finally:
+            ended.cancel()
+
     async def stop(self) -> None:
         """End it: SIGTERM, then everything in its cgroup."""
         self._stopping.set()
@@ -124,3 +172,11 @@ class Program:
                 _log.warning("%s does not end within %.0f s: killed", self.name, _STOP_GRACE_S)
         path = Path(self._launch().cgroup)
         await asyncio.to_thread(cgroup.kill, path)
+
+
+async def _see_off(process: Process) -> None:
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            await process.wait()
+    except TimeoutError:
+        process.signal(signal.SIGKILL)

@@ -155,10 +155,10 @@ class Inside:
             results = list(pool.map(one, range(count)))
         return {result: results.count(result) for result in set(results)}
 
-    def steady(self, host: str, port: int, text: str) -> int:
-        """One new connection after the other, and one that stays: the load's number."""
+    def steady(self, host: str, port: int, text: str, renewing: int = 1, lasting: bool = True) -> int:
+        """New connections, one after the other in `renewing` threads, and one that stays: the load's number."""
         number = next(self._numbers)
-        self._loads[number] = Load(host, port, text.encode("latin-1"))
+        self._loads[number] = Load(host, port, text.encode("latin-1"), renewing, lasting)
         return number
 
     def progress(self, number: int) -> dict[str, Any]:
@@ -173,12 +173,13 @@ class Inside:
 class Load:
     """Connections to one place, new ones and one that lasts, with every failure."""
 
-    def __init__(self, host: str, port: int, text: bytes) -> None:
+    def __init__(self, host: str, port: int, text: bytes, renewing: int, lasting: bool) -> None:
         self._place, self._text = (host, port), text
+        self._counting = threading.Lock()
         self._over = threading.Event()
         self._fresh = self._kept = 0
         self._failures: list[str] = []
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._renew, self._stay)]
+        self._threads = [threading.Thread(target=run, daemon=True) for run in [self._renew] * renewing + [self._stay] * lasting]
         for thread in self._threads:
             thread.start()
 
@@ -193,7 +194,8 @@ class Load:
             try:
                 with socket.create_connection(self._place, 10) as sock:
                     self._ask(sock)
-                self._fresh += 1
+                with self._counting:
+                    self._fresh += 1
             except OSError as error:
                 self._failures.append(f"new: {error!r}")
 

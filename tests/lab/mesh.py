@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lab.process import popen
+from lab.process import listener_of, popen
 from lab.world import World, eventually
 from tests.lab.puppet import ARGV, Puppet
 from wire.cgroup import cgroup2_mount
@@ -126,6 +126,14 @@ class Mesh(World):
         """The pid of a node's `agent` or `ztunnel`; 0 while it does not run."""
         return int(next(one for one in self.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
 
+    def supervisors(self, node: str) -> list[int]:
+        """The supervisors of a node's proxies: two while one takes over from the other."""
+        return [pid for pid in self.processes(node, "ztunnel") if b"ztunnel.worker" not in _command(pid)]
+
+    def admin(self, node: str) -> int:
+        """The process that answers on the admin socket of a node's proxy; 0: none does."""
+        return listener_of(self.layout.places.node(node).admin_socket)
+
     def workers(self, node: str) -> list[int]:
         """The pids of a node's data workers."""
         supervisor = self.program(node, "ztunnel")
@@ -180,12 +188,18 @@ class Mesh(World):
 
     def weft(self, *arguments: str, code: int = 0) -> str:
         """Standard output of the `weft` command for this lab, which must end with `code`."""
+        running = self.start_weft(*arguments)
+        output, error = running.communicate(timeout=30)
+        assert running.returncode == code, f"{arguments}: exit {running.returncode}: {error}"
+        return output
+
+    def start_weft(self, *arguments: str) -> "subprocess.Popen[str]":
+        """The `weft` command for this lab, running."""
         places = self.layout.places
         names = {"WEFT_RUN_DIR": str(places.run), "WEFT_STATE_DIR": str(places.state), "WEFT_PREFIX": places.prefix}
         command = [str(Path(sys.executable).with_name("weft")), *arguments]
-        done = subprocess.run(command, env={**os.environ, **names}, capture_output=True, text=True, timeout=30, check=False)
-        assert done.returncode == code, f"{arguments}: exit {done.returncode}: {done.stderr}"
-        return done.stdout
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env={**os.environ, **names}, stdout=pipe, stderr=pipe, text=True)
 
     def flows(self, *filters: str) -> list[dict[str, Any]]:
         """The newest flows that match options of `weft observe`."""
@@ -213,6 +227,13 @@ class Mesh(World):
             return found[-1]
 
         return eventually(look, 10)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b"ztunnel.worker"  # gone meanwhile
 
 
 def _is_zombie(pid: int) -> bool:

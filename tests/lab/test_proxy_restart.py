@@ -1,0 +1,66 @@
+"""A proxy that is replaced by a new process of it: no connection is refused, none that is open is cut while it drains."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from lab.world import eventually
+from tests.lab.mesh import ECHO_PORT, NODES, Mesh, pod
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+
+CROWD = 30
+"""Idle pods on the node whose proxy is replaced: its successor must be told of all of them first."""
+PATHS = (("client", "far", 4), ("far", "near", 6), ("client", "near", 4), ("outsider", "near", 4))
+"""Out of the node, into it, within it, and plain text into it."""
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    crowd = "".join(pod(f"idle-{number}", "a") for number in range(CROWD))
+    pods = pod("client", "a") + pod("near", "a") + pod("far", "b") + pod("outsider", "a", ", istio.io/dataplane-mode: none")
+    with Mesh(NODES + pods + crowd) as made:
+        for name in ("near", "far"):
+            made.puppet(name).echo(ECHO_PORT)
+        yield made
+
+
+def test_a_thousand_connections_a_second_do_not_notice_that_the_proxy_is_replaced(mesh: Mesh) -> None:
+    loads = {}
+    for path in PATHS:
+        name, to, version = path
+        loads[path] = mesh.puppet(name).do("steady", mesh.address(to, version), ECHO_PORT, "x", 2, False)
+    kept = mesh.puppet("client").connect(mesh.address("far"), ECHO_PORT)
+    kept.send("before")
+    assert kept.receive(6) == "before"
+    former = mesh.program("a", "ztunnel")
+    done = json.loads(mesh.weft("lab", "restart", "--node", "a", "-o", "json"))
+    assert done[0]["old"] == former and done[0]["new"] != former
+    kept.send("after!")
+    assert kept.receive(6) == "after!", "it goes on in the process that drains"
+    kept.close()
+    eventually(lambda: former not in mesh.processes("a", "ztunnel"), 20)
+    counts = {path: mesh.puppet(path[0]).do("halt", load) for path, load in loads.items()}
+    assert not any(one["failed"] for one in counts.values()), counts
+    assert all(one["fresh"] > 100 for one in counts.values()), counts
+    assert mesh.program("a", "ztunnel") == done[0]["new"]
+    mesh.await_ready()
+
+
+def test_a_successor_that_ends_gives_everything_back(mesh: Mesh) -> None:
+    """Whoever started it hears why; the endpoints are the old proxy's again."""
+    former = mesh.program("a", "ztunnel")
+    agent = mesh.program("a", "agent")
+    with mesh.frozen([agent]):  # no successor learns of pods: it does not become ready
+        restart = mesh.start_weft("lab", "restart", "--node", "a")
+        fresh = eventually(lambda: max(set(mesh.supervisors("a")) - {former}, default=0), 20)
+        eventually(lambda: mesh.admin("a") == fresh, 20)
+        os.kill(fresh, signal.SIGKILL)
+        _, error = restart.communicate(timeout=30)
+        assert restart.returncode == 1 and "ended with code 137" in error
+    eventually(lambda: mesh.admin("a") == former, 20)
+    assert mesh.program("a", "ztunnel") == former
+    mesh.await_ready()
