@@ -77,6 +77,13 @@ def test_the_proxys_flags_and_environment() -> None:
     assert (probe["port"], probe["path"]) == (config.readiness_port, "/healthz/ready")
 
 
+def test_a_new_proxy_starts_beside_the_old_one() -> None:
+    (proxy,) = [one for one in _objects() if one["kind"] == "DaemonSet" and one["metadata"]["name"] == "weft-ztunnel"]
+    assert proxy["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    # A port that is declared in the node's network is taken for the scheduler: the second proxy would wait for the first.
+    assert proxy["spec"]["template"]["spec"]["hostNetwork"] and "ports" not in _containers()["weft-ztunnel"]
+
+
 def test_the_image_is_this_versions_everywhere() -> None:
     assert {container["image"] for container in _containers().values()} == {f"weft:{_VERSION}"}
     (kustomization,) = [one for one in _objects() if one["kind"] == "Kustomization"]
