@@ -72,6 +72,8 @@ class AddPod:
     namespace: str
     name: str
     service_account: str
+    own: bool = False
+    """The proxy's own pod: of the listeners only 15008, and what it reaches sees the proxy's address."""
 
 
 @dataclass(frozen=True, slots=True)

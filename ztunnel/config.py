@@ -42,6 +42,8 @@ class Config:
     trust_domain: str = "cluster.local"
     pod_name: str = "ztunnel"
     pod_namespace: str = "istio-system"
+    service_account: str = ""
+    """Of the proxy's own pod; empty: that pod is not served."""
     instance_ip: str = "1.1.1.1"
     node_metadata: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
@@ -85,6 +87,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     installation = Places.from_environment()
     places = installation.node(node)
     environment = {**({"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}), **environment}
+    namespace = environment.get("POD_NAMESPACE", "")
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
     metadata = node_metadata(environment)
     ipv6 = _truth("IPV6_ENABLED", environment, True)
@@ -101,7 +104,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         network=environment.get("NETWORK", ""),
         trust_domain=environment.get("TRUST_DOMAIN") or "cluster.local",
         pod_name=environment.get("POD_NAME") or f"ztunnel-{node}",
-        pod_namespace=environment.get("POD_NAMESPACE") or "istio-system",
+        pod_namespace=namespace or "istio-system",
+        service_account=environment.get("SERVICE_ACCOUNT", "") if environment.get("POD_NAME") and namespace else "",
         instance_ip=environment.get("INSTANCE_IP") or "1.1.1.1",
         node_metadata=metadata,
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),

@@ -43,20 +43,19 @@ class PodSockets:
     """A pod's namespace and listeners, as descriptors that this object owns."""
 
     netns_fd: int
-    outbound: socket.socket
-    inbound: socket.socket
-    hbone: socket.socket
+    listeners: list[socket.socket]
+    """On 15001, 15006 and 15008; for the proxy's own pod only on 15008."""
     dns: list[socket.socket] = field(default_factory=list)
     dns_trouble: str = ""
     """Why its DNS is not served, or not on all addresses."""
 
     def fds(self) -> list[int]:
         """In the order of the channel's AddPod."""
-        return [self.netns_fd, *(sock.fileno() for sock in (self.outbound, self.inbound, self.hbone, *self.dns))]
+        return [self.netns_fd, *(sock.fileno() for sock in (*self.listeners, *self.dns))]
 
     def stop_listening(self) -> None:
         """Close the listeners; connections that a worker accepted go on."""
-        for listener in (self.outbound, self.inbound, self.hbone, *self.dns):
+        for listener in (*self.listeners, *self.dns):
             listener.close()
 
     def close(self) -> None:
@@ -77,11 +76,16 @@ def open_pod_sockets(netns_fd: int, home_fd: int, mark: int, dns_places: Sequenc
             for port in (HBONE, INBOUND, OUTBOUND):
                 opened[port] = _listen(port, mark)
             dns, trouble = open_dns_sockets(dns_places, mark)
-        return PodSockets(os.dup(netns_fd), opened[OUTBOUND], opened[INBOUND], opened[HBONE], dns, trouble)
+        return PodSockets(os.dup(netns_fd), [opened[OUTBOUND], opened[INBOUND], opened[HBONE]], dns, trouble)
     except BaseException:
         for listener in opened.values():
             listener.close()
         raise
+
+
+def open_own_sockets(home_fd: int, mark: int) -> PodSockets:
+    """Listen on 15008 in the proxy's own namespace, for who comes to the proxy itself. Raises: BindError."""
+    return PodSockets(os.dup(home_fd), [_listen(HBONE, mark)])
 
 
 def _listen(port: int, mark: int) -> socket.socket:

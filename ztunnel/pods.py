@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from wire.netns import netns_id
 from ztunnel.channel import AddPod, RemovePod
-from ztunnel.pod_sockets import BindError, PodSockets, open_pod_sockets
+from ztunnel.pod_sockets import BindError, PodSockets, open_own_sockets, open_pod_sockets
 from ztunnel.workers import Statement, Workers
 from ztunnel.zds import PodInfo, StartError
 
+OWN_UID = "own"
+"""Stands for the proxy's own pod where others have Kubernetes' uid."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +35,8 @@ class Pods:
         self._dns_places = dns_places
         self._pods: dict[str, tuple[PodInfo, PodSockets]] = {}
         self._draining = False
+        self._own: tuple[PodInfo, PodSockets] | None = None
+        """The proxy's own pod, of which the agent need not know."""
         self.started = 0
         self.stopped = 0
 
@@ -43,11 +47,17 @@ class Pods:
     def pod(self, uid: str) -> PodInfo | None:
         """A pod that is served."""
         known = self._pods.get(uid)
+        if known is None and self._own is not None and self._own[0].uid == uid:
+            known = self._own
         return known[0] if known else None
 
     def infos(self) -> list[PodInfo]:
-        """All pods that are served."""
+        """All pods that are served for the agent."""
         return [info for info, _ in self._pods.values()]
+
+    def accounts(self) -> set[tuple[str, str]]:
+        """Namespace and service account of all that are served, the proxy's own pod included."""
+        return {(pod.namespace, pod.service_account) for pod, _ in self._all()}
 
     def dns_troubles(self) -> dict[str, str]:
         """What is wrong with the DNS of pods that are served, by uid."""
@@ -72,12 +82,25 @@ class Pods:
             )
         self._pods[pod.uid] = (pod, sockets)
         self._on_change()
-        refusal = await self._workers.add_pod(_add_pod(pod), pod.uid, sockets.fds())
+        refusal = await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())
         if refusal:
             await self.stop(pod.uid)
             raise StartError(refusal)
         self.started += 1
         _log.info("serving pod %s/%s", pod.namespace, pod.name)
+
+    async def start_own(self, pod: PodInfo) -> None:
+        """Serve mutual TLS to the proxy's own ports, such as its metrics. Who cannot is served all else."""
+        try:
+            sockets = open_own_sockets(self._home_fd, self._mark)
+        except (BindError, OSError) as error:
+            _log.error("the proxy's own pod is not served: %s: free the port, or unset SERVICE_ACCOUNT", error)
+            return
+        self._own = (pod, sockets)
+        self._on_change()
+        refusal = await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())
+        if refusal:
+            _log.error("the proxy's own pod is not served by every worker: %s", refusal)
 
     async def stop(self, uid: str) -> None:
         """Stop serving a pod at once, its connections included."""
@@ -98,19 +121,24 @@ class Pods:
     def drain(self) -> None:
         """Take no new pods, and no new connections for any; the workers close their share of the listeners themselves."""
         self._draining = True
-        for _, sockets in self._pods.values():
+        for _, sockets in self._all():
             sockets.stop_listening()
 
     def close(self) -> None:
         """Close everything."""
-        for _, sockets in self._pods.values():
+        for _, sockets in self._all():
             sockets.close()
         self._pods.clear()
+        self._own = None
+
+    def _all(self) -> list[tuple[PodInfo, PodSockets]]:
+        own = [self._own] if self._own is not None else []
+        return [*own, *self._pods.values()]
 
     def statements(self) -> list[Statement]:
         """All pods with their descriptors, for a worker that starts."""
-        return [(_add_pod(pod), sockets.fds()) for pod, sockets in self._pods.values()]
+        return [(self._add_pod(pod), sockets.fds()) for pod, sockets in self._all()]
 
-
-def _add_pod(pod: PodInfo) -> AddPod:
-    return AddPod(pod.uid, pod.namespace, pod.name, pod.service_account)
+    def _add_pod(self, pod: PodInfo) -> AddPod:
+        own = self._own is not None and pod is self._own[0]
+        return AddPod(pod.uid, pod.namespace, pod.name, pod.service_account, own)

@@ -50,12 +50,12 @@ from ztunnel.log_levels import LogLevels
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
 from ztunnel.node_metrics import node_families
-from ztunnel.pods import Pods
+from ztunnel.pods import OWN_UID, Pods
 from ztunnel.residents import Residents
 from ztunnel.succession import succeed
 from ztunnel.telemetry import Telemetry
 from ztunnel.workers import Statement, Workers
-from ztunnel.zds import ZdsClient, ZdsProtocolError
+from ztunnel.zds import PodInfo, ZdsClient, ZdsProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Supervisor:
         self.workers.broadcast(Answered(dict(answers)))
 
     def _pods_changed(self) -> None:
-        self._residents.set_pods((pod.namespace, pod.service_account) for pod in self.pods.infos())
+        self._residents.set_pods(self.pods.accounts())
         self._issuer.residents_changed()
 
     def _pods_complete(self) -> None:
@@ -218,6 +218,9 @@ class Supervisor:
             await succeed(config.admin_socket, predecessor)
             await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
             parts = [("certificates", self._issuer.run), ("ZDS", self._serve_agent)]
+            if config.service_account:
+                own = PodInfo(OWN_UID, config.pod_namespace, config.pod_name, config.service_account)
+                tasks.append(asyncio.ensure_future(self.pods.start_own(own)))
             if self._crl is not None:
                 parts.append(("revocation lists", self._crl.run))
             if self.xds is not None:

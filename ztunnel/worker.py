@@ -94,7 +94,8 @@ class Worker:
     # --- pods
 
     def _add_pod(self, node: Node, message: AddPod, fds: list[int]) -> None:
-        first_dns = 1 + len(_ACCEPTS)
+        accepts = _ACCEPTS[-1:] if message.own else _ACCEPTS
+        first_dns = 1 + len(accepts)
         if len(fds) < first_dns:
             _close_all(fds)
             self._link.emit(PodAdded(message.uid, f"expected {first_dns} descriptors or more, got {len(fds)}"))
@@ -106,7 +107,7 @@ class Worker:
         error = ""
         left = fds[1:]
         try:
-            for accept in _ACCEPTS:
+            for accept in accepts:
                 pod.listeners.append(Listener(pod, left.pop(0), accept))
             services, left = left, []
             if services:

@@ -48,7 +48,7 @@ def test_all_ports_in_both_families_marked_and_transparent(fds: tuple[int, int])
     for port in (OUTBOUND, INBOUND, HBONE):
         for address in ("127.0.0.1", "::1"):
             connect(fds, address, port)
-    for listener, port in zip((sockets.outbound, sockets.inbound, sockets.hbone), (15001, 15006, 15008), strict=True):
+    for listener, port in zip(sockets.listeners, (15001, 15006, 15008), strict=True):
         assert listener.getsockname()[1] == port and not listener.getblocking()
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539
         assert listener.getsockopt(socket.SOL_IP, socket.IP_TRANSPARENT) == 1
