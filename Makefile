@@ -1,6 +1,6 @@
 # Two commands do everything, as root, on a fresh Debian 12 or 13 machine: `make demo` and `make test`.
 PYTHON := .venv/bin/python
-.PHONY: setup demo down test check unit kernel lab peer bench image clean
+.PHONY: setup demo down test check unit kernel lab peer fuzz bench bench-hostile image clean
 
 setup:
 	@./setup.sh run
@@ -25,11 +25,21 @@ unit kernel lab peer:
 	@./setup.sh run test
 	$(PYTHON) -m pytest -q -m $@
 
+# 60 s for each target: `make fuzz SECONDS=5` for less, `make fuzz TARGETS="dns-query hpack"` for some.
+SECONDS := 60
+fuzz:
+	@./setup.sh run test fuzz
+	$(PYTHON) -m tests.fuzz --seconds $(SECONDS) $(TARGETS)
+
 # IMAGE=1: weft's processes run from the node image's root file system.
 bench:
 	@./setup.sh run bench
 	$(if $(IMAGE),daemonset/image.sh)
 	$(PYTHON) -m bench $(if $(IMAGE),--image build/image/root)
+
+bench-hostile:
+	@./setup.sh run test
+	$(PYTHON) -m tests.lab.bench_hostile
 
 image:
 	$(MAKE) -C daemonset image

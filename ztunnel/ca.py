@@ -26,6 +26,7 @@ _UNREADABLE = (
     UnsupportedAlgorithm,
     x509.ExtensionNotFound,
     x509.DuplicateExtension,
+    x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
 """What reading a certificate may raise, by the library's documentation."""

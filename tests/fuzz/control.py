@@ -1,0 +1,201 @@
+"""What agent, control plane, CA and operators send: protobufs, certificate chains, HTTP/1.1, DNS from pods and servers."""
+
+import json
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
+from google.protobuf.message import DecodeError
+
+from agent.plugin import parse_add, parse_delete
+from agent.zds_messages import parse_ack, parse_hello
+from mesh.identity import Identity
+from mesh.inventory import Inventory, PolicyStore
+from mesh.resources import decode_address, decode_authorization, encode_policy, encode_service, encode_workload
+from mesh.workload import Service, Workload
+from tests.agent.test_zds import ACK, ADD_WEB, DELETE_ONE, HELLO, NACK, SNAPSHOT_SENT
+from tests.fuzz.target import Target
+from tests.mesh.test_resources import ANN, MANUAL, MESH_DENY, NONE, PORT_LEVEL, S3, SELECTED, STATIC_STRICT, TUN
+from tests.ztunnel.world import Authority
+from wire.fds import Packet
+from wire.http_unix import HttpError, _content_length, parse_request
+from wire.xds import _decode
+from ztunnel.ca import FetchError, read_chain
+from ztunnel.crl_file import read_lists
+from ztunnel.der import Malformed, certificate_key
+from ztunnel.dns_message import (
+    DNSError,
+    Wishes,
+    addresses_in,
+    answer,
+    ask,
+    question_for,
+    read_query,
+    read_response,
+    refuse,
+    relay,
+)
+from ztunnel.zds import ReadError, read_request
+
+WEB = Identity("cluster.local", "demo", "web")
+_CHAIN, _KEY = Authority().issue(str(WEB))
+_PRIVATE = load_pem_private_key(_KEY, None)
+_ROOT = Authority().pem
+_NOW = time.time()
+
+
+def _zds(data: bytes) -> None:
+    """Both ends."""
+    for fds in ([], [0]):
+        with suppress(ReadError):
+            assert read_request(Packet(data, fds)).WhichOneof("payload")
+    with suppress(ValueError):
+        parse_hello(data)
+    with suppress(ValueError):
+        assert len(parse_ack(data)) <= 2048
+
+
+def _address(data: bytes) -> None:
+    """What is taken in can be looked up, and is written and read back alike."""
+    try:
+        value = decode_address(data)
+    except ValueError:
+        return
+    inventory = Inventory()
+    inventory.apply([value], [])
+    if isinstance(value, Workload):
+        assert decode_address(encode_workload(value)) == value
+    else:
+        assert isinstance(value, Service) and decode_address(encode_service(value)) == value
+
+
+def _authorization(data: bytes) -> None:
+    try:
+        policy = decode_authorization("demo/name", data)
+    except ValueError:
+        return
+    PolicyStore().apply([policy], [])
+    assert decode_authorization("demo/name", encode_policy(policy)) == policy
+
+
+def _xds(data: bytes) -> None:
+    """A whole response, as gRPC hands it on."""
+    try:
+        response = _decode(DeltaDiscoveryResponse.FromString(data))
+    except DecodeError:
+        return
+    for resource in response.resources:
+        _address(resource.value)
+        with suppress(ValueError):
+            decode_authorization(resource.name, resource.value)
+
+
+def _chain(data: bytes) -> None:
+    """A CA's answer: never taken for another identity, or another time."""
+    chain = data.decode("latin-1").split("\0")
+    try:
+        found = read_chain(WEB, _PRIVATE, chain, _NOW)  # type: ignore[arg-type]
+    except FetchError:
+        return
+    assert found.identity == WEB and found.not_before <= _NOW < found.not_after
+
+
+def _der(data: bytes) -> None:
+    """Issuer and serial number of what the library takes for a certificate are those that it reads."""
+    try:
+        key = certificate_key(data)
+    except Malformed:
+        key = None
+    try:
+        certificate = x509.load_der_x509_certificate(data)
+        issuer, serial = certificate.issuer.public_bytes(), certificate.serial_number
+    except (ValueError, TypeError, x509.InvalidVersion):
+        return
+    assert key is not None and int.from_bytes(key.serial, "big", signed=True) == serial
+    assert key.issuer == issuer or not certificate.issuer.rdns
+
+
+def _crl(data: bytes) -> None:
+    with suppress(ValueError):
+        assert all(issuer for issuer in read_lists(data))
+
+
+def _http(data: bytes) -> None:
+    """A request's head and its length."""
+    with suppress(HttpError):
+        request = parse_request(data)
+        assert request.path.startswith("/") and request.method.isalpha()
+        assert 0 <= _content_length(request.headers, 1 << 20) <= 1 << 20
+
+
+def _plugin(data: bytes) -> None:
+    """What a runtime's plugin tells the agent."""
+    with suppress(ValueError):
+        request = parse_add(data)
+        assert "/../" not in f"/{request.netns}/" and "/" not in request.uid + request.namespace + request.name
+    with suppress(ValueError):
+        parse_delete(data)
+
+
+def _dns_query(data: bytes) -> None:
+    """A pod's question: whatever it is, an answer keeps within the limit that it allows."""
+    query = read_query(data)
+    if query is None:
+        return
+    assert len(refuse(query, 2)) <= len(data) + 11, "no larger than the question, and an OPT record"
+    if query.question is None or query.refusal:
+        return
+    name, limit = query.question.name, query.udp_limit
+    assert 512 <= limit <= 65535 and name == name.lower()
+    if name:
+        for alias in ("", "web.demo.svc.cluster.local"):
+            said = answer(query, name, alias, _ADDRESSES, 30, limit)
+            assert len(said) <= limit and said[:2] == data[:2]
+
+
+def _dns_response(data: bytes) -> None:
+    """A server's answer: only to this question, and no more than it holds."""
+    with suppress(DNSError):
+        response = read_response(data, 0x1234, _QUESTION)
+        assert response.code < 16 and all(record.end <= len(data) for record in (*response.answers, *response.rest))
+        for limit in (512, 65535):
+            assert len(relay(_QUERY, response, limit)) <= limit
+        packed, ttl_s = addresses_in(response, _QUESTION)
+        assert ttl_s >= 0 and all(len(one) == 4 for one in packed)
+
+
+_QUESTION = question_for("web.demo.svc.cluster.local", 1)
+_ASKED = ask(0x1234, _QUESTION, 1232, Wishes())
+_ADDRESSES = [ip_address(f"10.0.0.{host}") for host in range(200)] + [ip_address("fd00::1")]
+_QUERY = read_query(_ASKED)
+assert _QUERY is not None
+_ANSWERED = answer(_QUERY, _QUESTION.name, "", _ADDRESSES[:3], 30, 512)
+
+
+def _list(encoding: Encoding) -> bytes:
+    issuer, now = Authority(), datetime.now(UTC)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.name).last_update(now).next_update(now)
+    revoked = x509.RevokedCertificateBuilder().serial_number(77).revocation_date(now).build()
+    return builder.add_revoked_certificate(revoked).sign(issuer.key, hashes.SHA256()).public_bytes(encoding)
+
+
+TARGETS = (
+    Target("zds", _zds, [HELLO, ACK, SNAPSHOT_SENT, ADD_WEB, DELETE_ONE, NACK]),
+    Target("address", _address, [ANN, TUN, MANUAL, S3, SELECTED, NONE]),
+    Target("authorization", _authorization, [MESH_DENY, STATIC_STRICT, PORT_LEVEL]),
+    Target("xds", _xds, [DeltaDiscoveryResponse(type_url="a", nonce="1").SerializeToString()]),
+    Target("ca-chain", _chain, [_CHAIN + b"\0" + _ROOT, _CHAIN + _ROOT], 8192),
+    Target(
+        "certificate-der", _der, [x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER) for pem in (_CHAIN, _ROOT)]
+    ),
+    Target("crl", _crl, [_list(Encoding.PEM), _list(Encoding.DER)]),
+    Target("http1", _http, [b"GET /flows?number=5&x=%41 HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n"]),
+    Target("dns-query", _dns_query, [_ASKED, refuse(_QUERY, 2), _ANSWERED], 1024),
+    Target("dns-response", _dns_response, [_ANSWERED, answer(_QUERY, _QUESTION.name, "a.b", _ADDRESSES, 30, 2000)]),
+    Target("plugin", _plugin, [json.dumps({"Netns": "/run/netns/a", "PodName": "a", "PodNamespace": "b"}).encode()]),
+)

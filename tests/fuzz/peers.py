@@ -1,0 +1,191 @@
+"""What other proxies and whoever reaches 15008 send: HTTP/2, HPACK, CONNECT requests, ClientHello, names in certificates."""
+
+import ssl
+from collections.abc import Callable
+
+from hpack.exceptions import HPACKError
+
+from mesh.identity import Identity, first_identity
+from tests.fuzz.target import Cursor, Target
+from tests.ztunnel.test_client_hello import USUAL
+from tests.ztunnel.test_hbone import BAGGAGE, FIRST, SECOND
+from tests.ztunnel.test_http2 import BLOCK, CONVERSATION, HOSTILE, REQUEST, End, Recorder
+from ztunnel import frames
+from ztunnel.baggage import Descriptions, parse_baggage
+from ztunnel.client_hello import MAX_HELLO_BYTES, Hello, offered_protocols
+from ztunnel.fields import FieldReader, Fields, _read_only, list_bytes
+from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, SERVER_OPENING, SERVER_STREAMS, ProtocolError, frame
+from ztunnel.hbone import Authority, BadRequest, Malformed, forwarded_host, parse_authority, read_request, read_status
+from ztunnel.tls import PeerRefused, check_client, check_server
+
+PEER = Identity("cluster.local", "demo", "web")
+
+
+def _outcome(end: End, parts: list[bytes]) -> tuple[str, bytes]:
+    """How a connection took these bytes: its last words, or how it was refused."""
+    refused = ""
+    try:
+        for part in parts:
+            end.hears(part)
+    except ProtocolError as error:
+        refused = str(error)
+    http = end.http
+    assert len(http.streams) <= SERVER_STREAMS and len(http.out) < 1 << 20
+    assert all(stream.receive_window >= 0 for stream in http.streams.values()) or refused
+    assert all(stream in http.streams.values() for stream in http.blocked)
+    return refused, bytes(http.out)
+
+
+def _server(data: bytes) -> None:
+    """However bytes are cut, they mean the same."""
+    cursor = Cursor(data)
+    cuts, appetite = cursor.byte(), 1 << 30 if cursor.byte() & 1 else 7
+    said = cursor.rest()
+    whole, parts = End(True, appetite), End(True, appetite)
+    step = cuts + 1
+    outcome = _outcome(whole, [CLIENT_OPENING, said])
+    assert outcome == _outcome(parts, [CLIENT_OPENING, *(said[at : at + step] for at in range(0, len(said), step))])
+    assert [one.data for one in whole.streams] == [one.data for one in parts.streams]
+
+
+def _client(data: bytes) -> None:
+    end = End(False)
+    for _ in range(3):
+        end.http.request(Recorder(), REQUEST, b"")
+    _outcome(end, [SERVER_OPENING, data])
+
+
+def _opening(data: bytes) -> None:
+    _outcome(End(True), [data])
+
+
+def _blocks(data: bytes) -> None:
+    """Several blocks through one table. What is decoded without the library is what the library makes of it."""
+    reader, model = FieldReader(1 << 14), FieldReader(1 << 14)
+    cursor = Cursor(data)
+    while cursor.left:
+        block = cursor.take(cursor.byte() << 8 | cursor.byte())
+        try:
+            quick = _read_only(block, reader._decoder, reader.max_list_bytes)
+        except HPACKError:
+            quick = None
+        try:
+            fields = reader.begin(1, END_HEADERS, block)
+            assert fields is not None and list_bytes(fields) <= 4 * reader.max_list_bytes
+            if quick is not None:
+                assert fields == [(bytes(name), bytes(value)) for name, value in model._decoder.decode(block, raw=True)]
+            else:
+                model.begin(1, END_HEADERS, block)
+        except ProtocolError:
+            return
+        _request(fields)
+
+
+def _request(fields: Fields) -> None:
+    read_status(fields)
+    try:
+        request = read_request(fields)
+    except (Malformed, BadRequest):
+        return
+    assert 0 <= request.authority.port <= 65535 and request.forwarded_host.isascii()
+
+
+def _requests(data: bytes) -> None:
+    """Fields of a request: name and value, by their lengths."""
+    cursor, fields = Cursor(data), []
+    while cursor.left:
+        kind = cursor.byte() & 7
+        usual = (b":method", b":authority", b"baggage", b"forwarded", b"traceparent", b":scheme")
+        name = usual[kind] if kind < len(usual) else cursor.take(cursor.byte() & 31)
+        fields.append((name, cursor.take(cursor.byte())))
+    _request(fields)
+
+
+def _authority(data: bytes) -> None:
+    """What was read is written and read back alike."""
+    try:
+        authority = parse_authority(data.decode("ascii", "replace"))
+    except (Malformed, BadRequest):
+        return
+    assert isinstance(authority, Authority) and parse_authority(str(authority)) == authority
+
+
+def _values(data: bytes) -> None:
+    """Baggage and forwarded: found words are short, and hold nothing that ends a line."""
+    assert all(name and value for name, value in parse_baggage(data).items() if name)
+    described = Descriptions().read(PEER, data)
+    assert described.identity == PEER and all(len(word) <= 253 for word in described[1:])
+    host = forwarded_host(data)
+    assert len(host) <= len(data) and host.isascii()
+
+
+def _hello(data: bytes) -> None:
+    """What comes in pieces is known when the whole is; no piece makes it known otherwise."""
+    whole = offered_protocols(data)
+    step = max(1, len(data) // 4)
+    hello = Hello()
+    for at in range(0, len(data), step):
+        refused = hello.refusal(data[at : at + step])
+        assert not refused or (whole and b"h2" not in whole and refused.isprintable())
+        if hello.done or refused:
+            break
+    assert whole is None or sum(map(len, whole)) <= MAX_HELLO_BYTES
+
+
+def _names(data: bytes) -> None:
+    """The URI names of a certificate: who is accepted has exactly the name that it proved."""
+    names = data.decode("latin-1").split("\n")
+    first = first_identity(names)
+    assert first is None or str(first) in names
+    try:
+        client = check_client(names, "cluster.local")
+        assert str(client) in names and client.trust_domain == "cluster.local"
+    except PeerRefused:
+        pass
+    try:
+        check_server(names, frozenset({str(PEER)}))
+        assert str(PEER) in names
+    except PeerRefused:
+        assert str(PEER) not in names
+
+
+def _tls(context: ssl.SSLContext) -> Callable[[bytes], None]:
+    def feed(data: bytes) -> None:
+        """OpenSSL itself, as a tunnel drives it."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        incoming.write(data)
+        try:
+            tls.do_handshake()
+        except ssl.SSLError:
+            return
+        raise AssertionError("a handshake without a certificate")
+
+    return feed
+
+
+def _server_context() -> ssl.SSLContext:
+    from tests.ztunnel.world import Authority as Issuer
+    from ztunnel.tls import Credentials
+
+    return Credentials(Issuer().certificate_for(PEER)).server
+
+
+_START = frame(HEADERS, END_HEADERS, 1, BLOCK)
+_URI = str(PEER).encode()
+TARGETS = (
+    Target(
+        "http2-server",
+        _server,
+        [b"\x05\x01" + CONVERSATION[len(CLIENT_OPENING) :], *(b"\xff\x01" + one[1][:2000] for one in HOSTILE)],
+    ),
+    Target("http2-client", _client, [frame(HEADERS, END_HEADERS, 1, b"\x88") + frame(0, 1, 1, b"pong"), frames.goaway(1, 0)]),
+    Target("http2-opening", _opening, [CLIENT_OPENING, CONVERSATION, CLIENT_OPENING + _START]),
+    Target("hpack", _blocks, [b"".join(len(one).to_bytes(2, "big") + one for one in (FIRST, SECOND, BLOCK))]),
+    Target("request", _requests, [b"\x00\x07CONNECT\x01\x0b10.0.0.1:80\x03\x14for=1.1.1.1;host=a.b "]),
+    Target("authority", _authority, [b"10.0.0.1:80", b"[fd00::1]:443", b"web.demo.svc.cluster.local:8080"], 600),
+    Target("baggage-forwarded", _values, [BAGGAGE, b'for="10.244.1.5:45896";host=web.amb.svc.cluster.local']),
+    Target("client-hello", _hello, [USUAL, USUAL[:5] + USUAL[5:200]], MAX_HELLO_BYTES + 100),
+    Target("tls-server", _tls(_server_context()), [USUAL, b"\x16\x03\x01\x00\x06\x01\x00\x00\x02\xff\xff"], 20_000),
+    Target("certificate-names", _names, [_URI, b"https://x\n" + _URI, b"spiffe://other/ns/a/sa/b\n" + _URI]),
+)
