@@ -61,6 +61,8 @@ class Configure:
     cluster_domain: str = "cluster.local"
     preferred_service_namespace: str = ""
     ipv6: bool = True
+    offender_pause_s: float = 0.5
+    """At most between two greetings of a source that keeps losing tunnels by its own fault."""
 
 
 @dataclass(frozen=True, slots=True)

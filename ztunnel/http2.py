@@ -313,6 +313,15 @@ class Connection(Intake):
             return False
         return not self.server or self._peer_left or self._goaway_sid != MAX_STREAM_ID
 
+    def abandon(self) -> list[Stream]:
+        """The connection is gone: forget its streams, which the owner tells."""
+        streams = list(self.streams.values())
+        self.streams.clear()
+        self.blocked.clear()
+        self._stream = None
+        self.draining = True
+        return streams
+
     def fail(self, code: Code) -> None:
         """Queue the GOAWAY of a connection that ends now."""
         self.draining = True

@@ -84,13 +84,30 @@ class Arrival:
         if isinstance(credentials, str):
             self.turn_away("IDENTITY_ERROR", credentials)
             return
+        now, source = node.loop.now, self.peer[0]
+        node.handshakes.make_room(source)
+        wait_s = node.penance.wait_s(source, now)
+        if wait_s:
+            node.handshakes.add(self, now, self._not_greeted)
+            node.handshakes.belongs(self, source)
+            node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
+        else:
+            self._welcome(credentials)
+
+    def _not_greeted(self) -> None:
+        self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted while its source, which offended, had to wait")
+
+    def _welcome(self, credentials: Credentials) -> None:
+        node, sock = self.pod.node, self._sock
+        if sock is None:
+            return
         self._sock = None
-        node.handshakes.make_room(self.peer[0])
+        node.handshakes.discard(self)
         tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes, self.peer[0])
         node.handshakes.belongs(tunnel, self.peer[0])
         self.pod.guests.pop(self, None)
         self.pod.tunnels[tunnel] = None
-        node.add_tunnel(tunnel, inbound=True)
+        node.add_inbound_tunnel(tunnel, self.pod.uid, self.peer[0])
         if self.pod.draining:
             tunnel.drain()
 
@@ -99,6 +116,7 @@ class Arrival:
         sock, self._sock = self._sock, None
         node = self.pod.node
         self.pod.guests.pop(self, None)
+        node.handshakes.discard(self)
         node.forget_waiter(self)
         if self._identity is not None:
             node.vault.forget_waiter(self._identity, self)
@@ -124,6 +142,8 @@ class Arrival:
         """See ztunnel.tunnel_owner.Owner."""
         node = self.pod.node
         node.remove_tunnel(tunnel)
+        if tunnel.offence:
+            node.penance.offended(self.peer[0], node.loop.now)
         self.pod.tunnels.pop(tunnel, None)
         if error and (tunnel.offence or not (tunnel.http.ready and tunnel.lost_streams)):
             node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error, tunnel.peer)
@@ -148,7 +168,7 @@ class Arrival:
             node.refused += 1
             self._reject(tunnel, sid, 503, "too many connections")
             return None
-        node.used(tunnel)
+        node.inbound_tunnels.used(tunnel)
         if node.demands is not None:
             missing = partial(missing_inbound, node.inventory, node.config.network, workload, self.local[0], request.authority)
             waiting = WaitingRequest(tunnel, lambda stream, error: self._go_on(stream, workload, request, error))

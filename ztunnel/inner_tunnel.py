@@ -58,7 +58,7 @@ class InnerTunnel:
             gateways.close()
             return
         self._tunnel = tunnel
-        node.add_tunnel(tunnel, inbound=False)
+        node.add_tunnel(tunnel)
         self._outer = stream = TunnelStream(outer, self)
         stream.request(gateways, repeating, once)
 

@@ -15,18 +15,18 @@ from ztunnel.demands import Demands
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.handshakes import Handshakes
+from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.loop import Deadlines, Loop
 from ztunnel.names import Zone
 from ztunnel.nameservers import Nameservers
+from ztunnel.penance import Penance
 from ztunnel.resolver import Resolver
 from ztunnel.revocation import Revocations
 from ztunnel.tunnel import Tunnel
 from ztunnel.vault import Vault
 
 LINGER_S = 10.0
-MAX_INBOUND_TUNNELS = 4096
-"""Beyond it the one goes that has been without streams for longest."""
 MAX_CONNECTIONS = 32768
 _RESERVED_FDS = 256
 _NEXT_TURN_S = 0.001
@@ -75,8 +75,8 @@ class Node:
         """Questions beyond a bound."""
         self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
         self.tunnels: dict[Tunnel, None] = {}
-        self.inbound_tunnels: dict[Tunnel, None] = {}
-        """In the order in which they last carried a stream."""
+        self.inbound_tunnels = InboundTunnels()
+        self.penance = Penance(config.offender_pause_s)
         self.max_connections = raise_fd_limit()
         self.refused = 0
         """Connections beyond a limit."""
@@ -150,27 +150,23 @@ class Node:
 
     # --- tunnels
 
-    def add_tunnel(self, tunnel: Tunnel, inbound: bool) -> None:
+    def add_tunnel(self, tunnel: Tunnel) -> None:
         """Keep a tunnel alive with PINGs, and count it."""
         self.tunnels[tunnel] = None
-        if inbound:
-            self.inbound_tunnels[tunnel] = None
-            if len(self.inbound_tunnels) > MAX_INBOUND_TUNNELS:
-                idle = next((one for one in self.inbound_tunnels if not one.http.streams), None)
-                if idle is not None:
-                    idle.end("")
 
-    def used(self, tunnel: Tunnel) -> None:
-        """A stream came in: the tunnel is the least likely to be closed for room."""
-        self.inbound_tunnels.pop(tunnel, None)
-        self.inbound_tunnels[tunnel] = None
+    def add_inbound_tunnel(self, tunnel: Tunnel, pod_uid: str, source: Address) -> None:
+        """The same for one that came in, within its source's share."""
+        self.add_tunnel(tunnel)
+        surplus = self.inbound_tunnels.add(tunnel, (pod_uid, source))
+        if surplus is not None:
+            surplus.end("")
 
     def remove_tunnel(self, tunnel: Tunnel) -> None:
         """It is closed."""
         if tunnel.offence:
             self.emit(Offence(tunnel.peer, tunnel.offence))
         self.tunnels.pop(tunnel, None)
-        self.inbound_tunnels.pop(tunnel, None)
+        self.inbound_tunnels.remove(tunnel)
 
     def tick(self) -> None:
         """Several times a second: what is due by time."""

@@ -61,7 +61,7 @@ class _Making:
         tunnel = Tunnel(node.loop, sock, self.credentials.client, False, self, node.client_handshakes, self.key.address)
         if tunnel.open:
             self.tunnel = tunnel
-            node.add_tunnel(tunnel, inbound=False)
+            node.add_tunnel(tunnel)
 
     def not_connected(self, flag: Flag, error: str) -> None:
         self.dial = None

@@ -434,11 +434,8 @@ class Tunnel:
             self.loop.rota.discard(self._source, self)
         self.loop.buffered -= len(self._rest)
         self._rest = memoryview(b"")
-        streams = list(self.http.streams.values())
+        streams = self.http.abandon()
         self.lost_streams = len(streams)
-        self.http.streams.clear()
-        self.http.blocked.clear()
-        self.http.draining = True
         for stream in streams:
             stream.connection_lost(flag, error)
         self.owner.closed(self, flag, error)

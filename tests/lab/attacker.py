@@ -7,17 +7,19 @@ lines as tests.lab.inside; so standard library only. The frames come from the te
 import base64
 import itertools
 import json
+import resource
 import select
 import socket
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from tests.lab.link import Link, Papers
 from tests.lab.witness import Witness
 
-_HEADERS, _RST_STREAM = 1, 3
+_HEADERS, _RST_STREAM, _GOAWAY = 1, 3, 7
 
 
 class Inside:
@@ -71,40 +73,70 @@ class Inside:
         """End a connection that stays."""
         self._links.pop(number).sock.close()
 
-    def besiege(self, host: str, port: int, papers: Papers, opening: str, attacks: list[str], seconds: float) -> dict[str, int]:
-        """Come back with the next attack as soon as one is over, several at a time: how each ended, by how many."""
-        until, ends, queue = time.monotonic() + seconds, [], itertools.cycle(attacks)
+    def besiege(
+        self,
+        host: str,
+        port: int,
+        papers: Papers | None,
+        opening: str,
+        attacks: list[str],
+        seconds: float,
+        at_once: int = 4,
+        repeat: int = 1,
+        read: bool = True,
+    ) -> dict[str, Any]:
+        """Come back with the next attack as soon as one is over: how they ended and their codes, by how many; longest life."""
+        until, first = time.monotonic() + seconds, base64.b64decode(opening)
+        queue = itertools.cycle([base64.b64decode(one) for one in attacks])
+        ends: list[str] = []
+        codes: list[str] = []
+        lives = [0.0]
+
+        def assault(attack: bytes) -> None:
+            began = time.monotonic()
+            with socket.create_connection((host, port), 10) as sock:
+                link = Link(sock, papers)
+                if repeat > 1:
+                    link.exchange(first, 1, True, lambda: bool(link.sent and link.said), 10)
+                    link.exchange(attack, repeat, read, lambda: False, 20)
+                else:
+                    link.exchange(first + attack, 1, read, lambda: False, 20)
+                ends.append(link.end)
+            found = [payload[4:8] for kind, _, _, payload in link.frames() if kind == _GOAWAY] if papers else []
+            codes.append(str(int.from_bytes(found[-1], "big")) if found else "none")
+            lives.append(time.monotonic() - began)
 
         def storm() -> None:
             while time.monotonic() < until:
-                attack = base64.b64decode(opening) + base64.b64decode(next(queue))
                 try:
-                    with socket.create_connection((host, port), 10) as sock:
-                        link = Link(sock, papers)
-                        link.exchange(attack, 1, True, lambda: False, 20)
-                        ends.append(link.end)
+                    assault(next(queue))
                 except OSError as error:
                     ends.append(type(error).__name__)
 
-        threads = [threading.Thread(target=storm) for _ in range(4)]
+        threads = [threading.Thread(target=storm) for _ in range(at_once)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return {end: ends.count(end) for end in set(ends)}
+        return {"ends": dict(Counter(ends)), "codes": dict(Counter(codes)), "longest_s": max(lives)}
 
     # Crowds
 
-    def crowd(self, host: str, port: int, count: int, greet: bool) -> int:
-        """Connections that say nothing, or (with `greet`) begin a handshake and leave it at that: the crowd's number."""
+    def crowd(self, host: str, port: int, papers: Papers, count: int, manner: str, opening: str = "") -> int:
+        """Connections that are `silent`, begin a handshake and leave it at that (`half`), end it and say nothing (`shaken`),
+        or say an opening and nothing more (`idle`): the crowd's number. Who is shown out meanwhile is still one of them."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
         number = next(self._numbers)
-        self._crowds[number] = []
+        crowd = self._crowds[number] = []
         for _ in range(count):
             sock = socket.create_connection((host, port), 10)
-            self._crowds[number].append(sock)
-            if greet:
-                link = Link(sock, {})
-                link.begin()
+            crowd.append(sock)
+            if manner == "half":
+                Link(sock, {}).begin()
+            elif manner != "silent":
+                link = Link(sock, papers)
+                first = base64.b64decode(opening) if manner == "idle" else b""
+                link.exchange(first, 1, True, lambda link=link: link.greeted and not link.sending, 10)  # type: ignore[misc]
         return number
 
     def cut(self, number: int) -> int:
@@ -149,6 +181,14 @@ class Inside:
         number = next(self._numbers)
         self._witnesses[number] = Witness(host, port, papers, base64.b64decode(opening), base64.b64decode(block))
         return number
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(seconds)
+
+    def lap(self, number: int) -> dict[str, Any]:
+        """What a witness saw since the last lap."""
+        return self._witnesses[number].lap()
 
     def verdict(self, number: int) -> dict[str, Any]:
         """What a witness saw."""

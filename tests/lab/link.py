@@ -4,6 +4,7 @@ TLS runs on memory buffers: a peer that cuts an attacker off in the middle of a 
 not read that any more.
 """
 
+import json
 import os
 import select
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 _CHUNK = 1 << 16
 _KEPT = 1 << 20
+_contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
 Papers = dict[str, Any]
 """`chain` and `key` as PEM (none: no certificate), `alpn`, `version`: of TLS. None in place of all: no TLS."""
 
@@ -146,6 +148,13 @@ class Link:
 
 
 def _papers_context(papers: Papers, server: bool) -> ssl.SSLContext:
+    key = (json.dumps(papers, sort_keys=True), server)
+    if key not in _contexts:
+        _contexts[key] = _new_context(papers, server)
+    return _contexts[key]
+
+
+def _new_context(papers: Papers, server: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     if not server:
         context.check_hostname = False

@@ -1,5 +1,6 @@
 """A lab with the mesh for tests: client, near server and outsider on node a, far server on node b, and puppets in each."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 from lab.process import listener_of, popen
 from lab.world import World, eventually
 from tests.lab.puppet import ARGV, Puppet
+from wire import http_unix
 from wire.cgroup import cgroup2_mount
 
 NODES = """
@@ -216,6 +218,11 @@ class Mesh(World):
             return matching[-1]
 
         return eventually(look, 10)
+
+    def metrics(self, node: str) -> str:
+        """What a node's proxy shows Prometheus."""
+        reply = asyncio.run(http_unix.request(self.layout.places.node(node).admin_socket, "GET", "/metrics"))
+        return reply.check().decode()
 
     def await_access_log(self, node: str, *words: str) -> str:
         """The newest line of a proxy's access log that holds all of these words."""

@@ -19,9 +19,10 @@ PROGRAM = "\n".join(line for line in _TEXTS.splitlines() if not line.startswith(
 ARGV = ("python3", "-u", "-c", PROGRAM)
 
 
-def attacker_in(world: World, name: str) -> Puppet:
-    """Does what tests.lab.attacker.Inside can do, in pod `shop/NAME`."""
-    return Puppet(popen(world.join(f"shop/{name}", ARGV), **OPTIONS))
+def attacker_in(world: World, name: str, patient: bool = False) -> Puppet:
+    """Does what tests.lab.attacker.Inside can do, in pod `shop/NAME`; `patient`: at the lowest priority."""
+    argv = ("nice", "-n", "19", *ARGV) if patient else ARGV
+    return Puppet(popen(world.join(f"shop/{name}", argv), **OPTIONS))
 
 
 def attacker_on(world: World, node: str) -> Puppet:

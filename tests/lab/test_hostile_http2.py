@@ -4,142 +4,23 @@ The victim's node serves, all the while: an application of the mesh with a lasti
 HBONE peer with a new stream every 10 ms on a standing connection and a new TLS connection every 150 ms.
 """
 
-import re
-import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lab.world import eventually
-from tests.lab.mesh import ECHO_PORT, NODES, Mesh, authentication, pod
-from tests.lab.papers import LabAuthority, attacker_in, data, papers, text
+from tests.lab.attacks import CROWDS, TAKEN, Crowd, attacks
+from tests.lab.mesh import ECHO_PORT, Mesh
+from tests.lab.papers import data, text
+from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, TOPOLOGY, Memory, Victim, goaway_code
 from tests.ztunnel.test_http2 import hostile
-from ztunnel import frames
-from ztunnel.fields import literal
-from ztunnel.frames import CLIENT_OPENING, DATA, END_HEADERS, GOAWAY, HEADERS, PING, PRIORITY, Code, frame, rst_stream, settings
+from ztunnel.frames import CLIENT_OPENING, PING, Code, frame
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
-HBONE, DEAF_PORT = 15008, 7001
-OUTSIDE = ", istio.io/dataplane-mode: none"
-TOPOLOGY = (
-    NODES
-    + pod("client", "a")
-    + pod("attacker", "a", OUTSIDE)
-    + pod("witness", "a", OUTSIDE)
-    + pod("far", "b")
-    + authentication("STRICT")
-)
 GROWTH_MIB = 16
-CALM = Code.ENHANCE_YOUR_CALM
-TAKEN = {"stream overflow"}
-"""No violation where the application takes what comes; for one that does not, see below."""
-
-
-class Victim:
-    """The lab under attack, and all that must not notice."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
-        self.authority = LabAuthority(mesh)
-        self.address = mesh.address("far")
-        self.attacker, self.witness = attacker_in(mesh, "attacker"), attacker_in(mesh, "witness")
-        self.client = mesh.puppet("client")
-        self.block = self.connect(ECHO_PORT)
-        self.papers = self._papers("attacker")
-        self._load: int
-        self._watch: int
-
-    def _papers(self, name: str) -> dict[str, Any]:
-        return papers(self.authority, f"spiffe://cluster.local/ns/shop/sa/{name}")
-
-    def connect(self, port: int) -> bytes:
-        """A request that the victim accepts."""
-        return literal(b":method", b"CONNECT") + literal(b":authority", f"{self.address}:{port}".encode())
-
-    def begin(self) -> None:
-        """Let the good ones work."""
-        opening, block = text(CLIENT_OPENING), text(self.block)
-        self._watch = self.witness.do("watch", self.address, HBONE, self._papers("witness"), opening, block)
-        self._load = self.client.do("steady", self.address, ECHO_PORT, "ping")
-        self.past(5)
-
-    def past(self, count: int) -> None:
-        """Wait until the good ones have done some more."""
-        before = self.client.do("progress", self._load)
-
-        def more() -> bool:
-            now = self.client.do("progress", self._load)
-            return bool(min(now[kind] - before[kind] for kind in ("fresh", "kept")) >= count or now["failed"])
-
-        eventually(more, 30)
-
-    def finish(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the good ones saw: those of the mesh, and the honest peer."""
-        return self.client.do("halt", self._load), self.witness.do("verdict", self._watch)
-
-    def attack(self, attack: bytes, repeat: int = 1, read: bool = True) -> dict[str, Any]:
-        """Say CLIENT_OPENING and the attack, `repeat` times: how it ended, with the code of GOAWAY."""
-        shown, opening = self.papers, CLIENT_OPENING
-        if repeat == 1:
-            fate = self.attacker.do("speak", self.address, HBONE, shown, text(opening + attack), 1, read)
-        else:
-            number = self.attacker.do("open", self.address, HBONE, shown, text(opening))
-            fate = self.attacker.do("insist", number, text(attack), repeat, read)
-        assert fate["end"] in ("end", "reset"), fate
-        return {**fate, "code": goaway_code(data(fate["said"]))}
-
-    def told(self, fate: dict[str, Any], words: str) -> None:
-        """An operator is told what became of that very attacker."""
-        self.mesh.await_flow(words, "--from-ip", self.mesh.address("attacker"), "--from-port", str(fate["port"]))
-
-
-class Memory:
-    """The proportional set size of the victim's proxy, watched while a block runs. MiB."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._pids = mesh.processes("b", "ztunnel")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.before = self.now()
-        self.highest = list(self.before)
-
-    def now(self) -> list[float]:
-        return [_pss_mib(pid) for pid in self._pids]
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.1):
-            self.highest = [max(pair) for pair in zip(self.highest, self.now(), strict=True)]
-
-    @property
-    def growth(self) -> float:
-        return max(after - before for after, before in zip(self.highest, self.before, strict=True))
-
-    def __enter__(self) -> "Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-def _pss_mib(pid: int) -> float:
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) / 1024
-
-
-def goaway_code(said: bytes) -> int | None:
-    place, code = 0, None
-    while place + 9 <= len(said):
-        length = int.from_bytes(said[place : place + 3], "big")
-        if said[place + 3] == GOAWAY:
-            code = frames.read_code(said, place + 13)
-        place += 9 + length
-    return code
+P99_MS = 500
+"""Of the good ones beside attackers: a bound that a busy machine of two cores keeps. `make bench-hostile` measures."""
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +32,7 @@ def victim() -> Iterator[Victim]:
         made.attack(frame(PING, 0, 0, bytes(8)) * 300)
         made.finish()
         yield made
-        made.attacker.end()
-        made.witness.end()
+        made.end()
 
 
 @pytest.fixture(autouse=True)
@@ -166,12 +46,13 @@ def nobody_else_notices(request: pytest.FixtureRequest, victim: Victim) -> Itera
     print(f"{request.node.name}: grew {memory.growth:.1f} MiB; {mesh_peers}; {honest}")
     assert mesh_peers["failed"] == 0, mesh_peers
     assert honest["failures"] == [] and honest["stream"]["count"] >= 5, honest
+    assert honest["stream"]["p99_ms"] < P99_MS, honest
     assert memory.growth <= GROWTH_MIB, (memory.before, memory.highest)
     assert victim.mesh.processes("b", "ztunnel") == pids, "no process of the proxy has ended"
 
 
 def test_every_violation_costs_its_own_connection_and_has_its_code(victim: Victim) -> None:
-    for name, attack, code in hostile(victim.block):
+    for name, attack, code in hostile(victim.block)[::4]:  # each offence makes the next one wait; see tests/ztunnel for all
         if name in TAKEN:
             continue
         fate = victim.attack(attack)
@@ -179,77 +60,52 @@ def test_every_violation_costs_its_own_connection_and_has_its_code(victim: Victi
         victim.told(fate, f"h2 failed: {code.name}: ")
 
 
-FLOODS = {
-    "PING": frame(PING, 0, 0, bytes(8)) * 100,
-    "SETTINGS": settings([(3, 1)]) * 100,
-    "PRIORITY": frame(PRIORITY, 0, 1, bytes(5)) * 100,
-    "unknown frames": frame(0xBB, 0, 0, b"x") * 100,
-    "header bombs": frame(HEADERS, END_HEADERS, 1, b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 9000),
-}
+WORDS = attacks(b"", b"", b"")
+"""By name; what is said depends on the victim."""
 
 
-@pytest.mark.parametrize("read", [True, False], ids=["read", "unread"])
-@pytest.mark.parametrize("name", FLOODS)
-def test_a_flood_without_an_end(victim: Victim, name: str, read: bool) -> None:
-    """As much as the connection takes, whether the attacker reads the answers or not."""
-    fate = victim.attack(FLOODS[name], 100_000, read)
-    assert fate["code"] == CALM, fate
-    assert fate["sent"] < 8 << 20, "it was cut off soon"
-    victim.told(fate, "h2 failed: ENHANCE_YOUR_CALM: ")
-
-
-@pytest.mark.parametrize("pattern", ["rapid reset", "streams", "refused streams", "empty DATA"])
-def test_a_flood_of_streams(victim: Victim, pattern: str) -> None:
-    sids = range(1, 8001, 2)
-    if pattern == "empty DATA":
-        flood = frame(HEADERS, END_HEADERS, 1, victim.block) + frame(DATA, 0, 1) * 4000
-    else:
-        block = victim.connect(15001) if pattern == "refused streams" else victim.block
-        after = [rst_stream(sid, Code.CANCEL) if pattern == "rapid reset" else b"" for sid in sids]
-        flood = b"".join(frame(HEADERS, END_HEADERS, sid, block) + end for sid, end in zip(sids, after, strict=True))
-    fate = victim.attack(flood)
-    assert fate["code"] == CALM, fate
-    victim.told(fate, "h2 failed: ENHANCE_YOUR_CALM: too many ")
-
-
-@pytest.mark.parametrize("port", [ECHO_PORT, DEAF_PORT], ids=["an application that answers", "one that does not read"])
-def test_a_sender_that_ignores_flow_control_and_never_reads(victim: Victim, port: int) -> None:
+@pytest.mark.parametrize("place", range(len(WORDS)), ids=[attack.name for attack in WORDS])
+def test_an_attack_costs_its_own_connection(victim: Victim, place: int) -> None:
+    """Twice over, one after the other: as much as the connection takes, whether the attacker reads the answers or not."""
     with victim.mesh.puppet("far").listen(DEAF_PORT):
-        opening = frame(HEADERS, END_HEADERS, 1, victim.connect(port))
-        fate = victim.attack(opening + frame(DATA, 0, 1, bytes(16 << 10)) * 4096, read=False)
-    assert fate["sent"] < 48 << 20, "what the kernels hold on the way, and one window"
-    victim.told(fate, "h2 failed: FLOW_CONTROL_ERROR: ")
+        attack = attacks(victim.connect(ATTACKED_PORT), victim.connect(15001), victim.connect(DEAF_PORT))[place]
+        fate = victim.besiege(attack, 0.5)
+    assert set(fate["ends"]) <= {"end", "reset"}, (attack.name, fate)
+    allowed = {str(int(code)) if code is not None else "none" for code in attack.codes}
+    assert set(fate["codes"]) <= allowed, (attack.name, fate)
+    assert fate["longest_s"] < 10, "it was cut off soon"
 
 
-def test_a_window_that_is_kept_shut(victim: Victim) -> None:
-    """A peer that takes nothing holds one window of its own stream, and no more."""
-    shut = settings([(4, 0)]) + frame(HEADERS, END_HEADERS, 1, victim.block)
-    fate = victim.attack(shut + frame(DATA, 0, 1, bytes(16 << 10)) * 1024, read=False)
-    victim.told(fate, "h2 failed: FLOW_CONTROL_ERROR: ")
+@pytest.mark.parametrize("name", ["rapid reset", "PING, unread", "garbage after the handshake"])
+def test_an_operator_is_told_who_it_was(victim: Victim, name: str) -> None:
+    attack = next(one for one in attacks(victim.block, b"", b"") if one.name == name)
+    fate = victim.attacker.do(
+        "speak", victim.address, HBONE, victim.papers, text((CLIENT_OPENING if attack.opening else b"") + attack.words[0] * 4)
+    )
+    code = Code(goaway_code(data(fate["said"])) or 0).name
+    victim.told(fate, f"h2 failed: {code}: ")
+    name = "spiffe://cluster.local/ns/shop/sa/attacker"
+    victim.mesh.await_access_log("b", f'src.identity="{name}"', f":{fate['port']} ", f"h2 failed: {code}: ")
+    metrics = victim.mesh.metrics("b")
+    assert f'weft_offences_total{{identity="{name}",kind="{code}"}}' in metrics
 
 
-def test_garbage_after_the_handshake(victim: Victim) -> None:
-    for garbage in (b"GET / HTTP/1.1\r\nHost: far\r\n\r\n", bytes(1 << 20), b"\xff" * (1 << 20)):
-        fate = victim.attacker.do("speak", victim.address, HBONE, victim.papers, text(garbage))
-        assert fate["end"] in ("end", "reset") and goaway_code(data(fate["said"])) == Code.PROTOCOL_ERROR, fate
-        victim.told(fate, "h2 failed: PROTOCOL_ERROR: not an HTTP/2 preface")
-
-
-def test_crowds_at_the_door(victim: Victim) -> None:
-    """1,000 that connect and say nothing, and 500 that begin a handshake: all are shown out, and nobody else waits."""
-    crowds = {
-        victim.attacker.do("crowd", victim.address, HBONE, count, greet): count for count, greet in ((1000, False), (500, True))
-    }
+@pytest.mark.parametrize("crowd", CROWDS, ids=[crowd.name for crowd in CROWDS])
+def test_crowds_at_the_door(victim: Victim, crowd: Crowd) -> None:
+    """Nobody else waits, and who says nothing is shown out; who has said all that HTTP/2 asks for stays, up to a number."""
+    number = victim.attacker.do(
+        "crowd", victim.address, HBONE, victim.papers, crowd.count, crowd.manner, text(CLIENT_OPENING), timeout_s=60
+    )
     victim.past(20)
-    eventually(lambda: all(victim.attacker.do("cut", crowd) == count for crowd, count in crowds.items()), 25)
-    for crowd in crowds:
-        victim.attacker.do("disperse", crowd)
-    victim.mesh.await_flow("tls handshake error: timed out or evicted", "--from-pod", "shop/attacker", "--to-pod", "shop/far")
+    if crowd.ends:
+        eventually(lambda: victim.attacker.do("cut", number) == crowd.count, 25)
+        victim.mesh.await_flow("timed out or evicted", "--from-pod", "shop/attacker", "--to-pod", "shop/far")
+    victim.attacker.do("disperse", number)
 
 
 def test_a_siege(victim: Victim) -> None:
-    """Four at a time come back with another attack as soon as the last one is over."""
-    attacks = [text(attack) for name, attack, _ in hostile(victim.block) if name not in TAKEN]
-    ends = victim.attacker.do("besiege", victim.address, HBONE, victim.papers, text(CLIENT_OPENING), attacks, 8)
-    print(ends)
-    assert set(ends) <= {"end", "reset"} and sum(ends.values()) > 100, ends
+    """Four at a time come back with another attack as soon as the last one is over, and are greeted ever later."""
+    every = next(one for one in attacks(victim.block, b"", b"") if one.name == "every violation")
+    fate = victim.besiege(every, 8, at_once=4)
+    print(fate)
+    assert set(fate["ends"]) <= {"end", "reset"} and 10 < sum(fate["ends"].values()) < 100, fate

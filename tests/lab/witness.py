@@ -87,17 +87,23 @@ class Witness:
         finally:
             link.sock.close()
 
+    def lap(self) -> dict[str, Any]:
+        """Failures so far, and since the last lap: counts, and milliseconds of the median and the 99th percentile."""
+        times, self._times = self._times, {"stream": [], "connection": []}
+        return {"failures": self._failures[:20], **{what: _summary(ranked) for what, ranked in times.items()}}
+
     def stop(self) -> dict[str, Any]:
-        """End it: failures, counts, and milliseconds of the median and the 99th percentile."""
+        """End it, with a last lap."""
         self._over.set()
         for thread in self._threads:
             thread.join(15)
-        result: dict[str, Any] = {"failures": self._failures[:20]}
-        for what, times in self._times.items():
-            ranked = sorted(times) or [0.0]
-            result[what] = {
-                "count": len(times),
-                "p50_ms": round(1000 * ranked[len(ranked) // 2], 2),
-                "p99_ms": round(1000 * ranked[len(ranked) * 99 // 100], 2),
-            }
-        return result
+        return self.lap()
+
+
+def _summary(times: list[float]) -> dict[str, float]:
+    ranked = sorted(times) or [0.0]
+    return {
+        "count": len(times),
+        "p50_ms": round(1000 * ranked[len(ranked) // 2], 2),
+        "p99_ms": round(1000 * ranked[len(ranked) * 99 // 100], 2),
+    }

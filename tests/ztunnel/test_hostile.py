@@ -168,6 +168,18 @@ def test_silent_connections_do_not_keep_others_out(mesh: World, good: None) -> N
     assert "evicted" in mesh.server.worker.early("evicted").error
 
 
+def test_who_offends_again_and_again_is_greeted_ever_later() -> None:
+    with world("penance") as mesh:
+        mesh.server.configuration["offender_pause_s"] = 0.4
+        mesh.start()
+        began = time.monotonic()
+        for _ in range(5):
+            with attack(mesh) as tls:
+                send(tls, b"x" * 30)
+                last_words(tls)
+        assert 0.05 + 0.1 + 0.2 + 0.4 < time.monotonic() - began < 10
+
+
 def test_requests_that_are_wrong_but_well_formed_get_a_status(mesh: World, good: None) -> None:
     with attack(mesh) as tls:
         send(tls, CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, request("10.0.0.1:80")) + frame(PING, 0, 0, b"the next"))

@@ -62,10 +62,11 @@ def no_collector() -> Iterator[None]:
 
 
 class Deaf(Stream):
-    """Takes everything, and counts how often."""
+    """Takes everything, and counts how often; holds its tunnel as streams do."""
 
-    def __init__(self) -> None:
+    def __init__(self, tunnel: Tunnel) -> None:
         super().__init__()
+        self.tunnel = tunnel
         self.parts = 0
 
     def take(self, data: memoryview) -> int:
@@ -95,8 +96,12 @@ class Host(Door):
         super().__init__()
         self.streams: dict[Tunnel, Deaf] = {}
 
+    def closed(self, tunnel: Tunnel, flag: Flag, error: str) -> None:
+        super().closed(tunnel, flag, error)
+        self.streams.pop(tunnel, None)
+
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
-        stream = self.streams[tunnel] = Deaf()
+        stream = self.streams[tunnel] = Deaf(tunnel)
         tunnel.http.adopt(stream, sid)
         return stream
 
@@ -152,12 +157,17 @@ class Peer:
         return said
 
 
-@pytest.mark.parametrize("peer", [silent, garbage, half, whole])
+def busy(loop: Loop, sock: socket.socket, credentials: Credentials) -> None:
+    peer = Peer(loop, sock, credentials)
+    peer.say(CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT")) + frame(DATA, 0, 1, b"x"))
+
+
+@pytest.mark.parametrize("peer", [silent, garbage, half, whole, busy])
 @pytest.mark.parametrize("ours", [True, False], ids=["closed by us", "closed by the peer"])
 def test_a_closed_tunnel_is_gone(
     no_collector: None, credentials: Credentials, peer: Callable[[Loop, socket.socket, Credentials], None], ours: bool
 ) -> None:
-    loop, flight, door = Loop(), Handshakes(), Door()
+    loop, flight, door = Loop(), Handshakes(), Host()
     mine, theirs = socket.socketpair()
     mine.setblocking(False)
     tunnel: Tunnel | None = Tunnel(loop, mine, credentials.server, True, door, flight)
@@ -229,20 +239,22 @@ def test_a_flooder_gets_a_bounded_part_of_a_turn_and_loses_nothing(neighbours: N
 
 def test_what_is_left_over_is_judged_too(neighbours: Neighbours) -> None:
     flooder, flood = neighbours.guest("flooder")
+    stream = neighbours.host.streams[flooder]
     flood.say(frame(DATA, 0, 1, b"xy") * 500 + frame(PING, 0, 0, b"short"))
     while flooder.open:
         neighbours.loop.turn(0)
     assert "FRAME_SIZE_ERROR" in neighbours.host.errors[0] and flooder.offence == "FRAME_SIZE_ERROR"
-    assert neighbours.host.streams[flooder].parts == 500
+    assert stream.parts == 500
 
 
 def test_an_end_behind_a_flood_is_heard_after_it(neighbours: Neighbours) -> None:
     flooder, flood = neighbours.guest("flooder")
+    stream = neighbours.host.streams[flooder]
     flood.say(frame(DATA, 0, 1, b"xy") * 500)
     neighbours.sockets[0].shutdown(socket.SHUT_WR)
     while flooder.open:
         neighbours.loop.turn(0)
-    assert neighbours.host.streams[flooder].parts == 500 and not flooder.offence
+    assert stream.parts == 500 and not flooder.offence
 
 
 def test_a_crowd_of_handshakes_does_not_hold_up_who_comes_from_elsewhere(

@@ -259,7 +259,9 @@ class PodWorld:
         """Start the worker and give it this pod."""
         self.worker = WorkerProcess(self.log)
         node, network = f"node-{self.name}", self.network
-        configure = Configure(node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf)
+        configure = Configure(
+            node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf, offender_pause_s=0.0
+        )
         self.worker.tell(replace(configure, **self.configuration))
         self.worker.tell(UpdateInventory(workloads, []))
         for certificate in certificates:

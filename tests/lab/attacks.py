@@ -1,0 +1,127 @@
+"""The attacks that a pod with a valid certificate can try on a neighbour's proxy, as words to say again and again."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tests.ztunnel.test_http2 import hostile
+from ztunnel.fields import literal
+from ztunnel.frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    PING,
+    PRIORITY,
+    Code,
+    frame,
+    rst_stream,
+    settings,
+    window_update,
+)
+
+CALM, PROTOCOL, FLOW, SIZE = Code.ENHANCE_YOUR_CALM, Code.PROTOCOL_ERROR, Code.FLOW_CONTROL_ERROR, Code.FRAME_SIZE_ERROR
+TAKEN = frozenset({"stream overflow"})
+"""No violation where the application takes what comes."""
+_SIDS = range(1, 8001, 2)
+_BOMB = b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 9000
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """What is said after the connection's opening, over and over or each in turn, and how the victim answers."""
+
+    name: str
+    words: Sequence[bytes]
+    codes: frozenset[Code | None] = frozenset({CALM})
+    """Of the GOAWAY that ends it; None: none, as the connection ended below HTTP/2, or a reset overtook it."""
+    begin: bytes = b""
+    """Said once, before the words."""
+    repeat: int = 1
+    read: bool = True
+    opening: bool = True
+    """After the preface of an honest client; else instead of it."""
+    tls: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Connections that are held: `silent`, with a `half` handshake, `shaken` hands and no word after it, or `idle` HTTP/2."""
+
+    name: str
+    manner: str
+    count: int
+    ends: bool = field(default=True)
+    """Whether the victim shows all of them out within its time for handshakes."""
+
+
+def _streams(block: bytes, end: Callable[[int], bytes] = lambda _: b"") -> bytes:
+    return b"".join(frame(HEADERS, END_HEADERS, sid, block) + end(sid) for sid in _SIDS)
+
+
+def _noise(block: bytes, seed: int) -> bytes:
+    """Frames of random kinds, flags, streams and payloads; some of them make sense."""
+    chance = random.Random(seed)
+    said = bytearray(frame(HEADERS, END_HEADERS, 1, block))
+    for _ in range(200):
+        payload = chance.choice((b"", bytes(4), bytes(8), block, chance.randbytes(chance.randrange(60))))
+        said += frame(chance.randrange(12), chance.getrandbits(8) & chance.getrandbits(8), chance.randrange(12), payload)
+    return bytes(said)
+
+
+def attacks(block: bytes, refused: bytes, unread: bytes) -> list[Attack]:
+    """All of them. Requests: `block` is accepted, `refused` is not, `unread` leads to an application that does not read."""
+    start = frame(HEADERS, END_HEADERS, 1, block)
+    deaf = frame(HEADERS, END_HEADERS, 1, unread)
+    bulk = frame(DATA, 0, 1, bytes(16 << 10))
+    floods = {
+        "PING": frame(PING, 0, 0, bytes(8)) * 100,
+        "SETTINGS": settings([(3, 1)]) * 100,
+        "PRIORITY": frame(PRIORITY, 0, 1, bytes(5)) * 100,
+        "unknown frames": frame(0xBB, 0, 0, b"x") * 100,
+        "header bombs": frame(HEADERS, END_HEADERS, 1, _BOMB),
+    }
+    endless = [
+        Attack(f"{name}, {'read' if read else 'unread'}", (words,), repeat=100_000, read=read)
+        for name, words in floods.items()
+        for read in (True, False)
+    ]
+    cut = frozenset({FLOW, None})
+    oversized = (b"\xff\xff\xff\x00\x00\x00\x00\x00\x01", b"\x11\x00\x00\xbb\x00\x00\x00\x00\x00")
+    odd = frame(HEADERS, END_HEADERS, 5, block) + frame(HEADERS, END_HEADERS, 3, block)
+    bad_ids = [*(frame(HEADERS, END_HEADERS, sid, block) for sid in (0, 2)), frame(DATA, 0, 9, b"x"), rst_stream(7, 0), odd]
+    no_tls = (b"GET / HTTP/1.1\r\n\r\n", bytes(4096), b"\x16\x03\x01\xff\xff" + b"\xaa" * 70000)
+    no_http2 = (b"GET / HTTP/1.1\r\nHost: far\r\n\r\n", bytes(1 << 16), b"\xff" * (1 << 16))
+    return [
+        *endless,
+        Attack("rapid reset", (_streams(block, lambda sid: rst_stream(sid, Code.CANCEL)),)),
+        Attack("CONTINUATION flood", (frame(HEADERS, 0, 1, block) + frame(CONTINUATION, 0, 1, b"") * 4000,)),
+        Attack("CONTINUATION bytes", (frame(HEADERS, 0, 1, block) + frame(CONTINUATION, 0, 1, bytes(16000)) * 16,)),
+        Attack("stream flood", (_streams(block),)),
+        Attack("refused stream flood", (_streams(refused),)),
+        Attack("empty DATA flood", (start + frame(DATA, 0, 1) * 4000,)),
+        Attack("header lists of 64 KiB", (_streams(block + _BOMB[:4005] + b"\xbe" * 15)[: 8 << 20],)),
+        Attack("window overflow", (window_update(0, 0x7FFFFFFF) * 2, start + window_update(1, 0x7FFFFFFF)), frozenset({FLOW})),
+        Attack("oversized frames", [head + bytes(1 << 16) for head in oversized], frozenset({SIZE, PROTOCOL})),
+        Attack("bad stream ids", bad_ids, frozenset({PROTOCOL, Code.STREAM_CLOSED})),
+        Attack("ignores flow control", [bulk * 16], cut, start, 256, read=False),
+        Attack("ignores flow control, application deaf", [bulk * 16], cut, deaf, 256, read=False),
+        Attack("takes nothing", [bulk * 16], cut, settings([(4, 0)]) + start, 256, read=False),
+        Attack("garbage before the handshake", no_tls, frozenset({None}), opening=False, tls=False),
+        Attack("garbage after the handshake", no_http2, frozenset({PROTOCOL}), opening=False),
+        Attack("frame fuzzer", tuple(_noise(block, seed) for seed in range(200)), frozenset({*Code, None})),
+        Attack("every violation", tuple(words for name, words, _ in hostile(block) if name not in TAKEN), frozenset(Code)),
+    ]
+
+
+CROWDS = (
+    Crowd("3,000 silent connections", "silent", 3000),
+    Crowd("3,000 half handshakes", "half", 3000),
+    Crowd("800 TLS connections that say nothing", "shaken", 800),
+    Crowd("800 idle HTTP/2 connections", "idle", 800, ends=False),
+)
+
+
+def connect(authority: str) -> bytes:
+    """A request."""
+    return literal(b":method", b"CONNECT") + literal(b":authority", authority.encode())

@@ -1,0 +1,159 @@
+"""A node under attack: the attacker's pod, all that must not notice, and the size of the proxy's processes."""
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from lab.process import popen
+from lab.world import eventually
+from tests.lab import puppet
+from tests.lab.attacks import Attack, connect
+from tests.lab.mesh import ECHO_PORT, NODES, OPTIONS, Mesh, authentication, pod
+from tests.lab.papers import LabAuthority, attacker_in, data, papers, text
+from tests.lab.puppet import Puppet
+from ztunnel import frames
+from ztunnel.frames import CLIENT_OPENING, GOAWAY
+
+HBONE, DEAF_PORT, ATTACKED_PORT = 15008, 7001, 7002
+"""Attackers' streams lead to an application of their own: what they do to one that they may reach is not the proxy's doing."""
+_OUTSIDE = ", istio.io/dataplane-mode: none"
+TOPOLOGY = (
+    NODES
+    + pod("client", "a")
+    + pod("attacker", "a", _OUTSIDE)
+    + pod("witness", "a", _OUTSIDE)
+    + pod("far", "b")
+    + authentication("STRICT")
+)
+
+
+class Victim:
+    """The lab under attack, and all that must not notice."""
+
+    def __init__(self, mesh: Mesh, patient: bool = False) -> None:
+        """`patient`: the attacker gets the CPU only when nobody else wants it."""
+        self.mesh = mesh
+        self.authority = LabAuthority(mesh)
+        self.address = mesh.address("far")
+        self.attacker, self.witness = attacker_in(mesh, "attacker", patient), attacker_in(mesh, "witness")
+        self._attacked = Puppet(popen(mesh.join("shop/far", puppet.ARGV), **OPTIONS))
+        self._attacked.echo(ATTACKED_PORT)
+        self.client = mesh.puppet("client")
+        self.block = self.connect(ECHO_PORT)
+        self.papers = self._papers("attacker")
+        self._load: int
+        self._watch: int
+
+    def _papers(self, name: str) -> dict[str, Any]:
+        return papers(self.authority, f"spiffe://cluster.local/ns/shop/sa/{name}")
+
+    def connect(self, port: int) -> bytes:
+        """A request that the victim accepts."""
+        return connect(f"{self.address}:{port}")
+
+    def begin(self) -> None:
+        """Let the good ones work."""
+        opening, block = text(CLIENT_OPENING), text(self.block)
+        self._watch = self.witness.do("watch", self.address, HBONE, self._papers("witness"), opening, block)
+        self._load = self.client.do("steady", self.address, ECHO_PORT, "ping")
+        self.past(5)
+
+    def lap(self) -> dict[str, Any]:
+        """What the honest peer saw since it was last asked."""
+        return dict(self.witness.do("lap", self._watch))
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass for the good ones."""
+        self.witness.do("rest", seconds)
+
+    def past(self, count: int) -> None:
+        """Wait until the good ones have done some more."""
+        before = self.client.do("progress", self._load)
+
+        def more() -> bool:
+            now = self.client.do("progress", self._load)
+            return bool(min(now[kind] - before[kind] for kind in ("fresh", "kept")) >= count or now["failed"])
+
+        eventually(more, 30)
+
+    def finish(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the good ones saw: those of the mesh, and the honest peer."""
+        return self.client.do("halt", self._load), self.witness.do("verdict", self._watch)
+
+    def attack(self, attack: bytes, repeat: int = 1, read: bool = True) -> dict[str, Any]:
+        """Say CLIENT_OPENING and the attack, `repeat` times: how it ended, with the code of GOAWAY."""
+        shown, opening = self.papers, CLIENT_OPENING
+        if repeat == 1:
+            fate = self.attacker.do("speak", self.address, HBONE, shown, text(opening + attack), 1, read)
+        else:
+            number = self.attacker.do("open", self.address, HBONE, shown, text(opening))
+            fate = self.attacker.do("insist", number, text(attack), repeat, read)
+        assert fate["end"] in ("end", "reset"), fate
+        return {**fate, "code": goaway_code(data(fate["said"]))}
+
+    def besiege(self, attack: Attack, seconds: float, at_once: int = 1) -> dict[str, Any]:
+        """Come back with the attack as soon as its connection is lost: ends and codes, by how many, and the longest life."""
+        opening = text((CLIENT_OPENING if attack.opening else b"") + attack.begin)
+        words = [text(one) for one in attack.words]
+        shown = self.papers if attack.tls else None
+        call = ("besiege", self.address, HBONE, shown, opening, words, seconds, at_once, attack.repeat, attack.read)
+        return dict(self.attacker.do(*call, timeout_s=seconds + 60))
+
+    def told(self, fate: dict[str, Any], words: str) -> None:
+        """An operator is told what became of that very attacker."""
+        self.mesh.await_flow(words, "--from-ip", self.mesh.address("attacker"), "--from-port", str(fate["port"]))
+
+    def end(self) -> None:
+        """Let attacker, witness and the attacked application go."""
+        for one in (self.attacker, self.witness, self._attacked):
+            one.end()
+
+
+class Memory:
+    """The proportional set size of the victim's proxy, watched while a block runs. MiB."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._pids = mesh.processes("b", "ztunnel")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.before = self.now()
+        self.highest = list(self.before)
+
+    def now(self) -> list[float]:
+        """Of each process."""
+        return [_pss_mib(pid) for pid in self._pids]
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            self.highest = [max(pair) for pair in zip(self.highest, self.now(), strict=True)]
+
+    @property
+    def growth(self) -> float:
+        """Of the process that grew most."""
+        return max(after - before for after, before in zip(self.highest, self.before, strict=True))
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def _pss_mib(pid: int) -> float:
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) / 1024
+
+
+def goaway_code(said: bytes) -> int | None:
+    """The code of the last GOAWAY in what a server said."""
+    place, code = 0, None
+    while place + 9 <= len(said):
+        length = int.from_bytes(said[place : place + 3], "big")
+        if said[place + 3] == GOAWAY:
+            code = frames.read_code(said, place + 13)
+        place += 9 + length
+    return code

@@ -1,0 +1,53 @@
+"""How long who offended waits, and who does not."""
+
+import pytest
+
+from ztunnel.penance import Penance
+
+pytestmark = pytest.mark.unit
+
+
+def test_who_never_offended_never_waits() -> None:
+    penance = Penance(0.4)
+    penance.offended("attacker", 1.0)
+    assert penance.wait_s("good", 1.0) == 0.0
+
+
+def test_the_next_ones_come_one_after_the_other() -> None:
+    penance = Penance(0.4)
+    penance.offended("attacker", 1.0)
+    assert [penance.wait_s("attacker", 1.0) for _ in range(3)] == pytest.approx([0.05, 0.10, 0.15])
+
+
+def test_the_pause_grows_with_every_offence_up_to_a_bound() -> None:
+    penance, now, waits = Penance(0.4), 1.0, []
+    for _ in range(6):
+        penance.offended("attacker", now)
+        waits.append(penance.wait_s("attacker", now))
+        now += 1.0
+    assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.4, 0.4])
+
+
+def test_it_is_forgotten() -> None:
+    penance = Penance(0.4)
+    penance.offended("attacker", 1.0)
+    assert penance.wait_s("attacker", 11.5) == 0.0 and not penance._sources
+    penance.offended("attacker", 20.0)
+    assert penance.wait_s("attacker", 20.0) == pytest.approx(0.05), "the pause begins anew"
+
+
+def test_a_crowd_does_not_push_the_queue_beyond_its_time() -> None:
+    penance = Penance(0.4)
+    penance.offended("attacker", 1.0)
+    assert max(penance.wait_s("attacker", 1.0) for _ in range(3000)) < 10.1
+    assert penance.wait_s("attacker", 11.1) == 0.0
+
+
+def test_it_can_be_turned_off_and_never_remembers_without_a_bound() -> None:
+    off = Penance(0.0)
+    off.offended("attacker", 1.0)
+    assert off.wait_s("attacker", 1.0) == 0.0
+    penance = Penance(0.4)
+    for number in range(5000):
+        penance.offended(number, 1.0)
+    assert len(penance._sources) == 4096 and penance.wait_s(4999, 1.0) > 0

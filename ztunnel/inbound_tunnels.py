@@ -1,0 +1,48 @@
+"""The tunnels that came in, and which of them goes when there are too many. An idle one costs 50 KiB, most of it OpenSSL's."""
+
+from ztunnel.tunnel import Tunnel
+
+PER_SOURCE = 192
+"""To one pod, in one worker, handshakes included. A peer needs one for each 100 connections, or for each of its threads."""
+TOTAL = 4096
+
+
+class InboundTunnels:
+    """Those of one worker."""
+
+    def __init__(self) -> None:
+        self._all: dict[Tunnel, object] = {}
+        """With its source, in the order in which they last carried a stream."""
+        self._of: dict[object, dict[Tunnel, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, tunnel: Tunnel, source: object) -> Tunnel | None:
+        """Take one in; the one that must go for it: of the same source beyond its share, of all beyond the total.
+
+        It is one without streams: that which has been so for longest, or the new one itself.
+        """
+        own = self._of.setdefault(source, {})
+        self._all[tunnel] = source
+        own[tunnel] = None
+        crowded = own if len(own) > PER_SOURCE else self._all if len(self._all) > TOTAL else ()
+        return next((one for one in crowded if not one.http.streams), None)
+
+    def used(self, tunnel: Tunnel) -> None:
+        """A stream came in: the tunnel is the least likely to be closed for room."""
+        source = self._all.pop(tunnel, None)
+        own = self._of.get(source)
+        if own is not None and tunnel in own:
+            self._all[tunnel] = source
+            del own[tunnel]
+            own[tunnel] = None
+
+    def remove(self, tunnel: Tunnel) -> None:
+        """It is closed."""
+        source = self._all.pop(tunnel, None)
+        own = self._of.get(source)
+        if own is not None:
+            own.pop(tunnel, None)
+            if not own:
+                del self._of[source]

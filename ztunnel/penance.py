@@ -1,0 +1,53 @@
+"""Sources that lost a tunnel by their own fault, and how long their next ones wait before they are greeted. Pure.
+
+A tunnel that is lost costs an offender a handshake, and us as much: who comes back at once with the same would still take a
+good part of a core. So its next tunnels are greeted one after the other with a pause between them, which grows with every
+offence. Nobody is refused for another's fault behind the same address: a new tunnel is late there, and those that stand go on.
+"""
+
+_FIRST_SHARE = 1 / 8
+_FORGOTTEN_AFTER_S = 10.0
+_MAX_SOURCES = 4096
+
+
+class _Source:
+    """One that offended."""
+
+    __slots__ = ("at", "free_at", "pause_s")
+
+    def __init__(self) -> None:
+        self.at = self.free_at = self.pause_s = 0.0
+
+
+class Penance:
+    """Those of one worker."""
+
+    def __init__(self, longest_s: float) -> None:
+        """`longest_s`: between two greetings of a source that offends again and again; 0: nobody waits."""
+        self._longest_s = longest_s
+        self._sources: dict[object, _Source] = {}
+
+    def offended(self, source: object, now: float) -> None:
+        """One more tunnel lost."""
+        known = self._sources.pop(source, None)
+        if known is None or now - known.at > _FORGOTTEN_AFTER_S:
+            known = _Source()
+        if len(self._sources) >= _MAX_SOURCES:
+            del self._sources[next(iter(self._sources))]
+        known.at = now
+        known.pause_s = min(self._longest_s, max(known.pause_s * 2, self._longest_s * _FIRST_SHARE))
+        known.free_at = max(known.free_at, now + known.pause_s)
+        self._sources[source] = known
+
+    def wait_s(self, source: object, now: float) -> float:
+        """How long the tunnel that came just now waits; the next one of its source comes a pause later."""
+        known = self._sources.get(source)
+        if known is None:
+            return 0.0
+        if now - known.at > _FORGOTTEN_AFTER_S:
+            del self._sources[source]
+            return 0.0
+        begin = max(now, known.free_at)
+        if begin < now + _FORGOTTEN_AFTER_S:  # nobody's handshake waits longer: it has no part in who comes later
+            known.free_at = begin + known.pause_s
+        return begin - now
