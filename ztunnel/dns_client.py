@@ -14,7 +14,8 @@ MAX_CLIENTS = 64
 _MAX_WAITING_BYTES = 2 * MAX_BYTES
 _READ_BYTES = 1 << 10
 """Some fifty questions: then others get their turn."""
-_MAX_QUERY_BYTES = 4096
+MAX_QUERY_BYTES = 4096
+"""Longer messages are no questions."""
 Reply = Callable[[bytes], None]
 
 
@@ -73,7 +74,7 @@ class DNSClient:
         self._in += part
         while self._open and len(self._in) >= 2:
             size = self._in[0] << 8 | self._in[1]
-            if size > _MAX_QUERY_BYTES:
+            if size > MAX_QUERY_BYTES:
                 self.close()
                 return
             if len(self._in) < 2 + size:

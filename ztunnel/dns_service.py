@@ -7,26 +7,15 @@ of the worker), TCP clients, what they do not read. Beyond a bound a question is
 import logging
 import os
 import socket
-from collections.abc import Callable
 from random import sample
 
 from mesh.workload import Workload
 from ztunnel.dns_client import MAX_CLIENTS, DNSClient, Reply
 from ztunnel.dns_counts import Protocol
-from ztunnel.dns_message import (
-    AAAA,
-    IN,
-    MAX_BYTES,
-    NOERROR,
-    SERVFAIL,
-    A,
-    Query,
-    Response,
-    answer,
-    read_query,
-    refuse,
-    relay,
-)
+from ztunnel.dns_datagrams import DNSDatagrams
+from ztunnel.dns_message import AAAA, IN, MAX_BYTES, NOERROR, SERVFAIL, A
+from ztunnel.dns_query import Query, answer, read_query, refuse, relay
+from ztunnel.dns_response import Response
 from ztunnel.dns_upstream import MAX_EXCHANGES, Exchange
 from ztunnel.ledger import SocketAddress
 from ztunnel.listener import Listener
@@ -38,8 +27,6 @@ MAX_ASKING = 128
 """Questions of one pod under way in one worker."""
 _MAX_FORWARDED = MAX_EXCHANGES * 3 // 4
 """Of all pods together: what connections themselves must have resolved has the rest."""
-_DATAGRAMS_PER_EVENT = 32
-_MAX_QUERY_BYTES = 4096
 _VERSIONS = {A: 4, AAAA: 6}
 _log = logging.getLogger("dns")
 
@@ -55,13 +42,13 @@ class DNSService:
         """Questions that came before the control plane told of the pod."""
         self._clients: dict[DNSClient, None] = {}
         """In the order in which they last said something."""
-        self._doors: list[_Datagrams | Listener] = []
+        self._doors: list[DNSDatagrams | Listener] = []
         left = list(fds)
         try:
             while left:
                 sock = socket.socket(fileno=left.pop(0))
                 if sock.type == socket.SOCK_DGRAM:
-                    self._doors.append(_Datagrams(self, sock))
+                    self._doors.append(DNSDatagrams(pod.node.loop, self, sock))
                 else:
                     self._doors.append(Listener(pod, sock.detach(), self._accept))
         except BaseException:
@@ -183,7 +170,7 @@ class DNSService:
     def drain(self) -> None:
         """Answer what has arrived, take nothing more; what is asked upstream is still answered."""
         for door in self._doors:
-            if isinstance(door, _Datagrams):
+            if isinstance(door, DNSDatagrams):
                 door.on_event(0)
                 door.stop()
             else:
@@ -208,49 +195,3 @@ def _authoritative(query: Query, found: Found, protocol: Protocol) -> bytes:
     limit = query.udp_limit if protocol == "udp" else MAX_BYTES
     shuffled = sample(found.addresses, len(found.addresses))
     return answer(query, query.question.name, found.alias if shuffled else "", shuffled, TTL_S, limit)
-
-
-class _Datagrams:
-    """A datagram socket that all workers share."""
-
-    def __init__(self, service: DNSService, sock: socket.socket) -> None:
-        self._service = service
-        self._loop = service.pod.node.loop
-        self._sock = sock
-        self._sock.setblocking(False)
-        self._open = self._watched = True
-        self._loop.watch_shared(sock.fileno(), self)
-
-    def on_event(self, _events: int) -> None:
-        """Questions wait, unless another worker was faster."""
-        for _ in range(_DATAGRAMS_PER_EVENT):
-            try:
-                wire, peer = self._sock.recvfrom(_MAX_QUERY_BYTES)
-            except OSError:  # nothing more; or word that an earlier answer found nobody
-                return
-            self._service.take(wire, "udp", self._replier(peer))
-
-    def _replier(self, peer: object) -> Callable[[bytes], None]:
-        def reply(message: bytes) -> None:
-            if self._open:
-                try:
-                    self._sock.sendto(message, peer)  # type: ignore[call-overload]
-                except OSError as error:  # who asked is gone, or does not read
-                    _log.debug("an answer was not taken: %s", error)
-
-        return reply
-
-    def crashed(self, error: Exception) -> None:
-        """See ztunnel.loop.Handler: the socket is not given up for one bad message."""
-
-    def stop(self) -> None:
-        """Read nothing more; answers still leave."""
-        if self._watched:
-            self._watched = False
-            self._loop.forget(self._sock.fileno())
-
-    def close(self) -> None:
-        """Give the socket back."""
-        self.stop()
-        self._open = False
-        self._sock.close()

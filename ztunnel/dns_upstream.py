@@ -14,7 +14,8 @@ from secrets import randbelow
 from typing import Protocol
 
 from mesh.workload import Address
-from ztunnel.dns_message import NOERROR, NXDOMAIN, DNSError, Question, Response, Wishes, ask, read_response
+from ztunnel.dns_message import NOERROR, NXDOMAIN, DNSError, Question
+from ztunnel.dns_response import Response, Wishes, ask, read_response
 from ztunnel.loop import IN, OUT, Deadlines, Loop
 from ztunnel.nameservers import Nameservers
 

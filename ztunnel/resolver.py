@@ -11,7 +11,8 @@ from random import choice
 
 from mesh.workload import Address, Workload
 from ztunnel.dns_counts import Counts
-from ztunnel.dns_message import AAAA, NOERROR, NXDOMAIN, A, DNSError, Response, addresses_in, question_for
+from ztunnel.dns_message import AAAA, NOERROR, NXDOMAIN, A, DNSError
+from ztunnel.dns_response import Response, addresses_in, question_for
 from ztunnel.dns_upstream import Origin, Upstream
 
 CACHED_NAMES = 4096

@@ -15,27 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel.dns_message import (
-    AAAA,
-    BADVERS,
-    FORMERR,
-    NOERROR,
-    NOTIMP,
-    SERVFAIL,
-    A,
-    DNSError,
-    Query,
-    Wishes,
-    addresses_in,
-    answer,
-    ask,
-    encode_name,
-    question_for,
-    read_query,
-    read_response,
-    refuse,
-    relay,
-)
+from ztunnel.dns_message import AAAA, BADVERS, FORMERR, NOERROR, NOTIMP, SERVFAIL, A, DNSError, encode_name
+from ztunnel.dns_query import Query, answer, read_query, refuse, relay
+from ztunnel.dns_response import Wishes, addresses_in, ask, question_for, read_response
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,8 @@ from mesh.workload import Workload
 from ztunnel import dns_counts, dns_metrics, metrics
 from ztunnel.channel import DNSCounts, QueryCounts
 from ztunnel.dns_counts import Counts
-from ztunnel.dns_message import question_for
 from ztunnel.dns_metrics import DNSMetrics
+from ztunnel.dns_response import question_for
 
 pytestmark = pytest.mark.unit
 
