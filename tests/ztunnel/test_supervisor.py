@@ -19,7 +19,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from mesh.proto import certificate_pb2, certificate_pb2_grpc
-from mesh.proto.zds_pb2 import AddWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse
+from mesh.proto.zds_pb2 import AddWorkload, DelWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse
 from mesh.resources import ADDRESS_TYPE, encode_service, encode_workload
 from mesh.workload import Service, TunnelProtocol, Workload
 from wire import keyring
@@ -261,6 +261,38 @@ def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:
         assert 'weft_early_failures_total{direction="inbound",flag="TLS_FAILURE"} 1' in metrics
         assert await node.end() == 0
         assert "\twarn\taccess\tconnection failed\tsrc.addr=127.0.0.1:" in node.log.read_text()
+
+    play(scenario)
+
+
+def test_a_pod_whose_dns_port_is_taken_is_served_and_told_of_and_names_are_logged_when_asked(
+    play: Any, eventually: Any
+) -> None:
+    question = b"\0\1\1\0\0\1" + b"\0" * 6 + b"\3web\4demo\0\0\1\0\1"
+
+    async def scenario(node: Node, control: Control) -> None:
+        await node.start(await control.start())
+        netns_fd, home_fd = os.open(f"/run/netns/{node.netns}", os.O_RDONLY), open_home()
+        with entered(netns_fd, home_fd):
+            taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        taken.bind(("127.0.0.1", 15053))
+        assert await node.add_pod() == ""
+        assert "weft_pods_without_dns 1\n" in (await request(node.admin, "GET", "/metrics")).body.decode()
+        assert "pod demo/web is served without DNS on 127.0.0.1:15053: Address already in use: free" in node.log.read_text()
+        taken.close()
+        assert await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
+        assert await node.tell(WorkloadRequest(**{"del": DelWorkload(uid="u1")})) == "" and await node.add_pod() == ""
+        assert "weft_pods_without_dns 0\n" in (await request(node.admin, "GET", "/metrics")).body.decode()
+        assert (await request(node.admin, "POST", "/logging?level=dns=debug")).status == 200
+        with node.dial(15053) as client:
+            client.sendall(len(question).to_bytes(2, "big") + question)
+            answer = await asyncio.to_thread(client.recv, 512)
+        assert answer[2:6] == question[:2] + b"\x85\x80", "with authority, although there is no address"
+        line = 'src.workload="web" src.namespace="demo" query=A domain="web.demo" result="no records" endpoints=0'
+        await eventually(lambda: line in node.log.read_text())
+        for fd in (netns_fd, home_fd):
+            os.close(fd)
+        assert await node.end() == 0
 
     play(scenario)
 
