@@ -70,14 +70,14 @@ class Query:
 
 
 def read_query(message: bytes) -> Query | None:
-    """Understand a client's message; None when it does not even hold what an answer must repeat."""
+    """Understand a client's message; None for what gets no answer: what is too short for one, and answers."""
     if len(message) < HEADER_BYTES:
         return None
     number, flags, questions, answers, authorities, extras = HEADER.unpack_from(message)
-    if flags & QR:
-        return Query(number, flags, None, refusal=FORMERR)
+    if flags & QR:  # who answers answers may do so for ever
+        return None
     if flags & OPCODE:
-        return Query(number, flags, None, refusal=NOTIMP)
+        return Query(number, flags, _readable_question(message) if questions == 1 else None, refusal=NOTIMP)
     if questions != 1 or answers + authorities + extras > _MAX_RECORDS:
         return Query(number, flags, None, refusal=FORMERR)
     try:
@@ -93,6 +93,13 @@ def read_query(message: bytes) -> Query | None:
         return Query(number, flags, question, refusal=FORMERR)
     edns = options[0] if options else None
     return Query(number, flags, question, edns, BADVERS if edns and edns.version else NOERROR)
+
+
+def _readable_question(message: bytes) -> Question | None:
+    try:
+        return read_question(message)
+    except DNSError:
+        return None
 
 
 def refuse(query: Query, code: int) -> bytes:
@@ -137,8 +144,8 @@ def _pointer(at: int) -> bytes:
 
 
 def _answer(query: Query, code: int, authoritative: bool, body: bytes, count: int, truncated: bool) -> bytes:
-    flags = QR | query.flags & (OPCODE | RD | CD) | RA | code & 15
-    flags |= (AA if authoritative else 0) | (TC if truncated else 0)
+    flags = QR | query.flags & (OPCODE | RD | CD) | code & 15
+    flags |= (AA | RA if authoritative else 0) | (TC if truncated else 0)
     wire = query.question.wire if query.question else b""
     head = HEADER.pack(query.id, flags, 1 if wire else 0, count, 0, 1 if query.edns else 0)
     return head + wire + body + _echo(query, code)

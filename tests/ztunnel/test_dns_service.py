@@ -193,9 +193,8 @@ def test_large_response(bench: Bench) -> None:
 def test_what_is_no_question_gets_its_code(bench: Bench) -> None:
     sock = bench.udp()
     sock.send(b"short")
-    response = dns.message.make_response(dns.message.make_query("web.", "A"))
+    sock.send(dns.message.make_response(dns.message.make_query("web.", "A")).to_wire())
     for wire, expected in [
-        (response.to_wire(), dns.rcode.FORMERR),
         (b"\0\1\x28\0" + b"\0" * 8, dns.rcode.NOTIMP),
         (os.urandom(2) + b"\1\0" + b"\xff" * 40, dns.rcode.FORMERR),
     ]:
