@@ -49,7 +49,12 @@ async def serve(ground: Ground) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     configuration = ground.configuration
-    names = MeshNames(configuration.cluster, configuration.trust_domain, configuration.root_namespace)
+    names = MeshNames(
+        configuration.cluster,
+        configuration.trust_domain,
+        configuration.root_namespace,
+        configuration.trust_domain_aliases,
+    )
     tokens = Tokens(ground.store)
     cluster = Cluster(names, configuration.service_ranges, ground.store, tokens)
     source = FolderSource(Folder(configuration.manifests), cluster)
@@ -72,7 +77,7 @@ async def serve(ground: Ground) -> None:
 
 def _servers(ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tokens) -> tuple[grpc.aio.Server, grpc.aio.Server]:
     configuration = ground.configuration
-    credentials = Credentials(tokens, configuration.trust_domain)
+    credentials = Credentials(tokens, configuration.trust_domain, configuration.trust_domain_aliases)
     grants = Grants(
         configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.index.runs_on, cluster.index.runs
     )

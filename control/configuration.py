@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from control.authority import MAX_LIFETIME_S
+from mesh.trust_domains import read_aliases
 from mesh.workload import Network
 from wire.places import Places
 
@@ -36,6 +37,7 @@ class Configuration:
     certificate_listeners: tuple[Listener, ...]
     service_ranges: tuple[Network, ...]
     trust_domain: str
+    trust_domain_aliases: frozenset[str]
     root_namespace: str
     cluster: str
     workload_ttl_s: int
@@ -65,6 +67,13 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         help=f"range of service addresses, one per IP version (default {' and '.join(SERVICE_RANGES)})",
     )
     parser.add_argument("--trust-domain", default="cluster.local")
+    parser.add_argument(
+        "--trust-domain-alias",
+        type=_alias,
+        action="append",
+        default=[],
+        help="a further trust domain of the same mesh, repeatable: policies that name one mean all; nodes keep their certificates",
+    )
     parser.add_argument("--root-namespace", default="istio-system", help="whose policies hold everywhere")
     parser.add_argument("--cluster", default="Kubernetes", help="first part of every workload's uid; the clusterid header")
     parser.add_argument("--workload-ttl", type=_duration, default=86400, help="of certificates: 90m, 24h, or seconds (24h)")
@@ -75,6 +84,7 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         certificate_listeners=tuple(flags.listen_client_certificate),
         service_ranges=tuple(flags.service_cidr or map(ip_network, SERVICE_RANGES)),
         trust_domain=flags.trust_domain,
+        trust_domain_aliases=frozenset(flags.trust_domain_alias),
         root_namespace=flags.root_namespace,
         cluster=flags.cluster,
         workload_ttl_s=flags.workload_ttl,
@@ -102,6 +112,14 @@ def _range(text: str) -> Network:
         return ip_network(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no CIDR range: {error}") from None
+
+
+def _alias(text: str) -> str:
+    try:
+        (alias,) = read_aliases([text])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return alias
 
 
 def _duration(text: str) -> int:

@@ -30,6 +30,8 @@ class Credentials:
 
     tokens: Tokens
     trust_domain: str
+    aliases: frozenset[str] = frozenset()
+    """Trust domains in which nodes may have got their certificates, too."""
 
     def node_of(self, context: grpc.aio.ServicerContext) -> str | None:
         """The node that this call proved to be, None where it proved nothing."""
@@ -54,11 +56,12 @@ class Credentials:
         return None
 
     def _node_of_certificate(self, pem: bytes) -> str | None:
-        uri, prefix = _only_uri(pem), node_spiffe_id(self.trust_domain, "")
-        if uri is None or not uri.startswith(prefix):
-            return None
-        name = uri.removeprefix(prefix)
-        return name if _NODE.fullmatch(name) else None
+        uri = _only_uri(pem) or ""
+        for domain in (self.trust_domain, *self.aliases):
+            prefix = node_spiffe_id(domain, "")
+            if uri.startswith(prefix) and _NODE.fullmatch(name := uri.removeprefix(prefix)):
+                return name
+        return None
 
 
 def _only_uri(pem: bytes) -> str | None:

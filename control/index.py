@@ -34,6 +34,7 @@ from mesh.manifests import (
 )
 from mesh.policy import Policy
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
+from mesh.trust_domains import TrustDomains
 from mesh.workload import Address, Network, Workload
 from mesh.workload import Service as MeshService
 
@@ -218,7 +219,8 @@ class Index:
             [one for one in self._objects.values() if isinstance(one, PeerAuthentication)],
             self.names.root_namespace,
         )
-        current = {policy.key: policy for policy in self.conversion.policies}
+        domains = TrustDomains(self.names.trust_domain, self.names.trust_domain_aliases)
+        current = {policy.key: domains.expand(policy) for policy in self.conversion.policies}
         for key in self.policies.nouns.keys() - current.keys():
             self.policies.put(key, None)
         for key, policy in current.items():

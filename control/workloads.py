@@ -20,6 +20,7 @@ class MeshNames:
     cluster: str = "Kubernetes"
     trust_domain: str = "cluster.local"
     root_namespace: str = "istio-system"
+    trust_domain_aliases: frozenset[str] = frozenset()
 
 
 def workload_uid(names: MeshNames, namespace: str, name: str) -> str:

@@ -63,6 +63,7 @@ class Configure:
     ipv6: bool = True
     offender_pause_s: float = 0.5
     """At most between two greetings of a source that keeps losing tunnels by its own fault."""
+    trust_domain_aliases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mesh.trust_domains import read_aliases
 from wire.grpc_tls import Endpoint
 from wire.places import Places
 from ztunnel.control_plane import control_endpoint, node_metadata
@@ -40,6 +41,7 @@ class Config:
     cluster_id: str = "Kubernetes"
     network: str = ""
     trust_domain: str = "cluster.local"
+    trust_domain_aliases: frozenset[str] = frozenset()
     pod_name: str = "ztunnel"
     pod_namespace: str = "istio-system"
     service_account: str = ""
@@ -103,6 +105,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         cluster_id=cluster_id,
         network=environment.get("NETWORK", ""),
         trust_domain=environment.get("TRUST_DOMAIN") or "cluster.local",
+        trust_domain_aliases=_aliases(environment),
         pod_name=environment.get("POD_NAME") or f"ztunnel-{node}",
         pod_namespace=namespace or "istio-system",
         service_account=environment.get("SERVICE_ACCOUNT", "") if environment.get("POD_NAME") and namespace else "",
@@ -190,6 +193,13 @@ def _truth(name: str, environment: Mapping[str, str], default: bool) -> bool:
     if text.lower() not in _TRUTHS:
         raise ValueError(f"{name}={text!r}: write true or false")
     return _TRUTHS[text.lower()]
+
+
+def _aliases(environment: Mapping[str, str]) -> frozenset[str]:
+    try:
+        return read_aliases(environment.get("TRUST_DOMAIN_ALIASES", "").split(","))
+    except ValueError as error:
+        raise ValueError(f"TRUST_DOMAIN_ALIASES: {error}") from None
 
 
 def _pqc(environment: Mapping[str, str]) -> bool:

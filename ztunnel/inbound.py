@@ -130,7 +130,7 @@ class Arrival:
     def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
         """See ztunnel.tunnel_owner.Owner."""
         self.pod.node.revocations.check(tunnel)
-        return check_client(names, self._trust_domain)
+        return check_client(names, self._trust_domain, self.pod.node.config.trust_domain_aliases)
 
     def established(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""

@@ -8,6 +8,7 @@ from mesh.delta import Resource
 from mesh.inventory import Inventory, PolicyStore
 from mesh.policy import Policy
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
+from mesh.trust_domains import TrustDomains
 from mesh.workload import Service, Workload
 from wire.mesh_cache import MeshCache
 from wire.xds import Update
@@ -23,7 +24,12 @@ _PIECE = 5000
 class MeshView:
     """Inventory and policies, in step with the control plane."""
 
-    def __init__(self, cache: MeshCache, on_change: Callable[[UpdateInventory | UpdatePolicies], None]) -> None:
+    def __init__(
+        self,
+        cache: MeshCache,
+        on_change: Callable[[UpdateInventory | UpdatePolicies], None],
+        domains: TrustDomains = TrustDomains("cluster.local"),  # noqa: B008  a value
+    ) -> None:
         """`on_change` hears of every change, after it was taken in here."""
         self.inventory = Inventory()
         self.policies = PolicyStore()
@@ -31,6 +37,7 @@ class MeshView:
         """Resources that came from the disk at start."""
         self._cache = cache
         self._on_change = on_change
+        self._domains = domains
 
     def restore(self) -> dict[str, list[Resource]]:
         """Take in what the disk holds; returns what was taken, by type, for the control plane."""
@@ -59,7 +66,7 @@ class MeshView:
             self._change_inventory(addresses, list(removals))
         else:
             policies, refused = decode_all(upserts, lambda resource: decode_authorization(resource.name, resource.value))
-            self._change_policies(policies, list(removals))
+            self._change_policies(list(map(self._domains.expand, policies)), list(removals))
         return refused
 
     def _change_inventory(self, upserts: list[Workload | Service], removals: list[str]) -> None:

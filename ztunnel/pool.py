@@ -69,7 +69,8 @@ class _Making:
 
     def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
         self.pool.node.revocations.check(tunnel)
-        return check_server(names, self.key.expected)
+        aliases = self.pool.node.config.trust_domain_aliases
+        return check_server(names, self.key.expected, aliases and aliases | {self.key.source.trust_domain})
 
     def established(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mesh.delta import Resource
 from mesh.resources import ADDRESS_TYPE
+from mesh.trust_domains import TrustDomains
 from wire.grpc_tls import Endpoint
 from wire.mesh_cache import MeshCache
 from wire.netns import open_home
@@ -69,7 +70,7 @@ class Supervisor:
         self._home_fd = open_home()
         self._cache = MeshCache(config.state / "mesh.sqlite")
         self._residents = Residents(config.node)
-        self.view = MeshView(self._cache, self._mesh_changed)
+        self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc)
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
         self.pods = Pods(
@@ -122,6 +123,7 @@ class Supervisor:
                 preferred_service_namespace=config.preferred_service_namespace,
                 ipv6=config.ipv6,
                 on_demand=config.on_demand,
+                trust_domain_aliases=config.trust_domain_aliases,
             ),
             (),
         )

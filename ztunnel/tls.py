@@ -86,20 +86,28 @@ def chain_of(peer: ssl.SSLObject) -> list[bytes]:
     return [one.public_bytes(_ssl.ENCODING_DER) for one in peer._sslobj.get_verified_chain() or ()]  # type: ignore[attr-defined]
 
 
-def check_client(names: list[str], trust_domain: str) -> Identity:
-    """Who a client is: its first workload identity of our trust domain. Raises: PeerRefused when it has none."""
+def check_client(names: list[str], trust_domain: str, aliases: frozenset[str] = frozenset()) -> Identity:
+    """Who a client is: its first workload identity of our trust domain or an alias. Raises: PeerRefused when it has none."""
     identity = first_identity(names)
     if identity is None:
         raise PeerRefused(f"wrong SAN: peer has no workload identity, got {names[:4]}")
     ours = first_identity([name for name in names if name.startswith(f"spiffe://{trust_domain}/")])
+    if ours is None and aliases:
+        ours = next((one for one in map(_identity_of, names) if one is not None and one.trust_domain in aliases), None)
     if ours is None:
         raise PeerRefused(f"wrong trust domain: peer is {identity}, this mesh is {trust_domain}")
     return ours
 
 
-def check_server(names: list[str], expected: frozenset[str]) -> Identity:
-    """Who a server is. Raises: PeerRefused unless one of its names is expected; an empty set expects nobody."""
+def check_server(names: list[str], expected: frozenset[str], domains: frozenset[str] = frozenset()) -> Identity:
+    """Who a server is: in `domains`, trust domains of one mesh, equal accounts are one identity.
+
+    Raises: PeerRefused unless one of its names is expected; an empty set expects nobody.
+    """
     if not expected.intersection(names):
+        alias = _alias(names, expected, domains) if domains else None
+        if alias is not None:
+            return alias
         wanted = ", ".join(sorted(expected)) or "nobody"
         raise PeerRefused(
             f"invalid peer certificate: wrong SAN: peer did not present the expected SAN ({wanted}), got {names[:4]}"
@@ -108,6 +116,17 @@ def check_server(names: list[str], expected: frozenset[str]) -> Identity:
     if identity is None:
         raise PeerRefused(f"invalid peer certificate: wrong SAN: peer has no workload identity, got {names[:4]}")
     return identity
+
+
+def _identity_of(name: str) -> Identity | None:
+    return first_identity([name])
+
+
+def _alias(names: list[str], expected: frozenset[str], domains: frozenset[str]) -> Identity | None:
+    """The first name that is an expected one but for its trust domain, both domains being ours."""
+    wanted = {one[1:] for one in map(_identity_of, expected) if one is not None and one.trust_domain in domains}
+    found = (one for one in map(_identity_of, names) if one is not None and one.trust_domain in domains)
+    return next((one for one in found if one[1:] in wanted), None)
 
 
 def reason_of(error: ssl.SSLError) -> str:

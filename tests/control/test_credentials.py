@@ -41,6 +41,9 @@ def test_only_a_node_certificate_names_a_node(tokens: Tokens) -> None:
         return credentials.identify([f"Bearer {token}"], [pem.encode()])
 
     assert shown("spiffe://cluster.local/node/n1") == "n1"
+    renamed = Credentials(tokens, "new.domain", frozenset({"cluster.local"}))
+    pem = authority.sign_workload(key, "spiffe://cluster.local/node/n1", timedelta(hours=1), NOW, 2)
+    assert renamed.identify([], [pem.encode()]) == "n1", "from before the mesh got its new name"
     # A certificate that names no node is not excused by a token.
     for other in (
         "spiffe://cluster.local/ns/demo/sa/web",

@@ -159,6 +159,19 @@ def test_a_workload_lists_the_policies_that_select_it() -> None:
     assert set(made.policies.nouns) == {"demo/a", "demo/b", "istio-system/root", "other/x", strict}
 
 
+def test_policies_name_every_trust_domain_of_the_mesh() -> None:
+    made = Index(MeshNames(trust_domain_aliases=frozenset({"old.org"})), RANGES)
+    made.replace_objects(
+        objects(
+            "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a, namespace: demo},"
+            " spec: {rules: [{from: [{source: {principals: [cluster.local/ns/demo/sa/web]}}]}]}}"
+        ),
+        {},
+    )
+    (((match,),),) = made.policies.nouns["demo/a"].rules
+    assert [one.value for one in match.principals] == ["cluster.local/ns/demo/sa/web", "old.org/ns/demo/sa/web"]
+
+
 def test_runs_on() -> None:
     made = index_of([NODE, pod(), pod("done")], [report(address=""), report("done", phase="Failed"), report("ghost")])
     assert made.runs_on("n1", "demo", "default"), "also before it has an address"

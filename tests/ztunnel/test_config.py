@@ -87,6 +87,11 @@ def test_the_variables_of_istios_ztunnel_win() -> None:
     assert config.drain_s == 25.0
 
 
+def test_trust_domain_aliases() -> None:
+    assert read(TRUST_DOMAIN_ALIASES="old.domain, older").trust_domain_aliases == {"old.domain", "older"}
+    assert read().trust_domain_aliases == frozenset()
+
+
 def test_tls_settings() -> None:
     config = read(CRL_PATH="/crl.pem", COMPLIANCE_POLICY="pqc")
     assert (config.crl, config.pqc, read(TLS12_ENABLED="true").tls12) == (Path("/crl.pem"), True, True)
@@ -163,6 +168,12 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
+        ("--node n1", {"TRUST_DOMAIN_ALIASES": "old,spiffe://x"}, "TRUST_DOMAIN_ALIASES: 'spiffe://x': not a trust domain"),
+        (
+            "--node n1",
+            {"TRUST_DOMAIN_ALIASES": ",".join(map(str, range(17)))},
+            "TRUST_DOMAIN_ALIASES: 17 trust domains: at most",
+        ),
         ("--node n1", {"COMPLIANCE_POLICY": "fips"}, "COMPLIANCE_POLICY='fips': write pqc or leave it empty"),
         ("--node n1", {"COMPLIANCE_POLICY": "pqc", "TLS12_ENABLED": "1"}, "TLS 1.2 has no post-quantum group"),
         ("--node n1", {"PROXY_MODE": "solo"}, "PROXY_MODE='solo': write shared or dedicated"),

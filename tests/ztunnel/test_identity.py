@@ -178,3 +178,38 @@ def test_which_name_of_several_counts() -> None:
     with pytest.raises(PeerRefused, match="wrong trust domain"):
         check_client([theirs], "cluster.local")
     assert Identity.parse(theirs).trust_domain == "other.domain"
+
+
+def test_which_name_counts_in_a_mesh_with_aliases() -> None:
+    aliases = frozenset({"other.domain"})
+    assert str(check_client([FOREIGN], "cluster.local", aliases)) == FOREIGN
+    assert check_client([FOREIGN, str(CLIENT)], "cluster.local", aliases) == CLIENT, "our own first"
+    with pytest.raises(PeerRefused, match="wrong trust domain"):
+        check_client(["spiffe://third.domain/ns/shop/sa/client"], "cluster.local", aliases)
+    domains, expected = aliases | {"cluster.local"}, frozenset({str(SERVER), "spiffe://partner/ns/a/sa/b"})
+    theirs = SERVER._replace(trust_domain="other.domain")
+    assert check_server([str(theirs)], expected, domains) == theirs
+    for name in (
+        theirs._replace(service_account="x"),
+        SERVER._replace(trust_domain="third"),
+        Identity("other.domain", "a", "b"),
+    ):
+        with pytest.raises(PeerRefused, match="did not present the expected SAN"):
+            check_server([str(name)], expected, domains)
+
+
+def test_peers_of_an_alias_are_peers_of_the_mesh() -> None:
+    with world("alias") as mesh:
+        for pod in (mesh.client, mesh.server):
+            pod.configuration["trust_domain_aliases"] = frozenset({"other.domain"})
+        mesh.start(
+            mesh.authority.certificate_for(CLIENT, FOREIGN),
+            mesh.authority.certificate_for(SERVER, "spiffe://other.domain/ns/shop/sa/server"),
+        )
+        with mesh.server.listen(8080) as listener, mesh.client.connect(VIP, 80) as client:
+            server, _ = listener.accept()
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+            server.close()
+        record = mesh.server.worker.closed()
+        assert str(record.source_identity) == FOREIGN

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from mesh.delta import Resource
 from mesh.identity import Identity
-from mesh.policy import Action, Policy, Scope
+from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch, evaluate
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
+from mesh.trust_domains import TrustDomains
 from mesh.workload import Service, TunnelProtocol, Workload
 from wire.mesh_cache import MeshCache
 from wire.xds import Update
@@ -54,6 +56,18 @@ def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
         AUTHORIZATION_TYPE: {POLICY.key: f"v-{POLICY.key}"},
     }
     assert again.inventory.workload(WEB.uid) == WEB and again.policies.policy(POLICY.key) == POLICY and again.restored == 3
+
+
+def test_policies_hold_in_every_trust_domain_of_the_mesh(tmp_path: Path) -> None:
+    view = MeshView(MeshCache(tmp_path / "m.sqlite"), lambda _: None, TrustDomains("cluster.local", frozenset({"old"})))
+    exact = Match(principals=(StringMatch("exact", "old/ns/demo/sa/web"),))
+    allow = replace(POLICY, rules=(((exact,),),))
+    take(view, AUTHORIZATION_TYPE, {POLICY.key: encode_policy(allow)})
+    policy = view.policies.policy(POLICY.key)
+    assert policy is not None
+    for domain, allowed in (("cluster.local", True), ("old", True), ("other", False)):
+        peer = Connection(ip_address("10.0.0.2"), Identity(domain, "demo", "web"), ip_address("10.0.0.1"), 80)
+        assert evaluate([policy], peer).allowed is allowed
 
 
 def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
