@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         type=_alias,
         action="append",
         default=[],
-        help="a further trust domain of the same mesh, repeatable: policies that name one mean all; nodes keep their certificates",
+        help="a further trust domain of this mesh, repeatable: policies that name one mean all, nodes keep their certificates",
     )
     parser.add_argument("--root-namespace", default="istio-system", help="whose policies hold everywhere")
     parser.add_argument("--cluster", default="Kubernetes", help="first part of every workload's uid; the clusterid header")

@@ -1,13 +1,14 @@
 """Certificates from an Istio-compatible CA: the key is made here and never leaves this process but to its workers."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC
 
 import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mesh.identity import Identity
@@ -44,7 +45,9 @@ def make_request(identity: Identity) -> tuple[ec.EllipticCurvePrivateKey, bytes]
     return key, builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def read_chain(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: list[str], now: float) -> Certificate:
+def read_chain(
+    identity: Identity, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, chain: list[str], now: float
+) -> Certificate:
     """Check a CA's answer: [leaf, intermediates.., root bundle], for this key and no other identity, valid now.
 
     Raises: FetchError with what is wrong.
@@ -126,6 +129,12 @@ class CertificateClient:
             if old is not None:
                 await old.close()
         return self._channel
+
+    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
+        """A CA pushes nothing."""
+
+    def forget(self, identity: Identity) -> None:
+        """A CA is asked once for each certificate: there is nothing to end."""
 
     async def close(self) -> None:
         """Close the connection; a fetch under way fails."""

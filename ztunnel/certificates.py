@@ -158,6 +158,10 @@ class Certificates:
     def fetched(self, certificate: Certificate, now: float, jitter: float = 0.0) -> list[Event]:
         """A fetch succeeded; `jitter` between -1 and 1 spreads the refreshes."""
         self._fetching.discard(certificate.identity)
+        return self.renewed(certificate, now, jitter)
+
+    def renewed(self, certificate: Certificate, now: float, jitter: float = 0.0) -> list[Event]:
+        """A certificate came, asked for or not."""
         entry = self._entries.get(certificate.identity)
         if entry is None:
             return []

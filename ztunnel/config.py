@@ -13,7 +13,7 @@ from typing import Any
 from mesh.trust_domains import read_aliases
 from wire.grpc_tls import Endpoint
 from wire.places import Places
-from ztunnel.control_plane import control_endpoint, node_metadata
+from ztunnel.control_plane import control_endpoint, node_metadata, socket_address
 from ztunnel.dns_config import dns_places
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -52,6 +52,10 @@ class Config:
     secret_ttl_s: int = 86_400
     impersonates: bool = True
     """Asks the CA for its pods' identities; else for its own alone."""
+    spire_admin: str = ""
+    """Address of a SPIRE agent's Delegated Identity API, in the CA's place."""
+    spiffe_endpoint: str = ""
+    """Address of a Workload API, in the CA's place."""
     crl: Path | None = None
     """File of revocation lists."""
     pqc: bool = False
@@ -114,6 +118,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
         secret_ttl_s=max(int(_duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
         impersonates=_choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
+        **_spire(environment),
         crl=Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
         pqc=_pqc(environment),
         tls12=_truth("TLS12_ENABLED", environment, False),
@@ -193,6 +198,19 @@ def _truth(name: str, environment: Mapping[str, str], default: bool) -> bool:
     if text.lower() not in _TRUTHS:
         raise ValueError(f"{name}={text!r}: write true or false")
     return _TRUTHS[text.lower()]
+
+
+def _spire(environment: Mapping[str, str]) -> dict[str, str]:
+    """The agent that gives certificates, where one does; of two sockets the one that has all pods' wins."""
+    if _choice("CA_PROVIDER", environment, "Citadel", ("Citadel", "spire")) == "Citadel":
+        return {}
+    for variable, field_name in (("SPIRE_ADMIN_SOCKET", "spire_admin"), ("SPIFFE_ENDPOINT_SOCKET", "spiffe_endpoint")):
+        if value := environment.get(variable):
+            return {field_name: socket_address(variable, value)}
+    raise ValueError(
+        "CA_PROVIDER='spire': SPIRE_ADMIN_SOCKET is not set: name the SPIRE agent's admin socket "
+        "(or, for the identities of this proxy alone, SPIFFE_ENDPOINT_SOCKET)"
+    )
 
 
 def _aliases(environment: Mapping[str, str]) -> frozenset[str]:

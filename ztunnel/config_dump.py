@@ -110,7 +110,12 @@ def dump_connection_fully(worker: int, record: ConnectionRecord) -> JSON:
 
 def dump_config(config: Config) -> JSON:
     """The configuration in camel case. Of further headers only the names, of a token at most its file: no credentials."""
-    shown = asdict(config) | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
+    aliases = sorted(config.trust_domain_aliases)
+    shown = (
+        asdict(config)
+        | {"trust_domain_aliases": aliases}
+        | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
+    )
     return {_camel(name): _plain(value) for name, value in shown.items()}
 
 
@@ -137,4 +142,6 @@ def _camel(name: str) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_camel(str(key)): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
     return str(value) if isinstance(value, Path) else value

@@ -78,3 +78,11 @@ def node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:
             except ValueError as error:
                 raise ValueError(f"{name}: not JSON ({error}): write a JSON value or use ISTIO_META_") from error
     return metadata
+
+
+def socket_address(name: str, value: str) -> str:
+    """Read a setting that names an agent's socket: a path, or unix:///PATH. Raises: ValueError naming it."""
+    path = value.removeprefix("unix://").removeprefix("unix:")
+    if not Path(path).is_absolute():
+        raise ValueError(f"{name}={value!r}: not a unix socket: write unix:///PATH")
+    return f"unix://{path}"

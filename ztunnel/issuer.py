@@ -23,6 +23,15 @@ class Fetcher(Protocol):
     async def fetch(self, identity: Identity, now: float) -> Certificate:
         """One certificate. Raises: FetchError."""
 
+    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
+        """Whom to give certificates that come unasked."""
+
+    def forget(self, identity: Identity) -> None:
+        """Nobody wants an identity's certificates any more."""
+
+    async def close(self) -> None:
+        """Let go of the source."""
+
 
 class Keeper(Protocol):
     """Where certificates outlive this process. Nothing here raises."""
@@ -55,6 +64,7 @@ class Issuer:
         self._tell = tell
         self._certificates = Certificates()
         self._wake = asyncio.Event()
+        fetcher.on_renewal(self._renewed)
 
     def residents_changed(self) -> None:
         """Look again at who lives here: prefetch for who came, forget the keys of who left."""
@@ -120,6 +130,13 @@ class Issuer:
         self._prefetch()
         self._wake.set()
 
+    def _renewed(self, certificate: Certificate) -> None:
+        events = self._certificates.renewed(certificate, time.time(), _jitter())
+        if events:
+            self._keeper.keep(certificate, time.time())
+        self._publish(events)
+        self._wake.set()
+
     def _keep_with_new_token(self) -> None:
         if self._keeper.token_changed():
             for certificate in self._certificates.available(time.time()):
@@ -133,6 +150,7 @@ class Issuer:
                 self._tell(CertificateFailed(event.identity, event.reason))
             else:
                 self._keeper.forget(event.identity)
+                self._fetcher.forget(event.identity)
                 self._tell(ForgetCertificate(event.identity))
 
     def statements(self) -> list[SetCertificate]:

@@ -43,8 +43,9 @@ from ztunnel.channel import (
 )
 from ztunnel.config import Config
 from ztunnel.crl_file import CrlFile
+from ztunnel.delegated_identity import DelegatedIdentities
 from ztunnel.flow_feed import FlowFeed
-from ztunnel.issuer import Issuer
+from ztunnel.issuer import Fetcher, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
@@ -56,6 +57,7 @@ from ztunnel.residents import Residents
 from ztunnel.succession import succeed
 from ztunnel.telemetry import Telemetry
 from ztunnel.workers import Statement, Workers
+from ztunnel.workload_api import WorkloadApi
 from ztunnel.zds import PodInfo, ZdsClient, ZdsProtocolError
 
 _log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class Supervisor:
         self.pods = Pods(
             self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete, config.dns_places
         )
-        self._ca = CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
+        self._ca = _certificate_source(config)
         keys = KeyStore(config.installation, config.node, config.ca.token if isinstance(config.ca.token, Path) else None)
         self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
         self.zds = ZdsClient(config.zds_socket, self.pods)
@@ -283,6 +285,14 @@ class Supervisor:
 
 def _log_queries() -> LogQueries:
     return LogQueries(logging.getLogger("dns").isEnabledFor(logging.DEBUG))
+
+
+def _certificate_source(config: Config) -> Fetcher:
+    if config.spire_admin:
+        return DelegatedIdentities(config.spire_admin)
+    if config.spiffe_endpoint:
+        return WorkloadApi(config.spiffe_endpoint)
+    return CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
 
 
 def _node_metadata(config: Config) -> NodeMetadata:

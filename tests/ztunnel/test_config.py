@@ -1,5 +1,6 @@
 """Configuration: what the flags and variables mean, and that a wrong one is named with its mend."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,17 @@ def test_the_variables_of_istios_ztunnel_win() -> None:
     assert config.drain_s == 25.0
 
 
+def test_a_spire_agent_in_the_place_of_the_ca() -> None:
+    both = read(CA_PROVIDER="spire", SPIRE_ADMIN_SOCKET="unix:///run/spire/admin.sock", SPIFFE_ENDPOINT_SOCKET="/run/w.sock")
+    assert (both.spire_admin, both.spiffe_endpoint) == ("unix:///run/spire/admin.sock", "")
+    assert read(CA_PROVIDER="spire", SPIFFE_ENDPOINT_SOCKET="/run/w.sock").spiffe_endpoint == "unix:///run/w.sock"
+    assert read(SPIFFE_ENDPOINT_SOCKET="/run/w.sock").spiffe_endpoint == "", "set for others on many nodes"
+
+
 def test_trust_domain_aliases() -> None:
-    assert read(TRUST_DOMAIN_ALIASES="old.domain, older").trust_domain_aliases == {"old.domain", "older"}
+    config = read(TRUST_DOMAIN_ALIASES="old.domain, older")
+    assert config.trust_domain_aliases == {"old.domain", "older"}
+    assert json.dumps(dump_config(config)["trustDomainAliases"]) == '["old.domain", "older"]'
     assert read().trust_domain_aliases == frozenset()
 
 
@@ -168,6 +178,12 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
+        ("--node n1", {"CA_PROVIDER": "spire"}, "CA_PROVIDER='spire': SPIRE_ADMIN_SOCKET is not set: name the SPIRE agent's"),
+        (
+            "--node n1",
+            {"CA_PROVIDER": "spire", "SPIRE_ADMIN_SOCKET": "tcp://1.2.3.4:5"},
+            "not a unix socket: write unix:///PATH",
+        ),
         ("--node n1", {"TRUST_DOMAIN_ALIASES": "old,spiffe://x"}, "TRUST_DOMAIN_ALIASES: 'spiffe://x': not a trust domain"),
         (
             "--node n1",

@@ -27,6 +27,17 @@ class Ca:
         self.asked: list[Identity] = []
         self.refusal = ""
         self.ttl_s = 1000.0
+        self.push: Callable[[Certificate], None] = lambda _: None
+        self.forgotten: list[Identity] = []
+
+    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
+        self.push = renewed
+
+    def forget(self, identity: Identity) -> None:
+        self.forgotten.append(identity)
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
     async def fetch(self, identity: Identity, now: float) -> Certificate:
         self.asked.append(identity)
@@ -131,6 +142,22 @@ def test_prefetch_forget_certs(eventually: Any) -> None:
         world.move_in("db")
         await eventually(lambda: isinstance(world.told[-1], SetCertificate))
         assert [one.identity for one in world.issuer.statements()] == [DB] and WEB not in world.shelf.kept
+
+    play(scenario)
+
+
+def test_what_a_source_pushes_is_in_force_at_once_while_its_identity_lives_here(eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        world.move_in("web")
+        await eventually(lambda: len(world.told) == 1)
+        pushed = Certificate(WEB, b"newer", b"key", b"roots", time.time(), time.time() + 2000)
+        world.ca.push(pushed)
+        assert isinstance(world.told[1], SetCertificate) and world.told[1].chain_pem == b"newer"
+        assert world.shelf.kept[WEB] == pushed
+        world.move_out("web")
+        assert world.ca.forgotten == [WEB]
+        world.ca.push(pushed)
+        assert world.told[2:] == [ForgetCertificate(WEB)] and not world.shelf.kept
 
     play(scenario)
 

@@ -1,0 +1,101 @@
+"""SPIFFE's Workload API as the source of certificates: the identities to which this proxy itself is entitled, in one stream."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import grpc
+
+from mesh.identity import Identity
+from mesh.proto.spiffe_workload_pb2 import X509SVID, X509SVIDRequest, X509SVIDResponse
+from mesh.proto.spiffe_workload_pb2_grpc import SpiffeWorkloadAPIStub
+from ztunnel.ca import FetchError
+from ztunnel.certificates import Certificate
+from ztunnel.der import Malformed, split_elements
+from ztunnel.svid import FETCH_TIMEOUT_S, follow, read_svid
+
+_HEADER = (("workload.spiffe.io", "true"),)
+"""Without it an agent refuses every call: what makes a browser or a proxy call for somebody does not send it."""
+_SHOWN = 4
+
+
+class WorkloadApi:
+    """Certificates from an agent's Workload API; see `ztunnel.issuer.Fetcher`. Made inside an event loop."""
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.time) -> None:
+        self._address = address
+        self._clock = clock
+        self._channel = grpc.aio.insecure_channel(address)
+        self._stub = SpiffeWorkloadAPIStub(self._channel)
+        self._svids: dict[str, X509SVID] | None = None
+        self._error = ""
+        self._told: dict[Identity, Certificate] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._renewed: Callable[[Certificate], None] = lambda _: None
+
+    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
+        """Whom to give what the agent pushes."""
+        self._renewed = renewed
+
+    async def fetch(self, identity: Identity, now: float) -> Certificate:
+        """What the agent has for an identity. Raises: FetchError; waits 10 s at most."""
+        if self._task is None:
+            what = f"Workload API {self._address}"
+            self._task = asyncio.ensure_future(follow(what, self._call, self._take, self._fail))
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                while self._svids is None:
+                    if self._error:
+                        error, self._error = self._error, ""
+                        raise FetchError(error)
+                    await self._changed.wait()
+        except TimeoutError:
+            raise FetchError(f"Workload API {self._address}: no answer within {FETCH_TIMEOUT_S:.0f} s") from None
+        certificate = self._told[identity] = self._certificate(identity, self._svids)
+        return certificate
+
+    def forget(self, identity: Identity) -> None:
+        """Renewals of an identity concern nobody any more."""
+        self._told.pop(identity, None)
+
+    async def close(self) -> None:
+        """End the stream."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._channel.close()
+
+    def _call(self) -> "grpc.aio.UnaryStreamCall[X509SVIDRequest, X509SVIDResponse]":
+        return self._stub.FetchX509SVID(X509SVIDRequest(), metadata=_HEADER)
+
+    def _take(self, response: X509SVIDResponse) -> None:
+        svids = self._svids = {one.spiffe_id: one for one in reversed(response.svids)}  # of several of one identity the first
+        self._wake()
+        for identity, told in list(self._told.items()):
+            try:
+                certificate = self._certificate(identity, svids)
+            except FetchError:
+                continue  # what there was serves on; a refresh will say what is wrong
+            if certificate != told:
+                self._told[identity] = certificate
+                self._renewed(certificate)
+
+    def _fail(self, reason: str) -> None:
+        self._error = reason
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._changed = self._changed, asyncio.Event()
+        waiters.set()
+
+    def _certificate(self, identity: Identity, svids: dict[str, X509SVID]) -> Certificate:
+        svid = svids.get(str(identity))
+        if svid is None:
+            known = ", ".join(sorted(svids)[:_SHOWN]) or "nobody"
+            raise FetchError(f"Workload API {self._address}: this proxy is not entitled to {identity}, only to {known}")
+        try:
+            chain = split_elements(svid.x509_svid)
+        except Malformed as error:
+            raise FetchError(f"the agent's document of {identity} cannot be read: {error}") from error
+        return read_svid(identity, chain, svid.x509_svid_key, svid.bundle, self._clock())
