@@ -28,18 +28,9 @@ from wire.xds import _decode
 from ztunnel.ca import FetchError, read_chain
 from ztunnel.crl_file import read_lists
 from ztunnel.der import Malformed, certificate_key
-from ztunnel.dns_message import (
-    DNSError,
-    Wishes,
-    addresses_in,
-    answer,
-    ask,
-    question_for,
-    read_query,
-    read_response,
-    refuse,
-    relay,
-)
+from ztunnel.dns_message import DNSError
+from ztunnel.dns_query import answer, read_query, refuse, relay
+from ztunnel.dns_response import Wishes, addresses_in, ask, question_for, read_response
 from ztunnel.zds import ReadError, read_request
 
 WEB = Identity("cluster.local", "demo", "web")
