@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.world import eventually
+
 PROGRAM = Path(__file__).with_name("inside.py").read_text()
 ARGV = ("python3", "-u", "-c", PROGRAM)
 _GRACE_S = 5.0
@@ -152,6 +154,17 @@ class Wire:
     def finish(self) -> None:
         """Half-close."""
         self.puppet.do("finish", self.number)
+
+    def standstill(self) -> int:
+        """How many bytes a `pour` over there could write once it writes no more: somebody holds it back."""
+        seen = [-1]
+
+        def still() -> bool:
+            seen.append(int(self.puppet.do("poured", self.number)))
+            return seen[-1] > 0 and len(set(seen[-8:])) == 1
+
+        eventually(still)
+        return seen[-1]
 
     def names(self) -> dict[str, Any]:
         """`local`, `peer`, and `original` (SO_ORIGINAL_DST, or None)."""

@@ -103,7 +103,7 @@ def test_1_gib_through_a_slow_reader_in_bounded_memory(mesh: Mesh, client: Puppe
     ):
         writer, reader = (near_end, far_end) if upload else (far_end, near_end)
         sent: Future[str] = writer.puppet.start("pour", writer.number, GIB)
-        underway = _standstill(writer)
+        underway = writer.standstill()
         assert 0 < underway < STANDSTILL_MIB << 20, "back-pressure reaches the writer"
         came = reader.puppet.do("drain", reader.number, SLOW, timeout_s=120)
         assert came == {"size": GIB, "sha256": sent.result(5)}
@@ -129,18 +129,6 @@ def test_both_directions_at_once(mesh: Mesh, name: str, to: str) -> None:
         poured = [wire.puppet.start("pour", wire.number, size) for wire in ends]
         expected = [{"size": size, "sha256": one.result(60)} for one in reversed(poured)]
         assert [one.result(60) for one in drained] == expected
-
-
-def _standstill(writer: Wire) -> int:
-    """How much a writer could write once it writes no more."""
-    seen = [-1]
-
-    def still() -> bool:
-        seen.append(writer.puppet.do("poured", writer.number))
-        return seen[-1] > 0 and len(set(seen[-8:])) == 1
-
-    eventually(still)
-    return seen[-1]
 
 
 def test_either_side_may_finish_first_and_still_hear_the_other(pair: tuple[Wire, Wire]) -> None:

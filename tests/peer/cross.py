@@ -11,9 +11,11 @@ from lab.proxy import ANNOTATION
 from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, Mesh, authentication, pod, service
 
-__all__ = ["CROSSINGS", "ECHO_PORT", "OTHER_PORT", "VERSIONS", "CrossMesh", "authentication", "authorization", "node"]
+__all__ = ["CROSSINGS", "DRAIN_S", "ECHO_PORT", "OTHER_PORT", "VERSIONS", "CrossMesh", "authentication", "authorization", "node"]
 
 OTHER_PORT = 7001
+DRAIN_S = 5
+"""How long either proxy lets open connections go on once it was told to end; weft's own default."""
 VERSIONS = (4, 6)
 CROSSINGS = (("client-a", "server-b"), ("client-b", "server-a"))
 """From weft's proxy to Istio's, and from Istio's to weft's."""
@@ -57,7 +59,8 @@ class CrossMesh(Mesh):
     """The running lab."""
 
     def __init__(self, ztunnel: str) -> None:
-        super().__init__(node("a") + node("b", ztunnel) + NAMESPACE + pods())
+        drain = f"env CONNECTION_TERMINATION_DEADLINE={DRAIN_S}s"
+        super().__init__(node("a") + node("b", f"{drain} {ztunnel}") + NAMESPACE + pods())
         self.ztunnel = ztunnel
 
     def serve(self) -> None:
