@@ -32,8 +32,8 @@ from agent.proxy_flows import ProxyFlows
 from agent.records import Records
 from agent.settings import Settings
 from agent.status import AgentService, Diagnostics
+from agent.trusted_proxies import TrustedProxies
 from agent.zds import ZdsServer
-from agent.zds_connection import ProxyPeer
 from bpf.loader import load
 from bpf.redirect import Redirect
 from mesh.flows import ConnectionEvent
@@ -98,7 +98,8 @@ class NodeAgent:
         self._cache = MeshCache(places.state / "agent-mesh.sqlite")
         self.view = MeshView(settings.network, self.events, self._cache)
         self.enrolment = Enrolment(Hands(Records(places.state / "pods"), redirect), self._pod_changed)
-        self.zds = ZdsServer(places.zds_socket, self.enrolment, self._trust)
+        self._proxies = TrustedProxies(redirect)
+        self.zds = ZdsServer(places.zds_socket, self.enrolment, self._proxies.connected)
         self.enrolment.proxy = self.zds
         self._home_fd = open_home()
         self._own_addresses = AddressWatch(self._home_fd, self._home_fd)
@@ -160,6 +161,7 @@ class NodeAgent:
                 group.create_task(Door(places.agent_socket, grpc_path, self.enrolment).run())
                 _log.info("agent of node %s serves: %d pods adopted", self._settings.node, len(self.enrolment.pods()))
         finally:
+            self._proxies.close()
             self.flows.stop()
             self.events.stop()
             await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
@@ -182,15 +184,6 @@ class NodeAgent:
 
     def _register_agent(self, server: grpc.aio.Server) -> None:
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(self._diagnostics), server)
-
-    def _trust(self, peers: list[ProxyPeer]) -> None:
-        """Trust the cgroups of all connected proxies; the last one stays trusted, as it may only have lost its connection."""
-        wanted = {peer.cgroup_id for peer in peers}
-        for cgroup in wanted:
-            self._redirect.add_proxy(cgroup)
-        if wanted:
-            for cgroup in self._redirect.proxies() - wanted:
-                self._redirect.remove_proxy(cgroup)
 
     def _pod_changed(self, pod: Pod, entered: bool) -> None:
         _log.info("pod %s is %s the mesh", pod, "in" if entered else "out of")

@@ -11,7 +11,17 @@ from lab.proxy import ANNOTATION
 from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, Mesh, authentication, pod, service
 
-__all__ = ["CROSSINGS", "DRAIN_S", "ECHO_PORT", "OTHER_PORT", "VERSIONS", "CrossMesh", "authentication", "authorization", "node"]
+__all__ = [
+    "CROSSINGS",
+    "DRAIN_S",
+    "ECHO_PORT",
+    "OTHER_PORT",
+    "VERSIONS",
+    "CrossMesh",
+    "authentication",
+    "authorization",
+    "node",
+]
 
 OTHER_PORT = 7001
 DRAIN_S = 5

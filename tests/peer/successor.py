@@ -1,4 +1,4 @@
-"""A second proxy on a node, as a rolling upgrade starts one beside the first: in a cgroup and a network namespace of its own."""
+"""A second proxy on a node, as a rolling upgrade starts one beside the first: in a cgroup and a network namespace apart."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ _QUIET: dict[str, Any] = {"stdin": subprocess.DEVNULL}
 
 
 class Successor:
-    """Runs for the length of a `with` block. It answers in control's namespace, so that no port of the node's proxy is taken."""
+    """Runs for the length of a `with` block, in control's namespace: it finds no port taken by the node's proxy."""
 
     def __init__(self, mesh: Mesh, node: str, command: tuple[str, ...], folder: Path) -> None:
         """`command` is a foreign proxy's, or empty for weft's own, which keeps to `folder`."""

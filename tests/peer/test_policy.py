@@ -19,8 +19,8 @@ def principal(name: str) -> str:
 def denial(client: str, port: int) -> str:
     """DENY a client's identity one port of every workload.
 
-    Istio's ztunnel checks live connections against the workload as it was when they began, so that it does not see a policy that
-    the workload began to list later, as one with a selector would be.
+    Istio's ztunnel checks live connections against the workload as it was when they began: a policy with a selector, which
+    the workload begins to list later, it does not see.
     """
     source, ports = f"source: {{principals: [{principal(client)}]}}", f'operation: {{ports: ["{port}"]}}'
     return authorization("denied", f"{{action: DENY, rules: [{{from: [{{{source}}}], to: [{{{ports}}}]}}]}}")
@@ -57,7 +57,7 @@ def test_a_denial_ends_live_streams_and_refuses_new_ones_and_nothing_else(cross:
 @pytest.mark.parametrize("server", ["server-a", "server-b"])
 def test_who_is_not_allowed_is_refused_by_either_proxy(cross: CrossMesh, server: str) -> None:
     """Same node, other node and plain text: only the one identity gets through."""
-    rule = "{from: [{source: {principals: [%s]}}]}" % principal("client-b")
+    rule = f"{{from: [{{source: {{principals: [{principal('client-b')}]}}}}]}}"
     policy = authorization("only", f"{{selector: {{matchLabels: {{app: {server}}}}}, rules: [{rule}]}}")
     far = cross.new_lines(server[-1])
     with cross.having(policy):
@@ -112,7 +112,12 @@ spec:
 @pytest.mark.parametrize("server", ["server-a", "server-b"])
 def test_a_policy_that_names_addresses(cross: CrossMesh, server: str) -> None:
     """ipBlocks see the client's own address at both proxies, behind a tunnel and without."""
-    blocks = [cross.address("client-a"), cross.address("client-a", 6), cross.address("outsider-a"), cross.address("outsider-a", 6)]
+    blocks = [
+        cross.address("client-a"),
+        cross.address("client-a", 6),
+        cross.address("outsider-a"),
+        cross.address("outsider-a", 6),
+    ]
     listed = ", ".join(f'"{block}"' for block in blocks)
     rule = f"{{from: [{{source: {{ipBlocks: [{listed}]}}}}]}}"
     with cross.having(
