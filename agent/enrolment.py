@@ -232,8 +232,16 @@ class Enrolment:
             self._thread.submit(place.close)
 
     def _addresses_changed(self, uid: str) -> None:
-        pod = updated_addresses(self._desired[uid], self._places[uid].watch.read())
-        if pod != self._desired[uid]:
+        try:
+            present = self._places[uid].watch.read()
+        except (OSError, ValueError) as error:
+            _log.warning("pod %s: its addresses cannot be read, those it had stay in force: %s", uid, error)
+            return
+        before = self._desired.get(uid)
+        if before is None:
+            return  # on its way out
+        pod = updated_addresses(before, present)
+        if pod != before:
             _log.info("pod %s now has the addresses %s", pod, ", ".join(map(str, pod.request.addresses)))
             self._want(uid, pod)
             self._schedule(uid, 0.0)

@@ -64,11 +64,7 @@ class Hands:
         Raises: ValueError when the namespace is none, or none of the pod's addresses is in it.
         """
         pod, fd = namespaces.find(request, self._home_fd)
-        try:
-            place = Place(fd, AddressWatch(fd, self._home_fd))
-        except BaseException:
-            os.close(fd)
-            raise
+        place = self._hold(fd)
         try:
             return replace(pod, request=replace(request, addresses=_addresses(request, place.watch.read()))), place
         except BaseException:
@@ -88,13 +84,28 @@ class Hands:
             self._known[pod.uid] = record
             here = pod.boot_id == boot
             actual = _as_found(pod, kernel.pop(pod.uid, None) if here else None)
-            fd = namespaces.find_again(pod, self._home_fd) if here else None
-            if fd is None:
+            try:
+                place = self._find_again(pod) if here else None
+            except OSError as error:  # this pod's trouble, not the node's: it stays as it is
+                found.unreadable[pod.uid] = f"pod {pod}: its network namespace cannot be entered ({error}): enrol it anew"
+                continue
+            if place is None:
                 found.gone.append((record, actual))
             else:
-                found.alive.append((record, actual, Place(fd, AddressWatch(fd, self._home_fd))))
+                found.alive.append((record, actual, place))
         found.strays.extend(one for uid, one in kernel.items() if uid not in unreadable)
         return found
+
+    def _find_again(self, pod: Pod) -> Place | None:
+        fd = namespaces.find_again(pod, self._home_fd)
+        return None if fd is None else self._hold(fd)
+
+    def _hold(self, netns_fd: int) -> Place:
+        try:
+            return Place(netns_fd, AddressWatch(netns_fd, self._home_fd))
+        except BaseException:
+            os.close(netns_fd)
+            raise
 
     def is_alive(self, pod: Pod) -> bool:
         """Whether the pod's namespace is still somebody's but ours."""

@@ -72,6 +72,8 @@ def _enrol(pod: Pod, present: Actual) -> list[Step]:
     missing = {layer for layer in UP if layer not in present.layers}
     if pod != present.pod:
         missing.add("record")
+    if {one.version for one in pod.request.addresses} - {one.version for one in present.addresses}:
+        missing.add("network")  # of a family that the namespace did not have
     if (present.addresses, present.exclusions) != (pod.request.addresses, pod.request.exclusions):
         missing.add("capture" if "capture" in present.layers else "register")
     return [Step(True, layer, pod) for layer in UP if layer in missing]

@@ -1,9 +1,11 @@
 """What is wrong with a node, in sentences that name the mend."""
 
+import re
 from collections.abc import Iterator
 
 from mesh.proto.agent_pb2 import EnrolledPod, StatusResponse
 
+_TAKEN = re.compile(r"Bind\(\S*:(\d+), Os \{ code: 98,")
 FULL_SHARE = 0.8
 """Maps and ports that are used beyond this are worth a warning."""
 
@@ -41,3 +43,16 @@ def _of_pod(pod: EnrolledPod, local_ports: int) -> Iterator[str]:
                 f"{name} has {used} captured {family} connections of about {local_ports} "
                 "that its local ports allow: have it reuse connections, or run more replicas"
             )
+
+
+def with_mend(reason: str) -> str:
+    """Why a proxy does not take a pod, which ZDS says in words of its own, and what to do about it where that is known."""
+    taken = _TAKEN.search(reason)
+    if taken:
+        return (
+            f"{reason}: a process of the pod holds port {taken[1]}, which is the proxy's: have it listen elsewhere; until then "
+            "the pod is refused, not carried in plain text, and tried again every 5 s"
+        )
+    if "cannot enter the network namespace" in reason:
+        return f"{reason}: its namespace is broken: delete the pod, so that it is made anew"
+    return reason

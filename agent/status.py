@@ -7,7 +7,7 @@ from grpc.aio import ServicerContext
 
 from agent.enrolment import Enrolment
 from agent.mesh_view import MeshView
-from agent.problems import problems
+from agent.problems import problems, with_mend
 from agent.zds import ZdsServer
 from bpf.layout import Reason
 from bpf.redirect import Redirect
@@ -61,7 +61,7 @@ class Diagnostics:
                 service_account=pod.request.service_account,
                 addresses=[str(address) for address in pod.request.addresses],
                 state="pending" if reason and self.enrolment.is_captured(uid) else "failed" if reason else "enrolled",
-                reason=reason,
+                reason=with_mend(reason),
                 enrolled_unix_s=record.enrolled_unix_s if record else 0,
                 netns_cookie=pod.cookie,
                 captured_v4=used.live4 if used else 0,

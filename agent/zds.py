@@ -151,8 +151,9 @@ class ZdsServer:
 
     async def delete(self, uid: str) -> None:
         """Have no proxy serve a pod any more; one that does not answer is logged: it learns at its next snapshot."""
-        for live in list(self._live):
-            try:
-                await live.connection.delete(uid)
-            except ProxyAway as away:
+        told = await asyncio.gather(*(one.connection.delete(uid) for one in self._live), return_exceptions=True)
+        for away in told:
+            if isinstance(away, ProxyAway):
                 _log.warning("withdrawal of pod %s: %s", uid, away)
+            elif away is not None:
+                raise away

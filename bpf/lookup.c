@@ -73,16 +73,26 @@ static inline int take_inbound(struct bpf_sk_lookup *ctx, u64 netns, struct flow
     return verdict;
 }
 
+/* A tunnel is the proxy's alone: an app that has its port gets nobody, and nobody reaches it there in plain text. What
+ * comes over loopback is the pod's own. */
+static inline int take_tunnel(struct bpf_sk_lookup *ctx, u64 netns, struct flow *flow) {
+    if (is_loopback(&flow->destination.address))
+        return SK_PASS;
+    if (!netns)
+        return drop(REASON_NO_POD, 0, flow);
+    return hand_over(ctx, netns, PORT_HBONE, flow, is_owned(&flow->source.address, netns));
+}
+
 int weft_lookup(struct bpf_sk_lookup *ctx) {
     if (ctx->protocol != IPPROTO_TCP)
         return SK_PASS;
     struct flow flow = {};
     flow_of(ctx, &flow);
     u32 port = flow.destination.port;
-    if (port == PORT_HBONE)
-        return SK_PASS;
     u64 *owner = addresses.lookup(&flow.destination.address);
     u64 netns = owner ? *owner : 0;
+    if (port == PORT_HBONE)
+        return take_tunnel(ctx, netns, &flow);
     if (port == PORT_INBOUND)
         return drop(REASON_DIRECT, netns, &flow);
     if (port == PORT_OUTBOUND)

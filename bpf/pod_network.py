@@ -58,8 +58,9 @@ def prepare(netns_fd: int, home_fd: int) -> Before:
             _write(name, _WANTED[name])
         netlink = Netlink(_ROUTE)
         loopback = socket.if_nametoindex("lo")
+        families = _families()
     with netlink:
-        for family in _families(before):
+        for family in families:
             _ask(netlink, _NEW_ROUTE, _route(family, loopback), CREATE | EXCL, errno.EEXIST)
             _ask(netlink, _NEW_RULE, _rule(family), CREATE | EXCL, errno.EEXIST)
     return Before(before)
@@ -73,8 +74,9 @@ def restore(netns_fd: int, home_fd: int, before: Before) -> None:
         for name, text in before.sysctls.items():
             if name in _WANTED:
                 _write(name, text)
+        families = _families(disabled=True)
     with netlink:
-        for family in _families(before.sysctls):
+        for family in families:
             _ask(netlink, _DEL_RULE, _rule(family), 0, errno.ENOENT)
             _ask(netlink, _DEL_ROUTE, _route(family, loopback), 0, errno.ESRCH)
 
@@ -86,9 +88,13 @@ def local_ports(netns_fd: int, home_fd: int) -> int:
     return int(high) - int(low) + 1
 
 
-def _families(sysctls: dict[str, str]) -> tuple[socket.AddressFamily, ...]:
-    """Without IPv6 in the kernel there is nothing to set for it."""
-    return _FAMILIES if "ipv6/fwmark_reflect" in sysctls else _FAMILIES[:1]
+def _families(disabled: bool = False) -> tuple[socket.AddressFamily, ...]:
+    """Those that the namespace has: without IPv6 in the kernel, or on its loopback, there is nothing to route.
+
+    `disabled`: also one that it gave up: its rules outlive that.
+    """
+    switch = _read("ipv6/conf/lo/disable_ipv6")
+    return _FAMILIES if switch == "0" or (disabled and switch is not None) else _FAMILIES[:1]
 
 
 def _read(name: str) -> str | None:

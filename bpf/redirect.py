@@ -16,6 +16,7 @@ from bpf import libbpf
 from bpf.excluded import NODE, ExcludedMaps
 from bpf.layout import (
     MAPS,
+    PORT_HBONE,
     PORT_INBOUND,
     PORT_OUTBOUND,
     AddressBytes,
@@ -214,7 +215,7 @@ class Redirect:
             self._maps["addresses"].delete(raw)
         if netns_cookie != NODE:  # a link without a pod
             self._excluded.write(netns_cookie, NOTHING)
-        for port in (PORT_OUTBOUND, PORT_INBOUND):
+        for port in (PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE):
             self._maps["listeners"].delete(bytes(ListenerKey(netns_cookie, port)))
         for key in list(self._maps["origins"].keys()):
             if LocalKey.from_buffer_copy(key).netns == netns_cookie:
@@ -244,7 +245,7 @@ class Redirect:
         return found + [Enrolled(PodRedirect(uid, 0, ()), alive) for uid, alive in links.items()]
 
     def listening(self, netns_cookie: int) -> frozenset[int]:
-        """The ports (of 15001 and 15006) on which a proxy's listener is registered for a pod."""
+        """The ports (of 15001, 15006 and 15008) on which a proxy's listener is registered for a pod."""
         keys = (ListenerKey.from_buffer_copy(raw) for raw in self._maps["listeners"].keys())  # noqa: SIM118
         return frozenset(key.port for key in keys if key.netns == netns_cookie)
 

@@ -211,7 +211,7 @@ static inline void on_close(struct bpf_sock_ops *ops, struct bpf_sock *sk, u64 n
 static inline void on_listen(struct bpf_sock_ops *ops, struct bpf_sock *sk, u64 netns) {
     u32 port = ops->local_port;
     FENCE();
-    if (port != PORT_OUTBOUND && port != PORT_INBOUND)
+    if (port != PORT_OUTBOUND && port != PORT_INBOUND && port != PORT_HBONE)
         return;
     struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
     if (!tag || tag->role != ROLE_PROXY || !pods.lookup(&netns))

@@ -180,8 +180,7 @@ class Supervisor:
         if not self.zds.connected:
             missing.append(f"agent ({self.config.zds_socket}: {self.zds.last_error})")
         elif not self.zds.ready:
-            names = ", ".join(f"{pod.namespace}/{pod.name}" for pod in self.zds.pending)
-            missing.append(f"pods that do not start ({names})" if names else "the agent's list of pods")
+            missing.append("the agent's list of pods")
         return missing
 
     def families(self) -> list[Family]:

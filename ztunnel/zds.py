@@ -3,17 +3,19 @@
 One connection is one `Session`: every packet is read, carried out and answered before the next. A session begins with a
 snapshot (Add for each pod of the node, or Keep where the agent has no descriptor for its namespace; then SnapshotSent), after
 which pods that run but were not named are stopped; then come live Adds and Dels. A pod that cannot be started is refused with
-the reason and tried again every 5 s. The node is ready once the snapshot is in and nothing is pending, and stays so for this
-connection.
+the reason and tried again every 5 s. The node is ready once the snapshot is in, and stays so for this connection: a pod that
+does not start is that pod's trouble (Istio's ztunnel makes the whole node wait for it). It is listed as pending.
 
-Losing the connection stops no pod. Words of refusals are Istio's ztunnel's, to the letter.
+Losing the connection stops no pod. A connection whose snapshot was complete is followed by the next at once; one that ended
+before, after a pause that doubles, so that an agent that breaks off again and again is not stormed. Words of refusals are
+Istio's ztunnel's, to the letter.
 """
 
 import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -95,25 +97,37 @@ def read_request(packet: Packet) -> WorkloadRequest:
     return request
 
 
+class _Pending(NamedTuple):
+    pod: PodInfo
+    netns_fd: int
+    """Ours."""
+    due: float
+
+
 class Session:
     """One connection's orders, and what became of them."""
 
-    def __init__(self, host: PodHost) -> None:
+    def __init__(self, host: PodHost, clock: Callable[[], float] = time.monotonic) -> None:
         self._host = host
+        self._clock = clock
         self._named: set[str] = set()
-        self._pending: dict[str, tuple[PodInfo, int]] = {}
+        self._pending: dict[str, _Pending] = {}
         self._snapshot = False
-        self.ready = False
 
     @property
     def pending(self) -> list[PodInfo]:
         """The pods that could not be started yet."""
-        return [pod for pod, _ in self._pending.values()]
+        return [one.pod for one in self._pending.values()]
 
     @property
-    def snapshot_received(self) -> bool:
+    def ready(self) -> bool:
         """Whether the agent has named all pods of the node."""
         return self._snapshot
+
+    @property
+    def retry_at(self) -> float | None:
+        """When the next pending pod is to be tried, by the clock; None while nothing is pending."""
+        return min((one.due for one in self._pending.values()), default=None)
 
     async def handle(self, packet: Packet) -> str:
         """Carry out one packet, and close its descriptor or keep it: the error to answer, empty for success.
@@ -124,7 +138,7 @@ class Session:
             request = read_request(packet)
             payload = request.WhichOneof("payload")
             if payload == "add":
-                return await self._add(request.add, packet.fds[0])
+                return await self._add(request.add, packet)
             if payload == "del":
                 await self._delete(getattr(request, "del").uid)
             elif payload == "keep":
@@ -135,43 +149,44 @@ class Session:
         finally:
             packet.close()
 
-    async def _add(self, message: AddWorkload, netns_fd: int) -> str:
+    async def _add(self, message: AddWorkload, packet: Packet) -> str:
         if not message.HasField("workload_info"):
             raise ZdsProtocolError("workload_info is required but not present")
         info = message.workload_info
         pod = PodInfo(message.uid, info.namespace, info.name, info.service_account)
         if not self._snapshot:
             self._named.add(pod.uid)
-        error = await self._start(pod, netns_fd)
-        self._update_ready()
-        return f"failure to start proxy : {error}" if error else ""
+        self._forget_pending(pod.uid)
+        error = await self._start(pod, packet.fds[0])
+        if not error:
+            return ""
+        self._keep_pending(pod, packet.fds.pop(), error)
+        return f"failure to start proxy : {error}"
 
     async def _start(self, pod: PodInfo, netns_fd: int) -> str:
+        """Have a pod served in this namespace and no other: why it is not, empty when it is."""
         if self._host.serves(pod.uid, netns_id(netns_fd)):
-            self._forget_pending(pod.uid)
             return ""
         await self._host.stop(pod.uid)
         try:
             await self._host.start(pod, netns_fd)
         except StartError as error:
-            kept = os.dup(netns_fd)
-            self._forget_pending(pod.uid)
-            self._pending[pod.uid] = (pod, kept)
-            _log.warning("pod %s/%s: %s; next attempt in %g s", pod.namespace, pod.name, error, RETRY_S)
             return str(error)
-        self._forget_pending(pod.uid)
         return ""
+
+    def _keep_pending(self, pod: PodInfo, netns_fd: int, error: str) -> None:
+        self._pending[pod.uid] = _Pending(pod, netns_fd, self._clock() + RETRY_S)
+        _log.warning("pod %s/%s: %s; next attempt in %g s", pod.namespace, pod.name, error, RETRY_S)
 
     def _forget_pending(self, uid: str) -> None:
         if uid in self._pending:
-            os.close(self._pending.pop(uid)[1])
+            os.close(self._pending.pop(uid).netns_fd)
 
     async def _delete(self, uid: str) -> None:
         self._named.discard(uid)
         self._forget_pending(uid)
         if self._snapshot:
             await self._host.stop(uid)
-        self._update_ready()
 
     def _keep(self, uid: str) -> None:
         if self._snapshot:
@@ -185,16 +200,17 @@ class Session:
         for uid in set(self._host.running()) - self._named:
             await self._host.stop(uid)
         self._host.complete()
-        self._update_ready()
-
-    def _update_ready(self) -> None:
-        self.ready = self.ready or (self._snapshot and not self._pending)
 
     async def retry(self) -> None:
-        """Try every pending pod once more."""
-        for pod, netns_fd in list(self._pending.values()):
-            await self._start(pod, netns_fd)
-        self._update_ready()
+        """Try the pending pod that is due first once more: one at a time, as the agent's messages wait meanwhile."""
+        first = min(self._pending.values(), key=lambda one: one.due, default=None)
+        if first is None or first.due > self._clock():
+            return
+        error = await self._start(first.pod, first.netns_fd)
+        if error:
+            self._keep_pending(first.pod, first.netns_fd, error)
+        else:
+            self._forget_pending(first.pod.uid)
 
     def close(self) -> None:
         """Forget what is pending."""
@@ -209,7 +225,7 @@ class ZdsClient:
         self._path = path
         self._host = host
         self._session: Session | None = None
-        self._heard = False
+        self._completed = False
         self.last_error = "not connected yet"
 
     @property
@@ -219,7 +235,7 @@ class ZdsClient:
 
     @property
     def ready(self) -> bool:
-        """Whether the node is served as the agent wants; false without a connection."""
+        """Whether the agent has named all pods of the node; false without a connection."""
         return self._session is not None and self._session.ready
 
     @property
@@ -231,7 +247,7 @@ class ZdsClient:
         """Stay connected until cancelled. Raises: ZdsProtocolError, after it was answered."""
         pause_s = _FIRST_PAUSE_S
         while True:
-            self._heard = False
+            self._completed = False
             try:
                 await self._one_connection()
                 self.last_error = "the agent closed the connection"
@@ -239,7 +255,7 @@ class ZdsClient:
                 self.last_error = f"the agent sent no message: {error}"
             except (OSError, TimeoutError) as error:
                 self.last_error = str(error) or "the agent does not read"
-            if self._heard:
+            if self._completed:
                 pause_s = _FIRST_PAUSE_S
                 _log.warning("agent at %s: %s; connecting anew", self._path, self.last_error)
                 continue
@@ -253,8 +269,8 @@ class ZdsClient:
             await self._send(stream, ZdsHello(version=V1).SerializeToString())
             self._session = session
             while packet := await self._receive(stream, session):
-                self._heard = True
                 await self._carry_out(stream, session, packet)
+                self._completed = session.ready
         finally:
             self._session = None
             session.close()
@@ -262,17 +278,16 @@ class ZdsClient:
 
     async def _receive(self, stream: PacketStream, session: Session) -> Packet | None:
         """The next packet, None at the end; meanwhile what is pending is tried again."""
-        retry_at = time.monotonic() + RETRY_S
         while True:
+            retry_at = session.retry_at
             try:
-                async with asyncio.timeout(retry_at - time.monotonic() if session.pending else None):
+                async with asyncio.timeout(None if retry_at is None else retry_at - time.monotonic()):
                     packet = await stream.receive()
             except Truncated:
                 await self._send(stream, _ack("failure to read message : received truncated message"))
                 raise ReadError("received truncated message") from None
             except TimeoutError:
                 await session.retry()
-                retry_at = time.monotonic() + RETRY_S
                 continue
             return packet if packet.data or packet.fds else None
 

@@ -55,7 +55,13 @@ def test_takes_nothing_away_before_the_desired_set_is_complete() -> None:
 
 def test_new_addresses_are_recorded_and_written_without_another_announcement() -> None:
     actual = run({}, plan({"a": pod("a")}, {}, complete=True))
-    assert text(plan({"a": pod("a", addresses=1)}, actual, complete=True)) == ["+record", "+capture"]
+    actual = run(actual, plan({"a": pod("a", addresses=1)}, actual, complete=True))
+    assert text(plan({"a": pod("a")}, actual, complete=True)) == ["+record", "+capture"]
+
+
+def test_a_family_that_is_new_is_set_up_in_the_namespace_first() -> None:
+    actual = run({}, plan({"a": pod("a")}, {}, complete=True))
+    assert text(plan({"a": pod("a", addresses=1)}, actual, complete=True)) == ["+record", "+network", "+capture"]
 
 
 def test_other_exclusions_are_recorded_and_written_also_when_the_record_was_all_that_worked() -> None:

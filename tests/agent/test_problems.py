@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from agent.problems import problems
+from agent.problems import problems, with_mend
 from mesh.proto.agent_pb2 import ControlState, EnrolledPod, MapFill, ProgramState, ProxyState, StatusResponse
+from tests.zds_packets import BIND_ERROR
 
 pytestmark = pytest.mark.unit
 
 PORTS = 28232
+NO_NAMESPACE = "failure to start proxy : [Errno 22] cannot enter the network namespace: Invalid argument"
 
 
 def status(**changes: Any) -> StatusResponse:
@@ -50,3 +52,19 @@ def test_nothing_is_wrong() -> None:
 def test_says_what_is_wrong(changes: dict[str, Any], said: str) -> None:
     found = list(problems(status(**changes), PORTS))
     assert len(found) == 1 and said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("reason", "mend"),
+    [
+        (
+            f"failure to start proxy : {BIND_ERROR}",
+            ": a process of the pod holds port 15008, which is the proxy's: have it listen",
+        ),
+        (NO_NAMESPACE, ": its namespace is broken: delete the pod"),
+        ("no proxy is connected", ""),
+        ("", ""),
+    ],
+)
+def test_a_proxys_refusal_gets_its_mend(reason: str, mend: str) -> None:
+    assert with_mend(reason).startswith(reason + mend) and bool(mend) == (with_mend(reason) != reason)

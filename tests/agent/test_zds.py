@@ -9,22 +9,29 @@ from pathlib import Path
 import pytest
 
 from agent import zds_connection
-from agent.zds import ZdsServer
+from agent.zds import ACCEPT_INTERVAL_S, ZdsServer
 from agent.zds_connection import ProxyAway, ProxyPeer
-from agent.zds_messages import Announcement, add, delete, parse_ack, parse_hello, snapshot_sent
+from agent.zds_messages import Announcement, add, delete, keep, parse_ack, parse_hello, snapshot_sent
+from mesh.proto import zds_pb2
+from tests.zds_packets import (
+    ADD_ONE,
+    ADD_WEB,
+    DEL_ONE,
+    HELLO,
+    KEEP_WEB,
+    NO_CONTROL,
+    NOTHING,
+    ONE_UID,
+    SNAPSHOT,
+    SUCCESS,
+    WEB_UID,
+)
 from wire.fds import PacketStream
 
 pytestmark = pytest.mark.unit
 
-HELLO, ACK, SNAPSHOT_SENT = bytes.fromhex("0801"), bytes.fromhex("0a00"), bytes.fromhex("1a00")
-WEB = Announcement("6b732c90-457b-4b44-a08f-fb8fbc76572e", "amb", "web-97958b57f-gsv6n", "websa")
-ADD_WEB = bytes.fromhex(
-    "0a490a2436623733326339302d343537622d346234342d613038662d66623866626337363537326512210a137765622d3937393538623537662d"
-    "677376366e1203616d621a057765627361"
-)
-ONE = Announcement("99072bea-ba9e-484b-9358-874538c10793", "amb", "one", "default")
-DELETE_ONE = bytes.fromhex("1226122439393037326265612d626139652d343834622d393335382d383734353338633130373933")
-NACK = bytes.fromhex("0a2e0a2c6661696c75726520746f2072656164206d657373616765203a204e6f20636f6e74726f6c206d657373616765")
+WEB = Announcement(WEB_UID, "amb", "web-97958b57f-gsv6n", "websa")
+ONE = Announcement(ONE_UID, "amb", "one", "default")
 
 
 class Book:
@@ -63,7 +70,7 @@ async def serving(path: Path, book: Book) -> AsyncIterator[tuple[ZdsServer, list
         os.close(book.netns)
 
 
-async def exchange(proxy: PacketStream, answer: bytes = ACK) -> tuple[bytes, int]:
+async def exchange(proxy: PacketStream, answer: bytes = SUCCESS) -> tuple[bytes, int]:
     packet = await proxy.receive()
     packet.close()
     if packet.data:
@@ -87,9 +94,10 @@ async def until(condition: Callable[[], object]) -> None:
 
 def test_packets_are_the_recorded_ones() -> None:
     parse_hello(HELLO)
-    assert (add(WEB), snapshot_sent(), delete(ONE.uid)) == (ADD_WEB, SNAPSHOT_SENT, DELETE_ONE)
-    assert parse_ack(ACK) == "" and parse_ack(NACK) == "failure to read message : No control message"
-    for garbage in (b"", b"\x4a\x00", b"\xff"):
+    assert (add(WEB), add(ONE), keep(WEB_UID)) == (ADD_WEB, ADD_ONE, KEEP_WEB)
+    assert (snapshot_sent(), delete(ONE_UID)) == (SNAPSHOT, DEL_ONE)
+    assert parse_ack(SUCCESS) == "" and parse_ack(NO_CONTROL) == "failure to read message : No control message"
+    for garbage in (b"", NOTHING, b"\xff"):
         with pytest.raises(ValueError, match="acknowledgement"):
             parse_ack(garbage)
 
@@ -101,7 +109,7 @@ async def snapshot_then_live(path: Path) -> None:
         assert await exchange(proxy) == (ADD_WEB, 1)
         assert await exchange(proxy) == (b"\x2a\x0a\x0a\x08kept-uid", 0)
         assert not server.synced
-        assert await exchange(proxy) == (SNAPSHOT_SENT, 0)
+        assert await exchange(proxy) == (SNAPSHOT, 0)
         await until(lambda: server.synced)
         assert book.answers == [(WEB.uid, "")]
         assert [peer.pid for peer in peers[0]] == [os.getpid()] and peers[0][0].cgroup_id > 0
@@ -109,10 +117,10 @@ async def snapshot_then_live(path: Path) -> None:
         assert await exchange(proxy) == (add(ONE), 1)
         await adding
         deleting = asyncio.create_task(server.delete(ONE.uid))
-        assert await exchange(proxy) == (DELETE_ONE, 0)
+        assert await exchange(proxy) == (DEL_ONE, 0)
         await deleting
         adding = asyncio.create_task(server.add(ONE))
-        await exchange(proxy, NACK)
+        await exchange(proxy, NO_CONTROL)
         with pytest.raises(ProxyAway, match="amb/one: failure to read message"):
             await adding
         proxy.close()
@@ -129,15 +137,15 @@ def test_snapshot_then_live(tmp_path: Path) -> None:
 async def two_proxies(path: Path) -> None:
     async with serving(path, Book()) as (server, _):
         old = await connect(path)
-        assert (await exchange(old))[0] == SNAPSHOT_SENT
+        assert (await exchange(old))[0] == SNAPSHOT
         await until(lambda: server.synced)
         new = await connect(path)
-        assert (await exchange(new))[0] == SNAPSHOT_SENT
+        assert (await exchange(new))[0] == SNAPSHOT
         adding = asyncio.create_task(server.add(WEB))
         assert (await exchange(new))[0] == ADD_WEB
         await adding
         deleting = asyncio.create_task(server.delete(ONE.uid))
-        assert [(await exchange(one))[0] for one in (old, new)] == [DELETE_ONE, DELETE_ONE]
+        assert [(await exchange(one))[0] for one in (old, new)] == [DEL_ONE, DEL_ONE]
         await deleting
         new.close()  # the old one is the newest again
         await until(lambda: server.last_end)
@@ -160,9 +168,9 @@ async def late_answer(path: Path) -> None:
             await server.add(WEB)
         adding = asyncio.create_task(server.add(ONE))
         assert (await proxy.receive()).data == ADD_WEB
-        await proxy.send(ACK)  # late, and not the answer to what was asked since
+        await proxy.send(SUCCESS)  # late, and not the answer to what was asked since
         assert (await proxy.receive()).data == add(ONE)
-        await proxy.send(NACK)
+        await proxy.send(NO_CONTROL)
         with pytest.raises(ProxyAway, match="amb/one"):
             await adding
         proxy.close()
@@ -179,8 +187,8 @@ def test_a_late_answer_is_not_taken_for_the_next(tmp_path: Path, monkeypatch: py
         ([], "no hello"),
         ([b"\xff"], "not a hello"),
         ([HELLO], "during the snapshot"),
-        ([HELLO, b"\x4a\x00"], "no acknowledgement"),
-        ([HELLO, ACK, ACK, ACK], "nobody asked for"),
+        ([HELLO, NOTHING], "no acknowledgement"),
+        ([HELLO, SUCCESS, SUCCESS, SUCCESS], "nobody asked for"),
     ],
 )
 def test_a_proxy_out_of_step_is_given_up(
@@ -213,5 +221,90 @@ def test_a_full_queue_refuses(tmp_path: Path) -> None:
             proxy.close()
             results = await asyncio.gather(*adds, return_exceptions=True)
             assert all(isinstance(result, ProxyAway) for result in results)
+
+    asyncio.run(scenario())
+
+
+async def backtrace(path: Path) -> None:
+    async with serving(path, Book()) as (server, _):
+        proxy = await connect(path)
+        await exchange(proxy)
+        await until(lambda: server.synced)
+        text = ("failure to start proxy : Bind([::]:15008)" + "\n   0: a frame of the backtrace" * 500).encode()
+        assert len(text) > 14_000
+        adding = asyncio.create_task(server.add(WEB))
+        await exchange(proxy, zds_pb2.WorkloadResponse(ack=zds_pb2.Ack(error=text.decode())).SerializeToString())
+        with pytest.raises(ProxyAway, match=r"Bind\(\[::\]:15008\)") as refusal:
+            await adding
+        assert len(str(refusal.value)) < 3000 and server.synced, "the words are cut, the connection stays"
+        proxy.close()
+
+
+def test_an_answer_with_a_backtrace_is_read_whole(tmp_path: Path) -> None:
+    asyncio.run(backtrace(tmp_path / "zds"))
+
+
+async def refused_in_the_snapshot(path: Path) -> None:
+    book = Book(WEB, ONE)
+    async with serving(path, book) as (server, _):
+        proxy = await connect(path)
+        assert await exchange(proxy, NO_CONTROL) == (ADD_WEB, 1)
+        assert await exchange(proxy) == (ADD_ONE, 1)
+        await exchange(proxy)
+        await until(lambda: server.synced)
+        assert book.answers == [(WEB_UID, "failure to read message : No control message"), (ONE_UID, "")]
+        proxy.close()
+
+
+def test_a_pod_that_is_refused_in_the_snapshot_is_told_of_and_the_snapshot_goes_on(tmp_path: Path) -> None:
+    asyncio.run(refused_in_the_snapshot(tmp_path / "zds"))
+
+
+async def enrolled_meanwhile(path: Path) -> None:
+    async with serving(path, Book(WEB)) as (server, _):
+        proxy = await connect(path)
+        assert (await proxy.receive()).data == ADD_WEB
+        adding = asyncio.create_task(server.add(ONE))
+        await proxy.send(SUCCESS)
+        assert (await exchange(proxy))[0] == SNAPSHOT
+        assert await exchange(proxy) == (ADD_ONE, 1)
+        await adding
+        proxy.close()
+
+
+def test_a_pod_that_comes_during_the_snapshot_is_told_after_it(tmp_path: Path) -> None:
+    asyncio.run(enrolled_meanwhile(tmp_path / "zds"))
+
+
+async def one_does_not_answer(path: Path) -> None:
+    async with serving(path, Book()) as (server, _):
+        stuck = await connect(path)
+        await exchange(stuck)
+        await until(lambda: server.synced)
+        proxy = await connect(path)
+        await exchange(proxy)
+        deleting = asyncio.create_task(server.delete(ONE_UID))
+        assert (await exchange(proxy))[0] == DEL_ONE, "a proxy that hangs keeps no other from its orders"
+        assert not deleting.done()
+        await deleting
+        stuck.close()
+        proxy.close()
+
+
+def test_a_withdrawal_reaches_every_proxy_whoever_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.5)
+    asyncio.run(one_does_not_answer(tmp_path / "zds"))
+
+
+def test_proxies_are_accepted_five_times_a_second(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "zds", Book()) as (server, peers):
+            began = asyncio.get_running_loop().time()
+            proxies = [await connect(tmp_path / "zds") for _ in range(3)]
+            await until(lambda: len(peers) == 3)
+            assert asyncio.get_running_loop().time() - began >= 2 * ACCEPT_INTERVAL_S
+            assert server.newest is not None
+            for proxy in proxies:
+                proxy.close()
 
     asyncio.run(scenario())

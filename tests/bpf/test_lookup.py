@@ -96,10 +96,20 @@ def test_the_proxys_own_ports_cannot_be_dialled(world: Any, port: int, place: An
 
 
 @FAMILIES
-def test_tunnels_pass(world: Any, inbound: socket.socket, family: str) -> None:
+def test_tunnels_reach_the_proxy(world: Any, inbound: socket.socket, family: str) -> None:
     with world.proxy_listener("b", PORT_HBONE) as tunnels:
         world.dial(world.pods["c"].where, getattr(world.pods["b"], family), PORT_HBONE)
         tunnels.accept()
+
+
+@FAMILIES
+def test_a_tunnel_is_the_proxys_whoever_took_its_port_before(world: Any, family: str) -> None:
+    address = getattr(world.pods["b"], family)
+    with world.listen(world.pods["b"].where, PORT_HBONE) as squatter:
+        with pytest.raises(ConnectionRefusedError):
+            world.dial(world.pods["c"].where, address, PORT_HBONE)
+        assert nobody_comes(squatter)
+        assert [event.reason for event in world.events()] == [Reason.NO_LISTENER]
 
 
 @FAMILIES

@@ -55,5 +55,28 @@ def test_the_rest_of_the_namespace_is_left_alone(world: Any) -> None:
         world.ip("c", "rule del pref 32700", "route del 192.0.2.0/24 dev lo table 100")
 
 
+@pytest.mark.parametrize("interface", ["lo", "all"])
+def test_without_ipv6_only_the_other_family_is_set_up(world: Any, interface: str) -> None:
+    name = f"no6-{interface}"
+    world.add_namespace(name)
+    world.sysctl(name, f"ipv6/conf/{interface}/disable_ipv6", "1")
+    clean = rules(world, name), sysctls(world, name)
+    before = pod_network.prepare(world.namespaces[name], world.home)
+    made = rules(world, name)
+    assert made.count("32764:\tfrom all fwmark 0x111/0xfff lookup 100") == made.count("local default dev lo table 100") == 1
+    pod_network.restore(world.namespaces[name], world.home, before)
+    assert (rules(world, name), sysctls(world, name)) == clean
+
+
+def test_what_was_set_up_for_ipv6_goes_also_when_the_pod_gave_it_up(world: Any) -> None:
+    world.add_namespace("six")
+    clean = rules(world, "six")
+    before = pod_network.prepare(world.namespaces["six"], world.home)
+    world.sysctl("six", "ipv6/conf/all/disable_ipv6", "1")
+    pod_network.restore(world.namespaces["six"], world.home, before)
+    world.sysctl("six", "ipv6/conf/all/disable_ipv6", "0")
+    assert rules(world, "six") == clean
+
+
 def test_local_ports(world: Any) -> None:
     assert pod_network.local_ports(world.namespaces["c"], world.home) == 28232

@@ -123,9 +123,10 @@ def test_events_are_limited_and_the_rest_counted(world: Any) -> None:
 
     assert world.at(world.pods["c"].where, flood) == 3000
     counted = world.counted(before)
-    assert counted["no_listener"] == 3000
+    refused = counted["no_listener"]  # more than were dialled where a busy machine lost an answer and the SYN came again
+    assert refused >= 3000
     told = len(world.events(until=lambda events: len(events) >= 3000, timeout=0.3))
-    assert told + counted.get("events_limited", 0) + counted.get("events_lost", 0) == 3000
+    assert told + counted.get("events_limited", 0) + counted.get("events_lost", 0) == refused
 
 
 def test_a_crowd_leaves_nothing(world: Any, outbound: socket.socket) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,48 +14,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.proto.zds_pb2 import WorkloadRequest
+from tests.zds_packets import (
+    ADD_ONE,
+    ADD_WEB,
+    ADD_WITHOUT_INFO,
+    BIND_ERROR,
+    DEL_ONE,
+    HELLO,
+    IN_USE,
+    KEEP_WEB,
+    LATE_KEEP,
+    NO_CONTROL,
+    NO_INFO,
+    NO_PAYLOAD,
+    NOTHING,
+    ONE_UID,
+    SECOND_SNAPSHOT,
+    SNAPSHOT,
+    SUCCESS,
+    WEB_UID,
+)
 from wire.fds import Packet, PacketStream
 from wire.netns import netns_id
 from ztunnel import zds
 
 pytestmark = pytest.mark.unit
 
-WEB_UID, ONE_UID = "6b732c90-457b-4b44-a08f-fb8fbc76572e", "99072bea-ba9e-484b-9358-874538c10793"
-HELLO, SUCCESS, SNAPSHOT = "0801", "0a00", "1a00"
-ADD_WEB = (
-    "0a490a2436623733326339302d343537622d346234342d613038662d66623866626337363537326512210a137765622d3937393538623537662d677376"
-    "366e1203616d621a057765627361"
-)
-ADD_ONE = (
-    "0a3b0a2439393037326265612d626139652d343834622d393335382d38373435333863313037393312130a036f6e651203616d621a0764656661756c74"
-)
-KEEP_WEB = "2a260a2436623733326339302d343537622d346234342d613038662d666238666263373635373265"
-DEL_ONE = "1226122439393037326265612d626139652d343834622d393335382d383734353338633130373933"
-NO_CONTROL = "0a2e0a2c6661696c75726520746f2072656164206d657373616765203a204e6f20636f6e74726f6c206d657373616765"
-NO_PAYLOAD = "0a260a246661696c75726520746f2072656164206d657373616765203a206e6f207061796c6f6164"
-IN_USE = (
-    "0a700a6e6661696c75726520746f2073746172742070726f7879203a2042696e64285b3a3a5d3a31353030382c204f73207b20636f64653a2039382c206b"
-    "696e643a2041646472496e5573652c206d6573736167653a20224164647265737320616c726561647920696e2075736522207d29"
-)
-SECOND_SNAPSHOT = (
-    "0a4d0a4b6661696c75726520746f2070726f63657373206d657373616765203a2050726f746f636f6c4572726f722822706f6420736e617073686f7420"
-    "726563656976656420616c72656164792229"
-)
-LATE_KEEP = (
-    "0a500a4e6661696c75726520746f2070726f63657373206d657373616765203a2050726f746f636f6c4572726f722822706f64206b65657020726563656976"
-    "656420616674657220736e617073686f742229"
-)
-NO_INFO = (
-    "0a590a576661696c75726520746f2070726f63657373206d657373616765203a2050726f746f636f6c4572726f722822776f726b6c6f61645f696e666f2069"
-    "7320726571756972656420627574206e6f742070726573656e742229"
-)
-BIND_ERROR = 'Bind([::]:15008, Os { code: 98, kind: AddrInUse, message: "Address already in use" })'
 
-
-def ack(text: str) -> str:
+def ack(text: str) -> bytes:
     body = text.encode()
     inner = b"\x0a" + bytes([len(body)]) + body
-    return (b"\x0a" + bytes([len(inner)]) + inner).hex()
+    return b"\x0a" + bytes([len(inner)]) + inner
 
 
 class Host:
@@ -63,6 +53,7 @@ class Host:
     def __init__(self) -> None:
         self.pods: dict[str, tuple[zds.PodInfo, tuple[int, int]]] = {}
         self.broken: set[str] = set()
+        self.attempts: Counter[str] = Counter()
         self.steps: list[str] = []
 
     def running(self) -> Iterable[str]:
@@ -72,6 +63,7 @@ class Host:
         return uid in self.pods and self.pods[uid][1] == netns
 
     async def start(self, pod: zds.PodInfo, netns_fd: int) -> None:
+        self.attempts[pod.uid] += 1
         if pod.uid in self.broken:
             raise zds.StartError(BIND_ERROR)
         self.steps.append(f"start {pod.name}")
@@ -97,14 +89,14 @@ class Agent:
     async def accept(self) -> None:
         accepted, _ = await asyncio.get_running_loop().sock_accept(self.listener)
         self.stream = PacketStream(accepted)
-        assert (await self.stream.receive()).data.hex() == HELLO
+        assert (await self.stream.receive()).data == HELLO
 
-    async def tell(self, packet: str, *netns: Path) -> str:
+    async def tell(self, packet: bytes, *netns: Path) -> bytes:
         fds = [os.open(path, os.O_RDONLY) for path in netns]
-        await self.stream.send(bytes.fromhex(packet), fds)
+        await self.stream.send(packet, fds)
         for fd in fds:
             os.close(fd)
-        return (await self.stream.receive()).data.hex()
+        return (await self.stream.receive()).data
 
     async def closed(self) -> None:
         assert await self.stream.receive() == Packet(b"", [])
@@ -176,7 +168,7 @@ def test_a_new_snapshot_stops_who_is_not_named_and_keeps_who_is_kept(tmp_path: P
     converse(tmp_path, scenario)
 
 
-def test_a_pod_that_does_not_start_is_pending_and_readiness_latches(
+def test_a_pod_that_does_not_start_is_pending_and_no_reason_for_the_node_to_wait(
     tmp_path: Path, spaces: list[Path], eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zds, "RETRY_S", 0.02)
@@ -185,14 +177,34 @@ def test_a_pod_that_does_not_start_is_pending_and_readiness_latches(
         host.broken = {WEB_UID}
         assert await agent.tell(ADD_WEB, spaces[0]) == IN_USE
         assert await agent.tell(SNAPSHOT) == SUCCESS
-        assert [pod.uid for pod in client.pending] == [WEB_UID] and not client.ready
-        host.broken = set()
-        await eventually(lambda: client.ready)
-        assert WEB_UID in host.pods and not client.pending
+        assert [pod.uid for pod in client.pending] == [WEB_UID] and client.ready
+        # The agent's messages keep no pod from its next attempt.
+        while client.pending:
+            assert await agent.tell(ADD_ONE, spaces[1]) == SUCCESS
+            host.broken = set() if host.attempts[WEB_UID] > 2 else host.broken
+        assert WEB_UID in host.pods
         host.broken = {ONE_UID}
-        assert await agent.tell(ADD_ONE, spaces[1]) == IN_USE
+        assert await agent.tell(ADD_ONE, spaces[2]) == IN_USE
         assert client.ready and client.pending
         assert await agent.tell(DEL_ONE) == SUCCESS and not client.pending
+
+    converse(tmp_path, scenario)
+
+
+def test_an_agent_that_breaks_off_in_the_snapshot_is_not_stormed(tmp_path: Path, spaces: list[Path]) -> None:
+    async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for _ in range(4):
+            await agent.tell(ADD_WEB, spaces[0])
+            agent.stream.close()
+            await agent.accept()
+        assert loop.time() - began >= 0.02 + 0.04 + 0.08 + 0.16
+        await agent.tell(SNAPSHOT)
+        began = loop.time()
+        agent.stream.close()
+        await agent.accept()
+        assert loop.time() - began < 0.3, "after a whole snapshot the next connection comes at once"
 
     converse(tmp_path, scenario)
 
@@ -201,14 +213,14 @@ def test_a_pod_that_does_not_start_is_pending_and_readiness_latches(
     ("packet", "fds", "answer"),
     [
         (ADD_WEB, 0, NO_CONTROL),
-        ("4a00", 0, NO_PAYLOAD),
+        (NOTHING, 0, NO_PAYLOAD),
         (SNAPSHOT, 1, ack("failure to read message : Unexpected control message")),
         (ADD_WEB, 2, ack("failure to read message : Expected 1 FD, got 2")),
-        ("0a" * 5000, 0, ack("failure to read message : received truncated message")),
+        (b"\x0a" * 5000, 0, ack("failure to read message : received truncated message")),
     ],
 )
 def test_what_is_no_message_is_answered_and_ends_the_connection(
-    tmp_path: Path, spaces: list[Path], packet: str, fds: int, answer: str
+    tmp_path: Path, spaces: list[Path], packet: bytes, fds: int, answer: bytes
 ) -> None:
     async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
         assert await agent.tell(packet, *spaces[:fds]) == answer
@@ -224,11 +236,11 @@ def test_what_is_no_message_is_answered_and_ends_the_connection(
     [
         ([SNAPSHOT, SNAPSHOT], 0, SECOND_SNAPSHOT, "pod snapshot received already"),
         ([SNAPSHOT, KEEP_WEB], 0, LATE_KEEP, "pod keep received after snapshot"),
-        (["0a030a0171"], 1, NO_INFO, "workload_info is required but not present"),
+        ([ADD_WITHOUT_INFO], 1, NO_INFO, "workload_info is required but not present"),
     ],
 )
 def test_a_broken_order_is_answered_and_ends_the_client(
-    tmp_path: Path, spaces: list[Path], packets: list[str], fds: int, answer: str, words: str
+    tmp_path: Path, spaces: list[Path], packets: list[bytes], fds: int, answer: bytes, words: str
 ) -> None:
     async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, running: "asyncio.Task[None]") -> None:
         for packet in packets[:-1]:
@@ -256,9 +268,7 @@ def test_an_agent_that_comes_later_is_found(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-@given(
-    st.one_of(st.binary(max_size=100), st.from_type(bytes).map(lambda tail: bytes.fromhex(ADD_WEB) + tail)), st.integers(0, 3)
-)
+@given(st.one_of(st.binary(max_size=100), st.from_type(bytes).map(lambda tail: ADD_WEB + tail)), st.integers(0, 3))
 def test_any_packet_is_a_message_or_refused_with_a_reason(data: bytes, count: int) -> None:
     try:
         request = zds.read_request(Packet(data, [-1] * count))
