@@ -42,6 +42,7 @@ class InnerTunnel:
         self._node = node
         self._owner: Owner | None = owner
         self._expected = expected
+        self._domains: frozenset[str] = frozenset()
         self._tunnel: Tunnel | None = None
         self._outer: TunnelStream | None = None
 
@@ -53,6 +54,7 @@ class InnerTunnel:
             self._fail("CONNECT", f"cannot make a socket: {error}")
             return
         node = self._node
+        self._domains = node.domains_of(credentials.identity)
         tunnel = Tunnel(node.loop, ours, credentials.client, False, self, node.client_handshakes)
         if not tunnel.open:
             gateways.close()
@@ -92,7 +94,7 @@ class InnerTunnel:
     def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
         """See ztunnel.tunnel_owner.Owner."""
         self._node.revocations.check(tunnel)
-        return check_server(names, self._expected)
+        return check_server(names, self._expected, self._domains)
 
     def established(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""

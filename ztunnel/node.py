@@ -83,6 +83,11 @@ class Node:
         self._waiting: dict[object, Callable[[], bool]] = {}
         self.chance = random
 
+    def domains_of(self, identity: Identity) -> frozenset[str]:
+        """The trust domains of the mesh that an identity belongs to, where it has several; else none."""
+        aliases = self.config.trust_domain_aliases
+        return aliases and aliases | {identity.trust_domain}
+
     def has_room(self) -> bool:
         """Whether one more connection may be accepted."""
         waiting = len(self.workload_waits) + len(self.handshakes) + (len(self.demands) if self.demands is not None else 0)

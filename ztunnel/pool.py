@@ -69,8 +69,7 @@ class _Making:
 
     def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
         self.pool.node.revocations.check(tunnel)
-        aliases = self.pool.node.config.trust_domain_aliases
-        return check_server(names, self.key.expected, aliases and aliases | {self.key.source.trust_domain})
+        return check_server(names, self.key.expected, self.pool.node.domains_of(self.key.source))
 
     def established(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel

@@ -70,7 +70,10 @@ class Revocations:
     def _reason(self, connection: Connected) -> str:
         direction: Direction = "inbound" if connection.server else "outbound"
         try:
-            for place, der in enumerate(connection.chain()):
+            chain = connection.chain()
+            if not chain:
+                raise Malformed("it is empty")
+            for place, der in enumerate(chain):
                 issuer, serial = certificate_key(der)
                 if serial in self._revoked.get(issuer, ()):
                     self._emit(Revocation(direction, known=True))

@@ -37,6 +37,9 @@ _TLS12_SUITES = ":".join(
 )
 
 
+_MAX_SESSIONS = 512
+
+
 class PeerRefused(Exception):
     """The peer is not who it must be; the text says why."""
 
@@ -49,9 +52,26 @@ class Credentials:
     def __init__(self, certificate: SetCertificate, tls12: bool = False) -> None:
         self.identity = certificate.identity
         self.expires_unix_s = certificate.expires_unix_s
-        self.server = _context(ssl.PROTOCOL_TLS_SERVER, certificate, tls12)
-        self.server.num_tickets = 0
+        self._server = _server_context(certificate, tls12)
+        self._again = certificate if tls12 else None
+        """For further server contexts: each remembers the sessions of TLS 1.2 that it began, and cannot be told not to."""
+        self._greeted = 0
         self.client = _context(ssl.PROTOCOL_TLS_CLIENT, certificate, tls12)
+
+    @property
+    def server(self) -> ssl.SSLContext:
+        """For one connection that comes in."""
+        if self._again is not None:
+            self._greeted += 1
+            if self._greeted > _MAX_SESSIONS:
+                self._server, self._greeted = _server_context(self._again, tls12=True), 1
+        return self._server
+
+
+def _server_context(certificate: SetCertificate, tls12: bool) -> ssl.SSLContext:
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, tls12)
+    context.num_tickets = 0
+    return context
 
 
 def _context(protocol: int, certificate: SetCertificate, tls12: bool) -> ssl.SSLContext:
@@ -74,7 +94,12 @@ def _context(protocol: int, certificate: SetCertificate, tls12: bool) -> ssl.SSL
 
 
 def names_of(peer: ssl.SSLObject) -> list[str]:
-    """The URI names of the peer's verified certificate."""
+    """The URI names of the peer's verified certificate.
+
+    Raises: PeerRefused for a resumed session, in which nothing was verified: neither dates nor roots nor revocation.
+    """
+    if peer.session_reused:
+        raise PeerRefused("the peer resumed a session: only whole handshakes are served")
     certificate = peer.getpeercert()
     names: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ()) if certificate else ()  # type: ignore[assignment]
     return [value for kind, value in names if kind == "URI"]

@@ -1,8 +1,10 @@
 """The certificate service as nodes use it, over TLS, with tokens and with client certificates."""
 
+import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,9 +15,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
+from mesh.identity import Identity
 from mesh.proto import certificate_pb2_grpc, control_pb2
 from mesh.proto.certificate_pb2 import IstioCertificateRequest
 from mesh.resources import ADDRESS_TYPE
+from tests.conftest import key_pem
+from wire.grpc_tls import Endpoint
+from ztunnel.ca import CertificateClient
+from ztunnel.certificates import Certificate
 
 pytestmark = pytest.mark.unit
 
@@ -185,6 +192,29 @@ def test_a_workload_certificate_renews_itself_and_a_nodes_gets_its_residents(new
     control.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"], "phase": "Failed"})
     with pytest.raises(grpc.RpcError, match="request authenticate failure: no pod has the identity"):
         ask(workload_chain, None)
+
+
+def test_a_node_proxy_with_a_certificate_and_no_token_gets_what_its_pods_need(new_control: Any, tmp_path: Path) -> None:
+    control = new_control()
+    control.start("--listen-client-certificate", "127.0.0.1:0")
+    control.apply(MESH)
+    control.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"]})
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = control.certificate(request(key, identity=None), control.token("n1"), None)
+    (tmp_path / "key.pem").write_bytes(key_pem(key))
+    (tmp_path / "cert-chain.pem").write_text("".join(chain))
+
+    async def fetch() -> Certificate:
+        endpoint = Endpoint(
+            control.address("certificates"), chain[1].encode(), None, "Kubernetes", "weft-control", client_folder=tmp_path
+        )
+        client = CertificateClient(endpoint, 60)
+        try:
+            return await client.fetch(Identity.parse(WEB), time.time())
+        finally:
+            await client.close()
+
+    assert str(asyncio.run(fetch()).identity) == WEB
 
 
 def test_a_root_is_rotated_with_overlap_and_nobody_is_cut_off(meshed: Any) -> None:

@@ -141,4 +141,6 @@ def test_a_revoked_intermediate_a_chain_that_cannot_be_read_and_a_large_crowd() 
         revocations.check(Peer(leaf, above))
     with pytest.raises(PeerRevoked, match="cannot be looked up"):
         revocations.check(Peer(leaf, b"\x30\x03x"))
-    assert told == [Revocation(direction, known=True)] * 3 + [Revocation(direction, known=False)]
+    with pytest.raises(PeerRevoked, match="cannot be looked up in the revocation lists: it is empty"):
+        revocations.check(Peer())
+    assert told == [Revocation(direction, known=True)] * 3 + [Revocation(direction, known=False)] * 2

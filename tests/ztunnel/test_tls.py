@@ -132,6 +132,22 @@ def test_only_tls_1_3_unless_1_2_is_asked_for_and_then_with_forward_secret_gcm_a
     }
 
 
+def test_a_resumed_session_of_tls_1_2_is_refused_and_contexts_remember_few() -> None:
+    serving = Credentials(AUTHORITY.certificate_for(SERVER), tls12=True)
+    context, client = serving.server, old_version()
+    first = Pair(client, context)
+    first.shake_hands()
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    again = Pair(client, context)
+    again.client = client.wrap_bio(down, up, session=first.client.session)
+    again.server = context.wrap_bio(up, down, server_side=True)
+    again.shake_hands()
+    assert again.server.session_reused and chain_of(again.server) == []
+    with pytest.raises(PeerRefused, match="the peer resumed a session"):
+        names_of(again.server)
+    assert len({id(one) for one in [context, *(serving.server for _ in range(512))]}) == 2
+
+
 def test_the_chain_of_a_peer_goes_from_its_leaf_to_our_root() -> None:
     pair = Pair(Credentials(AUTHORITY.certificate_for(CLIENT)).client, SERVING.server)
     pair.shake_hands()
