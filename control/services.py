@@ -76,7 +76,9 @@ def waypoint_of(namespace: str, *labels: Mapping[str, str]) -> GatewayAddress | 
 def mesh_service(
     service: Service, addresses: Iterable[Address], ranges: Sequence[Network], namespace_labels: Mapping[str, str]
 ) -> nouns.Service:
-    """The service as proxies know it."""
+    """The service as proxies know it. A waypoint has none in front of itself, whatever its namespace wants."""
+    waypoint = waypoint_of(service.namespace, service.labels, namespace_labels)
+    own = NamespacedHostname(service.namespace, hostname_of(service.namespace, service.name))
     mode, preferences = _balancing(service)
     ports: dict[int, int] = {}
     for port in service.ports:
@@ -84,10 +86,10 @@ def mesh_service(
     return nouns.Service(
         name=service.name,
         namespace=service.namespace,
-        hostname=hostname_of(service.namespace, service.name),
+        hostname=own.hostname,
         vips=tuple(NetworkAddress("", address) for address in addresses),
         ports=ports,
-        waypoint=waypoint_of(service.namespace, service.labels, namespace_labels),
+        waypoint=waypoint if waypoint is None or waypoint.destination != own else None,
         preferences=preferences,
         mode=mode,
         allow_unhealthy=service.publish_not_ready,

@@ -46,6 +46,8 @@ class Configure:
     trust_domain: str
     worker: int
     keep_source_address: bool = True
+    enhanced_baggage: bool = True
+    """Says in answers who was reached, and believes what requests say of clients that no address tells."""
     localhost_app_tunnel: bool = True
     """An application that wants PROXY headers is dialled at the loopback address."""
     packet_mark: int = 0x539

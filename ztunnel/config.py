@@ -63,6 +63,7 @@ class Config:
     tls12: bool = False
     drain_s: float = 5.0
     keep_source_address: bool = True
+    enhanced_baggage: bool = True
     localhost_app_tunnel: bool = True
     packet_mark: int = 0x539
     admin_port: int = 15000
@@ -124,6 +125,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         tls12=_truth("TLS12_ENABLED", environment, False),
         drain_s=drain_deadline(environment),
         keep_source_address=_truth("ENABLE_ORIG_SRC", environment, True),
+        enhanced_baggage=_truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
         localhost_app_tunnel=_truth("LOCALHOST_APP_TUNNEL", environment, True),
         packet_mark=_integer("PACKET_MARK", environment, 0x539, 1, 0xFFFFFFFF),
         admin_port=_integer("ADMIN_PORT", environment, 15000, 0, 65535),

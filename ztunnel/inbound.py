@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from mesh.identity import Identity
 from mesh.policy import Connection
 from mesh.workload import Address, Workload
+from ztunnel.baggage import Described
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import Dial, endpoint, original_destination
 from ztunnel.fields import Fields
@@ -28,6 +29,7 @@ from ztunnel.hbone import (
 )
 from ztunnel.ledger import DENIED, SocketAddress, Tracked
 from ztunnel.missing import missing_inbound
+from ztunnel.node import Node
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.proxy_header import proxy_header
@@ -267,9 +269,7 @@ class InboundRequest(_Inbound):
     ) -> None:
         node, peer, service = arrival.pod.node, tunnel.peer, admitted.service
         assert peer is not None  # no request is read before the handshake is done
-        # Behind a gateway of another network the peer's address means nothing here.
-        foreign = request.network is not None and request.network.lower() != node.config.network.lower()
-        source = None if foreign else node.source_at(arrival.peer[0])
+        source, described = _source_of(node, arrival.peer[0], peer, request)
         record = ConnectionRecord(
             node.ledger.next_number(),
             arrival.pod.uid,
@@ -280,7 +280,7 @@ class InboundRequest(_Inbound):
             str(request.authority),
             source_workload=source.uid if source else "",
             source_identity=peer,
-            source_described=None if source else node.descriptions.read(peer, request.baggage),
+            source_described=described,
             destination_workload=workload.uid,
             destination_identity=workload.identity,
             destination_service=service.key if service else "",
@@ -316,7 +316,8 @@ class InboundRequest(_Inbound):
         announced = self._admitted.announced
         if announced is not None and not self._announce(sock, announced):
             return
-        stream.answer(response_fields(200, self.pod.baggage(self.workload)))
+        says = self.pod.node.config.enhanced_baggage
+        stream.answer(response_fields(200, self.pod.baggage(self.workload) if says else b""))
         self.opened()
         stream.attach(sock, speaks_first=False)
 
@@ -344,6 +345,18 @@ class InboundRequest(_Inbound):
         self._tunnel.loop.dirty[self._tunnel] = None
         stream.drop()
         self.ended(flag, error)
+
+
+def _source_of(
+    node: Node, address: Address, identity: Identity, request: ConnectRequest
+) -> tuple[Workload | None, Described | None]:
+    """Who the client is: by its address, else by its own words. The address of another network's gateway says nothing."""
+    network = node.config.network
+    foreign = request.network is not None and request.network.lower() != network.lower()
+    source = None if foreign else node.inventory.workload_by_address(network, address)
+    if source is not None:
+        return source, None
+    return None, node.descriptions.read(identity, request.baggage if node.config.enhanced_baggage else b"")
 
 
 def accept_plain(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:

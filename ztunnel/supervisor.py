@@ -117,6 +117,7 @@ class Supervisor:
                 config.trust_domain,
                 index,
                 config.keep_source_address,
+                config.enhanced_baggage,
                 config.localhost_app_tunnel,
                 config.packet_mark,
                 tls12=config.tls12,

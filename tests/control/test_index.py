@@ -276,6 +276,8 @@ def test_who_asks_for_a_waypoint_is_not_reached_past_it() -> None:
         index.replace_objects(objects(NODE, pod(), written, namespace(labels)), {"demo/web": (ip_address("10.96.0.9"),)})
         assert str(index.services.nouns[KEY].waypoint).startswith(expected)
         assert index.workloads.nouns[UID].waypoint is None, "a namespace speaks of its services"
+    index.replace_objects(objects(NODE, pod(), service(), namespace("istio.io/use-waypoint: web")), {})
+    assert index.services.nouns[KEY].waypoint is None, "it is that waypoint"
     own = objects(NODE, pod(label="istio.io/use-waypoint: gw"), service())
     index.replace_objects(own, {})
     assert str(index.workloads.nouns[UID].waypoint) == "demo/gw.demo.svc.cluster.local"

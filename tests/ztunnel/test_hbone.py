@@ -188,3 +188,27 @@ def test_any_block_is_decoded_or_ends_the_connection(block: bytes) -> None:
         FieldReader(1024).begin(1, END_HEADERS, block)
     except ProtocolError as error:
         assert error.code in (Code.COMPRESSION_ERROR, Code.ENHANCE_YOUR_CALM)
+
+
+def test_build_forwarded() -> None:
+    """As recorded: with the service where it is known."""
+    source = (ip_address("10.77.0.2"), 55392)
+    block = single_fields(source, "a.fz.svc.cluster.local", bytes(24))
+    fields = Decoder().decode(block, raw=True)
+    assert (b"forwarded", b'for="10.77.0.2:55392";host=a.fz.svc.cluster.local') in fields
+    alone = Decoder().decode(single_fields(source, "", bytes(24)), raw=True)
+    assert (b"forwarded", b'for="10.77.0.2:55392"') in alone
+
+
+def test_x_forwarded_network_header() -> None:
+    """Last, and only where a network is to be told: an empty one is told too."""
+    source = (ip_address("10.77.0.2"), 1)
+    for network in ("net1", ""):
+        fields = Decoder().decode(single_fields(source, "", bytes(24), network), raw=True)
+        assert list(fields)[-1] == (b"x-forwarded-network", network.encode())
+        request = read_request([(b":method", b"CONNECT"), (b":authority", b"1.2.3.4:5"), (b"baggage", b"a=b"), *fields])
+        assert request.network == network and request.baggage == b"a=b"
+    assert b"x-forwarded-network" not in dict(Decoder().decode(single_fields(source, "", bytes(24)), raw=True))
+    assert read_request([(b":method", b"CONNECT"), (b":authority", b"1.2.3.4:5")]).network is None
+    twice = [(b":method", b"CONNECT"), (b":authority", b"1.2.3.4:5"), (b"baggage", b"a=b"), (b"baggage", b"c=d")]
+    assert read_request(twice).baggage == b"a=b,c=d"

@@ -13,10 +13,12 @@ from ipaddress import ip_address
 import pytest
 
 from mesh.identity import Identity
-from mesh.workload import ApplicationTunnel, GatewayAddress, NetworkAddress, Service
+from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
+from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.world import CLIENT, SERVER, World, assert_reset, run, world
 from ztunnel.baggage import Described
-from ztunnel.channel import Connections, Opened, QueryConnections, UpdateInventory, WorkerStatus
+from ztunnel.channel import Connections, Opened, QueryConnections, SetRevoked, UpdateInventory, WorkerStatus
+from ztunnel.crl_file import read_lists
 
 pytestmark = pytest.mark.kernel
 
@@ -68,19 +70,31 @@ def far_service(mesh: World, *names: str) -> Service:
     return Service("far", "shop", HOSTNAME, vips, {80: 8080}, names or (str(SERVER),))
 
 
+def by_address(mesh: World) -> GatewayAddress:
+    return GatewayAddress(NetworkAddress("remote", ip_address(mesh.pods["gateway"].address)), 15008)
+
+
+def seen(mesh: World, through: GatewayAddress) -> Workload:
+    """The server as the client's network knows it: somewhere behind a gateway."""
+    uid = "remote/SplitHorizonWorkload/gateway/far"
+    far = replace(mesh.server.workload, uid=uid, network="remote", addresses=(), network_gateway=through)
+    return replace(far, services={f"shop/{HOSTNAME}": {80: 8080}})
+
+
 @pytest.fixture(scope="module")
 def shared() -> Iterator[World]:
     with world("far", "gateway") as mesh:
         gateway = mesh.pods["gateway"]
         mesh.server.network = gateway.network = "remote"
         service = far_service(mesh)
-        through = GatewayAddress(NetworkAddress("remote", ip_address(gateway.address)), 15008)
         own = replace(gateway.workload, network="remote", application_tunnel=ApplicationTunnel(False, PASS_PORT))
         server = replace(mesh.server.workload, network="remote", services={service.key: {80: 8080}})
-        seen = replace(server, uid="remote/SplitHorizonWorkload/gateway/far", addresses=(), network_gateway=through)
-        mesh.client.start([mesh.client.workload, service, own, seen], [mesh.authority.certificate_for(CLIENT)])
+        far = seen(mesh, by_address(mesh))
+        mesh.client.start([mesh.client.workload, service, own, far], [mesh.authority.certificate_for(CLIENT)])
         gateway.start([own, service], [mesh.authority.certificate_for(GATEWAY)])
-        mesh.server.start([server, service], [mesh.authority.certificate_for(SERVER)])
+        papers = mesh.authority.certificate_for(SERVER)
+        mesh.papers = papers  # type: ignore[attr-defined]
+        mesh.server.start([server, service], [papers])
         yield mesh
 
 
@@ -191,6 +205,62 @@ def test_who_answers_must_be_the_service(mesh: World) -> None:
     assert record.flag == "IDENTITY_ERROR"
     assert "did not present the expected SAN (spiffe://cluster.local/ns/shop/sa/another)" in record.error
     mesh.client.worker.tell(UpdateInventory([far_service(mesh)], []))
+
+
+def test_double_hbone_through_a_gateway_with_a_service(mesh: World) -> None:
+    gateway = mesh.pods["gateway"]
+    service = Service("gtw", "shop", "gtw.shop.svc.cluster.local", ports={15009: 15008})
+    own = replace(gateway.workload, network="remote", services={service.key: {15009: 15008}})
+    by_name = GatewayAddress(NamespacedHostname("shop", "gtw.shop.svc.cluster.local"), 15009)
+    mesh.client.worker.tell(UpdateInventory([service, own, seen(mesh, by_name)], []))
+    with mesh.server.listen(8080) as listener:
+        for sock in connected(mesh, listener):
+            sock.close()
+    assert mesh.client.worker.closed().destination == (ip_address(gateway.address), 15008)
+    mesh.client.worker.tell(UpdateInventory([seen(mesh, by_address(mesh))], [service.key]))
+
+
+def test_double_hbone_to_a_waypoint_on_the_other_network(mesh: World) -> None:
+    """The inner tunnel ends at the waypoint: the server's pod, as one whose application wants the PROXY header."""
+    waypoint = Service("wp", "shop", "wp.shop.svc.cluster.local", ports={15008: 15008}, subject_alt_names=(str(SERVER),))
+    front = GatewayAddress(NamespacedHostname("shop", "wp.shop.svc.cluster.local"), 15008)
+    behind = replace(far_service(mesh, "spiffe://cluster.local/ns/shop/sa/nobody"), waypoint=front)
+    pod = replace(seen(mesh, by_address(mesh)), services={waypoint.key: {}})
+    tunnel = ApplicationTunnel(True, 15088)
+    own = replace(mesh.server.workload, network="remote", services={waypoint.key: {}}, application_tunnel=tunnel)
+    mesh.client.worker.tell(UpdateInventory([waypoint, behind, pod], []))
+    mesh.server.worker.tell(
+        UpdateInventory([waypoint, behind, replace(own, application_tunnel=ApplicationTunnel(True, 15088))], [])
+    )
+    with mesh.server.listen(15088, address="127.0.0.1") as listener:
+        client, server = connected(mesh, listener)
+        client.sendall(b"question")
+        said = b""
+        while not said.endswith(b"question"):
+            said += server.recv(1000)
+        # The PROXY header: from the gateway's address, to the service's, with the client's identity.
+        assert said[16:24] == ip_address(mesh.pods["gateway"].address).packed + ip_address(VIP).packed
+        assert str(CLIENT).encode() in said
+        client.close()
+        server.close()
+    record = mesh.client.worker.closed()
+    assert record.hbone_destination == f"{HOSTNAME}:80" and record.destination_service == behind.key
+    server_side = replace(mesh.server.workload, network="remote", services={f"shop/{HOSTNAME}": {80: 8080}})
+    mesh.client.worker.tell(UpdateInventory([far_service(mesh), seen(mesh, by_address(mesh))], [waypoint.key]))
+    mesh.server.worker.tell(UpdateInventory([far_service(mesh), server_side], [waypoint.key]))
+
+
+def test_who_is_revoked_behind_a_gateway_is_refused_and_cut_off(mesh: World) -> None:
+    with mesh.server.listen(8080) as listener:
+        client, _ = connected(mesh, listener)
+        lists = read_lists(revocation_list(mesh.authority, mesh.papers.chain_pem))  # type: ignore[attr-defined]
+        mesh.client.worker.tell(SetRevoked(lists))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert mesh.client.worker.closed().flag == "CERT_REVOKED"
+        assert_reset(lambda: mesh.client.connect(VIP, 80))
+        assert mesh.client.worker.closed().flag == "CERT_REVOKED"
+    mesh.client.worker.tell(SetRevoked({}))
 
 
 def test_the_gateways_refusal_and_the_workloads_own_are_told(mesh: World) -> None:

@@ -1,6 +1,7 @@
 """Waypoints over real sockets and real TLS: who is dialled, what is asked for, and that nobody is reached past one."""
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -8,8 +9,16 @@ from ipaddress import ip_address
 import pytest
 
 from mesh.policy import Action, Match, Policy, Scope
-from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
-from tests.ztunnel.world import CLIENT, SERVER, World, assert_reset, world
+from mesh.workload import (
+    ApplicationTunnel,
+    GatewayAddress,
+    NamespacedHostname,
+    NetworkAddress,
+    Service,
+    TunnelProtocol,
+    Workload,
+)
+from tests.ztunnel.world import CLIENT, SERVER, VIP, World, assert_reset, world
 from ztunnel.channel import Opened, UpdateInventory, UpdatePolicies
 from ztunnel.proxy_header import proxy_header
 
@@ -164,3 +173,34 @@ def test_policy_sees_the_port_that_the_application_hears_at(mesh: World) -> None
         assert mesh.server.worker.closed().flag == "DENY"
     finally:
         mesh.server.worker.tell(UpdatePolicies([], ["shop/deny"]))
+
+
+def test_service_loadbalancing() -> None:
+    """Connections are shared among endpoints by capacity, and one that is not ready gets none."""
+    with world("shares", "second", "third") as mesh:
+        pods = {name: mesh.pods[name] for name in ("server", "second", "third")}
+        key = mesh.service.key
+        shared = [replace(pod.workload, services={key: {80: 8080}}) for pod in pods.values()]
+        shared[0] = replace(shared[0], capacity=3)
+        shared[2] = replace(shared[2], healthy=False)
+        plain = [replace(one, protocol=TunnelProtocol.NONE) for one in shared]
+        mesh.client.start([mesh.client.workload, mesh.service, *plain], [mesh.authority.certificate_for(CLIENT)])
+        for pod in pods.values():
+            pod.start([pod.workload], [])
+        listeners = {name: pod.listen(8080) for name, pod in pods.items()}
+        for _ in range(100):
+            mesh.client.connect(VIP, 80).close()
+        uids = Counter(mesh.client.worker.wait_for(Opened).record.destination_workload.rpartition("/")[2] for _ in range(100))
+        assert set(uids) == {"server", "second"} and 55 <= uids["server"] <= 92, uids  # 75 expected; 4.6 standard deviations
+        for listener in listeners.values():
+            listener.close()
+
+
+def test_without_original_sources_applications_see_the_proxy() -> None:
+    with world("orig") as mesh:
+        mesh.server.configuration = {"keep_source_address": False, "enhanced_baggage": False}
+        mesh.start()
+        with mesh.server.listen(8080) as listener, mesh.client.connect(VIP, 80):
+            server, (peer, _) = listener.accept()
+            server.close()
+            assert peer == mesh.server.address
