@@ -4,7 +4,7 @@ import errno
 from collections import deque
 from collections.abc import Callable
 
-from ztunnel.loop import Loop
+from ztunnel.limits import Held
 
 _MERGE_BELOW = 64 << 10
 """Small pieces join the last one: a peer that sends single bytes must not cost an object for each."""
@@ -15,10 +15,10 @@ GONE = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN
 class Backlog:
     """A queue of bytes in front of one socket."""
 
-    __slots__ = ("_chunks", "_loop", "_offset", "size")
+    __slots__ = ("_chunks", "_held", "_offset", "size")
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, held: Held) -> None:
+        self._held = held
         self._chunks: deque[bytearray] = deque()
         self._offset = 0
         self.size = 0
@@ -30,7 +30,7 @@ class Backlog:
         else:
             self._chunks.append(bytearray(data))
         self.size += len(data)
-        self._loop.buffered += len(data)
+        self._held.add(len(data))
 
     def send(self, send: Callable[[memoryview], int]) -> int:
         """Send until the socket takes no more; the count of bytes that left. Raises: OSError of the socket."""
@@ -52,13 +52,13 @@ class Backlog:
                 self._offset = 0
         finally:
             self.size -= sent
-            self._loop.buffered -= sent
+            self._held.add(-sent)
         return sent
 
     def clear(self) -> int:
         """Forget what waits; the count of bytes."""
         size, self.size = self.size, 0
-        self._loop.buffered -= size
+        self._held.add(-size)
         self._chunks.clear()
         self._offset = 0
         return size

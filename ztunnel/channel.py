@@ -18,6 +18,7 @@ from mesh.identity import Identity
 from mesh.policy import Policy
 from mesh.workload import Service, Workload
 from ztunnel.baggage import Described
+from ztunnel.limits import NODE, POD, Limits, Usage
 
 MAX_FDS = 8
 MAX_FRAME_BYTES = 64 << 20
@@ -63,6 +64,9 @@ class Configure:
     cluster_domain: str = "cluster.local"
     preferred_service_namespace: str = ""
     ipv6: bool = True
+    node_limits: Limits = NODE
+    """This worker's share, as of the next."""
+    pod_limits: Limits = POD
     offender_pause_s: float = 0.5
     """At most between two greetings of a source that keeps losing tunnels by its own fault."""
     trust_domain_aliases: frozenset[str] = frozenset()
@@ -302,6 +306,8 @@ class WorkerStatus:
     """Sent every second: sizes that an operator watches, by name (open connections, tunnels, buffered bytes, drops)."""
 
     gauges: dict[str, int]
+    usage: dict[str, Usage] = field(default_factory=dict)
+    """What each pod (by uid) and the node (under "") holds of its limits."""
 
 
 QueryLabels = tuple[str, str, str, str]

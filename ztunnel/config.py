@@ -15,6 +15,7 @@ from wire.grpc_tls import Endpoint
 from wire.places import Places
 from ztunnel.control_plane import control_endpoint, node_metadata, socket_address
 from ztunnel.dns_config import dns_places
+from ztunnel.limits import KINDS, NODE, POD, Limits
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -62,6 +63,9 @@ class Config:
     """Agree on keys by the post-quantum group alone."""
     tls12: bool = False
     drain_s: float = 5.0
+    node_limits: Limits = NODE
+    pod_limits: Limits = POD
+    offender_pause_s: float = 0.5
     keep_source_address: bool = True
     enhanced_baggage: bool = True
     localhost_app_tunnel: bool = True
@@ -124,6 +128,9 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         pqc=_pqc(environment),
         tls12=_truth("TLS12_ENABLED", environment, False),
         drain_s=drain_deadline(environment),
+        node_limits=_limits("NODE", environment, NODE),
+        pod_limits=_limits("POD", environment, POD),
+        offender_pause_s=_duration("WEFT_OFFENDER_PAUSE", environment.get("WEFT_OFFENDER_PAUSE") or "500ms"),
         keep_source_address=_truth("ENABLE_ORIG_SRC", environment, True),
         enhanced_baggage=_truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
         localhost_app_tunnel=_truth("LOCALHOST_APP_TUNNEL", environment, True),
@@ -188,9 +195,14 @@ def _integer(name: str, environment: Mapping[str, str], default: int, least: int
     text = environment.get(name)
     if not text:
         return default
-    if not re.fullmatch(r"\d{1,10}", text) or not least <= int(text) <= most:
+    if not re.fullmatch(r"\d{1,13}", text) or not least <= int(text) <= most:
         raise ValueError(f"{name}={text!r}: not a number from {least} to {most}")
     return int(text)
+
+
+def _limits(holder: str, environment: Mapping[str, str], default: Limits) -> Limits:
+    names = {kind: f"WEFT_{kind.upper()}_PER_{holder}" for kind in KINDS}
+    return Limits(*(_integer(name, environment, getattr(default, kind), 1, 1 << 40) for kind, name in names.items()))
 
 
 def _truth(name: str, environment: Mapping[str, str], default: bool) -> bool:

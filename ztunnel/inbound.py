@@ -87,11 +87,13 @@ class Arrival:
             self.turn_away("IDENTITY_ERROR", credentials)
             return
         now, source = node.loop.now, self.peer[0]
-        node.handshakes.make_room(source)
+        bound = node.handshakes.make_room(source, self.pod.uid, self.pod.holder.limits.handshakes)
+        if bound is not None:
+            (node if bound == "node" else self.pod).holder.count("handshakes")
         wait_s = node.penance.wait_s(source, now)
         if wait_s:
             node.handshakes.add(self, now, self._not_greeted)
-            node.handshakes.belongs(self, source)
+            node.handshakes.belongs(self, source, self.pod.uid)
             node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
         else:
             self._welcome(credentials)
@@ -105,12 +107,13 @@ class Arrival:
             return
         self._sock = None
         node.handshakes.discard(self)
-        tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes, self.peer[0])
-        node.handshakes.belongs(tunnel, self.peer[0])
-        self.pod.guests.pop(self, None)
-        self.pod.tunnels[tunnel] = None
-        node.add_inbound_tunnel(tunnel, self.pod.uid, self.peer[0])
-        if self.pod.draining:
+        pod, source = self.pod, self.peer[0]
+        tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes, source, pod.holder.held)
+        node.handshakes.belongs(tunnel, source, pod.uid)
+        pod.guests.pop(self, None)
+        pod.tunnels[tunnel] = None
+        node.add_inbound_tunnel(tunnel, pod.uid, source)
+        if pod.draining:
             tunnel.drain()
 
     def turn_away(self, flag: Flag, error: str) -> None:
@@ -166,9 +169,11 @@ class Arrival:
         if workload is None:
             self._reject(tunnel, sid, 503, "unknown destination")
             return None
-        if not node.has_room():
-            node.refused += 1
+        if not self.pod.has_room():
             self._reject(tunnel, sid, 503, "too many connections")
+            return None
+        if not self.pod.has_room_for_stream():
+            self._reject(tunnel, sid, 503, "too many streams")
             return None
         node.inbound_tunnels.used(tunnel)
         if node.demands is not None:
@@ -289,6 +294,17 @@ class InboundRequest(_Inbound):
         self._tunnel = tunnel
         self._admitted = admitted
         self._stream: TunnelStream | None = None
+
+    def check(self) -> str:
+        """See _Inbound."""
+        self.pod.count_stream(1)
+        return super().check()
+
+    def ended(self, flag: Flag, error: str) -> None:
+        """See ztunnel.ledger.Tracked."""
+        if self in self.pod.connections:
+            self.pod.count_stream(-1)
+        super().ended(flag, error)
 
     def start(self, sid: int, stream: TunnelStream | None = None) -> Stream | None:
         """Check and connect; the stream (a new one, unless the request waited in it), unless it was rejected at once."""
@@ -414,7 +430,7 @@ class InboundPlain(_Inbound):
         self._dial = None
         client, self._sock = self._sock, None
         assert client is not None
-        self.pump = Passthrough(self.pod.node.loop, self, sock, client)
+        self.pump = Passthrough(self.pod.node.loop, self, sock, client, self.pod.holder.held)
 
     def not_connected(self, flag: Flag, error: str) -> None:
         """The application is not there: neither is the connection."""

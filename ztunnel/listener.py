@@ -69,10 +69,8 @@ class Listener:
             self.on_event(0)
 
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
-        node = self._pod.node
         sock.setblocking(False)
-        if not node.has_room():
-            node.refused += 1
+        if not self._pod.has_room():
             reset_on_close(sock)
             sock.close()
             return

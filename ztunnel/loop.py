@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ztunnel.limits import NODE, Held
 from ztunnel.rota import Continued, Rota
 
 IN, OUT, ERROR, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
@@ -96,7 +97,7 @@ class Loop:
         self.dirty: dict[Flushable, None] = {}
         self.now = time.monotonic()
         self.running = True
-        self.buffered = 0
+        self.held = Held(NODE.buffered_bytes)
         """Bytes that wait in the worker for slow receivers."""
         self.rota = Rota()
         self._left_over = self.rota.waiting

@@ -17,6 +17,7 @@ from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.handshakes import Handshakes
 from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.ledger import Ledger, SocketAddress
+from ztunnel.limits import Holder
 from ztunnel.loop import Deadlines, Loop
 from ztunnel.names import Zone
 from ztunnel.nameservers import Nameservers
@@ -58,7 +59,9 @@ class Node:
         self.vault = Vault(loop, emit, config.tls12)
         self.descriptions = Descriptions()
         self.revocations = Revocations(emit, lambda call: loop.call_at(loop.now + _NEXT_TURN_S, call))
-        self.handshakes = Handshakes()
+        self.holder = Holder(config.node_limits, loop.held)
+        loop.held.limit = config.node_limits.buffered_bytes
+        self.handshakes = Handshakes(config.node_limits.handshakes)
         """Inbound ones."""
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
         self.dials = Deadlines(config.connect_timeout_s)
@@ -77,9 +80,7 @@ class Node:
         self.tunnels: dict[Tunnel, None] = {}
         self.inbound_tunnels = InboundTunnels()
         self.penance = Penance(config.offender_pause_s)
-        self.max_connections = raise_fd_limit()
-        self.refused = 0
-        """Connections beyond a limit."""
+        self._max_connections = min(raise_fd_limit(), config.node_limits.connections)
         self._waiting: dict[object, Callable[[], bool]] = {}
         self.chance = random
 
@@ -88,10 +89,18 @@ class Node:
         aliases = self.config.trust_domain_aliases
         return aliases and aliases | {identity.trust_domain}
 
+    @property
+    def connections(self) -> int:
+        """Those that are open, tunnels among them, and those that wait."""
+        demanded = len(self.demands) if self.demands is not None else 0
+        return len(self.ledger.open) + len(self.tunnels) + len(self.workload_waits) + demanded
+
     def has_room(self) -> bool:
-        """Whether one more connection may be accepted."""
-        waiting = len(self.workload_waits) + len(self.handshakes) + (len(self.demands) if self.demands is not None else 0)
-        return len(self.ledger.open) + len(self.tunnels) + waiting < self.max_connections
+        """Whether one more connection may be accepted; counted where not."""
+        if self.connections < self._max_connections:
+            return True
+        self.holder.count("connections")
+        return False
 
     @property
     def is_busy(self) -> bool:
@@ -201,9 +210,8 @@ class Node:
             "handshakes": len(self.handshakes) + len(self.client_handshakes),
             "connecting": len(self.dials),
             "waiting_for_workload": len(self.workload_waits),
-            "buffered_bytes": self.loop.buffered,
+            "buffered_bytes": self.loop.held.bytes,
             "certificates": len(self.vault),
-            "refused_connections": self.refused,
             "waiting_for_destination": len(self.demands) if self.demands is not None else 0,
             "unknown_destinations": self.demands.refused if self.demands is not None else 0,
             "dns_questions": len(self.dns_upstream.under_way),

@@ -149,7 +149,7 @@ class Outbound(Tracked):
         self._dial = None
         client, self._sock = self._sock, None
         assert client is not None
-        self.pump = Passthrough(self.pod.node.loop, self, client, sock)
+        self.pump = Passthrough(self.pod.node.loop, self, client, sock, self.pod.holder.held)
 
     def not_connected(self, flag: Flag, error: str) -> None:
         """See ztunnel.dial.Owner."""

@@ -9,6 +9,7 @@ from socket import SHUT_WR, socket
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
+from ztunnel.limits import Held
 from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.stream import NOBODY, Owner
 from ztunnel.tunnel import reset_on_close
@@ -95,7 +96,7 @@ class _End:
             sent = 0
         self.other.moved += sent
         if sent < len(data):
-            self.backlog = Backlog(self._loop)
+            self.backlog = Backlog(self.pump.held)
             self.backlog.add(data[sent:])
             self._want(self._mask | OUT)
         return sent
@@ -162,10 +163,12 @@ class _End:
 class Passthrough:
     """One connection of two sockets; owns both. `local` is the side of this node's workload."""
 
-    __slots__ = ("_local", "_remote", "closed", "owner")
+    __slots__ = ("_local", "_remote", "closed", "held", "owner")
 
-    def __init__(self, loop: Loop, owner: Owner, local: socket, remote: socket) -> None:
+    def __init__(self, loop: Loop, owner: Owner, local: socket, remote: socket, held: Held) -> None:
+        """`held`: on whose account bytes wait."""
         self.owner = owner
+        self.held = held
         self.closed = False
         self._local, self._remote = _End(loop, self, local), _End(loop, self, remote)
         self._local.other, self._remote.other = self._remote, self._local

@@ -7,6 +7,7 @@ from ztunnel.baggage import baggage_of
 from ztunnel.channel import AddPod, Flag
 from ztunnel.dial import Netns
 from ztunnel.ledger import DRAINED, Tracked
+from ztunnel.limits import Held, Holder, Usage
 from ztunnel.node import Node
 from ztunnel.pool import Pool
 from ztunnel.tunnel import Tunnel
@@ -51,7 +52,9 @@ class Pod:
         self.netns = Netns(netns_fd, node.home_fd, node.config.packet_mark)
         self.keeps_source = node.config.keep_source_address and not message.own
         """The application sees the client's own address."""
-        self.pool = Pool(node, self.netns)
+        limits = node.config.pod_limits
+        self.holder = Holder(limits, Held(limits.buffered_bytes, node.loop.held))
+        self.pool = Pool(node, self.netns, self.holder.held)
         self.listeners: list[Closable] = []
         self.dns: DNS | None = None
         self.tunnels: dict[Tunnel, None] = {}
@@ -62,6 +65,29 @@ class Pod:
         self._looked_at = -1
         self._described: Workload | None = None
         self._baggage = b""
+
+    @property
+    def held_connections(self) -> int:
+        """Connections of its applications and its peers' tunnels, and those that wait."""
+        return len(self.connections) + len(self.tunnels) + len(self.guests)
+
+    def has_room(self) -> bool:
+        """Whether the pod, and the node, may have one more connection; counted where not."""
+        return not self.holder.refuses("connections", self.held_connections) and self.node.has_room()
+
+    def has_room_for_stream(self) -> bool:
+        """The same for one more stream of a peer's tunnel."""
+        node = self.node.holder
+        return not (self.holder.refuses("streams", self.holder.streams) or node.refuses("streams", node.streams))
+
+    def count_stream(self, change: int) -> None:
+        """A stream began (1), or ended (-1)."""
+        self.holder.streams += change
+        self.node.holder.streams += change
+
+    def usage(self) -> Usage:
+        """What it holds in this worker."""
+        return self.holder.usage(self.held_connections, self.node.handshakes.count(self.uid))
 
     def workload(self) -> Workload | None:
         """The mesh's view of the pod, as it is now."""

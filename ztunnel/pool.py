@@ -14,6 +14,7 @@ from ztunnel.channel import Flag
 from ztunnel.dial import Dial, Netns
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
+from ztunnel.limits import Held
 from ztunnel.node import Node
 from ztunnel.tls import Credentials, check_server
 from ztunnel.tunnel import Tunnel
@@ -58,7 +59,9 @@ class _Making:
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
         node = self.pool.node
-        tunnel = Tunnel(node.loop, sock, self.credentials.client, False, self, node.client_handshakes, self.key.address)
+        tunnel = Tunnel(
+            node.loop, sock, self.credentials.client, False, self, node.client_handshakes, self.key.address, self.pool.held
+        )
         if tunnel.open:
             self.tunnel = tunnel
             node.add_tunnel(tunnel)
@@ -92,8 +95,10 @@ class _Making:
 class Pool:
     """One per pod."""
 
-    def __init__(self, node: Node, netns: Netns) -> None:
+    def __init__(self, node: Node, netns: Netns, held: Held) -> None:
         self.node = node
+        self.held = held
+        """On whose account bytes wait."""
         self._netns = netns
         self._ready: dict[Key, list[_Making]] = {}
         self._making: dict[Key, _Making] = {}

@@ -28,8 +28,6 @@ from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.tunnel import HIGH_WATER, Tunnel, reset_on_close
 
 EARLY_BYTES = 64 << 10
-MAX_BUFFERED_BYTES = 512 << 20
-"""For the whole worker: beyond it, a stream whose application does not read loses its connection."""
 _SMALL_BYTES = 8192
 """Up to here copying a frame into the turn's write is cheaper than a TLS write of its own."""
 _READS_PER_EVENT = 4
@@ -225,16 +223,18 @@ class TunnelStream(Stream):
             self.received += count
             if count == len(data):
                 return count
-            self._backlog = Backlog(self._loop)
+            self._backlog = Backlog(self.tunnel.held)
         self._keep(data[count:])
         return count
 
     def _keep(self, rest: memoryview) -> None:
         backlog = self._backlog
         assert backlog is not None
-        if self._loop.buffered > MAX_BUFFERED_BYTES:
+        if self.tunnel.held.refuses():
             self._http.discarded(len(rest))
-            self.abort("-", "the worker's buffers are full and this application does not read", Code.ENHANCE_YOUR_CALM)
+            self.abort(
+                "-", "the buffers of its pod or node are full and this application does not read", Code.ENHANCE_YOUR_CALM
+            )
             return
         backlog.add(rest)
         if self._fd >= 0:

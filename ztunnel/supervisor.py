@@ -85,7 +85,13 @@ class Supervisor:
         self._output = LineOutput(sys.stdout.fileno())
         self.flows = FlowFeed(time.monotonic)
         self._telemetry = Telemetry(
-            config.node, config.network, self.view.inventory, self.flows, self._output.write, self.pods.pod
+            config.node,
+            config.network,
+            self.view.inventory,
+            self.flows,
+            self._output.write,
+            self.pods.pod,
+            (config.node_limits, config.pod_limits),
         )
         self._telemetry.as_json = config.log_json
         self.log_levels = LogLevels(config.log_level, self._set_access_level, self._log_levels_changed)
@@ -127,6 +133,9 @@ class Supervisor:
                 ipv6=config.ipv6,
                 on_demand=config.on_demand,
                 trust_domain_aliases=config.trust_domain_aliases,
+                node_limits=config.node_limits.share(config.workers),
+                pod_limits=config.pod_limits.share(config.workers),
+                offender_pause_s=config.offender_pause_s,
             ),
             (),
         )

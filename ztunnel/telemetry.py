@@ -22,6 +22,8 @@ from ztunnel.channel import (
 from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.flow_feed import FlowFeed, Moment, connection_event, early_event
+from ztunnel.limit_metrics import LimitMetrics
+from ztunnel.limits import Limits
 from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge, revocation_families
 from ztunnel.zds import PodInfo
 
@@ -55,14 +57,16 @@ class Telemetry:
         flows: FlowFeed,
         write: Callable[[str], None],
         pod: Callable[[str], PodInfo | None],
+        limits: tuple[Limits, Limits],
     ) -> None:
-        """`write` takes finished access log lines; `pod` finds a pod by its uid."""
+        """`write` takes finished access log lines; `pod` finds a pod by its uid; `limits`: of the node, and of a pod."""
         self._node = node
         self._network = network
         self._inventory = inventory
         self._flows = flows
         self._write = write
         self._pod = pod
+        self._limits = LimitMetrics(*limits, pod)
         self._tcp = TcpMetrics()
         self._dns = DNSMetrics(inventory)
         self._open: dict[tuple[int, int], _Open] = {}
@@ -93,6 +97,7 @@ class Telemetry:
             self._revocations[message] = self._revocations.get(message, 0) + 1
         elif isinstance(message, WorkerStatus):
             self._gauges[worker] = message.gauges
+            self._limits.take(worker, message.usage)
         elif isinstance(message, DNSCounts):
             self._dns.take(message)
 
@@ -203,6 +208,7 @@ class Telemetry:
             record.error = "connection closed: the data worker that carried it ended"
             self._closed(worker, Closed(record, was_open=True))
         self._gauges.pop(worker, None)
+        self._limits.forget(worker)
 
     @property
     def open_connections(self) -> int:
@@ -213,7 +219,12 @@ class Telemetry:
         """The metrics of connections and workers."""
         early = (((("direction", direction), ("flag", flag)), count) for (direction, flag), count in self._early.items())
         offences = (((("identity", identity), ("kind", kind)), count) for (identity, kind), count in self._offences.items())
-        families = [*self._tcp.families(), *self._dns.families(), *revocation_families(self._revocations)]
+        families = [
+            *self._tcp.families(),
+            *self._dns.families(),
+            *self._limits.families(),
+            *revocation_families(self._revocations),
+        ]
         families.append(counter("weft_offences", "Tunnels that peers lost for breaking the protocol or their budget", offences))
         families.append(counter("weft_early_failures", "Connections that failed before they could be told apart", early))
         families.append(counter("weft_flows_lost", "Flows that a reader did not get", [((), self._flows.lost)]))

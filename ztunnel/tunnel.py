@@ -27,6 +27,7 @@ from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
 from ztunnel.frames import STREAM_WINDOW, Code, ProtocolError
 from ztunnel.http2 import Connection
+from ztunnel.limits import Held
 from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
 from ztunnel.tls import PeerRefused, chain_of, names_of, reason_of
 from ztunnel.tunnel_owner import Owner
@@ -54,8 +55,9 @@ class Tunnel:
         owner: Owner,
         handshakes: Deadlines,
         source: object = None,
+        held: Held | None = None,
     ) -> None:
-        """`source`: with whom the tunnel shares its place in the rota."""
+        """`source`: with whom it shares its place in the rota; `held`: on whose account its bytes wait, if not the node's."""
         self.loop = loop
         self.owner, self.server = owner, server
         self.http = Connection(server, self, loop.now)
@@ -67,6 +69,7 @@ class Tunnel:
         self.queued = 0
         self.offence = ""
         """By what the peer lost the connection; empty when it behaved."""
+        self.held = held or loop.held
         self._source = source
         self._late = False
         """Waits in the rota."""
@@ -171,18 +174,18 @@ class Tunnel:
         if not self.open:
             return
         self._rest = memoryview(bytes(_plain[used:filled]))
-        self.loop.buffered += filled - used
+        self.held.add(filled - used)
         self._room = _cipher[:_FIRST_READ_BYTES]
         self._leave()
 
     def _use_rest(self) -> bool:
         """Whether nothing is left over any more."""
         rest, self._rest = self._rest, memoryview(b"")
-        self.loop.buffered -= len(rest)
+        self.held.add(-len(rest))
         used = self.http.receive(rest, self.loop.now)
         if used < len(rest) and self.open:
             self._rest = rest[used:]
-            self.loop.buffered += len(self._rest)
+            self.held.add(len(self._rest))
             self._leave()
             return False
         return self.open
@@ -327,7 +330,7 @@ class Tunnel:
         rest = memoryview(data)[sent:]
         self._waiting.append(rest)
         self.queued += len(rest)
-        self.loop.buffered += len(rest)
+        self.held.add(len(rest))
         if len(self._waiting) == 1:
             self.loop.modify(self._fd, IN | OUT)
         if self.queued > _DROP_ABOVE:
@@ -349,7 +352,7 @@ class Tunnel:
                 self._waiting[0] = rest[sent:]
                 break
             self._waiting.popleft()
-        self.loop.buffered -= before - self.queued
+        self.held.add(self.queued - before)
         if not self._waiting:
             self.loop.modify(self._fd, IN)
             if self.http.draining:
@@ -426,13 +429,13 @@ class Tunnel:
             self._handshakes = None
         self.loop.forget(self._fd)
         self._sock.close()
-        self.loop.buffered -= self.queued
+        self.held.add(-self.queued)
         self.queued = 0
         self._waiting.clear()
         self.loop.dirty.pop(self, None)
         if self._late:
             self.loop.rota.discard(self._source, self)
-        self.loop.buffered -= len(self._rest)
+        self.held.add(-len(self._rest))
         self._rest = memoryview(b"")
         streams = self.http.abandon()
         self.lost_streams = len(streams)

@@ -152,7 +152,10 @@ class Worker:
     def _report(self) -> None:
         assert self._node is not None
         gauges = self._node.gauges() | {"pods": len(self._pods), "dropped_events": self._link.dropped_events}
-        self._link.emit(WorkerStatus(gauges))
+        node = self._node
+        usage = {uid: pod.usage() for uid, pod in self._pods.items()}
+        usage[""] = node.holder.usage(node.connections, len(node.handshakes))
+        self._link.emit(WorkerStatus(gauges, usage))
         if (counts := self._node.dns_counts.take()) is not None:
             self._link.emit(counts)
         self._node.ledger.progress()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 def test_what_goes_in_comes_out_once_and_in_order(steps: list[bytes | int]) -> None:
     """Bytes are added; a number is how much the socket takes until it would block."""
     loop = Loop()
-    backlog = Backlog(loop)
+    backlog = Backlog(loop.held)
     wanted, got = bytearray(), bytearray()
     for step in steps:
         if isinstance(step, bytes):
@@ -33,14 +33,14 @@ def test_what_goes_in_comes_out_once_and_in_order(steps: list[bytes | int]) -> N
 
             before = len(got)
             assert backlog.send(send) == len(got) - before
-        assert backlog.size == len(wanted) - len(got) == loop.buffered
+        assert backlog.size == len(wanted) - len(got) == loop.held.bytes
     assert wanted.startswith(got)
     backlog.clear()
-    assert backlog.size == loop.buffered == 0
+    assert backlog.size == loop.held.bytes == 0
 
 
 def test_single_bytes_do_not_cost_an_object_each() -> None:
-    backlog = Backlog(Loop())
+    backlog = Backlog(Loop().held)
     for _ in range(100_000):
         backlog.add(b"x")
     assert len(backlog._chunks) <= 2
@@ -48,7 +48,7 @@ def test_single_bytes_do_not_cost_an_object_each() -> None:
 
 def test_an_error_of_the_socket_keeps_the_count_right() -> None:
     loop = Loop()
-    backlog = Backlog(loop)
+    backlog = Backlog(loop.held)
     backlog.add(bytes(200_000))
     backlog.add(b"tail")
     calls = [200_000]
@@ -60,4 +60,4 @@ def test_an_error_of_the_socket_keeps_the_count_right() -> None:
 
     with pytest.raises(ConnectionResetError):
         backlog.send(send)
-    assert backlog.size == loop.buffered == 4
+    assert backlog.size == loop.held.bytes == 4

@@ -11,9 +11,10 @@ import pytest
 from tests.ztunnel.test_http2 import hostile
 from tests.ztunnel.world import CLIENT, VIP, World, world
 from ztunnel import frames
-from ztunnel.channel import EarlyFailure, Offence
+from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Code, frame
+from ztunnel.limits import Limits
 from ztunnel.tls import Credentials
 
 pytestmark = pytest.mark.kernel
@@ -166,6 +167,44 @@ def test_silent_connections_do_not_keep_others_out(mesh: World, good: None) -> N
     for sock in idle:
         sock.close()
     assert "evicted" in mesh.server.worker.early("evicted").error
+
+
+def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
+    with world("limits") as mesh:
+        mesh.server.configuration["pod_limits"] = Limits(connections=5, streams=2, handshakes=2, buffered_bytes=1 << 20)
+        mesh.start()
+        worker = mesh.server.worker
+
+        def used(kind: str) -> tuple[int, int]:
+            """By the newest status: held, and refused."""
+            worker.heard.clear()
+            status = worker.wait_for(WorkerStatus)
+            return next((held, refused) for name, held, refused in status.usage["server"] if name == kind)
+
+        def silent(count: int) -> list[socket.socket]:
+            return [mesh.client.connect(mesh.server.address, 15008, mark=0x539) for _ in range(count)]
+
+        with mesh.server.listen(8080) as deaf, attack(mesh) as tls:
+            crowd = silent(3)
+            worker.early("evicted")
+            held, refused = used("handshakes")
+            assert held == 2 and refused >= 1
+            for sock in crowd:
+                sock.close()
+            send(tls, CLIENT_OPENING + b"".join(frame(HEADERS, END_HEADERS, sid, ACCEPTED) for sid in (1, 3, 5)))
+            said = b""
+            while frames.rst_stream(5, Code.NO_ERROR) not in said:
+                said += tls.recv(65536)
+            assert worker.early("too many streams").source[1] == tls.getsockname()[1]
+            assert used("streams") == (2, 1) and deaf.fileno() > 0
+            crowd = silent(4)
+            assert used("connections") == (5, 2)
+            for sock in crowd:
+                sock.close()
+        for _ in range(20):
+            if used("streams")[0] == 0:
+                break
+        assert used("streams")[0] == 0, "what has ended is not held"
 
 
 def test_who_offends_again_and_again_is_greeted_ever_later() -> None:

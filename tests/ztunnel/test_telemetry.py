@@ -15,10 +15,11 @@ from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
-from ztunnel import flow_feed, metrics
+from ztunnel import flow_feed, limits, metrics
 from ztunnel.access_log import Level
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, WorkerStatus
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
+from ztunnel.limits import Usage
 from ztunnel.telemetry import Telemetry
 from ztunnel.zds import PodInfo
 
@@ -77,7 +78,9 @@ class World:
         self.lines: list[str] = []
         self.now = 0.0
         self.flows = FlowFeed(lambda: self.now)
-        self.telemetry = Telemetry("n1", "", inventory(), self.flows, self.lines.append, {"pod-uid": POD}.get)
+        self.telemetry = Telemetry(
+            "n1", "", inventory(), self.flows, self.lines.append, {"pod-uid": POD}.get, (limits.NODE, limits.POD)
+        )
 
     def close(self, record: ConnectionRecord, was_open: bool = True) -> None:
         self.telemetry.hear(0, Closed(record, was_open))
@@ -132,6 +135,24 @@ def test_an_offender_is_named_in_line_and_metric() -> None:
     assert f'src.identity="{mallory}"' in world.texts()[0][-1] and error in world.texts()[0][-1]
     assert f'weft_offences_total{{identity="{mallory}",kind="ENHANCE_YOUR_CALM"}} 2' in world.metrics()
     assert 'weft_offences_total{identity="unknown",kind="UNREAD"} 1' in world.metrics()
+
+
+def test_what_pods_and_the_node_hold_of_their_limits() -> None:
+    world = World()
+    for worker in (0, 1):
+        usage = {"pod-uid": Usage((3, 2, 1, 100), (0, 7, 0, 0)), "": Usage((5, 2, 1, 100), (0, 0, 4, 0))}
+        world.telemetry.hear(worker, WorkerStatus({}, usage))
+    shown, pod = world.metrics(), 'scope="pod",namespace="amb",pod="web-97958b57f-6w6xr"'
+    assert (
+        f'weft_limit_used{{{pod},kind="streams"}} 4' in shown
+        and f'weft_limit_refusals_total{{{pod},kind="streams"}} 14' in shown
+    )
+    assert 'weft_limit_used{scope="node",kind="connections"} 10' in shown
+    assert 'weft_limit_refusals_total{scope="node",kind="handshakes"} 8' in shown
+    assert f'weft_limit{{scope="pod",kind="buffered_bytes"}} {limits.POD.buffered_bytes}' in shown
+    assert f'weft_limit{{scope="node",kind="connections"}} {limits.NODE.connections}' in shown
+    world.telemetry.worker_died(1)
+    assert f'weft_limit_used{{{pod},kind="buffered_bytes"}} 100' in world.metrics()
 
 
 def test_offenders_beyond_a_bound_are_counted_together() -> None:

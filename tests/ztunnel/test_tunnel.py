@@ -167,7 +167,7 @@ def busy(loop: Loop, sock: socket.socket, credentials: Credentials) -> None:
 def test_a_closed_tunnel_is_gone(
     no_collector: None, credentials: Credentials, peer: Callable[[Loop, socket.socket, Credentials], None], ours: bool
 ) -> None:
-    loop, flight, door = Loop(), Handshakes(), Host()
+    loop, flight, door = Loop(), Handshakes(512), Host()
     mine, theirs = socket.socketpair()
     mine.setblocking(False)
     tunnel: Tunnel | None = Tunnel(loop, mine, credentials.server, True, door, flight)
@@ -190,7 +190,7 @@ class Neighbours:
     """Tunnels of one loop, each with its peer at the other end of a socket pair."""
 
     def __init__(self, credentials: Credentials) -> None:
-        self.loop, self.host, self._flight, self._credentials = Loop(), Host(), Handshakes(), credentials
+        self.loop, self.host, self._flight, self._credentials = Loop(), Host(), Handshakes(512), credentials
         self.sockets: list[socket.socket] = []
 
     def tunnel(self, source: str) -> tuple[Tunnel, socket.socket]:
@@ -218,7 +218,7 @@ def neighbours(credentials: Credentials) -> Iterator[Neighbours]:
         tunnel.close("-", "")
     for sock in made.sockets:
         sock.close()
-    assert not made.loop.rota.waiting and not made.loop.buffered
+    assert not made.loop.rota.waiting and not made.loop.held.bytes
 
 
 def test_a_flooder_gets_a_bounded_part_of_a_turn_and_loses_nothing(neighbours: Neighbours) -> None:
@@ -310,7 +310,7 @@ def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with
     loop, door = Loop(), Answering()
     mine, theirs = socket.socketpair()
     mine.setblocking(False)
-    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(), "")
+    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(512), "")
     door.tunnels[tunnel] = None
     with theirs:
         peer = Peer(loop, theirs, credentials)

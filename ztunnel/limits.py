@@ -1,0 +1,97 @@
+"""How much one pod, and all pods of the node together, may hold at a time; and what is held.
+
+Four kinds: `connections` of applications and peers, `streams` of peers' tunnels, `handshakes` in flight, and `buffered_bytes`
+that wait for slow receivers. Limits are a node's and divided evenly among its data workers, so that no worker asks another: the
+kernel spreads connections, and one worker may be full a little before the node is. Checking one is a comparison.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Kind = Literal["connections", "streams", "handshakes", "buffered_bytes"]
+KINDS: tuple[Kind, ...] = ("connections", "streams", "handshakes", "buffered_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one holder: a pod, or the node."""
+
+    connections: int
+    streams: int
+    handshakes: int
+    buffered_bytes: int
+
+    def share(self, workers: int) -> "Limits":
+        """One worker's."""
+        return Limits(*(-(-getattr(self, field.name) // workers) for field in fields(self)))
+
+
+NODE = Limits(65_536, 65_536, 2_048, 512 << 20)
+POD = Limits(32_768, 32_768, 1_024, 128 << 20)
+
+
+class Held:
+    """Bytes that wait, of one holder and of the node that it is a part of."""
+
+    __slots__ = ("_node", "bytes", "limit", "refused")
+
+    def __init__(self, limit: int, node: "Held | None" = None) -> None:
+        self.limit = limit
+        self.bytes = self.refused = 0
+        self._node = node
+
+    def add(self, count: int) -> None:
+        """More wait, or (negative) fewer."""
+        self.bytes += count
+        if self._node is not None:
+            self._node.bytes += count
+
+    def refuses(self) -> bool:
+        """Whether nothing more may wait; counted where that is so."""
+        if self.bytes > self.limit:
+            self.refused += 1
+            return True
+        return self._node is not None and self._node.refuses()
+
+
+class Holder:
+    """What a pod, or the node, holds in this worker, and what was refused to it."""
+
+    __slots__ = ("_refused", "held", "limits", "streams")
+
+    def __init__(self, limits: Limits, held: Held) -> None:
+        self.limits = limits
+        self.held = held
+        self.streams = 0
+        self._refused: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+
+    def refuses(self, kind: Kind, used: int) -> bool:
+        """Whether one more of a kind is one too many; counted where that is so."""
+        if used < getattr(self.limits, kind):
+            return False
+        self.count(kind)
+        return True
+
+    def count(self, kind: Kind) -> None:
+        """One was refused."""
+        self._refused[kind] += 1
+
+    def usage(self, connections: int, handshakes: int) -> "Usage":
+        """For who watches."""
+        refused = self._refused
+        return Usage(
+            (connections, self.streams, handshakes, self.held.bytes),
+            (refused["connections"], refused["streams"], refused["handshakes"], self.held.refused),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a holder has in one worker, and how often it was refused more since the worker began; in the order of KINDS."""
+
+    used: tuple[int, int, int, int]
+    refused: tuple[int, int, int, int]
+
+    def __iter__(self) -> Iterator[tuple[Kind, int, int]]:
+        return iter(zip(KINDS, self.used, self.refused, strict=True))
