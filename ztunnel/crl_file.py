@@ -44,7 +44,7 @@ def read_lists(data: bytes) -> dict[bytes, frozenset[bytes]]:
                 entries += 1
                 if entries > MAX_ENTRIES:
                     raise ValueError(f"more than {MAX_ENTRIES} entries")
-    except TypeError as error:
+    except (TypeError, x509.InvalidVersion) as error:
         raise ValueError(str(error)) from error
     return {issuer: frozenset(serials) for issuer, serials in revoked.items()}
 

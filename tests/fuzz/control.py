@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from ssl import DER_cert_to_PEM_cert, PEM_cert_to_DER_cert
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -37,6 +38,7 @@ WEB = Identity("cluster.local", "demo", "web")
 _CHAIN, _KEY = Authority().issue(str(WEB))
 _PRIVATE = load_pem_private_key(_KEY, None)
 _ROOT = Authority().pem
+_OF_NO_VERSION = DER_cert_to_PEM_cert(PEM_cert_to_DER_cert(_ROOT.decode()).replace(b"\2\1\2", b"\2\1\13", 1)).encode()
 _NOW = time.time()
 
 
@@ -180,11 +182,11 @@ TARGETS = (
     Target("address", _address, [ANN, TUN, MANUAL, S3, SELECTED, NONE]),
     Target("authorization", _authorization, [MESH_DENY, STATIC_STRICT, PORT_LEVEL]),
     Target("xds", _xds, [DeltaDiscoveryResponse(type_url="a", nonce="1").SerializeToString()]),
-    Target("ca-chain", _chain, [_CHAIN + b"\0" + _ROOT, _CHAIN + _ROOT], 8192),
+    Target("ca-chain", _chain, [_CHAIN + b"\0" + _ROOT, _CHAIN + _ROOT, _CHAIN + b"\0" + _OF_NO_VERSION], 8192),
     Target(
         "certificate-der", _der, [x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER) for pem in (_CHAIN, _ROOT)]
     ),
-    Target("crl", _crl, [_list(Encoding.PEM), _list(Encoding.DER)]),
+    Target("crl", _crl, [_list(Encoding.PEM), _list(Encoding.DER), _list(Encoding.DER).replace(b"\2\1\1", b"\2\1\5", 1)]),
     Target("http1", _http, [b"GET /flows?number=5&x=%41 HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n"]),
     Target("dns-query", _dns_query, [_ASKED, refuse(_QUERY, 2), _ANSWERED], 1024),
     Target("dns-response", _dns_response, [_ANSWERED, answer(_QUERY, _QUESTION.name, "a.b", _ADDRESSES, 30, 2000)]),

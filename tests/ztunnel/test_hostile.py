@@ -185,16 +185,18 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
             return [mesh.client.connect(mesh.server.address, 15008, mark=0x539) for _ in range(count)]
 
         with mesh.server.listen(8080) as deaf, attack(mesh) as tls:
+            send(tls, CLIENT_OPENING)
+            said = tls.recv(65536)
             crowd = silent(3)
             worker.early("evicted")
             held, refused = used("handshakes")
             assert held == 2 and refused >= 1
             for sock in crowd:
                 sock.close()
-            send(tls, CLIENT_OPENING + b"".join(frame(HEADERS, END_HEADERS, sid, ACCEPTED) for sid in (1, 3, 5)))
-            said = b""
+            send(tls, b"".join(frame(HEADERS, END_HEADERS, sid, ACCEPTED) for sid in (1, 3, 5)))
             while frames.rst_stream(5, Code.NO_ERROR) not in said:
-                said += tls.recv(65536)
+                said += (part := tls.recv(65536))
+                assert part
             assert worker.early("too many streams").source[1] == tls.getsockname()[1]
             assert used("streams") == (2, 1) and deaf.fileno() > 0
             crowd = silent(4)
