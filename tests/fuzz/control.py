@@ -19,7 +19,7 @@ from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
 from mesh.resources import decode_address, decode_authorization, encode_policy, encode_service, encode_workload
 from mesh.workload import Service, Workload
-from tests.agent.test_zds import ACK, ADD_WEB, DELETE_ONE, HELLO, NACK, SNAPSHOT_SENT
+from tests import zds_packets
 from tests.fuzz.target import Target
 from tests.mesh.test_resources import ANN, MANUAL, MESH_DENY, NONE, PORT_LEVEL, S3, SELECTED, STATIC_STRICT, TUN
 from tests.ztunnel.world import Authority
@@ -178,7 +178,7 @@ def _list(encoding: Encoding) -> bytes:
 
 
 TARGETS = (
-    Target("zds", _zds, [HELLO, ACK, SNAPSHOT_SENT, ADD_WEB, DELETE_ONE, NACK]),
+    Target("zds", _zds, [one for one in vars(zds_packets).values() if isinstance(one, bytes)]),
     Target("address", _address, [ANN, TUN, MANUAL, S3, SELECTED, NONE]),
     Target("authorization", _authorization, [MESH_DENY, STATIC_STRICT, PORT_LEVEL]),
     Target("xds", _xds, [DeltaDiscoveryResponse(type_url="a", nonce="1").SerializeToString()]),
