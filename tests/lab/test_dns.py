@@ -1,0 +1,107 @@
+"""DNS of pods in a running lab: services and pods by name, and other names from a nameserver that is a pod elsewhere."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import dns.message
+import dns.rcode
+import pytest
+
+from lab.layout import netns_path
+from lab.world import eventually
+from tests.lab.mesh import NODES, PODS, Mesh
+from tests.ztunnel.nameserver import Nameserver, zone
+from wire.http_unix import request
+from wire.netns import entered, open_home
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
+
+HEADLESS = """
+apiVersion: v1
+kind: Service
+metadata: {name: each, namespace: shop}
+spec: {clusterIP: None, ipFamilyPolicy: PreferDualStack, selector: {app: far}, ports: [{port: 7000}]}
+---
+"""
+CLIENT = """
+import socket, struct, sys
+address, how, wire = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
+kind = socket.SOCK_DGRAM if how == "udp" else socket.SOCK_STREAM
+with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
+    sock.settimeout(10)
+    sock.connect((address, 15053))
+    sock.sendall(wire if how == "udp" else struct.pack("!H", len(wire)) + wire)
+    got = sock.recv(65535) if how == "udp" else sock.recv(2, socket.MSG_WAITALL)
+    if how == "tcp":
+        got = sock.recv(int.from_bytes(got, "big"), socket.MSG_WAITALL)
+print(got.hex())
+"""
+"""What dig does, in a pod that has no dig."""
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    resolv_conf = tmp_path_factory.mktemp("dns") / "resolv.conf"
+    resolv_conf.write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEFT_RESOLV_CONF", str(resolv_conf))
+        with Mesh(NODES + PODS + HEADLESS) as made:
+            resolv_conf.write_text(f"nameserver {made.address('far')}\n")
+            yield made
+
+
+@pytest.fixture(scope="module")
+def nameserver(mesh: Mesh) -> Iterator[Nameserver]:
+    """In pod `far`, on the other node."""
+    netns, home = os.open(netns_path(mesh.pod("shop/far")["netns"]), os.O_RDONLY), open_home()
+    with entered(netns, home):
+        made = Nameserver(zone({"www.example.": ["60 A 192.0.2.1"]}), mesh.address("far"), 53)
+    yield made
+    made.close()
+    for fd in (netns, home):
+        os.close(fd)
+
+
+def ask(mesh: Mesh, name: str, kind: str = "A", address: str = "127.0.0.1", how: str = "udp") -> dns.message.Message:
+    wire = dns.message.make_query(name, kind, use_edns=0, payload=1232).to_wire()
+    return dns.message.from_wire(bytes.fromhex(mesh.output("shop/client", "python3", "-c", CLIENT, address, how, wire.hex())))
+
+
+def addresses(answer: dns.message.Message) -> set[str]:
+    return {record.to_text() for rrset in answer.answer for record in rrset}
+
+
+@pytest.mark.parametrize("how", ["udp", "tcp"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_service_has_its_virtual_addresses(mesh: Mesh, address: str, how: str) -> None:
+    known = {mesh.output("shop/client", "getent", f"ahostsv{version}", "far").split()[0] for version in (4, 6)}
+    found = set()
+    for kind in ("A", "AAAA"):
+        answer = ask(mesh, "far.shop.svc.cluster.local.", kind, address, how)
+        assert answer.rcode() == dns.rcode.NOERROR and answer.answer
+        found |= addresses(answer)
+    assert found == known
+
+
+@pytest.mark.parametrize("name", ["each.shop.", "far.each.", "far.each.shop.svc.cluster.local."])
+def test_a_headless_service_and_its_pods_have_the_pods_addresses(mesh: Mesh, name: str) -> None:
+    assert addresses(ask(mesh, name)) == {mesh.address("far")}
+    assert addresses(ask(mesh, name, "AAAA")) == {mesh.address("far", 6)}
+
+
+def test_other_names_are_asked_of_the_nameserver_by_the_pod_itself(mesh: Mesh, nameserver: Nameserver) -> None:
+    assert addresses(ask(mesh, "www.example.")) == {"192.0.2.1"}
+    assert ask(mesh, "absent.example.", how="tcp").rcode() == dns.rcode.NXDOMAIN
+    assert {source for source, _ in nameserver.sources} == {mesh.address("client")}
+
+
+def test_what_pods_asked_is_in_the_proxys_metrics(mesh: Mesh) -> None:
+    ask(mesh, "far.shop.svc.cluster.local.", "AAAA", how="tcp")
+    labels = 'request_query_type="aaaa",request_protocol="tcp",source_canonical_service="client"'
+
+    def look() -> None:
+        reply = asyncio.run(request(mesh.layout.places.node("a").admin_socket, "GET", "/metrics"))
+        assert f"istio_dns_requests_total{{{labels}" in reply.body.decode()
+
+    eventually(look)
