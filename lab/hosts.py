@@ -2,7 +2,8 @@
 
 Services are known by `name` (in their own namespace), `name.ns`, `name.ns.svc` and `name.ns.svc.DOMAIN`; a headless one
 stands for its pods, each of which is also known as `pod.name.ns.svc.DOMAIN` and its short forms.
-There is no name server: what is not listed is refused at once.
+What is not listed is asked of the pod's own DNS proxy, on port 53; in pods outside the mesh nothing listens there, so that they
+are refused at once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,6 @@ def hosts_file(hostname: str, addresses: Sequence[Address], shared: str) -> str:
 
 
 def resolver_file(namespace: str, domain: str) -> str:
-    """A pod's /etc/resolv.conf. Nothing listens on its own port 53, so an unknown name fails at once instead of hanging."""
+    """A pod's /etc/resolv.conf: its DNS proxy, or nobody; an unknown name fails at once either way instead of hanging."""
     search = f"{namespace}.svc.{domain} svc.{domain} {domain}"
     return f"nameserver 127.0.0.1\nsearch {search}\noptions ndots:5 timeout:1 attempts:1\n"

@@ -17,7 +17,7 @@ from lab.addresses import NodeAddresses, control
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.process import LaunchError, listener_of
-from lab.proxy import READINESS_PORT, Surroundings
+from lab.proxy import READINESS_PORT, Surroundings, with_dns
 from lab.readiness import ask_port
 from lab.steps import to_its_end
 from lab.supervision import Program, ProgramState
@@ -186,7 +186,9 @@ class NodeRun:
         def launch() -> Launch:
             log = layout.process_log(self.name, part)
             own = program_launch(layout, path, layout.node_netns(self.name), log, argv)
-            return replace(own, argv=foreign, env=self._surroundings().environment(own.env)) if foreign else own
+            if foreign:
+                return replace(own, argv=foreign, env=self._surroundings().environment(own.env))
+            return replace(own, env=with_dns(own.env)) if part == "ztunnel" else own
 
         program = Program(f"{part} of node {self.name}", launch, layout.program_record(self.name, part))
         self._programs[part] = (program, group.create_task(program.run()))

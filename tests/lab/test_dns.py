@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 
 import dns.message
@@ -30,7 +31,7 @@ address, how, wire = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
 kind = socket.SOCK_DGRAM if how == "udp" else socket.SOCK_STREAM
 with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
     sock.settimeout(10)
-    sock.connect((address, 15053))
+    sock.connect((address, 53))
     sock.sendall(wire if how == "udp" else struct.pack("!H", len(wire)) + wire)
     got = sock.recv(65535) if how == "udp" else sock.recv(2, socket.MSG_WAITALL)
     if how == "tcp":
@@ -94,6 +95,16 @@ def test_other_names_are_asked_of_the_nameserver_by_the_pod_itself(mesh: Mesh, n
     assert addresses(ask(mesh, "www.example.")) == {"192.0.2.1"}
     assert ask(mesh, "absent.example.", how="tcp").rcode() == dns.rcode.NXDOMAIN
     assert {source for source, _ in nameserver.sources} == {mesh.address("client")}
+
+
+def test_programs_resolve_names_in_the_usual_way(mesh: Mesh, nameserver: Nameserver) -> None:
+    """Through libc and the search list of resolv.conf; what nobody knows fails at once, in pods outside the mesh too."""
+    resolve = "import socket, sys; print(socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])"
+    assert mesh.output("shop/client", "python3", "-c", resolve, "www.example").strip() == "192.0.2.1"
+    for pod in ("client", "outsider"):
+        began = time.monotonic()
+        assert "gaierror" in mesh.run(f"shop/{pod}", "python3", "-c", resolve, "absent.example").stderr
+        assert time.monotonic() - began < 5
 
 
 def test_what_pods_asked_is_in_the_proxys_metrics(mesh: Mesh) -> None:
