@@ -12,8 +12,8 @@ from ztunnel.node import Node
 MAX_CLIENTS = 64
 """Of one pod in one worker; the one that has been silent for longest makes room."""
 _MAX_WAITING_BYTES = 2 * MAX_BYTES
-_READ_BYTES = 1 << 10
-"""Some fifty questions: then others get their turn."""
+_READ_BYTES = 256
+"""Five questions or so: then others get their turn."""
 MAX_QUERY_BYTES = 4096
 """Longer messages are no questions."""
 Reply = Callable[[bytes], None]

@@ -6,8 +6,10 @@ import socket
 from ztunnel.dns_client import MAX_QUERY_BYTES, Reply, Server
 from ztunnel.loop import Loop
 
-_PER_EVENT = 32
-"""Datagrams: then others get their turn."""
+_PER_EVENT = 8
+"""Datagrams: then others get their turn, some 0.5 ms later."""
+_REST = 256
+"""Datagrams that a socket takes before it is closed: a default buffer holds about as many."""
 _log = logging.getLogger("dns")
 
 
@@ -19,12 +21,21 @@ class DNSDatagrams:
         self._loop = loop
         self._sock = sock
         self._sock.setblocking(False)
-        self._open = self._watched = True
+        self._open = True
         self._loop.watch_shared(sock.fileno(), self)
 
     def on_event(self, _events: int) -> None:
         """Questions wait, unless another worker was faster."""
-        for _ in range(_PER_EVENT):
+        self._take(_PER_EVENT)
+
+    def take_rest(self) -> None:
+        """Answer what has arrived, in one go."""
+        self._take(_REST)
+
+    def _take(self, most: int) -> None:
+        for _ in range(most):
+            if not self._open:
+                return
             try:
                 wire, peer = self._sock.recvfrom(MAX_QUERY_BYTES)
             except OSError:  # nothing more; or word that an earlier answer found nobody
@@ -44,14 +55,9 @@ class DNSDatagrams:
     def crashed(self, error: Exception) -> None:
         """See ztunnel.loop.Handler: the socket is not given up for one bad message."""
 
-    def stop(self) -> None:
-        """Read nothing more; answers still leave."""
-        if self._watched:
-            self._watched = False
-            self._loop.forget(self._sock.fileno())
-
     def close(self) -> None:
         """Give the socket back."""
-        self.stop()
-        self._open = False
-        self._sock.close()
+        if self._open:
+            self._open = False
+            self._loop.forget(self._sock.fileno())
+            self._sock.close()

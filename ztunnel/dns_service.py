@@ -43,6 +43,7 @@ class DNSService:
         self._clients: dict[DNSClient, None] = {}
         """In the order in which they last said something."""
         self._doors: list[DNSDatagrams | Listener] = []
+        self._draining = False
         left = list(fds)
         try:
             while left:
@@ -82,6 +83,7 @@ class DNSService:
             if client is not None:
                 self._waiting.pop(who, None)
                 self._resolve(client, query, protocol, reply)
+                self._close_when_done()
             return client is not None
 
         def give_up() -> None:
@@ -89,6 +91,7 @@ class DNSService:
             self._count(None, query, protocol)
             self._log(None, query, "unknown source")
             reply(refuse(query, SERVFAIL))
+            self._close_when_done()
 
         self.pod.node.when_known(who, attempt, give_up)
 
@@ -124,6 +127,7 @@ class DNSService:
             else:
                 self._log(client, query, "forwarded", len(response.answers))
                 reply(relay(query, response, query.udp_limit if protocol == "udp" else MAX_BYTES))
+            self._close_when_done()
 
         upstream = node.dns_upstream
         full = len(self._asking) >= MAX_ASKING or len(upstream.under_way) >= _MAX_FORWARDED
@@ -168,12 +172,26 @@ class DNSService:
     # --- its end
 
     def drain(self) -> None:
-        """Answer what has arrived, take nothing more; what is asked upstream is still answered."""
+        """Answer what has arrived and take nothing more.
+
+        While nameservers are being asked, datagrams are answered as before: their socket stays open for the answers, and what
+        the kernel gives it would otherwise be lost, although a successor listens beside it.
+        """
+        self._draining = True
         for door in self._doors:
-            if isinstance(door, DNSDatagrams):
-                door.on_event(0)
-                door.stop()
-            else:
+            if isinstance(door, Listener):
+                door.accept_rest()
+                door.close()
+        self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        if not self._draining or self._asking or self._waiting:
+            return
+        datagrams = [door for door in self._doors if isinstance(door, DNSDatagrams)]
+        for door in datagrams:
+            door.take_rest()
+        if not self._asking and not self._waiting:
+            for door in datagrams:
                 door.close()
 
     def close(self) -> None:

@@ -104,9 +104,9 @@ class Node:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a connection is open, or on its way to be."""
+        """Whether a connection is open or on its way to be, or a nameserver is being asked."""
         begun = (self.handshakes, self.client_handshakes, self.dials, self.workload_waits, self.vault.deadlines)
-        return bool(self.ledger.open) or any(len(one) for one in begun)
+        return bool(self.ledger.open or self.dns_upstream.under_way) or any(len(one) for one in begun)
 
     def fail_early(
         self,
