@@ -11,7 +11,7 @@ from cli.health import certificates as leaf_certificates
 from cli.moments import parse_duration, span
 from cli.nodes import node_option
 from cli.output import output_option, print_json, print_table
-from mesh.proto.control_pb2 import RootRotation, RotateRootRequest
+from mesh.proto.control_pb2 import RootRotation, RotateRootRequest, StatusRequest, StatusResponse
 from wire.places import Places
 
 _MAX_OVERLAP_S = 90 * 86400
@@ -25,6 +25,7 @@ Examples:
   weft certificates                 all nodes
   weft certificates --node node-a   one proxy
   weft certificates -o json         with times and serial numbers
+  weft certificates roots           the root certificates that the mesh trusts now, PEM
   weft certificates rotate-root     replace the root certificate, with an overlap
 """,
 )
@@ -94,6 +95,29 @@ def rotate_root(overlap: int, output: str) -> None:
         print_json({"phase": answer.phase, "until": until.isoformat()})
         return
     click.echo(f"a new root is announced; it signs from {until:%Y-%m-%d %H:%M:%S}Z on (weft status)")
+
+
+@certificates.command(
+    epilog="""
+\b
+Examples:
+  weft certificates roots > root-cert.pem    for a node outside a lab, whose agent and proxy trust it
+"""
+)
+@output_option
+def roots(output: str) -> None:
+    """Print the root certificates that the mesh trusts now: two while one replaces the other."""
+
+    async def call() -> RootRotation:
+        async with control_stub(Places.from_environment()) as stub:
+            answer: StatusResponse = await stub.Status(StatusRequest(), timeout=TIMEOUT_S)
+            return answer.rotation
+
+    rotation = asyncio.run(call())
+    if output == "json":
+        print_json({"phase": rotation.phase, "roots": rotation.bundle_pem})
+    else:
+        click.echo(rotation.bundle_pem, nl=False)
 
 
 def _times(*moments: datetime | None) -> dict[str, str | None]:

@@ -151,7 +151,9 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
 
 
 def _rotation(trust: Trust) -> wire.RootRotation:
-    return wire.RootRotation(phase=trust.roots.phase.value, until_unix_s=int(trust.roots.next_at_s or 0))
+    return wire.RootRotation(
+        phase=trust.roots.phase.value, until_unix_s=int(trust.roots.next_at_s or 0), bundle_pem=trust.bundle_pem
+    )
 
 
 def _files(files: Sequence[wire.ManifestFile]) -> dict[str, str]:

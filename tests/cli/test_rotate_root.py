@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mesh.proto.control_pb2 import RootRotation, StatusResponse
+
 if TYPE_CHECKING:
     from tests.cli.conftest import World
 
@@ -34,3 +36,11 @@ def test_an_overlap_that_cannot_be(world: "World", overlap: str, status: int, wo
     world.control()
     result = world.weft("certificates", "rotate-root", "--overlap", overlap)
     assert result.exit_code == status and words in result.stderr
+
+
+def test_the_roots_alone_or_with_the_phase(world: "World") -> None:
+    control = world.control()
+    control.status = StatusResponse(rotation=RootRotation(phase="signing", bundle_pem="PEM\nPEM\n"))
+    assert world.weft("certificates", "roots").stdout == "PEM\nPEM\n"
+    answer = json.loads(world.weft("certificates", "roots", "-o", "json").stdout)
+    assert answer == {"phase": "signing", "roots": "PEM\nPEM\n"}

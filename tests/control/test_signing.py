@@ -242,7 +242,8 @@ def test_a_root_is_rotated_with_overlap_and_nobody_is_cut_off(meshed: Any) -> No
     meshed.wait_for_log("root rotation: the old root is retired")
     leaf, trusted = certificate()
     leaf.verify_directly_issued_by(bundle[1])
-    assert trusted == [bundle[1]] and meshed.status().rotation == control_pb2.RootRotation(phase="steady")
+    assert trusted == [bundle[1]] and meshed.status().rotation.phase == "steady"
+    assert x509.load_pem_x509_certificates(meshed.status().rotation.bundle_pem.encode()) == trusted
     meshed.token("n2")
     assert x509.load_pem_x509_certificates(meshed.root_pem.encode()) == trusted
     certificate()

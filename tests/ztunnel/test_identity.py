@@ -143,7 +143,7 @@ def test_a_server_with_another_identity_is_refused() -> None:
     )
 
 
-def test_a_server_of_another_trust_domain_is_refused() -> None:
+def test_trust_domain_mismatch_rejected() -> None:
     foreign = "spiffe://other.domain/ns/shop/sa/server"
     refused_server(lambda authority: authority.certificate_for(SERVER, foreign), foreign, "IDENTITY_ERROR")
 
