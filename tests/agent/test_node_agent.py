@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from bpf.redirect import Redirect
+from mesh.exclusions import INBOUND_PORTS
 from mesh.proto import flow_pb2
 from tests.agent.node import Node, read_line, wait_until
 
@@ -148,7 +149,7 @@ def test_refuses_what_cannot_be(node: Node) -> None:
 def test_metrics_and_a_second_agent_and_uninstall(node: Node) -> None:
     agent = node.start_agent()
     node.start_proxy()
-    node.enrol("a")
+    node.enrol("a", Annotations={INBOUND_PORTS: "http"})
     script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:15090/metrics', timeout=5).read().decode())"
     scrape = node.start("node", "host", sys.executable, "-c", script, stdout=subprocess.PIPE)
     text = scrape.communicate(timeout=20)[0].decode()
@@ -156,6 +157,7 @@ def test_metrics_and_a_second_agent_and_uninstall(node: Node) -> None:
         'weft_agent_pods{state="enrolled"} 1.0',
         'weft_agent_captured_connections{family="ipv4",namespace="demo",pod="pod-a"} 0.0',
         "weft_agent_proxy_connected 1.0",
+        'weft_agent_pod_troubles{namespace="demo",pod="pod-a"} 1.0',
         'weft_agent_map_capacity{map="pods"} 1024.0',
     ):
         assert line in text

@@ -101,8 +101,8 @@ class Node:
         self.agent = PacketStream(accepted)
         assert (await self.agent.receive()).data == b"\x08\x01"
 
-    async def tell(self, message: WorkloadRequest, with_netns: bool = False) -> str:
-        fds = [os.open(f"/run/netns/{self.netns}", os.O_RDONLY)] if with_netns else []
+    async def tell(self, message: WorkloadRequest, netns: Path | None = None) -> str:
+        fds = [os.open(netns, os.O_RDONLY)] if netns else []
         await self.agent.send(message.SerializeToString(), fds)
         for fd in fds:
             os.close(fd)
@@ -110,7 +110,7 @@ class Node:
 
     async def add_pod(self) -> str:
         info = WorkloadInfo(name="web", namespace="demo", service_account="web")
-        return await self.tell(WorkloadRequest(add=AddWorkload(uid="u1", workload_info=info)), with_netns=True)
+        return await self.tell(WorkloadRequest(add=AddWorkload(uid="u1", workload_info=info)), Path("/run/netns", self.netns))
 
     async def get(self, path: str) -> Any:
         reply = await request(self.admin, "GET", path)
@@ -297,6 +297,28 @@ def test_a_pod_whose_dns_port_is_taken_is_served_and_told_of_and_names_are_logge
     play(scenario)
 
 
+def test_a_broken_namespace_and_one_without_ipv6_keep_the_node_from_nothing(play: Any, tmp_path: Path) -> None:
+    async def scenario(node: Node, control: Control) -> None:
+        await node.start(await control.start())
+        broken = AddWorkload(uid="u0", workload_info=WorkloadInfo(name="db", namespace="demo", service_account="db"))
+        (tmp_path / "file").touch()
+        error = await node.tell(WorkloadRequest(add=broken), tmp_path / "file")
+        assert error.startswith("failure to start proxy : ") and "cannot enter the network namespace: Invalid argument" in error
+        command = ["ip", "netns", "exec", node.netns, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        assert await node.add_pod() == ""
+        assert await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
+        await node.ready()
+        states = (await node.get("/config_dump"))["workloadState"]
+        assert {uid: state["state"] for uid, state in states.items()} == {"u0": "Pending", "u1": "Up"}
+        metrics = (await request(node.admin, "GET", "/metrics")).body.decode()
+        assert "workload_manager_pending_proxy_count 1" in metrics and "workload_manager_active_proxy_count 1" in metrics
+        node.dial(15008).close()
+        assert node.process.poll() is None
+
+    play(scenario)
+
+
 def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> None:
     async def scenario(node: Node, control: Control) -> None:
         port = await control.start()
@@ -310,7 +332,7 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         node.agent.close()
 
         await node.start(port)
-        error = await node.tell(WorkloadRequest(add=AddWorkload(uid="q")), with_netns=True)
+        error = await node.tell(WorkloadRequest(add=AddWorkload(uid="q")), Path("/run/netns", node.netns))
         assert "workload_info is required but not present" in error
         assert await asyncio.to_thread(node.process.wait, 20) == 1
         node.agent.close()
