@@ -8,14 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesh.trust_domains import read_aliases
 from wire.grpc_tls import Endpoint
 from wire.places import Places
-from ztunnel.control_plane import control_endpoint, node_metadata, socket_address
+from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address
 from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
+
+if TYPE_CHECKING:
+    from mesh.local_mesh import LocalMesh
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -39,6 +42,8 @@ class Config:
     on_demand: bool
     """It is asked for what is met, instead of for everything."""
     ca: Endpoint
+    local_mesh: "LocalMesh | None" = field(default=None, repr=False)
+    """What this node is told of the mesh by its own configuration."""
     cluster_id: str = "Kubernetes"
     network: str = ""
     trust_domain: str = "cluster.local"
@@ -110,6 +115,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         installation=installation.prefix,
         xds=control_endpoint("XDS", environment, places, cluster_id) if environment.get("XDS_ADDRESS") != "" else None,
         on_demand=_on_demand(environment),
+        local_mesh=local_mesh(environment),
         ca=control_endpoint("CA", environment, places, cluster_id),
         cluster_id=cluster_id,
         network=environment.get("NETWORK", ""),

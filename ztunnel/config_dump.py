@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,16 @@ def dump_mesh(view: MeshView) -> JSON:
         "services": [dump_service(service, inventory.endpoints(service.key)) for service in services],
         "policies": [dump_policy(policy) for policy in sorted(view.policies.policies(), key=lambda policy: policy.key)],
         "stagedServices": {key: dump_endpoints(endpoints) for key, endpoints in inventory.staged().items()},
-        "staticConfig": {"workloads": [], "policies": [], "services": []},
+        "staticConfig": _dump_local(view),
+    }
+
+
+def _dump_local(view: MeshView) -> JSON:
+    local = view.local
+    return {
+        "workloads": [dump_workload(one) | {"services": one.services} for one in local.workloads] if local else [],
+        "policies": [dump_policy(policy) for policy in local.policies] if local else [],
+        "services": [dump_service(service, ()) for service in local.services] if local else [],
     }
 
 
@@ -112,7 +121,7 @@ def dump_config(config: Config) -> JSON:
     """The configuration in camel case. Of further headers only the names, of a token at most its file: no credentials."""
     aliases = sorted(config.trust_domain_aliases)
     shown = (
-        asdict(config)
+        asdict(replace(config, local_mesh=None))
         | {"trust_domain_aliases": aliases}
         | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
     )

@@ -8,10 +8,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wire.grpc_tls import Endpoint, host_and_port
 from wire.places import NodePlaces
+
+if TYPE_CHECKING:
+    from mesh.local_mesh import LocalMesh
 
 CONTROL_PORT = 15012
 ISTIO_ROOT = Path("/var/run/secrets/istio/root-cert.pem")
@@ -64,6 +67,28 @@ def _header(variable: str, prefix: str, value: str) -> tuple[str, str]:
     if not value.isascii() or not value.isprintable():
         raise ValueError(f"{variable}: its value is no text of a header: use printable ASCII")
     return name, value
+
+
+def local_mesh(environment: Mapping[str, str]) -> "LocalMesh | None":
+    """What LOCAL_XDS_PATH (a file) or LOCAL_XDS (the text itself) tell of the mesh; None: neither is set.
+
+    Raises: ValueError naming the variable or file, the object, the reason and the mend.
+    """
+    path, text = environment.get("LOCAL_XDS_PATH"), environment.get("LOCAL_XDS")
+    if path and text:
+        raise ValueError("LOCAL_XDS_PATH and LOCAL_XDS are both set: take one of them away")
+    if not path and not text:
+        return None
+    # Only here: nodes without it need neither the memory nor the time.
+    from mesh.local_mesh import MAX_BYTES, read_local_mesh
+
+    try:
+        if path:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(MAX_BYTES + 1)
+        return read_local_mesh(text or "")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path or 'LOCAL_XDS'}: {error}") from error
 
 
 def node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:

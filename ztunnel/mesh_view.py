@@ -1,8 +1,9 @@
 """What this node knows of the mesh: updates of the control plane, decoded, indexed, passed on to the workers, kept on disk."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 from mesh.delta import Resource
 from mesh.inventory import Inventory, PolicyStore
@@ -14,6 +15,10 @@ from wire.mesh_cache import MeshCache
 from wire.xds import Update
 from ztunnel.channel import UpdateInventory, UpdatePolicies
 
+if TYPE_CHECKING:
+    from mesh.local_mesh import LocalMesh
+
+_Noun = TypeVar("_Noun")
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 """In the order in which they are asked for."""
 
@@ -35,9 +40,22 @@ class MeshView:
         self.policies = PolicyStore()
         self.restored = 0
         """Resources that came from the disk at start."""
+        self.local: LocalMesh | None = None
+        """What this node's own configuration tells."""
+        self._local_addresses: dict[str, Workload | Service] = {}
+        self._local_policies: dict[str, Policy] = {}
         self._cache = cache
         self._on_change = on_change
         self._domains = domains
+
+    def take_local(self, local: "LocalMesh") -> None:
+        """Take in what this node's own configuration tells; what control tells under the same name counts while it does."""
+        self.local = local
+        workloads = {one.uid: one for one in local.workloads}
+        self._local_addresses = {**workloads, **{one.key: one for one in local.services}}
+        self._local_policies = {one.key: self._domains.expand(one) for one in local.policies}
+        self._change_inventory(list(self._local_addresses.values()), [])
+        self._change_policies(list(self._local_policies.values()), [])
 
     def restore(self) -> dict[str, list[Resource]]:
         """Take in what the disk holds; returns what was taken, by type, for the control plane."""
@@ -63,10 +81,11 @@ class MeshView:
     ) -> dict[str, str]:
         if type_url == ADDRESS_TYPE:
             addresses, refused = decode_all(upserts, lambda resource: decode_address(resource.value))
-            self._change_inventory(addresses, list(removals))
+            self._change_inventory([*_left_with(self._local_addresses, removals), *addresses], list(removals))
         else:
             policies, refused = decode_all(upserts, lambda resource: decode_authorization(resource.name, resource.value))
-            self._change_policies(list(map(self._domains.expand, policies)), list(removals))
+            expanded = list(map(self._domains.expand, policies))
+            self._change_policies([*_left_with(self._local_policies, removals), *expanded], list(removals))
         return refused
 
     def _change_inventory(self, upserts: list[Workload | Service], removals: list[str]) -> None:
@@ -83,6 +102,11 @@ class MeshView:
         """All that is known, for a worker that starts."""
         addresses: list[Workload | Service] = [*self.inventory.workloads(), *self.inventory.services()]
         return [*_inventory_messages(addresses, []), UpdatePolicies(list(self.policies.policies()), [])]
+
+
+def _left_with(local: dict[str, _Noun], removals: Iterable[str]) -> list[_Noun]:
+    """What is true again when control takes something away."""
+    return [local[name] for name in removals if name in local] if local else []
 
 
 def _inventory_messages(upserts: list[Workload | Service], removals: list[str]) -> list[UpdateInventory]:

@@ -15,11 +15,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from mesh.delta import Resource
 from mesh.resources import ADDRESS_TYPE
 from mesh.trust_domains import TrustDomains
 from wire.grpc_tls import Endpoint
@@ -95,15 +94,16 @@ class Supervisor:
         )
         self._telemetry.as_json = config.log_json
         self.log_levels = LogLevels(config.log_level, self._set_access_level, self._log_levels_changed)
-        retained = self.view.restore()
-        self.xds = self._xds_client(config.xds, retained) if config.xds is not None else None
+        if config.local_mesh is not None:
+            self.view.take_local(config.local_mesh)
+        self.xds = self._xds_client(config.xds) if config.xds is not None else None
         self._admin = Admin(self)
         self._exit_code = 0
 
-    def _xds_client(self, endpoint: Endpoint, retained: Mapping[str, Iterable[Resource]]) -> XdsClient:
+    def _xds_client(self, endpoint: Endpoint) -> XdsClient:
         named = (ADDRESS_TYPE,) if self.config.on_demand else ()
         node = _node_metadata(self.config)
-        return XdsClient(endpoint, node, TYPE_URLS, self.view.take, retained, named, self._demands_answered)
+        return XdsClient(endpoint, node, TYPE_URLS, self.view.take, self.view.restore(), named, self._demands_answered)
 
     def _set_access_level(self, level: Level) -> None:
         self._telemetry.level = level

@@ -205,7 +205,42 @@ class Cursor:
                 self._expect(f"{key}[{name}]", one, "a mapping")
         return taken
 
-    def finish(self, ignored: Collection[str] = (), harmless: Collection[str] = ()) -> None:
+    def numbers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """Take a list of whole numbers within bounds."""
+        values = self._list(key)
+        for index, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int):
+                self._expect(f"{key}[{index}]", value, "a whole number")
+            elif not low <= value <= high:
+                self.refuse(f"{key}[{index}]", f"{value} is not between {low} and {high}")
+        return tuple(value for value in values if isinstance(value, int))
+
+    def nested(self, key: str, depth: int) -> list[Any]:
+        """Take lists of lists, `depth` deep, of mappings."""
+
+        def deeper(value: Any, where: str, left: int) -> Any:
+            if not left and isinstance(value, dict):
+                return Cursor(value, self._at(where), self._notes)
+            if left and isinstance(value, list):
+                return [deeper(one, f"{where}[{index}]", left - 1) for index, one in enumerate(value)]
+            self._expect(where, value, "a list" if left else "a mapping")
+            return [] if left else Cursor({}, where, self._notes)
+
+        value = self._take(key)
+        found: list[Any] = deeper(value, key, depth) if value is not None else []
+        return found
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, whoever takes them."""
+        return tuple(self._value)
+
+    @property
+    def known(self) -> list[str]:
+        """The keys that were taken."""
+        return sorted(self._taken)
+
+    def finish(self, ignored: Collection[str] = (), harmless: Collection[str] = (), unknown: str = "no such field") -> None:
         """End the reading: `ignored` keys are worth a warning, `harmless` ones are not, any other left over is a mistake."""
         for key, value in self._value.items():
             if key in self._taken or key in harmless or value is None:
@@ -213,4 +248,4 @@ class Cursor:
             if key in ignored:
                 self.warn(key, "has no effect in weft")
             else:
-                self.refuse(key, "no such field")
+                self.refuse(key, unknown)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.local_mesh import LocalMesh
 from ztunnel import control_plane
 from ztunnel.config import Config, drain_deadline, read_config
 from ztunnel.config_dump import dump_config
@@ -131,6 +132,24 @@ def test_where_istios_chart_mounts_root_and_token(monkeypatch: pytest.MonkeyPatc
     for name in ("root-cert.pem", "istio-token"):
         (tmp_path / name).touch()
     assert (read().ca.root, read().ca.token) == (tmp_path / "root-cert.pem", tmp_path / "istio-token")
+
+
+def test_a_mesh_of_its_own(tmp_path: Path) -> None:
+    assert read().local_mesh is None
+    inline = read(LOCAL_XDS="workloads: [{name: a, namespace: b}]").local_mesh
+    (tmp_path / "mesh.yaml").write_text("workloads: [{name: a, namespace: b}]")
+    config = read(LOCAL_XDS_PATH=str(tmp_path / "mesh.yaml"), XDS_ADDRESS="")
+    assert config.local_mesh == inline != LocalMesh() and dump_config(config)["localMesh"] is None
+    (tmp_path / "mesh.yaml").write_text("workloads: [{name: a, namespace: b, uuid: c}]")
+    for variables, words in (
+        ({"LOCAL_XDS": "x", "LOCAL_XDS_PATH": "y"}, "LOCAL_XDS_PATH and LOCAL_XDS are both set: take one of them away"),
+        ({"LOCAL_XDS": "x: 1"}, "LOCAL_XDS: x: no such field"),
+        ({"LOCAL_XDS_PATH": str(tmp_path / "none")}, "No such file or directory"),
+        ({"LOCAL_XDS_PATH": str(tmp_path / "mesh.yaml")}, "mesh.yaml: workloads[0].uuid: workload b/a has no such key: it has"),
+    ):
+        with pytest.raises(ValueError) as refusal:
+            read(**variables)
+        assert words in str(refusal.value)
 
 
 def test_on_demand_goes_without_pods_dns() -> None:

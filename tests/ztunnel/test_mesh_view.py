@@ -10,6 +10,7 @@ import pytest
 
 from mesh.delta import Resource
 from mesh.identity import Identity
+from mesh.local_mesh import LocalMesh
 from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch, evaluate
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
 from mesh.trust_domains import TrustDomains
@@ -18,6 +19,7 @@ from wire.mesh_cache import MeshCache
 from wire.xds import Update
 from ztunnel import mesh_view
 from ztunnel.channel import UpdateInventory, UpdatePolicies
+from ztunnel.config_dump import dump_mesh
 from ztunnel.mesh_view import MeshView
 from ztunnel.residents import Residents
 
@@ -68,6 +70,28 @@ def test_policies_hold_in_every_trust_domain_of_the_mesh(tmp_path: Path) -> None
     for domain, allowed in (("cluster.local", True), ("old", True), ("other", False)):
         peer = Connection(ip_address("10.0.0.2"), Identity(domain, "demo", "web"), ip_address("10.0.0.1"), 80)
         assert evaluate([policy], peer).allowed is allowed
+
+
+def test_local_configuration_and_control_side_by_side(tmp_path: Path) -> None:
+    changes: list[UpdateInventory | UpdatePolicies] = []
+    view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), changes.append)
+    assert dump_mesh(view)["staticConfig"] == {"workloads": [], "policies": [], "services": []}
+    local = replace(WEB, node="local", services={SERVICE.key: {80: 1}})
+    view.take_local(LocalMesh((local,), (SERVICE,), (POLICY,)))
+    assert changes == [UpdateInventory([local, SERVICE], []), UpdatePolicies([POLICY], [])]
+    shown = dump_mesh(view)
+    assert shown["staticConfig"]["workloads"][0]["services"] == {SERVICE.key: {80: 1}}
+    assert [len(shown["staticConfig"][key]) for key in ("services", "policies")] == [1, 1] and shown["workloads"]
+    database = replace(WEB, uid="K//Pod/demo/db")
+    take(view, ADDRESS_TYPE, {WEB.uid: encode_workload(WEB), database.uid: encode_workload(database)})
+    assert view.inventory.workload(WEB.uid) == WEB, "control knows better"
+    take(view, ADDRESS_TYPE, {}, (WEB.uid, SERVICE.key, database.uid))
+    assert view.inventory.workload(WEB.uid) == local and view.inventory.service(SERVICE.key) == SERVICE
+    assert changes[-1] == UpdateInventory([local, SERVICE], [])
+    assert list(view.inventory.workloads()) == [local]
+    take(view, AUTHORIZATION_TYPE, {}, (POLICY.key,))
+    assert view.policies.policy(POLICY.key) == POLICY
+    assert view.restore() == {ADDRESS_TYPE: [], AUTHORIZATION_TYPE: []}, "what is local is not kept as control's"
 
 
 def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,9 +141,9 @@ class Node:
 
 
 @pytest.fixture
-def play(tmp_path: Path, authority: Any) -> Callable[[Callable[[Node, Control], Awaitable[None]]], None]:
-    async def run(scenario: Callable[[Node, Control], Awaitable[None]], netns: str) -> None:
-        node, control = Node(tmp_path, netns), Control(authority)
+def play(tmp_path: Path, authority: Any) -> Callable[..., None]:
+    async def run(scenario: Callable[[Node, Any], Awaitable[None]], make: type[Control], netns: str) -> None:
+        node, control = Node(tmp_path, netns), make(authority)
         (node.run / "root-cert.pem").write_bytes(authority.root_pem)
         try:
             async with asyncio.timeout(60):
@@ -156,12 +156,12 @@ def play(tmp_path: Path, authority: Any) -> Callable[[Callable[[Node, Control], 
             node.listener.close()
             keyring.forget_all(keyring.scope(node.environment["WEFT_PREFIX"]))
 
-    def start(scenario: Callable[[Node, Control], Awaitable[None]]) -> None:
+    def start(scenario: Callable[[Node, Any], Awaitable[None]], make: type[Control] = Control) -> None:
         netns = f"weft-test-{os.getpid()}-pod"
         subprocess.run(["ip", "netns", "add", netns], check=True)
         try:
             subprocess.run(["ip", "-n", netns, "link", "set", "lo", "up"], check=True)
-            asyncio.run(run(scenario, netns))
+            asyncio.run(run(scenario, make, netns))
         finally:
             subprocess.run(["ip", "netns", "del", netns], check=True)
 
@@ -194,7 +194,7 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
             os.kill(pid, signal.SIGKILL)
         client = node.dial(15008)
         client.sendall(b"this is no TLS")
-        assert await asyncio.to_thread(_until_closed, client) is not None
+        assert await asyncio.to_thread(until_closed, client) is not None
         await eventually(lambda: len(set(node.workers()) - set(before)) == 2)
         metrics = (await request(node.admin, "GET", "/metrics")).body.decode()
         assert "weft_worker_restarts_total 2" in metrics and "workload_manager_active_proxy_count 1" in metrics
@@ -233,7 +233,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _until_closed(client: socket.socket) -> bytes:
+def until_closed(client: socket.socket) -> bytes:
     received = b""
     with client:
         try:
@@ -252,7 +252,7 @@ def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:
             assert status == 200
             client = node.dial(15008)
             client.sendall(b"this is no TLS")
-            await asyncio.to_thread(_until_closed, client)
+            await asyncio.to_thread(until_closed, client)
             async with asyncio.timeout(10):
                 event = json.loads(await anext(read_lines(pieces)))
         assert event["phase"] in ("unauthenticated", "failed") and event["direction"] == "inbound"
