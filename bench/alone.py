@@ -23,7 +23,7 @@ RATES = (500, 1000, 2000)
 _SMALL = {"rate": 500, "connections": 8}
 """Small messages beside bulk: on so many connections that some share a tunnel with it, whichever worker has it."""
 _HELD = 1000
-_SETTLE_S, _SETTLE_TIMES, _SETTLED_BYTES = 0.7, 8, 200_000
+_SETTLE_S, _SETTLE_TIMES, _SETTLED_BYTES = 0.7, 4, 300_000
 _HBONE_PORT = 15008
 _BOOT_TIMEOUT_S = 30.0
 CROWD = 100
