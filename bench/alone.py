@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import yaml
@@ -27,7 +27,7 @@ _SETTLE_S, _SETTLE_TIMES, _SETTLED_BYTES = 0.7, 4, 300_000
 _HBONE_PORT = 15008
 _BOOT_TIMEOUT_S = 30.0
 CROWD = 100
-Say = Callable[[str], None]
+_AT_ONCE = 20
 
 
 def paced_loads(quick: bool) -> tuple[Load, ...]:
@@ -147,10 +147,11 @@ def start_up(made: Stage, times: int) -> Judged:
     return Judged.at_most("start to listening", figure.median, 200.0, "ms").noted(f"[{figure.low:.0f} to {figure.high:.0f}]")
 
 
-def restart(made: Stage, say: Say) -> list[Judged]:
+def restart(made: Stage) -> list[Judged]:
     """A proxy with 100 pods is replaced, as an upgrade does it, while one of its pods tries a connection every millisecond."""
-    say(f"{CROWD} pods for a restart")
-    Lab(made.layout).up({"crowd.yaml": yaml.safe_dump_all(crowd(CROWD), sort_keys=False)})
+    pods, lab = crowd(CROWD), Lab(made.layout)
+    for first in range(0, CROWD, _AT_ONCE):
+        lab.up({"crowd.yaml": yaml.safe_dump_all(pods[first : first + _AT_ONCE], sort_keys=False)})
     client = made.clients[MESH]
     client.order("probe", host=made.address(place(MESH, "far")), port=PORT, rate=1000, seconds=6.0)
     client.answer()  # the first was answered

@@ -38,6 +38,8 @@ class Results:
     events: dict[str, Figure] = field(default_factory=dict)
     """Seconds, by name."""
     notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
 
 
 def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Image | None = None) -> dict[str, Any]:
@@ -110,6 +112,7 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         tables.memory(results.memory),
         tables.happenings(results.events),
         "".join(f"- {note}\n" for note in results.notes),
+        "".join(f"- NOT MEASURED, {failure}\n" for failure in results.failures),
     ]
     return "\n".join([*parts, *filter(None, blocks)]).rstrip() + "\n"
 
@@ -169,6 +172,7 @@ def write(folder: Path, where: Mapping[str, Any], results: Results) -> tuple[Pat
         "budgets": [asdict(one) for one in results.budgets],
         "events_s": {name: asdict(one) for name, one in results.events.items()},
         "notes": results.notes,
+        "failures": results.failures,
     }
     data.write_text(json.dumps(document, indent=1) + "\n")
     return text, data

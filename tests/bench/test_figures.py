@@ -75,6 +75,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         events={"enrol a pod: request to answer": Figure(0.02, 0.01, 0.05, 20)},
         conditions=[{"loadavg": 1.5, "stolen_s": 0.25}, {"loadavg": 2.5, "stolen_s": 0.5}],
         notes=["the proxies' access logs are on"],
+        failures=["restart: no proxy of node a is ready"],
     )
     text, data = write(tmp_path / "out", surroundings(2, 3, "free", False), results)
     written = text.read_text()
@@ -82,6 +83,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert "| start to listening | 150 us" not in written and "| met    |" in written and "| missed |" in written
     assert verdict_counts(results, in_image=False) == {"not measured": 30, "met": 1, "missed": 1}
     assert "load average 1.5 to 2.5, stolen 0.8 s" in written
+    assert "- NOT MEASURED, restart: no proxy of node a is ready" in written
     document = json.loads(data.read_text())
     assert document["where"]["kernel"] and document["where"]["python"] and len(document["where"]["loadavg"]) == 3
     assert document["rounds"][0][0] == {"contender": "direct", "load": "rr1", "p50_us": 50.0, "p99_us": 80.0}

@@ -1,0 +1,147 @@
+"""One run: what is measured on a stage, in which order. What fails is noted in the result, and the rest is measured all the same."""
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from bench import accounts, alone, budget, contenders, events, large_mesh
+from bench.contenders import Contender, Load
+from bench.figures import Sample
+from bench.image import Image
+from bench.line_up import weft_pids, workers_of
+from bench.report import Results
+from bench.stage import Stage, pids_of
+from lab.client import LabError
+
+FAILURES = (RuntimeError, OSError, LabError, subprocess.SubprocessError)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Contenders on a stage, and what came out."""
+
+    made: Stage
+    found: Sequence[Contender]
+    proxies: ExitStack
+    """Runs the contenders that are not weft."""
+    results: Results
+    rounds: int
+    quick: bool
+    image: Image | None
+    say: Callable[[str], None]
+
+    @property
+    def proxied(self) -> list[Contender]:
+        """Those across nodes with a proxy."""
+        return [one for one in self.found if one.name in contenders.PROXIED]
+
+    def measure(self) -> None:
+        """Everything. Raises: one of FAILURES where not even the paired rounds could be measured."""
+        for one in self.found:
+            one.await_answer()
+            one.measure("exchanges", seconds=0.3)  # certificates, pools and code are warm before the first round
+        self.paired(self.found, contenders.loads(self.quick), self.rounds)
+        steps: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("the hot path's budget", self._budget),
+            ("at fixed rates", self._paced),
+            ("memory", self._memory),
+            ("policy evaluation", self._policy_cost),
+            ("small messages beside bulk", self._beside_bulk),
+            ("enrolment and policy", self._events),
+            ("a new peer for each connection", self._fresh),
+            ("start-up", self._start_up),
+            ("restart", self._restart),
+            ("a large mesh", self._large_mesh),  # the last: see there
+        )
+        for name, step in steps:
+            self.say(name)
+            try:
+                step()
+            except FAILURES as error:
+                self.say(f"{name}: failed: {error}")
+                self.results.failures.append(f"{name}: {error}")
+
+    def paired(self, found: Sequence[Contender], loads: Sequence[Load], rounds: int) -> None:
+        """Every contender under every load, once a round."""
+        results = self.results
+        for number in range(rounds):
+            stolen = accounts.stolen_s()
+            samples: dict[tuple[str, str], Sample] = {}
+            first = number % len(found)  # nobody is always measured after the same one
+            for load in loads:
+                for one in (*found[first:], *found[:first]):
+                    if one.name not in contenders.NEAR or load.near:
+                        samples[one.name, load.key] = one.measure(load.order, **load.details)
+            if number < len(results.rounds):
+                results.rounds[number].update(samples)
+            else:
+                results.rounds.append(samples)
+            now = {"loadavg": os.getloadavg()[0], "stolen_s": accounts.stolen_s() - stolen}
+            results.conditions.append(now)
+            self.say("round {} of {}, load {loadavg:.1f}, stolen {stolen_s:.2f} s".format(number + 1, rounds, **now))
+
+    def _budget(self) -> None:
+        weft = next(one for one in self.found if one.name == contenders.WEFT)
+        both = [*workers_of(self.made, "a"), *workers_of(self.made, "b")]
+        self.results.budgets += budget.budgets(weft, both, self.quick)
+        self.results.notes += [f"the budget is incomplete: apt-get install {package}" for package in budget.missing_tools()]
+
+    def _paced(self) -> None:
+        self.paired(self.proxied, alone.paced_loads(self.quick), self.rounds // 2 or 1)
+        self.results.alone += alone.paced_rows(self.results.rounds)
+
+    def _memory(self) -> None:
+        for part in ("agent", "ztunnel"):
+            for pid in sorted(self.made.node_pids(part)):
+                self._weigh(pid, f"weft {accounts.command_of(pid)}")
+        for pid in pids_of(self.made.layout.control_cgroup):
+            self._weigh(pid, "weft control")
+        for one in self.proxied:
+            for pid in one.pids() if one.name != contenders.WEFT else ():
+                self._weigh(pid, one.name)
+        self.results.alone.append(alone.idle_memory(self.made))
+        self.results.alone += alone.held_memory(self.found)
+
+    def _weigh(self, pid: int, name: str) -> None:
+        self.results.memory.append({"process": name, "state": "idle, warm", "pss_bytes": accounts.pss_bytes(pid)})
+
+    def _policy_cost(self) -> None:
+        self.results.alone += alone.policy_rows(self.image)
+
+    def _beside_bulk(self) -> None:
+        seconds = 0.5 if self.quick else 1.5
+        self.results.alone += alone.beside_bulk(self.found, self.rounds // 2 or 1, seconds)
+
+    def _events(self) -> None:
+        times = 5 if self.quick else 20
+        self.results.events["enrol a pod: request to answer"] = events.enrolments(self.made, times)
+        for name, figure in events.policies(self.made, times).items():
+            self.results.events[f"policy: apply or delete until {name}"] = figure
+
+    def _fresh(self) -> None:
+        self.paired(self.proxied, [contenders.fresh(self.quick)], self.rounds)
+        self.proxies.close()
+
+    def _start_up(self) -> None:
+        self.results.alone.append(alone.start_up(self.made, 2 if self.quick else 5))
+
+    def _restart(self) -> None:
+        self.results.alone += alone.restart(self.made)
+
+    def _large_mesh(self) -> None:
+        self.results.alone += large_mesh.rows(self.made)
+
+
+def lay_out(made: Stage, layout: str, others: Sequence[int]) -> None:
+    """Put processes on CPUs."""
+    if layout == "free":
+        return
+    last = {(os.cpu_count() or 1) - 1}
+    clients = [
+        pid for client in made.clients.values() for pid in pids_of(made.layout.pod_cgroup(client.place.node, client.place.key))
+    ]
+    accounts.pin([*weft_pids(made), *made.pod_pids(), *others], last)
+    if layout == "split":
+        accounts.pin(clients, {0})
