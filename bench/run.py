@@ -1,4 +1,4 @@
-"""One run: what is measured on a stage, in which order. What fails is noted in the result, and the rest is measured all the same."""
+"""One run: what is measured on a stage, in which order. What fails is noted in the result, and the rest is measured."""
 
 import os
 import subprocess
