@@ -11,7 +11,7 @@ updated keeps its endpoints, a change of health policy takes effect at once, and
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from mesh.policy import Policy, Scope
+from mesh.policy import Policy, PolicySet, Scope
 from mesh.workload import Address, NamespacedHostname, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
 
 _Key = TypeVar("_Key")
@@ -280,7 +280,7 @@ class PolicyStore:
 
     def __init__(self) -> None:
         self._policies: dict[str, Policy] = {}
-        self._applicable: dict[tuple[str, tuple[str, ...]], tuple[Policy, ...]] = {}
+        self._applicable: dict[tuple[str, tuple[str, ...]], PolicySet] = {}
         self._by_namespace: dict[str, dict[str, Policy]] = {}
         self._global: dict[str, Policy] = {}
 
@@ -312,7 +312,7 @@ class PolicyStore:
         answer = self._applicable.get(question)
         if answer is None:
             listed = {key: self._policies[key] for key in workload.authorization_policies if key in self._policies}
-            answer = tuple((self._by_namespace.get(workload.namespace, {}) | self._global | listed).values())
+            answer = PolicySet((self._by_namespace.get(workload.namespace, {}) | self._global | listed).values())
             self._applicable[question] = answer
         return answer
 

@@ -13,11 +13,13 @@ from mesh.policy import (
     Connection,
     Match,
     Policy,
+    PolicySet,
     Rule,
     Scope,
     ServiceAccountMatch,
     StringMatch,
     Verdict,
+    _peer_of,
     evaluate,
     policy_matches,
 )
@@ -168,6 +170,51 @@ def test_deny_beats_allow_and_an_allow_policy_shuts_the_door(policies: list[Poli
 @given(st.permutations([allow(YES), allow(NO, name="n"), deny(NO), deny(YES, name="d")]))
 def test_the_order_of_policies_does_not_change_the_result(policies: list[Policy]) -> None:
     assert evaluate(policies, TLS) == Verdict(False, "ns/d", "explicitly denied by: ns/d")
+
+
+_TEXTS = st.sampled_from(["td/ns/namespace/sa/account", "namespace", "td/", "", "other"])
+_KINDS = st.sampled_from(["exact", "exact", "prefix", "suffix", "presence"])
+_STRINGS = st.lists(st.builds(StringMatch, _KINDS, _TEXTS), max_size=2).map(tuple)
+_PORTS = st.lists(st.sampled_from([8080, 1]), max_size=2).map(tuple)
+_ACCOUNTS = st.lists(st.builds(ServiceAccountMatch, st.just("namespace"), st.sampled_from(["account", "b"])), max_size=1).map(
+    tuple
+)
+_MATCHES = st.builds(
+    Match,
+    namespaces=_STRINGS,
+    principals=_STRINGS,
+    not_principals=_STRINGS,
+    destination_ports=_PORTS,
+    not_destination_ports=_PORTS,
+    service_accounts=_ACCOUNTS,
+)
+_RULES = st.lists(st.lists(st.lists(_MATCHES, max_size=2).map(tuple), max_size=2).map(tuple), max_size=2).map(tuple)
+_POLICIES = st.builds(
+    Policy,
+    st.just("ns"),
+    st.uuids().map(str),
+    st.just(Scope.GLOBAL),
+    st.sampled_from(Action),
+    _RULES,
+    st.sampled_from([False, False, False, True]),
+)
+
+
+@given(st.lists(_POLICIES, min_size=9, max_size=14), st.sampled_from([TLS, OTHER, PLAIN, TLS._replace(port=1)]))
+def test_many_policies_are_looked_up_and_decide_what_asking_each_decides(
+    policies: list[Policy], connection: Connection
+) -> None:
+    assert evaluate(PolicySet(policies), connection) == evaluate(policies, connection)
+
+
+def test_of_many_policies_only_those_that_can_match_are_asked() -> None:
+    strangers = [allow(((Match(principals=exact(f"td/ns/a/sa/{number}")),),), name=f"{number}") for number in range(1000)]
+    mine = allow(((Match(principals=exact("td/ns/namespace/sa/account")),),), name="mine")
+    watched = PolicySet([*strangers, mine, replace(deny(YES), dry_run=True)])
+    assert evaluate(watched, TLS) == Verdict(True, "ns/mine", "")
+    refused = evaluate(watched, OTHER)
+    assert (refused.allowed, refused.asked) == (False, ("ns/0", "ns/1", "ns/2", "ns/3"))
+    assert len(watched.lookup.candidates(_peer_of(TLS))) == 1
 
 
 def test_dry_run_never_changes_the_result() -> None:
