@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -98,19 +96,6 @@ class Stage:
         found = [pid for pid in pids_of(self.layout.node_cgroup(node) / "ztunnel") if command_of(pid) == "ztunnel"]
         return max(found, key=started_s, default=0)
 
-    def restart_proxy(self, node: str) -> int:
-        """Replace a node's proxy in order, as an upgrade does: asked to end, started anew by the lab. The new supervisor.
-
-        Raises: LoadError when it is not ready within a minute.
-        """
-        before = self.proxy(node)
-        os.kill(before, signal.SIGTERM)
-        deadline = time.monotonic() + _SLACK_S
-        while (now := self.proxy(node)) in (0, before) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        self.await_ready(node)
-        return now
-
     def await_ready(self, node: str) -> None:
         """Wait for a node's proxy. Raises: LoadError after a minute."""
         deadline = time.monotonic() + _SLACK_S
@@ -118,6 +103,14 @@ class Stage:
             if time.monotonic() > deadline:
                 raise LoadError(f"the proxy of node {node} is not ready within {_SLACK_S:g} s")
             time.sleep(0.005)
+
+    def await_end(self, pid: int) -> None:
+        """Wait for a process to end. Raises: LoadError after a minute."""
+        deadline = time.monotonic() + _SLACK_S
+        while Path(f"/proc/{pid}/stat").exists():
+            if time.monotonic() > deadline:
+                raise LoadError(f"process {pid} has not ended within {_SLACK_S:g} s")
+            time.sleep(0.02)
 
     def is_ready(self, node: str) -> bool:
         """Whether a node's proxy says that it is ready."""
