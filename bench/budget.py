@@ -54,7 +54,7 @@ class Budget:
 
 
 def _loads(quick: bool) -> list[_Load]:
-    many, seconds = (128, 1) if quick else (1024, 2)
+    many, seconds = (512, 1) if quick else (1024, 2)
     return [
         _Load(f"round trip, {name}", "round_trips", {**details, "seconds": seconds}, lambda found: found["total"])
         for name, details in (
