@@ -135,7 +135,11 @@ def create_pod(layout: Layout, node: str, pod: str, addresses: Sequence[Interfac
     delete_pod(layout, node, pod)
     netns.create(name)
     netns.sysctls(name, _QUIET)
-    netns.batch(parent, [f"link add {far} type veth peer name {UPLINK} netns {name}", f"link set {far} master {POD_BRIDGE} up"])
+    mac = _mac(
+        f"{layout.places.prefix} {addresses[0].ip}"
+    )  # of the address: neighbours remember a former pod's for many seconds
+    peer = f"peer name {UPLINK} address {mac} netns {name}"
+    netns.batch(parent, [f"link add {far} type veth {peer}", f"link set {far} master {POD_BRIDGE} up"])
     commands = ["link set lo up", f"link set {UPLINK} up", *_assign(UPLINK, addresses, "noprefixroute")]
     for network in ranges:
         # The gateway is a neighbour although its prefix is not: see the theory above.

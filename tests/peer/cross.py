@@ -47,7 +47,7 @@ def pods() -> str:
     """Per node a client, a server with a service, and an outsider."""
     return "".join(
         pod(f"client-{one}", one)
-        + pod(f"server-{one}", one)
+        + pod(f"server-{one}", one, ", role: server")
         + service(f"server-{one}")
         + pod(f"outsider-{one}", one, ", istio.io/dataplane-mode: none")
         for one in "ab"
@@ -69,9 +69,9 @@ class CrossMesh(Mesh):
     """The running lab."""
 
     def __init__(self, ztunnel: str) -> None:
-        drain = f"env CONNECTION_TERMINATION_DEADLINE={DRAIN_S}s"
-        super().__init__(node("a") + node("b", f"{drain} {ztunnel}") + NAMESPACE + pods())
         self.ztunnel = ztunnel
+        self.command = f"env CONNECTION_TERMINATION_DEADLINE={DRAIN_S}s {ztunnel}"
+        super().__init__(node("a") + node("b", self.command) + NAMESPACE + pods())
 
     def serve(self) -> None:
         """Both servers and both outsiders echo, on two ports."""

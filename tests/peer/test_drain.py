@@ -55,7 +55,7 @@ def open_wires(cross: CrossMesh, of: str) -> dict[str, Wire]:
 
 
 def command(cross: CrossMesh, of: str) -> tuple[str, ...]:
-    return tuple(shlex.split(cross.ztunnel)) if of == "b" else ()
+    return tuple(shlex.split(cross.command)) if of == "b" else ()
 
 
 def test_a_drain_beside_a_successor_fails_nobody(cross: CrossMesh, node: str, tmp_path: Path) -> None:

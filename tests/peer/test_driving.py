@@ -1,0 +1,118 @@
+"""Istio's ztunnel driven by weft's agent and control plane: told of pods and policies, also after these two restarted."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lab.world import eventually
+from tests.lab.mesh import pod
+from tests.peer.cross import CROSSINGS, ECHO_PORT, CrossMesh, authentication
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(90)]
+
+LATE = pod("late", "b")
+HBONE = 15008
+
+
+def served(cross: CrossMesh) -> dict[str, str]:
+    """The pods that Istio's ztunnel serves, by name: their state."""
+    states = cross.config_dump("b")["workloadState"].values()
+    return {one["info"]["name"]: one["state"] for one in states}
+
+
+def test_it_knows_every_pod_and_has_its_certificate_from_our_ca(cross: CrossMesh) -> None:
+    dump = cross.config_dump("b")
+    assert served(cross) == {"client-b": "Up", "server-b": "Up"}
+    certificates = {one["identity"]: one["state"] for one in dump["certificates"]}
+    names = ("client-b", "server-b")
+    assert certificates == {f"spiffe://cluster.local/ns/shop/sa/{name}": "Available" for name in names}
+    ours = {one["name"]: one for one in cross.config_dump("a")["workloads"]}
+    theirs = {one["name"]: one for one in dump["workloads"]}
+    assert theirs.keys() == ours.keys()
+    for name, workload in theirs.items():
+        shown = {key: ours[name].get(key) for key in workload}
+        assert shown == workload, f"both tell the same of {name}"
+
+
+def test_a_new_pod_is_served_and_a_deleted_one_is_not(cross: CrossMesh) -> None:
+    with cross.having(LATE):
+        assert served(cross)["late"] == "Up"
+        cross.puppet("late").echo(ECHO_PORT)
+        with cross.having(authentication("STRICT")):
+            assert cross.puppet("client-a").fate(cross.address("late"), ECHO_PORT) == "answered"
+            assert cross.puppet("late").fate(cross.address("server-a"), ECHO_PORT) == "answered"
+        cross.dismiss("late")
+    eventually(lambda: "late" not in served(cross))
+
+
+def test_a_pod_whose_port_is_taken_is_reported_and_served_when_it_is_free(cross: CrossMesh) -> None:
+    """Istio's ztunnel says no (a nack with its reason), goes on with the others, and is asked again."""
+    outside = pod("late", "b", ", istio.io/dataplane-mode: none")
+    with cross.having(outside):
+        listener = cross.puppet("late").listen(HBONE)
+        cross.apply(LATE, wait=False)
+        log = cross.log_path("b/agent")
+        eventually(lambda: "did not take pod shop/late: failure to start proxy" in log.read_text())
+        assert not cross.pod("shop/late")["enrolled"]
+        assert cross.puppet("client-a").fate(cross.address("server-b"), ECHO_PORT) == "answered"
+        with listener:
+            pass
+        eventually(lambda: cross.pod("shop/late")["enrolled"] and served(cross).get("late") == "Up", 20)
+        cross.await_ready()
+        cross.dismiss("late")
+
+
+@contextmanager
+def undisturbed(cross: CrossMesh) -> Iterator[Callable[[], None]]:
+    """New and lasting connections both ways while the block runs, none of which may fail; calling the value waits for more."""
+    loads = {
+        (client, server): cross.puppet(client).do("steady", cross.address(server), ECHO_PORT, "steady")
+        for client, server in CROSSINGS
+    }
+
+    def progress(path: tuple[str, str]) -> dict[str, int]:
+        now: dict[str, int] = cross.puppet(path[0]).do("progress", loads[path])
+        assert not now["failed"], now
+        return now
+
+    def more() -> None:
+        before = {path: progress(path) for path in loads}
+        for path, then in before.items():
+            eventually(lambda path=path, then=then: all(progress(path)[key] > then[key] + 20 for key in ("fresh", "kept")))
+
+    try:
+        more()
+        yield more
+        more()
+    finally:
+        done = [cross.puppet(path[0]).do("halt", load) for path, load in loads.items()]
+    assert not any(one["failed"] for one in done), done
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_restart_of_the_agent_goes_unnoticed(cross: CrossMesh, how: signal.Signals) -> None:
+    """Istio's ztunnel connects again, takes the snapshot for what it has already, and hears of what is new."""
+    with undisturbed(cross) as more:
+        agent = cross.program("b", "agent")
+        os.kill(agent, how)
+        eventually(lambda: cross.program("b", "agent") not in (0, agent), 20)
+        cross.await_ready()
+        more()
+    with cross.having(LATE):
+        eventually(lambda: served(cross).get("late") == "Up", 20)
+
+
+def test_a_restart_of_control_goes_unnoticed_and_what_is_new_arrives(cross: CrossMesh) -> None:
+    with undisturbed(cross) as more:
+        (control,) = cross.cgroup_pids(".control")
+        os.kill(control, signal.SIGKILL)
+        more()
+        eventually(lambda: cross.cgroup_pids(".control") not in ([], [control]))
+        cross.await_ready(60)
+    with cross.having(authentication("STRICT")):
+        eventually(lambda: cross.puppet("outsider-a").fate(cross.address("server-b"), ECHO_PORT) in ("reset", "end"))
+        assert cross.puppet("client-a").fate(cross.address("server-b"), ECHO_PORT) == "answered"
+    eventually(lambda: cross.puppet("outsider-a").fate(cross.address("server-b"), ECHO_PORT) == "answered")
