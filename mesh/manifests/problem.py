@@ -20,4 +20,11 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.file}, document {self.document}" if self.file else ""
         parts = [part for part in (where, self.object, self.field, self.reason) if part]
-        return ("warning: " if self.warning else "") + ": ".join(parts)
+        return ("warning: " if self.warning else "") + _one_line(": ".join(parts))
+
+
+def _one_line(text: str) -> str:
+    """Keys of a manifest may hold anything, and this goes to terminals and logs."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

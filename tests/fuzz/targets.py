@@ -1,5 +1,5 @@
 """Every target by its name."""
 
-from tests.fuzz import control, peers
+from tests.fuzz import control, files, peers
 
-TARGETS = {target.name: target for target in (*peers.TARGETS, *control.TARGETS)}
+TARGETS = {target.name: target for target in (*peers.TARGETS, *control.TARGETS, *files.TARGETS)}

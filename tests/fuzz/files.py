@@ -1,0 +1,71 @@
+"""What files, other programs of the node and users bring: events, manifests, resolv.conf, a SPIRE agent's documents."""
+
+import time
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from mesh.event_line import read_line, write_event
+from mesh.identity import Identity
+from mesh.manifests import parse
+from tests.fuzz.target import Cursor, Target
+from tests.mesh.manifests.test_fuzz import SEEDS
+from tests.mesh.test_event_line import EVENT
+from tests.ztunnel.world import Authority
+from ztunnel.ca import FetchError
+from ztunnel.nameservers import read_nameservers
+from ztunnel.svid import read_svid
+
+WEB = Identity("cluster.local", "demo", "web")
+_NOW = time.time()
+
+
+def _event(data: bytes) -> None:
+    """A line of the proxy, read by the agent: what is kept of an event is written and read back alike."""
+    try:
+        event = read_line(data)
+    except ValueError:
+        return
+    if not isinstance(event, int):
+        kept = read_line(write_event(event))
+        assert not isinstance(kept, int) and read_line(write_event(kept)) == kept
+
+
+def _manifests(data: bytes) -> None:
+    """A user's manifests: problems, never an exception."""
+    found = parse({"file.yaml": data.decode("utf-8", "replace")})
+    assert all(problem.file == "file.yaml" and str(problem).isprintable() for problem in found.problems)
+
+
+def _resolv_conf(data: bytes) -> None:
+    assert len(read_nameservers(data.decode("utf-8", "replace"))) <= len(data)
+
+
+def _svid(data: bytes) -> None:
+    """A document: key, certificate, roots, by their lengths. Never another identity, or another time."""
+    cursor = Cursor(data)
+    key, leaf, roots = (cursor.take(cursor.byte() << 8 | cursor.byte()) for _ in range(3))
+    try:
+        found = read_svid(WEB, [leaf] if leaf else [], key, roots, _NOW)
+    except FetchError:
+        return
+    assert found.identity == WEB and found.not_before <= _NOW < found.not_after
+
+
+def _document() -> bytes:
+    issuer = Authority()
+    chain, key = issuer.issue(str(WEB))
+    parts = (
+        load_pem_private_key(key, None).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
+        x509.load_pem_x509_certificate(chain).public_bytes(Encoding.DER),
+        issuer.certificate.public_bytes(Encoding.DER),
+    )
+    return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
+
+
+TARGETS = (
+    Target("event-line", _event, [write_event(EVENT), b'{"lost":3}\n']),
+    Target("manifests", _manifests, [one.encode() for one in SEEDS.split("---")]),
+    Target("resolv-conf", _resolv_conf, [b"nameserver 10.0.0.1\nnameserver fe80::1%eth0\nsearch a b\n"], 1024),
+    Target("svid", _svid, [_document()]),
+)
