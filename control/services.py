@@ -95,6 +95,7 @@ def mesh_service(
         allow_unhealthy=service.publish_not_ready,
         ip_families=_FAMILIES.get(versions_of(service, ranges), IPFamilies.DUAL),
         canonical=True,
+        by_client_address=service.by_client_address,
     )
 
 

@@ -117,6 +117,7 @@ def dump_service(service: Service, endpoints: Iterable[Endpoint]) -> JSON:
         ],
         "loadBalancer": balancing,
         "ipFamilies": _FAMILIES.get(service.ip_families),
+        "sessionAffinity": "ClientIP" if service.by_client_address else "",
     }
     return _present(optional) | {
         "name": service.name,

@@ -178,6 +178,8 @@ class Service:
     canonical: bool = False
     namespace_only: bool = False
     """Hidden from other namespaces."""
+    by_client_address: bool = False
+    """Connections from one address go to one endpoint (Kubernetes: sessionAffinity ClientIP)."""
 
     @property
     def key(self) -> str:

@@ -1,13 +1,19 @@
 """Choosing among the endpoints of a service: eligible, then ranked by preference, then by chance weighted by capacity.
 
 Source: facts of Istio's ztunnel, section 5.2. Chance is an argument, and what a choice leaves of it comes back with the choice.
+
+Where a service wants one client at one endpoint, rendezvous hashing takes the place of chance: every worker of every node picks
+the same endpoint without telling the others, each endpoint has its share of the clients by capacity, and only the clients of an
+endpoint that goes move on. (D. Thaler, C. Ravishankar: Using Name-Based Mappings to Increase Hit Rates, 1998.)
 """
 
+import math
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Literal, TypeVar
 
 from mesh.inventory import Endpoint
-from mesh.workload import BalancingMode, GatewayAddress, Scope, Service, Workload
+from mesh.workload import Address, BalancingMode, GatewayAddress, Scope, Service, Workload
 
 Role = Literal["destination", "waypoint", "network gateway"]
 """As what an endpoint is looked for."""
@@ -60,11 +66,21 @@ def eligible(
     ]
 
 
-def choose(service: Service, candidates: list[Endpoint], client: Workload, chance: float) -> tuple[Endpoint | None, float]:
+def choose(
+    service: Service, candidates: list[Endpoint], client: Workload, source: Address, chance: float
+) -> tuple[Endpoint | None, float]:
     """One of the eligible endpoints for a client, and the chance that is left; None when there is none that it wants."""
     if service.mode in (BalancingMode.STRICT, BalancingMode.FAILOVER):
         candidates = _preferred(service, candidates, client)
+    if service.by_client_address:
+        return max(candidates, key=lambda endpoint: _affinity(source, endpoint.workload), default=None), chance
     return weighted(candidates, [endpoint.workload.capacity for endpoint in candidates], chance)
+
+
+def _affinity(source: Address, workload: Workload) -> float:
+    """How much an endpoint is a client's own: the highest of all its service's is. Spread like chance, by capacity."""
+    digest = blake2b(workload.uid.encode(), key=source.packed, digest_size=8).digest()
+    return -workload.capacity / math.log((int.from_bytes(digest, "big") + 0.5) / 2**64)
 
 
 def weighted(options: Sequence[_Option], weights: Sequence[int], chance: float) -> tuple[_Option | None, float]:

@@ -19,6 +19,7 @@ from mesh.policy import Policy
 from mesh.workload import Service, Workload
 from ztunnel.baggage import Described
 from ztunnel.limits import NODE, POD, Limits, Usage
+from ztunnel.tuning import Tuning
 
 MAX_FDS = 8
 MAX_FRAME_BYTES = 64 << 20
@@ -52,11 +53,9 @@ class Configure:
     localhost_app_tunnel: bool = True
     """An application that wants PROXY headers is dialled at the loopback address."""
     packet_mark: int = 0x539
-    connect_timeout_s: float = 10.0
-    workload_timeout_s: float = 5.0
+    tuning: Tuning = field(default_factory=Tuning)
     on_demand: bool = False
     """Not everything is told: what is met and not known is to be asked for."""
-    demand_timeout_s: float = 5.0
     resolv_conf: str = "/etc/resolv.conf"
     """Names the nameservers; read again when it changes."""
     tls12: bool = False

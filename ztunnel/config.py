@@ -16,13 +16,12 @@ from wire.places import Places
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address
 from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
+from ztunnel.tuning import Tuning, read_tuning
+from ztunnel.variables import choice, duration, integer, truth
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _MAX_WORKERS = 256
 
 
@@ -85,6 +84,7 @@ class Config:
     preferred_service_namespace: str = ""
     ipv6: bool = True
     resolv_conf: str = "/etc/resolv.conf"
+    tuning: Tuning = field(default_factory=Tuning)
     log_json: bool = False
     log_level: str = "info"
 
@@ -106,7 +106,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     namespace = environment.get("POD_NAMESPACE", "")
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
     metadata = node_metadata(environment)
-    ipv6 = _truth("IPV6_ENABLED", environment, True)
+    ipv6 = truth("IPV6_ENABLED", environment, True)
     return Config(
         node=node,
         zds_socket=Path(environment.get("INPOD_UDS") or places.zds_socket),
@@ -127,29 +127,30 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         instance_ip=environment.get("INSTANCE_IP") or "1.1.1.1",
         node_metadata=metadata,
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
-        secret_ttl_s=max(int(_duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
-        impersonates=_choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
+        secret_ttl_s=max(int(duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
+        impersonates=choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
         **_spire(environment),
         crl=Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
         pqc=_pqc(environment),
-        tls12=_truth("TLS12_ENABLED", environment, False),
+        tls12=truth("TLS12_ENABLED", environment, False),
         drain_s=drain_deadline(environment),
         node_limits=_limits("NODE", environment, NODE),
         pod_limits=_limits("POD", environment, POD),
-        offender_pause_s=_duration("WEFT_OFFENDER_PAUSE", environment.get("WEFT_OFFENDER_PAUSE") or "500ms"),
-        keep_source_address=_truth("ENABLE_ORIG_SRC", environment, True),
-        enhanced_baggage=_truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
-        localhost_app_tunnel=_truth("LOCALHOST_APP_TUNNEL", environment, True),
-        packet_mark=_integer("PACKET_MARK", environment, 0x539, 1, 0xFFFFFFFF),
-        admin_port=_integer("ADMIN_PORT", environment, 15000, 0, 65535),
-        metrics_port=_integer("STATS_PORT", environment, 15020, 0, 65535),
-        readiness_port=_integer("READINESS_PORT", environment, 15021, 0, 65535),
+        offender_pause_s=duration("WEFT_OFFENDER_PAUSE", environment.get("WEFT_OFFENDER_PAUSE") or "500ms"),
+        keep_source_address=truth("ENABLE_ORIG_SRC", environment, True),
+        enhanced_baggage=truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
+        localhost_app_tunnel=truth("LOCALHOST_APP_TUNNEL", environment, True),
+        packet_mark=integer("PACKET_MARK", environment, 0x539, 1, 0xFFFFFFFF),
+        admin_port=integer("ADMIN_PORT", environment, 15000, 0, 65535),
+        metrics_port=integer("STATS_PORT", environment, 15020, 0, 65535),
+        readiness_port=integer("READINESS_PORT", environment, 15021, 0, 65535),
         dns_places=dns_places(metadata, ipv6),
         cluster_domain=(environment.get("CLUSTER_DOMAIN") or "cluster.local").strip(".").lower(),
         preferred_service_namespace=environment.get("PREFERED_SERVICE_NAMESPACE", ""),
         ipv6=ipv6,
         resolv_conf=environment.get("WEFT_RESOLV_CONF") or "/etc/resolv.conf",
-        log_json=_choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
+        tuning=read_tuning(environment),
+        log_json=choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
         log_level=environment.get("RUST_LOG") or "info",
     )
 
@@ -163,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _on_demand(environment: Mapping[str, str]) -> bool:
-    wanted = _truth("XDS_ON_DEMAND", environment, False)
+    wanted = truth("XDS_ON_DEMAND", environment, False)
     if wanted and environment.get("XDS_ADDRESS") == "":
         raise ValueError("XDS_ON_DEMAND=true: there is nobody to ask: set XDS_ADDRESS")
     if wanted and environment.get("ISTIO_META_DNS_CAPTURE", "true") == "true":
@@ -174,17 +175,11 @@ def _on_demand(environment: Mapping[str, str]) -> bool:
 def drain_deadline(environment: Mapping[str, str]) -> float:
     """How long open connections may go on after SIGTERM: its own variable, else what Kubernetes' grace period leaves."""
     if deadline := environment.get("CONNECTION_TERMINATION_DEADLINE"):
-        return _duration("CONNECTION_TERMINATION_DEADLINE", deadline)
+        return duration("CONNECTION_TERMINATION_DEADLINE", deadline)
     if "TERMINATION_GRACE_PERIOD_SECONDS" in environment:
-        grace = _integer("TERMINATION_GRACE_PERIOD_SECONDS", environment, 0, 0, 86_400)
+        grace = integer("TERMINATION_GRACE_PERIOD_SECONDS", environment, 0, 0, 86_400)
         return float(grace - 5 if grace > 10 else max(grace - 1, 1))
     return 5.0
-
-
-def _duration(name: str, text: str) -> float:
-    if _DURATION.sub("", text) or not text:
-        raise ValueError(f"{name}={text!r}: not a duration: write one like 30s, 1h30m or 500ms")
-    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(text))
 
 
 def _workers(text: str, cores: int) -> int:
@@ -197,32 +192,14 @@ def _workers(text: str, cores: int) -> int:
     return max(cores * number // 100, 1) if share[2] else number or cores
 
 
-def _integer(name: str, environment: Mapping[str, str], default: int, least: int, most: int) -> int:
-    text = environment.get(name)
-    if not text:
-        return default
-    if not re.fullmatch(r"\d{1,13}", text) or not least <= int(text) <= most:
-        raise ValueError(f"{name}={text!r}: not a number from {least} to {most}")
-    return int(text)
-
-
 def _limits(holder: str, environment: Mapping[str, str], default: Limits) -> Limits:
     names = {kind: f"WEFT_{kind.upper()}_PER_{holder}" for kind in KINDS}
-    return Limits(*(_integer(name, environment, getattr(default, kind), 1, 1 << 40) for kind, name in names.items()))
-
-
-def _truth(name: str, environment: Mapping[str, str], default: bool) -> bool:
-    text = environment.get(name)
-    if not text:
-        return default
-    if text.lower() not in _TRUTHS:
-        raise ValueError(f"{name}={text!r}: write true or false")
-    return _TRUTHS[text.lower()]
+    return Limits(*(integer(name, environment, getattr(default, kind), 1, 1 << 40) for kind, name in names.items()))
 
 
 def _spire(environment: Mapping[str, str]) -> dict[str, str]:
     """The agent that gives certificates, where one does; of two sockets the one that has all pods' wins."""
-    if _choice("CA_PROVIDER", environment, "Citadel", ("Citadel", "spire")) == "Citadel":
+    if choice("CA_PROVIDER", environment, "Citadel", ("Citadel", "spire")) == "Citadel":
         return {}
     for variable, field_name in (("SPIRE_ADMIN_SOCKET", "spire_admin"), ("SPIFFE_ENDPOINT_SOCKET", "spiffe_endpoint")):
         if value := environment.get(variable):
@@ -244,13 +221,6 @@ def _pqc(environment: Mapping[str, str]) -> bool:
     policy = environment.get("COMPLIANCE_POLICY", "")
     if policy not in ("", "pqc"):
         raise ValueError(f"COMPLIANCE_POLICY={policy!r}: write pqc or leave it empty")
-    if policy and _truth("TLS12_ENABLED", environment, False):
+    if policy and truth("TLS12_ENABLED", environment, False):
         raise ValueError("TLS12_ENABLED='true': TLS 1.2 has no post-quantum group: leave it out with COMPLIANCE_POLICY='pqc'")
     return bool(policy)
-
-
-def _choice(name: str, environment: Mapping[str, str], default: str, choices: tuple[str, ...]) -> str:
-    text = environment.get(name) or default
-    if text not in choices:
-        raise ValueError(f"{name}={text!r}: write {' or '.join(choices)}")
-    return text

@@ -21,6 +21,7 @@ from ztunnel.limits import Holder
 from ztunnel.loop import Deadlines, Loop
 from ztunnel.names import Zone
 from ztunnel.nameservers import Nameservers
+from ztunnel.outliers import Outliers
 from ztunnel.penance import Penance
 from ztunnel.resolver import Resolver
 from ztunnel.revocation import Revocations
@@ -64,11 +65,14 @@ class Node:
         self.handshakes = Handshakes(config.node_limits.handshakes)
         """Inbound ones."""
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
-        self.dials = Deadlines(config.connect_timeout_s)
-        self.workload_waits = Deadlines(config.workload_timeout_s)
+        self.dials = Deadlines(config.tuning.connect_timeout_s)
+        self.workload_waits = Deadlines(config.tuning.workload_timeout_s)
+        self.outliers = Outliers(config.tuning.outlier_failures)
+        self.retries = 0
+        """Connections that were offered to another endpoint."""
         self.lingering = Deadlines(LINGER_S)
         """Streams to gateways whose inner tunnel has ended."""
-        self.demands = Demands(loop, emit, config.demand_timeout_s) if config.on_demand else None
+        self.demands = Demands(loop, emit, config.tuning.workload_timeout_s) if config.on_demand else None
         self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
         self.dns_counts = Counts()
         self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6)
@@ -196,6 +200,7 @@ class Node:
             self.dns_idle,
         ):
             deadlines.expire(now)
+        self.outliers.tick(now)
         if self.demands is not None:
             self.demands.deadlines.expire(now)
         for tunnel in list(self.tunnels):
@@ -212,6 +217,8 @@ class Node:
             "waiting_for_workload": len(self.workload_waits),
             "buffered_bytes": self.loop.held.bytes,
             "certificates": len(self.vault),
+            "endpoint_retries": self.retries,
+            "endpoints_aside": len(self.outliers.aside),
             "waiting_for_destination": len(self.demands) if self.demands is not None else 0,
             "unknown_destinations": self.demands.refused if self.demands is not None else 0,
             "dns_questions": len(self.dns_upstream.under_way),

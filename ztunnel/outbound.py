@@ -5,6 +5,7 @@ from functools import partial
 from random import randbytes
 
 from mesh.workload import Address, Workload
+from ztunnel.balance import NOBODY
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import Dial, endpoint, original_destination
 from ztunnel.fields import Fields
@@ -12,6 +13,7 @@ from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.inner_tunnel import InnerStream, InnerTunnel
 from ztunnel.ledger import SocketAddress, Tracked
 from ztunnel.missing import missing_outbound
+from ztunnel.node import Node
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.pool import Key
@@ -51,7 +53,11 @@ def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress,
     if node.demands is not None:
         _ask(pod, sock, peer, request)
         return
-    Outbound(pod, sock, peer, request).start(decide(node.inventory, node.config.network, request, node.chance()))
+    Outbound(pod, sock, peer, request).start(_decide(node, request))
+
+
+def _decide(node: Node, request: Request, avoid: frozenset[str] = NOBODY) -> Route | Refused:
+    return decide(node.inventory, node.config.network, request, node.chance(), avoid, node.outliers.aside)
 
 
 def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
@@ -59,7 +65,7 @@ def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -
     node, network = pod.node, pod.node.config.network
 
     def go(known: socket.socket, error: str) -> None:
-        route = Refused(error) if error else decide(node.inventory, network, request, node.chance())
+        route = Refused(error) if error else _decide(node, request)
         Outbound(pod, known, peer, request).start(route)
 
     destination = (request.destination, request.port)
@@ -68,9 +74,27 @@ def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -
 
 
 class Outbound(Tracked):
-    """One connection of a local application."""
+    """One connection of a local application.
 
-    __slots__ = ("_client", "_credentials", "_dial", "_inner", "_key", "_route", "_sock", "_trace", "pod")
+    Where one endpoint of several does not take it, another is tried: as long as none of its bytes can have been delivered, and
+    a few times at most. The socket is here until bytes can flow; then the pump has it, and gives it back to another attempt.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_avoid",
+        "_client",
+        "_credentials",
+        "_dial",
+        "_early",
+        "_inner",
+        "_key",
+        "_request",
+        "_route",
+        "_sock",
+        "_trace",
+        "pod",
+    )
 
     def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
         destination = (request.destination, request.port)
@@ -86,7 +110,11 @@ class Outbound(Tracked):
         )
         super().__init__(pod.node.ledger, record)
         self.pod = pod
+        self._request = request
         self._client: Workload = request.client
+        self._attempts = 0
+        self._avoid = NOBODY
+        self._early = b""
         self._sock: socket.socket | None = sock
         self._dial: Dial | None = None
         self._key: Key | None = None
@@ -99,16 +127,79 @@ class Outbound(Tracked):
         """Go where the decision says."""
         self.pod.connections[self] = None
         self.ledger.register(self)
-        record = self.record
-        record.destination_workload = route.workload.uid if route.workload else ""
-        record.destination_service = route.service.key if route.service else ""
+        self._name(route)
         if isinstance(route, Refused):
             self.ended(route.flag, route.reason)
-            return
+        else:
+            self._try(route)
+
+    def _name(self, route: Route | Refused) -> None:
+        self.record.destination_workload = route.workload.uid if route.workload else ""
+        self.record.destination_service = route.service.key if route.service else ""
+
+    def _try(self, route: Route) -> None:
+        self._attempts += 1
         self._route = route
+        self._key = None
+        record = self.record
         record.protocol = route.protocol
         record.hop = route.hop
         self._go(route)
+
+    def _not_taken(self, flag: Flag, error: str) -> None:
+        """Who was chosen does not take the connection: another one may."""
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.end()
+        if self._failed():
+            other = self._another()
+            if other is not None:
+                self._try_another(other)
+                return
+        self.ended(flag, error)
+
+    def _failed(self) -> bool:
+        """Remember who failed; whether there may be others."""
+        choice, node = self._route.choice if self._route else None, self.pod.node
+        if choice is None:
+            return False
+        node.outliers.failed(choice.uid, node.loop.now)
+        self._avoid |= {choice.uid}
+        return True
+
+    def _another(self) -> Route | None:
+        """Where else the connection may go; None: nowhere, or it was tried often enough."""
+        node = self.pod.node
+        if self._attempts >= node.config.tuning.endpoint_attempts:
+            return None
+        outcome = _decide(node, self._request, self._avoid)
+        return outcome if isinstance(outcome, Route) else None
+
+    def _try_another(self, route: Route) -> None:
+        self.pod.node.retries += 1
+        record = self.record
+        record.hbone_destination, record.source_identity, record.destination_identity = "", None, None
+        self._name(route)
+        self._try(route)
+
+    def _declined(self, stream: TunnelStream, untouched: bool) -> bool:
+        """See ztunnel.stream.Declined."""
+        if not untouched and not self._failed():
+            return False
+        route = self._another()
+        if route is None:
+            return False
+        self.pump = None
+        self._sock, self._early = stream.give_back()
+        self._try_another(route)
+        return True
+
+    def opened(self) -> None:
+        """See ztunnel.stream.Owner."""
+        choice = self._route.choice if self._route else None
+        if choice is not None:
+            self.pod.node.outliers.succeeded(choice.uid)
+        super().opened()
 
     def _go(self, route: Route) -> None:
         if route.address is None:
@@ -123,7 +214,7 @@ class Outbound(Tracked):
         route = self._route
         assert route is not None
         if address is None:
-            self.ended("CONNECT", f"no address found for {route.hostname}: ask this node's nameservers")
+            self._not_taken("CONNECT", f"no address found for {route.hostname}: ask this node's nameservers")
             return
         outcome = route.resolved(address)
         if isinstance(outcome, Refused):
@@ -149,12 +240,12 @@ class Outbound(Tracked):
         self._dial = None
         client, self._sock = self._sock, None
         assert client is not None
-        self.pump = Passthrough(self.pod.node.loop, self, client, sock, self.pod.holder.held)
+        self.pump = Passthrough(self.pod.node.loop, self, client, sock, self.pod.holder.held, self._early)
 
     def not_connected(self, flag: Flag, error: str) -> None:
         """See ztunnel.dial.Owner."""
         self._dial = None
-        self.ended(flag, error)
+        self._not_taken(flag, error)
 
     def _start_tunnelled(self, route: Route, address: Address) -> None:
         record, identity = self.record, self._client.identity
@@ -195,13 +286,15 @@ class Outbound(Tracked):
 
     def inner_failed(self, flag: Flag, error: str) -> None:
         """See ztunnel.inner_tunnel.Owner."""
-        self.ended(flag, error)
+        self._not_taken(flag, error)
 
     def _open(self, stream: TunnelStream, network: str | None) -> None:
         sock, self._sock = self._sock, None
         assert sock is not None
         self.pump = stream
-        stream.request(sock, *self._fields(network))
+        if self._attempts < self.pod.node.config.tuning.endpoint_attempts and self._inner is None:
+            stream.keep_early(self._early, self._declined)
+        stream.request(sock, *self._fields(network), self._early)
 
     def _fields(self, network: str | None) -> tuple[Fields, bytes]:
         """The request's fields; `network` for the one that a gateway passes on. Both of a connection have one trace."""
@@ -223,7 +316,7 @@ class Outbound(Tracked):
 
     def no_tunnel(self, flag: Flag, error: str) -> None:
         """See ztunnel.pool.Waiter."""
-        self.ended(flag, error)
+        self._not_taken(flag, error)
 
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""
@@ -243,4 +336,6 @@ class Outbound(Tracked):
             reset_on_close(sock)
             sock.close()
         self.pod.connections.pop(self, None)
+        if error and self._attempts > 1 and not self.was_open:
+            error += f" (after {self._attempts - 1} other endpoints failed)"
         super().ended(flag, error)

@@ -165,8 +165,8 @@ class Passthrough:
 
     __slots__ = ("_local", "_remote", "closed", "held", "owner")
 
-    def __init__(self, loop: Loop, owner: Owner, local: socket, remote: socket, held: Held) -> None:
-        """`held`: on whose account bytes wait."""
+    def __init__(self, loop: Loop, owner: Owner, local: socket, remote: socket, held: Held, early: bytes = b"") -> None:
+        """`held`: on whose account bytes wait; `early`: what came from the local side before."""
         self.owner = owner
         self.held = held
         self.closed = False
@@ -175,6 +175,14 @@ class Passthrough:
         self._local.start()
         self._remote.start()
         owner.opened()
+        if early:
+            self._give_early(early)
+
+    def _give_early(self, early: bytes) -> None:
+        try:
+            self._remote.give(memoryview(early))
+        except OSError:
+            self.broke()
 
     @property
     def sent(self) -> int:

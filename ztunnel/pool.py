@@ -2,7 +2,7 @@
 
 A tunnel is found by who asks (identity and address) and who must answer (identities and address). One is made at a time for
 each such key; who comes meanwhile waits for it. A tunnel that is full, or has said or heard GOAWAY, is passed over; one that
-nobody uses is given back after five minutes.
+nobody uses is given back after five minutes; one whose peer's address went to somebody else, at once.
 """
 
 import socket
@@ -19,7 +19,6 @@ from ztunnel.node import Node
 from ztunnel.tls import Credentials, check_server
 from ztunnel.tunnel import Tunnel
 
-IDLE_RELEASE_S = 300.0
 MAX_WAITING = 4096
 
 
@@ -162,11 +161,21 @@ class Pool:
 
     def release_idle(self) -> None:
         """Give back what nobody uses."""
-        now = self.node.loop.now
+        since = self.node.loop.now - self.node.config.tuning.pool_idle_s
         for member in [one for members in self._ready.values() for one in members]:
             tunnel = member.tunnel
-            if tunnel is not None and not tunnel.http.streams and now - member.idle_since >= IDLE_RELEASE_S:
+            if tunnel is not None and not tunnel.http.streams and member.idle_since <= since:
                 tunnel.end("")
+
+    def inventory_changed(self) -> None:
+        """Part with peers whose address is no longer theirs: nobody there knows of our tunnel, and waiting would be in vain."""
+        inventory, network = self.node.inventory, self.node.config.network
+        for key, members in list(self._ready.items()):
+            owner = inventory.workload_by_address(network, key.address)
+            if owner is not None and str(owner.identity) not in key.expected:
+                for member in list(members):
+                    if member.tunnel is not None:
+                        member.tunnel.end(f"{key.address} belongs to {owner.namespace}/{owner.name} now")
 
     def drain(self) -> None:
         """Open nothing new; what is open goes on."""

@@ -72,16 +72,22 @@ class Refused(NamedTuple):
 
 
 def decide(
-    inventory: Inventory, network: str, request: Request, chance: float, avoid: frozenset[str] = NOBODY
+    inventory: Inventory,
+    network: str,
+    request: Request,
+    chance: float,
+    avoid: frozenset[str] = NOBODY,
+    aside: frozenset[str] = NOBODY,
 ) -> Route | Refused:
     """Route one connection. `network` is this proxy's; `chance` is evenly spread over [0, 1).
 
-    `avoid`: uids of workloads that are not chosen from a service, because they failed; without others there is no route.
+    `avoid`: uids of workloads that are not chosen from a service, because they failed this connection: no route without others.
+    `aside`: those that failed many before, and are chosen only where too few others are left (`ztunnel.outliers`).
     """
     destination, port, client = request.destination, request.port, request.client
     if destination.is_loopback and port in _SELF_PORTS:
         return Refused(f"self call to {Authority(destination, port)}")
-    search = Search(inventory, client, destination, chance, avoid)
+    search = Search(inventory, client, request.source, destination, chance, avoid, aside)
     try:
         return _route(inventory, network, request, search)
     except NoUpstream as error:

@@ -21,13 +21,15 @@ from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
-from ztunnel.frames import DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, header
+from ztunnel.frames import DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
 from ztunnel.hbone import read_status
 from ztunnel.http2 import Connection
 from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.tunnel import HIGH_WATER, Tunnel, reset_on_close
 
 EARLY_BYTES = 64 << 10
+KEPT_BYTES = 16 << 10
+"""Of an application's first bytes, for another attempt where the peer declines; who sends more is tried once."""
 _SMALL_BYTES = 8192
 """Up to here copying a frame into the turn's write is cheaper than a TLS write of its own."""
 _READS_PER_EVENT = 4
@@ -64,15 +66,26 @@ def _not_attached(_data: memoryview) -> int:
     raise BlockingIOError
 
 
+Declined = Callable[["TunnelStream", bool], bool]
+"""Called where the peer does not take a stream, and nothing was delivered: its application is not there (503), or it never
+looked at it (True). Returns True when socket and bytes were taken back with `give_back`, to go another way."""
+
+
+def _nowhere_else(_stream: "TunnelStream", _untouched: bool) -> bool:
+    return False
+
+
 class TunnelStream(Stream):
     """One HBONE connection; owns its plain socket."""
 
     __slots__ = (
         "_backlog",
+        "_declined",
         "_eof",
         "_fd",
         "_held",
         "_http",
+        "_kept",
         "_loop",
         "_mask",
         "_recv_into",
@@ -97,19 +110,52 @@ class TunnelStream(Stream):
         self._fd = -1
         self._mask = 0
         self._held = 0
+        self._kept: bytearray | None = None
+        self._declined: Declined = _nowhere_else
         self._send: Callable[[memoryview], int] = _not_attached
         self._backlog: Backlog | None = None
         self._eof = False
 
     # --- how it starts
 
-    def request(self, sock: socket, repeating: Fields, once: bytes) -> None:
-        """Ask the peer for a connection on behalf of `sock`'s application."""
+    def keep_early(self, early: bytes, declined: Declined) -> None:
+        """Keep a copy of the application's first bytes until the peer answers; `early` are those that were kept before."""
+        self._kept = bytearray(early)
+        self._declined = declined
+
+    def request(self, sock: socket, repeating: Fields, once: bytes, early: bytes = b"") -> None:
+        """Ask the peer for a connection on behalf of `sock`'s application, which has sent `early` already."""
         self._http.request(self, repeating, once)
         self._held = max(0, self.window - EARLY_BYTES)
         self.window -= self._held
         self._loop.dirty[self.tunnel] = None
+        if early and not self._send_early(early):
+            self._sock = sock
+            self.abort("CONNECT", "no room in the tunnel for another attempt")
+            return
         self.attach(sock, speaks_first=True)
+
+    def _send_early(self, early: bytes) -> bool:
+        count = len(early)
+        if count > min(self.window, self._http.window, self._http.chunk):
+            return False
+        self.window -= count
+        self._http.window -= count
+        self.sent += count
+        self.tunnel.send_small(memoryview(frame(DATA, 0, self.sid, early)))
+        return True
+
+    def give_back(self) -> tuple[socket, bytes]:
+        """End the stream without a word to its owner, who takes the application's socket, and the bytes that came from it."""
+        sock, kept = self._sock, self._kept
+        assert sock is not None and kept is not None
+        self.closed = True
+        self.owner = NOBODY
+        self._loop.forget(self._fd)
+        self._sock, self._kept = None, None
+        self._http.reset(self, Code.CANCEL)
+        self._loop.dirty[self.tunnel] = None
+        return sock, bytes(kept)
 
     def attach(self, sock: socket, speaks_first: bool) -> None:
         """The application's socket is connected: move bytes; look at once for those of an application that speaks first."""
@@ -171,6 +217,8 @@ class TunnelStream(Stream):
             self.window -= count
             http.window -= count
             self.sent += count
+            if self._kept is not None:
+                self._keep_sent(count)
             _pack(_frame, 0, count >> 8, count & 0xFF, DATA, 0, self.sid)
             if count < _SMALL_BYTES:
                 tunnel.send_small(_frame_view[: HEADER_BYTES + count])
@@ -178,6 +226,13 @@ class TunnelStream(Stream):
             tunnel.send_large(_frame_view[: HEADER_BYTES + count])
             if count < _FULL_BYTES and count < room:
                 return
+
+    def _keep_sent(self, count: int) -> None:
+        kept = self._kept
+        if kept is not None and len(kept) + count <= KEPT_BYTES:
+            kept += _payload[:count]
+        else:
+            self._kept = None
 
     def resume(self) -> None:
         """See ztunnel.flow.Stream."""
@@ -280,8 +335,11 @@ class TunnelStream(Stream):
         """See ztunnel.flow.Stream."""
         status = read_status(fields)
         if status != 200:
+            if status == 503 and self._kept is not None and self._declined(self, False):
+                return
             self.abort("CONNECT", f"http status: {_status_text(status)}", Code.CANCEL)
             return
+        self._kept = None
         self.window += self._held
         self._held = 0
         self.owner.opened()
@@ -290,6 +348,8 @@ class TunnelStream(Stream):
 
     def peer_reset(self, code: int) -> None:
         """See ztunnel.flow.Stream."""
+        if code == Code.REFUSED_STREAM and self._kept is not None and not self.answered and self._declined(self, True):
+            return
         self.remote_closed = self.local_closed = True
         if code == Code.NO_ERROR and self.answered and self._fd >= 0:
             self._eof = True

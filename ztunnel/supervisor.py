@@ -136,6 +136,7 @@ class Supervisor:
                 node_limits=config.node_limits.share(config.workers),
                 pod_limits=config.pod_limits.share(config.workers),
                 offender_pause_s=config.offender_pause_s,
+                tuning=config.tuning,
             ),
             (),
         )

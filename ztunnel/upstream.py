@@ -11,6 +11,7 @@ from mesh.identity import Identity
 from mesh.inventory import Endpoint, Inventory
 from mesh.workload import Address, BalancingMode, GatewayAddress, IPFamilies, NetworkAddress, Service, Workload
 from ztunnel.balance import NOBODY, Role, choose, eligible, reachable, target_port
+from ztunnel.outliers import without
 
 _FAMILIES = {IPFamilies.IPV4_ONLY: 4, IPFamilies.IPV6_ONLY: 6}
 _MENDS: dict[Role, str] = {
@@ -64,10 +65,24 @@ class NoUpstream(Exception):
 class Search:
     """One connection's way through the inventory; every choice spends some of its chance."""
 
-    def __init__(self, inventory: Inventory, client: Workload, wanted: Address, chance: float, avoid: frozenset[str]) -> None:
-        """`wanted`: the address that the client dialled, whose family is preferred; `avoid`: uids that are not chosen."""
+    def __init__(
+        self,
+        inventory: Inventory,
+        client: Workload,
+        source: Address,
+        wanted: Address,
+        chance: float,
+        avoid: frozenset[str],
+        aside: frozenset[str],
+    ) -> None:
+        """`wanted`: the address that the client dialled, whose family is preferred; `avoid`: uids that are not chosen.
+
+        `aside`: uids that are not chosen while at least half of a service's endpoints are left.
+        """
         self._inventory = inventory
         self._client = client
+        self._source = source
+        self._aside = aside
         self._wanted = wanted
         self._avoid = avoid
         self.chance = chance
@@ -76,7 +91,9 @@ class Search:
         """An endpoint of a service. Raises: NoUpstream."""
         endpoints = self._inventory.endpoints(service.key)
         candidates = eligible(service, endpoints, self._client, port, self._avoid, role)
-        chosen, self.chance = choose(service, candidates, self._client, self.chance)
+        if self._aside:
+            candidates = without(candidates, self._aside)
+        chosen, self.chance = choose(service, candidates, self._client, self._source, self.chance)
         if chosen is None:
             raise NoUpstream(_why_nobody(service, endpoints, candidates, self._client, port, self._avoid, role), service)
         inner = target_port(service, chosen, port, role)

@@ -131,6 +131,8 @@ class Worker:
         before = {uid: pod.workload() for uid, pod in self._pods.items()}
         node.inventory.apply(message.upserts, message.removals)
         node.inventory_changed()
+        for pod in self._pods.values():
+            pod.pool.inventory_changed()
         if any(_policies_of(before[uid]) != _policies_of(pod.workload()) for uid, pod in self._pods.items()):
             node.ledger.recheck(self._workload_of)
         gc.freeze()  # what is known of the mesh is large, and holds no cycles: collecting must not walk over it

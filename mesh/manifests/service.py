@@ -78,6 +78,8 @@ class Service(Object):
     internal_traffic_local: bool = False
     """internalTrafficPolicy: Local."""
     traffic_distribution: str = ""
+    by_client_address: bool = False
+    """sessionAffinity: ClientIP. It has no time limit here: a client stays as long as its endpoint does."""
 
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
@@ -90,8 +92,6 @@ class Service(Object):
         spec.text("externalName")
         if kind in ("NodePort", "LoadBalancer"):
             spec.warn("type", f"{kind} is treated as ClusterIP: nothing is opened to the outside")
-        if spec.choice("sessionAffinity", ("None", "ClientIP"), "None") != "None":
-            spec.warn("sessionAffinity", "has no effect in weft: every connection is balanced on its own")
         headless, addresses = _read_addresses(spec)
         families = spec.texts("ipFamilies")
         for index, family in enumerate(families):
@@ -109,6 +109,7 @@ class Service(Object):
             publish_not_ready=spec.flag("publishNotReadyAddresses"),
             internal_traffic_local=spec.choice("internalTrafficPolicy", ("Cluster", "Local"), "Cluster") == "Local",
             traffic_distribution=spec.text("trafficDistribution"),
+            by_client_address=spec.choice("sessionAffinity", ("None", "ClientIP"), "None") == "ClientIP",
         )
         spec.finish(ignored=_IGNORED)
         return made
@@ -128,6 +129,7 @@ class Service(Object):
                 publishNotReadyAddresses=self.publish_not_ready or None,
                 internalTrafficPolicy="Local" if self.internal_traffic_local else "",
                 trafficDistribution=self.traffic_distribution,
+                sessionAffinity="ClientIP" if self.by_client_address else "",
             )
         }
 

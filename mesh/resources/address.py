@@ -26,6 +26,8 @@ ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
 
 POLICY_SOURCES = "weft.policy-sources"
 """Name of the extension that says which of the user's objects a converted policy comes from."""
+SESSION_AFFINITY = "weft.session-affinity"
+"""Name of the extension that keeps a client's connections at one endpoint."""
 
 _DEFAULT_TRUST_DOMAIN = "cluster.local"
 _WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
@@ -85,12 +87,12 @@ def _application_tunnel(message: Any) -> ApplicationTunnel | None:
     return ApplicationTunnel(pick((False, True), tunnel.protocol), tunnel.port & PORT_BITS)
 
 
-def _policy_sources(message: Any) -> dict[str, str]:
-    sources = extension.PolicySources()
+def _extension(message: Any, name: str, content: Any) -> Any:
+    """The content of an extension of ours; empty where the message has none."""
     for one in message.extensions:
-        if one.name == POLICY_SOURCES and one.config.Is(sources.DESCRIPTOR):
-            parse(sources, one.config.value, "decode")
-    return dict(sources.objects)
+        if one.name == name and one.config.Is(content.DESCRIPTOR):
+            parse(content, one.config.value, "decode")
+    return content
 
 
 def _workload(message: Any) -> Workload:
@@ -121,7 +123,7 @@ def _workload(message: Any) -> Workload:
         locality=Locality(locality.region, locality.zone, locality.subzone),
         network_mode=pick(_NETWORK_MODES, message.network_mode),
         capacity=message.capacity.value if message.HasField("capacity") else 1,
-        policy_sources=_policy_sources(message),
+        policy_sources=dict(_extension(message, POLICY_SOURCES, extension.PolicySources()).objects),
     )
 
 
@@ -142,6 +144,7 @@ def _service(message: Any) -> Service:
         ip_families=_enum(IPFamilies, message.ip_families),
         canonical=message.canonical,
         namespace_only=message.visibility == wire.NAMESPACE,
+        by_client_address=_extension(message, SESSION_AFFINITY, extension.SessionAffinity()).client_address,
     )
 
 
@@ -242,9 +245,9 @@ def encode_service(service: Service) -> bytes:
     message.subject_alt_names.extend(service.subject_alt_names)
     if service.waypoint:
         _put_gateway(message.waypoint, service.waypoint)
-    for one in service.weighted_waypoints:
-        weighted = message.weighted_waypoints.add(weight=one.weight)
-        _put_gateway(weighted.destination, one.destination)
+    for share in service.weighted_waypoints:
+        weighted = message.weighted_waypoints.add(weight=share.weight)
+        _put_gateway(weighted.destination, share.destination)
     if service.preferences or service.mode or service.allow_unhealthy:
         message.load_balancing.routing_preference.extend(service.preferences)
         message.load_balancing.mode = service.mode
@@ -252,4 +255,7 @@ def encode_service(service: Service) -> bytes:
     message.ip_families = service.ip_families
     message.canonical = service.canonical
     message.visibility = wire.NAMESPACE if service.namespace_only else wire.PUBLIC
+    if service.by_client_address:
+        one = message.extensions.add(name=SESSION_AFFINITY)
+        one.config.Pack(extension.SessionAffinity(client_address=True), deterministic=True)
     return bytes(address.SerializeToString(deterministic=True))

@@ -30,11 +30,12 @@ UNSPECIFIED, STRICT, FAILOVER = BalancingMode.UNSPECIFIED, BalancingMode.STRICT,
 REGION, ZONE, SUBZONE, NODE, NETWORK = Scope.REGION, Scope.ZONE, Scope.SUBZONE, Scope.NODE, Scope.NETWORK
 SERVICE = Service("s", "ns", "s.ns", ports={80: 8080})
 GATEWAY = GatewayAddress(NetworkAddress("other", ip_address("192.0.2.1")), 15009)
+SOURCE = ip_address("10.0.0.9")
 CLIENT = Workload("c", "c", "ns", locality=Locality("r", "z", "s"), node="nz")
 
 
 def choose(service: Service, endpoints: list[Endpoint], client: Workload, port: int, chance: float) -> Endpoint | None:
-    return choose_among(service, eligible(service, endpoints, client, port), client, chance)[0]
+    return choose_among(service, eligible(service, endpoints, client, port), client, SOURCE, chance)[0]
 
 
 def workload(name: str, locality: Locality, node: str, capacity: int, healthy: bool = True) -> Endpoint:
@@ -132,7 +133,7 @@ def test_endpoints_without_an_address_need_a_gateway_of_another_network() -> Non
 def test_who_is_avoided_leaves_the_choice_to_the_next_best() -> None:
     service = replace(SERVICE, mode=FAILOVER, preferences=(REGION, ZONE, SUBZONE, NODE))
     others = eligible(service, ENDPOINTS, CLIENT, 80, frozenset({"e1"}))
-    assert choose_among(service, others, CLIENT, 0.5)[0] is ENDPOINTS[1]
+    assert choose_among(service, others, CLIENT, SOURCE, 0.5)[0] is ENDPOINTS[1]
     assert not eligible(service, ENDPOINTS, CLIENT, 80, frozenset({"e1", "e2"}))
 
 
@@ -190,3 +191,33 @@ def test_find_upstream_port_mappings() -> None:
     assert target_port(service, Endpoint(tunnelled, {}), 99) is None
     portless = replace(tunnelled, application_tunnel=ApplicationTunnel(True, 0))
     assert target_port(service, Endpoint(portless, {}), 99, "waypoint") is None
+
+
+def sticky(count: int, capacities: list[int] | None = None) -> list[Endpoint]:
+    capacities = capacities or [1] * count
+    return [
+        Endpoint(replace(ENDPOINTS[0].workload, uid=f"uid-{number}", capacity=capacity), {})
+        for number, capacity in enumerate(capacities)
+    ]
+
+
+def test_session_affinity_keeps_a_client_at_one_endpoint_whatever_the_chance_and_the_order() -> None:
+    service, endpoints = replace(SERVICE, by_client_address=True), sticky(5)
+    for last in range(1, 50):
+        source = ip_address(f"10.0.0.{last}")
+        picked = {choose_among(service, list(order), CLIENT, source, chance)[0].workload.uid  # type: ignore[union-attr]
+                  for chance in (0.0, 0.3, 0.99) for order in (endpoints, endpoints[::-1])}  # fmt: skip
+        assert len(picked) == 1
+
+
+def test_session_affinity_moves_only_the_clients_of_an_endpoint_that_goes_and_shares_by_capacity() -> None:
+    service, endpoints = replace(SERVICE, by_client_address=True), sticky(3, [1, 1, 2])
+    sources = [ip_address(0x0A000000 + number) for number in range(4000)]
+
+    def placed(among: list[Endpoint]) -> dict[object, str]:
+        return {one: choose_among(service, among, CLIENT, one, 0.5)[0].workload.uid for one in sources}  # type: ignore[union-attr]
+
+    before, after = placed(endpoints), placed(endpoints[1:])
+    assert all(after[one] == before[one] for one in sources if before[one] != "uid-0")
+    shares = Counter(before.values())
+    assert 800 < shares["uid-0"] < 1200 and 1800 < shares["uid-2"] < 2200

@@ -23,6 +23,7 @@ from ztunnel.dns_sockets import open_dns_sockets
 from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.pod import Pod
+from ztunnel.tuning import Tuning
 
 CLIENT = Workload(
     "c//Pod/shop/client", "client", "shop", service_account="client", canonical_name="canon", canonical_revision="rev7"
@@ -53,7 +54,9 @@ class Bench:
         resolv_conf.write_text("nameserver 127.0.0.1\n")
         self.told: list[FromWorker] = []
         self.loop = Loop()
-        configuration = Configure("n1", "", "c", "cluster.local", 0, workload_timeout_s=0.2, resolv_conf=str(resolv_conf))
+        configuration = Configure(
+            "n1", "", "c", "cluster.local", 0, tuning=Tuning(workload_timeout_s=0.2), resolv_conf=str(resolv_conf)
+        )
         self.node = Node(self.loop, configuration, self.told.append)
         self.node.dns_upstream.port = nameserver_port
         self.node.dns_upstream.deadlines.timeout_s = 0.2

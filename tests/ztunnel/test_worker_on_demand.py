@@ -9,6 +9,7 @@ import pytest
 from mesh.workload import GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
 from tests.ztunnel.world import CLIENT, SERVER, VIP, PodWorld, World, assert_reset, world
 from ztunnel.channel import Answered, Demand, RemovePod, UpdateInventory
+from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
 
@@ -21,7 +22,7 @@ def mesh() -> Iterator[World]:
     """Each worker knows its own pod."""
     with world("ondemand") as made:
         for pod, identity in ((made.client, CLIENT), (made.server, SERVER)):
-            pod.configuration = {"on_demand": True, "demand_timeout_s": 0.5}
+            pod.configuration = {"on_demand": True, "tuning": Tuning(workload_timeout_s=0.5)}
             pod.start([pod.workload], [made.authority.certificate_for(identity)])
         yield made
 

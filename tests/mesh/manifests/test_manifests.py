@@ -498,7 +498,6 @@ def test_kinds_that_weft_has_no_use_for_are_skipped_once_each() -> None:
         (container(readinessProbe={"grpc": {"port": 1}}), "spec.containers[0].readinessProbe.grpc"),
         (container(securityContext={"privileged": True}), "spec.containers[0].securityContext.privileged"),
         (container(env=[{"name": "A", "valueFrom": {"secretKeyRef": {}}}]), "spec.containers[0].env[0].valueFrom.secretKeyRef"),
-        (manifest("Service", spec={"ports": [{"port": 1}], "sessionAffinity": "ClientIP"}), "spec.sessionAffinity"),
         (manifest("Service", spec={"ports": [{"port": 1, "nodePort": 30000}], "type": "NodePort"}), "spec.type"),
         (manifest("Service", spec={"type": "ExternalName", "externalName": "a.example"}), "spec.type"),
         (manifest("Node", spec={"taints": [{}]}), "spec.taints"),

@@ -1,0 +1,156 @@
+"""An endpoint that does not take a connection: another one does, with every byte; a tunnel whose peer is somebody else now."""
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from mesh.identity import Identity
+from mesh.workload import TunnelProtocol, Workload
+from tests.ztunnel.world import CLIENT, SERVER, VIP, World, world
+from ztunnel.channel import Closed, Opened, UpdateInventory, WorkerStatus
+from ztunnel.stream import KEPT_BYTES
+from ztunnel.tuning import Tuning
+
+pytestmark = pytest.mark.kernel
+
+OTHER = Identity("cluster.local", "shop", "other")
+FAILURES = 4
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[World]:
+    with world("retry", "other") as made:
+        key = made.service.key
+        for name in ("server", "other"):
+            pod = made.pods[name]
+            pod.workload = replace(pod.workload, services={key: {80: 8080}})
+        made.client.configuration = {"tuning": Tuning(outlier_failures=FAILURES)}
+        inventory = [*made.inventory, made.pods["other"].workload]
+        made.client.start(inventory, [made.authority.certificate_for(CLIENT)])
+        made.server.start(inventory, [made.authority.certificate_for(SERVER)])
+        made.pods["other"].start(inventory, [made.authority.certificate_for(OTHER)])
+        yield made
+
+
+@pytest.fixture
+def app(mesh: World) -> Iterator[socket.socket]:
+    """Listens in pod other; nobody does in pod server."""
+    mesh.client.worker.settle()
+    with mesh.pods["other"].listen(8080) as listener:
+        listener.settimeout(20)
+        yield listener
+    for pod in mesh.pods.values():
+        pod.reset_sockets()
+    forgive(mesh)
+
+
+def forgive(mesh: World) -> None:
+    """Let the endpoint that failed take connections for a while, until all of them are over."""
+    with mesh.server.listen(8080), mesh.pods["other"].listen(8080):
+        for _ in range(20):
+            mesh.client.connect(VIP, 80)
+        mesh.client.worker.wait_for(Opened)
+        time.sleep(0.3)  # for most of the others: one of them that gets through suffices
+        mesh.client.reset_sockets()
+        for pod in mesh.pods.values():
+            pod.worker.settle()
+
+
+def retries(mesh: World) -> int:
+    mesh.client.worker.heard.clear()
+    return mesh.client.worker.wait_for(WorkerStatus).gauges["endpoint_retries"]
+
+
+def serve(app: socket.socket, expected: bytes) -> None:
+    server, _ = app.accept()
+    server.settimeout(20)
+    got = b""
+    while len(got) < len(expected):
+        piece = server.recv(65536)
+        assert piece, f"ended after {len(got)} bytes"
+        got += piece
+    assert got == expected
+    server.sendall(b"served")
+    server.close()
+
+
+@pytest.mark.parametrize("early", [b"", b"x", b"y" * KEPT_BYTES], ids=["nothing", "a byte", "all that is kept"])
+def test_every_connection_finds_the_endpoint_that_is_there(mesh: World, app: socket.socket, early: bytes) -> None:
+    before = retries(mesh)
+    for _ in range(FAILURES - 1):  # half of them meet the other one first
+        client = mesh.client.connect(VIP, 80)
+        if early:
+            client.sendall(early)
+        serve(app, early)
+        assert client.recv(100) == b"served"
+        client.close()
+        record = mesh.client.worker.closed()
+        assert record.destination_workload == mesh.pods["other"].workload.uid and record.flag == "-"
+        assert (record.bytes_sent, record.bytes_received) == (len(early), 6)
+    assert retries(mesh) - before <= FAILURES - 1
+
+
+def test_a_client_that_ended_its_side_already_is_served_too(mesh: World, app: socket.socket) -> None:
+    for _ in range(FAILURES - 1):
+        client = mesh.client.connect(VIP, 80)
+        client.sendall(b"all of it")
+        client.shutdown(socket.SHUT_WR)
+        server, _ = app.accept()
+        server.settimeout(20)
+        got = b""
+        while piece := server.recv(100):
+            got += piece
+        assert got == b"all of it"
+        server.sendall(b"served")
+        server.close()
+        assert client.recv(100) == b"served" and client.recv(1) == b""
+        client.close()
+
+
+def test_an_endpoint_that_keeps_failing_is_set_aside(mesh: World, app: socket.socket) -> None:
+    for _ in range(40):
+        client = mesh.client.connect(VIP, 80)
+        client.sendall(b"a")
+        serve(app, b"a")
+        client.close()
+    gauges = mesh.client.worker.wait_for(WorkerStatus, lambda status: bool(status.gauges["endpoints_aside"])).gauges
+    tried = gauges["endpoint_retries"]
+    for _ in range(10):
+        mesh.client.connect(VIP, 80).close()
+    assert retries(mesh) == tried, "nobody is sent there now"
+
+
+def test_when_nobody_takes_it_the_application_hears_so(mesh: World) -> None:
+    mesh.client.worker.settle()
+    client = mesh.client.connect(VIP, 80)
+    client.sendall(b"anybody?")
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    record = mesh.client.worker.closed()
+    assert record.flag == "CONNECT" and record.error == "http status: 503 Service Unavailable (after 1 other endpoints failed)"
+    forgive(mesh)
+
+
+def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods(mesh: World) -> None:
+    mesh.client.worker.settle()
+    with mesh.server.listen(8080) as app:
+        app.settimeout(20)
+        client = mesh.client.connect(mesh.server.address, 8080)
+        client.sendall(b"a")
+        server, _ = app.accept()
+        assert server.recv(1) == b"a"
+        stranger = Workload("Kubernetes//Pod/shop/new", "new", "shop", (ip_address(mesh.server.address),),
+                            protocol=TunnelProtocol.HBONE, service_account="new")  # fmt: skip
+        began = time.monotonic()
+        mesh.client.worker.tell(UpdateInventory([stranger], [mesh.server.workload.uid]))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert time.monotonic() - began < 5, "not by a time-out"
+        closed = mesh.client.worker.wait_for(Closed).record
+        assert f"{mesh.server.address} belongs to shop/new now" in closed.error
+        server.close()
+        mesh.client.worker.tell(UpdateInventory([mesh.server.workload], [stranger.uid]))

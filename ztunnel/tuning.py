@@ -1,0 +1,46 @@
+"""What an operator may set of how the data workers behave; the defaults are Istio's ztunnel's where it has the setting."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ztunnel.variables import duration, integer
+
+_LONGEST_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Times in seconds."""
+
+    connect_timeout_s: float = 10.0
+    """CONNECT_TIMEOUT: of a TCP connection to an endpoint, a gateway or an application."""
+    workload_timeout_s: float = 5.0
+    """WORKLOAD_TIMEOUT: how long a connection waits until the control plane tells of its pod, or of what it asked for."""
+    pool_idle_s: float = 300.0
+    """POOL_UNUSED_RELEASE_TIMEOUT: after it a tunnel that nobody uses is given back."""
+    endpoint_attempts: int = 3
+    """ENDPOINT_ATTEMPTS: how many endpoints of a service one connection is offered to at most; 1: never another one."""
+    outlier_failures: int = 5
+    """OUTLIER_FAILURES: after so many failures in a row an endpoint is set aside for a while; 0: never."""
+
+
+def read_tuning(environment: Mapping[str, str]) -> Tuning:
+    """Read the environment. Raises: ValueError naming the variable, the reason and the mend."""
+    default = Tuning()
+    return Tuning(
+        connect_timeout_s=_seconds("CONNECT_TIMEOUT", environment, default.connect_timeout_s),
+        workload_timeout_s=_seconds("WORKLOAD_TIMEOUT", environment, default.workload_timeout_s),
+        pool_idle_s=_seconds("POOL_UNUSED_RELEASE_TIMEOUT", environment, default.pool_idle_s),
+        endpoint_attempts=integer("ENDPOINT_ATTEMPTS", environment, default.endpoint_attempts, 1, 10),
+        outlier_failures=integer("OUTLIER_FAILURES", environment, default.outlier_failures, 0, 1000),
+    )
+
+
+def _seconds(name: str, environment: Mapping[str, str], default: float) -> float:
+    text = environment.get(name)
+    if not text:
+        return default
+    found = duration(name, text)
+    if not 0 < found <= _LONGEST_S:
+        raise ValueError(f"{name}={text!r}: more than 0 and at most 24h")
+    return found

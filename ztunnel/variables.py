@@ -1,0 +1,43 @@
+"""Reading single environment variables. Each raises ValueError that names the variable, what it holds and what to write."""
+
+import re
+from collections.abc import Mapping
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def duration(name: str, text: str) -> float:
+    """A duration in seconds, like 30s, 1h30m or 500ms."""
+    if _DURATION.sub("", text) or not text:
+        raise ValueError(f"{name}={text!r}: not a duration: write one like 30s, 1h30m or 500ms")
+    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(text))
+
+
+def integer(name: str, environment: Mapping[str, str], default: int, least: int, most: int) -> int:
+    """A number between two bounds; the default where the variable is not set."""
+    text = environment.get(name)
+    if not text:
+        return default
+    if not re.fullmatch(r"\d{1,13}", text) or not least <= int(text) <= most:
+        raise ValueError(f"{name}={text!r}: not a number from {least} to {most}")
+    return int(text)
+
+
+def truth(name: str, environment: Mapping[str, str], default: bool) -> bool:
+    """true or false; the default where the variable is not set."""
+    text = environment.get(name)
+    if not text:
+        return default
+    if text.lower() not in _TRUTHS:
+        raise ValueError(f"{name}={text!r}: write true or false")
+    return _TRUTHS[text.lower()]
+
+
+def choice(name: str, environment: Mapping[str, str], default: str, choices: tuple[str, ...]) -> str:
+    """One of a few words; the default where the variable is not set."""
+    text = environment.get(name) or default
+    if text not in choices:
+        raise ValueError(f"{name}={text!r}: write {' or '.join(choices)}")
+    return text
