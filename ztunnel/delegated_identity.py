@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 
 import grpc
+
+from mesh.identity import Identity
 from mesh.proto.delegated_identity_pb2 import (
     SubscribeToX509BundlesRequest,
     SubscribeToX509BundlesResponse,
@@ -19,8 +21,6 @@ from mesh.proto.delegated_identity_pb2 import (
 )
 from mesh.proto.delegated_identity_pb2_grpc import DelegatedIdentityStub
 from mesh.proto.spire_types_pb2 import Selector
-
-from mesh.identity import Identity
 from ztunnel.ca import FetchError
 from ztunnel.certificates import Certificate
 from ztunnel.svid import FETCH_TIMEOUT_S, follow, read_svid

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 
 import grpc
-from mesh.proto.spiffe_workload_pb2 import X509SVID, X509SVIDRequest, X509SVIDResponse
-from mesh.proto.spiffe_workload_pb2_grpc import SpiffeWorkloadAPIStub
 
 from mesh.identity import Identity
+from mesh.proto.spiffe_workload_pb2 import X509SVID, X509SVIDRequest, X509SVIDResponse
+from mesh.proto.spiffe_workload_pb2_grpc import SpiffeWorkloadAPIStub
 from ztunnel.ca import FetchError
 from ztunnel.certificates import Certificate
 from ztunnel.der import Malformed, split_elements
