@@ -9,8 +9,10 @@ from mesh.workload import Service, TunnelProtocol, Workload
 class Residents:
     """The identities of one node: of its workloads, as the control plane says, and of its pods, as the agent says."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, prefetches: bool = True) -> None:
+        """Who has one identity alone fetches no others' certificates before they are asked for."""
         self._node = node
+        self._prefetches = prefetches
         self._workloads: dict[str, tuple[Identity, bool]] = {}
         self._accounts: set[tuple[str, str]] = set()
 
@@ -33,7 +35,7 @@ class Residents:
 
     def meshed(self) -> set[Identity]:
         """The identities whose certificates will be needed."""
-        return {identity for identity, meshed in self._workloads.values() if meshed}
+        return {identity for identity, meshed in self._workloads.values() if meshed and self._prefetches}
 
     def at_home(self, identity: Identity) -> bool:
         """Whether any workload or pod of this node has an identity."""

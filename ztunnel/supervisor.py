@@ -70,7 +70,7 @@ class Supervisor:
         self._end = asyncio.Event()
         self._home_fd = open_home()
         self._cache = MeshCache(config.state / "mesh.sqlite")
-        self._residents = Residents(config.node)
+        self._residents = Residents(config.node, config.impersonates)
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc)
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
@@ -78,7 +78,7 @@ class Supervisor:
             self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete, config.dns_places
         )
         self._ca = _certificate_source(config)
-        keys = KeyStore(config.installation, config.node, config.ca.token if isinstance(config.ca.token, Path) else None)
+        keys = KeyStore(config.installation, config.node, _sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
         self.zds = ZdsClient(config.zds_socket, self.pods)
         self._output = LineOutput(sys.stdout.fileno())
@@ -295,6 +295,12 @@ class Supervisor:
 
 def _log_queries() -> LogQueries:
     return LogQueries(logging.getLogger("dns").isEnabledFor(logging.DEBUG))
+
+
+def _sealing_token(config: Config) -> Path | None:
+    """What keys are kept under for a successor; none where an agent on the node has them at once, and as they are by then."""
+    agent = config.spire_admin or config.spiffe_endpoint
+    return config.ca.token if isinstance(config.ca.token, Path) and not agent else None
 
 
 def _certificate_source(config: Config) -> Fetcher:

@@ -198,6 +198,19 @@ def test_which_name_counts_in_a_mesh_with_aliases() -> None:
             check_server([str(name)], expected, domains)
 
 
+def test_tls_1_2_where_it_is_asked_for() -> None:
+    with world("tls12") as mesh:
+        mesh.server.configuration["tls12"] = True
+        mesh.start()
+        context = Credentials(mesh.authority.certificate_for(CLIENT), tls12=True).client
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        raw = mesh.client.connect(mesh.server.address, 15008, mark=0x539)
+        with context.wrap_socket(raw) as tls:
+            assert tls.version() == "TLSv1.2" and tls.cipher()[0] == "ECDHE-ECDSA-AES256-GCM-SHA384"
+            tls.sendall(CLIENT_OPENING)
+            assert tls.recv(9), "the server speaks HTTP/2"
+
+
 def test_peers_of_an_alias_are_peers_of_the_mesh() -> None:
     with world("alias") as mesh:
         for pod in (mesh.client, mesh.server):

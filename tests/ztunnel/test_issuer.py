@@ -131,6 +131,18 @@ def test_more_residents_than_the_queue_holds_are_all_prefetched_in_the_end(event
     play(scenario)
 
 
+def test_who_has_one_identity_alone_prefetches_nobody_elses(eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        world.residents._prefetches = False
+        world.move_in("web")
+        world.move_in("db")
+        world.issuer.need(WEB)
+        await eventually(lambda: world.told)
+        assert world.ca.asked == [WEB]
+
+    play(scenario)
+
+
 def test_prefetch_forget_certs(eventually: Any) -> None:
     """Who leaves takes its key along, also while it is being fetched, and who waits is told."""
 

@@ -1,0 +1,64 @@
+"""The mesh's root is replaced by an operator's command while two real proxies carry streams, and neither notices."""
+
+import asyncio
+import json
+import sys
+import time
+
+import pytest
+
+from lab.proxy import ANNOTATION
+from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh
+from wire import http_unix
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+
+LIFE_S = 8
+PROXY = f"env SECRET_TTL={LIFE_S}s {sys.executable} -m ztunnel"
+"""Weft's own, whose certificates live for seconds: a rotation takes two such lives."""
+
+
+def short_lived() -> str:
+    """The nodes, with such proxies."""
+    made = NODES
+    for name in "ab":
+        plain = f"metadata: {{name: {name}}}"
+        assert plain in made
+        made = made.replace(plain, f"metadata: {{name: {name}, annotations: {json.dumps({ANNOTATION: PROXY})}}}")
+    return made
+
+
+def trusted(mesh: Mesh, node: str) -> set[tuple[str, ...]]:
+    """What the identities of a node's proxy trust: the roots' serial numbers."""
+    reply = asyncio.run(http_unix.request(mesh.layout.places.node(node).admin_socket, "GET", "/config_dump"))
+    certificates = json.loads(reply.check())["certificates"]
+    assert certificates and all(one["state"] == "Available" for one in certificates)
+    return {tuple(root["serialNumber"] for root in one["rootCerts"]) for one in certificates}
+
+
+def test_a_root_is_replaced_under_standing_streams() -> None:
+    with Mesh(short_lived() + PODS) as mesh:
+        mesh.puppet("far").echo(ECHO_PORT)
+        client = mesh.puppet("client")
+        standing = [client.connect(mesh.address("far", version), ECHO_PORT) for version in (4, 6)]
+        assert all(wire.says("before") for wire in standing)
+        (old,) = trusted(mesh, "a")
+        said = mesh.weft("certificates", "rotate-root", "--overlap", f"{LIFE_S}s")
+        assert said.startswith("a new root is announced; it signs from ")
+        phases: list[str] = []
+
+        def over() -> bool:
+            assert all(wire.says("still here") for wire in standing)
+            assert client.ask(mesh.address("far"), ECHO_PORT) == client.ask(mesh.address("far", 6), ECHO_PORT) == "ping"
+            phase = json.loads(mesh.weft("certificates", "roots", "-o", "json"))["phase"]
+            if phase not in phases:
+                phases.append(phase)
+            return phase == "steady" and all(len(one) == 1 and one != old for one in trusted(mesh, "a") | trusted(mesh, "b"))
+
+        until = time.monotonic() + 8 * LIFE_S
+        while not over():
+            assert time.monotonic() < until, phases
+        assert phases == ["announced", "signing", "steady"]
+        assert trusted(mesh, "a") == trusted(mesh, "b")
+        assert all(wire.says("after") for wire in standing)
+        assert mesh.weft("certificates", "roots").count("BEGIN CERTIFICATE") == 1
