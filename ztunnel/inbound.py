@@ -369,7 +369,7 @@ def _source_of(
     """Who the client is: by its address, else by its own words. The address of another network's gateway says nothing."""
     network = node.config.network
     foreign = request.network is not None and request.network.lower() != network.lower()
-    source = None if foreign else node.inventory.workload_by_address(network, address)
+    source = None if foreign else node.source_at(address)
     if source is not None:
         return source, None
     return None, node.descriptions.read(identity, request.baggage if node.config.enhanced_baggage else b"")
