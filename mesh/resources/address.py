@@ -1,11 +1,13 @@
 """`istio.workload.Address`: a workload or a service."""
 
 from enum import IntEnum
+from functools import lru_cache
+from sys import intern
 from typing import Any, TypeVar
 
 from mesh.proto import extension_pb2 as extension
 from mesh.proto import workload_pb2 as wire
-from mesh.resources.field import PORT_BITS, parse, pick, read_address
+from mesh.resources.field import PORT_BITS, parse, pick, read_address, shared_strings
 from mesh.workload import (
     ApplicationTunnel,
     BalancingMode,
@@ -72,12 +74,21 @@ def _protocol(number: int) -> TunnelProtocol:
 
 
 def _services(message: Any) -> dict[str, dict[int, int]]:
-    services = {}
-    for key, ports in message.services.items():
+    for key in message.services:
         if "/" not in key:
             raise ValueError(f"failed to parse namespaced hostname: {key}")
-        services[key] = {port.service_port & PORT_BITS: port.target_port & PORT_BITS for port in ports.ports}
-    return services
+    return _shared_services(
+        tuple(
+            (key, tuple((port.service_port & PORT_BITS, port.target_port & PORT_BITS) for port in ports.ports))
+            for key, ports in message.services.items()
+        )
+    )
+
+
+@lru_cache(maxsize=4096)
+def _shared_services(services: tuple[tuple[str, tuple[tuple[int, int], ...]], ...]) -> dict[str, dict[int, int]]:
+    """One object for all workloads of the same services; nobody changes it."""
+    return {intern(key): dict(ports) for key, ports in services}
 
 
 def _application_tunnel(message: Any) -> ApplicationTunnel | None:
@@ -99,28 +110,28 @@ def _workload(message: Any) -> Workload:
     locality = message.locality
     return Workload(
         uid=message.uid,
-        name=message.name,
-        namespace=message.namespace,
+        name=intern(message.name),
+        namespace=intern(message.namespace),
         addresses=tuple(read_address(value) for value in message.addresses),
-        network=message.network,
+        network=intern(message.network),
         protocol=_protocol(message.tunnel_protocol),
-        trust_domain=message.trust_domain or _DEFAULT_TRUST_DOMAIN,
-        service_account=message.service_account or "default",
+        trust_domain=intern(message.trust_domain or _DEFAULT_TRUST_DOMAIN),
+        service_account=intern(message.service_account or "default"),
         waypoint=_optional_gateway(message, "waypoint"),
         network_gateway=_optional_gateway(message, "network_gateway"),
-        node=message.node,
-        canonical_name=message.canonical_name,
-        canonical_revision=message.canonical_revision,
+        node=intern(message.node),
+        canonical_name=intern(message.canonical_name),
+        canonical_revision=intern(message.canonical_revision),
         workload_type=pick(_WORKLOAD_TYPES, message.workload_type),
-        workload_name=message.workload_name,
+        workload_name=intern(message.workload_name),
         native_tunnel=message.native_tunnel,
-        authorization_policies=tuple(message.authorization_policies),
+        authorization_policies=shared_strings(message.authorization_policies),
         healthy=pick((True, False), message.status),
-        cluster_id=message.cluster_id or "Kubernetes",
+        cluster_id=intern(message.cluster_id or "Kubernetes"),
         hostname=message.hostname,
         services=_services(message),
         application_tunnel=_application_tunnel(message),
-        locality=Locality(locality.region, locality.zone, locality.subzone),
+        locality=Locality(*shared_strings((locality.region, locality.zone, locality.subzone))),
         network_mode=pick(_NETWORK_MODES, message.network_mode),
         capacity=message.capacity.value if message.HasField("capacity") else 1,
         policy_sources=dict(_extension(message, POLICY_SOURCES, extension.PolicySources()).objects),

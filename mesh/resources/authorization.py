@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from ipaddress import ip_network
-from typing import Any
+from sys import intern
+from typing import Any, Literal
 
 from mesh.policy import Action, Match, Policy, Scope, ServiceAccountMatch, StringMatch
 from mesh.proto import authorization_pb2 as authorization
@@ -12,6 +13,7 @@ from mesh.workload import Network
 AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"
 
 _SCOPES = (Scope.GLOBAL, Scope.NAMESPACE, Scope.WORKLOAD_SELECTOR)
+_KINDS: dict[str, Literal["exact", "prefix", "suffix"]] = {"exact": "exact", "prefix": "prefix", "suffix": "suffix"}
 _ACTIONS = (Action.ALLOW, Action.DENY)
 
 
@@ -22,7 +24,7 @@ def _strings(messages: Iterable[Any]) -> tuple[StringMatch, ...]:
         if kind == "presence":
             found.append(StringMatch("presence"))
         elif kind is not None:
-            found.append(StringMatch(kind, getattr(message, kind)))
+            found.append(StringMatch(_KINDS[kind], intern(getattr(message, kind))))
     return tuple(found)
 
 
@@ -69,7 +71,7 @@ def decode_authorization(name: str, value: bytes) -> Policy:
     message = authorization.Authorization()
     parse(message, value, "decode error")
     return Policy(
-        namespace=message.namespace,
+        namespace=intern(message.namespace),
         name=message.name,
         scope=pick(_SCOPES, message.scope, "decode error"),
         action=pick(_ACTIONS, message.action, "decode error"),

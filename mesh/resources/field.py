@@ -1,6 +1,9 @@
 """What both kinds of resource are read with: messages, enumerations, addresses."""
 
+from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
+from sys import intern
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -10,6 +13,8 @@ from mesh.workload import Address
 PORT_BITS = 0xFFFF
 """What of a wire's 32-bit port counts, in the original as here."""
 
+_SHARED = 4096
+"""Values kept for the next resource that says the same: those of one service, or of one namespace's policies."""
 _T = TypeVar("_T")
 
 
@@ -32,6 +37,16 @@ def pick(values: tuple[_T, ...], number: int, prefix: str = "unknown enum") -> _
     if not 0 <= number < len(values):
         raise ValueError(f"{prefix}: unknown enumeration value {number}")
     return values[number]
+
+
+def shared_strings(texts: Iterable[str]) -> tuple[str, ...]:
+    """Equal texts of many resources as one object, and equal tuples of them: a large mesh says the same over and over."""
+    return _shared(tuple(map(intern, texts)))
+
+
+@lru_cache(maxsize=_SHARED)
+def _shared(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return texts
 
 
 def read_address(value: bytes) -> Address:

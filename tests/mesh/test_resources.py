@@ -413,3 +413,20 @@ def test_arbitrary_bytes_are_read_or_refused(value: bytes) -> None:
             decode(value)
         except ValueError as refused:
             assert str(refused)
+
+
+def test_a_large_mesh_holds_what_its_workloads_have_in_common_once() -> None:
+    first = Workload(
+        uid="Kubernetes//Pod/shop/one",
+        name="one",
+        namespace="shop",
+        canonical_name="web",
+        authorization_policies=("shop/" + "allow-web", "shop/" + "deny-all"),
+        services={"shop/web.shop.svc.cluster.local": {80: 8080}, "shop/all.shop.svc.cluster.local": {80: 8080}},
+    )
+    second = replace(first, uid="Kubernetes//Pod/shop/two", name="two")
+    one, two = (decode_address(encode_workload(workload)) for workload in (first, second))
+    assert (one, two) == (first, second)
+    assert isinstance(one, Workload) and isinstance(two, Workload)
+    assert one.services is two.services and one.authorization_policies is two.authorization_policies
+    assert one.namespace is two.namespace and one.canonical_name is two.canonical_name
