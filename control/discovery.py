@@ -122,7 +122,7 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
             while (response := stream.next_response(feed.snapshots)) is not None:
                 try:
                     async with asyncio.timeout(WRITE_S):
-                        await context.write(_to_proto(response, str(feed.revision)))
+                        await context.write(to_proto(response, str(feed.revision)))
                 except TimeoutError as error:
                     reason = f"nothing was read for {WRITE_S:.0f} s"
                     raise StreamEnded(grpc.StatusCode.DEADLINE_EXCEEDED, reason) from error
@@ -184,7 +184,8 @@ def _from_proto(request: discovery_pb2.DeltaDiscoveryRequest) -> Request:
     )
 
 
-def _to_proto(response: Response, version: str) -> discovery_pb2.DeltaDiscoveryResponse:
+def to_proto(response: Response, version: str) -> discovery_pb2.DeltaDiscoveryResponse:
+    """A response as it travels; aliases only to who asks by name."""
     proto = discovery_pb2.DeltaDiscoveryResponse(
         system_version_info=version,
         type_url=response.type_url,

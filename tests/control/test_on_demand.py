@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from control.discovery import to_proto
+from mesh.delta import Resource, Response
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
 from tests.control.test_server import NODES, UID_0, WEB, WEB_0, WEB_KEY
 from wire.grpc_tls import Endpoint
@@ -15,6 +17,25 @@ pytestmark = pytest.mark.unit
 
 UID_1 = "Kubernetes//Pod/demo/web-1"
 WEB_1 = {"name": "web-1", "node": "n2", "ready": True, "enrolled": True, "addresses": ["10.244.2.2"]}
+
+
+SERVICE = bytes.fromhex(
+    "12600a0273331204616d62321a1973332e616d62322e7376632e636c75737465722e6c6f63616c220612040a604a7f2a05085010903f3a2618a0750a210a"
+    "04616d6232121977702e616d62322e7376632e636c75737465722e6c6f63616c48015801"
+)
+WHOLE = (
+    "0a10353438313263333063626465613532371290010a2a747970652e676f6f676c65617069732e636f6d2f697374696f2e776f726b6c6f61642e41646472"
+    "65737312" + "62" + SERVICE.hex() + "1a1e616d62322f73332e616d62322e7376632e636c75737465722e6c6f63616c"
+)
+
+
+def test_golden_resource_as_it_travels() -> None:
+    """Recorded from istiod: version, value and name, and in wildcard mode no alias; who asks by name gets the aliases."""
+    one = Resource("amb2/s3.amb2.svc.cluster.local", "54812c30cbdea527", SERVICE, ("/10.96.74.127",), ("@n1",))
+    [whole] = to_proto(Response(ADDRESS_TYPE, (one,)), "1").resources
+    assert whole.SerializeToString(deterministic=True).hex() == WHOLE
+    [named] = to_proto(Response(ADDRESS_TYPE, (one,), by_name=True), "1").resources
+    assert list(named.aliases) == ["/10.96.74.127"]
 
 
 def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, eventually: Any) -> None:

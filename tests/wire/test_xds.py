@@ -330,3 +330,31 @@ def test_demands_are_sent_answered_and_asked_again_after_a_break(authority: Any,
         await control.server.stop(None)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_that_caches_are_warm_before_unblocked(authority: Any, tmp_path: Path, eventually: Any) -> None:
+    applied: list[str] = []
+    may_go_on = asyncio.Event()
+
+    async def on_update(update: Update) -> Mapping[str, str]:
+        await may_go_on.wait()
+        applied.append(update.type_url)
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update)
+        running = asyncio.ensure_future(client.run())
+        for type_url in (ADDRESS, AUTHORIZATION):
+            control.respond(type_url, "n1", {"K//Pod/fz/app": "v1"})
+        await eventually(lambda: client.status.messages[ADDRESS] == 1)
+        assert not client.ready and not applied
+        may_go_on.set()
+        await client.wait_ready()
+        assert applied == [ADDRESS, AUTHORIZATION]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
