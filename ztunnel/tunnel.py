@@ -71,10 +71,8 @@ class Tunnel:
         """By what the peer lost the connection; empty when it behaved."""
         self.held = held or loop.held
         self._source = source
-        self._late = False
-        """Waits in the rota."""
-        self._rest = memoryview(b"")
-        """Plaintext beyond the work of a turn."""
+        self._late = False  # waits in the rota
+        self._rest = memoryview(b"")  # plaintext beyond the work of a turn
         self._room = _cipher[:_FIRST_READ_BYTES]
         self._reading = False
         self._answered: list[Stream] = []
@@ -173,6 +171,8 @@ class Tunnel:
         """Leave what was decrypted beyond the work of this turn for another."""
         if not self.open:
             return
+        if self.held.refuses():
+            raise ProtocolError(Code.ENHANCE_YOUR_CALM, "more than a turn's work, and the buffers of its pod or node are full")
         self._rest = memoryview(bytes(_plain[used:filled]))
         self.held.add(filled - used)
         self._room = _cipher[:_FIRST_READ_BYTES]

@@ -9,7 +9,7 @@ from ssl import DER_cert_to_PEM_cert, PEM_cert_to_DER_cert
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 from google.protobuf.message import DecodeError
 
@@ -32,13 +32,11 @@ from ztunnel.der import Malformed, certificate_key
 from ztunnel.dns_message import DNSError
 from ztunnel.dns_query import answer, read_query, refuse, relay
 from ztunnel.dns_response import Wishes, addresses_in, ask, question_for, read_response
-from ztunnel.svid import read_svid
 from ztunnel.zds import ReadError, read_request
 
 WEB = Identity("cluster.local", "demo", "web")
 _CHAIN, _KEY = Authority().issue(str(WEB))
 _PRIVATE = load_pem_private_key(_KEY, None)
-_PRIVATE_DER = _PRIVATE.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
 _ROOT = Authority().pem
 _OF_NO_VERSION = DER_cert_to_PEM_cert(PEM_cert_to_DER_cert(_ROOT.decode()).replace(b"\2\1\2", b"\2\1\13", 1)).encode()
 _NOW = time.time()
@@ -98,12 +96,6 @@ def _chain(data: bytes) -> None:
     except FetchError:
         return
     assert found.identity == WEB and found.not_before <= _NOW < found.not_after
-
-
-def _svid(data: bytes) -> None:
-    """An agent's document: chain and roots from the same bytes, so that both are reached."""
-    with suppress(FetchError):
-        read_svid(WEB, [data], _PRIVATE_DER, data, time.time())
 
 
 def _der(data: bytes) -> None:
@@ -194,7 +186,6 @@ TARGETS = (
     Target(
         "certificate-der", _der, [x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER) for pem in (_CHAIN, _ROOT)]
     ),
-    Target("svid", _svid, [PEM_cert_to_DER_cert(pem.decode()) for pem in (_CHAIN, _ROOT)]),
     Target("crl", _crl, [_list(Encoding.PEM), _list(Encoding.DER), _list(Encoding.DER).replace(b"\2\1\1", b"\2\1\5", 1)]),
     Target("http1", _http, [b"GET /flows?number=5&x=%41 HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n"]),
     Target("dns-query", _dns_query, [_ASKED, refuse(_QUERY, 2), _ANSWERED], 1024),

@@ -2,4 +2,6 @@
 
 from tests.fuzz import control, files, peers
 
-TARGETS = {target.name: target for target in (*peers.TARGETS, *control.TARGETS, *files.TARGETS)}
+_ALL = (*peers.TARGETS, *control.TARGETS, *files.TARGETS)
+TARGETS = {target.name: target for target in _ALL}
+assert len(TARGETS) == len(_ALL), "two targets of one name"

@@ -237,6 +237,15 @@ def test_a_flooder_gets_a_bounded_part_of_a_turn_and_loses_nothing(neighbours: N
     assert turns > 5 and stream.parts == 1400 and flooder.open
 
 
+def test_nothing_is_left_over_where_buffers_are_full(neighbours: Neighbours) -> None:
+    flooder, flood = neighbours.guest("flooder")
+    stream = neighbours.host.streams[flooder]
+    flooder.held.limit = -1
+    flood.say(frame(DATA, 0, 1, b"xy") * 500)
+    neighbours.loop.turn(0)
+    assert not flooder.open and flooder.offence == "ENHANCE_YOUR_CALM" and stream.parts < 500
+
+
 def test_what_is_left_over_is_judged_too(neighbours: Neighbours) -> None:
     flooder, flood = neighbours.guest("flooder")
     stream = neighbours.host.streams[flooder]
