@@ -8,7 +8,7 @@ updated keeps its endpoints, a change of health policy takes effect at once, and
 `PolicyStore` does the same for policies. Neither reads time, sockets or randomness: choosing among endpoints is the caller's.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from mesh.policy import Policy, PolicySet, Scope
@@ -199,9 +199,10 @@ class Inventory:
         """Find the service with a hostname, as seen by a client in a namespace (empty: not known)."""
         return _choose(self._by_hostname.get(hostname, {}).values(), namespace)
 
-    def services_by_hostname(self, hostname: str) -> Iterable[Service]:
+    def services_by_hostname(self, hostname: str) -> Collection[Service]:
         """List the services with a hostname, whoever may see them."""
-        return self._by_hostname.get(hostname, {}).values()
+        services = self._by_hostname.get(hostname)
+        return services.values() if services else ()
 
     def endpoint_of_pod(self, service: Service, name: str) -> Workload | None:
         """Find the pod of a name, in a service's own namespace, among what serves that service."""

@@ -57,7 +57,18 @@ class DNSClient:
                 self.close()
             if events & OUT and self._open:
                 self._flush()
-            if events & IN and self._open:
+        except OSError:
+            self.close()
+        if events & IN and self._open:
+            if self._node.loop.may_look_up():
+                self.go_on()
+            else:
+                self._node.loop.rota.add(self._server, self)
+
+    def go_on(self) -> None:
+        """See ztunnel.rota.Continued."""
+        try:
+            if self._open and not self._ended:
                 self._read()
         except BlockingIOError:
             return

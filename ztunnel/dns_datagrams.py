@@ -6,8 +6,6 @@ import socket
 from ztunnel.dns_client import MAX_QUERY_BYTES, Reply, Server
 from ztunnel.loop import Loop
 
-_PER_EVENT = 8
-"""Datagrams: then others get their turn, some 0.5 ms later."""
 _REST = 256
 """Datagrams that a socket takes before it is closed: a default buffer holds about as many."""
 _log = logging.getLogger("dns")
@@ -26,21 +24,30 @@ class DNSDatagrams:
 
     def on_event(self, _events: int) -> None:
         """Questions wait, unless another worker was faster."""
-        self._take(_PER_EVENT)
+        if self._loop.may_look_up():
+            self._take()
+        else:
+            self._loop.rota.add(self._server, self)
+
+    def go_on(self) -> None:
+        """See ztunnel.rota.Continued."""
+        self._take()
 
     def take_rest(self) -> None:
         """Answer what has arrived, in one go."""
-        self._take(_REST)
+        for _ in range(_REST):
+            if not self._take():
+                return
 
-    def _take(self, most: int) -> None:
-        for _ in range(most):
-            if not self._open:
-                return
-            try:
-                wire, peer = self._sock.recvfrom(MAX_QUERY_BYTES)
-            except OSError:  # nothing more; or word that an earlier answer found nobody
-                return
-            self._server.take(wire, "udp", self._replier(peer))
+    def _take(self) -> bool:
+        if not self._open:
+            return False
+        try:
+            wire, peer = self._sock.recvfrom(MAX_QUERY_BYTES)
+        except OSError:  # nothing more; or word that an earlier answer found nobody
+            return False
+        self._server.take(wire, "udp", self._replier(peer))
+        return True
 
     def _replier(self, peer: object) -> Reply:
         def reply(message: bytes) -> None:

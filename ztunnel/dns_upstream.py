@@ -169,6 +169,14 @@ class Exchange:
 
     def on_event(self, _events: int) -> None:
         """See ztunnel.loop.Handler."""
+        loop = self._upstream.loop
+        if loop.may_look_up():
+            self.go_on()
+        else:
+            loop.rota.add(self._origin, self)
+
+    def go_on(self) -> None:
+        """See ztunnel.rota.Continued."""
         sock = self._sock
         if sock is None:
             return

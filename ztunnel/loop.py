@@ -23,6 +23,8 @@ OVERTIME_S = 0.001
 """How long a turn goes on with what earlier ones left; one piece of it at least."""
 GREETINGS_PER_TURN = 2
 """Handshakes that a turn moves on at once: half a millisecond each. More are left for later."""
+LOOKUPS_PER_TURN = 2
+"""DNS messages that a turn takes in at once, of all pods and nameservers: 50 to 200 us each. More are left for later."""
 _log = logging.getLogger("ztunnel.worker")
 
 
@@ -104,6 +106,8 @@ class Loop:
         self.overtime_s = OVERTIME_S
         self.greetings = 0
         """Handshakes moved on in this turn."""
+        self.lookups = 0
+        """DNS messages taken in this turn."""
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
 
@@ -135,6 +139,11 @@ class Loop:
 
         self.call_at(self.now + seconds, again)
 
+    def may_look_up(self) -> bool:
+        """Count one more DNS message, unless this turn has had its share."""
+        self.lookups += 1
+        return self.lookups <= LOOKUPS_PER_TURN
+
     def run(self) -> None:
         """Turn until `running` is false."""
         while self.running:
@@ -151,7 +160,7 @@ class Loop:
                 wait = 0
         if self._left_over:
             wait = 0
-        self.greetings = 0
+        self.greetings = self.lookups = 0
         ready = self._epoll.poll(wait)
         self.now = time.monotonic()
         calls = self._calls

@@ -86,9 +86,12 @@ def wildcards(name: str) -> Iterator[str]:
 
 def _best(inventory: Inventory, zone: Zone, client: Workload, hostname: str) -> Service | None:
     """Of the services with a hostname that a client may see: of its namespace, canonical, of the preferred one, the first."""
+    services = inventory.services_by_hostname(hostname)
+    if not services:  # as with almost all that is tried
+        return None
     named = [
         service
-        for service in inventory.services_by_hostname(hostname)
+        for service in services
         if _is_answered(service, zone) and (not service.namespace_only or service.namespace == client.namespace)
     ]
     return min(

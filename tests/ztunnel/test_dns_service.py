@@ -449,3 +449,32 @@ def test_draining_waits_for_nameservers_and_loses_no_question_meanwhile(tmp_path
             while True:
                 quick.send(dns.message.make_query("web.", "A").to_wire())
         bench.close()
+
+
+@pytest.mark.unit
+def test_a_flood_of_questions_has_a_small_share_of_each_turn(bench: Bench) -> None:
+    floods = [bench.udp(), bench.udp(socket.AF_INET6), bench.tcp()]
+    wire = dns.message.make_query("web.", "A").to_wire()
+    for sock in floods:
+        for _ in range(50):
+            sock.send(framed(wire) if sock.type == socket.SOCK_STREAM else wire)
+    turns: list[int] = []
+    while sum(turns) < 150:
+        bench.loop.turn(0.1)
+        counts = bench.node.dns_counts.take()
+        turns.append(sum(one.requests for one in counts.queries.values()) if counts else 0)
+    assert max(turns) <= 2 + 256 // len(framed(wire)), "a datagram each, and what one read of a connection holds"
+
+
+@pytest.mark.unit
+def test_a_flood_does_not_keep_others_from_their_answers(bench: Bench) -> None:
+    """A socket that is always ready is always the first that the kernel names."""
+    flood, patient = bench.udp(), bench.udp(socket.AF_INET6)
+    wire = dns.message.make_query("web.", "A").to_wire()
+    for _ in range(200):
+        flood.send(wire)
+    bench.loop.turn(0.1)
+    patient.send(wire)
+    for _ in range(5):
+        bench.loop.turn(0.1)
+    assert texts(dns.message.from_wire(patient.recv(4096)))
