@@ -163,7 +163,7 @@ def _introduce(stream: Stream, request: discovery_pb2.DeltaDiscoveryRequest) -> 
 
 
 def _receive(connection: Connection, proto: discovery_pb2.DeltaDiscoveryRequest) -> None:
-    request, stream = _from_proto(proto), connection.stream
+    request, stream = from_proto(proto), connection.stream
     try:
         stream.receive(request)
     except ValueError as error:
@@ -173,7 +173,8 @@ def _receive(connection: Connection, proto: discovery_pb2.DeltaDiscoveryRequest)
     connection.wake.set()
 
 
-def _from_proto(request: discovery_pb2.DeltaDiscoveryRequest) -> Request:
+def from_proto(request: discovery_pb2.DeltaDiscoveryRequest) -> Request:
+    """A request as `control.stream` takes it."""
     return Request(
         request.type_url,
         tuple(request.resource_names_subscribe),

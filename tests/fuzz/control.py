@@ -10,17 +10,29 @@ from ssl import DER_cert_to_PEM_cert, PEM_cert_to_DER_cert
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from google.protobuf.message import DecodeError
 
 from agent.plugin import parse_add, parse_delete
 from agent.zds_messages import parse_ack, parse_hello
+from control.discovery import from_proto, to_proto
+from control.stream import Stream
+from mesh.delta import Resource, Snapshot
 from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
-from mesh.resources import decode_address, decode_authorization, encode_policy, encode_service, encode_workload
+from mesh.resources import (
+    ADDRESS_TYPE,
+    AUTHORIZATION_TYPE,
+    decode_address,
+    decode_authorization,
+    encode_policy,
+    encode_service,
+    encode_workload,
+)
 from mesh.workload import Service, Workload
 from tests import zds_packets
-from tests.fuzz.target import Target
+from tests.fuzz.target import Cursor, Target
+from tests.mesh.test_on_demand import MESH
 from tests.mesh.test_resources import ANN, MANUAL, MESH_DENY, NONE, PORT_LEVEL, S3, SELECTED, STATIC_STRICT, TUN
 from tests.ztunnel.world import Authority
 from wire.fds import Packet
@@ -65,6 +77,36 @@ def _address(data: bytes) -> None:
         assert decode_address(encode_workload(value)) == value
     else:
         assert isinstance(value, Service) and decode_address(encode_service(value)) == value
+
+
+def _delta_requests(data: bytes) -> None:
+    """A node's side of a stream, message after message: answered or ended with a reason, and what it names is bounded."""
+    stream, cursor = Stream("n1"), Cursor(data)
+    snapshots = {ADDRESS_TYPE: MESH, AUTHORIZATION_TYPE: Snapshot({"a/b": Resource("a/b", "1", b"")})}
+    while cursor.left:
+        try:
+            stream.receive(from_proto(DeltaDiscoveryRequest.FromString(cursor.take(cursor.byte() << 8 | cursor.byte()))))
+        except (DecodeError, ValueError):
+            return
+        for _ in range(3):
+            response = stream.next_response(snapshots)
+            if response is not None:
+                assert len(to_proto(response, "1").resources) <= len(MESH.resources)
+    assert stream.server.sent <= len(MESH.resources) + len(data), "what it claims to hold is no more than it sent"
+
+
+def _conversation() -> bytes:
+    """On demand: everything at first, an address, an ACK that brings another name."""
+    requests = (
+        DeltaDiscoveryRequest(type_url=ADDRESS_TYPE, resource_names_subscribe=["*"], resource_names_unsubscribe=["*"]),
+        DeltaDiscoveryRequest(type_url=AUTHORIZATION_TYPE, initial_resource_versions={"a/b": "0", "a/gone": "1"}),
+        DeltaDiscoveryRequest(type_url=ADDRESS_TYPE, resource_names_subscribe=["/10.244.0.8", "/10.99.7.1"]),
+        DeltaDiscoveryRequest(
+            type_url=ADDRESS_TYPE, response_nonce="2", resource_names_subscribe=["amb/web.amb.svc.cluster.local"]
+        ),
+    )
+    parts = [request.SerializeToString() for request in requests]
+    return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 
 def _authorization(data: bytes) -> None:
@@ -182,6 +224,7 @@ TARGETS = (
     Target("address", _address, [ANN, TUN, MANUAL, S3, SELECTED, NONE]),
     Target("authorization", _authorization, [MESH_DENY, STATIC_STRICT, PORT_LEVEL]),
     Target("xds", _xds, [DeltaDiscoveryResponse(type_url="a", nonce="1").SerializeToString()]),
+    Target("xds-requests", _delta_requests, [_conversation()]),
     Target("ca-chain", _chain, [_CHAIN + b"\0" + _ROOT, _CHAIN + _ROOT, _CHAIN + b"\0" + _OF_NO_VERSION], 8192),
     Target(
         "certificate-der", _der, [x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER) for pem in (_CHAIN, _ROOT)]

@@ -5,12 +5,16 @@ import time
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from mesh.dump import dump_policy, dump_service, dump_workload
 from mesh.event_line import read_line, write_event
 from mesh.identity import Identity
+from mesh.inventory import Inventory, PolicyStore
+from mesh.local_mesh import read_local_mesh
 from mesh.manifests import parse
 from tests.fuzz.target import Cursor, Target
 from tests.mesh.manifests.test_fuzz import SEEDS
 from tests.mesh.test_event_line import EVENT
+from tests.mesh.test_local_mesh import EXAMPLE
 from tests.ztunnel.world import Authority
 from ztunnel.ca import FetchError
 from ztunnel.nameservers import read_nameservers
@@ -35,6 +39,24 @@ def _manifests(data: bytes) -> None:
     """A user's manifests: problems, never an exception."""
     found = parse({"file.yaml": data.decode("utf-8", "replace")})
     assert all(problem.file == "file.yaml" and str(problem).isprintable() for problem in found.problems)
+
+
+def _local_mesh(data: bytes) -> None:
+    """A node's own configuration: what is taken from it can be looked up, and shown."""
+    try:
+        mesh = read_local_mesh(data.decode("utf-8", "replace"))
+    except ValueError as refusal:
+        assert str(refusal)
+        return
+    inventory, policies = Inventory(), PolicyStore()
+    inventory.apply([*mesh.workloads, *mesh.services], ())
+    policies.apply(mesh.policies, ())
+    for one in mesh.workloads:
+        assert inventory.workload(one.uid) == one and dump_workload(one)
+    for service in mesh.services:
+        assert inventory.service(service.key) == service and dump_service(service, inventory.endpoints(service.key))
+    for policy in mesh.policies:
+        assert policies.policy(policy.key) == policy and dump_policy(policy)
 
 
 def _resolv_conf(data: bytes) -> None:
@@ -65,6 +87,7 @@ def _document() -> bytes:
 
 TARGETS = (
     Target("event-line", _event, [write_event(EVENT), b'{"lost":3}\n']),
+    Target("local-mesh", _local_mesh, [EXAMPLE.encode()]),
     Target("manifests", _manifests, [one.encode() for one in SEEDS.split("---")]),
     Target("resolv-conf", _resolv_conf, [b"nameserver 10.0.0.1\nnameserver fe80::1%eth0\nsearch a b\n"], 1024),
     Target("svid", _svid, [_document()]),
