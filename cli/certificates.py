@@ -14,7 +14,7 @@ from cli.output import output_option, print_json, print_table
 from mesh.proto.control_pb2 import RootRotation, RotateRootRequest, StatusRequest, StatusResponse
 from wire.places import Places
 
-_MAX_OVERLAP_S = 90 * 86400
+_MAX_OVERLAP_S = 180 * 86400
 
 
 @click.group(
@@ -75,7 +75,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str | 
     epilog="""
 \b
 Examples:
-  weft certificates rotate-root                 certificates' own longest life between the steps
+  weft certificates rotate-root                 as long as any certificate is valid between the steps
   weft certificates rotate-root --overlap 48h   more of it
 """,
 )

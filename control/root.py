@@ -74,7 +74,7 @@ def _write_rotation(folder: Path, roots: Roots, successor: Authority | None, sig
     state = {
         "since_s": roots.since_s,
         "overlap_s": roots.overlap_s,
-        "longest_s": roots.longest_s,
+        "expired_s": roots.expired_s,
         "signs": signs,
         "successor": [_key_pem(successor.key), successor.root_pem] if successor else None,
         "retiring": roots.retiring.public_bytes(_PEM).decode() if roots.retiring else None,
@@ -87,9 +87,8 @@ def _read_rotation(path: Path) -> dict[str, Any]:
     _refuse_open(path)
     try:
         state: dict[str, Any] = json.loads(path.read_text())
-        wanted = {"since_s", "overlap_s", "longest_s", "signs", "successor", "retiring", "crossed"}
-        if state.keys() != wanted:
-            raise ValueError(f"expected {sorted(wanted)}")
+        if missing := {"since_s", "overlap_s", "signs", "successor", "retiring", "crossed"} - state.keys():
+            raise ValueError(f"without {sorted(missing)}")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: no state of a rotation: {error}: restore it, or remove it and renew all nodes") from error
     return state
@@ -103,7 +102,7 @@ def _roots(signer: Authority, state: dict[str, Any], path: Path) -> Roots:
             crossed=tuple(x509.load_pem_x509_certificate(one.encode()) for one in state["crossed"]),
             since_s=float(state["since_s"]),
             overlap_s=int(state["overlap_s"]),
-            longest_s=int(state["longest_s"]),
+            expired_s=float(state.get("expired_s", 0.0)),
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no state of a rotation: {error}: restore it, or remove it and renew all nodes") from error

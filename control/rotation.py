@@ -6,14 +6,15 @@
 | announced | the root | the root, its successor | after an overlap: by then every valid leaf came with both in its bundle |
 | signing | the successor | both | after another overlap: by then every leaf that the old root signed has expired |
 
-An overlap is no shorter than the longest life that was ever granted to a leaf, so that neither end depends on how soon
-proxies ask again. The old root certifies its successor for control's own TLS end: a node whose root file knows the old one
+An overlap is no shorter than any leaf is valid that was signed before it, so that neither end depends on how soon proxies ask
+again. The old root certifies its successor for control's own TLS end: a node whose root file knows the old one
 only goes on talking to control until that one expires.
 """
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from math import ceil
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -22,7 +23,9 @@ from control.authority import MAX_LIFETIME_S, Authority
 
 ROTATE_BEFORE = timedelta(days=365)
 """A root is replaced by itself when this is left of it: a year for the files that hold it."""
+MAX_OVERLAP_S = 2 * MAX_LIFETIME_S
 _MAX_CROSSED = 8
+_ROUNDED_UP = 1.1
 
 
 class Phase(Enum):
@@ -47,8 +50,8 @@ class Roots:
     since_s: float = 0.0
     """When the phase began, unix time."""
     overlap_s: int = 0
-    longest_s: int = 0
-    """The longest life granted to a leaf."""
+    expired_s: float = 0.0
+    """When every leaf so far has expired, or a little later: so that it need not be written with each of them."""
 
     @property
     def phase(self) -> Phase:
@@ -77,14 +80,27 @@ class Roots:
         return leaf_pem + "".join(_pem(one) for one in self.crossed if one.not_valid_after_utc > now)
 
 
+def granted(roots: Roots, lifetime_s: int, now_s: float) -> Roots:
+    """A leaf of this life is being signed; the very same roots where others are valid for as long."""
+    if now_s + lifetime_s <= roots.expired_s:
+        return roots
+    return replace(roots, expired_s=now_s + lifetime_s * _ROUNDED_UP)
+
+
+def least_overlap_s(roots: Roots, now_s: float) -> int:
+    """For how long from now on a leaf may be valid that has been signed."""
+    return max(ceil(roots.expired_s - now_s), 0)
+
+
 def begin(roots: Roots, successor: Authority, overlap_s: int, now_s: float) -> Roots:
     """Announce a successor. Raises: ValueError where another is on its way, or the overlap would cut leaves off."""
     if roots.phase is not Phase.STEADY:
         raise ValueError(f"a rotation is under way ({roots.phase.value}): wait until it has ended")
-    if not roots.longest_s <= overlap_s <= MAX_LIFETIME_S or overlap_s <= 0:
+    least_s = least_overlap_s(roots, now_s)
+    if not max(least_s, 1) <= overlap_s <= MAX_OVERLAP_S:
         raise ValueError(
-            f"an overlap of {overlap_s} s: certificates live up to {roots.longest_s} s, "
-            f"so write {max(roots.longest_s, 1)} to {MAX_LIFETIME_S}"
+            f"an overlap of {overlap_s} s: certificates that were issued are valid for {least_s} s more, "
+            f"so write {max(least_s, 1)} to {MAX_OVERLAP_S}"
         )
     return replace(roots, successor=successor, since_s=now_s, overlap_s=overlap_s)
 
@@ -106,7 +122,7 @@ def advance(roots: Roots, now_s: float, serial: int) -> Roots:
         crossed=(crossed, *older)[:_MAX_CROSSED],
         since_s=now_s,
         # What was granted meanwhile may live longer than what was known at the beginning.
-        overlap_s=max(roots.overlap_s, roots.longest_s),
+        overlap_s=max(roots.overlap_s, least_overlap_s(roots, now_s)),
     )
 
 

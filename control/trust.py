@@ -4,13 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from control.authority import Authority
 from control.root import load_or_make_roots, new_root, new_serial, save_roots
-from control.rotation import Phase, Roots, advance, begin
+from control.rotation import Phase, Roots, advance, begin, granted, least_overlap_s
 
 _LONGEST_PAUSE_S = 60.0
 """Roots live by the wall clock, timers by another."""
@@ -46,15 +45,16 @@ class Trust:
 
     def granted(self, lifetime_s: int) -> None:
         """A leaf of this life is about to be signed. Raises: OSError where that cannot be remembered."""
-        if lifetime_s > self.roots.longest_s:
-            self._put(replace(self.roots, longest_s=lifetime_s))
+        roots = granted(self.roots, lifetime_s, self._clock())
+        if roots is not self.roots:
+            self._put(roots)
 
     def rotate(self, overlap_s: int = 0) -> Roots:
         """Begin a rotation; 0: an overlap as long as certificates live.
 
         Raises: ValueError where it cannot begin; OSError.
         """
-        overlap_s = overlap_s or max(self.roots.longest_s, self._default_lifetime_s)
+        overlap_s = overlap_s or max(least_overlap_s(self.roots, self._clock()), self._default_lifetime_s)
         successor = new_root(self._organization, self._now())
         self._put(begin(self.roots, successor, overlap_s, self._clock()))
         _log.info("root rotation: a successor is announced; it signs in %d s", overlap_s)

@@ -28,8 +28,8 @@ def test_the_answer_says_when_the_new_root_signs(world: "World") -> None:
     [
         ("1s", 1, "weft: control plane: an overlap of 1 s: certificates live up to 86400 s"),
         ("soon", 2, "not a duration: 'soon'"),
-        ("-5m", 2, "-5m: write at most 2160h"),
-        ("2161h", 2, "2161h: write at most 2160h"),
+        ("-5m", 2, "-5m: write at most 4320h"),
+        ("4321h", 2, "4321h: write at most 4320h"),
     ],
 )
 def test_an_overlap_that_cannot_be(world: "World", overlap: str, status: int, words: str) -> None:

@@ -5,9 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from control.authority import Authority, make_root
-from control.rotation import Phase, Roots, advance, begin
+from control.rotation import Phase, Roots, advance, begin, granted, least_overlap_s
 
 pytestmark = pytest.mark.unit
 
@@ -19,9 +21,12 @@ def root(number: int = 1) -> Authority:
     return make_root(ec.generate_private_key(ec.SECP256R1()), "cluster.local", START, number)
 
 
+ROOT = root()
+
+
 def rotated(life_s: int = 100) -> list[Roots]:
     """One whole rotation, phase by phase."""
-    announced = begin(Roots(root(), longest_s=life_s), root(2), life_s, START_S)
+    announced = begin(Roots(root(), expired_s=START_S + life_s), root(2), life_s, START_S)
     signing = advance(announced, START_S + life_s, 3)
     return [announced, signing, advance(signing, START_S + 2 * life_s, 4)]
 
@@ -48,8 +53,8 @@ def test_nothing_moves_before_its_time() -> None:
 
 
 def test_an_overlap_shorter_than_a_certificates_life_is_refused_and_so_is_a_second_rotation() -> None:
-    with pytest.raises(ValueError, match="an overlap of 99 s: certificates live up to 100 s, so write 100 to"):
-        begin(Roots(root(), longest_s=100), root(2), 99, START_S)
+    with pytest.raises(ValueError, match=r"an overlap of 99 s: .* valid for 100 s more, so write 100 to"):
+        begin(Roots(root(), expired_s=START_S + 99.5), root(2), 99, START_S)
     with pytest.raises(ValueError, match="an overlap of 0 s"):
         begin(Roots(root()), root(2), 0, START_S)
     for running in rotated()[:2]:
@@ -59,8 +64,25 @@ def test_an_overlap_shorter_than_a_certificates_life_is_refused_and_so_is_a_seco
 
 def test_the_second_overlap_covers_what_was_granted_during_the_first() -> None:
     announced = begin(Roots(root()), root(2), 10, START_S)
-    later = advance(Roots(announced.signer, announced.successor, since_s=START_S, overlap_s=10, longest_s=70), START_S + 10, 3)
-    assert later.next_at_s == START_S + 80
+    later = advance(granted(announced, 70, START_S + 9), START_S + 10, 3)
+    assert later.next_at_s == START_S + 10 + 76, "70 s and a tenth, from a second ago"
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, 100)), min_size=1, max_size=40))
+def test_no_leaf_outlives_an_overlap(grants: list[tuple[float, int]]) -> None:
+    roots, now_s, ends = Roots(ROOT), START_S, [START_S]
+    for pause_s, life_s in grants:
+        now_s += pause_s
+        roots = granted(roots, life_s, now_s)
+        ends.append(now_s + life_s)
+        assert max(ends) <= now_s + least_overlap_s(roots, now_s) <= max(ends) + 11
+
+
+def test_most_grants_need_no_writing_and_a_long_life_is_forgotten_when_it_has_passed() -> None:
+    roots = granted(Roots(ROOT), 1000, START_S)
+    assert granted(roots, 1000, START_S + 99) is roots and granted(roots, 10, START_S + 1080) is roots
+    assert granted(roots, 1000, START_S + 101).expired_s == START_S + 101 + 1100
+    assert (least_overlap_s(roots, START_S + 1000), least_overlap_s(roots, START_S + 1101)) == (100, 0)
 
 
 def test_who_knows_an_older_root_only_finds_a_way_to_the_servers_leaf() -> None:

@@ -43,7 +43,7 @@ def test_a_root_is_replaced_under_standing_streams() -> None:
         standing = [client.connect(mesh.address("far", version), ECHO_PORT) for version in (4, 6)]
         assert all(wire.says("before") for wire in standing)
         (old,) = trusted(mesh, "a")
-        said = mesh.weft("certificates", "rotate-root", "--overlap", f"{LIFE_S}s")
+        said = mesh.weft("certificates", "rotate-root", "--overlap", f"{LIFE_S + 1}s")
         assert said.startswith("a new root is announced; it signs from ")
         phases: list[str] = []
 

@@ -27,7 +27,8 @@ from ztunnel.tls import Credentials
 
 pytestmark = pytest.mark.kernel
 
-LIFE_S = 3
+LIFE_S = 6
+"""Of a certificate: each is renewed 3 s before its end, which is what a busy machine may stand still for."""
 MESH = """
 {{apiVersion: v1, kind: Node, metadata: {{name: node-{name}}}, spec: {{podCIDRs: [10.244.{number}.0/24]}}}}
 ---
@@ -70,7 +71,7 @@ class Supervisor:
 
     def valid(self) -> list[SetCertificate]:
         """What others may still show: all that has time left for one more handshake."""
-        return [one for one in self.issued if one.expires_unix_s > time.time() + 0.5]
+        return [one for one in self.issued if one.expires_unix_s > time.time() + 2]
 
     def roots(self) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(self.issued[-1].roots_pem)
@@ -134,7 +135,7 @@ def test_no_connection_is_dropped_and_none_refused_through_a_whole_rotation(cont
             while not all(end.issued for end in ends):
                 exchange(*standing)
             (old,) = ends[0].roots()
-            control.stub.RotateRoot(control_pb2.RotateRootRequest(overlap_s=LIFE_S))
+            control.stub.RotateRoot(control_pb2.RotateRootRequest(overlap_s=LIFE_S + 1))
             seen: list[list[x509.Certificate]] = []
             until = time.monotonic() + 10 * LIFE_S
             while not (seen and len(seen[-1]) == 1 and old not in seen[-1] and all(len(end.roots()) == 1 for end in ends)):
