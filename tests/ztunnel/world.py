@@ -332,22 +332,25 @@ class World:
             for number, one in enumerate(("client", "server", *others), 1)
         }
         self.client, self.server = self.pods["client"], self.pods["server"]
+        self._switch = ""
         self._link()
         key = "shop/web.shop.svc.cluster.local"
         self.service = Service("web", "shop", "web.shop.svc.cluster.local", (NetworkAddress("", ip_address(VIP)),), {80: 8080})
         self.server.workload = replace(self.server.workload, services={key: {80: 8080}})
 
     def _link(self) -> None:
-        """One cable between two pods; a bridge in the client's namespace for more."""
+        """One cable between two pods; for more a bridge in a namespace of its own, where no pod's rules apply to its frames."""
         client, first, *rest = self.pods.values()
         if not rest:
             run("ip", "-n", client.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", first.netns)
         else:
-            run("ip", "-n", client.netns, "link", "add", "eth0", "type", "bridge")
-            for pod in (first, *rest):
+            self._switch = f"{self.prefix}-switch"
+            run("ip", "netns", "add", self._switch)
+            run("ip", "-n", self._switch, "link", "add", "br0", "up", "type", "bridge")
+            for pod in self.pods.values():
                 port = f"to-{pod.name}"
-                run("ip", "-n", client.netns, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", pod.netns)
-                run("ip", "-n", client.netns, "link", "set", port, "master", "eth0", "up")
+                run("ip", "-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", pod.netns)
+                run("ip", "-n", self._switch, "link", "set", port, "master", "br0", "up")
         for pod in self.pods.values():
             pod.wire_up("eth0")
 
@@ -363,6 +366,8 @@ class World:
     def close(self) -> None:
         for pod in self.pods.values():
             pod.close()
+        if self._switch:
+            run("ip", "netns", "del", self._switch)
         os.close(self.home_fd)
 
 
