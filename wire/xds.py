@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from random import random
 from typing import Any
 
 import grpc
@@ -29,6 +30,8 @@ from wire.grpc_tls import Endpoint
 _METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 15.0
 _LASTED_S = 1.0
+_DEMAND_PAUSE_S = 0.005
+"""Between requests for names: what comes up meanwhile goes into the next."""
 _CUT_OFF = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 """How servers, and what lies between, end streams that are merely old."""
 _FIRST_ANSWER_TIMEOUT_S = 30.0
@@ -176,7 +179,8 @@ class XdsClient:
             else:
                 self._fruitless += 1
             self._report_failure()
-            await asyncio.sleep(self._pause_s)
+            # Many nodes lose their control plane at one moment: they should not all come back at another.
+            await asyncio.sleep(self._pause_s * (0.5 + random() / 2))
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
 
     def _report_failure(self) -> None:
@@ -185,7 +189,7 @@ class XdsClient:
         self._reported = self.status.last_error
         address, error = self._endpoint.address, self.status.last_error
         level = logging.WARNING if news else logging.DEBUG
-        _log.log(level, "control plane %s: %s; next attempt in %.2g s", address, error, self._pause_s)
+        _log.log(level, "control plane %s: %s; next attempt within %.2g s", address, error, self._pause_s)
 
     async def _one_stream(self) -> None:
         async with self._endpoint.open_channel(self._endpoint.root_pem(), self._fruitless) as channel:
@@ -217,6 +221,7 @@ class XdsClient:
             self._demanded.clear()
             while (request := self._client.next_demand()) is not None:
                 await self._write(call, request)
+                await asyncio.sleep(_DEMAND_PAUSE_S)
             await self._demanded.wait()
 
     async def _write(self, call: Any, request: delta.Request) -> None:

@@ -21,6 +21,9 @@ class _Subscription:
     """What the client has, as far as it was told: name -> version. A snapshot's own, shared by all streams: never changed."""
     unanswered: set[str]
     """Names asked for since the last answer: these get one even if it is `removed`."""
+    found: dict[str, str | None] = field(default_factory=dict)
+    """What the names mean in `looked_up_in`: looked up again only when that is another, so that one more name costs one."""
+    looked_up_in: Snapshot | None = None
     outstanding: str | None = None
     answered: bool = False
     acknowledged: bool = False
@@ -83,6 +86,7 @@ class DeltaServer:
         self._add_names(subscription, set(request.subscribe))
         for name in request.unsubscribe:
             subscription.names.discard(name)
+            subscription.looked_up_in = None
             subscription.kept.discard(name)
             subscription.unanswered.discard(name)
             if name == "*":
@@ -124,7 +128,12 @@ class DeltaServer:
         return Response(type_url, resources, tuple(sorted(removed)), nonce, by_name=not subscription.wildcard)
 
     def _wanted(self, subscription: _Subscription, snapshot: Snapshot) -> _Wanted:
-        found = {name: snapshot.find(name) for name in subscription.names}
+        is_known = subscription.looked_up_in is snapshot
+        found = {name: snapshot.find(name) for name in (subscription.unanswered if is_known else subscription.names)}
+        if not is_known:
+            subscription.found.clear()
+        subscription.found.update(found)
+        subscription.looked_up_in = snapshot
         wanted = _Wanted(snapshot.versions)
         for name in subscription.unanswered:
             real = found[name]
@@ -134,7 +143,7 @@ class DeltaServer:
                 wanted.asked.setdefault(real, set()).update({name} - {real})
         if not subscription.wildcard:
             subscription.kept &= snapshot.resources.keys()
-            chosen = {real for real in found.values() if real} | subscription.kept
+            chosen = {real for real in subscription.found.values() if real} | subscription.kept
             chosen.update(*(snapshot.members(name) for name in (self._home, *chosen)))
             wanted.versions = {name: snapshot.versions[name] for name in chosen}
         return wanted

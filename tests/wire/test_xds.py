@@ -191,7 +191,7 @@ def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
         await control.server.stop(None)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
-    assert "next attempt in 0.01 s" in caplog.text and "next attempt in 0.02 s" in caplog.text
+    assert "next attempt within 0.01 s" in caplog.text and "next attempt within 0.02 s" in caplog.text
     warnings = [record.getMessage().partition("; next")[0] for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == len(set(warnings)) == 2, "the same words once"
 
