@@ -6,17 +6,19 @@ soon as the reader goes away.
 """
 
 import asyncio
+import gzip
 import json
 import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+_PACK_ABOVE_BYTES, _PACK_LEVEL = 1024, 1
 MAX_HEAD_BYTES = 16 << 10
 MAX_BODY_BYTES = 1 << 20
 MAX_REPLY_BYTES = 256 << 20
@@ -189,7 +191,8 @@ class HttpServer:
             await _send_stream(reader, writer, response, response.stream)
             return False
         close = request.headers.get("connection", "").lower() == "close"
-        await _send(writer, response, close)
+        packed = len(response.body) >= _PACK_ABOVE_BYTES and _takes_gzip(request.headers.get("accept-encoding", ""))
+        await _send(writer, await asyncio.to_thread(_pack, response) if packed else response, close, packed)
         return not close
 
     async def _answer(self, request: Request) -> Response:
@@ -263,8 +266,22 @@ def _head(response: Response, framing: str) -> bytes:
     return f"HTTP/1.1 {response.status} {reason}\r\ncontent-type: {response.content_type}\r\n{framing}\r\n".encode()
 
 
-async def _send(writer: asyncio.StreamWriter, response: Response, close: bool) -> None:
+def _takes_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding has gzip, and not with a quality of nothing (RFC 9110 section 12.5.3)."""
+    for one in accepted.lower().split(","):
+        name, _, quality = one.replace(" ", "").partition(";q=")
+        if name == "gzip":
+            return quality.strip("0.") != "" or not quality
+    return False
+
+
+def _pack(response: Response) -> Response:
+    return replace(response, body=gzip.compress(response.body, _PACK_LEVEL))
+
+
+async def _send(writer: asyncio.StreamWriter, response: Response, close: bool, packed: bool = False) -> None:
     framing = f"content-length: {len(response.body)}\r\n" + ("connection: close\r\n" if close else "")
+    framing += "content-encoding: gzip\r\nvary: accept-encoding\r\n" if packed else ""
     writer.write(_head(response, framing) + response.body)
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writer.drain()

@@ -35,6 +35,9 @@ class Proxy(Protocol):
     async def config_dump(self) -> JSON:
         """Everything that is known."""
 
+    async def dashboard(self) -> str:
+        """The page for a browser."""
+
     def quit(self) -> None:
         """Drain and end."""
 
@@ -45,6 +48,7 @@ class Admin:
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         every: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
+            "GET /": self._dashboard,
             "GET /config_dump": self._config_dump,
             "GET /connections": self._connections,
             "GET /flows": self._flows,
@@ -97,6 +101,9 @@ class Admin:
                 await self.listen(*self._where)
             except OSError as error:
                 _log.warning("the successor is gone, and its endpoints are taken: %s", error)
+
+    async def _dashboard(self, _: Request) -> Response:
+        return Response(200, (await self._proxy.dashboard()).encode(), "text/html; charset=utf-8")
 
     async def _config_dump(self, _: Request) -> Response:
         return Response.json(await self._proxy.config_dump())

@@ -13,12 +13,12 @@ from mesh.workload import Address
 from wire.netns import entered
 from ztunnel.channel import Flag
 from ztunnel.loop import OUT, Deadlines, Loop
+from ztunnel.tuning import Tuning
 
 # Not in Python's socket module.
 _IP_TRANSPARENT, _IP_BIND_ADDRESS_NO_PORT = 19, 24
 _IPV6_TRANSPARENT = 75
 _SO_ORIGINAL_DST = 80
-KEEPALIVE_S, KEEPALIVE_PROBES = 180, 9
 STOCK = 8
 """Sockets that are made at a time."""
 _log = logging.getLogger("ztunnel.worker")
@@ -41,10 +41,11 @@ class Netns:
     much as making a socket, and a connection that comes in waits for neither.
     """
 
-    def __init__(self, fd: int, home_fd: int, mark: int) -> None:
+    def __init__(self, fd: int, home_fd: int, mark: int, tuning: Tuning) -> None:
         self.fd = fd
         self._home_fd = home_fd
         self._mark = mark
+        self._tuning = tuning
         self._warned = False
         self._stock: dict[int, list[socket.socket]] = {}
         self._taken = False
@@ -55,7 +56,7 @@ class Netns:
         A source that cannot be had costs the address, not the connection, as in Istio's ztunnel.
         """
         if source is None:
-            return self._make(family, 1, set_tcp_options)[0]
+            return self._make(family, 1, lambda sock: set_tcp_options(sock, self._tuning))[0]
         stock = self._stock.get(family)
         if not stock:
             stock = self._stock[family] = self._make(family, STOCK, _set_foreign_options)
@@ -123,13 +124,16 @@ def _set_foreign_options(sock: socket.socket) -> None:
         _log.debug("no transparent sockets: %s", error)
 
 
-def set_tcp_options(sock: socket.socket) -> None:
+def set_tcp_options(sock: socket.socket, tuning: Tuning) -> None:
     """What every connection gets; a listener hands it on to what it accepts."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    if tuning.keepalive_s:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, tuning.keepalive_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, tuning.keepalive_interval_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, tuning.keepalive_probes)
+    if tuning.user_timeout_s:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tuning.user_timeout_s * 1000)
 
 
 class Dial:

@@ -34,7 +34,7 @@ class Listener:
         if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
             self._sock.close()
             raise OSError(errno.EINVAL, f"descriptor {fd} is not a listening socket")
-        set_tcp_options(self._sock)  # what it accepts inherits them
+        set_tcp_options(self._sock, pod.node.config.tuning)  # what it accepts inherits them
         self.port: int = self._sock.getsockname()[1]
         self._open = True
         self._expected = 1

@@ -99,13 +99,14 @@ class Pool:
         self.held = held
         """On whose account bytes wait."""
         self._netns = netns
+        self._streams = node.config.tuning.pool_streams
         self._ready: dict[Key, list[_Making]] = {}
         self._making: dict[Key, _Making] = {}
 
     def request(self, key: Key, credentials: Credentials, waiter: Waiter) -> None:
         """Give the waiter a tunnel with room: now, or when it is made."""
         for member in self._ready.get(key, ()):
-            if member.tunnel is not None and member.tunnel.http.room:
+            if member.tunnel is not None and member.tunnel.http.room and len(member.tunnel.http.streams) < self._streams:
                 waiter.tunnel_ready(member.tunnel)
                 return
         making = self._making.get(key)

@@ -25,7 +25,7 @@ from wire.grpc_tls import Endpoint
 from wire.mesh_cache import MeshCache
 from wire.netns import open_home
 from wire.xds import NodeMetadata, XdsClient
-from ztunnel import config_dump
+from ztunnel import config_dump, dashboard
 from ztunnel.access_log import Level
 from ztunnel.admin import Admin
 from ztunnel.ca import CertificateClient
@@ -212,6 +212,13 @@ class Supervisor:
             "certificates": config_dump.dump_certificates(self._issuer.states()),
             "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, records),
         }
+
+    async def dashboard(self) -> str:
+        """The page for a browser."""
+        records = [record for _, record in await self.workers.query_connections()]
+        version = str(config_dump.dump_version()["version"])
+        pods, states = self.pods.infos(), self._issuer.states()
+        return dashboard.page(self.config.node, version, self.waits_for(), pods, self.zds.troubles, records, states)
 
     def quit(self) -> None:
         """Drain and end."""

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ztunnel.variables import duration, integer
+from ztunnel.variables import duration, integer, truth
 
 _LONGEST_S = 86_400.0
+_LONGEST_TCP_S = 32_767
+"""MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL of the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,16 @@ class Tuning:
     """WORKLOAD_TIMEOUT: how long a connection waits until the control plane tells of its pod, or of what it asked for."""
     pool_idle_s: float = 300.0
     """POOL_UNUSED_RELEASE_TIMEOUT: after it a tunnel that nobody uses is given back."""
+    pool_streams: int = 100
+    """POOL_MAX_STREAMS_PER_CONNECTION: how many connections share a tunnel; a peer may allow fewer."""
+    keepalive_s: int = 180
+    """KEEPALIVE_TIME: how long a connection is silent before the kernel asks whether its peer is there; 0: it never asks."""
+    keepalive_interval_s: int = 180
+    """KEEPALIVE_INTERVAL: between two such questions."""
+    keepalive_probes: int = 9
+    """KEEPALIVE_RETRIES: how many may go unanswered."""
+    user_timeout_s: int = 0
+    """USER_TIMEOUT_ENABLED: how long bytes may go unacknowledged; as long as keep-alive would take. 0: as the kernel thinks."""
     endpoint_attempts: int = 3
     """ENDPOINT_ATTEMPTS: how many endpoints of a service one connection is offered to at most; 1: never another one."""
     outlier_failures: int = 5
@@ -31,9 +43,25 @@ def read_tuning(environment: Mapping[str, str]) -> Tuning:
         connect_timeout_s=_seconds("CONNECT_TIMEOUT", environment, default.connect_timeout_s),
         workload_timeout_s=_seconds("WORKLOAD_TIMEOUT", environment, default.workload_timeout_s),
         pool_idle_s=_seconds("POOL_UNUSED_RELEASE_TIMEOUT", environment, default.pool_idle_s),
+        pool_streams=integer("POOL_MAX_STREAMS_PER_CONNECTION", environment, default.pool_streams, 1, 100),
+        **_keepalive(environment, default),
         endpoint_attempts=integer("ENDPOINT_ATTEMPTS", environment, default.endpoint_attempts, 1, 10),
         outlier_failures=integer("OUTLIER_FAILURES", environment, default.outlier_failures, 0, 1000),
     )
+
+
+def _keepalive(environment: Mapping[str, str], default: Tuning) -> dict[str, int]:
+    idle_s = max(1, round(_seconds("KEEPALIVE_TIME", environment, default.keepalive_s)))
+    interval_s = max(1, round(_seconds("KEEPALIVE_INTERVAL", environment, default.keepalive_interval_s)))
+    probes = integer("KEEPALIVE_RETRIES", environment, default.keepalive_probes, 1, 127)
+    wanted = truth("KEEPALIVE_ENABLED", environment, True)
+    impatient = truth("USER_TIMEOUT_ENABLED", environment, False)
+    return {
+        "keepalive_s": min(idle_s, _LONGEST_TCP_S) if wanted else 0,
+        "keepalive_interval_s": min(interval_s, _LONGEST_TCP_S),
+        "keepalive_probes": probes,
+        "user_timeout_s": idle_s + interval_s * probes if impatient else 0,
+    }
 
 
 def _seconds(name: str, environment: Mapping[str, str], default: float) -> float:

@@ -102,6 +102,7 @@ class _Pending(NamedTuple):
     netns_fd: int
     """Ours."""
     due: float
+    reason: str
 
 
 class Session:
@@ -118,6 +119,11 @@ class Session:
     def pending(self) -> list[PodInfo]:
         """The pods that could not be started yet."""
         return [one.pod for one in self._pending.values()]
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Why they could not, by `namespace/name`."""
+        return {f"{one.pod.namespace}/{one.pod.name}": one.reason for one in self._pending.values()}
 
     @property
     def ready(self) -> bool:
@@ -175,7 +181,7 @@ class Session:
         return ""
 
     def _keep_pending(self, pod: PodInfo, netns_fd: int, error: str) -> None:
-        self._pending[pod.uid] = _Pending(pod, netns_fd, self._clock() + RETRY_S)
+        self._pending[pod.uid] = _Pending(pod, netns_fd, self._clock() + RETRY_S, error)
         _log.warning("pod %s/%s: %s; next attempt in %g s", pod.namespace, pod.name, error, RETRY_S)
 
     def _forget_pending(self, uid: str) -> None:
@@ -242,6 +248,11 @@ class ZdsClient:
     def pending(self) -> list[PodInfo]:
         """The pods that could not be started yet."""
         return self._session.pending if self._session else []
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Why they could not, by `namespace/name`."""
+        return self._session.troubles if self._session else {}
 
     async def run(self) -> None:
         """Stay connected until cancelled. Raises: ZdsProtocolError, after it was answered."""

@@ -1,6 +1,7 @@
 """HTTP/1.1 over unix and TCP sockets: what is served, what is refused, and that nothing is left behind."""
 
 import asyncio
+import gzip
 import os
 import shutil
 import subprocess
@@ -194,3 +195,29 @@ def test_any_head_is_read_or_refused(head: bytes) -> None:
             assert http.parse_request(text).path.startswith("/")
         except http.HttpError as error:
             assert error.status in (400, 501)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("gzip", True), ("br, GZIP;q=0.5", True), ("gzip;q=0", False), ("gzip;q=0.000", False), ("br", False), ("", False)],
+)
+def test_a_long_body_is_packed_for_who_takes_it(tmp_path: Path, accepted: str, packed: bool) -> None:
+    body = b"istio_tcp_connections_opened_total 1\n" * 100
+
+    async def scenario() -> None:
+        async def answer(_: http.Request) -> http.Response:
+            return http.Response(200, body)
+
+        server = http.HttpServer({"GET /metrics": answer})
+        await server.listen_unix(tmp_path / "s")
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        head = f"GET /metrics HTTP/1.1\r\naccept-encoding: {accepted}\r\nconnection: close\r\n\r\n"
+        writer.write(head.encode())
+        answered, _, content = (await reader.read()).partition(b"\r\n\r\n")
+        assert (b"content-encoding: gzip" in answered) is packed
+        assert (gzip.decompress(content) if packed else content) == body
+        assert not packed or len(content) < len(body) // 5
+        writer.close()
+        await server.close()
+
+    asyncio.run(scenario())

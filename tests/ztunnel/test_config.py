@@ -9,6 +9,7 @@ from mesh.local_mesh import LocalMesh
 from ztunnel import control_plane
 from ztunnel.config import Config, drain_deadline, read_config
 from ztunnel.config_dump import dump_config
+from ztunnel.tuning import Tuning, read_tuning
 
 pytestmark = pytest.mark.unit
 
@@ -22,6 +23,40 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(flags: str = "--node n1", cores: int = 4, **environment: str) -> Config:
     return read_config(flags.split(), environment, cores)
+
+
+def test_tuning_is_istios_unless_it_is_set() -> None:
+    assert read_tuning({}) == Tuning()
+    environment = {
+        "CONNECT_TIMEOUT": "1500ms",
+        "POOL_UNUSED_RELEASE_TIMEOUT": "1m",
+        "POOL_MAX_STREAMS_PER_CONNECTION": "7",
+        "KEEPALIVE_TIME": "30s",
+        "KEEPALIVE_INTERVAL": "10s",
+        "KEEPALIVE_RETRIES": "3",
+        "USER_TIMEOUT_ENABLED": "true",
+        "ENDPOINT_ATTEMPTS": "1",
+        "OUTLIER_FAILURES": "0",
+    }
+    tuning = read_tuning(environment)
+    assert (tuning.connect_timeout_s, tuning.pool_idle_s, tuning.pool_streams) == (1.5, 60.0, 7)
+    assert (tuning.keepalive_s, tuning.keepalive_interval_s, tuning.keepalive_probes, tuning.user_timeout_s) == (30, 10, 3, 60)
+    assert (tuning.endpoint_attempts, tuning.outlier_failures) == (1, 0)
+    assert read_tuning({"KEEPALIVE_ENABLED": "false"}).keepalive_s == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONNECT_TIMEOUT", "0s"),
+        ("CONNECT_TIMEOUT", "soon"),
+        ("KEEPALIVE_RETRIES", "0"),
+        ("POOL_MAX_STREAMS_PER_CONNECTION", "101"),
+    ],
+)
+def test_a_bad_tuning_names_its_variable(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{value}'"):
+        read_tuning({name: value})
 
 
 def test_a_node_name_fills_all() -> None:
