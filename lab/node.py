@@ -17,8 +17,7 @@ from lab.addresses import NodeAddresses, control
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.process import LaunchError, listener_of
-from lab.proxy import READINESS_PORT, Surroundings, with_dns
-from lab.readiness import ask_port
+from lab.proxy import Surroundings, with_dns
 from lab.steps import to_its_end
 from lab.supervision import Program, ProgramState
 from lab.syscalls import detach, mount
@@ -157,6 +156,7 @@ class NodeRun:
             await asyncio.wait([self._proxy_start])
             self._proxy_start = None
         await self._stop("ztunnel")
+        await self._stop("admin")
 
     async def _start_proxy(self, group: asyncio.TaskGroup) -> None:
         # It may start at any time; but one that begins before its agent serves waits longer and longer between attempts.
@@ -164,6 +164,8 @@ class NodeRun:
             await asyncio.sleep(_POLL_S)
         own = ["ztunnel", "--node", self.name, "--control", control_authority()]
         self._start("ztunnel", group, own, foreign=self._proxy_command)
+        if self._proxy_command:
+            self._start("admin", group, ["lab.admin_relay", str(self.places.admin_socket)])
 
     def _write_credentials(self, token: str, root_pem: str) -> None:
         for path, text in ((self.places.token, token), (self.places.root, root_pem)):
@@ -238,9 +240,6 @@ class NodeRun:
         return ""
 
     async def _proxy_unready(self) -> str:
-        if self._proxy_command:
-            prober = self._layout.prober_socket(self.name)
-            return await ask_port(prober, "127.0.0.1", READINESS_PORT, "/healthz/ready", "", _READY_TIMEOUT_S)
         try:
             (await request(self.places.admin_socket, "GET", "/healthz/ready", timeout_s=_READY_TIMEOUT_S)).check()
         except (OSError, TimeoutError, HttpError) as error:

@@ -14,8 +14,6 @@ from mesh.manifests import Node
 from wire.places import NodePlaces
 
 ANNOTATION = "lab.weft/ztunnel"
-READINESS_PORT = 15021
-"""Where every ztunnel answers `GET /healthz/ready`, in its node's namespace."""
 _GRACE_S = 30
 
 
@@ -32,7 +30,7 @@ def foreign_command(node: Node) -> tuple[str, ...]:
 
 
 def with_dns(inherited: Mapping[str, str]) -> dict[str, str]:
-    """For weft's own: pods' DNS is on port 53, where their resolv.conf looks.
+    """Pods' DNS is on port 53, where their resolv.conf looks.
 
     The machine's nameservers cannot be reached from a lab's pods: there are none, unless WEFT_RESOLV_CONF names some that can.
     """
@@ -53,7 +51,7 @@ class Surroundings:
         """The names that Istio's ztunnel reads, beside what every program of the lab inherits."""
         control, root = f"https://{self.control}", str(self.places.root)
         return {
-            **inherited,
+            **with_dns(inherited),
             "INPOD_ENABLED": "true",
             "PROXY_MODE": "shared",
             "INPOD_UDS": str(self.places.zds_socket),

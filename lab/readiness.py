@@ -49,15 +49,15 @@ async def ask(probe: Probe, prober: Path, addresses: Sequence[str], joined: Laun
         )
     if not addresses:
         return "the pod has no address"
-    port = probe.http_port or probe.tcp_port
-    return await ask_port(prober, addresses[0], port, probe.http_path, probe.http_host, probe.timeout_s)
-
-
-async def ask_port(prober: Path, address: str, port: int, http_path: str, http_host: str, timeout_s: float) -> str:
-    """Have a node's prober connect, or with a path get it by HTTP: empty when that succeeded, else why not."""
-    order = {"address": address, "port": port, "http_path": http_path, "http_host": http_host, "timeout_s": timeout_s}
+    order = {
+        "address": addresses[0],
+        "port": probe.http_port or probe.tcp_port,
+        "http_path": probe.http_path,
+        "http_host": probe.http_host,
+        "timeout_s": probe.timeout_s,
+    }
     try:
-        reply = await request(prober, "POST", "/probe", json.dumps(order).encode(), timeout_s + _SLACK_S)
+        reply = await request(prober, "POST", "/probe", json.dumps(order).encode(), probe.timeout_s + _SLACK_S)
         return str(json.loads(reply.check())["reason"])
     except (OSError, TimeoutError, HttpError) as error:
         return f"the node's prober does not answer: {error}"

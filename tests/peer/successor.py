@@ -14,7 +14,7 @@ from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, netns_path
 from lab.node import control_authority, program_environment
 from lab.process import popen
-from lab.proxy import READINESS_PORT, Surroundings
+from lab.proxy import Surroundings
 from lab.world import eventually
 from tests.lab.mesh import Mesh
 
@@ -48,7 +48,7 @@ class Successor:
 
     def _ready(self) -> bool:
         assert self._process.poll() is None, self._log.read_text()[-2000:]
-        url = f"http://127.0.0.1:{READINESS_PORT}/healthz/ready"
+        url = "http://127.0.0.1:15021/healthz/ready"
         argv = ["ip", "netns", "exec", self._netns, "curl", "-sf", "-m", "1", url]
         return subprocess.run(argv, stdout=subprocess.DEVNULL, check=False).returncode == 0
 

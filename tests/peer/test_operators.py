@@ -1,0 +1,49 @@
+"""What operators and pods ask Istio's ztunnel under weft: weft's commands read it, and it answers names as weft's does."""
+
+import json
+
+import dns.flags
+import dns.message
+import dns.rcode
+import pytest
+
+from tests.lab.test_dns import CLIENT
+from tests.peer.cross import ECHO_PORT, CrossMesh
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
+
+SERVICE = "server-a.shop.svc.cluster.local."
+NAMES = (SERVICE, "server-a.", "server-a.shop.", f"{SERVICE}shop.svc.cluster.local.", SERVICE.upper())
+"""The service's own name, short ones, the one that a search list makes first, and one in capitals."""
+
+
+def test_status_and_certificates_tell_of_both(cross: CrossMesh) -> None:
+    nodes = json.loads(cross.weft("status", "-o", "json"))["nodes"]
+    assert {one["node"]: one["proxy"]["ready"] for one in nodes} == {"a": True, "b": True}
+    rows = json.loads(cross.weft("certificates", "--node", "b", "-o", "json"))
+    names = ("client-b", "server-b")
+    assert {one["identity"] for one in rows} == {f"spiffe://cluster.local/ns/shop/sa/{name}" for name in names}
+
+
+def test_open_connections_are_shown(cross: CrossMesh) -> None:
+    with cross.puppet("client-a").connect(cross.address("server-b"), ECHO_PORT) as wire:
+        assert wire.says("here")
+        rows = json.loads(cross.weft("connections", "--node", "b", "-o", "json"))
+        assert any(one["direction"] == "inbound" and one["actualDst"].endswith(f":{ECHO_PORT}") for one in rows), rows
+
+
+def resolved(cross: CrossMesh, pod: str, name: str, kind: str) -> tuple[str, bool, list[str]]:
+    """Code, authority and answers, but for their order."""
+    wire = dns.message.make_query(name, kind).to_wire()
+    answer = dns.message.from_wire(
+        bytes.fromhex(cross.output(f"shop/{pod}", "python3", "-c", CLIENT, "127.0.0.1", "udp", wire.hex()))
+    )
+    records = sorted(f"{rrset.name} {rrset.ttl} {record}" for rrset in answer.answer for record in rrset)
+    return dns.rcode.to_text(answer.rcode()), bool(answer.flags & dns.flags.AA), records
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_has_the_same_answer(cross: CrossMesh, name: str, kind: str) -> None:
+    weft, istio = (resolved(cross, pod, name, kind) for pod in ("client-a", "client-b"))
+    assert weft == istio and weft[2], (weft, istio)
