@@ -54,6 +54,12 @@ def open_wires(cross: CrossMesh, of: str) -> dict[str, Wire]:
     return wires
 
 
+def terminate(proxy: int) -> None:
+    """Tell it to end, and let its peers hear of it: Istio's loses a stream that crosses the first GOAWAY."""
+    os.kill(proxy, signal.SIGTERM)
+    time.sleep(0.1)
+
+
 def command(cross: CrossMesh, of: str) -> tuple[str, ...]:
     return tuple(shlex.split(cross.command)) if of == "b" else ()
 
@@ -63,8 +69,7 @@ def test_a_drain_beside_a_successor_fails_nobody(cross: CrossMesh, node: str, tm
     wires = open_wires(cross, node)
     proxy = cross.program(node, "ztunnel")
     with Successor(cross, node, command(cross, node), tmp_path):
-        os.kill(proxy, signal.SIGTERM)
-        time.sleep(0.1)  # Istio's ztunnel neither answers nor tries again a stream that crosses the first GOAWAY
+        terminate(proxy)
         began = time.monotonic()
         while time.monotonic() - began < 1:
             found = fates(cross, node)
@@ -81,8 +86,7 @@ def test_without_a_successor_what_is_open_goes_on_and_what_is_new_is_refused(cro
     """At once, and nothing is left waiting on a connection that takes no more; then the next proxy serves."""
     wires = open_wires(cross, node)
     proxy = cross.program(node, "ztunnel")
-    os.kill(proxy, signal.SIGTERM)
-    time.sleep(0.1)  # as above: such a stream hangs until the deadline, and what is open ends with it
+    terminate(proxy)
     eventually(lambda: set(fates(cross, node).values()) <= {"refused", "reset", "end"})
     for path, wire in wires.items():
         assert wire.says("during"), path
