@@ -94,6 +94,8 @@ class CertificateClient:
         self._impersonates = impersonates
         self._files: tuple[bytes, tuple[bytes, bytes] | None] = (b"", None)
         self._channel: grpc.aio.Channel | None = None
+        self._unreached = 0
+        """Attempts that reached nobody: the next goes by another name of the server, if it has two."""
 
     async def fetch(self, identity: Identity, now: float) -> Certificate:
         """One certificate with a key of its own. Raises: FetchError; waits 10 s at most."""
@@ -109,6 +111,9 @@ class CertificateClient:
             )
             response = await call(message, timeout=_TIMEOUT_S, metadata=self._endpoint.metadata())
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and self._endpoint.server_name:
+                self._unreached += 1
+                await self.close()
             reason = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
             raise FetchError(f"CA {self._endpoint.address}: {identity}: {reason}") from error
         except (OSError, ValueError) as error:
@@ -124,7 +129,7 @@ class CertificateClient:
     async def _connected(self) -> grpc.aio.Channel:
         files = (self._endpoint.root_pem(), self._endpoint.client_pair())
         if self._channel is None or files != self._files:
-            old, self._channel = self._channel, self._endpoint.open_channel(files[0])
+            old, self._channel = self._channel, self._endpoint.open_channel(files[0], self._unreached)
             self._files = files
             if old is not None:
                 await old.close()

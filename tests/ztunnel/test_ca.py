@@ -67,6 +67,19 @@ def with_ca(
     asyncio.run(run())
 
 
+def test_either_name_of_the_server_will_do(tmp_path: Path, authority: Any) -> None:
+    async def scenario(_: Ca, endpoint: Endpoint) -> None:
+        for name in ("127.0.0.1", "somebody.else"):
+            client = CertificateClient(replace(endpoint, server_name=name), ttl_s=60)
+            if name == "somebody.else":
+                with pytest.raises(FetchError, match="unavailable"):
+                    await client.fetch(WEB, time.time())
+            assert (await client.fetch(WEB, time.time())).identity == WEB
+            await client.close()
+
+    with_ca(tmp_path, authority, scenario)
+
+
 def test_a_certificate_with_every_credential_read_anew(tmp_path: Path, authority: Any, other_authority: Any) -> None:
     async def scenario(ca: Ca, endpoint: Endpoint) -> None:
         client = CertificateClient(endpoint, ttl_s=86_400)
