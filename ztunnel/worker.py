@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.workload import Workload
+from ztunnel.arrival import accept_hbone
 from ztunnel.channel import (
     AddPod,
     Answered,
@@ -36,7 +37,7 @@ from ztunnel.channel import (
     WorkerStatus,
 )
 from ztunnel.dns_service import DNSService
-from ztunnel.inbound import accept_hbone, accept_plain
+from ztunnel.inbound_plain import accept_plain
 from ztunnel.link import Link
 from ztunnel.listener import Listener
 from ztunnel.loop import Loop

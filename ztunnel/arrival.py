@@ -1,0 +1,198 @@
+"""Tunnels of other proxies to this node's pods (15008): greeted as the pod's identity, and then asked what they want.
+
+The order of checks is fixed: who is it (TLS), what does it want (400, 503), may it (401), is the application there (503),
+and only then 200. The first two are here, the others in ztunnel.inbound.
+"""
+
+import socket
+from functools import partial
+
+from mesh.identity import Identity
+from mesh.workload import Workload
+from ztunnel.channel import Flag
+from ztunnel.dial import endpoint
+from ztunnel.fields import Fields
+from ztunnel.flow import Stream
+from ztunnel.frames import Code
+from ztunnel.gate import Rejected, admit
+from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, response_fields
+from ztunnel.inbound import InboundRequest
+from ztunnel.ledger import SocketAddress
+from ztunnel.missing import missing_inbound
+from ztunnel.pod import Pod
+from ztunnel.stream import TunnelStream
+from ztunnel.tls import Credentials, check_client
+from ztunnel.tunnel import Tunnel, reset_on_close
+from ztunnel.waiting import WaitingRequest
+
+
+def accept_hbone(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
+    """A proxy connects to 15008: greet it as the pod's own identity, as soon as both are known."""
+    Arrival(pod, sock, peer, endpoint(sock.getsockname())).start()
+
+
+class Arrival:
+    """One inbound tunnel and where it came from."""
+
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, local: SocketAddress) -> None:
+        self.pod = pod
+        self.peer = peer
+        self.local = local
+        self._sock: socket.socket | None = sock
+        self._identity: Identity | None = None
+        self._trust_domain = ""
+
+    def start(self) -> None:
+        """Find the pod's workload, then its certificate, then greet."""
+        self.pod.guests[self] = None
+        self.pod.node.when_known(self, self._try_workload, self._no_workload)
+
+    def _try_workload(self) -> bool:
+        workload = self.pod.workload()
+        if workload is None:
+            return False
+        self._identity = workload.identity
+        self._trust_domain = workload.trust_domain
+        vault = self.pod.node.vault
+        credentials = vault.find(workload.identity)
+        if credentials is not None:
+            self._greet(credentials)
+        else:
+            vault.wait(workload.identity, self, self._greet)
+        return True
+
+    def _no_workload(self) -> None:
+        self.turn_away("IDENTITY_ERROR", f"unknown destination: no workload for pod {self.pod.namespace}/{self.pod.name}")
+
+    def _greet(self, credentials: Credentials | str) -> None:
+        node, sock = self.pod.node, self._sock
+        if sock is None:
+            return
+        if isinstance(credentials, str):
+            self.turn_away("IDENTITY_ERROR", credentials)
+            return
+        now, source = node.loop.now, self.peer[0]
+        bound = node.handshakes.make_room(source, self.pod.uid, self.pod.holder.limits.handshakes)
+        if bound is not None:
+            (node if bound == "node" else self.pod).holder.count("handshakes")
+        wait_s = node.penance.wait_s(source, now)
+        if wait_s:
+            node.handshakes.add(self, now, self._not_greeted)
+            node.handshakes.belongs(self, source, self.pod.uid)
+            node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
+        else:
+            self._welcome(credentials)
+
+    def _not_greeted(self) -> None:
+        self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted while its source, which offended, had to wait")
+
+    def _welcome(self, credentials: Credentials) -> None:
+        node, sock = self.pod.node, self._sock
+        if sock is None:
+            return
+        self._sock = None
+        node.handshakes.discard(self)
+        pod, source = self.pod, self.peer[0]
+        tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes, source, pod.holder.held)
+        node.handshakes.belongs(tunnel, source, pod.uid)
+        pod.guests.pop(self, None)
+        pod.tunnels[tunnel] = None
+        node.add_inbound_tunnel(tunnel, pod.uid, source)
+        if pod.draining:
+            tunnel.drain()
+
+    def turn_away(self, flag: Flag, error: str) -> None:
+        """Close before anything was said."""
+        sock, self._sock = self._sock, None
+        node = self.pod.node
+        self.pod.guests.pop(self, None)
+        node.handshakes.discard(self)
+        node.forget_waiter(self)
+        if self._identity is not None:
+            node.vault.forget_waiter(self._identity, self)
+        if sock is not None:
+            reset_on_close(sock)
+            sock.close()
+            node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error)
+
+    # --- what the tunnel asks
+
+    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+        """See ztunnel.tunnel_owner.Owner."""
+        self.pod.node.revocations.check(tunnel)
+        return check_client(names, self._trust_domain, self.pod.node.config.trust_domain_aliases)
+
+    def established(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel_owner.Owner."""
+
+    def retired(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel_owner.Owner."""
+
+    def closed(self, tunnel: Tunnel, flag: Flag, error: str) -> None:
+        """See ztunnel.tunnel_owner.Owner."""
+        node = self.pod.node
+        node.remove_tunnel(tunnel)
+        if tunnel.offence:
+            node.penance.offended(self.peer[0], node.loop.now)
+        self.pod.tunnels.pop(tunnel, None)
+        if error and (tunnel.offence or not (tunnel.http.ready and tunnel.lost_streams)):
+            node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error, tunnel.peer)
+
+    def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
+        """See ztunnel.tunnel_owner.Owner."""
+        try:
+            request = read_request(fields)
+        except Malformed as error:
+            tunnel.http.refuse(sid, Code.PROTOCOL_ERROR)
+            self._fail(tunnel, f"malformed request: {error}")
+            return None
+        except BadRequest as error:
+            self._reject(tunnel, sid, 400, str(error))
+            return None
+        node = self.pod.node
+        workload = self.pod.workload()
+        if workload is None:
+            self._reject(tunnel, sid, 503, "unknown destination")
+            return None
+        if not self.pod.has_room():
+            self._reject(tunnel, sid, 503, "too many connections")
+            return None
+        if not self.pod.has_room_for_stream():
+            self._reject(tunnel, sid, 503, "too many streams")
+            return None
+        node.inbound_tunnels.used(tunnel)
+        if node.demands is not None:
+            missing = partial(missing_inbound, node.inventory, node.config.network, workload, self.local[0], request.authority)
+            waiting = WaitingRequest(tunnel, lambda stream, error: self._go_on(stream, workload, request, error))
+            if waiting.ask(node.demands, self.pod.uid, sid, missing):
+                return waiting.stream
+        return self._admit(tunnel, sid, workload, request)
+
+    def _admit(
+        self, tunnel: Tunnel, sid: int, workload: Workload, request: ConnectRequest, stream: TunnelStream | None = None
+    ) -> Stream | None:
+        node = self.pod.node
+        outcome = admit(node.inventory, node.config.network, workload, self.local[0], request)
+        if isinstance(outcome, Rejected):
+            self._reject(tunnel, sid, outcome.status, outcome.reason)
+            return None
+        return InboundRequest(self.pod, (self.peer, self.local), tunnel, workload, request, outcome).start(sid, stream)
+
+    def _go_on(self, stream: TunnelStream, workload: Workload, request: ConnectRequest, error: str) -> None:
+        """What a request waited for is known, or why not."""
+        tunnel = stream.tunnel
+        tunnel.loop.dirty[tunnel] = None
+        admitted = None
+        if error:
+            self._reject(tunnel, stream.sid, 503, error)
+        else:
+            admitted = self._admit(tunnel, stream.sid, self.pod.workload() or workload, request, stream)
+        if admitted is None:
+            stream.drop()
+
+    def _reject(self, tunnel: Tunnel, sid: int, status: int, reason: str) -> None:
+        tunnel.http.reject(sid, response_fields(status))
+        self._fail(tunnel, reason)
+
+    def _fail(self, tunnel: Tunnel, reason: str) -> None:
+        self.pod.node.fail_early(self.pod.uid, "inbound", self.peer, self.local, "CONNECT", reason, tunnel.peer)
