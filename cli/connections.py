@@ -58,11 +58,12 @@ def row(node: str, one: dict[str, Any], now: float) -> Row:
     source, destination = _pod(one.get("sourceWorkload", "")), _pod(one.get("destinationWorkload", ""))
     port = str(one.get("actualDst") or "").rpartition(":")[2]
     opened = one.get("openedUnixNs")
+    target = f"{destination}:{port}" if destination else one.get("actualDst")
     return (
         node,
         one["direction"],
         f"{source} ({one['src']})" if source else one.get("src"),
-        f"{destination}:{port}" if destination else one.get("actualDst"),
+        f"{one['hop']} {target}" if one.get("hop") else target,
         str(one.get("destinationService", "")).partition("/")[2],
         one.get("protocol"),
         one.get("sourceIdentity" if inbound else "destinationIdentity"),

@@ -118,6 +118,8 @@ class ConnectionEvent:
     """Of a default's denial: the users' objects that could have allowed it and did not."""
     reason: str = ""
     """Of denied, unauthenticated, refused and failed, in plain words; of others a remark."""
+    through: str = ""
+    """Of a connection that does not go straight: by which waypoint or gateway, and for what, in plain words."""
     drop_reason: int = 0
     """Of refused: one of Hubble's drop reasons."""
     encrypted: bool = False
@@ -262,6 +264,10 @@ def _policy(event: ConnectionEvent) -> flow_pb2.Policy:
 
 
 def _summary(event: ConnectionEvent) -> str:
+    return _what_happened(event) + (f", {event.through}" if event.through else "")
+
+
+def _what_happened(event: ConnectionEvent) -> str:
     if event.phase == "denied":
         return _denial(event)
     if event.phase == "unauthenticated":

@@ -14,7 +14,8 @@ _KINDS = ("deployment", "cronjob", "pod", "job")
 MAX_PER_IDENTITY = 64
 MAX_BYTES = 2048
 """Of a field that is looked at."""
-_MAX_IDENTITIES = 4096
+_MAX_DESCRIPTIONS = 8192
+"""Of all identities together: then all are forgotten. One alone cannot reach it."""
 _MAX_CHARACTERS = 253
 """Of one value: no name in Kubernetes is longer."""
 
@@ -78,19 +79,21 @@ class Descriptions:
 
     def __init__(self) -> None:
         self._known: dict[Identity, dict[bytes, Described]] = {}
+        self._count = 0
 
     def read(self, identity: Identity, baggage: bytes) -> Described:
         """What a peer says of itself; only its identity when it has said too many different things."""
-        said = self._known.get(identity)
-        if said is None:
-            if len(self._known) >= _MAX_IDENTITIES:
-                self._known.clear()
-            said = self._known[identity] = {}
+        said = self._known.get(identity, {})
         described = said.get(baggage)
-        if described is None:
-            if len(said) >= MAX_PER_IDENTITY or len(baggage) > MAX_BYTES:
-                return Described(identity)
-            described = said[baggage] = _parse(identity, baggage)
+        if described is not None:
+            return described
+        if len(said) >= MAX_PER_IDENTITY or len(baggage) > MAX_BYTES:
+            return Described(identity)
+        if self._count >= _MAX_DESCRIPTIONS:
+            self._known.clear()
+            self._count = 0
+        self._count += 1
+        described = self._known.setdefault(identity, {})[baggage] = _parse(identity, baggage)
         return described
 
 

@@ -61,6 +61,13 @@ def test_both_ends_with_peer_policy_sizes_and_age(world: "World") -> None:
     assert into[5:8] == ["TCP", client, "demo/web"]
 
 
+def test_a_hop_is_named_as_one(world: "World") -> None:
+    through = {"hop": "waypoint", "actualDst": "10.1.2.9:15008", "destinationWorkload": "Kubernetes//Pod/demo/wp-1"}
+    world.proxy("node-a", {}, connections=[_OUTBOUND | through])
+    cells = _cells(world.weft("connections").stdout.splitlines()[1])
+    assert cells[3:5] == ["waypoint demo/wp-1:15008", "web.demo.svc.cluster.local"]
+
+
 def test_pods_and_directions_select(world: "World") -> None:
     world.proxy("node-a", {}, connections=[_OUTBOUND, _INBOUND])
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mesh.identity import Identity
 from mesh.workload import Locality
+from ztunnel import baggage
 from ztunnel.baggage import MAX_BYTES, MAX_PER_IDENTITY, Described, Descriptions, parse_baggage
 
 pytestmark = pytest.mark.unit
@@ -39,6 +40,15 @@ def test_a_peer_that_says_ever_new_things_is_only_its_identity() -> None:
     other = IDENTITY._replace(service_account="two")
     assert heard.read(other, b"service.name=new").service == "new"
     assert heard.read(other, b"service.name=" + bytes(MAX_BYTES)) == Described(other)
+
+
+def test_what_all_say_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baggage, "_MAX_DESCRIPTIONS", 10)
+    heard = Descriptions()
+    for number in range(100):
+        identity = IDENTITY._replace(service_account=f"sa{number}")
+        assert heard.read(identity, b"service.name=x").service == "x"
+        assert sum(len(said) for said in heard._known.values()) <= 10
 
 
 @given(st.binary(max_size=300))

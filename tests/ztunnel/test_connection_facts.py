@@ -62,9 +62,10 @@ def test_a_waypoint_is_named_as_what_was_dialled_and_for_what() -> None:
     event = connection_event(facts(OUTBOUND), "opened", "n1")
     assert (event.destination.pod, str(event.destination.address), event.destination.port) == ("wp-1", "10.0.0.9", 15008)
     assert event.service == SERVICE.key and event.encrypted
-    assert connection_flow(event).Summary == "opened, mutual TLS (through waypoint wp-1.amb to 10.96.0.1:80)"
+    assert connection_flow(event).Summary == "opened, mutual TLS, through waypoint wp-1.amb to 10.96.0.1:80"
     broken = replace(OUTBOUND, flag="CONNECT", error="http status: 503 Service Unavailable")
-    assert connection_event(facts(broken), "refused", "n1").reason == "http status: 503 Service Unavailable"
+    failed = connection_flow(connection_event(facts(broken), "refused", "n1")).Summary
+    assert failed == "failed: http status: 503 Service Unavailable, through waypoint wp-1.amb to 10.96.0.1:80"
     assert dump_connection(OUTBOUND)["actualDst"] == "10.0.0.9:15008"
 
 
