@@ -164,8 +164,7 @@ class XdsClient:
         while True:
             began, reason = time.monotonic(), "Error"
             try:
-                await self._one_stream()
-                reason, self.status.last_error = "Complete", "the control plane ended the stream"
+                self.status.last_error, reason = await self._one_stream(), "Complete"
             except grpc.aio.AioRpcError as error:
                 reason = _termination(error.code(), self.status.connected)
                 self.status.last_error = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
@@ -191,7 +190,8 @@ class XdsClient:
         level = logging.WARNING if news else logging.DEBUG
         _log.log(level, "control plane %s: %s; next attempt within %.2g s", address, error, self._pause_s)
 
-    async def _one_stream(self) -> None:
+    async def _one_stream(self) -> str:
+        """Carry one stream to its end, and say why it ended. Raises: what broke it."""
         async with self._endpoint.open_channel(self._endpoint.root_pem(), self._fruitless) as channel:
             method = channel.stream_stream(
                 _METHOD,
@@ -203,9 +203,12 @@ class XdsClient:
                 await self._write(call, request)
             async with self._demanding(call):
                 message = await self._first(call)
-                while message is not grpc.aio.EOF and not self._client.is_spent:
+                while message is not grpc.aio.EOF:
                     await self._write(call, await self._take(message))
+                    if self._client.is_spent:
+                        return "the stream carried as many names as one may, and makes room for another"
                     message = await call.read()
+        return "the control plane ended the stream"
 
     @asynccontextmanager
     async def _demanding(self, call: Any) -> AsyncIterator[None]:

@@ -332,6 +332,36 @@ def test_demands_are_sent_answered_and_asked_again_after_a_break(authority: Any,
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_a_stream_that_carried_many_names_makes_room_for_another(
+    authority: Any, tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta.client, "MAX_ASKED", 1)
+    answers: dict[str, str] = {}
+
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update, None, (ADDRESS,), answers.update)
+        running = asyncio.ensure_future(client.run())
+        for _ in range(2):
+            await control.request()
+        client.demand(ADDRESS, ["fz/a", "fz/b", "fz/c"])
+        await control.request()
+        control.respond(ADDRESS, "n1", {"fz/a": "1"}, ("fz/b",))
+        assert (await control.request()).response_nonce == "n1"
+        await eventually(lambda: client.status.terminations["Complete"] == 1 and len(control.metadata) == 2)
+        again = await control.request()
+        assert dict(again.initial_resource_versions) == {"fz/a": "1", "fz/c": ""} and set(answers) == {"fz/a", "fz/b"}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_that_caches_are_warm_before_unblocked(authority: Any, tmp_path: Path, eventually: Any) -> None:
     applied: list[str] = []
     may_go_on = asyncio.Event()
