@@ -19,6 +19,7 @@ from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, r
 from ztunnel.inbound import InboundRequest
 from ztunnel.ledger import SocketAddress
 from ztunnel.missing import missing_inbound
+from ztunnel.penance import CROWD
 from ztunnel.pod import Pod
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
@@ -75,6 +76,8 @@ class Arrival:
         bound = node.handshakes.make_room(source, self.pod.uid, self.pod.holder.limits.handshakes)
         if bound is not None:
             (node if bound == "node" else self.pod).holder.count("handshakes")
+        if node.handshakes.count(source) >= CROWD:
+            node.penance.crowds(source, now)
         wait_s = node.penance.wait_s(source, now)
         if wait_s:
             node.handshakes.add(self, now, self._not_greeted)
@@ -84,7 +87,7 @@ class Arrival:
             self._welcome(credentials)
 
     def _not_greeted(self) -> None:
-        self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted while its source, which offended, had to wait")
+        self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted while its source had to wait")
 
     def _welcome(self, credentials: Credentials) -> None:
         node, sock = self.pod.node, self._sock

@@ -3,9 +3,14 @@
 A tunnel that is lost costs an offender a handshake, and us as much: who comes back at once with the same would still take a
 good part of a core. So its next tunnels are greeted one after the other with a pause between them, which grows with every
 offence. Nobody is refused for another's fault behind the same address: a new tunnel is late there, and those that stand go on.
+
+A crowd is slowed down alike, though it has done nothing wrong yet: most of those who come by the hundred at once never end
+their handshake, and are shown out before they have cost one.
 """
 
-_FIRST_SHARE = 1 / 8
+_FIRST_SHARE, _CROWD_SHARE = 1 / 8, 1 / 50
+CROWD = 32
+"""Handshakes of one source in flight: more is a crowd."""
 _FORGOTTEN_AFTER_S = 10.0
 _MAX_SOURCES = 4096
 
@@ -29,15 +34,24 @@ class Penance:
 
     def offended(self, source: object, now: float) -> None:
         """One more tunnel lost."""
+        known = self._remember(source, now)
+        known.pause_s = min(self._longest_s, max(known.pause_s * 2, self._longest_s * _FIRST_SHARE))
+        known.free_at = max(known.free_at, now + known.pause_s)
+
+    def crowds(self, source: object, now: float) -> None:
+        """One more comes of a source that has many in flight."""
+        known = self._remember(source, now)
+        known.pause_s = max(known.pause_s, self._longest_s * _CROWD_SHARE)
+
+    def _remember(self, source: object, now: float) -> _Source:
         known = self._sources.pop(source, None)
         if known is None or now - known.at > _FORGOTTEN_AFTER_S:
             known = _Source()
         if len(self._sources) >= _MAX_SOURCES:
             del self._sources[next(iter(self._sources))]
         known.at = now
-        known.pause_s = min(self._longest_s, max(known.pause_s * 2, self._longest_s * _FIRST_SHARE))
-        known.free_at = max(known.free_at, now + known.pause_s)
         self._sources[source] = known
+        return known
 
     def wait_s(self, source: object, now: float) -> float:
         """How long the tunnel that came just now waits; the next one of its source comes a pause later."""

@@ -28,6 +28,19 @@ def test_the_pause_grows_with_every_offence_up_to_a_bound() -> None:
     assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.4, 0.4])
 
 
+def test_a_crowd_comes_one_after_the_other_without_growing_pauses() -> None:
+    penance = Penance(0.5)
+    waits = []
+    for _ in range(4):
+        penance.crowds("many", 1.0)
+        waits.append(penance.wait_s("many", 1.0))
+    assert waits == pytest.approx([0.0, 0.01, 0.02, 0.03])
+    penance.offended("many", 1.0)
+    penance.crowds("many", 1.0)
+    assert penance._sources["many"].pause_s == pytest.approx(0.0625), "an offence is not forgotten for it"
+    assert penance.wait_s("good", 1.0) == 0.0
+
+
 def test_it_is_forgotten() -> None:
     penance = Penance(0.4)
     penance.offended("attacker", 1.0)
