@@ -99,7 +99,7 @@ def attacks(block: bytes, refused: bytes, unread: bytes) -> list[Attack]:
         Attack("CONTINUATION bytes", (frame(HEADERS, 0, 1, block) + frame(CONTINUATION, 0, 1, bytes(16000)) * 16,)),
         Attack("stream flood", (_streams(block),)),
         Attack("refused stream flood", (_streams(refused),)),
-        Attack("empty DATA flood", (start + frame(DATA, 0, 1) * 4000,)),
+        Attack("empty DATA flood", [frame(DATA, 0, 1) * 100], begin=start, repeat=100_000),
         Attack("header lists of 64 KiB", (_streams(block + _BOMB[:4005] + b"\xbe" * 15)[: 8 << 20],)),
         Attack("window overflow", (window_update(0, 0x7FFFFFFF) * 2, start + window_update(1, 0x7FFFFFFF)), frozenset({FLOW})),
         Attack("oversized frames", [head + bytes(1 << 16) for head in oversized], frozenset({SIZE, PROTOCOL})),
