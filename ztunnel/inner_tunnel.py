@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mesh.identity import Identity
+from mesh.workload import Address
 from ztunnel.channel import Flag
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
@@ -38,8 +39,10 @@ class Owner(Protocol):
 class InnerTunnel:
     """One tunnel in a stream; owns both, and the sockets between them."""
 
-    def __init__(self, node: Node, owner: Owner, expected: frozenset[str]) -> None:
+    def __init__(self, node: Node, owner: Owner, expected: frozenset[str], gateway: Address) -> None:
         self._node = node
+        self._gateway = gateway
+        """All tunnels through it share one place in the rota."""
         self._owner: Owner | None = owner
         self._expected = expected
         self._domains: frozenset[str] = frozenset()
@@ -55,7 +58,7 @@ class InnerTunnel:
             return
         node = self._node
         self._domains = node.domains_of(credentials.identity)
-        tunnel = Tunnel(node.loop, ours, credentials.client, False, self, node.client_handshakes)
+        tunnel = Tunnel(node.loop, ours, credentials.client, False, self, node.client_handshakes, self._gateway)
         if not tunnel.open:
             gateways.close()
             return
@@ -70,6 +73,8 @@ class InnerTunnel:
             self._owner = None
             if self._tunnel is not None:
                 self._tunnel.end("")
+            if self._outer is not None:
+                self._outer.abort("-", "")
 
     def _fail(self, flag: Flag, error: str) -> None:
         owner, self._owner = self._owner, None

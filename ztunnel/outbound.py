@@ -272,9 +272,9 @@ class Outbound(Tracked):
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.pool.Waiter."""
         route, credentials = self._route, self._credentials
-        assert route is not None and credentials is not None
+        assert route is not None and route.address is not None and credentials is not None
         if route.protocol == "DOUBLEHBONE":
-            self._inner = InnerTunnel(self.pod.node, self, route.inner_expected)
+            self._inner = InnerTunnel(self.pod.node, self, route.inner_expected, route.address)
             self._inner.start(tunnel, credentials, *self._fields(None))
         else:
             self._open(TunnelStream(tunnel, self), None)

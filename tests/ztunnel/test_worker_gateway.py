@@ -17,7 +17,7 @@ from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname,
 from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.world import CLIENT, SERVER, World, assert_reset, run, world
 from ztunnel.baggage import Described
-from ztunnel.channel import Connections, Opened, QueryConnections, SetRevoked, UpdateInventory, WorkerStatus
+from ztunnel.channel import Connections, Opened, QueryConnections, RemovePod, SetRevoked, UpdateInventory, WorkerStatus
 from ztunnel.crl_file import read_lists
 
 pytestmark = pytest.mark.kernel
@@ -261,6 +261,46 @@ def test_who_is_revoked_behind_a_gateway_is_refused_and_cut_off(mesh: World) -> 
         assert_reset(lambda: mesh.client.connect(VIP, 80))
         assert mesh.client.worker.closed().flag == "CERT_REVOKED"
     mesh.client.worker.tell(SetRevoked({}))
+
+
+def test_a_slow_reader_behind_a_gateway_costs_bounded_memory(mesh: World) -> None:
+    """Each of the four proxies' ends holds back what the one behind it does not take."""
+    with mesh.server.listen(8080) as listener:
+        client, server = connected(mesh, listener)
+        client.settimeout(1)
+        sent = 0
+        with pytest.raises((BlockingIOError, TimeoutError)):
+            while True:
+                sent += client.send(bytes(MiB))
+        mesh.client.worker.heard.clear()
+        status = mesh.client.worker.wait_for(WorkerStatus)
+        assert status.gauges["buffered_bytes"] < 16 * MiB and sent < 64 * MiB, (status.gauges, sent)
+        client.close()
+        received = 0
+        while part := server.recv(MiB):
+            received += len(part)
+        assert received == sent
+
+
+def test_a_client_that_gives_up_leaves_nothing_at_the_gateway(mesh: World) -> None:
+    """While the inner handshake waits for a relay that says nothing."""
+    relay = mesh.pods["gateway"].listen(PASS_PORT + 1)
+    own = replace(mesh.pods["gateway"].workload, network="remote")
+    gateway = mesh.pods["gateway"].worker
+    gateway.tell(UpdateInventory([replace(own, application_tunnel=ApplicationTunnel(False, PASS_PORT + 1))], []))
+    client = mesh.client.connect(VIP, 80)
+    client.sendall(b"x")
+    silent, _ = relay.accept()
+    assert silent.recv(MiB)[:3] == b"\x16\x03\x01"  # the inner ClientHello
+    mesh.client.worker.tell(RemovePod("client"))
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    with pytest.raises(ConnectionResetError):
+        while silent.recv(MiB):
+            pass
+    relay.close()
+    mesh.client.add_pod()
+    gateway.tell(UpdateInventory([replace(own, application_tunnel=ApplicationTunnel(False, PASS_PORT))], []))
 
 
 def test_the_gateways_refusal_and_the_workloads_own_are_told(mesh: World) -> None:
