@@ -9,15 +9,19 @@ updated keeps its endpoints, a change of health policy takes effect at once, and
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from operator import attrgetter
+from typing import NamedTuple
 
-from mesh.policy import Policy, PolicySet, Scope
+from mesh.groups import Groups
+from mesh.policy import Policy, PolicyGroup, PolicySet, Scope
 from mesh.workload import Address, NamespacedHostname, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
 
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 _Where = tuple[str, Address]
 """A network's name and an address in it."""
+_Question = tuple[str, tuple[str, ...]]
+"""What decides which policies apply to a workload: its namespace and the keys that it lists."""
+_MAX_QUESTIONS = 4096
+"""Workloads that list the same ask the same; a node's pods ask fewer than this. The oldest makes room."""
 
 
 class Endpoint(NamedTuple):
@@ -77,12 +81,12 @@ class Inventory:
     def __init__(self) -> None:
         self._workloads: dict[str, Workload] = {}
         self._services: dict[str, Service] = {}
-        self._by_address: dict[_Where, dict[str, Workload]] = {}
-        self._by_pod: dict[tuple[str, str], dict[str, Workload]] = {}
-        self._by_own_hostname: dict[tuple[str, str], dict[str, Workload]] = {}
-        self._members: dict[str, dict[str, Workload]] = {}
-        self._by_vip: dict[_Where, dict[str, Service]] = {}
-        self._by_hostname: dict[str, dict[str, Service]] = {}
+        self._by_address: Groups[_Where, Workload] = Groups(_uid)
+        self._by_pod: Groups[tuple[str, str], Workload] = Groups(_uid)
+        self._by_own_hostname: Groups[tuple[str, str], Workload] = Groups(_uid)
+        self._members: Groups[str, Workload] = Groups(_uid)
+        self._by_vip: Groups[_Where, Service] = Groups(_service_key)
+        self._by_hostname: Groups[str, Service] = Groups(_service_key)
         self._cidrs = _CIDRs()
         self._joined: dict[str, tuple[Endpoint, ...]] = {}
 
@@ -105,35 +109,35 @@ class Inventory:
     def _add_workload(self, workload: Workload) -> None:
         uid = workload.uid
         self._workloads[uid] = workload
-        self._by_pod.setdefault((workload.namespace, workload.name), {})[uid] = workload
+        self._by_pod.add((workload.namespace, workload.name), workload)
         if workload.hostname:
-            self._by_own_hostname.setdefault((workload.namespace, workload.hostname), {})[uid] = workload
+            self._by_own_hostname.add((workload.namespace, workload.hostname), workload)
         for where in _places_of(workload):
-            self._by_address.setdefault(where, {})[uid] = workload
+            self._by_address.add(where, workload)
         for key in workload.services:
-            self._members.setdefault(key, {})[uid] = workload
+            self._members.add(key, workload)
             self._joined.pop(key, None)
 
     def _remove_workload(self, uid: str) -> None:
         workload = self._workloads.pop(uid, None)
         if workload is None:
             return
-        _discard(self._by_pod, (workload.namespace, workload.name), uid)
-        _discard(self._by_own_hostname, (workload.namespace, workload.hostname), uid)
+        self._by_pod.discard((workload.namespace, workload.name), uid)
+        self._by_own_hostname.discard((workload.namespace, workload.hostname), uid)
         for where in _places_of(workload):
-            _discard(self._by_address, where, uid)
+            self._by_address.discard(where, uid)
         for key in workload.services:
-            _discard(self._members, key, uid)
+            self._members.discard(key, uid)
             self._joined.pop(key, None)
 
     def _add_service(self, service: Service) -> None:
         key = service.key
         self._services[key] = service
         self._joined.pop(key, None)
-        self._by_hostname.setdefault(service.hostname, {})[key] = service
+        self._by_hostname.add(service.hostname, service)
         for vip in service.vips:
             if vip.prefix is None:
-                self._by_vip.setdefault((vip.network, vip.address), {})[key] = service
+                self._by_vip.add((vip.network, vip.address), service)
             else:
                 self._cidrs.add(vip, vip.prefix, service)
 
@@ -142,10 +146,10 @@ class Inventory:
         if service is None:
             return
         self._joined.pop(key, None)
-        _discard(self._by_hostname, service.hostname, key)
+        self._by_hostname.discard(service.hostname, key)
         for vip in set(service.vips):
             if vip.prefix is None:
-                _discard(self._by_vip, (vip.network, vip.address), key)
+                self._by_vip.discard((vip.network, vip.address), key)
             else:
                 self._cidrs.remove(vip, vip.prefix, service)
 
@@ -158,22 +162,20 @@ class Inventory:
 
         Workloads on their node's network own none.
         """
-        claims = self._by_address.get((network, address))
-        if not claims:
-            return None
-        # max() keeps the first of equals, and a dict the order of arrival.
-        return max(reversed(claims.values()), key=_claim_rank)
+        claims = self._by_address.of((network, address))
+        # max() keeps the first of equals, and a group the order of arrival.
+        return max(reversed((*claims,)), key=_claim_rank, default=None)
 
     def workload_of_pod(self, namespace: str, name: str, service_account: str) -> Workload | None:
         """Find the workload that stands for a pod, by what ZDS says of the pod."""
-        for workload in self._by_pod.get((namespace, name), {}).values():
+        for workload in self._by_pod.of((namespace, name)):
             if workload.service_account == service_account:
                 return workload
         return None
 
     def workload_by_hostname(self, namespace: str, hostname: str) -> Workload | None:
         """Find a workload by the hostname that it has itself, as a gateway outside the cluster may."""
-        return next(iter(self._by_own_hostname.get((namespace, hostname), {}).values()), None)
+        return next(iter(self._by_own_hostname.of((namespace, hostname))), None)
 
     def service(self, key: str) -> Service | None:
         """Find a service by `namespace/hostname`."""
@@ -184,7 +186,7 @@ class Inventory:
 
         An exact address beats every CIDR; among CIDRs the client's namespace decides, then the prefix, then canonical.
         """
-        exact = _choose(self._by_vip.get((network, address), {}).values(), namespace)
+        exact = _choose(self._by_vip.of((network, address)), namespace)
         if exact is not None:
             return exact
         covering = [claim for claim in self._cidrs.covering(network, address) if _visible(claim[1], namespace)]
@@ -197,16 +199,15 @@ class Inventory:
 
     def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
         """Find the service with a hostname, as seen by a client in a namespace (empty: not known)."""
-        return _choose(self._by_hostname.get(hostname, {}).values(), namespace)
+        return _choose(self._by_hostname.of(hostname), namespace)
 
     def services_by_hostname(self, hostname: str) -> Collection[Service]:
         """List the services with a hostname, whoever may see them."""
-        services = self._by_hostname.get(hostname)
-        return services.values() if services else ()
+        return self._by_hostname.of(hostname)
 
     def endpoint_of_pod(self, service: Service, name: str) -> Workload | None:
         """Find the pod of a name, in a service's own namespace, among what serves that service."""
-        for workload in self._by_pod.get((service.namespace, name), {}).values():
+        for workload in self._by_pod.of((service.namespace, name)):
             if service.key in workload.services and (workload.healthy or service.allow_unhealthy):
                 return workload
         return None
@@ -231,7 +232,7 @@ class Inventory:
             service = self._services.get(service_key)
             if service is None:
                 return ()
-            members = self._members.get(service_key, {}).values()
+            members = self._members.of(service_key)
             joined = tuple(
                 Endpoint(workload, workload.services[service_key])
                 for workload in members
@@ -243,8 +244,8 @@ class Inventory:
     def staged(self) -> dict[str, list[Endpoint]]:
         """List the endpoints whose service has not arrived yet, by its key."""
         return {
-            key: [Endpoint(workload, workload.services[key]) for workload in members.values()]
-            for key, members in self._members.items()
+            key: [Endpoint(workload, workload.services[key]) for workload in self._members.of(key)]
+            for key in self._members
             if key not in self._services
         }
 
@@ -257,6 +258,10 @@ class Inventory:
         return self._services.values()
 
 
+_uid = attrgetter("uid")
+_service_key = attrgetter("key")
+
+
 def _places_of(workload: Workload) -> list[_Where]:
     if workload.network_mode is NetworkMode.HOST_NETWORK:
         return []
@@ -267,55 +272,81 @@ def _claim_rank(workload: Workload) -> tuple[bool, bool]:
     return "//Pod/" in workload.uid, workload.protocol is TunnelProtocol.HBONE
 
 
-def _discard(index: dict[_Key, dict[str, _Value]], key: _Key, member: str) -> None:
-    """Take a member out of an index of groups, and the group with its last member."""
-    group = index.get(key)
-    if group is not None:
-        group.pop(member, None)
-        if not group:
-            del index[key]
-
-
 class PolicyStore:
-    """Authorization policies, by the workloads they apply to."""
+    """Authorization policies, by the workloads they apply to. A change is paid for when it comes, not by a connection."""
 
     def __init__(self) -> None:
         self._policies: dict[str, Policy] = {}
-        self._applicable: dict[tuple[str, tuple[str, ...]], PolicySet] = {}
-        self._by_namespace: dict[str, dict[str, Policy]] = {}
-        self._global: dict[str, Policy] = {}
+        self._global = PolicyGroup()
+        self._by_namespace: dict[str, PolicyGroup] = {}
+        self._listed: dict[_Question, PolicyGroup] = {}
+        """What workloads list beyond what applies to them anyway; only of workloads that were asked for."""
+        self._listers: dict[str, set[_Question]] = {}
+        """By the keys they list."""
 
     def apply(self, upserts: Iterable[Policy], removals: Iterable[str]) -> None:
         """Take one update in, removals first; unknown keys are nothing."""
         for key in removals:
             self._remove(key)
         for policy in upserts:
-            self._remove(policy.key)
-            self._policies[policy.key] = policy
+            key = policy.key
+            self._remove(key)
+            self._policies[key] = policy
             if policy.scope is Scope.GLOBAL:
-                self._global[policy.key] = policy
+                self._global.put(policy)
             elif policy.scope is Scope.NAMESPACE:
-                self._by_namespace.setdefault(policy.namespace, {})[policy.key] = policy
-        self._applicable.clear()
+                self._by_namespace.setdefault(policy.namespace, PolicyGroup()).put(policy)
+            for question in self._listers.get(key, ()):
+                self._list(question, policy)
 
     def _remove(self, key: str) -> None:
         policy = self._policies.pop(key, None)
-        if policy is not None:
-            self._global.pop(key, None)
-            _discard(self._by_namespace, policy.namespace, key)
+        if policy is None:
+            return
+        if policy.scope is Scope.GLOBAL:
+            self._global.remove(key)
+        elif policy.scope is Scope.NAMESPACE:
+            group = self._by_namespace[policy.namespace]
+            group.remove(key)
+            if not group:
+                del self._by_namespace[policy.namespace]
+        for question in self._listers.get(key, ()):
+            self._listed[question].remove(key)
 
-    def applicable(self, workload: Workload) -> Sequence[Policy]:
+    def _list(self, question: _Question, policy: Policy) -> None:
+        namespace, _ = question
+        applies_anyway = policy.scope is Scope.GLOBAL or (policy.scope is Scope.NAMESPACE and policy.namespace == namespace)
+        if not applies_anyway:
+            self._listed[question].put(policy)
+
+    def applicable(self, workload: Workload) -> PolicySet:
         """List what applies to connections to a workload: its namespace's policies, global ones, those it lists by key.
 
         A listed key counts whatever the policy's scope; one that is not known is left out (see `missing`).
         """
         question = (workload.namespace, workload.authorization_policies)
-        answer = self._applicable.get(question)
-        if answer is None:
-            listed = {key: self._policies[key] for key in workload.authorization_policies if key in self._policies}
-            answer = PolicySet((self._by_namespace.get(workload.namespace, {}) | self._global | listed).values())
-            self._applicable[question] = answer
-        return answer
+        listed = self._listed.get(question)
+        if listed is None:
+            listed = self._remember(question)
+        own = self._by_namespace.get(workload.namespace)
+        return PolicySet((own, self._global, listed) if own is not None else (self._global, listed))
+
+    def _remember(self, question: _Question) -> PolicyGroup:
+        while len(self._listed) >= _MAX_QUESTIONS:
+            self._forget(next(iter(self._listed)))
+        listed = self._listed[question] = PolicyGroup(question[1])
+        for key in question[1]:
+            self._listers.setdefault(key, set()).add(question)
+            if (policy := self._policies.get(key)) is not None:
+                self._list(question, policy)
+        return listed
+
+    def _forget(self, question: _Question) -> None:
+        del self._listed[question]
+        for key in set(question[1]):
+            self._listers[key].remove(question)
+            if not self._listers[key]:
+                del self._listers[key]
 
     def missing(self, workload: Workload) -> list[str]:
         """List the keys that a workload lists and nobody has sent: worth a warning."""

@@ -9,12 +9,13 @@ Inside a policy: rules are OR-ed (none: never matches), a rule's clauses AND-ed 
 (none: matches), and a match's attributes AND-ed. A match without any attribute is a non-match.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from itertools import chain, islice
 from typing import Literal, NamedTuple
 
+from mesh.groups import Groups
 from mesh.identity import Identity
 from mesh.workload import Address, Network
 
@@ -133,7 +134,7 @@ def _keys_of_match(match: Match) -> set[_Key] | None:
     return {("port", port) for port in match.destination_ports} or None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Policy:
     """One authorization policy as the data plane evaluates it."""
 
@@ -146,21 +147,21 @@ class Policy:
     resource: str = ""
     """The name under which it came, where that differs from `namespace/name`."""
 
-    @cached_property
+    @property
     def key(self) -> str:
         """The resource name, `namespace/name`: what workloads list, removals name and reasons say."""
         return self.resource or f"{self.namespace}/{self.name}"
 
-    @cached_property
-    def lookup_keys(self) -> frozenset[_Key] | None:
-        """Without any of these it matches nothing; None: no such set is known."""
-        keys: set[_Key] = set()
-        for rule in self.rules:
-            needed = _keys_of_rule(rule)
-            if needed is None:
-                return None
-            keys |= needed
-        return frozenset(keys)
+
+def _keys_of_policy(policy: Policy) -> frozenset[_Key] | None:
+    """Without any of these it matches nothing; None: no such set is known."""
+    keys: set[_Key] = set()
+    for rule in policy.rules:
+        needed = _keys_of_rule(rule)
+        if needed is None:
+            return None
+        keys |= needed
+    return frozenset(keys)
 
 
 _ASKED = 4
@@ -262,62 +263,125 @@ def policy_matches(policy: Policy, connection: Connection) -> bool:
     return _rules_match(policy.rules, _peer_of(connection))
 
 
-class _Index:
-    """Which of many policies can match a connection at all, by what their rules ask of it. Dry-run policies are in none."""
+_FEW = 8
+"""Up to here asking every policy is quicker than looking them up."""
+_Place = tuple[int, Policy]
+"""A policy with its rank among those of its group."""
 
-    def __init__(self, policies: Iterable[Policy]) -> None:
-        self._policies: list[Policy] = []
-        self._by_key: dict[_Key, list[int]] = {}
-        self._always: list[int] = []
+
+class PolicyGroup:
+    """Policies that apply together, found by what their rules ask of a connection. A change costs what the one policy costs.
+
+    A policy that replaces another comes last, unless the group was made for `names`: then their order counts.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._ranks = {name: rank for rank, name in enumerate(dict.fromkeys(names))}
+        self._next = len(self._ranks)
+        self._places: dict[str, _Place] = {}
+        self._by_key: Groups[_Key, _Place] = Groups(_rank)
+        self._always: dict[int, Policy] = {}
         """Policies with a rule that no key stands for."""
-        asked: list[str] = []
-        for policy in policies:
-            if not policy.dry_run:
-                self._add(policy)
-                if policy.action is Action.ALLOW and len(asked) < _ASKED:
-                    asked.append(policy.key)
-        self.asked = tuple(asked)
+        self._allows = 0
+        """ALLOW policies, without those in dry run."""
+        self._asked: tuple[str, ...] | None = ()
 
-    def _add(self, policy: Policy) -> None:
-        position = len(self._policies)
-        self._policies.append(policy)
-        if policy.lookup_keys is None:
-            self._always.append(position)
-        for key in policy.lookup_keys or ():
-            self._by_key.setdefault(key, []).append(position)
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Policy]:
+        places: Iterable[_Place] = self._places.values()  # in the order of their ranks, unless names decide
+        return (policy for _, policy in (sorted(places, key=_rank) if self._ranks else places))
+
+    def put(self, policy: Policy) -> None:
+        """Add a policy, in the place of one with the same key."""
+        name = policy.key
+        self.remove(name)
+        rank = self._ranks.get(name)
+        if rank is None:
+            rank, self._next = self._next, self._next + 1
+        place = self._places[name] = (rank, policy)
+        if policy.dry_run:
+            return
+        keys = _keys_of_policy(policy)
+        if keys is None:
+            self._always[rank] = policy
+        for key in keys or ():
+            self._by_key.add(key, place)
+        self._count(policy, 1)
+
+    def remove(self, name: str) -> None:
+        """Take a policy out by its key; an unknown one is nothing."""
+        if name not in self._places:
+            return
+        rank, policy = self._places.pop(name)
+        if policy.dry_run:
+            return
+        self._always.pop(rank, None)
+        for key in _keys_of_policy(policy) or ():
+            self._by_key.discard(key, rank)
+        self._count(policy, -1)
+
+    def _count(self, policy: Policy, change: int) -> None:
+        if policy.action is Action.ALLOW:
+            self._allows += change
+            self._asked = None
 
     def candidates(self, peer: _Peer) -> list[Policy]:
         """In their order; all others cannot match."""
+        if len(self._places) <= _FEW:
+            return list(self)
         keys = (("principal", peer.principal), ("account", peer.account), ("namespace", peer.namespace), ("port", peer.port))
-        found = [position for key in keys for position in self._by_key.get(key, ())]
-        if found:
-            found = sorted({*found, *self._always})
-        return [self._policies[position] for position in found or self._always]
+        found = dict(self._always)
+        for key in keys:
+            found.update(self._by_key.of(key))
+        return [found[rank] for rank in sorted(found)]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The keys of the first few ALLOW policies."""
+        if self._asked is None:
+            allows = (one.key for one in self if one.action is Action.ALLOW and not one.dry_run) if self._allows else ()
+            self._asked = tuple(islice(allows, _ASKED))
+        return self._asked
 
 
-_FEW = 8
-"""Up to here asking every policy is quicker than an index."""
+def _rank(place: _Place) -> int:
+    return place[0]
 
 
-class PolicySet(tuple[Policy, ...]):
-    """Policies that apply together, in their order; many of them are looked up by what they ask instead of asked in turn."""
+class PolicySet:
+    """What applies to a workload: groups that have no policy in common, in their order."""
 
-    @cached_property
-    def lookup(self) -> _Index:
-        """Made when it is first used."""
-        return _Index(self)
+    def __init__(self, groups: Iterable[PolicyGroup]) -> None:
+        self._groups = tuple(groups)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups))
+
+    def __iter__(self) -> Iterator[Policy]:
+        return chain.from_iterable(self._groups)
+
+    def candidates(self, peer: _Peer) -> list[Policy]:
+        """Those that can match, in their order."""
+        return [policy for group in self._groups if group for policy in group.candidates(peer)]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The keys of the first few ALLOW policies."""
+        return tuple(chain.from_iterable(group.asked for group in self._groups if group))[:_ASKED]
 
 
 def evaluate(policies: Iterable[Policy], connection: Connection) -> Verdict:
     """Decide about one connection under the policies that apply to its destination."""
     peer = _peer_of(connection)
-    if isinstance(policies, PolicySet) and len(policies) > _FEW:
-        return _decide(policies.lookup.candidates(peer), peer, policies.lookup.asked)
+    if isinstance(policies, PolicySet):
+        return _decide(policies.candidates(peer), peer, policies)
     return _decide(policies, peer, None)
 
 
-def _decide(policies: Iterable[Policy], peer: _Peer, asked: tuple[str, ...] | None) -> Verdict:
-    """`asked`: the first ALLOW policies of all that apply, where `policies` are not all."""
+def _decide(policies: Iterable[Policy], peer: _Peer, everything: PolicySet | None) -> Verdict:
+    """`everything` that applies, where `policies` are but those of it that can match."""
     allows: list[Policy] = []
     for policy in policies:
         if policy.dry_run:
@@ -329,8 +393,7 @@ def _decide(policies: Iterable[Policy], peer: _Peer, asked: tuple[str, ...] | No
     for policy in allows:
         if _rules_match(policy.rules, peer):
             return Verdict(True, policy.key, "")
-    if asked is None:
-        asked = tuple(policy.key for policy in allows[:_ASKED])
+    asked = everything.asked if everything is not None else tuple(policy.key for policy in allows[:_ASKED])
     if not asked:
         return Verdict(True, None, "")
     return Verdict(False, None, "allow policies exist, but none allowed", asked)

@@ -1,5 +1,6 @@
 """The truth table of L4 authorization, case by case as Istio's ztunnel decides it."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -8,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.identity import Identity
+from mesh.inventory import PolicyStore
 from mesh.policy import (
     Action,
     Connection,
     Match,
     Policy,
+    PolicyGroup,
     PolicySet,
     Rule,
     Scope,
@@ -23,6 +26,7 @@ from mesh.policy import (
     evaluate,
     policy_matches,
 )
+from mesh.workload import Workload
 
 pytestmark = pytest.mark.unit
 
@@ -200,21 +204,59 @@ _POLICIES = st.builds(
 )
 
 
+_NAMED = st.builds(replace, _POLICIES, name=st.integers(0, 15).map(str), scope=st.sampled_from(Scope))
+
+
+def group(policies: Iterable[Policy]) -> PolicyGroup:
+    made = PolicyGroup()
+    for policy in policies:
+        made.put(policy)
+    return made
+
+
 @given(st.lists(_POLICIES, min_size=9, max_size=14), st.sampled_from([TLS, OTHER, PLAIN, TLS._replace(port=1)]))
 def test_many_policies_are_looked_up_and_decide_what_asking_each_decides(
     policies: list[Policy], connection: Connection
 ) -> None:
-    assert evaluate(PolicySet(policies), connection) == evaluate(policies, connection)
+    assert evaluate(PolicySet([group(policies)]), connection) == evaluate(policies, connection)
+
+
+@given(
+    st.lists(st.lists(_NAMED, max_size=20) | st.lists(st.integers(0, 15).map("ns/{}".format), max_size=5), max_size=6),
+    st.lists(st.integers(0, 15).map("ns/{}".format), max_size=14).map(tuple),
+    st.sampled_from([TLS, OTHER, PLAIN, TLS._replace(port=1)]),
+)
+def test_after_any_changes_a_store_decides_what_asking_each_policy_decides(
+    changes: list[list[Policy] | list[str]], listed: tuple[str, ...], connection: Connection
+) -> None:
+    """Policies come, are replaced and go; the workload is asked for from the beginning."""
+    store, known = PolicyStore(), dict[str, Policy]()
+    workload = Workload("uid", "web", "ns", authorization_policies=listed)
+    for change in changes:
+        upserts = [one for one in change if isinstance(one, Policy)]
+        removals = [one for one in change if isinstance(one, str)]
+        store.apply(upserts, removals)
+        for name in (*removals, *(one.key for one in upserts)):
+            known.pop(name, None)
+        for one in upserts:
+            known.pop(one.key, None)
+            known[one.key] = one
+        of_namespace = {key: one for key, one in known.items() if one.scope is Scope.NAMESPACE}
+        everywhere = {key: one for key, one in known.items() if one.scope is Scope.GLOBAL}
+        plain = list((of_namespace | everywhere | {key: known[key] for key in listed if key in known}).values())
+        applicable = store.applicable(workload)
+        assert list(applicable) == plain and len(applicable) == len(plain)
+        assert evaluate(applicable, connection) == evaluate(plain, connection)
 
 
 def test_of_many_policies_only_those_that_can_match_are_asked() -> None:
     strangers = [allow(((Match(principals=exact(f"td/ns/a/sa/{number}")),),), name=f"{number}") for number in range(1000)]
     mine = allow(((Match(principals=exact("td/ns/namespace/sa/account")),),), name="mine")
-    watched = PolicySet([*strangers, mine, replace(deny(YES), dry_run=True)])
+    watched = PolicySet([group([*strangers, mine, replace(deny(YES), dry_run=True)])])
     assert evaluate(watched, TLS) == Verdict(True, "ns/mine", "")
     refused = evaluate(watched, OTHER)
     assert (refused.allowed, refused.asked) == (False, ("ns/0", "ns/1", "ns/2", "ns/3"))
-    assert len(watched.lookup.candidates(_peer_of(TLS))) == 1
+    assert len(watched.candidates(_peer_of(TLS))) == 1
 
 
 def test_dry_run_never_changes_the_result() -> None:
