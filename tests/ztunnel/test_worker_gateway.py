@@ -7,6 +7,7 @@ east-west gateway does, and understands none of them.
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -56,12 +57,15 @@ class Relay:
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
-            sink.close()
+            with suppress(OSError):
+                sink.shutdown(socket.SHUT_RDWR)  # a close would not wake the thread that reads from it
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for one in self.passed:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
             one.close()
 
 
@@ -280,6 +284,7 @@ def test_a_slow_reader_behind_a_gateway_costs_bounded_memory(mesh: World) -> Non
         while part := server.recv(MiB):
             received += len(part)
         assert received == sent
+        server.close()
 
 
 def test_a_client_that_gives_up_leaves_nothing_at_the_gateway(mesh: World) -> None:
