@@ -8,30 +8,39 @@ import ssl
 import sys
 
 from ztunnel.config import Config, read_config
+from ztunnel.log_lines import log_to_stderr
 from ztunnel.openssl_conf import check_pqc
 from ztunnel.supervisor import Supervisor
 
 
 def main() -> int:
     """Run until told to end: the exit status."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
     try:
         config = read_config(sys.argv[1:], os.environ, len(os.sched_getaffinity(0)))
         if config.pqc:
             check_pqc(ssl.OPENSSL_VERSION_INFO)
     except ValueError as error:
-        print(f"weft-ztunnel: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     _raise_fd_limit()
     try:
         return asyncio.run(_run(config))
     except (OSError, ValueError) as error:
-        print(f"weft-ztunnel: {error}", file=sys.stderr)
+        _complain(error)
         return 1
 
 
 async def _run(config: Config) -> int:
     return await Supervisor(config).run()
+
+
+def _complain(error: Exception) -> None:
+    """For who started us by hand one line without ornament; who reads JSON gets JSON."""
+    if os.environ.get("LOG_FORMAT") == "json":
+        logging.getLogger("ztunnel").error("%s", error)
+    else:
+        print(f"weft-ztunnel: {error}", file=sys.stderr)
 
 
 def _raise_fd_limit() -> None:

@@ -1,13 +1,13 @@
 """The access log: one line per connection, in the words, order and quoting of Istio's ztunnel."""
 
 import json
-from datetime import UTC, datetime
 from enum import IntEnum
 from json.encoder import encode_basestring
 
 from mesh.workload import Address
 from ztunnel.channel import EarlyFailure
 from ztunnel.connection_facts import Facts
+from ztunnel.log_lines import stamp
 
 Field = tuple[str, str | int, bool]
 """Name, value, and whether the plain form quotes it."""
@@ -85,9 +85,7 @@ def _quoted(name: str, value: str) -> Field:
 
 def line(level: Level, message: str, fields: list[Field], unix_ns: int, as_json: bool) -> str:
     """A finished line, with its end."""
-    moment = datetime.fromtimestamp(unix_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    time = f"{moment}.{unix_ns // 1000 % 1_000_000:06}Z"
-    name = level.name.lower()
+    time, name = stamp(unix_ns), level.name.lower()
     if as_json:
         values: dict[str, str | int] = {"level": name, "time": time, "scope": "access", "message": message}
         values.update((key, value) for key, value, _ in fields)

@@ -45,8 +45,10 @@ class Proxy(Protocol):
 class Admin:
     """The endpoints of one proxy."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy, everywhere: str = "") -> None:
+        """`everywhere`: the host that stands for all addresses."""
         self._proxy = proxy
+        self._everywhere = everywhere
         every: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
             "GET /": self._dashboard,
             "GET /config_dump": self._config_dump,
@@ -75,8 +77,8 @@ class Admin:
         await self._local.listen_unix(path)
         for server, host, port in (
             (self._all, "127.0.0.1", admin_port),
-            (self._only_metrics, "", metrics_port),
-            (self._only_ready, "", readiness_port),
+            (self._only_metrics, self._everywhere, metrics_port),
+            (self._only_ready, self._everywhere, readiness_port),
         ):
             if port:
                 await server.listen_tcp(host, port)
@@ -131,11 +133,9 @@ class Admin:
         levels = self._proxy.log_levels
         try:
             if "reset" in request.query:
-                levels.reset()
+                levels.reset(request.query.get("level", ""))
             elif "level" in request.query:
                 levels.set(request.query["level"])
-            elif request.method == "POST":
-                raise ValueError("give ?level=LEVEL, ?level=SCOPE=LEVEL or ?reset")
         except ValueError as error:
             raise HttpError(400, str(error)) from error
         return Response(200, f"current log level is {levels.text}\n".encode())

@@ -69,6 +69,8 @@ class Configure:
     offender_pause_s: float = 0.5
     """At most between two greetings of a source that keeps losing tunnels by its own fault."""
     trust_domain_aliases: frozenset[str] = frozenset()
+    policies_at_info: bool = False
+    """Log what policies decide as information, not only for who debugs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +158,10 @@ class QueryConnections:
 
 
 @dataclass(frozen=True, slots=True)
-class LogQueries:
-    """Log every name that is looked up, or stop it."""
+class SetLogLevels:
+    """Log from these levels on, by scope; the empty name is that of all others. Scopes that are not named are no exceptions."""
 
-    on: bool
+    levels: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +366,7 @@ ToWorker = (
     | ForgetCertificate
     | SetRevoked
     | QueryConnections
-    | LogQueries
+    | SetLogLevels
     | Shutdown
 )
 FromWorker = (

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from mesh.trust_domains import read_aliases
 from wire.grpc_tls import Endpoint
 from wire.places import Places
-from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address
+from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
+from ztunnel.proxy_config import proxy_config
 from ztunnel.tuning import Tuning, read_tuning
 from ztunnel.variables import choice, duration, integer, truth
 
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
 
 _MAX_WORKERS = 256
+_UNSERVED = {
+    "ENABLE_PROXY": (("true", "1"), "weft's ztunnel always carries pods' connections; unset it"),
+    "FAKE_CA": (("false", "0"), "certificates come from a CA or a SPIRE agent; unset it and set CA_ADDRESS or CA_PROVIDER"),
+    "INPOD_ENABLED": (("true", "1"), "pods are served in their own namespaces; unset it"),
+    "INPOD_PORT_REUSE": (("true", "1"), "a successor binds beside its predecessor; unset it"),
+    "UNSTABLE_ENABLE_SOCKS5": (("false", "0"), "there is no SOCKS listener; unset it"),
+    "HTTP2_STREAM_WINDOW_SIZE": (("4194304",), "memory is bounded for windows of 4 MiB; unset it"),
+    "HTTP2_CONNECTION_WINDOW_SIZE": (("16777216",), "memory is bounded for windows of 16 MiB; unset it"),
+    "HTTP2_FRAME_SIZE": (("1048576",), "frames of up to 1 MiB are taken; unset it"),
+}
+"""By name: the values that say what is so anyway (in lower case), and else the mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,8 @@ class Config:
     tuning: Tuning = field(default_factory=Tuning)
     log_json: bool = False
     log_level: str = "info"
+    policies_at_info: bool = False
+    """Verdicts are logged as information."""
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores: int) -> Config:
@@ -95,6 +109,9 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     Raises: ValueError naming the variable or flag, the reason and the mend. SystemExit for --help and unknown flags.
     """
     flags = _parser().parse_args(arguments)
+    _refuse_unserved(environment)
+    told = {"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}
+    environment = {**proxy_config(environment), **told, **environment}
     node = flags.node or environment.get("NODE_NAME", "")
     if not node:
         raise ValueError("NODE_NAME is not set: give --node NAME")
@@ -102,14 +119,13 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         raise ValueError(f"--node {node!r}: not a node's name: lower-case letters, digits, '-' and '.'")
     installation = Places.from_environment()
     places = installation.node(node)
-    environment = {**({"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}), **environment}
     namespace = environment.get("POD_NAMESPACE", "")
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
     metadata = node_metadata(environment)
     ipv6 = truth("IPV6_ENABLED", environment, True)
     return Config(
         node=node,
-        zds_socket=Path(environment.get("INPOD_UDS") or places.zds_socket),
+        zds_socket=zds_socket(environment, places),
         admin_socket=places.admin_socket,
         state=places.state,
         installation=installation.prefix,
@@ -126,7 +142,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         service_account=environment.get("SERVICE_ACCOUNT", "") if environment.get("POD_NAME") and namespace else "",
         instance_ip=environment.get("INSTANCE_IP") or "1.1.1.1",
         node_metadata=metadata,
-        workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", cores),
+        workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", _granted(environment, cores)),
         secret_ttl_s=max(int(duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
         impersonates=choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
         **_spire(environment),
@@ -152,11 +168,14 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         tuning=read_tuning(environment),
         log_json=choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
         log_level=environment.get("RUST_LOG") or "info",
+        policies_at_info=truth("AUTHZ_POLICY_INFO_LOGGING", environment, False),
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="weft-ztunnel", description="The node proxy: supervisor of its data workers.")
+    parser.add_argument("command", nargs="?", choices=("proxy",), help="may be said, as Istio's chart does")
+    parser.add_argument("role", nargs="?", choices=("ztunnel",), help="the same")
     parser.add_argument("--node", metavar="NAME", help="this node's name (NODE_NAME)")
     parser.add_argument("--workers", metavar="N|N%", help="data workers; default: one per core (ZTUNNEL_WORKER_THREADS)")
     parser.add_argument("--control", metavar="HOST[:PORT]", help="control plane (XDS_ADDRESS and CA_ADDRESS win)")
@@ -167,7 +186,7 @@ def _on_demand(environment: Mapping[str, str]) -> bool:
     wanted = truth("XDS_ON_DEMAND", environment, False)
     if wanted and environment.get("XDS_ADDRESS") == "":
         raise ValueError("XDS_ON_DEMAND=true: there is nobody to ask: set XDS_ADDRESS")
-    if wanted and environment.get("ISTIO_META_DNS_CAPTURE", "true") == "true":
+    if wanted and environment.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true":
         raise ValueError("XDS_ON_DEMAND=true: pods' DNS needs to know every service: set ISTIO_META_DNS_CAPTURE=false")
     return wanted
 
@@ -180,6 +199,21 @@ def drain_deadline(environment: Mapping[str, str]) -> float:
         grace = integer("TERMINATION_GRACE_PERIOD_SECONDS", environment, 0, 0, 86_400)
         return float(grace - 5 if grace > 10 else max(grace - 1, 1))
     return 5.0
+
+
+def _refuse_unserved(environment: Mapping[str, str]) -> None:
+    """Of the settings of Istio's ztunnel those that are not served here: to ignore one would be to do something else."""
+    for name, (served, mend) in _UNSERVED.items():
+        value = environment.get(name)
+        if value and value.lower() not in served:
+            raise ValueError(f"{name}={value!r}: not served: {mend}")
+
+
+def _granted(environment: Mapping[str, str], cores: int) -> int:
+    """The cores that Kubernetes grants, in whole ones: where it sets no limit it names all of the node's."""
+    for name in ("ZTUNNEL_CPU_LIMIT", "ZTUNNEL_RESOURCE_CPU_LIMIT"):
+        cores = min(cores, integer(name, environment, cores, 0, 1 << 20) or 1)
+    return cores
 
 
 def _workers(text: str, cores: int) -> int:

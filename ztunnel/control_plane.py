@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONTROL_PORT = 15012
 ISTIO_ROOT = Path("/var/run/secrets/istio/root-cert.pem")
 ISTIO_TOKEN = Path("/var/run/secrets/tokens/istio-token")
+ISTIO_ZDS = Path("/var/run/ztunnel/ztunnel.sock")
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 
 
@@ -58,6 +59,13 @@ def _token(value: str, places: NodePlaces) -> Path | str:
 
 def _first(ours: Path, istios: Path) -> Path:
     return istios if istios.exists() and not ours.exists() else ours
+
+
+def zds_socket(environment: Mapping[str, str], places: NodePlaces) -> Path:
+    """The agent's end of ZDS: as told, else weft's own, else that of Istio's agent where its folder is mounted."""
+    if told := environment.get("INPOD_UDS"):
+        return Path(told)
+    return ISTIO_ZDS if ISTIO_ZDS.parent.exists() and not places.run.exists() else places.zds_socket
 
 
 def _header(variable: str, prefix: str, value: str) -> tuple[str, str]:

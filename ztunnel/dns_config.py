@@ -13,7 +13,7 @@ def dns_places(metadata: Mapping[str, Any], ipv6: bool) -> tuple[tuple[str, int]
 
     Raises: ValueError naming the variable, the reason and the mend.
     """
-    if metadata.get("DNS_CAPTURE", "true") != "true":
+    if str(metadata.get("DNS_CAPTURE", "true")).lower() != "true":
         return ()
     text = str(metadata.get("DNS_PROXY_ADDR", f"localhost:{DNS_PORT}"))
     host, _, port = text.rpartition(":")

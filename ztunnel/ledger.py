@@ -1,15 +1,17 @@
 """The account of this worker's connections: who is open, what moved, how each ended; and who may stay when policy changes."""
 
 import itertools
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Protocol
 
 from mesh.inventory import PolicyStore
-from mesh.policy import Connection, Verdict, evaluate
+from mesh.policy import Connection, Policy, Verdict, evaluate, policy_matches
 from mesh.workload import Address, Workload
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Flag, FromWorker, Opened, Progress
+from ztunnel.log_lines import RBAC
 
 DENIED = "connection closed due to policy rejection: "
 CHANGED = "connection closed due to policy change: "
@@ -84,8 +86,10 @@ class Tracked:
 class Ledger:
     """All connections that are being checked, connected or carried."""
 
-    def __init__(self, emit: Callable[[FromWorker], None], policies: PolicyStore) -> None:
+    def __init__(self, emit: Callable[[FromWorker], None], policies: PolicyStore, log_level: int = logging.DEBUG) -> None:
+        """`log_level`: at which verdicts are logged."""
         self.emit = emit
+        self._log_level = log_level
         self.open: dict[int, Tracked] = {}
         self._policies = policies
         self._numbers = itertools.count(1)
@@ -102,7 +106,10 @@ class Ledger:
     def judge(self, tracked: Tracked) -> Verdict:
         """Ask the policies about an inbound connection, and note which one decided."""
         assert tracked.subject is not None and tracked.workload is not None
-        verdict = evaluate(self._policies.applicable(tracked.workload), tracked.subject)
+        policies = self._policies.applicable(tracked.workload)
+        verdict = evaluate(policies, tracked.subject)
+        if RBAC.isEnabledFor(self._log_level):
+            _log_verdict(self._log_level, tracked.subject, verdict, policies)
         tracked.record.policy = verdict.policy or ""
         tracked.record.asked_policies = verdict.asked
         return verdict
@@ -138,3 +145,13 @@ class Ledger:
 
 
 SocketAddress = tuple[Address, int]
+
+
+def _log_verdict(level: int, connection: Connection, verdict: Verdict, policies: Iterable[Policy]) -> None:
+    """One line on what was decided, and one for each dry-run policy that would have had a say."""
+    who = f"{connection.source} ({connection.identity or 'no identity'}) to {connection.destination} port {connection.port}"
+    decision = f"allowed by {verdict.policy or 'default'}" if verdict.allowed else verdict.reason
+    RBAC.log(level, "%s: %s", who, decision)
+    for policy in policies:
+        if policy.dry_run and policy_matches(policy, connection):
+            RBAC.log(level, "%s: dry run: %s %s matches", who, policy.action.value, policy.key)

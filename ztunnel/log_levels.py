@@ -1,9 +1,10 @@
-"""Log levels as operators write them: `info`, `debug,access=off`, also with Rust's `scope:level`."""
+"""Log levels as operators write them: `info`, `debug,access=off`, also with Rust's `a::scope:level`."""
 
 import logging
 from collections.abc import Callable
 
 from ztunnel.access_log import Level
+from ztunnel.log_lines import apply_levels
 
 _NAMES = {
     "error": Level.ERROR,
@@ -19,42 +20,61 @@ ACCESS = "access"
 class LogLevels:
     """The levels in force, and those of the start."""
 
-    def __init__(self, text: str, set_access: Callable[[Level], None], on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, text: str, set_access: Callable[[Level], None]) -> None:
         """Raises: ValueError for what is no level."""
         self._set_access = set_access
-        self._on_change = on_change
-        self._first = self.text = text
-        self._scopes: set[str] = set()
+        self.on_change: Callable[[], None] = lambda: None
+        """Hears when levels have changed."""
+        self._first = text
+        self._default = Level.INFO
+        self._scopes: dict[str, Level] = {}
         self.set(text)
 
-    def set(self, text: str) -> None:
-        """Set the default level, levels of single scopes, or both. Raises: ValueError, and nothing changed."""
-        default: Level | None = None
-        scopes: dict[str, Level] = {}
-        for part in filter(None, (part.strip() for part in text.replace(":", "=").split(","))):
-            scope, _, name = part.rpartition("=")
-            if name.lower() not in _NAMES:
-                raise ValueError(f"log level {name!r}: write one of {', '.join(_NAMES)}, or SCOPE=LEVEL")
-            if scope:
-                scopes[scope] = _NAMES[name.lower()]
-            else:
-                default = _NAMES[name.lower()]
-        if default is None and not scopes:
-            raise ValueError(f"log level {text!r}: write one of {', '.join(_NAMES)}, or SCOPE=LEVEL")
-        if default is not None:
-            logging.getLogger().setLevel(default)
-            self._set_access(default)
-        for scope, level in scopes.items():
-            if scope == ACCESS:
-                self._set_access(level)
-            else:
-                self._scopes.add(scope)
-                logging.getLogger(scope).setLevel(level)
-        self.text = text
-        self._on_change()
+    @property
+    def text(self) -> str:
+        """What is in force, as it could be written."""
+        scopes = (f"{scope}={level.name.lower()}" for scope, level in self._scopes.items())
+        return ",".join((self._default.name.lower(), *scopes))
 
-    def reset(self) -> None:
-        """Go back to the levels of the start."""
-        for scope in self._scopes:
-            logging.getLogger(scope).setLevel(logging.NOTSET)
-        self.set(self._first)
+    @property
+    def levels(self) -> dict[str, int]:
+        """What is in force, by scope; of all others under the empty name."""
+        return {"": int(self._default)} | {scope: int(level) for scope, level in self._scopes.items() if scope != ACCESS}
+
+    def set(self, text: str) -> None:
+        """Set the default level, levels of single scopes, or both; others stay. Raises: ValueError, and nothing changed."""
+        default, scopes = _parse(text)
+        self._default = self._default if default is None else default
+        self._scopes |= scopes
+        self._apply()
+
+    def reset(self, text: str = "") -> None:
+        """Go back to the levels of the start, and from there to others. Raises: ValueError, and nothing changed."""
+        default, scopes = _parse(self._first)
+        other, others = _parse(text) if text else (None, {})
+        forgotten = self._scopes.keys() - scopes.keys() - others.keys()
+        self._default = other if other is not None else default if default is not None else Level.INFO
+        self._scopes = scopes | others
+        apply_levels(dict.fromkeys(forgotten, logging.NOTSET))
+        self._apply()
+
+    def _apply(self) -> None:
+        apply_levels(self.levels)
+        self._set_access(self._scopes.get(ACCESS, self._default))
+        self.on_change()
+
+
+def _parse(text: str) -> tuple[Level | None, dict[str, Level]]:
+    default: Level | None = None
+    scopes: dict[str, Level] = {}
+    for part in filter(None, (part.strip() for part in text.replace("::", ".").replace(":", "=").split(","))):
+        scope, _, name = part.rpartition("=")
+        if name.lower() not in _NAMES:
+            raise ValueError(f"log level {name!r}: write one of {', '.join(_NAMES)}, or SCOPE=LEVEL")
+        if scope:
+            scopes[scope] = _NAMES[name.lower()]
+        else:
+            default = _NAMES[name.lower()]
+    if default is None and not scopes:
+        raise ValueError(f"log level {text!r}: write one of {', '.join(_NAMES)}, or SCOPE=LEVEL")
+    return default, scopes

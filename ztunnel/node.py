@@ -1,5 +1,6 @@
 """What all connections of one worker share: the loop, what is known of the mesh, certificates, the ledger, and the limits."""
 
+import logging
 import resource
 from collections.abc import Callable
 from random import random
@@ -56,7 +57,7 @@ class Node:
         self.generation = 0
         """Counts updates of the inventory: what was looked up before may have changed."""
         self.policies = PolicyStore()
-        self.ledger = Ledger(emit, self.policies)
+        self.ledger = Ledger(emit, self.policies, logging.INFO if config.policies_at_info else logging.DEBUG)
         self.vault = Vault(loop, emit, config.tls12)
         self.descriptions = Descriptions()
         self.revocations = Revocations(emit, lambda call: loop.call_at(loop.now + _NEXT_TURN_S, call))

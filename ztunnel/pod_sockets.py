@@ -65,8 +65,10 @@ class PodSockets:
             os.close(self.netns_fd)
 
 
-def open_pod_sockets(netns_fd: int, home_fd: int, mark: int, dns_places: Sequence[tuple[str, int]] = ()) -> PodSockets:
-    """Listen on 15008, 15006 and 15001 inside a namespace, on all its addresses, both families where it has both.
+def open_pod_sockets(
+    netns_fd: int, home_fd: int, mark: int, dns_places: Sequence[tuple[str, int]] = (), ipv6: bool = True
+) -> PodSockets:
+    """Listen on 15008, 15006 and 15001 inside a namespace, on all its addresses, both families where it (and we) have both.
 
     The caller keeps `netns_fd`. Raises: BindError, and nothing stays open; OSError when the namespace cannot be entered.
     """
@@ -74,7 +76,7 @@ def open_pod_sockets(netns_fd: int, home_fd: int, mark: int, dns_places: Sequenc
     try:
         with entered(netns_fd, home_fd):
             for port in (HBONE, INBOUND, OUTBOUND):
-                opened[port] = _listen(port, mark)
+                opened[port] = _listen(port, mark, ipv6)
             dns, trouble = open_dns_sockets(dns_places, mark)
         return PodSockets(os.dup(netns_fd), [opened[OUTBOUND], opened[INBOUND], opened[HBONE]], dns, trouble)
     except BaseException:
@@ -83,14 +85,15 @@ def open_pod_sockets(netns_fd: int, home_fd: int, mark: int, dns_places: Sequenc
         raise
 
 
-def open_own_sockets(home_fd: int, mark: int) -> PodSockets:
+def open_own_sockets(home_fd: int, mark: int, ipv6: bool = True) -> PodSockets:
     """Listen on 15008 in the proxy's own namespace, for who comes to the proxy itself. Raises: BindError."""
-    return PodSockets(os.dup(home_fd), [_listen(HBONE, mark)])
+    return PodSockets(os.dup(home_fd), [_listen(HBONE, mark, ipv6)])
 
 
-def _listen(port: int, mark: int) -> socket.socket:
+def _listen(port: int, mark: int, ipv6: bool) -> socket.socket:
     try:
-        return _listen_on(socket.AF_INET6, "::", port, mark)
+        if ipv6:
+            return _listen_on(socket.AF_INET6, "::", port, mark)
     except OSError as error:
         if error.errno not in _NO_IPV6:
             raise BindError(f"[::]:{port}", error) from error

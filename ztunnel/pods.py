@@ -25,6 +25,7 @@ class Pods:
         on_change: Callable[[], None],
         on_complete: Callable[[], None],
         dns_places: Sequence[tuple[str, int]] = (),
+        ipv6: bool = True,
     ) -> None:
         """`on_change` hears when a pod came or went, `on_complete` when the agent has named all pods."""
         self._workers = workers
@@ -33,6 +34,7 @@ class Pods:
         self._on_change = on_change
         self._on_complete = on_complete
         self._dns_places = dns_places
+        self._ipv6 = ipv6
         self._pods: dict[str, tuple[PodInfo, PodSockets]] = {}
         self._draining = False
         self._own: tuple[PodInfo, PodSockets] | None = None
@@ -72,7 +74,7 @@ class Pods:
         if self._draining:
             raise StartError("this proxy is draining: its successor will serve the pod")
         try:
-            sockets = open_pod_sockets(netns_fd, self._home_fd, self._mark, self._dns_places)
+            sockets = open_pod_sockets(netns_fd, self._home_fd, self._mark, self._dns_places, self._ipv6)
         except (BindError, OSError) as error:
             raise StartError(str(error)) from error
         if sockets.dns_trouble:
@@ -92,7 +94,7 @@ class Pods:
     async def start_own(self, pod: PodInfo) -> None:
         """Serve mutual TLS to the proxy's own ports, such as its metrics. Who cannot is served all else."""
         try:
-            sockets = open_own_sockets(self._home_fd, self._mark)
+            sockets = open_own_sockets(self._home_fd, self._mark, self._ipv6)
         except (BindError, OSError) as error:
             _log.error("the proxy's own pod is not served: %s: free the port, or unset SERVICE_ACCOUNT", error)
             return

@@ -35,8 +35,8 @@ from ztunnel.channel import (
     ConnectionRecord,
     Demand,
     FromWorker,
-    LogQueries,
     NeedCertificate,
+    SetLogLevels,
     UpdateInventory,
     UpdatePolicies,
 )
@@ -75,7 +75,13 @@ class Supervisor:
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc)
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
         self.pods = Pods(
-            self.workers, self._home_fd, config.packet_mark, self._pods_changed, self._pods_complete, config.dns_places
+            self.workers,
+            self._home_fd,
+            config.packet_mark,
+            self._pods_changed,
+            self._pods_complete,
+            config.dns_places,
+            config.ipv6,
         )
         self._ca = _certificate_source(config)
         keys = KeyStore(config.installation, config.node, _sealing_token(config))
@@ -93,11 +99,12 @@ class Supervisor:
             (config.node_limits, config.pod_limits),
         )
         self._telemetry.as_json = config.log_json
-        self.log_levels = LogLevels(config.log_level, self._set_access_level, self._log_levels_changed)
+        self.log_levels = LogLevels(config.log_level, self._set_access_level)
+        self.log_levels.on_change = self._log_levels_changed
         if config.local_mesh is not None:
             self.view.take_local(config.local_mesh)
         self.xds = self._xds_client(config.xds) if config.xds is not None else None
-        self._admin = Admin(self)
+        self._admin = Admin(self, "" if config.ipv6 else "0.0.0.0")
         self._exit_code = 0
 
     def _xds_client(self, endpoint: Endpoint) -> XdsClient:
@@ -109,7 +116,7 @@ class Supervisor:
         self._telemetry.level = level
 
     def _log_levels_changed(self) -> None:
-        self.workers.broadcast(_log_queries())
+        self.workers.broadcast(SetLogLevels(self.log_levels.levels))
 
     # --- what workers are told
 
@@ -137,12 +144,13 @@ class Supervisor:
                 pod_limits=config.pod_limits.share(config.workers),
                 offender_pause_s=config.offender_pause_s,
                 tuning=config.tuning,
+                policies_at_info=config.policies_at_info,
             ),
             (),
         )
         if self._crl is not None:
             yield self._crl.statement(), ()
-        for message in (_log_queries(), *self.view.statements(), *self._issuer.statements()):
+        for message in (SetLogLevels(self.log_levels.levels), *self.view.statements(), *self._issuer.statements()):
             yield message, ()
         yield from self.pods.statements()
 
@@ -298,10 +306,6 @@ class Supervisor:
             _log.warning("second signal: ending at once")
             os._exit(128 + number)  # the workers follow when their channel closes
         self._end.set()
-
-
-def _log_queries() -> LogQueries:
-    return LogQueries(logging.getLogger("dns").isEnabledFor(logging.DEBUG))
 
 
 def _sealing_token(config: Config) -> Path | None:

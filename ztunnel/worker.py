@@ -25,11 +25,11 @@ from ztunnel.channel import (
     Configure,
     Connections,
     ForgetCertificate,
-    LogQueries,
     PodAdded,
     QueryConnections,
     RemovePod,
     SetCertificate,
+    SetLogLevels,
     SetRevoked,
     Shutdown,
     UpdateInventory,
@@ -40,6 +40,7 @@ from ztunnel.dns_service import DNSService
 from ztunnel.inbound_plain import accept_plain
 from ztunnel.link import Link
 from ztunnel.listener import Listener
+from ztunnel.log_lines import apply_levels, log_to_stderr
 from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.outbound import accept_outbound
@@ -63,6 +64,7 @@ class Worker:
         self._node: Node | None = None
         self._pods: dict[str, Pod] = {}
         self._draining = False
+        self._log_levels: dict[str, int] = {}
         self._tunnels_until = 0.0
         self._handlers: dict[type, Callable[[Node, Any, list[int]], None]] = {
             AddPod: self._add_pod,
@@ -74,7 +76,7 @@ class Worker:
             CertificateFailed: lambda node, message, _: node.vault.failed(message),
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
             SetRevoked: lambda node, message, _: node.revocations.set(message.revoked, node.tunnels),
-            LogQueries: _log_queries,
+            SetLogLevels: self._set_log_levels,
             QueryConnections: lambda node, message, _: node.emit(Connections(message.number, node.ledger.records())),
             Shutdown: self._shut_down,
         }
@@ -150,6 +152,10 @@ class Worker:
         pod = self._pods.get(uid)
         return pod.workload() if pod is not None else None
 
+    def _set_log_levels(self, _node: Node, message: SetLogLevels, _fds: list[int]) -> None:
+        apply_levels({**dict.fromkeys(self._log_levels, logging.NOTSET), **message.levels})
+        self._log_levels = message.levels
+
     # --- time
 
     def _report(self) -> None:
@@ -196,10 +202,6 @@ class Worker:
         self._link.finish(1.0)
 
 
-def _log_queries(_node: Node, message: LogQueries, _fds: list[int]) -> None:
-    logging.getLogger("dns").setLevel(logging.DEBUG if message.on else logging.INFO)
-
-
 def _policies_of(workload: Workload | None) -> tuple[str, ...]:
     return workload.authorization_policies if workload is not None else ()
 
@@ -214,7 +216,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="ztunnel.worker", description=__doc__)
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket pair to the supervisor")
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s", level=logging.INFO)
+    log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the supervisor says when and how to end
         signal.signal(number, signal.SIG_IGN)
     loop = Loop()

@@ -70,18 +70,28 @@ def levels() -> Iterator[list[Level]]:
 
 def test_log_levels(levels: list[Level]) -> None:
     changes: list[int] = []
-    log_levels = LogLevels("info", levels.append, lambda: changes.append(logging.getLogger().level))
+    log_levels = LogLevels("info,quic::udp=off", levels.append)
+    assert log_levels.text == "info,quic.udp=off" and logging.getLogger("quic.udp").level > logging.CRITICAL
+    log_levels.on_change = lambda: changes.append(logging.getLogger().level)
     log_levels.set("warn,access=debug,wire.xds:error")
     assert logging.getLogger().level == logging.WARNING and levels[-1] is Level.DEBUG
-    assert logging.getLogger("wire.xds").level == logging.ERROR and log_levels.text == "warn,access=debug,wire.xds:error"
+    assert logging.getLogger("wire.xds").level == logging.ERROR
+    assert log_levels.text == "warn,quic.udp=off,access=debug,wire.xds=error"
+    assert log_levels.levels == {"": 30, "quic.udp": 100, "wire.xds": 40}
     for wrong in ("loud", "", "access=", "info,access=loud"):
         with pytest.raises(ValueError, match=r"log level .*: write one of error, warn, info"):
             log_levels.set(wrong)
+        with pytest.raises(ValueError, match=r"log level .*: write one of error, warn, info"):
+            log_levels.reset(wrong or ",")
     assert logging.getLogger().level == logging.WARNING
+    log_levels.set("error")
+    assert levels[-1] is Level.DEBUG, "what was said of one scope stays"
     log_levels.reset()
     assert logging.getLogger().level == logging.INFO and levels[-1] is Level.INFO
-    assert changes == [logging.INFO, logging.WARNING, logging.INFO]
-    assert logging.getLogger("wire.xds").level == logging.NOTSET
+    assert changes == [logging.WARNING, logging.ERROR, logging.INFO]
+    assert logging.getLogger("wire.xds").level == logging.NOTSET and log_levels.text == "info,quic.udp=off"
+    log_levels.reset("debug,dns=info")
+    assert log_levels.text == "debug,quic.udp=off,dns=info"
 
 
 def test_output_keeps_order_and_drops_what_nobody_reads(monkeypatch: pytest.MonkeyPatch, eventually: Any) -> None:

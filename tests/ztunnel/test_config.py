@@ -75,7 +75,7 @@ def test_dns_is_served_on_both_loopbacks_unless_it_is_turned_off() -> None:
     both = [("127.0.0.1", 15053), ("::1", 15053)]
     for environment, expected in [
         ({}, both),
-        ({"ISTIO_META_DNS_CAPTURE": "true"}, both),
+        ({"ISTIO_META_DNS_CAPTURE": "True"}, both),
         ({"ISTIO_META_DNS_CAPTURE": "false"}, []),
         ({"ISTIO_META_DNS_CAPTURE": ""}, []),
         ({"IPV6_ENABLED": "false"}, both[:1]),
@@ -129,6 +129,26 @@ def test_a_spire_agent_in_the_place_of_the_ca() -> None:
     assert (both.spire_admin, both.spiffe_endpoint) == ("unix:///run/spire/admin.sock", "")
     assert read(CA_PROVIDER="spire", SPIFFE_ENDPOINT_SOCKET="/run/w.sock").spiffe_endpoint == "unix:///run/w.sock"
     assert read(SPIFFE_ENDPOINT_SOCKET="/run/w.sock").spiffe_endpoint == "", "set for others on many nodes"
+
+
+def test_what_istios_chart_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(control_plane, "ISTIO_ZDS", tmp_path / "istio" / "ztunnel.sock")
+    chart = {
+        "CA_ADDRESS": "istiod.istio-system.svc:15012", "XDS_ADDRESS": "istiod.istio-system.svc:15012", "RUST_LOG": "info",
+        "RUST_BACKTRACE": "1", "ISTIO_META_CLUSTER_ID": "Kubernetes", "INPOD_ENABLED": "true", "NODE_NAME": "n1",
+        "TERMINATION_GRACE_PERIOD_SECONDS": "30", "POD_NAME": "ztunnel-x", "POD_NAMESPACE": "istio-system",
+        "INSTANCE_IP": "10.0.0.9", "SERVICE_ACCOUNT": "ztunnel", "ISTIO_META_ENABLE_HBONE": "true",
+        "ZTUNNEL_CPU_LIMIT": "2", "CRL_PATH": "/var/run/secrets/istio/crl/ca-crl.pem",
+    }  # fmt: skip
+    config = read("proxy ztunnel", 8, **chart)
+    assert (config.node, config.workers, config.drain_s, config.service_account) == ("n1", 2, 25.0, "ztunnel")
+    assert config.zds_socket == Path("/run/w/nodes/n1/ztunnel.sock")
+    (tmp_path / "istio").mkdir()
+    assert read("proxy ztunnel", **chart).zds_socket == tmp_path / "istio" / "ztunnel.sock"
+    assert read("proxy ztunnel", **chart, INPOD_UDS="/zds").zds_socket == Path("/zds")
+    monkeypatch.setenv("WEFT_RUN_DIR", str(tmp_path))
+    (tmp_path / "nodes" / "n1").mkdir(parents=True)
+    assert read("proxy", **chart).zds_socket == tmp_path / "nodes" / "n1" / "ztunnel.sock", "weft's own agent is here"
 
 
 def test_trust_domain_aliases() -> None:
@@ -230,6 +250,10 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"CA_ADDRESS": "http://ca:1"}, "CA_ADDRESS='http://ca:1': not an address"),
         ("--node n1", {"SECRET_TTL": "1 day"}, "SECRET_TTL='1 day': not a duration: write one like 30s"),
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
+        ("--node n1", {"ENABLE_PROXY": "false"}, "ENABLE_PROXY='false': not served: weft's ztunnel always carries"),
+        ("--node n1", {"FAKE_CA": "true"}, "FAKE_CA='true': not served: certificates come from a CA"),
+        ("--node n1", {"HTTP2_FRAME_SIZE": "16384"}, "HTTP2_FRAME_SIZE='16384': not served: frames of up to 1 MiB"),
+        ("--node n1", {"ZTUNNEL_CPU_LIMIT": "500m"}, "ZTUNNEL_CPU_LIMIT='500m': not a number from 0"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
         ("--node n1", {"CA_PROVIDER": "spire"}, "CA_PROVIDER='spire': SPIRE_ADMIN_SOCKET is not set: name the SPIRE agent's"),

@@ -13,7 +13,7 @@ import pytest
 from tests.ztunnel.nameserver import Nameserver, zone
 from tests.ztunnel.world import VIP, PodWorld, World, world
 from wire.netns import entered
-from ztunnel.channel import DNSCounts, LogQueries, RemovePod, UpdateInventory
+from ztunnel.channel import DNSCounts, RemovePod, SetLogLevels, UpdateInventory
 
 pytestmark = pytest.mark.kernel
 
@@ -81,14 +81,14 @@ def test_what_was_asked_is_counted_once_a_second(mesh: World) -> None:
 
 def test_queries_are_logged_only_when_asked_for(mesh: World, folder: Path) -> None:
     ask(mesh.client, "quiet.shop.svc.cluster.local.")
-    mesh.client.worker.tell(LogQueries(on=True))
+    mesh.client.worker.tell(SetLogLevels({"": 20, "dns": 10}))
     mesh.client.worker.tell(UpdateInventory([], []))
     line = 'src.workload="client" src.namespace="shop" query=A domain="web.shop" result="success" endpoints=1\n'
     until = time.monotonic() + 20
     while line not in (said := (folder / "log").read_text()):
         assert time.monotonic() < until, said
         ask(mesh.client, "web.shop.")
-    mesh.client.worker.tell(LogQueries(on=False))
+    mesh.client.worker.tell(SetLogLevels({"": 20}))
     assert "quiet" not in said
 
 

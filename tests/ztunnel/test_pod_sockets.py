@@ -65,6 +65,16 @@ def test_without_ipv6_the_other_family_is_served(netns: str, fds: tuple[int, int
     sockets.close()
 
 
+def test_with_ipv6_turned_off_the_other_family_alone_is_served(fds: tuple[int, int]) -> None:
+    sockets = open_pod_sockets(*fds, mark=0x539, ipv6=False)
+    assert {listener.getsockname()[0] for listener in sockets.listeners} == {"0.0.0.0"}
+    for port in (OUTBOUND, INBOUND, HBONE):
+        connect(fds, "127.0.0.1", port)
+        with pytest.raises(ConnectionRefusedError):
+            connect(fds, "::1", port)
+    sockets.close()
+
+
 def test_a_taken_port_is_named_and_nothing_stays_open(fds: tuple[int, int]) -> None:
     with entered(*fds):
         taken = socket.create_server(("::", INBOUND), family=socket.AF_INET6, dualstack_ipv6=True)

@@ -186,6 +186,7 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
         assert [one["identity"] for one in dump["certificates"]] == ["spiffe://cluster.local/ns/demo/sa/web"]
         assert [one["uid"] for one in dump["workloads"]] == [WEB.uid] and dump["workloadState"]["u1"]["state"] == "Up"
         assert [one["hostname"] for one in dump["services"]] == [SERVICE.hostname]
+        has_istios_keys(dump)
 
         # All workers die: the listeners stay, and whoever dials now is served by their successors.
         before = node.workers()
@@ -224,6 +225,25 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
         assert keyring.names(keyring.scope(node.environment["WEFT_PREFIX"])) == []
 
     play(scenario)
+
+
+def has_istios_keys(dump: dict[str, Any]) -> None:
+    """All keys that istioctl may read, at each place outside of workloads, services and policies (tests/mesh/test_dump.py)."""
+    assert dump.keys() == {
+        "workloads", "services", "policies", "stagedServices", "staticConfig", "version", "config", "certificates",
+        "workloadState",
+    }  # fmt: skip
+    assert dump["staticConfig"].keys() == {"workloads", "policies", "services"}
+    assert dump["version"].keys() == {
+        "version", "gitRevision", "rustVersion", "buildProfile", "buildStatus", "istioVersion", "cryptoProvider",
+    }  # fmt: skip
+    certificate, pod = dump["certificates"][0], dump["workloadState"]["u1"]
+    assert certificate.keys() == {"identity", "state", "certChain", "rootCerts"}
+    for one in (*certificate["certChain"], *certificate["rootCerts"]):
+        assert one.keys() == {"pem", "serialNumber", "validFrom", "expirationTime"}
+    assert pod.keys() == {"state", "connections", "info"} and pod["connections"] == {"inbound": [], "outbound": []}
+    assert pod["info"].keys() == {"name", "namespace", "serviceAccount"}
+    assert not any("_" in key for key in dump["config"])
 
 
 def _runs(pid: int) -> bool:
@@ -323,8 +343,11 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
     async def scenario(node: Node, control: Control) -> None:
         port = await control.start()
         await node.start(port)
-        assert (await request(node.admin, "POST", "/logging?level=access=debug")).body == b"current log level is access=debug\n"
+        said = b"current log level is info,access=debug\n"
+        assert (await request(node.admin, "POST", "/logging?level=access=debug")).body == said
         assert (await request(node.admin, "POST", "/logging?level=loud")).status == 400
+        assert (await request(node.admin, "POST", "/logging")).body == said, "istioctl asks like this"
+        assert (await request(node.admin, "POST", "/logging?reset&level=warn")).body == b"current log level is warn\n"
         reply = await request(node.admin, "GET", "/healthz/ready")
         assert reply.status == 500 and b"waiting for: " in reply.body and b"the agent's list of pods" in reply.body
         assert (await request(node.admin, "POST", "/quitquitquit")).status == 200
@@ -363,6 +386,39 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
 
 
 def test_a_wrong_setting_is_one_clear_line() -> None:
-    command = [sys.executable, "-m", "ztunnel"]
-    run = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=20)
+    command, environment = [sys.executable, "-m", "ztunnel"], {"PATH": os.environ["PATH"]}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
     assert (run.returncode, run.stderr) == (2, "weft-ztunnel: NODE_NAME is not set: give --node NAME\n")
+    run = subprocess.run(command, env=environment | {"LOG_FORMAT": "json"}, capture_output=True, text=True, timeout=20)
+    line = json.loads(run.stderr)
+    assert (line["level"], line["scope"], line["message"]) == ("error", "ztunnel", "NODE_NAME is not set: give --node NAME")
+
+
+def test_every_line_is_json_when_that_is_wanted_and_workers_follow_the_levels(play: Any, eventually: Any) -> None:
+    async def scenario(node: Node, control: Control) -> None:
+        node.environment |= {"LOG_FORMAT": "json", "AUTHZ_POLICY_INFO_LOGGING": "true"}
+        await node.start(await control.start())
+        assert await node.add_pod() == ""
+        assert (await request(node.admin, "POST", "/logging?level=dns=debug")).status == 200
+        pid = node.workers()[0]
+        question = b"\0\1\1\0\0\1" + b"\0" * 6 + b"\3web\4demo\0\0\1\0\1"
+
+        def lines() -> list[dict[str, str]]:
+            return [json.loads(line) for line in node.log.read_text().splitlines()]
+
+        while not any(one["scope"] == "dns" for one in lines()):
+            with node.dial(15053) as client:
+                client.sendall(len(question).to_bytes(2, "big") + question)
+                await asyncio.to_thread(client.recv, 512)
+        with node.dial(15006) as client:
+            await asyncio.to_thread(until_closed, client)
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: any("was killed by SIGKILL" in one["message"] for one in lines()))
+        with node.dial(15008) as client:
+            client.sendall(b"this is no TLS")
+            await asyncio.to_thread(until_closed, client)
+        assert await node.end() == 0
+        assert {"level", "time", "scope", "message"} <= set.intersection(*(set(one) for one in lines()))
+        assert {"access", "dns", "pods", "supervisor", "workers"} <= {one["scope"] for one in lines()}
+
+    play(scenario)

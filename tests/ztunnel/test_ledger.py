@@ -1,0 +1,118 @@
+"""The account of connections: registered before the first check, judged again on each change, gone with their end; logged."""
+
+import logging
+from ipaddress import ip_address
+
+import pytest
+
+from mesh.identity import Identity
+from mesh.inventory import PolicyStore
+from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch
+from mesh.workload import Workload
+from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
+from ztunnel.ledger import Ledger, Tracked
+
+pytestmark = pytest.mark.unit
+
+SOURCE, LOCAL = (ip_address("10.0.0.2"), 999), (ip_address("10.0.0.1"), 15008)
+WEB = Workload("Kubernetes//Pod/shop/web", "web", "shop", (LOCAL[0],))
+CLIENT = Identity("cluster.local", "shop", "client")
+
+
+def policy(name: str, action: Action, account: str, dry_run: bool = False) -> Policy:
+    principals = (StringMatch("exact", f"cluster.local/ns/shop/sa/{account}"),)
+    return Policy("shop", name, Scope.NAMESPACE, action, (((Match(principals=principals),),),), dry_run)
+
+
+class Pump:
+    """Something that moves bytes, until it is told not to."""
+
+    sent, received = 5, 7
+
+    def __init__(self) -> None:
+        self.aborted: list[tuple[str, str]] = []
+
+    def abort(self, flag: str, error: str) -> None:
+        self.aborted.append((flag, error))
+
+
+class Book:
+    """A ledger, what it said, and its policies."""
+
+    def __init__(self, log_level: int = logging.DEBUG) -> None:
+        self.heard: list[FromWorker] = []
+        self.policies = PolicyStore()
+        self.ledger = Ledger(self.heard.append, self.policies, log_level)
+
+    def register(self, judged: bool = True) -> Tracked:
+        record = ConnectionRecord(self.ledger.next_number(), "u1", "inbound", "HBONE", SOURCE, LOCAL, source_identity=CLIENT)
+        tracked = Tracked(self.ledger, record)
+        if judged:
+            tracked.subject, tracked.workload = Connection(SOURCE[0], CLIENT, LOCAL[0], 8080), WEB
+        self.ledger.register(tracked)
+        return tracked
+
+
+def test_connection_manager_close() -> None:
+    """Whom a change of policy forbids is closed, on the wire too; its neighbours, and what no policy is asked about, stay."""
+    book = Book()
+    tracked, outbound = book.register(), book.register(judged=False)
+    pump = tracked.pump = Pump()
+    tracked.opened()
+    book.ledger.recheck(lambda _: WEB)
+    assert not pump.aborted and book.ledger.records() == [tracked.record]
+    book.policies.apply([policy("no", Action.DENY, "client")], [])
+    book.ledger.recheck(lambda _: None)
+    error = "connection closed due to policy change: explicitly denied by: shop/no"
+    assert pump.aborted == [("DENY", error)] and list(book.ledger.open.values()) == [outbound]
+    closed = book.heard[-1]
+    assert isinstance(closed, Closed) and (closed.record.flag, closed.record.error, closed.was_open) == ("DENY", error, True)
+    assert (closed.record.bytes_sent, closed.record.bytes_received, closed.record.policy) == (5, 7, "shop/no")
+
+
+def test_connection_manager_release() -> None:
+    """Who has ended is written down once, and no change of policy finds it."""
+    book = Book()
+    tracked = book.register()
+    tracked.ended("-", "")
+    tracked.ended("CONNECT", "again")
+    book.policies.apply([policy("no", Action.DENY, "client")], [])
+    book.ledger.recheck(lambda _: WEB)
+    assert [type(one) for one in book.heard] == [Closed] and not book.ledger.open and tracked.record.flag == "-"
+
+
+def test_policy_watcher_lifecycle() -> None:
+    """A change between registration and the first check is not missed, and one that allows again disturbs nobody."""
+    book = Book()
+    tracked = book.register()
+    book.policies.apply([policy("no", Action.DENY, "client")], [])
+    assert not book.ledger.judge(tracked).allowed, "the first check sees it"
+    book.policies.apply([], ["shop/no"])
+    assert book.ledger.judge(tracked).allowed
+    tracked.opened()
+    book.ledger.recheck(lambda _: WEB)
+    assert [type(one) for one in book.heard] == [Opened]
+    tracked.pump = Pump()
+    for _ in range(2):
+        book.ledger.progress()
+    assert book.heard[1:] == [Progress([(1, 5, 7)])], "told once, as long as nothing moves"
+
+
+@pytest.mark.parametrize(("log_level", "threshold"), [(logging.DEBUG, logging.DEBUG), (logging.INFO, logging.INFO)])
+def test_verdicts_are_logged_for_who_wants_them(caplog: pytest.LogCaptureFixture, log_level: int, threshold: int) -> None:
+    book = Book(log_level)
+    tracked = book.register()
+    book.policies.apply([policy("maybe", Action.DENY, "client", dry_run=True), policy("other", Action.DENY, "x", True)], [])
+    caplog.set_level(threshold + 1, "rbac")
+    book.ledger.judge(tracked)
+    assert not caplog.records
+    caplog.set_level(threshold, "rbac")
+    assert book.ledger.judge(tracked).allowed, "a dry run changes nothing"
+    book.policies.apply([policy("no", Action.DENY, "client")], ["shop/maybe"])
+    book.ledger.judge(tracked)
+    who = "10.0.0.2 (spiffe://cluster.local/ns/shop/sa/client) to 10.0.0.1 port 8080: "
+    assert [(one.name, one.levelno, one.getMessage()) for one in caplog.records] == [
+        ("rbac", log_level, who + "allowed by default"),
+        ("rbac", log_level, who + "dry run: Deny shop/maybe matches"),
+        ("rbac", log_level, who + "explicitly denied by: shop/no"),
+    ]
