@@ -63,7 +63,7 @@ class Examination:
         services: list[Object] = [one for one in plain if isinstance(one, Service)]
         references = self._references.of(plain, check_references)
         allocation = self._allocation.of(services, self._allocate)
-        named = {problem.object for problem in references}
+        named = {problem.object for problem in references if not problem.warning}
         collisions = [
             Problem("", 0, f"Service {service}", "spec.clusterIP", reason)
             for service, reason in allocation.problems.items()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from control.vips import Claim
 from mesh import workload as nouns
-from mesh.manifests import Pod, Service
+from mesh.manifests import USE_WAYPOINT, WAYPOINT_PORT, Pod, Service, waypoint_wish
 from mesh.workload import (
     Address,
     BalancingMode,
@@ -17,8 +17,6 @@ from mesh.workload import (
 )
 
 DNS_DOMAIN = "cluster.local"
-_WAYPOINT, _WAYPOINT_NAMESPACE = "istio.io/use-waypoint", "istio.io/use-waypoint-namespace"
-_WAYPOINT_PORT = 15008
 _VERSIONS = {"IPv4": 4, "IPv6": 6}
 _FAMILIES: dict[tuple[int, ...], IPFamilies] = {(4,): IPFamilies.IPV4_ONLY, (6,): IPFamilies.IPV6_ONLY}
 _DISTRIBUTIONS = {
@@ -65,12 +63,8 @@ def waypoint_of(namespace: str, *labels: Mapping[str, str]) -> GatewayAddress | 
 
     Whether there is such a waypoint is not asked: who wants one must not be reached past it.
     """
-    asking = next((one for one in labels if one.get(_WAYPOINT)), {})
-    name = asking.get(_WAYPOINT, "none")
-    if name == "none":
-        return None
-    where = asking.get(_WAYPOINT_NAMESPACE) or namespace
-    return GatewayAddress(NamespacedHostname(where, hostname_of(where, name)), _WAYPOINT_PORT)
+    wish = waypoint_wish(namespace, next((one for one in labels if one.get(USE_WAYPOINT)), {}))
+    return GatewayAddress(NamespacedHostname(wish[0], hostname_of(*wish)), WAYPOINT_PORT) if wish is not None else None
 
 
 def mesh_service(

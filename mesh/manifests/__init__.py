@@ -14,13 +14,25 @@ from mesh.manifests.metadata import Metadata, Object
 from mesh.manifests.peer_authentication import Mode, PeerAuthentication
 from mesh.manifests.pod import Pod, PodSpec
 from mesh.manifests.problem import Problem
-from mesh.manifests.relations import DATAPLANE_MODE, check_references, is_enrolled, pods_of, selects, service_selects
+from mesh.manifests.relations import (
+    DATAPLANE_MODE,
+    USE_WAYPOINT,
+    WAYPOINT_PORT,
+    check_references,
+    is_enrolled,
+    pods_of,
+    selects,
+    service_selects,
+    waypoint_wish,
+)
 from mesh.manifests.service import Service, ServicePort
 
 __all__ = [
     "DATAPLANE_MODE",
     "KINDS",
     "POD_FIELDS",
+    "USE_WAYPOINT",
+    "WAYPOINT_PORT",
     "AuthorizationPolicy",
     "Condition",
     "Container",
@@ -52,4 +64,5 @@ __all__ = [
     "pods_of",
     "selects",
     "service_selects",
+    "waypoint_wish",
 ]

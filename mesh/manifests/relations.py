@@ -11,6 +11,8 @@ from mesh.manifests.service import Service
 from mesh.workload import Network
 
 DATAPLANE_MODE = "istio.io/dataplane-mode"
+USE_WAYPOINT, _WAYPOINT_NAMESPACE = "istio.io/use-waypoint", "istio.io/use-waypoint-namespace"
+WAYPOINT_PORT = 15008
 _SIDECAR = "sidecar.istio.io/status"
 
 
@@ -38,6 +40,12 @@ def is_enrolled(pod: Pod, namespace: Namespace | None) -> bool:
     return namespace is not None and namespace.labels.get(DATAPLANE_MODE) == "ambient"
 
 
+def waypoint_wish(namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
+    """Namespace and name of the service that labels ask for as a waypoint; None where they ask for none."""
+    name = labels.get(USE_WAYPOINT, "none")
+    return None if name in ("", "none") else (labels.get(_WAYPOINT_NAMESPACE) or namespace, name)
+
+
 def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:
     """Whether labels fulfil a selector; one without labels selects everything (but see `service_selects`)."""
     return all(labels.get(key) == value for key, value in (selector or {}).items())
@@ -51,11 +59,13 @@ def service_selects(service: Service, pod: Pod) -> bool:
 def check_references(objects: Iterable[Object]) -> list[Problem]:
     """Find what is wrong only between objects: pods of one name, nodes that share addresses or do not exist.
 
-    For a whole set; the problems name objects, not files.
+    Waypoints that are not there are warnings: who wants one may come before it. For a whole set; the problems name objects, not
+    files.
     """
     known = list(objects)
     nodes = {one.name: one for one in known if isinstance(one, Node)}
-    return [*_overlaps(list(nodes.values())), *_pod_clashes(known), *_unplaced(known, nodes), *_fixed_addresses(known)]
+    refused = [*_overlaps(list(nodes.values())), *_pod_clashes(known), *_unplaced(known, nodes), *_fixed_addresses(known)]
+    return [*refused, *_waypoints(known)]
 
 
 def _refuse(one: Object, field: str, reason: str) -> Problem:
@@ -104,4 +114,24 @@ def _fixed_addresses(objects: list[Object]) -> list[Problem]:
             first = owners.setdefault(address, service.title)
             if first != service.title:
                 problems.append(_refuse(service, "spec.clusterIP", f"{address} belongs to {first}"))
+    return problems
+
+
+def _waypoints(objects: list[Object]) -> list[Problem]:
+    """Wishes for a waypoint that no proxy can fulfil: it refuses connections instead."""
+    problems = []
+    services = {(one.namespace, one.name): one for one in objects if isinstance(one, Service)}
+    asking: list[Object] = [one for one in objects if isinstance(one, (Service, Namespace))]
+    for one in (*asking, *pods_of(objects)):
+        wish = waypoint_wish(one.name if isinstance(one, Namespace) else one.namespace, one.labels)
+        if wish is None:
+            continue
+        found = services.get(wish)
+        if found is None:
+            reason = f"there is no Service {wish[0]}/{wish[1]}: who is behind that waypoint is not reached until there is"
+        elif all(port.port != WAYPOINT_PORT for port in found.ports):
+            reason = f"{found.title} has no port {WAYPOINT_PORT}: who is behind that waypoint is not reached until it has"
+        else:
+            continue
+        problems.append(Problem("", 0, one.title, f"metadata.labels[{USE_WAYPOINT}]", reason, warning=True))
     return problems

@@ -604,6 +604,30 @@ def test_what_cannot_be_together() -> None:
     ]
 
 
+def test_a_waypoint_that_is_not_there_is_a_warning() -> None:
+    """Whoever asks for it: a service, a pod, a pod of a deployment, a namespace; and one that no proxy can dial."""
+    wish = {"istio.io/use-waypoint": "gw"}
+    ports = {"ports": [{"port": 80}]}
+    asking = [
+        manifest("Namespace", "demo", labels=wish | {"istio.io/use-waypoint-namespace": "infra"}),
+        manifest("Service", "web", ports, labels=wish),
+        manifest("Service", "free", ports, labels={"istio.io/use-waypoint": "none"}),
+        pod("one", labels=wish),
+    ]
+    missing = "there is no Service {}/gw: who is behind that waypoint is not reached until there is"
+    problems = check_references(read(*asking))
+    assert all(problem.warning for problem in problems)
+    assert [(problem.object, problem.reason) for problem in problems] == [
+        ("Namespace demo", missing.format("infra")),
+        ("Service default/web", missing.format("default")),
+        ("Pod default/one", missing.format("default")),
+    ]
+    there = manifest("Service", "gw", {"ports": [{"port": 15008}]})
+    assert [problem.object for problem in check_references(read(*asking, there))] == ["Namespace demo"]
+    (useless, *_) = check_references(read(asking[1], manifest("Service", "gw", ports)))
+    assert useless.reason.startswith("Service default/gw has no port 15008")
+
+
 def test_from_dict_refuses_what_it_cannot_read() -> None:
     with pytest.raises(ValueError, match="unknown kind 'ConfigMap'"):
         from_dict({"kind": "ConfigMap", "apiVersion": "v1"})
