@@ -44,8 +44,8 @@ class Facts:
 
     @property
     def destination_principal(self) -> Identity | None:
-        """What was proved; for what came in in plain text, the local workload's own."""
-        if self.record.destination_identity is None and self.record.direction == "inbound" and self.destination:
+        """What was proved; for plain text either way, whoever the workload would be: as Istio's ztunnel has it."""
+        if self.record.destination_identity is None and not self.encrypted and self.destination:
             return self.destination.identity
         return self.record.destination_identity
 

@@ -81,11 +81,15 @@ class CrossMesh(Mesh):
 
     def config_dump(self, of: str) -> dict[str, Any]:
         """What a node's proxy says of itself on port 15000, Istio's or weft's own."""
-        with self.on_node(of, ["curl", "-sS", "-m", "5", "http://127.0.0.1:15000/config_dump"], **_PIPES) as process:
+        dump: dict[str, Any] = json.loads(self.fetch(of, 15000, "/config_dump"))
+        return dump
+
+    def fetch(self, of: str, port: int, path: str) -> str:
+        """What a node's proxy answers on one of its own ports."""
+        with self.on_node(of, ["curl", "-sSf", "-m", "5", f"http://127.0.0.1:{port}{path}"], **_PIPES) as process:
             out, err = process.communicate(timeout=10)
         assert process.returncode == 0, err
-        dump: dict[str, Any] = json.loads(out)
-        return dump
+        return str(out)
 
     def new_lines(self, of: str) -> "AccessLog":
         """The access log of a node's proxy from here on."""

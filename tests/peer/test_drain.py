@@ -77,7 +77,7 @@ def test_a_drain_beside_a_successor_fails_nobody(cross: CrossMesh, node: str, tm
         for path, wire in wires.items():
             assert wire.says("during"), path
             wire.close()
-        eventually(lambda: cross.program(node, "ztunnel") not in (0, proxy), 4)
+        eventually(lambda: proxy not in cross.processes(node, "ztunnel"), 3)
         cross.await_ready()
     assert set(fates(cross, node).values()) == {"answered"}
 
@@ -91,7 +91,7 @@ def test_without_a_successor_what_is_open_goes_on_and_what_is_new_is_refused(cro
     for path, wire in wires.items():
         assert wire.says("during"), path
         wire.close()
-    eventually(lambda: cross.program(node, "ztunnel") not in (0, proxy), 4)
+    eventually(lambda: proxy not in cross.processes(node, "ztunnel"), 3)
 
 
 def test_a_killed_proxy_is_dialled_anew(cross: CrossMesh, node: str) -> None:

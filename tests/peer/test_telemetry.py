@@ -1,0 +1,67 @@
+"""The same traffic through weft's ztunnel and through Istio's: the same counters, labels and access log, line for line."""
+
+import re
+
+import pytest
+
+from lab.world import eventually
+from tests.lab.mesh import pod, service
+from tests.peer.cross import ECHO_PORT, CrossMesh
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
+
+CLOSED_PORT = 7999
+_COUNTERS = ("istio_tcp_connections_", "istio_tcp_received_", "istio_tcp_sent_")
+_VARYING = (
+    (r"10\.[12]\.0\.\d+", "ADDRESS"),
+    (r"\[fd00:10:[12]::[0-9a-f]+\]", "ADDRESS"),
+    (r"(src\.addr=ADDRESS):\d+", r"\1:PORT"),
+    (r'duration="\d+ms"', 'duration="TIME"'),
+    (r"\b(caller|target|outsider)-[ab]\b", r"\1"),
+)
+"""What differs between two nodes, and what stands for it here."""
+
+
+def alike(text: str) -> str:
+    for pattern, shown in _VARYING:
+        text = re.sub(pattern, shown, text)
+    return text
+
+
+def counters(cross: CrossMesh, of: str) -> dict[str, int]:
+    """Istio's TCP counters of a proxy for these pods, by name and labels as they are written."""
+    lines = [line for line in cross.fetch(of, 15020, "/metrics").splitlines() if line.startswith(_COUNTERS)]
+    ours = [line for line in lines if f"caller-{of}" in line or f"target-{of}" in line]
+    return {alike(line.rpartition(" ")[0]): int(float(line.rpartition(" ")[2])) for line in ours}
+
+
+def traffic(cross: CrossMesh, of: str) -> None:
+    """Within a node: to a pod and to its service, out of the mesh and into it, and to a port where nobody listens."""
+    client, outsider, server = cross.puppet(f"caller-{of}"), cross.puppet(f"outsider-{of}"), f"target-{of}"
+    cross.puppet(server).echo(ECHO_PORT)
+    for host in (server, cross.address(server), cross.address(server, 6), cross.address(f"outsider-{of}")):
+        assert client.ask(host, ECHO_PORT, "some words") == "some words"
+    assert outsider.ask(cross.address(server), ECHO_PORT, "some words") == "some words"
+    assert client.fate(cross.address(server), CLOSED_PORT) in ("reset", "end")
+
+
+def test_counters_and_access_log_are_the_same(cross: CrossMesh) -> None:
+    logs = {node: cross.new_lines(node) for node in "ab"}
+
+    def told(node: str) -> tuple[list[str], dict[str, int]]:
+        mine = [line for line in logs[node].lines() if f"caller-{node}" in line or f"target-{node}" in line]
+        return sorted(alike(line.partition("\taccess\t")[2]) for line in mine), counters(cross, node)
+
+    def agree() -> None:
+        weft, istio = told("a"), told("b")
+        assert len(weft[0]) == len(istio[0]) == 10, (weft[0], istio[0])
+        assert weft == istio and len(weft[1]) > 20
+
+    with cross.having(
+        "".join(pod(f"caller-{one}", one) + pod(f"target-{one}", one) + service(f"target-{one}") for one in "ab")
+    ):
+        for node in "ab":
+            traffic(cross, node)
+        eventually(agree, 5)
+        for name in ("caller-a", "target-a", "caller-b", "target-b"):
+            cross.dismiss(name)
