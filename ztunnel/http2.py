@@ -64,6 +64,7 @@ class Connection(Intake):
         self._ping_sent = 0.0
         self._resets = Allowance(200, 20)
         self._refusals = Allowance(128, 16)
+        self._overdrawn = False
         self._windows = Allowance(4096, 256)
 
     def dispatch(self, kind: int, sid: int, payload: bytes) -> None:
@@ -125,6 +126,8 @@ class Connection(Intake):
 
     def _request(self, sid: int, fields: Fields, size: int, ended: bool) -> None:
         self.last_sid = sid
+        if self._overdrawn:
+            raise ProtocolError(Code.ENHANCE_YOUR_CALM, "too many refused requests")
         if sid > self._goaway_sid:
             return  # sent after our final GOAWAY: the peer knows that nobody answers
         if len(self.streams) >= frames.SERVER_STREAMS:
@@ -255,7 +258,7 @@ class Connection(Intake):
 
     def reject(self, sid: int, fields: Fields) -> None:
         """Answer a request with a final status and no stream: HEADERS that end it, then RST_STREAM as its own side is open."""
-        self._spend(self._refusals, "refused requests", 0.1)
+        self._overdrawn = not self._refusals.spend(self.now, 0.1) or self._overdrawn  # said to the peer's next request
         stream = self.streams.get(sid)
         self.out += frames.frame(HEADERS, END_HEADERS | END_STREAM, sid, self.writer.encode(fields))
         if stream is None or not stream.remote_closed:
@@ -282,7 +285,7 @@ class Connection(Intake):
             self._drop(stream)
 
     def _drop(self, stream: Stream) -> None:
-        del self.streams[stream.sid]
+        self.streams.pop(stream.sid, None)  # none are there of a connection that is gone, whose streams are still being told
         self.blocked.pop(stream, None)
         if self._stream is stream:
             self._stream = None

@@ -364,8 +364,9 @@ class TunnelStream(Stream):
 
     def connection_lost(self, flag: Flag, error: str) -> None:
         """See ztunnel.flow.Stream."""
-        self._reset_application()
-        self._finish(flag, error or "h2 failed: connection closed")
+        if not self.closed:
+            self._reset_application()
+            self._finish(flag, error or "h2 failed: connection closed")
 
     # --- ends
 

@@ -31,6 +31,7 @@ from ztunnel.limits import Held
 from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
 from ztunnel.tls import PeerRefused, chain_of, names_of, reason_of
 from ztunnel.tunnel_owner import Owner
+from ztunnel.wreck import Wreck
 
 HIGH_WATER = 1 << 20
 _LOW_WATER = HIGH_WATER // 2
@@ -439,8 +440,7 @@ class Tunnel:
         self._rest = memoryview(b"")
         streams = self.http.abandon()
         self.lost_streams = len(streams)
-        for stream in streams:
-            stream.connection_lost(flag, error)
+        Wreck(self.loop, self._source, streams, flag, error).go_on()
         self.owner.closed(self, flag, error)
         self.http.owner = NOBODY  # the two refer to each other, and OpenSSL's memory must not wait for a collector
 

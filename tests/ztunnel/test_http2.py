@@ -390,6 +390,16 @@ def test_stream_floods_end_the_connection() -> None:
     assert len(server.http.streams) == 200
 
 
+def test_refused_requests_have_an_allowance_and_refusing_one_never_fails() -> None:
+    """Whoever refuses may do so long after the request came: the peer's next one tells it."""
+    server = End(True)
+    server.hears(OPENING)
+    for sid in range(1, 2801, 2):
+        server.http.reject(sid, [(b":status", b"503")])
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many refused requests"):
+        server.hears(frame(HEADERS, END_HEADERS, 2801, BLOCK))
+
+
 def test_long_header_lists_have_an_allowance() -> None:
     """A few bytes of each stand for 64 KiB."""
     server = End(True)

@@ -21,6 +21,7 @@ from ztunnel.loop import Loop
 from ztunnel.stream import NOBODY, TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
+from ztunnel.wreck import STREAMS_PER_TURN
 
 pytestmark = pytest.mark.unit
 
@@ -235,6 +236,28 @@ def test_a_flooder_gets_a_bounded_part_of_a_turn_and_loses_nothing(neighbours: N
         assert stream.parts > before, "and so is the flooder"
         turns += 1
     assert turns > 5 and stream.parts == 1400 and flooder.open
+
+
+def test_the_streams_of_a_lost_tunnel_are_told_in_parts(neighbours: Neighbours) -> None:
+    told: list[Stream] = []
+
+    class Heard(Deaf):
+        def connection_lost(self, flag: Flag, error: str) -> None:
+            told.append(self)
+
+    flooder, _ = neighbours.guest("flooder")
+    streams = [Heard(flooder) for _ in range(100)]
+    for place, stream in enumerate(streams):
+        flooder.http.adopt(stream, 2 * place + 3)
+    neighbours.loop.overtime_s = 0.0
+    flooder.close("-", "gone")
+    assert not flooder.open and 0 < len(told) <= STREAMS_PER_TURN and flooder.lost_streams == 101
+    flooder.http.end(streams[-1])  # its application ends before it is told
+    while neighbours.loop.rota.waiting:
+        before = len(told)
+        neighbours.loop.turn(0)
+        assert len(told) - before <= STREAMS_PER_TURN
+    assert told == streams, "each once, in order"
 
 
 def test_nothing_is_left_over_where_buffers_are_full(neighbours: Neighbours) -> None:
