@@ -97,8 +97,8 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         "",
         "D direct TCP, E1 Envoys with TCP over mutual TLS, E2 Envoys with HBONE, Z Istio's ztunnels, U weft.",
         "Pods of two nodes. Medians; U/E2 and U/Z: medians of ratios inside rounds, with their range; the median is judged.",
-        "CPU is that of the proxies of both nodes: for weft supervisors and workers (flows, access log and metrics on), not",
-        "the agents, which the second CPU table adds.",
+        "CPU is that of the proxies of both nodes: for weft supervisors and workers (with flows and metrics; nobody logs what",
+        "goes well), not the agents, which the second CPU table adds.",
         "",
     ]
     blocks = [

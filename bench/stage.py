@@ -19,7 +19,7 @@ from bench.topology import NODES, PODS, SOURCES, Place, manifests
 from lab.layout import Layout, netns_path
 from mesh.proto.control_pb2 import ApplyRequest, DeleteRequest, DescribeRequest, ManifestFile
 from mesh.proto.control_pb2_grpc import ControlStub
-from wire.http_unix import request
+from wire.http_unix import HttpError, request
 
 _LOAD, _SERVER = (Path(__file__).with_name(name) for name in ("load.py", "load_server.py"))
 _SLACK_S = 60.0
@@ -124,6 +124,17 @@ class Stage:
 
         return asyncio.run(call())
 
+    def log_errors_alone(self, node: str) -> None:
+        """Have a node's proxy log as its contenders do: nothing of connections that go well. Raises: LoadError."""
+
+        async def call() -> None:
+            (await request(self.layout.places.node(node).admin_socket, "POST", "/logging?level=access=error")).check()
+
+        try:
+            asyncio.run(call())
+        except (OSError, TimeoutError, HttpError) as error:
+            raise LoadError(f"log level of node {node}'s proxy: {error}") from error
+
     def apply(self, yaml: str) -> None:
         """Put manifests in force. Raises: LoadError with the problems."""
         answer = self.control.Apply(ApplyRequest(files=[ManifestFile(name="bench", yaml=yaml)]), timeout=10)
@@ -164,6 +175,8 @@ def stage(say: Callable[[str], None], keep: bool) -> Iterator[Stage]:
             grpc.insecure_channel(f"unix:{layout.places.control_socket}", options=[("grpc.default_authority", "localhost")])
         )
         made = Stage(layout, ControlStub(channel))
+        for node in NODES:
+            made.log_errors_alone(node)
         for place in PODS:
             if place.name == "client":
                 _inside(layout, place, ["ip", "route", "add", "local", SOURCES, "dev", "lo"])
