@@ -27,11 +27,16 @@ def _of_client(inventory: Inventory, network: str, request: Request) -> Iterator
     for where in dict.fromkeys((network, client.network)):
         owner = inventory.workload_by_address(where, request.destination)
         service = inventory.service_by_vip(where, request.destination, client.namespace)
-        if owner is None and service is None:
+        if owner is None and (service is None or not _has_address(service, where, request.destination)):
             yield str(NetworkAddress(where, request.destination))
         for one in (owner, service):
             if one is not None:
                 yield from _behind(inventory, client, one)
+
+
+def _has_address(service: Service, network: str, address: Address) -> bool:
+    """Whether an address is a service's own. One in its range may be somebody's too, who has a waypoint and wins."""
+    return any(vip.prefix is None and vip.address == address and vip.network == network for vip in service.vips)
 
 
 def _behind(inventory: Inventory, client: Workload, target: Workload | Service) -> Iterator[str]:

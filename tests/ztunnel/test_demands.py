@@ -41,6 +41,7 @@ ABROAD = Workload("K//Pod/shop/far", "far", "shop", network="net2", network_gate
     [
         ([], ["/10.0.0.2"]),
         ([WEB], []),
+        ([replace(WEB, vips=(NetworkAddress("", ip_address("10.0.0.0"), 8),))], ["/10.0.0.2"]),
         ([Workload("K//Pod/shop/web", "web", "shop", (DIALLED,))], []),
         ([Workload("K//Pod/shop/web", "web", "shop", (DIALLED,), waypoint=BY_ADDRESS)], ["/10.9.9.9"]),
         ([replace(WEB, waypoint=WAYPOINT)], ["shop/wp.shop.svc.cluster.local"]),
