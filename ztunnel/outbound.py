@@ -151,7 +151,7 @@ class Outbound(Tracked):
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.end()
-        if self._failed():
+        if not self.pod.closed and self._failed():
             other = self._another()
             if other is not None:
                 self._try_another(other)

@@ -61,6 +61,8 @@ class Pod:
         self.connections: dict[Tracked, None] = {}
         self.guests: dict[Guest, None] = {}
         self.draining = False
+        self.closed = False
+        """What fails now is for no other endpoint to try."""
         self._workload: Workload | None = None
         self._looked_at = -1
         self._described: Workload | None = None
@@ -124,6 +126,7 @@ class Pod:
 
     def close(self) -> None:
         """End everything now; peers hear GOAWAY first."""
+        self.closed = True
         self.stop_listening()
         if self.dns is not None:
             self.dns.close()

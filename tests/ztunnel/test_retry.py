@@ -9,9 +9,9 @@ from ipaddress import ip_address
 import pytest
 
 from mesh.identity import Identity
-from mesh.workload import TunnelProtocol, Workload
+from mesh.workload import NetworkAddress, TunnelProtocol, Workload
 from tests.ztunnel.world import CLIENT, SERVER, VIP, World, world
-from ztunnel.channel import Closed, Opened, UpdateInventory, WorkerStatus
+from ztunnel.channel import Closed, Opened, RemovePod, UpdateInventory, WorkerStatus
 from ztunnel.stream import KEPT_BYTES
 from ztunnel.tuning import Tuning
 
@@ -19,6 +19,8 @@ pytestmark = pytest.mark.kernel
 
 OTHER = Identity("cluster.local", "shop", "other")
 FAILURES = 4
+LOST = "10.199.0.9"
+"""A service whose endpoints are not there."""
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,29 @@ def test_when_nobody_takes_it_the_application_hears_so(mesh: World) -> None:
     record = mesh.client.worker.closed()
     assert record.flag == "CONNECT" and record.error == "http status: 503 Service Unavailable (after 1 other endpoints failed)"
     forgive(mesh)
+
+
+def test_a_pod_that_goes_asks_no_other_endpoint(mesh: World) -> None:
+    worker = mesh.client.worker
+    worker.settle()
+    lost = replace(
+        mesh.service, name="lost", hostname="lost.shop.svc.cluster.local", vips=(NetworkAddress("", ip_address(LOST)),)
+    )
+    nobody = [
+        Workload(f"Kubernetes//Pod/shop/nobody{number}", f"nobody{number}", "shop", (ip_address(f"10.198.0.{number}"),),
+                 protocol=TunnelProtocol.HBONE, services={lost.key: {}}) for number in (200, 201)
+    ]  # fmt: skip
+    worker.tell(UpdateInventory([lost, *nobody], []))
+    tried = retries(mesh)
+    client = mesh.client.connect(LOST, 80)
+    worker.wait_for(WorkerStatus, lambda status: status.gauges["connecting"] == 1)
+    worker.tell(RemovePod("client"))
+    gauges = worker.wait_for(WorkerStatus, lambda status: not status.gauges["pods"]).gauges
+    assert (gauges["connecting"], gauges["tunnels"], gauges["endpoint_retries"]) == (0, 0, tried)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    worker.tell(UpdateInventory([], [lost.key, *(one.uid for one in nobody)]))
+    mesh.client.add_pod()
 
 
 def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods(mesh: World) -> None:
