@@ -77,7 +77,7 @@ class Search:
     ) -> None:
         """`wanted`: the address that the client dialled, whose family is preferred; `avoid`: uids that are not chosen.
 
-        `aside`: uids that are not chosen while at least half of a service's endpoints are left.
+        `aside`: uids that are not chosen while at least half of a service's endpoints are left, and one for this client.
         """
         self._inventory = inventory
         self._client = client
@@ -91,9 +91,11 @@ class Search:
         """An endpoint of a service. Raises: NoUpstream."""
         endpoints = self._inventory.endpoints(service.key)
         candidates = eligible(service, endpoints, self._client, port, self._avoid, role)
-        if self._aside:
-            candidates = without(candidates, self._aside)
-        chosen, self.chance = choose(service, candidates, self._client, self._source, self.chance)
+        usual = without(candidates, self._aside) if self._aside else candidates
+        chosen, chance = choose(service, usual, self._client, self._source, self.chance)
+        if chosen is None and len(usual) < len(candidates):  # a STRICT service has nobody else for this client
+            chosen, chance = choose(service, candidates, self._client, self._source, self.chance)
+        self.chance = chance
         if chosen is None:
             raise NoUpstream(_why_nobody(service, endpoints, candidates, self._client, port, self._avoid, role), service)
         inner = target_port(service, chosen, port, role)

@@ -1,12 +1,15 @@
 """Endpoints that keep failing stand aside for a while, never too many of them, and one success forgives."""
 
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.inventory import Endpoint
-from mesh.workload import Workload
+from mesh.inventory import Endpoint, Inventory
+from mesh.workload import BalancingMode, NetworkAddress, Scope, Service, Workload
 from ztunnel.outliers import ASIDE_S, LONGEST_S, MAX_KNOWN, Outliers, without
+from ztunnel.route import Refused, Request, Route, decide
 
 pytestmark = pytest.mark.unit
 
@@ -49,6 +52,23 @@ def test_zero_means_never_and_what_is_known_is_bounded() -> None:
         never.failed("e", 1)
         outliers.failed(f"e{number}", 1)
     assert not never.aside and len(outliers.aside) == MAX_KNOWN and "e0" not in outliers.aside
+
+
+def test_the_only_endpoint_that_a_client_may_have_never_stands_aside() -> None:
+    vip, client = ip_address("10.96.0.1"), Workload("c", "c", "ns", (ip_address("10.0.0.9"),), node="n1")
+    service = Service(
+        "s", "ns", "s.ns", (NetworkAddress("", vip),), {80: 80}, preferences=(Scope.NODE,), mode=BalancingMode.STRICT
+    )
+    inventory = Inventory()
+    everyone = [
+        Workload(f"e{number}", "n", "ns", (ip_address(f"10.0.0.{number}"),), node=f"n{number}", services={service.key: {}})
+        for number in range(1, 5)
+    ]
+    inventory.apply([service, client, *everyone], [])
+    request = Request(client, client.addresses[0], vip, 80)
+    route = decide(inventory, "", request, 0.5, aside=frozenset({"e1"}))
+    assert isinstance(route, Route) and route.workload is not None and route.workload.uid == "e1"
+    assert isinstance(decide(inventory, "", request, 0.5, avoid=frozenset({"e1"})), Refused)
 
 
 @given(st.integers(0, 8), st.sets(st.integers(0, 8)))
