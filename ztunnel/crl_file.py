@@ -20,7 +20,8 @@ from ztunnel.der import split_elements
 MAX_FILE_BYTES = 16 << 20
 MAX_ENTRIES = 200_000
 CHECK_S = 1.0
-_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+_BEGIN = b"-----BEGIN X509 CRL-----"
+_BLOCK = re.compile(_BEGIN + rb".*?-----END X509 CRL-----", re.DOTALL)
 _log = logging.getLogger(__name__)
 _Mark = tuple[int, int, int, int]
 
@@ -32,7 +33,10 @@ def read_lists(data: bytes) -> dict[bytes, frozenset[bytes]]:
     """
     try:
         if data.lstrip().startswith(b"-----BEGIN"):
-            lists = [x509.load_pem_x509_crl(block) for block in _BLOCK.findall(data)]
+            blocks = _BLOCK.findall(data)
+            if len(blocks) != data.count(_BEGIN):
+                raise ValueError("a list is cut short")
+            lists = [x509.load_pem_x509_crl(block) for block in blocks]
         else:
             lists = [x509.load_der_x509_crl(one) for one in split_elements(data)]
         revoked: dict[bytes, set[bytes]] = {}

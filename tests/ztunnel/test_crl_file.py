@@ -46,6 +46,14 @@ def test_no_list_is_no_revocation() -> None:
     assert read_lists(b"") == {} and read_lists(ONE.pem) == {}
 
 
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+def test_a_file_that_is_still_being_written_is_no_file_of_fewer_lists(encoding: Any) -> None:
+    first, second = revocation_list(ONE, WEB, encoding=encoding), revocation_list(TWO, OTHER, encoding=encoding)
+    for written in (len(first) - 5, len(first) + len(second) - 30):
+        with pytest.raises(ValueError):
+            read_lists((first + second)[:written])
+
+
 @given(st.integers(1, 2**159))
 def test_a_serial_number_is_written_as_a_certificate_writes_it(number: int) -> None:
     octets = crl_file._content_octets(number)
