@@ -164,7 +164,7 @@ def relay(query: Query, response: Response, limit: int) -> bytes:
     flags = response.flags & ~(AA | RD) | query.flags & RD | RA
     message = response.message
     _, _, questions, answers, authorities, extras = HEADER.unpack_from(message)
-    options = [record for record in response.rest if record.type == OPT]
+    options = [record for record in response.rest[authorities:] if record.type == OPT]  # elsewhere it means nothing
     high = options[0].ttl >> 24 << 4 if options else 0
     if options:  # its OPT is between it and us; where it is not last, all that is additional goes
         cut = 1 if options == [response.rest[-1]] else extras

@@ -163,6 +163,18 @@ def test_an_opt_record_in_an_odd_place_takes_the_additional_ones_with_it() -> No
     assert got.edns == 0 and not got.additional and len(got.answer) == 1
 
 
+@pytest.mark.parametrize("client_edns", [True, False])
+def test_an_opt_record_among_the_authorities_is_none_of_the_servers_options(client_edns: bool) -> None:
+    query = asked("www.example", use_edns=0 if client_edns else False)
+    assert query.question is not None
+    wire = (
+        bytearray(upstream(query, "www.example. 7 IN A 192.0.2.1", edns=False)) + b"\0" + struct.pack("!HHIH", 41, 1232, 0, 0)
+    )
+    wire[9] = 1
+    relayed = relay(query, read_response(bytes(wire), 4711, query.question), 512)
+    assert struct.unpack_from("!4H", relayed, 4) == (1, 1, 1, int(client_edns))
+
+
 @given(_names, st.sampled_from([A, AAAA]))
 def test_what_we_ask_is_what_others_read(name: str, kind: int) -> None:
     try:
