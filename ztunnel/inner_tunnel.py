@@ -58,7 +58,7 @@ class InnerTunnel:
             return
         node = self._node
         self._domains = node.domains_of(credentials.identity)
-        tunnel = Tunnel(node.loop, ours, credentials.client, False, self, node.client_handshakes, self._gateway)
+        tunnel = Tunnel(node.loop, ours, credentials.client, False, self, node.client_handshakes, self._gateway, outer.held)
         if not tunnel.open:
             gateways.close()
             return

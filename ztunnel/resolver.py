@@ -58,9 +58,11 @@ class Resolver:
         self._counts.on_demand(hostname, source.uid if source else "")
         name = hostname.rstrip(".").lower()
         try:
-            done(ip_address(name))
+            literal = ip_address(name)
         except ValueError:
             self._look(name, who, _Waiter((4, 6) if prefer_version == 4 else (6, 4), done))
+        else:
+            done(literal)
 
     def forget_waiter(self, who: object) -> None:
         """Who waited is gone; a question that is under way is answered into the cache."""
