@@ -16,6 +16,8 @@ from tests.peer.cross import CrossMesh
 def ztunnel() -> str:
     """The command that runs Istio's ztunnel: of ZTUNNEL_BIN, which must name a program that says that it is one."""
     path = Path(os.environ[PEER]).absolute()
+    if not os.access(path, os.X_OK):
+        pytest.fail(f"{PEER}={path} cannot be run: name Istio's ztunnel binary, or leave it unset", pytrace=False)
     done = subprocess.run([path, "version"], capture_output=True, text=True, timeout=10, check=True)
     assert "BuildInfo" in done.stdout, f"{PEER}={path} is no ztunnel: {done.stdout!r}"
     return f"{shlex.quote(str(path))} proxy ztunnel"
