@@ -1,0 +1,185 @@
+"""Outgoing tunnels are shared by who may share them, made one at a time, bounded in streams, and given back when idle."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from random import Random
+
+import pytest
+
+from tests.ztunnel.world import World, run, world
+from ztunnel.channel import Closed, ConnectionRecord, Opened, RemovePod, WorkerStatus
+from ztunnel.ledger import SocketAddress
+from ztunnel.tuning import Tuning
+
+pytestmark = pytest.mark.kernel
+
+STREAMS = 4
+_seen = [0]
+"""The newest connection of the server that a test has looked at."""
+TUNING = Tuning(pool_streams=STREAMS, pool_idle_s=1.5)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[World]:
+    with world("pool") as made:
+        made.client.configuration = {"tuning": TUNING}
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def mesh(shared: World) -> Iterator[World]:
+    """With an echoing application, in both families, and without a tunnel."""
+    shared.client.worker.tell(RemovePod(shared.client.name))
+    shared.client.add_pod()
+    for pod in (shared.client, shared.server):
+        pod.worker.settle()
+    with shared.server.listen(8080, socket.AF_INET6) as listener:
+        threading.Thread(target=echo_all, args=(listener,), daemon=True).start()
+        yield shared
+        listener.shutdown(socket.SHUT_RDWR)
+    for pod in (shared.client, shared.server):
+        pod.reset_sockets()
+
+
+def echo_all(listener: socket.socket) -> None:
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=echo, args=(client,), daemon=True).start()
+
+
+def echo(client: socket.socket) -> None:
+    with client:
+        try:
+            while data := client.recv(4096):
+                client.sendall(data)
+        except OSError:
+            return
+
+
+def talk(client: socket.socket, text: bytes = b"x") -> None:
+    client.sendall(text)
+    got = b""
+    while len(got) < len(text):
+        piece = client.recv(4096)
+        assert piece, "ended"
+        got += piece
+    assert got == text
+
+
+def tunnels(mesh: World, count: int) -> None:
+    """Wait until the client's worker has so many."""
+    mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["tunnels"] == count)
+
+
+def carriers(mesh: World, count: int) -> list[SocketAddress]:
+    """The tunnels that carried so many connections, by their client ends."""
+    records: dict[int, ConnectionRecord] = {}
+    while len(records) < count:
+        # A connection that was over at once is told of once.
+        told = mesh.server.worker.wait_for(object, lambda message: isinstance(message, Opened | Closed))
+        assert isinstance(told, Opened | Closed)
+        if told.record.number > _seen[0]:
+            records[told.record.number] = told.record
+    _seen[0] = max(records)
+    return [record.source for _, record in sorted(records.items())]
+
+
+def test_connections_reused(mesh: World) -> None:
+    for _ in range(3):
+        with mesh.client.connect(mesh.server.address, 8080) as client:
+            talk(client)
+    assert len(set(carriers(mesh, 3))) == 1
+
+
+def test_unique_keys_have_unique_connections(mesh: World) -> None:
+    """Who is dialled elsewhere, or comes from elsewhere, has another tunnel."""
+    for address in (mesh.server.address, mesh.server.address6, mesh.server.address):
+        with mesh.client.connect(address, 8080) as client:
+            talk(client)
+    run("ip", "-n", mesh.client.netns, "addr", "add", "10.198.0.77/32", "dev", "eth0")
+    with mesh.client.make_socket() as client:
+        client.bind(("10.198.0.77", 0))
+        client.connect((mesh.server.address, 8080))
+        talk(client)
+    first, other, again, elsewhere = carriers(mesh, 4)
+    assert first == again and len({first, other, elsewhere}) == 3
+
+
+def test_single_pool(mesh: World) -> None:
+    """Of many that come at once the first makes the tunnel, and the others wait for it."""
+    clients = [mesh.client.connect(mesh.server.address, 8080) for _ in range(STREAMS)]
+    for client in clients:
+        talk(client)
+    assert len(set(carriers(mesh, STREAMS))) == 1
+    tunnels(mesh, 1)
+
+
+def test_connection_limits(mesh: World) -> None:
+    clients = [mesh.client.connect(mesh.server.address, 8080) for _ in range(2 * STREAMS + 1)]
+    for client in clients:
+        talk(client)
+    seen = carriers(mesh, len(clients))
+    assert max(seen.count(one) for one in set(seen)) == STREAMS and len(set(seen)) == 3
+    clients[0].close()
+    mesh.client.worker.closed()
+    with mesh.client.connect(mesh.server.address, 8080) as client:
+        talk(client)
+        assert carriers(mesh, 1)[0] in seen, "room that was made is used"
+
+
+def test_server_goaway(mesh: World) -> None:
+    with mesh.client.connect(mesh.server.address, 8080) as client:
+        talk(client)
+    before = carriers(mesh, 1)
+    mesh.server.worker.tell(RemovePod(mesh.server.name))
+    tunnels(mesh, 0)
+    mesh.server.add_pod()
+    with mesh.client.connect(mesh.server.address, 8080) as client:
+        talk(client)
+    assert carriers(mesh, 1) != before
+
+
+def test_idle_eviction(mesh: World) -> None:
+    with mesh.client.connect(mesh.server.address, 8080) as client:
+        talk(client)
+    carriers(mesh, 1)
+    tunnels(mesh, 0)
+
+
+def test_idle_eviction_with_persistent_stream(mesh: World) -> None:
+    """A tunnel that carries anything stays, however little moves; its idle neighbour goes."""
+    with mesh.client.connect(mesh.server.address, 8080) as standing:
+        talk(standing)
+        with mesh.client.connect(mesh.server.address6, 8080) as client:
+            talk(client)
+        kept, _ = carriers(mesh, 2)
+        tunnels(mesh, 2)
+        tunnels(mesh, 1)
+        talk(standing)
+        with mesh.client.connect(mesh.server.address, 8080) as client:
+            talk(client)
+        assert carriers(mesh, 1) == [kept]
+
+
+def test_stress(mesh: World) -> None:
+    """Connections come and go in any order: each has its own bytes, and no tunnel more than its streams."""
+    random = Random(7)
+    with ExitStack() as stack:
+        open_now: list[socket.socket] = []
+        for number in range(300):
+            address = random.choice((mesh.server.address, mesh.server.address6))
+            client = stack.enter_context(mesh.client.connect(address, 8080))
+            open_now.append(client)
+            talk(client, f"{number}".encode() * random.randrange(1, 50))
+            while open_now and random.random() < 0.55:
+                open_now.pop(random.randrange(len(open_now))).close()
+        for client in open_now:
+            talk(client)
+    mesh.client.worker.settle()
+    tunnels(mesh, 0)
