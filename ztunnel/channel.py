@@ -158,6 +158,13 @@ class QueryConnections:
 
 
 @dataclass(frozen=True, slots=True)
+class AddDNS:
+    """Further sockets of a pod's DNS, which could not be opened when the pod came. Descriptors: those sockets."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetLogLevels:
     """Log from these levels on, by scope; the empty name is that of all others. Scopes that are not named are no exceptions."""
 
@@ -366,6 +373,7 @@ ToWorker = (
     | ForgetCertificate
     | SetRevoked
     | QueryConnections
+    | AddDNS
     | SetLogLevels
     | Shutdown
 )

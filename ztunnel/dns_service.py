@@ -44,18 +44,25 @@ class DNSService:
         """In the order in which they last said something."""
         self._doors: list[DNSDatagrams | Listener] = []
         self._draining = False
+        try:
+            self.add(fds)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, fds: list[int]) -> None:
+        """Take further descriptors. Raises: OSError, and those that were not reached are closed."""
         left = list(fds)
         try:
             while left:
                 sock = socket.socket(fileno=left.pop(0))
                 if sock.type == socket.SOCK_DGRAM:
-                    self._doors.append(DNSDatagrams(pod.node.loop, self, sock))
+                    self._doors.append(DNSDatagrams(self.pod.node.loop, self, sock))
                 else:
-                    self._doors.append(Listener(pod, sock.detach(), self._accept))
+                    self._doors.append(Listener(self.pod, sock.detach(), self._accept))
         except BaseException:
             for fd in left:
                 os.close(fd)
-            self.close()
             raise
 
     def take(self, wire: bytes, protocol: Protocol, reply: Reply) -> None:

@@ -1,7 +1,7 @@
 """The sockets of a pod's DNS proxy: UDP and TCP on its loopback addresses.
 
-A pod whose port is taken is served all the same, without DNS: its connections do not depend on it, and one pod's oddity must
-not keep a node from being ready (which is what happens to Istio's ztunnel).
+A pod whose port is taken is served all the same, without DNS until the port is free: its connections do not depend on it, and
+one pod's oddity must not keep a node from being ready (which is what happens to Istio's ztunnel).
 """
 
 import os

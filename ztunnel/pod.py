@@ -33,6 +33,9 @@ class Closable(Protocol):
 class DNS(Protocol):
     """Answers the pod's questions for names."""
 
+    def add(self, fds: list[int]) -> None:
+        """Answer on further sockets too."""
+
     def drain(self) -> None:
         """Take no more questions."""
 

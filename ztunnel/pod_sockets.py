@@ -85,6 +85,15 @@ def open_pod_sockets(
         raise
 
 
+def open_rest_of_dns(
+    sockets: PodSockets, home_fd: int, mark: int, dns_places: Sequence[tuple[str, int]]
+) -> tuple[list[socket.socket], str]:
+    """Open what a pod's DNS lacks; returns also what is wrong still. Raises: OSError when the namespace cannot be entered."""
+    there = {sock.getsockname()[:2] for sock in sockets.dns}
+    with entered(sockets.netns_fd, home_fd):
+        return open_dns_sockets([place for place in dns_places if place not in there], mark)
+
+
 def open_own_sockets(home_fd: int, mark: int, ipv6: bool = True) -> PodSockets:
     """Listen on 15008 in the proxy's own namespace, for who comes to the proxy itself. Raises: BindError."""
     return PodSockets(os.dup(home_fd), [_listen(HBONE, mark, ipv6)])

@@ -1,13 +1,15 @@
 """The pods that this node's proxy serves: their listeners, and the workers' consent."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from wire.netns import netns_id
-from ztunnel.channel import AddPod, RemovePod
-from ztunnel.pod_sockets import BindError, PodSockets, open_own_sockets, open_pod_sockets
+from ztunnel.channel import AddDNS, AddPod, RemovePod
+from ztunnel.pod_sockets import BindError, PodSockets, open_own_sockets, open_pod_sockets, open_rest_of_dns
 from ztunnel.workers import Statement, Workers
-from ztunnel.zds import PodInfo, StartError
+from ztunnel.zds import RETRY_S, PodInfo, StartError
 
 OWN_UID = "own"
 """Stands for the proxy's own pod where others have Kubernetes' uid."""
@@ -90,6 +92,29 @@ class Pods:
             raise StartError(refusal)
         self.started += 1
         _log.info("serving pod %s/%s", pod.namespace, pod.name)
+
+    async def keep_dns(self) -> None:
+        """Try again to serve the DNS of pods where it could not be served, until cancelled."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            self.retry_dns()
+
+    def retry_dns(self) -> None:
+        """Try once."""
+        for uid in self.dns_troubles():
+            if not self._draining:
+                self._retry_dns(uid)
+
+    def _retry_dns(self, uid: str) -> None:
+        pod, sockets = self._pods[uid]
+        try:
+            opened, trouble = open_rest_of_dns(sockets, self._home_fd, self._mark, self._dns_places)
+        except OSError:
+            return  # the namespace has gone, and the agent will say so
+        self._pods[uid] = (pod, replace(sockets, dns=[*sockets.dns, *opened], dns_trouble=trouble))
+        if opened:
+            self._workers.broadcast(AddDNS(uid), [sock.fileno() for sock in opened])
+            _log.info("pod %s/%s: DNS is served%s", pod.namespace, pod.name, f", but not on {trouble}" if trouble else "")
 
     async def start_own(self, pod: PodInfo) -> None:
         """Serve mutual TLS to the proxy's own ports, such as its metrics. Who cannot is served all else."""

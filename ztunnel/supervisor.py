@@ -246,7 +246,7 @@ class Supervisor:
         try:
             await succeed(config.admin_socket, predecessor)
             await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
-            parts = [("certificates", self._issuer.run), ("ZDS", self._serve_agent)]
+            parts = [("certificates", self._issuer.run), ("ZDS", self._serve_agent), ("pods' DNS", self.pods.keep_dns)]
             if config.service_account:
                 own = PodInfo(OWN_UID, config.pod_namespace, config.pod_name, config.service_account)
                 tasks.append(asyncio.ensure_future(self.pods.start_own(own)))

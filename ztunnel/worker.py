@@ -19,6 +19,7 @@ from typing import Any
 from mesh.workload import Workload
 from ztunnel.arrival import accept_hbone
 from ztunnel.channel import (
+    AddDNS,
     AddPod,
     Answered,
     CertificateFailed,
@@ -68,6 +69,7 @@ class Worker:
         self._tunnels_until = 0.0
         self._handlers: dict[type, Callable[[Node, Any, list[int]], None]] = {
             AddPod: self._add_pod,
+            AddDNS: self._add_dns,
             RemovePod: self._remove_pod,
             UpdateInventory: self._update_inventory,
             UpdatePolicies: self._update_policies,
@@ -122,6 +124,15 @@ class Worker:
         else:
             self._pods[message.uid] = pod
         self._link.emit(PodAdded(message.uid, error))
+
+    def _add_dns(self, _node: Node, message: AddDNS, fds: list[int]) -> None:
+        pod = self._pods.get(message.uid)
+        if pod is None or self._draining:
+            _close_all(fds)
+        elif pod.dns is None:
+            pod.dns = DNSService(pod, fds)
+        else:
+            pod.dns.add(fds)
 
     def _remove_pod(self, _node: Node, message: RemovePod, _fds: list[int]) -> None:
         pod = self._pods.pop(message.uid, None)

@@ -13,7 +13,9 @@ import pytest
 from tests.ztunnel.nameserver import Nameserver, zone
 from tests.ztunnel.world import VIP, PodWorld, World, world
 from wire.netns import entered
-from ztunnel.channel import DNSCounts, RemovePod, SetLogLevels, UpdateInventory
+from ztunnel.channel import AddDNS, AddPod, DNSCounts, PodAdded, RemovePod, SetLogLevels, UpdateInventory
+from ztunnel.dns_config import dns_places
+from ztunnel.pod_sockets import open_pod_sockets, open_rest_of_dns
 
 pytestmark = pytest.mark.kernel
 
@@ -98,4 +100,20 @@ def test_a_pod_that_goes_takes_its_dns_with_it_and_comes_back(mesh: World) -> No
         while True:
             ask(mesh.client, "web.")
     mesh.client.add_pod()
+    assert ask(mesh.client, "web.").answer
+
+
+def test_a_pod_without_dns_gets_it_when_its_port_is_free(mesh: World) -> None:
+    mesh.client.worker.tell(RemovePod(mesh.client.name))
+    sockets = open_pod_sockets(mesh.client.fd, mesh.home_fd, 0x539)
+    mesh.client.worker.tell(AddPod(mesh.client.name, "shop", "client", "client"), sockets.fds())
+    assert mesh.client.worker.wait_for(PodAdded).error == ""
+    for places in (dns_places({}, ipv6=False), dns_places({}, ipv6=True)):  # one, then the other
+        opened, trouble = open_rest_of_dns(sockets, mesh.home_fd, 0x539, places)
+        assert len(opened) == 2 and not trouble
+        sockets.dns.extend(opened)
+        mesh.client.worker.tell(AddDNS(mesh.client.name), [sock.fileno() for sock in opened])
+        assert ask(mesh.client, "web.").answer
+    mesh.client.worker.tell(AddDNS("gone"), [mesh.client.fd])
+    sockets.close()
     assert ask(mesh.client, "web.").answer

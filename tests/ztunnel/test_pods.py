@@ -1,0 +1,71 @@
+"""Pods as the supervisor holds them: a pod's DNS that could not be served is tried again, and the pod alone waits for it."""
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from wire.netns import entered, open_home
+from ztunnel.channel import AddDNS, AddPod
+from ztunnel.dns_config import dns_places
+from ztunnel.pods import Pods
+from ztunnel.zds import PodInfo
+
+pytestmark = pytest.mark.kernel
+
+
+class Told:
+    """Workers that agree to everything."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Any, list[tuple[str, int]]]] = []
+
+    async def add_pod(self, message: AddPod, uid: str, fds: Sequence[int]) -> str:
+        return ""
+
+    def broadcast(self, message: Any, fds: Sequence[int] = ()) -> None:
+        places = []
+        for fd in fds:
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                places.append(sock.getsockname()[:2])
+        self.messages.append((message, places))
+
+
+@pytest.fixture
+def netns_fd() -> Iterator[int]:
+    name = f"weft-test-{os.getpid()}-pods"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
+    yield fd
+    os.close(fd)
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def test_dns_is_served_as_soon_as_its_port_is_free(netns_fd: int) -> None:
+    told, home_fd = Told(), open_home()
+    pods = Pods(told, home_fd, 0x539, lambda: None, lambda: None, dns_places({}, ipv6=True))  # type: ignore[arg-type]
+    with entered(netns_fd, home_fd):
+        v4, v6 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    v4.bind(("127.0.0.1", 15053))
+    v6.bind(("::1", 15053))
+    asyncio.run(pods.start(PodInfo("u1", "shop", "web", "web"), netns_fd))
+    assert pods.dns_troubles().keys() == {"u1"} and list(pods.running()) == ["u1"]
+    pods.retry_dns()
+    assert not told.messages and pods.dns_troubles()
+    v6.close()
+    pods.retry_dns()
+    assert told.messages.pop() == (AddDNS("u1"), [("::1", 15053)] * 2)
+    assert pods.dns_troubles() == {"u1": "127.0.0.1:15053: Address already in use"}
+    v4.close()
+    pods.retry_dns()
+    pods.retry_dns()
+    assert told.messages == [(AddDNS("u1"), [("127.0.0.1", 15053)] * 2)] and not pods.dns_troubles()
+    (_, fds), *others = pods.statements()
+    assert len(fds) == 8 and not others, "a worker that starts later is told of all"
+    pods.close()
+    os.close(home_fd)
