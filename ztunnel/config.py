@@ -67,6 +67,8 @@ class Config:
     node_metadata: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     secret_ttl_s: int = 86_400
+    dedicated_to: tuple[str, str, str] | None = None
+    """Namespace, name and service account of the one pod in whose network namespace this proxy runs; None: an agent tells."""
     impersonates: bool = True
     """Asks the CA for its pods' identities; else for its own alone."""
     spire_admin: str = ""
@@ -122,6 +124,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     namespace = environment.get("POD_NAMESPACE", "")
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
     metadata = node_metadata(environment)
+    dedicated = choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "dedicated"
     ipv6 = truth("IPV6_ENABLED", environment, True)
     return Config(
         node=node,
@@ -144,7 +147,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         node_metadata=metadata,
         workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", _granted(environment, cores)),
         secret_ttl_s=max(int(duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
-        impersonates=choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "shared",
+        dedicated_to=_workload_info(environment) if dedicated else None,
+        impersonates=not dedicated,
         **_spire(environment),
         crl=Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
         pqc=_pqc(environment),
@@ -156,7 +160,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         keep_source_address=truth("ENABLE_ORIG_SRC", environment, True),
         enhanced_baggage=truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
         localhost_app_tunnel=truth("LOCALHOST_APP_TUNNEL", environment, True),
-        packet_mark=integer("PACKET_MARK", environment, 0x539, 1, 0xFFFFFFFF),
+        packet_mark=integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
         admin_port=integer("ADMIN_PORT", environment, 15000, 0, 65535),
         metrics_port=integer("STATS_PORT", environment, 15020, 0, 65535),
         readiness_port=integer("READINESS_PORT", environment, 15021, 0, 65535),
@@ -207,6 +211,17 @@ def _refuse_unserved(environment: Mapping[str, str]) -> None:
         value = environment.get(name)
         if value and value.lower() not in served:
             raise ValueError(f"{name}={value!r}: not served: {mend}")
+
+
+def _workload_info(environment: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """Whom a dedicated proxy serves; where it is not said, whom its agent names."""
+    text = environment.get("PROXY_WORKLOAD_INFO")
+    if not text:
+        return None
+    parts = text.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise ValueError(f"PROXY_WORKLOAD_INFO={text!r}: write NAMESPACE/NAME/SERVICEACCOUNT")
+    return parts[0], parts[1], parts[2]
 
 
 def _granted(environment: Mapping[str, str], cores: int) -> int:

@@ -13,6 +13,8 @@ from ztunnel.zds import RETRY_S, PodInfo, StartError
 
 OWN_UID = "own"
 """Stands for the proxy's own pod where others have Kubernetes' uid."""
+DEDICATED_UID = "dedicated"
+"""Stands for the one pod of a proxy that has no agent."""
 _log = logging.getLogger(__name__)
 
 

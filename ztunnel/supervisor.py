@@ -51,13 +51,14 @@ from ztunnel.log_levels import LogLevels
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
 from ztunnel.node_metrics import node_families
-from ztunnel.pods import OWN_UID, Pods
+from ztunnel.pods import DEDICATED_UID, OWN_UID, Pods
 from ztunnel.residents import Residents
 from ztunnel.succession import succeed
 from ztunnel.telemetry import Telemetry
+from ztunnel.unknown_policies import UnknownPolicies
 from ztunnel.workers import Statement, Workers
 from ztunnel.workload_api import WorkloadApi
-from ztunnel.zds import PodInfo, ZdsClient, ZdsProtocolError
+from ztunnel.zds import PodInfo, StartError, ZdsClient, ZdsProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Supervisor:
             config.dns_places,
             config.ipv6,
         )
+        self._unknown_policies = UnknownPolicies(self.view, self.pods.infos)
         self._ca = _certificate_source(config)
         keys = KeyStore(config.installation, config.node, _sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
@@ -156,6 +158,7 @@ class Supervisor:
 
     def _mesh_changed(self, message: UpdateInventory | UpdatePolicies) -> None:
         self.workers.broadcast(message)
+        self._unknown_policies.look_soon()
         if isinstance(message, UpdateInventory):
             self._telemetry.mesh_changed()
             self._residents.update(message.upserts, message.removals)
@@ -165,6 +168,7 @@ class Supervisor:
         self.workers.broadcast(Answered(dict(answers)))
 
     def _pods_changed(self) -> None:
+        self._unknown_policies.look_soon()
         self._residents.set_pods(self.pods.accounts())
         self._issuer.residents_changed()
 
@@ -196,7 +200,9 @@ class Supervisor:
             missing.append("data workers")
         if self.xds is not None and not self.xds.ready and not self.view.restored:
             missing.append(f"state of the mesh (control plane {self.xds.address}: {self.xds.status.last_error or 'asked'})")
-        if not self.zds.connected:
+        if self.config.dedicated_to is not None:
+            missing += [] if list(self.pods.running()) else ["its pod's listeners"]
+        elif not self.zds.connected:
             missing.append(f"agent ({self.config.zds_socket}: {self.zds.last_error})")
         elif not self.zds.ready:
             missing.append("the agent's list of pods")
@@ -246,8 +252,9 @@ class Supervisor:
         try:
             await succeed(config.admin_socket, predecessor)
             await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
-            parts = [("certificates", self._issuer.run), ("ZDS", self._serve_agent), ("pods' DNS", self.pods.keep_dns)]
-            if config.service_account:
+            parts = [("certificates", self._issuer.run), ("pods' DNS", self.pods.keep_dns)]
+            parts.append(("ZDS", self._serve_agent) if config.dedicated_to is None else ("the pod", self._serve_own_namespace))
+            if config.service_account and config.dedicated_to is None:
                 own = PodInfo(OWN_UID, config.pod_namespace, config.pod_name, config.service_account)
                 tasks.append(asyncio.ensure_future(self.pods.start_own(own)))
             if self._crl is not None:
@@ -283,6 +290,18 @@ class Supervisor:
             _log.error("the agent broke the protocol: %s: ending", error)
             self._exit_code = 1
             self._end.set()
+
+    async def _serve_own_namespace(self) -> None:
+        """Without an agent: the one pod in whose namespace this proxy runs."""
+        namespace, name, service_account = self.config.dedicated_to or ("", "", "")
+        try:
+            await self.pods.start(PodInfo(DEDICATED_UID, namespace, name, service_account), self._home_fd)
+        except StartError as error:
+            _log.error("%s/%s cannot be served: %s: ending", namespace, name, error)
+            self._exit_code = 1
+            self._end.set()
+        else:
+            self._pods_complete()
 
     async def _drain(self) -> None:
         _log.info("draining for at most %g s", self.config.drain_s)

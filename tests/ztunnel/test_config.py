@@ -167,7 +167,9 @@ def test_tls_settings() -> None:
 def test_how_the_ca_knows_this_proxy() -> None:
     config = read(PROV_CERT="/etc/certs", PROXY_MODE="dedicated")
     assert config.ca.client_folder == config.xds.client_folder == Path("/etc/certs")
-    assert not config.impersonates and read().impersonates
+    assert not config.impersonates and read().impersonates and config.dedicated_to is None
+    assert read(PROXY_MODE="dedicated", PROXY_WORKLOAD_INFO="shop/web/sa").dedicated_to == ("shop", "web", "sa")
+    assert read(PROXY_WORKLOAD_INFO="shop/web/sa").dedicated_to is None, "set for others"
 
 
 def test_whom_to_trust_and_what_to_show_is_a_file_or_said_outright(tmp_path: Path) -> None:
@@ -271,6 +273,11 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"COMPLIANCE_POLICY": "fips"}, "COMPLIANCE_POLICY='fips': write pqc or leave it empty"),
         ("--node n1", {"COMPLIANCE_POLICY": "pqc", "TLS12_ENABLED": "1"}, "TLS 1.2 has no post-quantum group"),
         ("--node n1", {"PROXY_MODE": "solo"}, "PROXY_MODE='solo': write shared or dedicated"),
+        (
+            "--node n1",
+            {"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop/web"},
+            "PROXY_WORKLOAD_INFO='shop/web': write NAMESPACE/NAME/SERVICEACCOUNT",
+        ),
         ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "TERMINATION_GRACE_PERIOD_SECONDS='-1'"),
     ],

@@ -1,0 +1,139 @@
+"""A proxy of one pod, in whose network namespace it runs: no agent, no other pods, one identity, and a mesh from a file."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wire.netns import entered, open_home
+
+pytestmark = pytest.mark.kernel
+
+MESH = """
+workloads:
+- {name: client, namespace: shop, serviceAccount: client, workloadIps: [10.197.0.1]}
+- {name: web, namespace: shop, serviceAccount: web, workloadIps: [10.197.0.2], services: {shop/web.shop: {80: 8080}}}
+services:
+- {name: web, namespace: shop, hostname: web.shop, vips: [/10.197.1.1], ports: {80: 8080}}
+"""
+RULES = """
+table ip capture {
+    chain outbound {
+        type nat hook output priority -100;
+        ip daddr 10.197.1.1 tcp dport 80 redirect to :15001
+    }
+}
+"""
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"weft-test-{os.getpid()}-dedicated"
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        for address in ("10.197.0.1", "10.197.0.2"):
+            run("ip", "-n", name, "addr", "add", address, "dev", "lo")
+        run("ip", "-n", name, "route", "add", "10.197.1.0/24", "dev", "lo")
+        run("ip", "netns", "exec", name, "nft", "-f", "-", text=RULES)
+        yield name
+    finally:
+        run("ip", "netns", "del", name)
+
+
+def run(*command: str, text: str = "") -> None:
+    done = subprocess.run(command, input=text, text=True, capture_output=True)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def start(netns: str, folder: Path) -> subprocess.Popen[str]:
+    (folder / "mesh.yaml").write_text(MESH)
+    environment = {
+        **os.environ, "WEFT_RUN_DIR": str(folder / "run"), "WEFT_STATE_DIR": str(folder / "state"), "NODE_NAME": "n1",
+        "WEFT_PREFIX": f"weft-test-{os.getpid()}", "PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop/client/client",
+        "XDS_ADDRESS": "", "LOCAL_XDS_PATH": str(folder / "mesh.yaml"), "ENABLE_ORIG_SRC": "false",
+        "ZTUNNEL_WORKER_THREADS": "1", "CONNECTION_TERMINATION_DEADLINE": "1s",
+    }  # fmt: skip
+    command = ["ip", "netns", "exec", netns, sys.executable, "-m", "ztunnel", "proxy", "ztunnel"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def get(netns_fd: int, home_fd: int, path: str, port: int) -> tuple[int, str]:
+    with entered(netns_fd, home_fd):
+        sock = socket.socket(socket.AF_INET)
+    with sock:
+        sock.settimeout(5)
+        sock.connect(("127.0.0.1", port))
+        sock.sendall(f"GET {path} HTTP/1.0\r\nhost: x\r\n\r\n".encode())
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
+
+
+def await_ready(netns_fd: int, home_fd: int) -> None:
+    until = time.monotonic() + 20
+    while True:
+        try:
+            status, said = get(netns_fd, home_fd, "/healthz/ready", 15021)
+            if status == 200:
+                return
+        except OSError as error:
+            said = str(error)
+        assert time.monotonic() < until, said
+
+
+def test_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
+    netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
+    process = start(netns, tmp_path)
+    try:
+        await_ready(netns_fd, home_fd)
+        with entered(netns_fd, home_fd):
+            listener = socket.create_server(("10.197.0.2", 8080))
+            client = socket.socket(socket.AF_INET)
+        with listener, client:
+            for sock in (listener, client):
+                sock.settimeout(10)
+            client.connect(("10.197.1.1", 80))
+            client.sendall(b"hello")
+            server, _ = listener.accept()
+            with server:
+                assert server.recv(5) == b"hello"
+        dump = json.loads(get(netns_fd, home_fd, "/config_dump", 15000)[1])
+        (state,) = dump["workloadState"].values()
+        assert state["state"] == "Up" and state["info"] == {"name": "client", "namespace": "shop", "serviceAccount": "client"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert 'src.workload="client"' in said and 'dst.service="web.shop"' in said and "bytes_sent=5" in said
+    finally:
+        process.kill()
+        process.wait()
+        os.close(netns_fd)
+        os.close(home_fd)
+
+
+def test_a_taken_port_fails_the_start(netns: str, tmp_path: Path) -> None:
+    netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
+    with entered(netns_fd, home_fd):
+        taken = socket.create_server(("127.0.0.1", 15008))
+    process = start(netns, tmp_path)
+    try:
+        said, _ = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "\terror\tsupervisor\tshop/client cannot be served: Bind([::]:15008, Os { code: 98, kind: AddrInUse" in said
+    finally:
+        process.kill()
+        process.wait()
+        taken.close()
+        os.close(netns_fd)
+        os.close(home_fd)

@@ -1,0 +1,41 @@
+"""A policy that a workload lists and nobody has sent is a gap: it is said, once, and again when it has changed."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from mesh.inventory import Inventory, PolicyStore
+from mesh.policy import Action, Policy, Scope
+from mesh.workload import Workload
+from ztunnel import unknown_policies
+from ztunnel.unknown_policies import UnknownPolicies
+from ztunnel.zds import PodInfo
+
+pytestmark = pytest.mark.unit
+
+
+def test_each_gap_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, eventually: object) -> None:
+    view = SimpleNamespace(inventory=Inventory(), policies=PolicyStore())
+    watch = UnknownPolicies(view, lambda: [PodInfo("u1", "shop", "web", "default"), PodInfo("u2", "shop", "db", "default")])
+    watch.look()
+    listed = tuple(f"shop/p{number}" for number in range(7))
+    view.inventory.apply([Workload("a", "web", "shop", authorization_policies=listed)], [])
+    watch.look()
+    watch.look()
+    said = "pod shop/web: policies that it lists were not sent by the control plane and are not enforced: "
+    assert caplog.messages == [said + "shop/p0, shop/p1, shop/p2, shop/p3, shop/p4 and 2 more"]
+    view.policies.apply([Policy("shop", f"p{number}", Scope.WORKLOAD_SELECTOR, Action.DENY) for number in range(6)], [])
+    monkeypatch.setattr(unknown_policies, "DELAY_S", 0.0)
+
+    async def change_twice() -> None:
+        watch.look_soon()
+        watch.look_soon()
+        await eventually(lambda: len(caplog.messages) > 1)  # type: ignore[operator]
+        await asyncio.sleep(0)
+
+    asyncio.run(change_twice())
+    assert caplog.messages[1:] == [said + "shop/p6"]
+    view.policies.apply([Policy("shop", "p6", Scope.WORKLOAD_SELECTOR, Action.DENY)], [])
+    watch.look()
+    assert len(caplog.messages) == 2
