@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from mesh.inventory import Inventory
-from mesh.workload import Address, Service, Workload
+from mesh.workload import Address, NetworkMode, Service, Workload
 from ztunnel.hbone import RESERVED_PORTS, Authority, ConnectRequest
 from ztunnel.ledger import SocketAddress
 
@@ -30,6 +30,8 @@ def admit(
 ) -> Admitted | Rejected:
     """Check a CONNECT that came to `local`, an address of `workload`."""
     authority = request.authority
+    if workload.network_mode is NetworkMode.HOST_NETWORK:  # the proxy's own pod may be one; no other is ever enrolled
+        return Rejected(503, f"{local} is a node's address: what listens there is the node's, not {workload.name}'s")
     service: Service | None = None
     if isinstance(authority.host, str):
         service = inventory.service_by_hostname(authority.host, workload.namespace)

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import pytest
 
 from mesh.inventory import Inventory
-from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
+from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, NetworkMode, Service, Workload
 from ztunnel.gate import Admitted, Rejected, admit, service_of
 from ztunnel.hbone import ConnectRequest, parse_authority
 
@@ -70,6 +70,11 @@ def test_a_hostname_is_for_who_serves_it_or_stands_in_front_of_it() -> None:
         outcome = ask("web.amb.svc.cluster.local:80", local, web)
         assert isinstance(outcome, Admitted) and outcome.port == 8080
         assert isinstance(ask("web.amb.svc.cluster.local:443", local, web), Rejected), "a named port has no number here"
+
+
+def test_nobody_reaches_a_nodes_own_ports_through_a_pod_that_shares_its_address() -> None:
+    outcome = ask("10.244.0.8:10250", replace(SERVER, network_mode=NetworkMode.HOST_NETWORK))
+    assert outcome == Rejected(503, "10.244.0.8 is a node's address: what listens there is the node's, not s's")
 
 
 def test_ip_mismatch_says_both() -> None:
