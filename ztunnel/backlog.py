@@ -1,6 +1,5 @@
 """Bytes that wait for a socket which takes no more now. Counted, so that nothing waits without a bound."""
 
-import errno
 from collections import deque
 from collections.abc import Callable
 
@@ -8,8 +7,6 @@ from ztunnel.limits import Held
 
 _MERGE_BELOW = 64 << 10
 """Small pieces join the last one: a peer that sends single bytes must not cost an object for each."""
-GONE = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN})
-"""What a socket says when its other end is not there any more."""
 
 
 class Backlog:

@@ -20,7 +20,6 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _PSEUDO = {b":method", b":authority", b":scheme", b":path", b":protocol"}
 _FORWARDED_NETWORK = b"x-forwarded-network"
 _USUAL = {b"baggage", b"forwarded", b"traceparent", _FORWARDED_NETWORK}
-_TRACEPARENT_LENGTH = 55
 
 
 class Malformed(ValueError):
@@ -145,8 +144,3 @@ def read_status(fields: Fields) -> int:
         if name == b":status" and len(value) == 3 and value.isdigit():
             return int(value)
     return 0
-
-
-def accepted_traceparent(value: bytes) -> bool:
-    """Whether a traceparent is passed on; any other is replaced."""
-    return len(value) == _TRACEPARENT_LENGTH

@@ -10,7 +10,7 @@ from typing import Protocol
 from mesh.inventory import PolicyStore
 from mesh.policy import Connection, Policy, Verdict, evaluate, policy_matches
 from mesh.workload import Address, Workload
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Flag, FromWorker, Opened, Progress
+from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, Progress
 from ztunnel.log_lines import RBAC
 
 DENIED = "connection closed due to policy rejection: "
@@ -132,10 +132,6 @@ class Ledger:
         counts = [change for tracked in self.open.values() if (change := tracked.count()) is not None]
         if counts:
             self.emit(Progress(counts))
-
-    def refused_early(self, failure: EarlyFailure) -> None:
-        """A connection failed before anything was known of it."""
-        self.emit(failure)
 
     def records(self) -> list[ConnectionRecord]:
         """The open connections, with their bytes so far."""
