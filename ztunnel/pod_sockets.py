@@ -65,6 +65,16 @@ class PodSockets:
             os.close(self.netns_fd)
 
 
+def check_privileges(home_fd: int, mark: int) -> None:
+    """Try what every pod will need. Raises: OSError naming the mend: a proxy that serves nobody should not seem to run."""
+    try:
+        with entered(home_fd, home_fd), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    except OSError as error:
+        reason = f"cannot enter network namespaces or mark sockets: {error}: run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+        raise OSError(reason) from error
+
+
 def open_pod_sockets(
     netns_fd: int, home_fd: int, mark: int, dns_places: Sequence[tuple[str, int]] = (), ipv6: bool = True
 ) -> PodSockets:

@@ -51,6 +51,7 @@ from ztunnel.log_levels import LogLevels
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
 from ztunnel.node_metrics import node_families
+from ztunnel.pod_sockets import check_privileges
 from ztunnel.pods import DEDICATED_UID, OWN_UID, Pods
 from ztunnel.residents import Residents
 from ztunnel.succession import succeed
@@ -243,10 +244,11 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until told to end: the exit status.
 
-        Raises: OSError when an admin port is taken.
+        Raises: OSError when an admin port is taken, or privileges are missing.
         """
         self._handle_signals()
         config = self.config
+        check_privileges(self._home_fd, config.packet_mark)
         tasks = [asyncio.ensure_future(self._watch("the data workers", self.workers.run))]
         predecessor = AsyncExitStack()
         try:

@@ -262,6 +262,15 @@ def test_the_proxys_own_ports_lead_nowhere(mesh: Mesh, port: int, version: int) 
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("port", [15000, 15020, 15021])
+def test_the_proxys_admin_ports_are_not_in_pods(mesh: Mesh, port: int, version: int) -> None:
+    far, own = mesh.address("far", version), {4: "127.0.0.1", 6: "::1"}[version]
+    assert mesh.puppet("far").fate(own, port) == "refused"
+    for name in ("client", "attacker"):
+        assert mesh.puppet(name).fate(far, port) in ("refused", "reset"), name
+
+
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mark", [MARK_PROXY, MARK_DELIVER], ids=["0x539", "0x111"])
 def test_a_mark_opens_no_door(mesh: Mesh, attacker: Puppet, others: list[Puppet], mark: int, version: int) -> None:
     """Not to who is outside of the mesh (STRICT refuses it), nor to an enrolled pod that no policy allows."""
