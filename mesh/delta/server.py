@@ -21,7 +21,7 @@ class _Subscription:
     """What the client has, as far as it was told: name -> version. A snapshot's own, shared by all streams: never changed."""
     unanswered: set[str]
     """Names asked for since the last answer: these get one even if it is `removed`."""
-    found: dict[str, str | None] = field(default_factory=dict)
+    found: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What the names mean in `looked_up_in`: looked up again only when that is another, so that one more name costs one."""
     looked_up_in: Snapshot | None = None
     outstanding: str | None = None
@@ -136,14 +136,13 @@ class DeltaServer:
         subscription.looked_up_in = snapshot
         wanted = _Wanted(snapshot.versions)
         for name in subscription.unanswered:
-            real = found[name]
-            if real is None:
+            if not found[name]:
                 wanted.unknown.add(name)
-            else:
+            for real in found[name]:
                 wanted.asked.setdefault(real, set()).update({name} - {real})
         if not subscription.wildcard:
             subscription.kept &= snapshot.resources.keys()
-            chosen = {real for real in subscription.found.values() if real} | subscription.kept
+            chosen = subscription.kept.union(*subscription.found.values())
             chosen.update(*(snapshot.members(name) for name in (self._home, *chosen)))
             wanted.versions = {name: snapshot.versions[name] for name in chosen}
         return wanted

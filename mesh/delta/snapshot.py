@@ -32,8 +32,12 @@ class Snapshot:
         return {name: resource.version for name, resource in self.resources.items()}
 
     @cached_property
-    def _by_alias(self) -> dict[str, str]:
-        return {alias: name for name, resource in self.resources.items() for alias in resource.aliases}
+    def _by_alias(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, resource in self.resources.items():
+            for alias in resource.aliases:
+                found.setdefault(alias, []).append(name)
+        return found
 
     @cached_property
     def _groups(self) -> dict[str, list[str]]:
@@ -44,10 +48,10 @@ class Snapshot:
         return groups
 
     @cached_property
-    def _ranges(self) -> dict[tuple[str, int], dict[int, dict[int, str]]]:
+    def _ranges(self) -> dict[tuple[str, int], dict[int, dict[int, list[str]]]]:
         """Aliases of the form `NETWORK/ADDRESS/LENGTH`: by network and IP version, length (longest first), leading bits."""
-        ranges: dict[tuple[str, int], dict[int, dict[int, str]]] = {}
-        for alias, name in sorted(self._by_alias.items()):
+        ranges: dict[tuple[str, int], dict[int, dict[int, list[str]]]] = {}
+        for alias, names in sorted(self._by_alias.items()):
             network, slash, tail = alias.partition("/")
             if not slash or "/" not in tail:
                 continue
@@ -56,23 +60,25 @@ class Snapshot:
             except ValueError:
                 continue
             bits = int(covered.network_address) >> (covered.max_prefixlen - covered.prefixlen)
-            ranges.setdefault((network, covered.version), {}).setdefault(covered.prefixlen, {}).setdefault(bits, name)
+            lengths = ranges.setdefault((network, covered.version), {})
+            lengths.setdefault(covered.prefixlen, {}).setdefault(bits, []).extend(names)
         return {where: dict(sorted(lengths.items(), reverse=True)) for where, lengths in ranges.items()}
 
-    def find(self, name: str) -> str | None:
-        """The name of the resource that a client means: by its name, an alias, or an address inside one of its ranges."""
-        if name in self.resources:
-            return name
-        return self._by_alias.get(name) or self._covering(name)
+    def find(self, name: str) -> tuple[str, ...]:
+        """The names of the resources that a client may mean: by its name, an alias, or an address inside one's range.
 
-    def _covering(self, name: str) -> str | None:
+        Of several that claim an address the client chooses, by its own namespace among other things: it has to know them all.
+        """
+        if name in self.resources:
+            return (name,)
+        return (*self._by_alias.get(name, ()), *self._covering(name))
+
+    def _covering(self, name: str) -> Iterator[str]:
         place = _place(name) if self._ranges else None
-        if place is None:
-            return None
-        network, address = place
-        lengths = self._ranges.get((network, address.version), {})
-        found = (claims.get(int(address) >> (address.max_prefixlen - length)) for length, claims in lengths.items())
-        return next((one for one in found if one), None)
+        if place is not None:
+            network, address = place
+            for length, claims in self._ranges.get((network, address.version), {}).items():
+                yield from claims.get(int(address) >> (address.max_prefixlen - length), ())
 
     def members(self, group: str) -> Iterator[str]:
         """The names of what belongs to a group."""

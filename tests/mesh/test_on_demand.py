@@ -73,24 +73,39 @@ def test_golden_answers_on_demand() -> None:
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("/10.99.7.1", NARROW.name),
-        ("/10.99.8.1", RANGE.name),
-        ("net2/10.98.255.255", NARROW.name),
-        ("/10.98.0.1", None),
-        ("/2001:db8:1::1", NARROW.name),
-        ("/10.100.0.0", None),
-        ("10.99.7.1", None),
-        ("/10.99.7", None),
-        ("", None),
+        ("/10.99.7.1", (NARROW.name, RANGE.name)),
+        ("/10.99.8.1", (RANGE.name,)),
+        ("net2/10.98.255.255", (NARROW.name,)),
+        ("/10.98.0.1", ()),
+        ("/2001:db8:1::1", (NARROW.name,)),
+        ("/10.100.0.0", ()),
+        ("10.99.7.1", ()),
+        ("/10.99.7", ()),
+        ("", ()),
     ],
 )
-def test_an_address_inside_a_range_is_the_narrowest_ones(name: str, found: str | None) -> None:
+def test_an_address_inside_ranges_means_all_of_them_the_narrowest_first(name: str, found: tuple[str, ...]) -> None:
     assert MESH.find(name) == found
+
+
+def test_who_asks_for_an_address_is_told_of_all_that_claim_it() -> None:
+    """Which of them a client means depends on its namespace, on what is healthy, and on who is a pod: it decides itself."""
+    theirs, ours = resource("a/x.example.com", "/10.9.9.9"), resource("b/x.example.com", "/10.9.9.9", "/10.8.0.0/16")
+    pod = resource("Kubernetes//Pod/b/x", "/10.8.1.1")
+    stream = Stream(Snapshot({one.name: one for one in (theirs, ours, pod)}))
+    stream.told()
+    told = stream.ask("/10.9.9.9")
+    assert told is not None and told[0].keys() == {theirs.name, ours.name} and told[1] == ["/10.9.9.9"]
+    told = stream.ask("/10.8.1.1")
+    assert told is not None and told[0].keys() == {pod.name, ours.name} and "/10.8.1.1" in told[0][ours.name]
+    third = resource("c/x.example.com", "/10.9.9.9")
+    stream.state = Snapshot({**stream.state.resources, third.name: third})
+    assert stream.told() == ({third.name: third.aliases}, []), "and of who comes later"
 
 
 @given(st.text(max_size=40))
 def test_whatever_is_asked_for_is_looked_up(name: str) -> None:
-    assert MESH.find(name) in {None, *MESH.resources}
+    assert set(MESH.find(name)) <= MESH.resources.keys()
 
 
 def test_what_was_asked_for_is_kept_up_to_date() -> None:
