@@ -26,7 +26,9 @@ class _Type:
     pending: dict[str, None] = field(default_factory=dict)
     """Names asked for and not answered."""
     unsent: dict[str, None] = field(default_factory=dict)
-    """Those of them that the present stream has not carried."""
+    """Names that the present stream is to carry yet."""
+    carried: set[str] = field(default_factory=set)
+    """Names that it has carried: it tells of whatever will be meant by them."""
     answered: bool = False
 
     def drop(self, name: str) -> None:
@@ -71,7 +73,8 @@ class DeltaClient:
     def _first(self, url: str, one: _Type) -> Request:
         if not one.on_demand:
             return Request(url, initial_versions=dict(one.versions), initial=True)
-        one.unsent.clear()
+        one.carried = set(one.pending)
+        one.unsent = {name: None for name in one.unsent if name not in one.pending}
         self._asked += len(one.pending)
         return Request(url, (ALL,), (ALL,), {**one.versions, **dict.fromkeys(one.pending, "")}, initial=True)
 
@@ -81,7 +84,11 @@ class DeltaClient:
         Raises: ValueError when too many demands wait for an answer.
         """
         one = self._types[type_url]
-        if name in one.versions or name in one.by_alias:
+        if name in one.versions:
+            return False
+        if name in one.by_alias:
+            if name not in one.carried:  # an earlier stream's: this one would not tell who else comes to have that address
+                one.unsent[name] = None
             return False
         if name not in one.pending:
             if len(one.pending) >= MAX_PENDING:
@@ -96,6 +103,7 @@ class DeltaClient:
                 names = tuple(one.unsent)[:NAMES_PER_REQUEST]
                 for name in names:
                     del one.unsent[name]
+                one.carried.update(names)
                 self._asked += len(names)
                 return Request(url, names)
         return None

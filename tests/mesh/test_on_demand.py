@@ -198,6 +198,19 @@ def test_add_abort_remove() -> None:
     assert dict(one.open()[0].initial_versions) == {"held": "1"}
 
 
+def test_a_new_stream_carries_names_that_are_held_when_they_are_met_again() -> None:
+    """What is held serves at once, the control plane away or not; but a stream tells only of what it was asked for."""
+    one = demanding(resource("range", "/10.9.0.0/16", "/10.9.1.1"))
+    one.open()
+    assert not one.demand(ADDRESS_TYPE, "/10.9.1.1")
+    one.open()
+    assert one.next_demand() == Request(ADDRESS_TYPE, ("/10.9.1.1",)) and one.next_demand() is None
+    assert not one.demand(ADDRESS_TYPE, "/10.9.1.1") and one.next_demand() is None, "once a stream"
+    one.open()
+    assert not one.demand(ADDRESS_TYPE, "/10.9.1.1") and not one.demand(ADDRESS_TYPE, "range")
+    assert one.next_demand() == Request(ADDRESS_TYPE, ("/10.9.1.1",)) and one.next_demand() is None
+
+
 def test_demands_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "NAMES_PER_REQUEST", 2)
     monkeypatch.setattr(client, "MAX_PENDING", 3)
