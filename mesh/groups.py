@@ -6,6 +6,7 @@ Ten thousand workloads have as many addresses and names: a dict for each of them
 from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, TypeVar
 
+_Outer = TypeVar("_Outer", bound=Hashable)
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
@@ -56,3 +57,35 @@ class Groups(Generic[_Key, _Value]):
     def __iter__(self) -> Iterator[_Key]:
         """All keys that have a value."""
         return iter(self._groups)
+
+
+class PairGroups(Generic[_Outer, _Key, _Value]):
+    """Groups by pairs, of which many have the first half in common: no pair is kept."""
+
+    def __init__(self, member_of: Callable[[_Value], Hashable]) -> None:
+        """As that of `Groups`."""
+        self._member_of = member_of
+        self._parts: dict[_Outer, Groups[_Key, _Value]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts.values()))
+
+    def add(self, outer: _Outer, key: _Key, value: _Value) -> None:
+        """Add a value to a group, in the place of the same member."""
+        part = self._parts.get(outer)
+        if part is None:
+            part = self._parts[outer] = Groups(self._member_of)
+        part.add(key, value)
+
+    def discard(self, outer: _Outer, key: _Key, member: Hashable) -> None:
+        """Take a member out; what is not there is nothing."""
+        part = self._parts.get(outer)
+        if part is not None:
+            part.discard(key, member)
+            if not part:
+                del self._parts[outer]
+
+    def of(self, outer: _Outer, key: _Key) -> Collection[_Value]:
+        """The values of a group; none for an unknown pair."""
+        part = self._parts.get(outer)
+        return part.of(key) if part is not None else ()

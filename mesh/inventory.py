@@ -10,14 +10,13 @@ updated keeps its endpoints, a change of health policy takes effect at once, and
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
+from sys import intern
 from typing import NamedTuple
 
-from mesh.groups import Groups
+from mesh.groups import Groups, PairGroups
 from mesh.policy import Policy, PolicyGroup, PolicySet, Scope
 from mesh.workload import Address, NamespacedHostname, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
 
-_Where = tuple[str, Address]
-"""A network's name and an address in it."""
 _Question = tuple[str, tuple[str, ...]]
 """What decides which policies apply to a workload: its namespace and the keys that it lists."""
 _MAX_QUESTIONS = 4096
@@ -81,11 +80,11 @@ class Inventory:
     def __init__(self) -> None:
         self._workloads: dict[str, Workload] = {}
         self._services: dict[str, Service] = {}
-        self._by_address: Groups[_Where, Workload] = Groups(_uid)
-        self._by_pod: Groups[tuple[str, str], Workload] = Groups(_uid)
-        self._by_own_hostname: Groups[tuple[str, str], Workload] = Groups(_uid)
+        self._by_address: PairGroups[str, Address, Workload] = PairGroups(_uid)
+        self._by_pod: PairGroups[str, str, Workload] = PairGroups(_uid)
+        self._by_own_hostname: PairGroups[str, str, Workload] = PairGroups(_uid)
         self._members: Groups[str, Workload] = Groups(_uid)
-        self._by_vip: Groups[_Where, Service] = Groups(_service_key)
+        self._by_vip: PairGroups[str, Address, Service] = PairGroups(_service_key)
         self._by_hostname: Groups[str, Service] = Groups(_service_key)
         self._cidrs = _CIDRs()
         self._joined: dict[str, tuple[Endpoint, ...]] = {}
@@ -109,11 +108,11 @@ class Inventory:
     def _add_workload(self, workload: Workload) -> None:
         uid = workload.uid
         self._workloads[uid] = workload
-        self._by_pod.add((workload.namespace, workload.name), workload)
+        self._by_pod.add(workload.namespace, workload.name, workload)
         if workload.hostname:
-            self._by_own_hostname.add((workload.namespace, workload.hostname), workload)
-        for where in _places_of(workload):
-            self._by_address.add(where, workload)
+            self._by_own_hostname.add(workload.namespace, workload.hostname, workload)
+        for address in _own_addresses(workload):
+            self._by_address.add(workload.network, address, workload)
         for key in workload.services:
             self._members.add(key, workload)
             self._joined.pop(key, None)
@@ -122,10 +121,10 @@ class Inventory:
         workload = self._workloads.pop(uid, None)
         if workload is None:
             return
-        self._by_pod.discard((workload.namespace, workload.name), uid)
-        self._by_own_hostname.discard((workload.namespace, workload.hostname), uid)
-        for where in _places_of(workload):
-            self._by_address.discard(where, uid)
+        self._by_pod.discard(workload.namespace, workload.name, uid)
+        self._by_own_hostname.discard(workload.namespace, workload.hostname, uid)
+        for address in _own_addresses(workload):
+            self._by_address.discard(workload.network, address, uid)
         for key in workload.services:
             self._members.discard(key, uid)
             self._joined.pop(key, None)
@@ -137,7 +136,7 @@ class Inventory:
         self._by_hostname.add(service.hostname, service)
         for vip in service.vips:
             if vip.prefix is None:
-                self._by_vip.add((vip.network, vip.address), service)
+                self._by_vip.add(vip.network, vip.address, service)
             else:
                 self._cidrs.add(vip, vip.prefix, service)
 
@@ -149,7 +148,7 @@ class Inventory:
         self._by_hostname.discard(service.hostname, key)
         for vip in set(service.vips):
             if vip.prefix is None:
-                self._by_vip.discard((vip.network, vip.address), key)
+                self._by_vip.discard(vip.network, vip.address, key)
             else:
                 self._cidrs.remove(vip, vip.prefix, service)
 
@@ -162,20 +161,20 @@ class Inventory:
 
         Workloads on their node's network own none.
         """
-        claims = self._by_address.of((network, address))
+        claims = self._by_address.of(network, address)
         # max() keeps the first of equals, and a group the order of arrival.
         return max(reversed((*claims,)), key=_claim_rank, default=None)
 
     def workload_of_pod(self, namespace: str, name: str, service_account: str) -> Workload | None:
         """Find the workload that stands for a pod, by what ZDS says of the pod."""
-        for workload in self._by_pod.of((namespace, name)):
+        for workload in self._by_pod.of(namespace, name):
             if workload.service_account == service_account:
                 return workload
         return None
 
     def workload_by_hostname(self, namespace: str, hostname: str) -> Workload | None:
         """Find a workload by the hostname that it has itself, as a gateway outside the cluster may."""
-        return next(iter(self._by_own_hostname.of((namespace, hostname))), None)
+        return next(iter(self._by_own_hostname.of(namespace, hostname)), None)
 
     def service(self, key: str) -> Service | None:
         """Find a service by `namespace/hostname`."""
@@ -186,7 +185,7 @@ class Inventory:
 
         An exact address beats every CIDR; among CIDRs the client's namespace decides, then the prefix, then canonical.
         """
-        exact = _choose(self._by_vip.of((network, address)), namespace)
+        exact = _choose(self._by_vip.of(network, address), namespace)
         if exact is not None:
             return exact
         covering = [claim for claim in self._cidrs.covering(network, address) if _visible(claim[1], namespace)]
@@ -207,7 +206,7 @@ class Inventory:
 
     def endpoint_of_pod(self, service: Service, name: str) -> Workload | None:
         """Find the pod of a name, in a service's own namespace, among what serves that service."""
-        for workload in self._by_pod.of((service.namespace, name)):
+        for workload in self._by_pod.of(service.namespace, name):
             if service.key in workload.services and (workload.healthy or service.allow_unhealthy):
                 return workload
         return None
@@ -262,10 +261,8 @@ _uid = attrgetter("uid")
 _service_key = attrgetter("key")
 
 
-def _places_of(workload: Workload) -> list[_Where]:
-    if workload.network_mode is NetworkMode.HOST_NETWORK:
-        return []
-    return [(workload.network, address) for address in workload.addresses]
+def _own_addresses(workload: Workload) -> Sequence[Address]:
+    return workload.addresses if workload.network_mode is not NetworkMode.HOST_NETWORK else ()
 
 
 def _claim_rank(workload: Workload) -> tuple[bool, bool]:
@@ -289,7 +286,7 @@ class PolicyStore:
         for key in removals:
             self._remove(key)
         for policy in upserts:
-            key = policy.key
+            key = intern(policy.key)  # as in the lists of workloads, where those were decoded here
             self._remove(key)
             self._policies[key] = policy
             if policy.scope is Scope.GLOBAL:

@@ -59,16 +59,14 @@ class MeshCache:
         return [Resource(name, version, value, tuple(aliases.split())) for name, version, value, aliases in rows]
 
     def apply(self, type_url: str, upserts: Iterable[Resource], removals: Iterable[str]) -> None:
-        """Take an update in; a disk that fails is logged, and costs no more than a slower start."""
+        """Take an update in, removals first; a disk that fails is logged, and costs no more than a slower start."""
+        rows = ((type_url, one.name, one.version, one.value, " ".join(one.aliases)) for one in upserts)
         try:
             with self._database as database:
                 database.executemany(
-                    "INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?, ?)",
-                    [(type_url, one.name, one.version, one.value, " ".join(one.aliases)) for one in upserts],
-                )
-                database.executemany(
                     "DELETE FROM resource WHERE type = ? AND name = ?", [(type_url, name) for name in removals]
                 )
+                database.executemany("INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
             _log.warning("%s: cannot keep what is known of the mesh: %s", self._path, error)
 

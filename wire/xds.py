@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import random
+from sys import intern
 from typing import Any
 
 import grpc
@@ -68,7 +69,7 @@ class NodeMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One response's content: apply the upserts, then the removals; say which upserts are refused and why."""
+    """One response's content: what it both removes and brings is there afterwards. Say which upserts are refused and why."""
 
     type_url: str
     upserts: tuple[delta.Resource, ...]
@@ -202,12 +203,14 @@ class XdsClient:
             for request in self._client.open():
                 await self._write(call, request)
             async with self._demanding(call):
-                message = await self._first(call)
-                while message is not grpc.aio.EOF:
-                    await self._write(call, await self._take(message))
+                response = await self._first(call)
+                while response is not None:
+                    answer = await self._take(response)
+                    response = None  # the next may be hours away, and this one large
+                    await self._write(call, answer)
                     if self._client.is_spent:
                         return "the stream carried as many names as one may, and makes room for another"
-                    message = await call.read()
+                    response = await self._next(call)
         return "the control plane ended the stream"
 
     @asynccontextmanager
@@ -235,20 +238,26 @@ class XdsClient:
                 # The stream has ended meanwhile: the next read says so, and why.
                 return
 
-    async def _first(self, call: Any) -> Any:
+    async def _first(self, call: Any) -> delta.Response | None:
         try:
             async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
-                return await call.read()
+                return await self._next(call)
         except TimeoutError:
             raise TimeoutError(f"no answer within {_FIRST_ANSWER_TIMEOUT_S:g} s") from None
 
-    async def _take(self, message: DeltaDiscoveryResponse) -> delta.Request:
+    async def _next(self, call: Any) -> delta.Response | None:
+        """The next response; None at the end of the stream."""
+        message = await call.read()
+        if message is grpc.aio.EOF:
+            return None
+        self.status.messages[message.type_url] += 1
+        self.status.message_bytes[message.type_url] += message.ByteSize()
+        return _decode(message)
+
+    async def _take(self, response: delta.Response) -> delta.Request:
         if not self.status.connected:
             _log.info("control plane %s: connected", self._endpoint.address)
         self.status.connected, self.status.last_error, self._reported = True, "", ""
-        self.status.messages[message.type_url] += 1
-        self.status.message_bytes[message.type_url] += message.ByteSize()
-        response = _decode(message)
         refused = self._client.excess(response)
         upserts = tuple(resource for resource in response.resources if resource.name not in refused)
         refused |= await self._on_update(Update(response.type_url, upserts, response.removed))
@@ -282,7 +291,7 @@ def _termination(code: grpc.StatusCode, connected: bool) -> str:
 
 def _decode(message: DeltaDiscoveryResponse) -> delta.Response:
     resources = tuple(
-        delta.Resource(resource.name, resource.version, resource.resource.value, tuple(resource.aliases))
+        delta.Resource(intern(resource.name), resource.version, resource.resource.value, tuple(resource.aliases))
         for resource in message.resources
     )
     return delta.Response(

@@ -1,32 +1,19 @@
 """The worker's end of the channel to its supervisor. It never blocks; events may be dropped, replies never."""
 
-import copyreg
 import errno
 import socket
 from collections.abc import Callable
-from dataclasses import fields
-from ipaddress import IPv4Address, IPv6Address
-from operator import attrgetter
 
-from mesh.identity import Identity
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, FromWorker, Opened, Progress, Revocation
 from ztunnel.framing import FrameError, FrameReader, FrameWriter, receive
 from ztunnel.loop import IN, OUT, Loop
+from ztunnel.pickles import values_of_record
 
 BATCH_S = 0.05
 """Events travel together: one send for all of a moment."""
 MAX_PENDING_BYTES = 8 << 20
 _EVENT_BYTES = 160
 """About what an event takes."""
-# Two records travel for each connection. By default an address is pickled as text and a record as names and values: this is
-# 3x faster on both ends.
-_values = attrgetter(*(field.name for field in fields(ConnectionRecord)))
-copyreg.pickle(IPv4Address, lambda address: (IPv4Address, (int(address),)))
-copyreg.pickle(IPv6Address, lambda address: (IPv6Address, (int(address),)))
-copyreg.pickle(ConnectionRecord, lambda record: (ConnectionRecord, _values(record)))
-copyreg.pickle(Identity, lambda identity: (Identity, tuple(identity)))
-copyreg.pickle(Opened, lambda message: (Opened, (message.record,)))
-copyreg.pickle(Closed, lambda message: (Closed, (message.record, message.was_open, message.told)))
 _EVENTS = (Opened, Progress, Closed, EarlyFailure, Revocation)
 
 
@@ -67,7 +54,7 @@ class Link:
         if isinstance(message, Opened):
             # What is open goes on counting in its record; what is closed does not.
             self._fresh[message.record.number] = len(self._batch)
-            message = Opened(ConnectionRecord(*_values(message.record)))
+            message = Opened(ConnectionRecord(*values_of_record(message.record)))
         elif isinstance(message, Closed):
             place = self._fresh.pop(message.record.number, None)
             if place is not None:  # half of what a short connection costs here and there

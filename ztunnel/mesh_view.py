@@ -1,8 +1,8 @@
 """What this node knows of the mesh: updates of the control plane, decoded, indexed, passed on to the workers, kept on disk."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from mesh.delta import Resource
@@ -14,6 +14,7 @@ from mesh.workload import Service, Workload
 from wire.mesh_cache import MeshCache
 from wire.xds import Update
 from ztunnel.channel import UpdateInventory, UpdatePolicies
+from ztunnel.memory import collector_at_rest
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
@@ -22,8 +23,8 @@ _Noun = TypeVar("_Noun")
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 """In the order in which they are asked for."""
 
-_PIECE = 5000
-"""Workloads or services per message: some 5 MB pickled."""
+_PIECE = 1024
+"""Resources taken in at a time, and of a message to the workers: 15 ms here, and 4 ms there."""
 
 
 class MeshView:
@@ -68,17 +69,24 @@ class MeshView:
         return retained
 
     async def take(self, update: Update) -> Mapping[str, str]:
-        """Take in an update of the control plane; returns what is refused, name -> reason."""
+        """Take in an update of the control plane; returns what is refused, name -> reason.
+
+        A large one goes piece by piece, so that neither this process nor a worker is away for long; removals go last.
+        """
         if update.type_url not in TYPE_URLS:
             return {}
-        refused = self._take_in(update.type_url, update.upserts, update.removals)
-        kept = [resource for resource in update.upserts if resource.name not in refused]
-        await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+        refused: dict[str, str] = {}
+        *pieces, last = _pieces(update.upserts)
+        with collector_at_rest() if pieces else nullcontext():
+            for piece in pieces:
+                refused |= self._take_in(update.type_url, piece, ())
+                await asyncio.sleep(0)
+            refused |= self._take_in(update.type_url, last, _but_for(update.removals, pieces))
+            kept = [resource for resource in update.upserts if resource.name not in refused]
+            await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
         return refused
 
-    def _take_in(
-        self, type_url: str, upserts: tuple[Resource, ...] | list[Resource], removals: tuple[str, ...]
-    ) -> dict[str, str]:
+    def _take_in(self, type_url: str, upserts: Sequence[Resource], removals: Sequence[str]) -> dict[str, str]:
         if type_url == ADDRESS_TYPE:
             addresses, refused = decode_all(upserts, lambda resource: decode_address(resource.value))
             self._change_inventory([*_left_with(self._local_addresses, removals), *addresses], list(removals))
@@ -89,30 +97,33 @@ class MeshView:
         return refused
 
     def _change_inventory(self, upserts: list[Workload | Service], removals: list[str]) -> None:
-        self.inventory.apply(upserts, removals)
-        for message in _inventory_messages(upserts, removals):
-            self._on_change(message)
+        if upserts or removals:
+            self.inventory.apply(upserts, removals)
+            self._on_change(UpdateInventory(upserts, removals))
 
     def _change_policies(self, upserts: list[Policy], removals: list[str]) -> None:
         if upserts or removals:
             self.policies.apply(upserts, removals)
             self._on_change(UpdatePolicies(upserts, removals))
 
-    def statements(self) -> list[UpdateInventory | UpdatePolicies]:
+    def statements(self) -> Iterator[UpdateInventory | UpdatePolicies]:
         """All that is known, for a worker that starts."""
         addresses: list[Workload | Service] = [*self.inventory.workloads(), *self.inventory.services()]
-        return [*_inventory_messages(addresses, []), UpdatePolicies(list(self.policies.policies()), [])]
+        yield from (UpdateInventory(list(piece), []) for piece in _pieces(addresses))
+        yield from (UpdatePolicies(list(piece), []) for piece in _pieces(list(self.policies.policies())))
+
+
+def _pieces(all_of_them: Sequence[_Noun]) -> list[Sequence[_Noun]]:
+    """One at least."""
+    return [all_of_them[begin : begin + _PIECE] for begin in range(0, len(all_of_them) or 1, _PIECE)]
+
+
+def _but_for(removals: Sequence[str], pieces: Iterable[Iterable[Resource]]) -> Sequence[str]:
+    """Removals without what was just taken in: what an update both removes and brings is there afterwards."""
+    brought = {resource.name for piece in pieces for resource in piece} if removals else ()
+    return [name for name in removals if name not in brought]
 
 
 def _left_with(local: dict[str, _Noun], removals: Iterable[str]) -> list[_Noun]:
     """What is true again when control takes something away."""
     return [local[name] for name in removals if name in local] if local else []
-
-
-def _inventory_messages(upserts: list[Workload | Service], removals: list[str]) -> list[UpdateInventory]:
-    """An update in pieces that fit the channel's frames."""
-    messages = [UpdateInventory([], removals)] if removals else []
-    rest = iter(upserts)
-    while piece := list(islice(rest, _PIECE)):
-        messages.append(UpdateInventory(piece, []))
-    return messages

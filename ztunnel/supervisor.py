@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from itertools import chain
 from pathlib import Path
 
 from mesh.resources import ADDRESS_TYPE
@@ -153,7 +154,7 @@ class Supervisor:
         )
         if self._crl is not None:
             yield self._crl.statement(), ()
-        for message in (SetLogLevels(self.log_levels.levels), *self.view.statements(), *self._issuer.statements()):
+        for message in chain((SetLogLevels(self.log_levels.levels),), self.view.statements(), self._issuer.statements()):
             yield message, ()
         yield from self.pods.statements()
 

@@ -106,13 +106,29 @@ def _extension(message: Any, name: str, content: Any) -> Any:
     return content
 
 
+def _locality(message: Any) -> Locality:
+    if not message.HasField("locality"):
+        return _NOWHERE
+    return _shared_locality(message.locality.region, message.locality.zone, message.locality.subzone)
+
+
+_NOWHERE = Locality()
+_shared_locality = lru_cache(maxsize=1024)(Locality)
+_NO_SOURCES: dict[str, str] = {}
+
+
+def _policy_sources(message: Any) -> dict[str, str]:
+    if not message.extensions:
+        return _NO_SOURCES
+    return dict(_extension(message, POLICY_SOURCES, extension.PolicySources()).objects)
+
+
 def _workload(message: Any) -> Workload:
-    locality = message.locality
     return Workload(
-        uid=message.uid,
+        uid=intern(message.uid),
         name=intern(message.name),
         namespace=intern(message.namespace),
-        addresses=tuple(read_address(value) for value in message.addresses),
+        addresses=tuple(map(read_address, message.addresses)),
         network=intern(message.network),
         protocol=_protocol(message.tunnel_protocol),
         trust_domain=intern(message.trust_domain or _DEFAULT_TRUST_DOMAIN),
@@ -131,10 +147,10 @@ def _workload(message: Any) -> Workload:
         hostname=message.hostname,
         services=_services(message),
         application_tunnel=_application_tunnel(message),
-        locality=Locality(*shared_strings((locality.region, locality.zone, locality.subzone))),
+        locality=_locality(message),
         network_mode=pick(_NETWORK_MODES, message.network_mode),
         capacity=message.capacity.value if message.HasField("capacity") else 1,
-        policy_sources=dict(_extension(message, POLICY_SOURCES, extension.PolicySources()).objects),
+        policy_sources=_policy_sources(message),
     )
 
 

@@ -1,11 +1,12 @@
 """`istio.security.Authorization`: a policy."""
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import ip_network
 from sys import intern
 from typing import Any, Literal
 
-from mesh.policy import Action, Match, Policy, Scope, ServiceAccountMatch, StringMatch
+from mesh.policy import Action, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch
 from mesh.proto import authorization_pb2 as authorization
 from mesh.resources.field import PORT_BITS, parse, pick, read_address
 from mesh.workload import Network
@@ -15,6 +16,8 @@ AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"
 _SCOPES = (Scope.GLOBAL, Scope.NAMESPACE, Scope.WORKLOAD_SELECTOR)
 _KINDS: dict[str, Literal["exact", "prefix", "suffix"]] = {"exact": "exact", "prefix": "prefix", "suffix": "suffix"}
 _ACTIONS = (Action.ALLOW, Action.DENY)
+_RULES, _RULE_BYTES = 1024, 1024
+"""Rules, of at most so many bytes, that are kept for the next policy that says the same."""
 
 
 def _strings(messages: Iterable[Any]) -> tuple[StringMatch, ...]:
@@ -47,20 +50,36 @@ def _accounts(messages: Iterable[Any]) -> tuple[ServiceAccountMatch, ...]:
     return tuple(ServiceAccountMatch(message.namespace, message.serviceAccount) for message in messages)
 
 
-_ATTRIBUTES: dict[str, Callable[[Any], tuple[Any, ...]]] = {
-    "namespaces": _strings,
-    "principals": _strings,
-    "source_ips": _networks,
-    "destination_ips": _networks,
-    "destination_ports": _ports,
-    "service_accounts": _accounts,
+_READERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    sign + name: read
+    for sign in ("", "not_")
+    for name, read in (
+        ("namespaces", _strings),
+        ("principals", _strings),
+        ("source_ips", _networks),
+        ("destination_ips", _networks),
+        ("destination_ports", _ports),
+        ("service_accounts", _accounts),
+    )
 }
 
 
 def _match(message: Any) -> Match:
-    values = {name: read(getattr(message, name)) for name, read in _ATTRIBUTES.items()}
-    values |= {f"not_{name}": read(getattr(message, f"not_{name}")) for name, read in _ATTRIBUTES.items()}
-    return Match(**values)
+    return Match(**{field.name: _READERS[field.name](value) for field, value in message.ListFields() if field.name in _READERS})
+
+
+def _rule(value: bytes) -> Rule:
+    message = authorization.Rule.FromString(value)
+    return tuple(tuple(map(_match, clause.matches)) for clause in message.clauses)
+
+
+_shared_rule = lru_cache(maxsize=_RULES)(_rule)
+"""The same rule of many policies is read, and kept, once."""
+
+
+def _rules(message: Any) -> tuple[Rule, ...]:
+    values = [rule.SerializeToString(deterministic=True) for rule in message.rules]
+    return tuple(_shared_rule(value) if len(value) <= _RULE_BYTES else _rule(value) for value in values)
 
 
 def decode_authorization(name: str, value: bytes) -> Policy:
@@ -72,12 +91,10 @@ def decode_authorization(name: str, value: bytes) -> Policy:
     parse(message, value, "decode error")
     return Policy(
         namespace=intern(message.namespace),
-        name=message.name,
+        name=intern(message.name),
         scope=pick(_SCOPES, message.scope, "decode error"),
         action=pick(_ACTIONS, message.action, "decode error"),
-        rules=tuple(
-            tuple(tuple(_match(match) for match in clause.matches) for clause in rule.clauses) for rule in message.rules
-        ),
+        rules=_rules(message),
         dry_run=message.dry_run,
         resource="" if name == f"{message.namespace}/{message.name}" else name,
     )

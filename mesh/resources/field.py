@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 from sys import intern
 from typing import TypeVar
 
@@ -54,6 +54,8 @@ def read_address(value: bytes) -> Address:
 
     Raises: ValueError for any other length.
     """
-    if len(value) not in (4, 16):
+    if len(value) == 4:
+        return IPv4Address(value)
+    if len(value) != 16:
         raise ValueError(f"failed to parse address, had {len(value)} bytes")
-    return ip_address(value)
+    return IPv6Address(value)

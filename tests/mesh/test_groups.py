@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.groups import Groups
+from mesh.groups import Groups, PairGroups
 
 pytestmark = pytest.mark.unit
 
@@ -26,3 +26,19 @@ def test_groups_are_a_dict_of_dicts(changes: list[tuple[bool, str, int, int]]) -
                 plain.pop(key, None)
         assert set(groups) == set(plain) and len(groups) == len(plain)
         assert all(list(groups.of(key)) == list(plain.get(key, {}).values()) for key in "ab")
+
+
+@given(_CHANGES)
+def test_groups_by_pairs_are_groups_by_tuples(changes: list[tuple[bool, str, int, int]]) -> None:
+    pairs: PairGroups[bool, str, tuple[int, int]] = PairGroups(lambda value: value[0])
+    plain: Groups[tuple[bool, str], tuple[int, int]] = Groups(lambda value: value[0])
+    for adds, key, member, content in changes:
+        outer = content > 0
+        if adds:
+            pairs.add(outer, key, (member, content))
+            plain.add((outer, key), (member, content))
+        else:
+            pairs.discard(outer, key, member)
+            plain.discard((outer, key), member)
+        assert len(pairs) == len(plain)
+        assert all(list(pairs.of(o, k)) == list(plain.of((o, k))) for o in (True, False) for k in "ab")

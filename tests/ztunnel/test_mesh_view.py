@@ -87,7 +87,7 @@ def test_local_configuration_and_control_side_by_side(tmp_path: Path) -> None:
     assert view.inventory.workload(WEB.uid) == WEB, "control knows better"
     take(view, ADDRESS_TYPE, {}, (WEB.uid, SERVICE.key, database.uid))
     assert view.inventory.workload(WEB.uid) == local and view.inventory.service(SERVICE.key) == SERVICE
-    assert changes[-1] == UpdateInventory([local, SERVICE], [])
+    assert changes[-1] == UpdateInventory([local, SERVICE], [WEB.uid, SERVICE.key, database.uid])
     assert list(view.inventory.workloads()) == [local]
     take(view, AUTHORIZATION_TYPE, {}, (POLICY.key,))
     assert view.policies.policy(POLICY.key) == POLICY
@@ -99,7 +99,7 @@ def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, mon
     view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), lambda _: None)
     pods = [Workload(f"K//Pod/demo/{number}", str(number), "demo") for number in range(5)]
     take(view, ADDRESS_TYPE, {pod.uid: encode_workload(pod) for pod in pods})
-    statements = view.statements()
+    statements = list(view.statements())
     assert [len(message.upserts) for message in statements] == [2, 2, 1, 0]
     assert {one for message in statements[:3] for one in map(str, message.upserts)} == set(map(str, pods))
 
@@ -108,8 +108,8 @@ def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, mon
 def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "mesh.sqlite").write_bytes(damage)
     cache = MeshCache(tmp_path / "mesh.sqlite")
-    cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x")], [])
-    cache.apply(ADDRESS_TYPE, [Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2")), Resource("b", "1", b"z")], ["b"])
+    cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x"), Resource("b", "1", b"z")], [])
+    cache.apply(ADDRESS_TYPE, [Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2"))], ["a", "b"])
     assert cache.load(ADDRESS_TYPE) == [Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2"))]
 
 
@@ -135,3 +135,19 @@ def test_residents_are_local_workloads_and_pods() -> None:
     residents.set_pods([])
     residents.update([Workload(WEB.uid, "web", "demo", node="n2")], [plain.uid])
     assert not residents.meshed() and not any(map(residents.at_home, (web, db, far)))
+
+
+def test_a_large_update_is_taken_in_by_pieces_and_takes_away_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_view, "_PIECE", 2)
+    told: list[UpdateInventory | UpdatePolicies] = []
+    view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), told.append)
+    pods = [Workload(f"K//Pod/demo/{number}", str(number), "demo") for number in range(5)]
+    take(view, ADDRESS_TYPE, {WEB.uid: encode_workload(WEB)})
+    take(view, ADDRESS_TYPE, {pod.uid: encode_workload(pod) for pod in pods}, (WEB.uid, pods[0].uid, pods[4].uid))
+    assert told[1:] == [
+        UpdateInventory(pods[:2], []),
+        UpdateInventory(pods[2:4], []),
+        UpdateInventory(pods[4:], [WEB.uid, pods[4].uid]),
+    ]
+    assert list(view.inventory.workloads()) == pods
+    assert {one.name for one in view.restore()[ADDRESS_TYPE]} == {pod.uid for pod in pods}

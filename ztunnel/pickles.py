@@ -1,0 +1,58 @@
+"""How the values in frames are pickled: as a call of their class with their fields.
+
+By default a data class is pickled with a walk over its fields that costs more than all the rest, and an address as text that
+is parsed again. A large mesh and two records for each connection go this way: it is 2x to 3x faster on both ends.
+"""
+
+import copyreg
+from collections.abc import Callable
+from dataclasses import fields
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from operator import attrgetter
+from typing import Any
+
+from mesh.identity import Identity
+from mesh.policy import Match, Policy, ServiceAccountMatch, StringMatch
+from mesh.workload import (
+    ApplicationTunnel,
+    GatewayAddress,
+    Locality,
+    NamespacedHostname,
+    NetworkAddress,
+    Service,
+    WeightedWaypoint,
+    Workload,
+)
+from ztunnel.channel import Closed, ConnectionRecord, Opened
+
+values_of_record: Callable[[ConnectionRecord], tuple[Any, ...]] = attrgetter(*(one.name for one in fields(ConnectionRecord)))
+
+
+def _by_fields(kind: type[Any]) -> None:
+    values = attrgetter(*(field.name for field in fields(kind)))
+    copyreg.pickle(kind, lambda one: (kind, values(one)))
+
+
+for _kind in (
+    ApplicationTunnel,
+    Closed,
+    ConnectionRecord,
+    GatewayAddress,
+    Locality,
+    Match,
+    NamespacedHostname,
+    NetworkAddress,
+    Policy,
+    Service,
+    ServiceAccountMatch,
+    StringMatch,
+    WeightedWaypoint,
+    Workload,
+):
+    _by_fields(_kind)
+copyreg.pickle(Opened, lambda message: (Opened, (message.record,)))
+copyreg.pickle(Identity, lambda identity: (Identity, tuple(identity)))
+copyreg.pickle(IPv4Address, lambda address: (IPv4Address, (int(address),)))
+copyreg.pickle(IPv6Address, lambda address: (IPv6Address, (int(address),)))
+copyreg.pickle(IPv4Network, lambda network: (IPv4Network, ((int(network.network_address), network.prefixlen),)))
+copyreg.pickle(IPv6Network, lambda network: (IPv6Network, ((int(network.network_address), network.prefixlen),)))
