@@ -211,12 +211,12 @@ def thief(mesh: Mesh, attacker: Puppet) -> Iterator[int]:
 def robbed(mesh: Mesh, attacker: Puppet, thief: int, shown: dict[str, Any] | None, answer: bytes = b"") -> dict[str, Any]:
     """The client talks to the bank, and the thief is there: what that one heard."""
     visit = attacker.start("visit", thief, shown, text(answer))
-    with mesh.puppet("client").connect(mesh.address("bank"), ECHO_PORT) as wire:
-        try:
+    try:  # a reset may be there before connect() has returned
+        with mesh.puppet("client").connect(mesh.address("bank"), ECHO_PORT) as wire:
             wire.send(SECRET)
             ended = wire.ended()
-        except (ConnectionResetError, BrokenPipeError):
-            ended = "reset"
+    except (ConnectionResetError, BrokenPipeError):
+        ended = "reset"
     assert ended == "reset"
     return dict(visit.result(20))
 
