@@ -426,8 +426,6 @@ def test_every_line_is_json_when_that_is_wanted_and_workers_follow_the_levels(pl
             with node.dial(15053) as client:
                 client.sendall(len(question).to_bytes(2, "big") + question)
                 await asyncio.to_thread(client.recv, 512)
-        with node.dial(15006) as client:
-            await asyncio.to_thread(until_closed, client)
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: any("was killed by SIGKILL" in one["message"] for one in lines()))
         with node.dial(15008) as client:
