@@ -9,6 +9,7 @@ from wire.http_unix import HttpError, HttpServer, Request, Response
 from ztunnel import succession
 from ztunnel.channel import ConnectionRecord
 from ztunnel.config_dump import JSON, dump_connection_fully
+from ztunnel.dns_sockets import has_ipv6_loopback
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.log_levels import LogLevels
 from ztunnel.metrics import Family, render
@@ -45,10 +46,11 @@ class Proxy(Protocol):
 class Admin:
     """The endpoints of one proxy."""
 
-    def __init__(self, proxy: Proxy, everywhere: str = "") -> None:
-        """`everywhere`: the host that stands for all addresses."""
+    def __init__(self, proxy: Proxy, ipv6: bool = True) -> None:
+        """Without `ipv6`: on IPv4 alone."""
         self._proxy = proxy
-        self._everywhere = everywhere
+        self._loopbacks = ("127.0.0.1", "::1") if ipv6 and has_ipv6_loopback() else ("127.0.0.1",)
+        self._everywhere = "" if ipv6 else "0.0.0.0"
         every: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
             "GET /": self._dashboard,
             "GET /config_dump": self._config_dump,
@@ -76,7 +78,7 @@ class Admin:
         self._where = (path, admin_port, metrics_port, readiness_port)
         await self._local.listen_unix(path)
         for server, host, port in (
-            (self._all, "127.0.0.1", admin_port),
+            *((self._all, loopback, admin_port) for loopback in self._loopbacks),
             (self._only_metrics, self._everywhere, metrics_port),
             (self._only_ready, self._everywhere, readiness_port),
         ):

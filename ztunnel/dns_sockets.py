@@ -21,7 +21,7 @@ def open_dns_sockets(places: Sequence[tuple[str, int]], mark: int) -> tuple[list
     opened: list[socket.socket] = []
     trouble = []
     for address, port in places:
-        if address == "::1" and _has_no_ipv6():
+        if address == "::1" and not has_ipv6_loopback():
             continue
         here: list[socket.socket] = []
         try:
@@ -37,12 +37,13 @@ def open_dns_sockets(places: Sequence[tuple[str, int]], mark: int) -> tuple[list
     return opened, "; ".join(trouble)
 
 
-def _has_no_ipv6() -> bool:
+def has_ipv6_loopback() -> bool:
+    """Whether the calling thread's namespace has ::1."""
     try:
         with open(_IPV6_OFF, encoding="ascii") as file:
-            return file.read().strip() != "0"
+            return file.read().strip() == "0"
     except FileNotFoundError:  # the kernel has none
-        return True
+        return False
 
 
 def _open(address: str, port: int, kind: int, mark: int) -> socket.socket:

@@ -108,7 +108,7 @@ class Supervisor:
         if config.local_mesh is not None:
             self.view.take_local(config.local_mesh)
         self.xds = self._xds_client(config.xds) if config.xds is not None else None
-        self._admin = Admin(self, "" if config.ipv6 else "0.0.0.0")
+        self._admin = Admin(self, config.ipv6)
         self._exit_code = 0
 
     def _xds_client(self, endpoint: Endpoint) -> XdsClient:

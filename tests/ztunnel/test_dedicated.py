@@ -65,12 +65,12 @@ def start(netns: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def get(netns_fd: int, home_fd: int, path: str, port: int) -> tuple[int, str]:
+def get(netns_fd: int, home_fd: int, path: str, port: int, host: str = "127.0.0.1") -> tuple[int, str]:
     with entered(netns_fd, home_fd):
-        sock = socket.socket(socket.AF_INET)
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     with sock:
         sock.settimeout(5)
-        sock.connect(("127.0.0.1", port))
+        sock.connect((host, port))
         sock.sendall(f"GET {path} HTTP/1.0\r\nhost: x\r\n\r\n".encode())
         answer = b""
         while piece := sock.recv(65536):
@@ -91,6 +91,13 @@ def await_ready(netns_fd: int, home_fd: int) -> None:
         assert time.monotonic() < until, said
 
 
+def stats_exist(*answers: tuple[int, str]) -> None:
+    for status, body in answers:
+        assert status == 200 and body.endswith("# EOF\n")
+        for name in ("istio_tcp_connections_opened_total{", "istio_build{", "process_open_fds ", "istio_tcp_sockets_open{"):
+            assert f"\n{name}" in body, name
+
+
 def test_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
     netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
     process = start(netns, tmp_path)
@@ -108,6 +115,10 @@ def test_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
             with server:
                 assert server.recv(5) == b"hello"
         dump = json.loads(get(netns_fd, home_fd, "/config_dump", 15000)[1])
+        assert get(netns_fd, home_fd, "/config_dump", 15000, "::1")[0] == 200
+        with pytest.raises(ConnectionRefusedError):
+            get(netns_fd, home_fd, "/config_dump", 15000, "10.197.0.1")
+        stats_exist(get(netns_fd, home_fd, "/metrics", 15020), get(netns_fd, home_fd, "/stats/prometheus", 15020, "10.197.0.1"))
         (state,) = dump["workloadState"].values()
         assert state["state"] == "Up" and state["info"] == {"name": "client", "namespace": "shop", "serviceAccount": "client"}
         process.send_signal(signal.SIGTERM)
