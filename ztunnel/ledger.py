@@ -16,6 +16,8 @@ from ztunnel.log_lines import RBAC
 DENIED = "connection closed due to policy rejection: "
 CHANGED = "connection closed due to policy change: "
 DRAINED = "connection closed due to connection drain"
+MAKING_NS = 60 * 10**9
+"""More than all that a connection may wait for, one after the other: a peer that never answers a CONNECT is given up then."""
 
 
 class Pump(Protocol):
@@ -36,7 +38,7 @@ class Pump(Protocol):
 class Tracked:
     """One connection, from its first check to its end. The shells in ztunnel.inbound and ztunnel.outbound derive from it."""
 
-    __slots__ = ("_began_ns", "_told", "ledger", "pump", "record", "subject", "was_open", "workload")
+    __slots__ = ("_told", "began_ns", "ledger", "pump", "record", "subject", "was_open", "workload")
 
     def __init__(self, ledger: "Ledger", record: ConnectionRecord) -> None:
         self.ledger = ledger
@@ -47,7 +49,7 @@ class Tracked:
         self.workload: Workload | None = None
         """The local workload that policies protect."""
         self.was_open = False
-        self._began_ns = time.monotonic_ns()
+        self.began_ns = time.monotonic_ns()
         self._told = (0, 0)
 
     def opened(self) -> None:
@@ -61,7 +63,7 @@ class Tracked:
             return
         record = self.record
         record.flag, record.error = flag, error
-        record.duration_ns = time.monotonic_ns() - self._began_ns
+        record.duration_ns = time.monotonic_ns() - self.began_ns
         self.count()
         self.pump = None
         self.ledger.emit(Closed(record, self.was_open))
@@ -128,7 +130,10 @@ class Ledger:
                 tracked.abort("DENY", CHANGED + verdict.reason)
 
     def progress(self) -> None:
-        """Report what moved since the last time."""
+        """Report what moved since the last time, and end what is not open after MAKING_NS, whatever it waits for."""
+        before_ns = time.monotonic_ns() - MAKING_NS
+        for tracked in [one for one in self.open.values() if not one.was_open and one.began_ns < before_ns]:
+            tracked.abort("CONNECT", f"connection failed: not open after {MAKING_NS // 10**9} s")
         counts = [change for tracked in self.open.values() if (change := tracked.count()) is not None]
         if counts:
             self.emit(Progress(counts))

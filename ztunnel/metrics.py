@@ -128,6 +128,9 @@ class TcpMetrics:
     def __init__(self) -> None:
         self._series: dict[Labels, Series] = {}
         self.open: dict[Direction, int] = {"outbound": 0, "inbound": 0}
+        """Connections that have an accepted socket of their own."""
+        self.tunnels = 0
+        """Inbound ones, each of one accepted socket."""
         self.overflow = 0
         """Sets of labels that found no room."""
 
@@ -149,7 +152,8 @@ class TcpMetrics:
             counter(name, text, ((one.labels, getattr(one, kind)) for one in self._series.values() if one.shows(kind)))
             for kind, (name, text) in _TCP.items()
         ]
-        sockets = [Sample((("reporter", _REPORTERS[direction]),), count) for direction, count in self.open.items()]
+        open_sockets = self.open | {"inbound": self.open["inbound"] + self.tunnels}
+        sockets = [Sample((("reporter", _REPORTERS[direction]),), count) for direction, count in open_sockets.items()]
         families.append(Family("istio_tcp_sockets_open", "gauge", "The number of TCP connections that are open", sockets))
         families.append(
             counter("weft_metrics_overflow", "Sets of labels that found no room", [((), self.overflow)]),

@@ -121,7 +121,7 @@ class Telemetry:
     def _count_opened(self, facts: Facts) -> Series:
         series = self._series_of(facts, "-")
         series.opened += 1
-        self._tcp.open[facts.record.direction] += 1
+        self._count_socket(facts.record, 1)
         return series
 
     def _count_closed(self, facts: Facts) -> None:
@@ -129,7 +129,11 @@ class Telemetry:
         series.closed += 1
         if facts.record.flag != "-":
             series.failed += 1
-        self._tcp.open[facts.record.direction] -= 1
+        self._count_socket(facts.record, -1)
+
+    def _count_socket(self, record: ConnectionRecord, change: int) -> None:
+        if record.direction == "outbound" or record.protocol == "TCP":  # others share their tunnel's socket
+            self._tcp.open[record.direction] += change
 
     def _series_of(self, facts: Facts, flag: str) -> Series:
         # Making the labels costs more than all else here, and the same few pairs of workloads talk again and again.
@@ -219,6 +223,7 @@ class Telemetry:
         """The metrics of connections and workers."""
         early = (((("direction", direction), ("flag", flag)), count) for (direction, flag), count in self._early.items())
         offences = (((("identity", identity), ("kind", kind)), count) for (identity, kind), count in self._offences.items())
+        self._tcp.tunnels = sum(gauges.get("inbound_tunnels", 0) for gauges in self._gauges.values())
         families = [
             *self._tcp.families(),
             *self._dns.families(),

@@ -10,7 +10,7 @@ from mesh.inventory import PolicyStore
 from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch
 from mesh.workload import Workload
 from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
-from ztunnel.ledger import Ledger, Tracked
+from ztunnel.ledger import MAKING_NS, Ledger, Tracked
 
 pytestmark = pytest.mark.unit
 
@@ -116,3 +116,16 @@ def test_verdicts_are_logged_for_who_wants_them(caplog: pytest.LogCaptureFixture
         ("rbac", log_level, who + "dry run: Deny shop/maybe matches"),
         ("rbac", log_level, who + "explicitly denied by: shop/no"),
     ]
+
+
+def test_who_waits_for_an_answer_that_never_comes_is_given_up() -> None:
+    book = Book()
+    waiting, serving, late = book.register(judged=False), book.register(judged=False), book.register(judged=False)
+    pump = waiting.pump = Pump()
+    serving.opened()
+    for tracked in (waiting, serving):
+        tracked.began_ns -= MAKING_NS + 1
+    late.began_ns -= MAKING_NS // 2
+    book.ledger.progress()
+    assert pump.aborted == [("CONNECT", "connection failed: not open after 60 s")]
+    assert list(book.ledger.open) == [serving.record.number, late.record.number]

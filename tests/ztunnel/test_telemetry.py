@@ -221,6 +221,15 @@ def test_bytes_count_from_the_servers_viewpoint_while_the_connection_lives() -> 
     assert sample(world, "istio_tcp_sockets_open") == 0 and world.telemetry.open_connections == 0
 
 
+def test_connections_that_share_a_tunnel_share_its_socket() -> None:
+    world = World()
+    for number in range(3):
+        world.telemetry.hear(0, Opened(replace(OUTBOUND, number=number, direction="inbound")))
+    world.telemetry.hear(0, Opened(replace(OUTBOUND, number=3, direction="inbound", protocol="TCP")))
+    world.telemetry.hear(0, WorkerStatus({"inbound_tunnels": 1}))
+    assert sample(world, "istio_tcp_sockets_open", reporter="destination") == 2
+
+
 def test_crl_metrics_by_reporter() -> None:
     world = World()
     for one in (
