@@ -23,6 +23,8 @@ OVERTIME_S = 0.001
 """How long a turn goes on with what earlier ones left; one piece of it at least."""
 GREETINGS_PER_TURN = 2
 """Handshakes that a turn moves on at once: half a millisecond each. More are left for later."""
+LINGER_S = 0.001
+"""How long what is in no hurry waits for company."""
 LOOKUPS_PER_TURN = 2
 """DNS messages that a turn takes in at once, of all pods and nameservers: 50 to 200 us each. More are left for later."""
 _log = logging.getLogger("ztunnel.worker")
@@ -97,6 +99,7 @@ class Loop:
         self.modify = self._epoll.modify
         """(fd, mask): change what a watched descriptor waits for."""
         self.dirty: dict[Flushable, None] = {}
+        self._lingering: dict[Flushable, float] = {}
         self.now = time.monotonic()
         self.running = True
         self.held = Held(NODE.buffered_bytes)
@@ -122,9 +125,21 @@ class Loop:
         self._epoll.register(fd, IN | _EXCLUSIVE)
 
     def forget(self, fd: int) -> None:
-        """Stop watching; before the descriptor is closed, always."""
+        """Stop watching; before the descriptor is closed, always: unless `forget_closing` is called."""
         if self._calls.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def forget_closing(self, fd: int) -> None:
+        """The same for a descriptor that is closed at once and has no duplicate: closing it is what ends the watch."""
+        self._calls.pop(fd, None)
+
+    def linger(self, what: Flushable) -> None:
+        """Flush it after LINGER_S, unless `hurry` says that it went earlier."""
+        self._lingering.setdefault(what, self.now + LINGER_S)
+
+    def hurry(self, what: Flushable) -> None:
+        """It lingers no more."""
+        self._lingering.pop(what, None)
 
     def call_at(self, when: float, call: Callable[[], None]) -> None:
         """Call once, at a monotonic time or soon after it."""
@@ -151,15 +166,7 @@ class Loop:
 
     def turn(self, longest_wait_s: float = _LONGEST_WAIT_S) -> None:
         """Wait for something to do, and do it."""
-        wait = longest_wait_s
-        if self.dirty:  # left by a timer
-            wait = 0
-        elif self._timers:
-            wait = self._timers[0][0] - self.now  # `now` is a turn old: a timer may be late by as much, never early
-            if wait < 0:
-                wait = 0
-        if self._left_over:
-            wait = 0
+        wait = self._wait_s(longest_wait_s)
         self.greetings = self.lookups = 0
         ready = self._epoll.poll(wait)
         self.now = time.monotonic()
@@ -174,6 +181,8 @@ class Loop:
         if self._left_over:
             self._go_on()
         dirty = self.dirty
+        if self._lingering:
+            self._end_lingering()
         while dirty:
             flushable, _ = dirty.popitem()
             try:
@@ -182,6 +191,25 @@ class Loop:
                 self._contain(flushable, error)
         if self._timers and self._timers[0][0] <= self.now:
             self._fire()
+
+    def _wait_s(self, longest_s: float) -> float:
+        if self.dirty or self._left_over:  # the former: by a timer
+            return 0
+        wait = longest_s
+        if self._timers:
+            wait = self._timers[0][0] - self.now  # `now` is a turn old: a timer may be late by as much, never early
+        if self._lingering:
+            wait = min(wait, next(iter(self._lingering.values())) - self.now)
+        return wait if wait > 0 else 0
+
+    def _end_lingering(self) -> None:
+        due = self.now
+        while self._lingering:
+            what, until = next(iter(self._lingering.items()))
+            if until > due:
+                return
+            del self._lingering[what]
+            self.dirty[what] = None
 
     def _go_on(self) -> None:
         until = time.monotonic() + self.overtime_s

@@ -150,7 +150,7 @@ class _End:
         del self.pump, self.other
         if reset:
             reset_on_close(self._sock)
-        self._loop.forget(self._fd)
+        self._loop.forget_closing(self._fd)
         self._sock.close()
         if self.backlog is not None:
             self.backlog.clear()

@@ -25,7 +25,8 @@ from ztunnel.frames import DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name
 from ztunnel.hbone import read_status
 from ztunnel.http2 import Connection
 from ztunnel.loop import ERROR, IN, OUT, Loop
-from ztunnel.tunnel import HIGH_WATER, Tunnel, reset_on_close
+from ztunnel.outflow import HIGH_WATER
+from ztunnel.tunnel import Tunnel, reset_on_close
 
 EARLY_BYTES = 64 << 10
 KEPT_BYTES = 16 << 10
@@ -83,6 +84,7 @@ class TunnelStream(Stream):
         "_declined",
         "_eof",
         "_fd",
+        "_heard_last",
         "_held",
         "_http",
         "_kept",
@@ -115,6 +117,8 @@ class TunnelStream(Stream):
         self._send: Callable[[memoryview], int] = _not_attached
         self._backlog: Backlog | None = None
         self._eof = False
+        self._heard_last = False
+        """The peer had the last word: the application's end is no question to anybody."""
 
     # --- how it starts
 
@@ -217,6 +221,7 @@ class TunnelStream(Stream):
             self.window -= count
             http.window -= count
             self.sent += count
+            self._heard_last = False
             if self._kept is not None:
                 self._keep_sent(count)
             _pack(_frame, 0, count >> 8, count & 0xFF, DATA, 0, self.sid)
@@ -250,11 +255,11 @@ class TunnelStream(Stream):
 
     def _application_ended(self) -> None:
         self._eof = True
-        self._want(self._mask & ~IN)
-        self._http.end(self)
-        self._loop.dirty[self.tunnel] = None
+        self.tunnel.end_stream(self, self._heard_last)
         if self.remote_closed and self._backlog is None:
             self._finish("-", "")
+        else:
+            self._want(self._mask & ~IN)
 
     def _application_gone(self) -> None:
         """The application's socket broke: its peer learns it, and the log has no error, as that is how programs end."""
@@ -267,6 +272,7 @@ class TunnelStream(Stream):
     def take(self, data: memoryview) -> int:
         """See ztunnel.flow.Stream."""
         count = 0
+        self._heard_last = True
         if self._backlog is None:
             try:
                 count = self._send(data)
@@ -318,6 +324,7 @@ class TunnelStream(Stream):
 
     def peer_ended(self) -> None:
         """See ztunnel.flow.Stream."""
+        self._heard_last = True
         if self._backlog is None and self._fd >= 0:
             self._end_of_tunnel()
 
@@ -401,7 +408,7 @@ class TunnelStream(Stream):
             return
         self.closed = True
         if self._sock is not None:
-            self._loop.forget(self._fd)
+            self._loop.forget_closing(self._fd)
             self._sock.close()
         if self._backlog is not None:
             self._http.discarded(self._backlog.clear())

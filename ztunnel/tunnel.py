@@ -15,7 +15,6 @@ that makes us queue far beyond that (by asking for answers that it does not read
 """
 
 import ssl
-from collections import deque
 from functools import partial
 from socket import socket
 
@@ -25,26 +24,22 @@ from ztunnel.channel import Flag
 from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
-from ztunnel.frames import STREAM_WINDOW, Code, ProtocolError
+from ztunnel.frames import SETTINGS_ACK, Code, ProtocolError
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
 from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
+from ztunnel.outflow import HIGH_WATER, Outflow
 from ztunnel.tls import PeerRefused, chain_of, names_of, reason_of
 from ztunnel.tunnel_owner import Owner
 from ztunnel.wreck import Wreck
 
-HIGH_WATER = 1 << 20
-_LOW_WATER = HIGH_WATER // 2
-_DROP_ABOVE = 8 << 20
 _RECORD_BYTES = 16384
-PATIENCE_S = 0.001
-_SMALL_BYTES = 60_000
 _cipher, _plain = buffers.cipher_view, buffers.plain_view
 _PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
 _FIRST_READ_BYTES = _RECORD_BYTES
 
 
-class Tunnel:
+class Tunnel(Outflow):
     """One end of a tunnel; owns its socket."""
 
     def __init__(
@@ -59,35 +54,22 @@ class Tunnel:
         held: Held | None = None,
     ) -> None:
         """`source`: with whom it shares its place in the rota; `held`: on whose account its bytes wait, if not the node's."""
-        self.loop = loop
+        super().__init__(loop, sock, held or loop.held)
         self.owner, self.server = owner, server
         self.http = Connection(server, self, loop.now)
         self.peer: Identity | None = None
-        self.established = False
-        self.open = True
         self.lost_streams = 0
         """Streams that were open when the tunnel closed: each of them reports its own end."""
-        self.queued = 0
-        self.offence = ""
-        """By what the peer lost the connection; empty when it behaved."""
-        self.held = held or loop.held
         self._source = source
         self._late = False  # waits in the rota
         self._rest = memoryview(b"")  # plaintext beyond the work of a turn
         self._room = _cipher[:_FIRST_READ_BYTES]
-        self._reading = False
-        self._answered: list[Stream] = []
-        self._patient_bytes = 0
-        """How much of `http.out` is in no hurry; what comes behind it is."""
         self._handshakes: Deadlines | None = handshakes
-        self._sock = sock
-        self._fd = sock.fileno()
-        self._send, self._recv_into = sock.send, sock.recv_into
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._recv_into = sock.recv_into
+        self._incoming = ssl.MemoryBIO()
         self._hello = Hello() if server else None
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self.chain = partial(chain_of, self._tls)
-        self._waiting: deque[memoryview] = deque()
         handshakes.add(self, loop.now, self._timed_out)
         loop.watch(self._fd, IN, self)
         if not server:
@@ -204,6 +186,8 @@ class Tunnel:
         if self._handshakes is not None and http.ready:
             self._handshakes.discard(self)
             self._handshakes = None
+            if len(http.out) == len(SETTINGS_ACK):
+                self._linger(0)
         if http.reopened:
             http.reopened = False
             self._resume()
@@ -260,106 +244,6 @@ class Tunnel:
         self._write_small()
         if self.http.draining and self.http.finished and self.open and not self.queued:
             self.close("-", "")
-
-    def _write_small(self) -> None:
-        out = self.http.out
-        if out and self.established and self.open:
-            self._tls.write(out)
-            self.http.out = bytearray()
-            self._patient_bytes = 0
-            self._push()
-
-    def send_urgent(self) -> None:
-        """Have what is in `http.out` written at the end of this turn, unless nothing of it is in a hurry."""
-        if len(self.http.out) > self._patient_bytes:
-            self.loop.dirty[self] = None
-
-    def answered(self, stream: Stream) -> None:
-        """An answer was added to `http.out`: have it written, when what came with its request has been looked at."""
-        if self._reading:
-            self._answered.append(stream)
-        else:
-            self._send_answers([stream])
-
-    def _send_answers(self, answered: list[Stream]) -> None:
-        # A client that sent bytes behind its request waits for the application's answer, not for ours: both go together,
-        # or ours alone after a while. Saves a new connection one in three of records, sends and wake-ups of the other node.
-        if any(stream.receive_window == STREAM_WINDOW or stream.remote_closed for stream in answered):
-            self.loop.dirty[self] = None
-            return
-        if not self._patient_bytes:
-            self.loop.call_at(self.loop.now + PATIENCE_S, self._flush_late)
-        self._patient_bytes = len(self.http.out)
-
-    def _flush_late(self) -> None:
-        if self._patient_bytes and self.open:
-            self.loop.dirty[self] = None
-
-    def send_small(self, data: memoryview) -> None:
-        """Add a small DATA frame to this turn's write."""
-        out = self.http.out
-        out += data
-        self.loop.dirty[self] = None
-        if len(out) > _SMALL_BYTES:
-            self._write_small()
-
-    def send_large(self, data: memoryview) -> None:
-        """Write a DATA frame now, behind what is there."""
-        out = self.http.out
-        if out:
-            self._tls.write(out)
-            self.http.out = bytearray()
-            self._patient_bytes = 0
-        self._tls.write(data)
-        self._push()
-
-    def _push(self) -> None:
-        data = self._outgoing.read()
-        if not data:
-            return
-        if not self._waiting:
-            try:
-                sent = self._send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return  # the read side tells, with whatever the peer said last
-            if sent == len(data):
-                return
-        else:
-            sent = 0
-        rest = memoryview(data)[sent:]
-        self._waiting.append(rest)
-        self.queued += len(rest)
-        self.held.add(len(rest))
-        if len(self._waiting) == 1:
-            self.loop.modify(self._fd, IN | OUT)
-        if self.queued > _DROP_ABOVE:
-            self.offence = "UNREAD"
-            self.close("-", "h2 failed: peer does not read what it asks for")
-
-    def _send_waiting(self) -> None:
-        before = self.queued
-        while self._waiting:
-            rest = self._waiting[0]
-            try:
-                sent = self._send(rest)
-            except BlockingIOError:
-                break
-            except OSError:
-                sent = len(rest)  # the read side tells
-            self.queued -= sent
-            if sent < len(rest):
-                self._waiting[0] = rest[sent:]
-                break
-            self._waiting.popleft()
-        self.held.add(self.queued - before)
-        if not self._waiting:
-            self.loop.modify(self._fd, IN)
-            if self.http.draining:
-                self.loop.dirty[self] = None
-        if self.queued < _LOW_WATER:
-            self._resume()
 
     # --- what the connection asks of its owner
 
@@ -428,12 +312,13 @@ class Tunnel:
         if self._handshakes is not None:
             self._handshakes.discard(self)
             self._handshakes = None
-        self.loop.forget(self._fd)
+        self.loop.forget_closing(self._fd)
         self._sock.close()
         self.held.add(-self.queued)
         self.queued = 0
         self._waiting.clear()
         self.loop.dirty.pop(self, None)
+        self.loop.hurry(self)
         if self._late:
             self.loop.rota.discard(self._source, self)
         self.held.add(-len(self._rest))

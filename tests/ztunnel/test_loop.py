@@ -92,3 +92,17 @@ def test_deadlines_expire_oldest_first_and_not_before_time() -> None:
     deadlines.expire(13.5)
     assert log == ["c", "d", "a again"] and len(deadlines) == 0
     deadlines.evict_oldest()
+
+
+def test_what_lingers_is_flushed_in_time_and_once(pipes: list[tuple[int, int]]) -> None:
+    loop = Loop()
+    patient, hasty = (Reader(loop, read) for read, _ in pipes)
+    for one in (patient, hasty, patient):
+        loop.linger(one)
+    loop.hurry(hasty)
+    loop.turn(0)
+    assert not patient.log, "not before its time"
+    while not patient.log:
+        loop.turn(1.0)
+    loop.turn(0)
+    assert patient.log == ["flush"] and not hasty.log

@@ -14,7 +14,7 @@ from tests.ztunnel.world import CLIENT, Authority
 from ztunnel.channel import Flag
 from ztunnel.fields import Fields, literal
 from ztunnel.flow import Stream
-from ztunnel.frames import CLIENT_OPENING, DATA, END_HEADERS, GOAWAY, HEADERS, PING, Code, ProtocolError, frame
+from ztunnel.frames import CLIENT_OPENING, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Code, ProtocolError, frame
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import response_fields
 from ztunnel.loop import Loop
@@ -358,4 +358,36 @@ def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with
             loop.turn(1)  # the timer
             loop.turn(0)
             assert len(sent) == 1
+        tunnel.close("-", "")
+
+
+@pytest.mark.parametrize("last", ["application", "peer"])
+def test_an_applications_end_waits_a_moment_where_the_peer_had_the_last_word(credentials: Credentials, last: str) -> None:
+    loop, door = Loop(), Answering()
+    mine, theirs = socket.socketpair()
+    inside, application = socket.socketpair()
+    for sock in (mine, inside):
+        sock.setblocking(False)
+    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(512), "")
+    door.tunnels[tunnel] = None
+    with theirs, application:
+        peer = Peer(loop, theirs, credentials)
+        peer.say(CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT")))
+        loop.turn(0)
+        stream = tunnel.http.streams[1]
+        assert isinstance(stream, TunnelStream)
+        stream.attach(inside, speaks_first=False)
+        peer.say(frame(DATA, 0, 1, b"a word"))
+        loop.turn(0)
+        if last == "application":
+            application.send(b"its own")
+            loop.turn(0)
+        peer.hear()
+        application.shutdown(socket.SHUT_WR)
+        loop.turn(0)
+        at_once = peer.hear()
+        loop.turn(1)  # until it has lingered
+        loop.turn(0)
+        end = frame(DATA, END_STREAM, 1)
+        assert (at_once, peer.hear()) == ((b"", end) if last == "peer" else (end, b""))
         tunnel.close("-", "")
