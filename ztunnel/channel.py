@@ -99,6 +99,8 @@ class UpdateInventory:
 
     upserts: list[Workload | Service]
     removals: list[str]
+    unfinished: bool = False
+    """More of the same state follows: who has not begun to decide by what is known waits for it."""
 
 
 @dataclass(frozen=True, slots=True)

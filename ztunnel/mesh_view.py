@@ -48,6 +48,10 @@ class MeshView:
         self._cache = cache
         self._on_change = on_change
         self._domains = domains
+        self._awaited: set[str] = set()
+        """Types of which nothing at all is known yet."""
+        self._unfinished = False
+        """What workers know is a part of a state. A pod that began now would send past waypoints, and let in past policies."""
 
     def take_local(self, local: "LocalMesh") -> None:
         """Take in what this node's own configuration tells; what control tells under the same name counts while it does."""
@@ -66,6 +70,8 @@ class MeshView:
             refused = self._take_in(type_url, resources, ())
             retained[type_url] = [one for one in resources if one.name not in refused]
             self.restored += len(retained[type_url])
+        if not self.restored and self.local is None:
+            self._awaited, self._unfinished = set(TYPE_URLS), True
         return retained
 
     async def take(self, update: Update) -> Mapping[str, str]:
@@ -79,27 +85,33 @@ class MeshView:
         *pieces, last = _pieces(update.upserts)
         with collector_at_rest() if pieces else nullcontext():
             for piece in pieces:
-                refused |= self._take_in(update.type_url, piece, ())
+                refused |= self._take_in(update.type_url, piece, (), unfinished=True)
                 await asyncio.sleep(0)
-            refused |= self._take_in(update.type_url, last, _but_for(update.removals, pieces))
+            self._awaited.discard(update.type_url)
+            refused |= self._take_in(update.type_url, last, _but_for(update.removals, pieces), bool(self._awaited))
+            if self._unfinished and not self._awaited:  # the last that was missing were policies
+                self._change_inventory([], [])
             kept = [resource for resource in update.upserts if resource.name not in refused]
             await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
         return refused
 
-    def _take_in(self, type_url: str, upserts: Sequence[Resource], removals: Sequence[str]) -> dict[str, str]:
+    def _take_in(
+        self, type_url: str, upserts: Sequence[Resource], removals: Sequence[str], unfinished: bool = False
+    ) -> dict[str, str]:
         if type_url == ADDRESS_TYPE:
             addresses, refused = decode_all(upserts, lambda resource: decode_address(resource.value))
-            self._change_inventory([*_left_with(self._local_addresses, removals), *addresses], list(removals))
+            self._change_inventory([*_left_with(self._local_addresses, removals), *addresses], list(removals), unfinished)
         else:
             policies, refused = decode_all(upserts, lambda resource: decode_authorization(resource.name, resource.value))
             expanded = list(map(self._domains.expand, policies))
             self._change_policies([*_left_with(self._local_policies, removals), *expanded], list(removals))
         return refused
 
-    def _change_inventory(self, upserts: list[Workload | Service], removals: list[str]) -> None:
-        if upserts or removals:
+    def _change_inventory(self, upserts: list[Workload | Service], removals: list[str], unfinished: bool = False) -> None:
+        if upserts or removals or unfinished is not self._unfinished:
             self.inventory.apply(upserts, removals)
-            self._on_change(UpdateInventory(upserts, removals))
+            self._unfinished = unfinished
+            self._on_change(UpdateInventory(upserts, removals, unfinished))
 
     def _change_policies(self, upserts: list[Policy], removals: list[str]) -> None:
         if upserts or removals:
@@ -109,7 +121,7 @@ class MeshView:
     def statements(self) -> Iterator[UpdateInventory | UpdatePolicies]:
         """All that is known, for a worker that starts."""
         addresses: list[Workload | Service] = [*self.inventory.workloads(), *self.inventory.services()]
-        yield from (UpdateInventory(list(piece), []) for piece in _pieces(addresses))
+        yield from (UpdateInventory(list(piece), [], self._unfinished) for piece in _pieces(addresses))
         yield from (UpdatePolicies(list(piece), []) for piece in _pieces(list(self.policies.policies())))
 
 

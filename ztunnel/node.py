@@ -56,6 +56,8 @@ class Node:
         self.inventory = Inventory()
         self.generation = 0
         """Counts updates of the inventory: what was looked up before may have changed."""
+        self.unfinished = False
+        """Only a part of an update is in the inventory."""
         self.policies = PolicyStore()
         self.ledger = Ledger(emit, self.policies, logging.INFO if config.policies_at_info else logging.DEBUG)
         self.vault = Vault(loop, emit, config.tls12)

@@ -95,8 +95,8 @@ class Pod:
         return self.holder.usage(self.held_connections, self.node.handshakes.count(self.uid))
 
     def workload(self) -> Workload | None:
-        """The mesh's view of the pod, as it is now."""
-        if self._looked_at != self.node.generation:
+        """The mesh's view of the pod, as it is now; not before all that goes with it is known."""
+        if self._looked_at != self.node.generation and not self.node.unfinished:
             self._looked_at = self.node.generation
             self._workload = self.node.inventory.workload_of_pod(self.namespace, self.name, self.service_account)
             if self._workload is None:

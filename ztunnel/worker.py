@@ -144,6 +144,9 @@ class Worker:
     def _update_inventory(self, node: Node, message: UpdateInventory, _fds: list[int]) -> None:
         before = {uid: pod.workload() for uid, pod in self._pods.items()}
         node.inventory.apply(message.upserts, message.removals)
+        node.unfinished = message.unfinished
+        if node.unfinished:
+            return
         node.inventory_changed()
         for pod in self._pods.values():
             pod.pool.inventory_changed()

@@ -46,7 +46,11 @@ def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
     assert take(view, "type.googleapis.com/other", {"x": b""}) == {}
     take(view, ADDRESS_TYPE, {"K//Pod/demo/db": encode_workload(Workload("K//Pod/demo/db", "db", "demo"))})
     take(view, ADDRESS_TYPE, {}, ("K//Pod/demo/db",))
-    assert changes[0] == UpdateInventory([WEB, SERVICE], []) and changes[1] == UpdatePolicies([POLICY], [])
+    assert changes[:3] == [
+        UpdateInventory([WEB, SERVICE], [], unfinished=True),
+        UpdatePolicies([POLICY], []),
+        UpdateInventory([], []),
+    ]
     assert changes[-1] == UpdateInventory([], ["K//Pod/demo/db"])
     cache.close()
 
@@ -137,6 +141,31 @@ def test_residents_are_local_workloads_and_pods() -> None:
     assert not residents.meshed() and not any(map(residents.at_home, (web, db, far)))
 
 
+@pytest.mark.parametrize("first", [ADDRESS_TYPE, AUTHORIZATION_TYPE])
+def test_nobody_decides_by_a_part_of_the_first_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    """Without the services a pod would send past their waypoints, without the policies it would let in whomever they forbid."""
+    monkeypatch.setattr(mesh_view, "_PIECE", 1)
+    changes: list[UpdateInventory | UpdatePolicies] = []
+    view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), changes.append)
+    view.restore()
+    state = {
+        ADDRESS_TYPE: {WEB.uid: encode_workload(WEB), SERVICE.key: encode_service(SERVICE), "last": b"not to be read"},
+        AUTHORIZATION_TYPE: {POLICY.key: encode_policy(POLICY)},
+    }
+    for type_url in sorted(state, key=lambda one: one != first):
+        assert [one.unfinished for one in view.statements() if isinstance(one, UpdateInventory)][-1]
+        take(view, type_url, state[type_url])
+    told = [one.unfinished for one in changes if isinstance(one, UpdateInventory)]
+    assert told == [*[True] * (len(told) - 1), False] and len(told) == 3
+    assert isinstance(changes[-1], UpdateInventory) and not any(
+        one.unfinished for one in view.statements() if isinstance(one, UpdateInventory)
+    )
+    changes.clear()
+    take(view, AUTHORIZATION_TYPE, {}, (POLICY.key,))
+    take(view, ADDRESS_TYPE, {"K//Pod/demo/db": encode_workload(replace(WEB, uid="K//Pod/demo/db"))})
+    assert [isinstance(one, UpdateInventory) and one.unfinished for one in changes] == [False, False]
+
+
 def test_a_large_update_is_taken_in_by_pieces_and_takes_away_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_view, "_PIECE", 2)
     told: list[UpdateInventory | UpdatePolicies] = []
@@ -145,8 +174,8 @@ def test_a_large_update_is_taken_in_by_pieces_and_takes_away_last(tmp_path: Path
     take(view, ADDRESS_TYPE, {WEB.uid: encode_workload(WEB)})
     take(view, ADDRESS_TYPE, {pod.uid: encode_workload(pod) for pod in pods}, (WEB.uid, pods[0].uid, pods[4].uid))
     assert told[1:] == [
-        UpdateInventory(pods[:2], []),
-        UpdateInventory(pods[2:4], []),
+        UpdateInventory(pods[:2], [], unfinished=True),
+        UpdateInventory(pods[2:4], [], unfinished=True),
         UpdateInventory(pods[4:], [WEB.uid, pods[4].uid]),
     ]
     assert list(view.inventory.workloads()) == pods
