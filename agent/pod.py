@@ -1,6 +1,7 @@
 """A pod as the agent enrols it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mesh.exclusions import NOTHING, Exclusions
 from mesh.workload import Address
@@ -52,4 +53,9 @@ class Pod:
     @property
     def flow_labels(self) -> tuple[str, ...]:
         """The pod's labels as flows show them."""
-        return tuple(f"k8s:{key}={value}" for key, value in self.request.labels)
+        return _flow_labels(self.request.labels)
+
+
+@lru_cache(1024)
+def _flow_labels(labels: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return tuple(f"k8s:{key}={value}" for key, value in labels)

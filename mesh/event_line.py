@@ -6,6 +6,7 @@ out, and names that are not known are skipped, so that a proxy and an agent of d
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import lru_cache
 from ipaddress import ip_address
@@ -64,7 +65,7 @@ def read_line(line: bytes) -> ConnectionEvent | int:
             _choice(document, "direction"),
             _read_end(document["source"]),
             _read_end(document["destination"]),
-            **{name: _read(name, default, document[name]) for name, default in _EVENT_DEFAULTS.items() if name in document},
+            **{name: _READERS[name](value, name) for name, value in document.items() if name in _READERS},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event: {error!r}") from error
@@ -92,18 +93,8 @@ def _read_end(document: dict[str, Any]) -> FlowEndpoint:
         domain, namespace, account = identity
         identity = Identity(_string(domain, "identity"), _string(namespace, "identity"), _string(account, "identity"))
     texts = {name: _string(document[name], name) for name in _TEXTS if name in document}
-    labels = tuple(_string(label, "label") for label in document.get("labels", ()))
+    labels = _strings(document.get("labels", ()), "label")
     return FlowEndpoint(kind, address, _count(document["port"], "port"), identity=identity, labels=labels, **texts)
-
-
-def _read(name: str, default: Any, value: Any) -> Any:
-    if isinstance(default, tuple):
-        return tuple(_string(one, name) for one in value)
-    if isinstance(default, bool):
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"not an event: {name} is {value!r}")
-    return _string(value, name) if isinstance(default, str) else _count(value, name)
 
 
 def _choice(document: dict[str, Any], name: str) -> Any:
@@ -118,7 +109,21 @@ def _string(value: Any, name: str) -> str:
     raise ValueError(f"not an event: {name} is {value!r}")
 
 
+def _strings(values: Any, name: str) -> tuple[str, ...]:
+    return tuple([_string(one, name) for one in values])
+
+
+def _flag(value: Any, name: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"not an event: {name} is {value!r}")
+
+
 def _count(value: Any, name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
         return value
     raise ValueError(f"not an event: {name} is {value!r}")
+
+
+_OF_TYPE: dict[type, Callable[[Any, str], Any]] = {str: _string, int: _count, bool: _flag, tuple: _strings}
+_READERS = {name: _OF_TYPE[type(default)] for name, default in _EVENT_DEFAULTS.items()}

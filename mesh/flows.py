@@ -4,7 +4,7 @@ A proxy or the kernel says what it saw with a `ConnectionEvent`; `connection_flo
 names the object its author wrote, with the converted policy's name beside it, or says which default refused.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal
@@ -136,17 +136,22 @@ class ConnectionEvent:
         """This event, and before it the opening that it stands for too: short connections are told once."""
         if not self.untold:
             return (self,)
-        opening = replace(
-            self,
-            time_ns=self.time_ns - self.duration_ns,
-            phase="opened",
-            reason="",
-            bytes_sent=0,
-            bytes_received=0,
-            duration_ns=0,
-            untold=False,
+        opening = ConnectionEvent(
+            self.time_ns - self.duration_ns,
+            self.node,
+            "opened",
+            self.direction,
+            self.source,
+            self.destination,
+            self.service,
+            self.policy,
+            self.policy_object,
+            self.asked_objects,
+            through=self.through,
+            encrypted=self.encrypted,
+            pre_mesh=self.pre_mesh,
         )
-        return opening, replace(self, untold=False)
+        return opening, self
 
 
 def identity_number(identity: Identity) -> int:

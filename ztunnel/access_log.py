@@ -23,6 +23,9 @@ class Level(IntEnum):
     OFF = 100
 
 
+_NAMES = {level: level.name.lower() for level in Level}
+
+
 def endpoint_text(address: Address, port: int) -> str:
     """`1.2.3.4:80`, `[::1]:80`."""
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
@@ -85,7 +88,7 @@ def _quoted(name: str, value: str) -> Field:
 
 def line(level: Level, message: str, fields: list[Field], unix_ns: int, as_json: bool) -> str:
     """A finished line, with its end."""
-    time, name = stamp(unix_ns), level.name.lower()
+    time, name = stamp(unix_ns), _NAMES[level]
     if as_json:
         values: dict[str, str | int] = {"level": name, "time": time, "scope": "access", "message": message}
         values.update((key, value) for key, value, _ in fields)

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from functools import lru_cache
 
 _NAMES = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "info"))
 RBAC = logging.getLogger("rbac")
@@ -12,7 +13,12 @@ RBAC = logging.getLogger("rbac")
 def stamp(unix_ns: int) -> str:
     """A moment in UTC, with microseconds."""
     seconds, rest_ns = divmod(unix_ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest_ns // 1000:06}Z"
+    return f"{_second(seconds)}.{rest_ns // 1000:06}Z"
+
+
+@lru_cache(16)
+def _second(unix_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
 
 
 class LogFormatter(logging.Formatter):

@@ -89,4 +89,4 @@ def test_an_event_may_stand_for_its_connections_opening_too() -> None:
     read = read_line(write_event(replace(closed, untold=True)))
     assert isinstance(read, ConnectionEvent)
     opened = replace(EVENT, phase="opened", time_ns=60, encrypted=True)
-    assert read.moments() == (opened, closed)
+    assert read.moments() == (opened, read)
