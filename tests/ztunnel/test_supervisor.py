@@ -394,6 +394,17 @@ def test_a_wrong_setting_is_one_clear_line() -> None:
     assert (line["level"], line["scope"], line["message"]) == ("error", "ztunnel", "NODE_NAME is not set: give --node NAME")
 
 
+@pytest.mark.parametrize("name", ["ADMIN_PORT", "STATS_PORT", "READINESS_PORT"])
+def test_bind_conflict_fails_startup(tmp_path: Path, name: str) -> None:
+    others = dict.fromkeys(("ADMIN_PORT", "STATS_PORT", "READINESS_PORT"), "0")
+    folders = {"WEFT_RUN_DIR": str(tmp_path), "WEFT_STATE_DIR": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {**os.environ, **folders, **others, name: str(taken.getsockname()[1])}
+        command = [sys.executable, "-m", "ztunnel", "--node", "n1", "--workers", "1"]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
+    assert run.returncode == 1 and "address already in use" in run.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [
