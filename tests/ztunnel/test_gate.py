@@ -72,6 +72,14 @@ def test_a_hostname_is_for_who_serves_it_or_stands_in_front_of_it() -> None:
         assert isinstance(ask("web.amb.svc.cluster.local:443", local, web), Rejected), "a named port has no number here"
 
 
+@pytest.mark.parametrize("listed", [8080, 0])
+def test_svc_hostname_port_and_named_port(listed: int) -> None:
+    """What the workload itself says of a port counts, and alone where the service has only a name for it."""
+    server = replace(SERVER, services={KEY: {80: 9090}})
+    outcome = ask("web.amb.svc.cluster.local:80", server, replace(WEB, ports={80: listed}))
+    assert isinstance(outcome, Admitted) and (outcome.port, outcome.service) == (9090, replace(WEB, ports={80: listed}))
+
+
 def test_nobody_reaches_a_nodes_own_ports_through_a_pod_that_shares_its_address() -> None:
     outcome = ask("10.244.0.8:10250", replace(SERVER, network_mode=NetworkMode.HOST_NETWORK))
     assert outcome == Rejected(503, "10.244.0.8 is a node's address: what listens there is the node's, not s's")
