@@ -69,6 +69,8 @@ class Configure:
     offender_pause_s: float = 0.5
     """At most between two greetings of a source that keeps losing tunnels by its own fault."""
     trust_domain_aliases: frozenset[str] = frozenset()
+    search_domains: tuple[str, ...] | None = None
+    """What pods' resolvers append; None: Kubernetes' usual ones."""
     policies_at_info: bool = False
     """Log what policies decide as information, not only for who debugs."""
 

@@ -19,6 +19,8 @@ class Zone(NamedTuple):
     """Whose services win where neither the client's namespace nor a canonical one has the name."""
     ipv6: bool = True
     """False: names have no IPv6 addresses."""
+    search: tuple[str, ...] | None = None
+    """The domains that pods' resolvers append; None: Kubernetes' usual ones, by namespace."""
 
 
 class Found(NamedTuple):
@@ -39,7 +41,7 @@ class Candidate(NamedTuple):
 
 def find(inventory: Inventory, zone: Zone, client: Workload, name: str, version: int) -> Found | None:
     """Resolve a name for a client to addresses of one IP version; None when the mesh does not know it."""
-    for candidate in candidates(name, client.namespace, zone.domain):
+    for candidate in candidates(name, client.namespace, zone.domain, zone.search):
         service = _best(inventory, zone, client, candidate.name)
         if service is not None:
             return Found(candidate.alias, _addresses_of(inventory, zone, client, service, version))
@@ -53,10 +55,10 @@ def find(inventory: Inventory, zone: Zone, client: Workload, name: str, version:
     return None
 
 
-def candidates(name: str, namespace: str, domain: str) -> Iterator[Candidate]:
+def candidates(name: str, namespace: str, domain: str, search: tuple[str, ...] | None = None) -> Iterator[Candidate]:
     """The names that may have been meant, the likeliest first, each once."""
     seen: set[str] = set()
-    searched = (f"{namespace}.svc.{domain}", f"svc.{domain}", domain)
+    searched = (f"{namespace}.svc.{domain}", f"svc.{domain}", domain) if search is None else search
     stripped = [name.removesuffix(f".{suffix}") for suffix in searched if name.endswith(f".{suffix}")]
     for base in (name, *stripped):
         alias = "" if base is name else base

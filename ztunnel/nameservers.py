@@ -8,6 +8,8 @@ from mesh.workload import Address
 
 MAX_SERVERS = 3
 """As in the C library: more are ignored."""
+MAX_SEARCHED = 6
+"""The same of search domains."""
 _LOOK_S = 1.0
 _MAX_FILE_BYTES = 64 << 10
 _log = logging.getLogger("ztunnel.worker")
@@ -27,6 +29,18 @@ def read_nameservers(text: str) -> tuple[Address, ...]:
         if server not in servers:
             servers.append(server)
     return tuple(servers[:MAX_SERVERS])
+
+
+def read_search(path: str) -> tuple[str, ...]:
+    """The search domains of a resolv.conf, of which the last line counts; none where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file.read(_MAX_FILE_BYTES).splitlines()]
+    except OSError:
+        return ()
+    found = [words[1:] for words in lines if words and words[0] in ("search", "domain")]
+    names = [word.strip(".").lower() for word in found[-1]] if found else []
+    return tuple(dict.fromkeys(filter(None, names)))[:MAX_SEARCHED]
 
 
 class Nameservers:

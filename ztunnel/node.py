@@ -78,7 +78,7 @@ class Node:
         self.demands = Demands(loop, emit, config.tuning.workload_timeout_s) if config.on_demand else None
         self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
         self.dns_counts = Counts()
-        self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6)
+        self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6, config.search_domains)
         self.dns_idle = Deadlines(DNS_IDLE_S)
         """TCP clients of DNS."""
         self.dns_refused = 0

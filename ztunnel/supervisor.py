@@ -51,6 +51,7 @@ from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
+from ztunnel.nameservers import read_search
 from ztunnel.node_metrics import node_families
 from ztunnel.pod_sockets import check_privileges
 from ztunnel.pods import DEDICATED_UID, OWN_UID, Pods
@@ -149,6 +150,7 @@ class Supervisor:
                 offender_pause_s=config.offender_pause_s,
                 tuning=config.tuning,
                 policies_at_info=config.policies_at_info,
+                search_domains=read_search(config.resolv_conf) if config.dedicated_to is not None else None,
             ),
             (),
         )

@@ -139,6 +139,14 @@ def test_a_search_domain_makes_an_alias(name: str, alias: str, address: str) -> 
     assert empty is not None and empty.addresses == ()
 
 
+def test_the_search_domains_of_a_dedicated_proxy_take_the_place_of_the_usual_ones() -> None:
+    zone = ZONE._replace(search=("corp.example", "example"))
+    for name in ("www.google.com.corp.example", "www.google.com.example"):
+        assert find(INVENTORY, ZONE, CLIENT, name, 4) is None
+        assert find(INVENTORY, zone, CLIENT, name, 4) == Found("www.google.com", (ip_address("1.1.1.1"),))
+    assert find(INVENTORY, zone, CLIENT, "www.google.com.ns1.svc.cluster.local", 4) is None
+
+
 @pytest.mark.parametrize(
     "name", ["web-0.headless", "web-0.headless.ns1", "web-0.headless.ns1.svc", "web-0.headless.ns1.svc.cluster.local"]
 )

@@ -17,7 +17,7 @@ from ztunnel import resolver as resolver_module
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.loop import Loop
-from ztunnel.nameservers import Nameservers, read_nameservers
+from ztunnel.nameservers import Nameservers, read_nameservers, read_search
 from ztunnel.resolver import Resolver
 
 pytestmark = pytest.mark.unit
@@ -263,6 +263,15 @@ def test_resolv_conf_is_read_as_it_is_meant_and_again_when_it_changes(tmp_path: 
     assert servers.current(4.0) == (ip_address("10.0.0.22"),)
     path.unlink()
     assert servers.current(6.0) == (ip_address("10.0.0.22"),)
+
+
+def test_search_domains_are_those_of_the_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    assert read_search(str(path)) == ()
+    path.write_text("domain one\nsearch Two. three two .\nnameserver 10.0.0.1\n")
+    assert read_search(str(path)) == ("two", "three")
+    path.write_text("nameserver 10.0.0.1\nsearch\n")
+    assert read_search(str(path)) == ()
 
 
 def test_a_home_socket_is_marked_where_it_may_be() -> None:
