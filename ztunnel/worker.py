@@ -129,10 +129,14 @@ class Worker:
         pod = self._pods.get(message.uid)
         if pod is None or self._draining:
             _close_all(fds)
-        elif pod.dns is None:
-            pod.dns = DNSService(pod, fds)
-        else:
-            pod.dns.add(fds)
+            return
+        try:
+            if pod.dns is None:
+                pod.dns = DNSService(pod, fds)
+            else:
+                pod.dns.add(fds)
+        except OSError as error:  # this pod's trouble, not that of all connections here
+            _log.error("pod %s/%s: its DNS cannot be served here: %s", pod.namespace, pod.name, error)
 
     def _remove_pod(self, _node: Node, message: RemovePod, _fds: list[int]) -> None:
         pod = self._pods.pop(message.uid, None)

@@ -115,5 +115,6 @@ def test_a_pod_without_dns_gets_it_when_its_port_is_free(mesh: World) -> None:
         mesh.client.worker.tell(AddDNS(mesh.client.name), [sock.fileno() for sock in opened])
         assert ask(mesh.client, "web.").answer
     mesh.client.worker.tell(AddDNS("gone"), [mesh.client.fd])
+    mesh.client.worker.tell(AddDNS(mesh.client.name), [mesh.client.fd])  # no socket: costs nobody the worker
     sockets.close()
     assert ask(mesh.client, "web.").answer
