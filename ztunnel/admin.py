@@ -76,7 +76,10 @@ class Admin:
     async def listen(self, path: Path, admin_port: int, metrics_port: int, readiness_port: int) -> None:
         """Open all sockets; port 0 leaves one out. OSError when a port is taken."""
         self._where = (path, admin_port, metrics_port, readiness_port)
-        await self._local.listen_unix(path)
+        try:
+            await self._local.listen_unix(path)
+        except OSError as error:
+            raise OSError(f"{path}: {error.strerror}: name a folder that can be written (WEFT_RUN_DIR)") from error
         for server, host, port in (
             *((self._all, loopback, admin_port) for loopback in self._loopbacks),
             (self._only_metrics, self._everywhere, metrics_port),

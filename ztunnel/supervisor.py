@@ -73,7 +73,10 @@ class Supervisor:
         self.config = config
         self._end = asyncio.Event()
         self._home_fd = open_home()
-        self._cache = MeshCache(config.state / "mesh.sqlite")
+        try:
+            self._cache = MeshCache(config.state / "mesh.sqlite")
+        except OSError as error:
+            raise OSError(f"{config.state}: {error.strerror}: name a folder that can be written (WEFT_STATE_DIR)") from error
         self._residents = Residents(config.node, config.impersonates)
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc)
