@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ztunnel.world import run
 from wire.netns import entered, open_home
 
 pytestmark = pytest.mark.kernel
@@ -46,11 +47,6 @@ def netns() -> Iterator[str]:
         yield name
     finally:
         run("ip", "netns", "del", name)
-
-
-def run(*command: str, text: str = "") -> None:
-    done = subprocess.run(command, input=text, text=True, capture_output=True)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
 def start(netns: str, folder: Path) -> subprocess.Popen[str]:

@@ -3,12 +3,12 @@
 import asyncio
 import os
 import socket
-import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from tests.ztunnel.world import run
 from wire.netns import entered, open_home
 from ztunnel.channel import AddDNS, AddPod
 from ztunnel.dns_config import dns_places
@@ -38,12 +38,12 @@ class Told:
 @pytest.fixture
 def netns_fd() -> Iterator[int]:
     name = f"weft-test-{os.getpid()}-pods"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    run("ip", "netns", "add", name)
+    run("ip", "-n", name, "link", "set", "lo", "up")
     fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
     yield fd
     os.close(fd)
-    subprocess.run(["ip", "netns", "del", name], check=True)
+    run("ip", "netns", "del", name)
 
 
 def test_dns_is_served_as_soon_as_its_port_is_free(netns_fd: int) -> None:
