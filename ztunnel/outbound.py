@@ -163,7 +163,7 @@ class Outbound(Tracked):
         choice, node = self._route.choice if self._route else None, self.pod.node
         if choice is None:
             return False
-        node.outliers.failed(choice.uid, node.loop.now)
+        node.outliers.failed(choice, node.loop.now)
         self._avoid |= {choice.uid}
         return True
 
@@ -198,7 +198,7 @@ class Outbound(Tracked):
         """See ztunnel.stream.Owner."""
         choice = self._route.choice if self._route else None
         if choice is not None:
-            self.pod.node.outliers.succeeded(choice.uid)
+            self.pod.node.outliers.succeeded(choice)
         super().opened()
 
     def _go(self, route: Route) -> None:

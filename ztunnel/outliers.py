@@ -1,9 +1,12 @@
 """Endpoints that keep failing to connect are set aside for a while. Pure: the time is an argument.
 
-An endpoint that failed FAILURES times in a row, with nothing between, is set aside for 30 s, the next time for 60, and so on up
-to five minutes; one success forgives everything. Never more than half of a service's endpoints stand aside: beyond that it is
-more likely that something else is broken, and all are tried. Every worker judges by what it saw itself.
+An endpoint is a workload's port: an application that is not there says nothing of the workload's others. One that failed
+FAILURES times in a row, with nothing between, is set aside for 30 s, the next time for 60, and so on up to five minutes; one
+success forgives everything. Never more than half of a service's endpoints stand aside: beyond that it is more likely that
+something else is broken, and all are tried. Every worker judges by what it saw itself.
 """
+
+from typing import NamedTuple
 
 from mesh.inventory import Endpoint
 
@@ -11,6 +14,13 @@ ASIDE_S, LONGEST_S = 30.0, 300.0
 _FORGET_S = 600.0
 """Without a further failure for so long, an endpoint starts anew."""
 MAX_KNOWN = 4096
+
+
+class Choice(NamedTuple):
+    """An endpoint that was taken where others could have been: its workload's uid, and the port there."""
+
+    uid: str
+    port: int
 
 
 class _Record:
@@ -24,31 +34,31 @@ class _Record:
 
 
 class Outliers:
-    """What one worker saw of endpoints, by their workloads' uids; only of those that failed."""
+    """What one worker saw of endpoints; only of those that failed."""
 
     def __init__(self, failures: int) -> None:
         """`failures` in a row set an endpoint aside; 0: nobody ever is."""
         self._failures = failures
-        self._known: dict[str, _Record] = {}
-        self._aside: frozenset[str] = frozenset()
+        self._known: dict[Choice, _Record] = {}
+        self._aside: frozenset[Choice] = frozenset()
         self._until = 0.0
         """When the first of them comes back."""
 
     @property
-    def aside(self) -> frozenset[str]:
+    def aside(self) -> frozenset[Choice]:
         """Who stands aside; see `tick`."""
         return self._aside
 
-    def failed(self, uid: str, now: float) -> None:
+    def failed(self, choice: Choice, now: float) -> None:
         """A connection to an endpoint could not be made."""
         if not self._failures:
             return
-        record = self._known.pop(uid, None) or _Record()
+        record = self._known.pop(choice, None) or _Record()
         if now - record.last_at > _FORGET_S:
             record = _Record()
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
-        self._known[uid] = record  # the newest last
+        self._known[choice] = record  # the newest last
         record.last_at = now
         record.failures += 1
         if record.failures >= self._failures and record.aside_until <= now:
@@ -57,10 +67,10 @@ class Outliers:
             record.aside_until = now + min(ASIDE_S * record.times, LONGEST_S)
             self._find(now)
 
-    def succeeded(self, uid: str) -> None:
+    def succeeded(self, choice: Choice) -> None:
         """A connection was made."""
-        if self._known and self._known.pop(uid, None) is not None and uid in self._aside:
-            self._aside -= {uid}
+        if self._known and self._known.pop(choice, None) is not None and choice in self._aside:
+            self._aside -= {choice}
 
     def tick(self, now: float) -> None:
         """Let those come back whose time is over."""
@@ -68,7 +78,7 @@ class Outliers:
             self._find(now)
 
     def _find(self, now: float) -> None:
-        aside = {uid: record.aside_until for uid, record in self._known.items() if record.aside_until > now}
+        aside = {choice: record.aside_until for choice, record in self._known.items() if record.aside_until > now}
         self._aside = frozenset(aside)
         self._until = min(aside.values(), default=0.0)
 

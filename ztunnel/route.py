@@ -11,7 +11,8 @@ from mesh.workload import Address, BalancingMode, GatewayAddress, Service, Tunne
 from ztunnel.balance import NOBODY, Role, sample_waypoint
 from ztunnel.channel import Flag, Hop, Protocol
 from ztunnel.hbone import HBONE_PORT, RESERVED_PORTS, Authority
-from ztunnel.upstream import Choice, NoUpstream, Search, Upstream
+from ztunnel.outliers import Choice
+from ztunnel.upstream import NoUpstream, Search, Upstream
 
 _SELF_PORTS = RESERVED_PORTS | {15080}
 
@@ -77,7 +78,7 @@ def decide(
     request: Request,
     chance: float,
     avoid: frozenset[str] = NOBODY,
-    aside: frozenset[str] = NOBODY,
+    aside: frozenset[Choice] = frozenset(),
 ) -> Route | Refused:
     """Route one connection. `network` is this proxy's; `chance` is evenly spread over [0, 1).
 

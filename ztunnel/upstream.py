@@ -11,20 +11,13 @@ from mesh.identity import Identity
 from mesh.inventory import Endpoint, Inventory
 from mesh.workload import Address, BalancingMode, GatewayAddress, IPFamilies, NetworkAddress, Service, Workload
 from ztunnel.balance import NOBODY, Role, choose, eligible, reachable, target_port
-from ztunnel.outliers import without
+from ztunnel.outliers import Choice, without
 
 _FAMILIES = {IPFamilies.IPV4_ONLY: 4, IPFamilies.IPV6_ONLY: 6}
 _MENDS: dict[Role, str] = {
     "waypoint": "create that waypoint, or take the wish for it away (label istio.io/use-waypoint)",
     "network gateway": "the control plane must know that gateway as a workload or a service",
 }
-
-
-class Choice(NamedTuple):
-    """One of several who could have been taken: its workload's uid, and the key of the service that it was chosen from."""
-
-    uid: str
-    service: str
 
 
 class Upstream(NamedTuple):
@@ -50,7 +43,7 @@ class Upstream(NamedTuple):
     @property
     def choice(self) -> Choice | None:
         """None where there was nobody else."""
-        return Choice(self.workload.uid, self.service.key) if self.service is not None else None
+        return Choice(self.workload.uid, self.port) if self.service is not None else None
 
 
 class NoUpstream(Exception):
@@ -73,11 +66,11 @@ class Search:
         wanted: Address,
         chance: float,
         avoid: frozenset[str],
-        aside: frozenset[str],
+        aside: frozenset[Choice],
     ) -> None:
         """`wanted`: the address that the client dialled, whose family is preferred; `avoid`: uids that are not chosen.
 
-        `aside`: uids that are not chosen while at least half of a service's endpoints are left, and one for this client.
+        `aside`: who is not chosen while at least half of a service's endpoints are left, and one for this client.
         """
         self._inventory = inventory
         self._client = client
@@ -91,7 +84,10 @@ class Search:
         """An endpoint of a service. Raises: NoUpstream."""
         endpoints = self._inventory.endpoints(service.key)
         candidates = eligible(service, endpoints, self._client, port, self._avoid, role)
-        usual = without(candidates, self._aside) if self._aside else candidates
+        usual = candidates
+        if self._aside:
+            choices = ((one.workload.uid, target_port(service, one, port, role)) for one in candidates)
+            usual = without(candidates, frozenset(choice[0] for choice in choices if choice in self._aside))
         chosen, chance = choose(service, usual, self._client, self._source, self.chance)
         if chosen is None and len(usual) < len(candidates):  # a STRICT service has nobody else for this client
             chosen, chance = choose(service, candidates, self._client, self._source, self.chance)

@@ -16,8 +16,8 @@ from mesh.workload import (
     TunnelProtocol,
     Workload,
 )
+from ztunnel.outliers import Choice
 from ztunnel.route import Refused, Request, Route, decide
-from ztunnel.upstream import Choice
 
 pytestmark = pytest.mark.unit
 
@@ -66,7 +66,7 @@ def test_double_hbone_through_a_gateway_by_address() -> None:
     assert dialled(outcome) == ("DOUBLEHBONE", "10.22.1.1", 15009, "example.com:80")
     assert (outcome.workload, outcome.service, outcome.hop) == (GATEWAY, WEB, "gateway")
     assert outcome.expected == {GATEWAY_NAME} and outcome.inner_expected == {WEB_NAME}
-    assert outcome.choice == Choice("far", WEB.key)
+    assert outcome.choice == Choice("far", 8080)
 
 
 def test_double_hbone_through_a_gateway_by_hostname() -> None:
@@ -75,7 +75,7 @@ def test_double_hbone_through_a_gateway_by_hostname() -> None:
     outcome = taken(route(WEB, replace(FAR, network_gateway=BY_NAME), service, pod))
     assert dialled(outcome) == ("DOUBLEHBONE", "10.0.0.5", 15008, "example.com:80")
     assert outcome.expected == {str(pod.identity), FAR_NAME} and outcome.inner_expected == {WEB_NAME}
-    assert outcome.choice == Choice("g", "ns/ew-gtw")
+    assert outcome.choice == Choice("g", 15008)
     named = replace(GATEWAY, hostname="ew-gtw")
     assert dialled(route(WEB, replace(FAR, network_gateway=BY_NAME), named))[1:3] == ("10.22.1.1", 15009)
 

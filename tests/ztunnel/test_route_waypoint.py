@@ -20,8 +20,8 @@ from mesh.workload import (
     Workload,
 )
 from ztunnel.hbone import Authority
+from ztunnel.outliers import Choice
 from ztunnel.route import Refused, Request, Route, decide
-from ztunnel.upstream import Choice
 
 pytestmark = pytest.mark.unit
 
@@ -80,7 +80,7 @@ def test_destination_svc_waypoint(gateway: GatewayAddress, mode: BalancingMode) 
     assert (one.protocol, str(one.address), one.port) == ("HBONE", "10.0.0.10", 15008)
     assert one.authority == Authority(ip_address("10.96.0.1"), 80)  # as dialled, not translated
     assert one.expected == {IDENTITY, "spiffe://td/ns/a/sa/b"}
-    assert (one.workload, one.service, one.hop, one.choice) == (POD, web, "waypoint", Choice("w", WAYPOINT_KEY))
+    assert (one.workload, one.service, one.hop, one.choice) == (POD, web, "waypoint", Choice("w", 15008))
 
 
 def test_a_waypoint_by_a_pods_address_is_that_pod() -> None:
@@ -154,7 +154,7 @@ def test_weighted_waypoints_share_by_chance() -> None:
     shares = Counter(str(taken(route("10.96.0.1", 80, web, POD, other, chance=n / 100)).address) for n in range(100))
     assert shares == {"10.0.0.10": 75, "10.0.0.11": 25}
     drained = replace(web, weighted_waypoints=(WeightedWaypoint(second, 0),))
-    assert taken(route("10.96.0.1", 80, drained, POD, GATEWAY)).choice == Choice("w", WAYPOINT_KEY)
+    assert taken(route("10.96.0.1", 80, drained, POD, GATEWAY)).choice == Choice("w", 15008)
 
 
 UNKNOWN = {
