@@ -16,8 +16,6 @@ from ztunnel.log_lines import RBAC
 DENIED = "connection closed due to policy rejection: "
 CHANGED = "connection closed due to policy change: "
 DRAINED = "connection closed due to connection drain"
-MAKING_NS = 60 * 10**9
-"""More than all that a connection may wait for, one after the other: a peer that never answers a CONNECT is given up then."""
 
 
 class Pump(Protocol):
@@ -129,11 +127,11 @@ class Ledger:
             if not verdict.allowed:
                 tracked.abort("DENY", CHANGED + verdict.reason)
 
-    def progress(self) -> None:
-        """Report what moved since the last time, and end what is not open after MAKING_NS, whatever it waits for."""
-        before_ns = time.monotonic_ns() - MAKING_NS
+    def progress(self, making_s: float) -> None:
+        """Report what moved since the last time, and end what is not open after `making_s`, whatever it waits for."""
+        before_ns = time.monotonic_ns() - int(making_s * 1e9)
         for tracked in [one for one in self.open.values() if not one.was_open and one.began_ns < before_ns]:
-            tracked.abort("CONNECT", f"connection failed: not open after {MAKING_NS // 10**9} s")
+            tracked.abort("CONNECT", f"connection failed: not open after {making_s:g} s")
         counts = [change for tracked in self.open.values() if (change := tracked.count()) is not None]
         if counts:
             self.emit(Progress(counts))

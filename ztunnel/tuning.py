@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ztunnel.handshakes import TIMEOUT_S as HANDSHAKE_S
 from ztunnel.variables import duration, integer, truth
 
 _LONGEST_S = 86_400.0
+_UNANSWERED_S = 60.0
 _LONGEST_TCP_S = 32_767
 """MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL of the kernel."""
 
@@ -34,6 +36,11 @@ class Tuning:
     """ENDPOINT_ATTEMPTS: how many endpoints of a service one connection is offered to at most; 1: never another one."""
     outlier_failures: int = 5
     """OUTLIER_FAILURES: after so many failures in a row an endpoint is set aside for a while; 0: never."""
+
+    @property
+    def making_s(self) -> float:
+        """How long a connection may be in the making: each attempt with its handshake, and a peer that never answers."""
+        return _UNANSWERED_S + self.endpoint_attempts * (self.connect_timeout_s + HANDSHAKE_S)
 
 
 def read_tuning(environment: Mapping[str, str]) -> Tuning:

@@ -185,7 +185,7 @@ class Worker:
         self._link.emit(WorkerStatus(gauges, usage))
         if (counts := self._node.dns_counts.take()) is not None:
             self._link.emit(counts)
-        self._node.ledger.progress()
+        self._node.ledger.progress(node.config.tuning.making_s)
         for pod in self._pods.values():
             pod.pool.release_idle()
             pod.netns.release_idle()

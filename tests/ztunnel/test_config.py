@@ -42,6 +42,7 @@ def test_tuning_is_istios_unless_it_is_set() -> None:
     assert (tuning.connect_timeout_s, tuning.pool_idle_s, tuning.pool_streams) == (1.5, 60.0, 7)
     assert (tuning.keepalive_s, tuning.keepalive_interval_s, tuning.keepalive_probes, tuning.user_timeout_s) == (30, 10, 3, 60)
     assert (tuning.endpoint_attempts, tuning.outlier_failures) == (1, 0)
+    assert read_tuning({"CONNECT_TIMEOUT": "2m"}).making_s > 3 * 120, "each endpoint has its time, however long"
     assert read_tuning({"KEEPALIVE_ENABLED": "false"}).keepalive_s == 0
 
 

@@ -10,7 +10,7 @@ from mesh.inventory import PolicyStore
 from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch
 from mesh.workload import Workload
 from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
-from ztunnel.ledger import MAKING_NS, Ledger, Tracked
+from ztunnel.ledger import Ledger, Tracked
 
 pytestmark = pytest.mark.unit
 
@@ -94,7 +94,7 @@ def test_policy_watcher_lifecycle() -> None:
     assert [type(one) for one in book.heard] == [Opened]
     tracked.pump = Pump()
     for _ in range(2):
-        book.ledger.progress()
+        book.ledger.progress(60.0)
     assert book.heard[1:] == [Progress([(1, 5, 7)])], "told once, as long as nothing moves"
 
 
@@ -124,8 +124,8 @@ def test_who_waits_for_an_answer_that_never_comes_is_given_up() -> None:
     pump = waiting.pump = Pump()
     serving.opened()
     for tracked in (waiting, serving):
-        tracked.began_ns -= MAKING_NS + 1
-    late.began_ns -= MAKING_NS // 2
-    book.ledger.progress()
+        tracked.began_ns -= 60 * 10**9
+    late.began_ns -= 30 * 10**9
+    book.ledger.progress(60.0)
     assert pump.aborted == [("CONNECT", "connection failed: not open after 60 s")]
     assert list(book.ledger.open) == [serving.record.number, late.record.number]
