@@ -165,3 +165,12 @@ def test_multi_root_accepted() -> None:
             Credentials(issuer.certificate_for(CLIENT, roots=bundle)).client,
             Credentials(AUTHORITY.certificate_for(SERVER, roots=bundle)).server,
         ).shake_hands()
+
+
+def test_a_peer_is_sent_the_chain_that_was_issued_and_no_root() -> None:
+    pair = Pair(Credentials(AUTHORITY.certificate_for(CLIENT)).client, SERVING.server)
+    pair.shake_hands()
+    for end, identity in ((pair.client, SERVER), (pair.server, CLIENT)):
+        sent = end._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+        assert len(sent) == 1 and names_of(end) == [str(identity)]
+        assert len(chain_of(end)) == 2, "verified with the root that the receiver has"
