@@ -7,8 +7,10 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
+if TYPE_CHECKING:
+    import grpc.aio
 
 MAX_MESSAGE_BYTES = 200 << 20
 MAX_ROOT_BYTES = 4 << 20
@@ -82,11 +84,14 @@ class Endpoint:
                 raise ValueError(f"{path}: holds no {kind.decode().lower()} in PEM: write this node's own into it")
         return key, chain
 
-    def open_channel(self, root_pem: bytes, attempt: int = 0) -> grpc.aio.Channel:
+    def open_channel(self, root_pem: bytes, attempt: int = 0) -> "grpc.aio.Channel":
         """A new channel, which connects at its first call; the caller closes it.
 
         A channel checks one name: with a `server_name`, every other attempt goes by the host of the address.
         """
+        # Only here: who reads where a control plane is, at the start of a proxy, has no time for it yet.
+        import grpc.aio
+
         options: list[tuple[str, int | str]] = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),

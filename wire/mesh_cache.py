@@ -44,7 +44,9 @@ class MeshCache:
             # Losing the last moments to a power cut is harmless: the control plane sends what is missing.
             if database.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
                 raise sqlite3.DatabaseError("it is of another release")
-            setup = f"PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA user_version = {_VERSION};"
+            # Nothing is read again: pages need not be kept.
+            setup = "PRAGMA cache_size = -256; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;"
+            setup += f"PRAGMA user_version = {_VERSION};"
             database.executescript(setup + _SCHEMA)
             database.execute("SELECT count(*) FROM resource").fetchone()
         except sqlite3.DatabaseError:

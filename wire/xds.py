@@ -11,16 +11,16 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import random
 from sys import intern
-from typing import Any
+from typing import Any, overload
 
 import grpc
 from envoy.config.core.v3.base_pb2 import Node
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
@@ -72,7 +72,7 @@ class Update:
     """One response's content: what it both removes and brings is there afterwards. Say which upserts are refused and why."""
 
     type_url: str
-    upserts: tuple[delta.Resource, ...]
+    upserts: Sequence[delta.Resource]
     removals: tuple[str, ...]
 
 
@@ -259,7 +259,7 @@ class XdsClient:
             _log.info("control plane %s: connected", self._endpoint.address)
         self.status.connected, self.status.last_error, self._reported = True, "", ""
         refused = self._client.excess(response)
-        upserts = tuple(resource for resource in response.resources if resource.name not in refused)
+        upserts = [one for one in response.resources if one.name not in refused] if refused else response.resources
         refused |= await self._on_update(Update(response.type_url, upserts, response.removed))
         if refused:
             _log.warning("control plane sent %d resources that are refused: %s", len(refused), next(iter(refused.items())))
@@ -289,11 +289,39 @@ def _termination(code: grpc.StatusCode, connected: bool) -> str:
     return "Reconnect" if code in _CUT_OFF else "Error"
 
 
+class _Resources(Sequence[delta.Resource]):
+    """The resources of a message, made when somebody looks at them: of a large mesh all at once are more than the message."""
+
+    def __init__(self, resources: Sequence[Resource]) -> None:
+        self._resources = resources
+
+    def __len__(self) -> int:
+        return len(self._resources)
+
+    @overload
+    def __getitem__(self, index: int) -> delta.Resource: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[delta.Resource]: ...
+
+    def __getitem__(self, index: int | slice) -> delta.Resource | list[delta.Resource]:
+        if isinstance(index, slice):
+            return list(map(_resource, self._resources[index]))
+        return _resource(self._resources[index])
+
+    def __iter__(self) -> Iterator[delta.Resource]:
+        return map(_resource, self._resources)
+
+
+def _resource(message: Resource) -> delta.Resource:
+    return delta.Resource(intern(message.name), message.version, message.resource.value, tuple(message.aliases))
+
+
 def _decode(message: DeltaDiscoveryResponse) -> delta.Response:
-    resources = tuple(
-        delta.Resource(intern(resource.name), resource.version, resource.resource.value, tuple(resource.aliases))
-        for resource in message.resources
-    )
     return delta.Response(
-        message.type_url, resources, tuple(message.removed_resources), message.nonce, message.system_version_info
+        message.type_url,
+        _Resources(message.resources),
+        tuple(message.removed_resources),
+        message.nonce,
+        message.system_version_info,
     )

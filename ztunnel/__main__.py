@@ -8,9 +8,9 @@ import ssl
 import sys
 
 from ztunnel.config import Config, read_config
+from ztunnel.front import Front
 from ztunnel.log_lines import log_to_stderr
 from ztunnel.openssl_conf import check_pqc
-from ztunnel.supervisor import Supervisor
 
 
 def main() -> int:
@@ -32,7 +32,12 @@ def main() -> int:
 
 
 async def _run(config: Config) -> int:
-    return await Supervisor(config).run()
+    front = Front(config)
+    await front.begin()
+    # Only here: what it imports takes longer than to listen for the pods.
+    from ztunnel.supervisor import Supervisor
+
+    return await Supervisor(config, front).run()
 
 
 def _complain(error: Exception) -> None:

@@ -23,4 +23,3 @@ def collector_at_rest() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-        give_back()

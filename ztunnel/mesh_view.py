@@ -14,7 +14,7 @@ from mesh.workload import Service, Workload
 from wire.mesh_cache import MeshCache
 from wire.xds import Update
 from ztunnel.channel import UpdateInventory, UpdatePolicies
-from ztunnel.memory import collector_at_rest
+from ztunnel.memory import collector_at_rest, give_back
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
@@ -81,19 +81,33 @@ class MeshView:
         """
         if update.type_url not in TYPE_URLS:
             return {}
-        refused: dict[str, str] = {}
-        *pieces, last = _pieces(update.upserts)
-        with collector_at_rest() if pieces else nullcontext():
-            for piece in pieces:
-                refused |= self._take_in(update.type_url, piece, (), unfinished=True)
-                await asyncio.sleep(0)
+        *earlier, last = range(0, len(update.upserts) or 1, _PIECE)
+        with collector_at_rest() if earlier else nullcontext():
+            refused, brought = await self._take_pieces(update, earlier)
             self._awaited.discard(update.type_url)
-            refused |= self._take_in(update.type_url, last, _but_for(update.removals, pieces), bool(self._awaited))
+            # What an update both removes and brings is there afterwards.
+            removals = [name for name in update.removals if name not in brought]
+            refused |= self._take_in(update.type_url, update.upserts[last:], removals, bool(self._awaited))
             if self._unfinished and not self._awaited:  # the last that was missing were policies
                 self._change_inventory([], [])
-            kept = [resource for resource in update.upserts if resource.name not in refused]
+            kept = (resource for resource in update.upserts if resource.name not in refused)
             await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+        if earlier:
+            # A turn later, when nobody holds the update any more.
+            asyncio.get_running_loop().call_soon(give_back)
         return refused
+
+    async def _take_pieces(self, update: Update, begins: Iterable[int]) -> tuple[dict[str, str], set[str]]:
+        """All but the last piece; returns what is refused, and (where that matters) what was brought."""
+        refused: dict[str, str] = {}
+        brought: set[str] = set()
+        for begin in begins:
+            piece = update.upserts[begin : begin + _PIECE]
+            refused |= self._take_in(update.type_url, piece, (), unfinished=True)
+            if update.removals:
+                brought |= {resource.name for resource in piece}
+            await asyncio.sleep(0)
+        return refused, brought
 
     def _take_in(
         self, type_url: str, upserts: Sequence[Resource], removals: Sequence[str], unfinished: bool = False
@@ -128,12 +142,6 @@ class MeshView:
 def _pieces(all_of_them: Sequence[_Noun]) -> list[Sequence[_Noun]]:
     """One at least."""
     return [all_of_them[begin : begin + _PIECE] for begin in range(0, len(all_of_them) or 1, _PIECE)]
-
-
-def _but_for(removals: Sequence[str], pieces: Iterable[Iterable[Resource]]) -> Sequence[str]:
-    """Removals without what was just taken in: what an update both removes and brings is there afterwards."""
-    brought = {resource.name for piece in pieces for resource in piece} if removals else ()
-    return [name for name in removals if name not in brought]
 
 
 def _left_with(local: dict[str, _Noun], removals: Iterable[str]) -> list[_Noun]:

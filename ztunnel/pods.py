@@ -88,8 +88,8 @@ class Pods:
             )
         self._pods[pod.uid] = (pod, sockets)
         self._on_change()
-        refusal = await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())
-        if refusal:
+        # Workers that have not begun are told of all pods when they do, and what connects waits for them.
+        if self._workers.have_begun and (refusal := await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())):
             await self.stop(pod.uid)
             raise StartError(refusal)
         self.started += 1

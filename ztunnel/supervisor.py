@@ -3,8 +3,8 @@
 Nothing here touches a byte of traffic: the workers carry that, each with the whole present state. So what is slow or away
 (control plane, CA, a reader of logs) costs a connection nothing that is open, and a busy worker delays no answer here.
 
-Start: workers first, with what the disk remembers of the mesh and the kernel's keyring of its keys; then the agent's pods;
-the control plane whenever it answers.
+Start: workers and the agent's pods first (ztunnel.front), then what the disk remembers of the mesh and the kernel's keyring of
+its keys; the control plane whenever it answers.
 End (SIGTERM, SIGINT, POST /quitquitquit): listeners close, workers drain up to the deadline; a second signal ends at once.
 What drains is told of the mesh, of policies and of pods that go until its last moment.
 """
@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack
 from itertools import chain
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from mesh.resources import ADDRESS_TYPE
 from mesh.trust_domains import TrustDomains
 from wire.grpc_tls import Endpoint
 from wire.mesh_cache import MeshCache
-from wire.netns import open_home
 from wire.xds import NodeMetadata, XdsClient
 from ztunnel import config_dump, dashboard
 from ztunnel.access_log import Level
@@ -45,6 +43,7 @@ from ztunnel.config import Config
 from ztunnel.crl_file import CrlFile
 from ztunnel.delegated_identity import DelegatedIdentities
 from ztunnel.flow_feed import FlowFeed
+from ztunnel.front import Front
 from ztunnel.issuer import Fetcher, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
@@ -53,15 +52,13 @@ from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
 from ztunnel.nameservers import read_search
 from ztunnel.node_metrics import node_families
-from ztunnel.pod_sockets import check_privileges
-from ztunnel.pods import DEDICATED_UID, OWN_UID, Pods
+from ztunnel.pods import DEDICATED_UID, OWN_UID
 from ztunnel.residents import Residents
-from ztunnel.succession import succeed
 from ztunnel.telemetry import Telemetry
 from ztunnel.unknown_policies import UnknownPolicies
-from ztunnel.workers import Statement, Workers
+from ztunnel.workers import Statement
 from ztunnel.workload_api import WorkloadApi
-from ztunnel.zds import PodInfo, StartError, ZdsClient, ZdsProtocolError
+from ztunnel.zds import PodInfo, StartError, ZdsProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -69,32 +66,23 @@ _log = logging.getLogger(__name__)
 class Supervisor:
     """One node's proxy. Made and run inside an event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, front: Front) -> None:
+        """`front`: what has begun already."""
         self.config = config
+        self._front = front
         self._end = asyncio.Event()
-        self._home_fd = open_home()
+        self.workers, self.pods, self.zds = front.workers, front.pods, front.zds
         try:
             self._cache = MeshCache(config.state / "mesh.sqlite")
         except OSError as error:
             raise OSError(f"{config.state}: {error.strerror}: name a folder that can be written (WEFT_STATE_DIR)") from error
         self._residents = Residents(config.node, config.impersonates)
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
-        self.workers = Workers(config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc)
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
-        self.pods = Pods(
-            self.workers,
-            self._home_fd,
-            config.packet_mark,
-            self._pods_changed,
-            self._pods_complete,
-            config.dns_places,
-            config.ipv6,
-        )
         self._unknown_policies = UnknownPolicies(self.view, self.pods.infos)
         self._ca = _certificate_source(config)
         keys = KeyStore(config.installation, config.node, _sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
-        self.zds = ZdsClient(config.zds_socket, self.pods)
         self._output = LineOutput(sys.stdout.fileno())
         self.flows = FlowFeed(time.monotonic)
         self._telemetry = Telemetry(
@@ -128,7 +116,8 @@ class Supervisor:
 
     # --- what workers are told
 
-    def _statements(self, index: int) -> Iterator[Statement]:
+    def statements(self, index: int) -> Iterator[Statement]:
+        """All that is known, for a worker that starts."""
         config = self.config
         yield (
             Configure(
@@ -174,17 +163,20 @@ class Supervisor:
     def _demands_answered(self, answers: Mapping[str, str]) -> None:
         self.workers.broadcast(Answered(dict(answers)))
 
-    def _pods_changed(self) -> None:
+    def pods_changed(self) -> None:
+        """A pod came or went: so did its identity."""
         self._unknown_policies.look_soon()
         self._residents.set_pods(self.pods.accounts())
         self._issuer.residents_changed()
 
-    def _pods_complete(self) -> None:
+    def pods_complete(self) -> None:
+        """The agent has named all pods."""
         self._issuer.residents_complete()
 
     # --- what workers say
 
-    def _hear(self, worker: int, message: FromWorker) -> None:
+    def hear(self, worker: int, message: FromWorker) -> None:
+        """What a worker needs, or reports."""
         if isinstance(message, NeedCertificate):
             self._issuer.need(message.identity)
         elif isinstance(message, Demand):
@@ -193,7 +185,8 @@ class Supervisor:
         else:
             self._telemetry.hear(worker, message)
 
-    def _worker_died(self, worker: int) -> None:
+    def worker_died(self, worker: int) -> None:
+        """Its connections are gone."""
         self._telemetry.worker_died(worker)
 
     # --- what others ask
@@ -250,15 +243,13 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until told to end: the exit status.
 
-        Raises: OSError when an admin port is taken, or privileges are missing.
+        Raises: OSError when an admin port is taken.
         """
         self._handle_signals()
         config = self.config
-        check_privileges(self._home_fd, config.packet_mark)
-        tasks = [asyncio.ensure_future(self._watch("the data workers", self.workers.run))]
-        predecessor = AsyncExitStack()
+        self._front.join(self)
+        tasks = [asyncio.ensure_future(self._watch("the data workers", self._front.run_workers))]
         try:
-            await succeed(config.admin_socket, predecessor)
             await self._admin.listen(config.admin_socket, config.admin_port, config.metrics_port, config.readiness_port)
             parts = [("certificates", self._issuer.run), ("pods' DNS", self.pods.keep_dns)]
             parts.append(("ZDS", self._serve_agent) if config.dedicated_to is None else ("the pod", self._serve_own_namespace))
@@ -279,7 +270,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._close()
-            await predecessor.aclose()
+            await self._front.predecessor.aclose()
         return self._exit_code
 
     async def _watch(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -293,7 +284,7 @@ class Supervisor:
 
     async def _serve_agent(self) -> None:
         try:
-            await self.zds.run()
+            await self._front.obey()
         except ZdsProtocolError as error:
             _log.error("the agent broke the protocol: %s: ending", error)
             self._exit_code = 1
@@ -302,14 +293,15 @@ class Supervisor:
     async def _serve_own_namespace(self) -> None:
         """Without an agent: the one pod in whose namespace this proxy runs."""
         namespace, name, service_account = self.config.dedicated_to or ("", "", "")
+        await self.workers.wait_begun()
         try:
-            await self.pods.start(PodInfo(DEDICATED_UID, namespace, name, service_account), self._home_fd)
+            await self.pods.start(PodInfo(DEDICATED_UID, namespace, name, service_account), self._front.home_fd)
         except StartError as error:
             _log.error("%s/%s cannot be served: %s: ending", namespace, name, error)
             self._exit_code = 1
             self._end.set()
         else:
-            self._pods_complete()
+            self.pods_complete()
 
     async def _drain(self) -> None:
         _log.info("draining for at most %g s", self.config.drain_s)
@@ -322,7 +314,7 @@ class Supervisor:
         await self._ca.close()
         await self._output.drain()
         self._cache.close()
-        os.close(self._home_fd)
+        os.close(self._front.home_fd)
 
     def _handle_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -141,13 +141,15 @@ class Workers:
         on_death: Callable[[int], None],
         command: Sequence[str] = (sys.executable, "-m", "ztunnel.worker"),
         pqc: bool = False,
+        told: asyncio.Event | None = None,
     ) -> None:
         """`state` gives, for worker N, all that a new worker must be told; `on_death` hears that N's connections are gone.
 
-        `pqc`: agree on keys by the post-quantum group alone.
+        `pqc`: agree on keys by the post-quantum group alone. `told`: set once there is a state to tell.
         """
         self._count = count
         self._state = state
+        self._told = told
         self._on_message = on_message
         self._on_death = on_death
         self._command = command
@@ -191,6 +193,8 @@ class Workers:
         worker = Worker(index, self._hear)
         await worker.start(self._command, self._openssl_fd)
         try:
+            if self._told is not None:
+                await self._told.wait()
             # No await from here to its place among the others: nothing is said meanwhile that it would miss.
             for message, fds in self._state(index):
                 worker.tell(framing.pack(message, len(fds)), fds)
@@ -202,6 +206,15 @@ class Workers:
             self._workers.pop(index, None)
             self._on_death(index)
             self._changed.set()
+
+    @property
+    def have_begun(self) -> bool:
+        """Whether any worker was ever told the state."""
+        return self._ready.is_set()
+
+    async def wait_begun(self) -> None:
+        """Wait until one was."""
+        await self._ready.wait()
 
     @property
     def alive(self) -> list[int]:

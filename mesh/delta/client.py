@@ -155,6 +155,8 @@ class DeltaClient:
         """Name the resources of a response that would exceed the bound, each with its reason: refuse them, do not keep them."""
         one = self._types.get(response.type_url)
         versions = one.versions if one else {}
+        if len(versions) + len(response.resources) <= messages.MAX_RESOURCES:
+            return {}
         room = messages.MAX_RESOURCES - len(versions.keys() - set(response.removed))
         new = [resource.name for resource in response.resources if resource.name not in versions]
         return {name: f"more than {messages.MAX_RESOURCES} resources of one type" for name in new[max(room, 0) :]}

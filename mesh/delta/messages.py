@@ -1,6 +1,6 @@
 """What travels, and how much of it either end keeps for the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -47,7 +47,7 @@ class Response:
     """DeltaDiscoveryResponse."""
 
     type_url: str
-    resources: tuple[Resource, ...] = ()
+    resources: Sequence[Resource] = ()
     removed: tuple[str, ...] = ()
     nonce: str = ""
     system_version: str = ""

@@ -93,13 +93,26 @@ class Node:
         self.listener.listen()
         self.listener.setblocking(False)
 
-    async def start(self, control_port: int) -> None:
+    async def begin(self, control_port: int) -> None:
         command = [sys.executable, "-m", "ztunnel", "--node", "n1", "--workers", "2", "--control", f"127.0.0.1:{control_port}"]
         with open(self.log, "ab") as log:  # noqa: ASYNC230  a local file
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)  # noqa: ASYNC220
         accepted, _ = await asyncio.get_running_loop().sock_accept(self.listener)
         self.agent = PacketStream(accepted)
         assert (await self.agent.receive()).data == b"\x08\x01"
+
+    async def start(self, control_port: int) -> None:
+        await self.begin(control_port)
+        async with asyncio.timeout(20):  # the agent is the first to hear of a proxy
+            while not await self.answers():  # noqa: ASYNC110  the event is in another process
+                await asyncio.sleep(0.01)
+
+    async def answers(self) -> bool:
+        try:
+            await request(self.admin, "GET", "/healthz/ready")
+        except OSError:
+            return False
+        return True
 
     async def tell(self, message: WorkloadRequest, netns: Path | None = None) -> str:
         fds = [os.open(netns, os.O_RDONLY)] if netns else []
@@ -262,6 +275,19 @@ def until_closed(client: socket.socket) -> bytes:
         except ConnectionResetError:
             pass
     return received
+
+
+def test_who_connects_before_a_proxy_can_serve_waits_for_it(play: Any) -> None:
+    """The agent is answered while the workers' processes still start."""
+
+    async def scenario(node: Node, control: Control) -> None:
+        await node.begin(await control.start())
+        assert await node.add_pod() == ""
+        assert await asyncio.to_thread(until_closed, node.dial(15006)) == b""
+        assert await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
+        await node.ready()
+
+    play(scenario)
 
 
 def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:

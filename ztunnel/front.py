@@ -1,0 +1,118 @@
+"""What a proxy that starts does first, before the rest of it is even imported: its workers' processes and its pods' listeners.
+
+Until a pod's listeners are there the kernel refuses its connections; from then on they wait in a queue. What the rest needs
+(gRPC, cryptography, the state on disk) takes longer to import than all of this takes, and the workers' processes import what
+they need meanwhile.
+
+Where a predecessor serves still there is no hurry: listeners would take its connections, and nobody could serve them yet.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from wire.netns import open_home
+from ztunnel.channel import FromWorker
+from ztunnel.config import Config
+from ztunnel.pod_sockets import check_privileges
+from ztunnel.pods import Pods
+from ztunnel.succession import succeed
+from ztunnel.workers import Statement, Workers
+from ztunnel.zds import ZdsClient
+
+_PATIENCE_S = 0.1
+"""How long the rest waits for the agent to name the pods: some 50 of them."""
+
+
+class Rest(Protocol):
+    """The rest of the proxy, once it is there."""
+
+    def statements(self, index: int) -> Iterable[Statement]:
+        """All that worker N must be told when it starts."""
+
+    def hear(self, worker: int, message: FromWorker) -> None:
+        """Worker N said something."""
+
+    def worker_died(self, worker: int) -> None:
+        """Worker N's connections are gone."""
+
+    def pods_changed(self) -> None:
+        """A pod came or went."""
+
+    def pods_complete(self) -> None:
+        """The agent has named all pods."""
+
+
+class Front:
+    """Workers, pods and the agent's orders. Made and begun inside an event loop."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._rest: Rest | None = None
+        self._known = asyncio.Event()
+        self._all_named = asyncio.Event()
+        self._orders: asyncio.Task[None] | None = None
+        self.home_fd = open_home()
+        self.workers = Workers(
+            config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc, told=self._known
+        )
+        self.pods = Pods(
+            self.workers,
+            self.home_fd,
+            config.packet_mark,
+            self._pods_changed,
+            self._pods_complete,
+            config.dns_places,
+            config.ipv6,
+        )
+        self.zds = ZdsClient(config.zds_socket, self.pods)
+        self.predecessor = AsyncExitStack()
+        """For as long as its endpoints are ours."""
+
+    async def begin(self) -> None:
+        """Start the workers and listen for the pods. Raises: OSError when privileges are missing."""
+        check_privileges(self.home_fd, self._config.packet_mark)
+        self._running = asyncio.ensure_future(self.workers.run())
+        if await succeed(self._config.admin_socket, self.predecessor) or self._config.dedicated_to is not None:
+            return
+        self._orders = asyncio.ensure_future(self.zds.run())
+        named = asyncio.ensure_future(self._all_named.wait())
+        await asyncio.wait((named, self._orders), timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        named.cancel()
+
+    async def run_workers(self) -> None:
+        """Until cancelled."""
+        await self._running
+
+    async def obey(self) -> None:
+        """Carry out the agent's orders, until cancelled. Raises: ZdsProtocolError."""
+        await (self._orders or self.zds.run())
+
+    def join(self, rest: Rest) -> None:
+        """The rest is there: workers are told what it knows, and it hears what happened meanwhile."""
+        self._rest = rest
+        rest.pods_changed()
+        if self._all_named.is_set():
+            rest.pods_complete()
+        self._known.set()
+
+    def _statements(self, index: int) -> Iterable[Statement]:
+        return self._rest.statements(index) if self._rest is not None else ()
+
+    def _hear(self, worker: int, message: FromWorker) -> None:
+        if self._rest is not None:
+            self._rest.hear(worker, message)
+
+    def _worker_died(self, worker: int) -> None:
+        if self._rest is not None:
+            self._rest.worker_died(worker)
+
+    def _pods_changed(self) -> None:
+        if self._rest is not None:
+            self._rest.pods_changed()
+
+    def _pods_complete(self) -> None:
+        self._all_named.set()
+        if self._rest is not None:
+            self._rest.pods_complete()
