@@ -18,7 +18,7 @@ from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
 from ztunnel.proxy_config import proxy_config
 from ztunnel.tuning import Tuning, read_tuning
-from ztunnel.variables import choice, duration, integer, truth
+from ztunnel.variables import choice, duration, integer, truth, whole_cores
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
@@ -225,10 +225,9 @@ def _workload_info(environment: Mapping[str, str]) -> tuple[str, str, str] | Non
 
 
 def _granted(environment: Mapping[str, str], cores: int) -> int:
-    """The cores that Kubernetes grants, in whole ones: where it sets no limit it names all of the node's."""
-    for name in ("ZTUNNEL_CPU_LIMIT", "ZTUNNEL_RESOURCE_CPU_LIMIT"):
-        cores = min(cores, integer(name, environment, cores, 0, 1 << 20) or 1)
-    return cores
+    """The cores that Kubernetes grants: the limit that was set; else what it names where none was, all of the node's."""
+    limits = (whole_cores(name, environment) for name in ("ZTUNNEL_RESOURCE_CPU_LIMIT", "ZTUNNEL_CPU_LIMIT"))
+    return min(cores, next((limit for limit in limits if limit is not None), cores))
 
 
 def _workers(text: str, cores: int) -> int:
@@ -238,7 +237,7 @@ def _workers(text: str, cores: int) -> int:
             f"--workers {text!r}: not a number of workers: write N up to {_MAX_WORKERS}, a share like 50%, or 0 for all"
         )
     number = int(share[1])
-    return max(cores * number // 100, 1) if share[2] else number or cores
+    return max(-(-cores * number // 100), 1) if share[2] else number or cores
 
 
 def _limits(holder: str, environment: Mapping[str, str], default: Limits) -> Limits:

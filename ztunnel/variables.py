@@ -1,5 +1,6 @@
 """Reading single environment variables. Each raises ValueError that names the variable, what it holds and what to write."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -23,6 +24,17 @@ def integer(name: str, environment: Mapping[str, str], default: int, least: int,
     if not re.fullmatch(r"\d{1,13}", text) or not least <= int(text) <= most:
         raise ValueError(f"{name}={text!r}: not a number from {least} to {most}")
     return int(text)
+
+
+def whole_cores(name: str, environment: Mapping[str, str]) -> int | None:
+    """A quantity of CPU as Kubernetes writes it (2, 1.5, 500m), in whole cores, rounded up; None where it is not set."""
+    text = environment.get(name)
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(m?)", text)
+    if match is None:
+        raise ValueError(f"{name}={text!r}: not a quantity of CPU: write one like 2, 1.5 or 500m")
+    return max(math.ceil(float(match[1]) / (1000 if match[2] else 1)), 1)
 
 
 def truth(name: str, environment: Mapping[str, str], default: bool) -> bool:

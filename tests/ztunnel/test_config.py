@@ -152,6 +152,27 @@ def test_what_istios_chart_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert read("proxy", **chart).zds_socket == tmp_path / "nodes" / "n1" / "ztunnel.sock", "weft's own agent is here"
 
 
+@pytest.mark.parametrize(
+    ("variables", "workers"),
+    [
+        ({}, 8),
+        ({"ZTUNNEL_CPU_LIMIT": "6"}, 6),
+        ({"ZTUNNEL_CPU_LIMIT": "99"}, 8),
+        ({"ZTUNNEL_CPU_LIMIT": "6", "ZTUNNEL_RESOURCE_CPU_LIMIT": "3"}, 3),
+        ({"ZTUNNEL_CPU_LIMIT": "6", "ZTUNNEL_RESOURCE_CPU_LIMIT": ""}, 6),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "500m"}, 1),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "2500m"}, 3),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "1.5"}, 2),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "0"}, 1),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "50%"}, 3),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "1%"}, 1),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "7"}, 7),
+    ],
+)
+def test_workers_are_as_many_as_kubernetes_grants_cores(variables: dict[str, str], workers: int) -> None:
+    assert read("--node n1", 8, **variables).workers == workers
+
+
 def test_trust_domain_aliases() -> None:
     config = read(TRUST_DOMAIN_ALIASES="old.domain, older")
     assert config.trust_domain_aliases == {"old.domain", "older"}
@@ -256,7 +277,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ENABLE_PROXY": "false"}, "ENABLE_PROXY='false': not served: weft's ztunnel always carries"),
         ("--node n1", {"FAKE_CA": "true"}, "FAKE_CA='true': not served: certificates come from a CA"),
         ("--node n1", {"HTTP2_FRAME_SIZE": "16384"}, "HTTP2_FRAME_SIZE='16384': not served: frames of up to 1 MiB"),
-        ("--node n1", {"ZTUNNEL_CPU_LIMIT": "500m"}, "ZTUNNEL_CPU_LIMIT='500m': not a number from 0"),
+        ("--node n1", {"ZTUNNEL_CPU_LIMIT": "half"}, "ZTUNNEL_CPU_LIMIT='half': not a quantity of CPU: write one like 2, 1.5"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
         ("--node n1", {"CA_PROVIDER": "spire"}, "CA_PROVIDER='spire': SPIRE_ADMIN_SOCKET is not set: name the SPIRE agent's"),
