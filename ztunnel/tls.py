@@ -12,6 +12,7 @@ import _ssl
 import ctypes
 import os
 import ssl
+import sys
 from collections.abc import Iterable
 
 from mesh.identity import Identity, first_identity
@@ -40,6 +41,8 @@ _TLS12_SUITES = ":".join(
 
 _MAX_SESSIONS = 512
 _CTRL_MODE, _MODE_NO_AUTO_CHAIN = 33, 8  # openssl/ssl.h
+_FIRST_LOOKED_AT, _LAST_LOOKED_AT = (3, 11), (3, 13)
+"""Releases of CPython whose Modules/_ssl.c begins its PySSLContext with the SSL_CTX."""
 
 
 class PeerRefused(Exception):
@@ -101,9 +104,11 @@ def _no_auto_chain(context: ssl.SSLContext) -> None:
 
     By default OpenSSL builds a chain at every handshake where a file holds the leaf alone: it verifies our own certificate, and
     sends the root too, which the peer parses for nothing. That is 30 % of a handshake's CPU at both ends. Python has no name
-    for the mode; the pointer behind a context's head has been its SSL_CTX since there are contexts. Where `_ssl` does not tell
-    the library that it uses, the default stays.
+    for the mode; the pointer behind a context's head is its SSL_CTX, in releases where somebody looked. In others, and where
+    `_ssl` does not tell the library that it uses, the default stays.
     """
+    if sys.implementation.name != "cpython" or not _FIRST_LOOKED_AT <= sys.version_info[:2] <= _LAST_LOOKED_AT:
+        return  # a wrong guess would write into somebody else's memory
     try:
         control = ctypes.CDLL(_ssl.__file__).SSL_CTX_ctrl
     except (AttributeError, OSError):

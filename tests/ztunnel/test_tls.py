@@ -4,6 +4,7 @@ The table is that of Istio's ztunnel but for one row: who has no identity of thi
 Istio's sends alert 46.
 """
 
+import ctypes
 import ssl
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.ztunnel.world import CLIENT, SERVER, Authority
+from ztunnel import tls
 from ztunnel.channel import SetCertificate
 from ztunnel.tls import Credentials, PeerRefused, chain_of, check_client, names_of
 
@@ -165,6 +167,12 @@ def test_multi_root_accepted() -> None:
             Credentials(issuer.certificate_for(CLIENT, roots=bundle)).client,
             Credentials(AUTHORITY.certificate_for(SERVER, roots=bundle)).server,
         ).shake_hands()
+
+
+def test_an_interpreter_that_nobody_looked_into_keeps_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "_LAST_LOOKED_AT", (3, 0))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("it was asked for its memory"))
+    Pair(Credentials(AUTHORITY.certificate_for(CLIENT)).client, SERVING.server).shake_hands()
 
 
 def test_a_peer_is_sent_the_chain_that_was_issued_and_no_root() -> None:
