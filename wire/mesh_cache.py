@@ -17,8 +17,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS resource (
     type TEXT, name TEXT, version TEXT, value BLOB, aliases TEXT, PRIMARY KEY (type, name)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answered (type TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-_VERSION = 2
+_VERSION = 3
 
 
 class MeshCache:
@@ -60,11 +61,16 @@ class MeshCache:
         rows = self._database.execute(query, (type_url,))
         return [Resource(name, version, value, tuple(aliases.split())) for name, version, value, aliases in rows]
 
+    def answered(self, type_url: str) -> bool:
+        """Whether the control plane ever told of a type, be it that there is nothing of it."""
+        return bool(self._database.execute("SELECT 1 FROM answered WHERE type = ?", (type_url,)).fetchone())
+
     def apply(self, type_url: str, upserts: Iterable[Resource], removals: Iterable[str]) -> None:
         """Take an update in, removals first; a disk that fails is logged, and costs no more than a slower start."""
         rows = ((type_url, one.name, one.version, one.value, " ".join(one.aliases)) for one in upserts)
         try:
             with self._database as database:
+                database.execute("INSERT OR IGNORE INTO answered VALUES (?)", (type_url,))
                 database.executemany(
                     "DELETE FROM resource WHERE type = ? AND name = ?", [(type_url, name) for name in removals]
                 )

@@ -180,3 +180,16 @@ def test_a_large_update_is_taken_in_by_pieces_and_takes_away_last(tmp_path: Path
     ]
     assert list(view.inventory.workloads()) == pods
     assert {one.name for one in view.restore()[ADDRESS_TYPE]} == {pod.uid for pod in pods}
+
+
+def test_a_cache_that_holds_a_part_of_the_first_state_is_no_better_than_none(tmp_path: Path) -> None:
+    """One that ended after its first addresses and before its first policies would let in whom they forbid."""
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    cache.apply(ADDRESS_TYPE, [Resource(WEB.uid, "1", encode_workload(WEB))], [])
+    view = MeshView(cache, lambda _: None)
+    view.restore()
+    assert [message.unfinished for message in view.statements() if isinstance(message, UpdateInventory)] == [True]
+    cache.apply(AUTHORIZATION_TYPE, [], [])  # there are none: that is an answer
+    again = MeshView(cache, lambda _: None)
+    again.restore()
+    assert [message.unfinished for message in again.statements() if isinstance(message, UpdateInventory)] == [False]
