@@ -23,7 +23,7 @@ OVERTIME_S = 0.001
 """How long a turn goes on with what earlier ones left; one piece of it at least."""
 GREETINGS_PER_TURN = 2
 """Handshakes that a turn moves on at once: half a millisecond each. More are left for later."""
-LINGER_S = 0.001
+LINGER_S = 0.002
 """How long what is in no hurry waits for company."""
 LOOKUPS_PER_TURN = 2
 """DNS messages that a turn takes in at once, of all pods and nameservers: 50 to 200 us each. More are left for later."""
