@@ -23,23 +23,17 @@ _EVENT_DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(Conne
 _ONE_OF: dict[str, tuple[str, ...]] = {"phase": get_args(Phase), "direction": get_args(Direction)}
 _KINDS: tuple[str, ...] = get_args(EndpointKind)
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_json = lru_cache(256)(_encode)
 
 
 def write_event(event: ConnectionEvent) -> bytes:
     """One event as a line."""
-    document: dict[str, object] = {
-        "time_ns": event.time_ns,
-        "node": event.node,
-        "phase": event.phase,
-        "direction": event.direction,
-        "source": _write_end(event.source),
-        "destination": _write_end(event.destination),
-    }
-    for name, default in _EVENT_DEFAULTS.items():
-        value = getattr(event, name)
-        if value != default:
-            document[name] = value
-    return _encode(document).encode() + b"\n"
+    head = (
+        f'{{"time_ns":{event.time_ns},"node":{_json(event.node)},"phase":"{event.phase}","direction":"{event.direction}",'
+        f'"source":{_write_end(event.source)},"destination":{_write_end(event.destination)}'
+    )
+    rest = {name: value for name, default in _EVENT_DEFAULTS.items() if (value := getattr(event, name)) != default}
+    return (f"{head},{_encode(rest)[1:]}\n" if rest else head + "}\n").encode()
 
 
 def write_lost(count: int) -> bytes:
@@ -71,16 +65,22 @@ def read_line(line: bytes) -> ConnectionEvent | int:
         raise ValueError(f"not an event: {error!r}") from error
 
 
-def _write_end(end: FlowEndpoint) -> dict[str, object]:
-    document: dict[str, object] = {"kind": end.kind, "address": _text(end.address), "port": end.port}
-    if end.namespace:
-        for name in _TEXTS:
-            document[name] = getattr(end, name)
-    if end.labels:
-        document["labels"] = end.labels
-    if end.identity:
-        document["identity"] = end.identity
-    return document
+def _write_end(end: FlowEndpoint) -> str:
+    who = _write_who(end.kind, tuple([getattr(end, name) for name in _TEXTS]), end.labels, end.identity)
+    return f'{who[:-1]},"address":"{_text(end.address)}","port":{end.port}}}'
+
+
+@lru_cache(4096)
+def _write_who(kind: EndpointKind, texts: tuple[str, ...], labels: tuple[str, ...], identity: Identity | None) -> str:
+    """An end without its address: the same few speak again and again."""
+    document: dict[str, object] = {"kind": kind}
+    if texts[0]:
+        document.update(zip(_TEXTS, texts, strict=True))
+    if labels:
+        document["labels"] = labels
+    if identity:
+        document["identity"] = identity
+    return _encode(document)
 
 
 def _read_end(document: dict[str, Any]) -> FlowEndpoint:
