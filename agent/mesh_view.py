@@ -5,6 +5,7 @@ What was last known is kept on disk: an agent that starts while control is away 
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 from agent.agent_events import AgentEvents
 from mesh.delta import Resource
@@ -13,10 +14,13 @@ from mesh.inventory import Inventory, PolicyStore
 from mesh.policy import Connection, Verdict, evaluate
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
 from mesh.workload import Address, Workload
+from wire.memory import collector_at_rest, give_back
 from wire.mesh_cache import MeshCache
 from wire.xds import Update
 
 TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
+_LARGE = 1024
+"""Resources of an update from which on the collector rests."""
 
 
 class MeshView:
@@ -45,9 +49,14 @@ class MeshView:
 
     async def take(self, update: Update) -> Mapping[str, str]:
         """Apply what can be applied of an update; resources that cannot, with their reasons."""
-        refused = self._take_in(update)
-        kept = [resource for resource in update.upserts if resource.name not in refused]
-        await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+        is_large = len(update.upserts) >= _LARGE
+        with collector_at_rest() if is_large else nullcontext():
+            refused = self._take_in(update)
+            kept = (resource for resource in update.upserts if resource.name not in refused)
+            await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+        if is_large:
+            # A turn later, when nobody holds the update any more.
+            asyncio.get_running_loop().call_soon(give_back)
         return refused
 
     def _take_in(self, update: Update) -> dict[str, str]:

@@ -33,11 +33,16 @@ def main() -> int:
 
 async def _run(config: Config) -> int:
     front = Front(config)
-    await front.begin()
-    # Only here: what it imports takes longer than to listen for the pods.
-    from ztunnel.supervisor import Supervisor
+    try:
+        await front.begin()
+        # Only here: what it imports takes longer than to listen for the pods.
+        from ztunnel.supervisor import Supervisor
 
-    return await Supervisor(config, front).run()
+        supervisor = Supervisor(config, front)
+    except BaseException:
+        await front.abandon()
+        raise
+    return await supervisor.run()
 
 
 def _complain(error: Exception) -> None:

@@ -52,6 +52,7 @@ class Front:
         self._rest: Rest | None = None
         self._known = asyncio.Event()
         self._all_named = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
         self._orders: asyncio.Task[None] | None = None
         self.home_fd = open_home()
         self.workers = Workers(
@@ -81,9 +82,18 @@ class Front:
         await asyncio.wait((named, self._orders), timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         named.cancel()
 
+    async def abandon(self) -> None:
+        """There will be no rest: end everything."""
+        tasks = [task for task in (self._running, self._orders) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.pods.close()
+        await self.predecessor.aclose()
+
     async def run_workers(self) -> None:
         """Until cancelled."""
-        await self._running
+        await (self._running or self.workers.run())
 
     async def obey(self) -> None:
         """Carry out the agent's orders, until cancelled. Raises: ZdsProtocolError."""

@@ -11,10 +11,10 @@ from mesh.policy import Policy
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
 from mesh.trust_domains import TrustDomains
 from mesh.workload import Service, Workload
+from wire.memory import collector_at_rest, give_back
 from wire.mesh_cache import MeshCache
 from wire.xds import Update
 from ztunnel.channel import UpdateInventory, UpdatePolicies
-from ztunnel.memory import collector_at_rest, give_back
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh

@@ -60,6 +60,8 @@ from ztunnel.workers import Statement
 from ztunnel.workload_api import WorkloadApi
 from ztunnel.zds import PodInfo, StartError, ZdsProtocolError
 
+_WARM_UP_AFTER_S = 0.5
+"""A large mesh is in force before certificates for it are prefetched; who needs one at once asks at once."""
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +73,8 @@ class Supervisor:
         self.config = config
         self._front = front
         self._end = asyncio.Event()
+        self._in_pieces = False
+        """A large mesh is on its way."""
         self.workers, self.pods, self.zds = front.workers, front.pods, front.zds
         try:
             self._cache = MeshCache(config.state / "mesh.sqlite")
@@ -158,7 +162,13 @@ class Supervisor:
         if isinstance(message, UpdateInventory):
             self._telemetry.mesh_changed()
             self._residents.update(message.upserts, message.removals)
-            self._issuer.residents_changed()
+            if message.unfinished:
+                self._in_pieces = True
+            elif self._in_pieces:
+                self._in_pieces = False
+                asyncio.get_running_loop().call_later(_WARM_UP_AFTER_S, self._issuer.residents_changed)
+            else:
+                self._issuer.residents_changed()
 
     def _demands_answered(self, answers: Mapping[str, str]) -> None:
         self.workers.broadcast(Answered(dict(answers)))

@@ -206,6 +206,7 @@ class Workers:
             self._workers.pop(index, None)
             self._on_death(index)
             self._changed.set()
+            await worker.process.wait()
 
     @property
     def have_begun(self) -> bool:
