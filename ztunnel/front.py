@@ -77,6 +77,7 @@ class Front:
         self._running = asyncio.ensure_future(self.workers.run())
         if await succeed(self._config.admin_socket, self.predecessor) or self._config.dedicated_to is not None:
             return
+        self.pods.ahead_of_workers = True
         self._orders = asyncio.ensure_future(self.zds.run())
         named = asyncio.ensure_future(self._all_named.wait())
         await asyncio.wait((named, self._orders), timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)

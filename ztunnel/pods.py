@@ -43,6 +43,8 @@ class Pods:
         self._draining = False
         self._own: tuple[PodInfo, PodSockets] | None = None
         """The proxy's own pod, of which the agent need not know."""
+        self.ahead_of_workers = False
+        """Pods need not wait for workers that have not begun: what connects does."""
         self.started = 0
         self.stopped = 0
 
@@ -88,8 +90,9 @@ class Pods:
             )
         self._pods[pod.uid] = (pod, sockets)
         self._on_change()
-        # Workers that have not begun are told of all pods when they do, and what connects waits for them.
-        if self._workers.have_begun and (refusal := await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())):
+        # Workers that have not begun are told of all pods when they do.
+        waits = self._workers.have_begun or not self.ahead_of_workers
+        if waits and (refusal := await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())):
             await self.stop(pod.uid)
             raise StartError(refusal)
         self.started += 1

@@ -303,7 +303,6 @@ class Supervisor:
     async def _serve_own_namespace(self) -> None:
         """Without an agent: the one pod in whose namespace this proxy runs."""
         namespace, name, service_account = self.config.dedicated_to or ("", "", "")
-        await self.workers.wait_begun()
         try:
             await self.pods.start(PodInfo(DEDICATED_UID, namespace, name, service_account), self._front.home_fd)
         except StartError as error:

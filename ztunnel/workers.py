@@ -213,10 +213,6 @@ class Workers:
         """Whether any worker was ever told the state."""
         return self._ready.is_set()
 
-    async def wait_begun(self) -> None:
-        """Wait until one was."""
-        await self._ready.wait()
-
     @property
     def alive(self) -> list[int]:
         """The indices of running workers."""
