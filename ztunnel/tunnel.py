@@ -16,7 +16,7 @@ that makes us queue far beyond that (by asking for answers that it does not read
 
 import ssl
 from functools import partial
-from socket import socket
+from socket import AF_UNIX, IPPROTO_TCP, TCP_NOTSENT_LOWAT, socket
 
 from mesh.identity import Identity
 from ztunnel import buffers
@@ -66,6 +66,8 @@ class Tunnel(Outflow):
         self._room = _cipher[:_FIRST_READ_BYTES]
         self._handshakes: Deadlines | None = handshakes
         self._recv_into = sock.recv_into
+        if sock.family != AF_UNIX:  # an inner tunnel's
+            sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
         self._incoming = ssl.MemoryBIO()
         self._hello = Hello() if server else None
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
