@@ -21,6 +21,8 @@ pytestmark = pytest.mark.kernel
 class Told:
     """Workers that agree to everything."""
 
+    have_begun = True
+
     def __init__(self) -> None:
         self.messages: list[tuple[Any, list[tuple[str, int]]]] = []
 
