@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.ztunnel.test_http2 import hostile
+from ztunnel import frames
 from ztunnel.fields import literal
 from ztunnel.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
+    GOAWAY,
     HEADERS,
     PING,
     PRIORITY,
@@ -125,3 +127,14 @@ CROWDS = (
 def connect(authority: str) -> bytes:
     """A request."""
     return literal(b":method", b"CONNECT") + literal(b":authority", authority.encode())
+
+
+def goaway_code(said: bytes) -> int | None:
+    """The code of the last GOAWAY in what a server said."""
+    place, code = 0, None
+    while place + 9 <= len(said):
+        length = int.from_bytes(said[place : place + 3], "big")
+        if said[place + 3] == GOAWAY:
+            code = frames.read_code(said, place + 13)
+        place += 9 + length
+    return code

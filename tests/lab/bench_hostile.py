@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from bench.tables import markdown
 from tests.lab.attacks import CROWDS, Attack, Crowd, attacks
+from tests.lab.memory import Memory
 from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.papers import text
-from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, TOPOLOGY, Memory, Victim
+from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, TOPOLOGY, Victim
 from ztunnel.frames import CLIENT_OPENING, Code
 
 HEADS = (
@@ -60,7 +61,7 @@ def _strike(victim: Victim, attack: Attack | Crowd, seconds: float) -> dict[str,
 def _measure(victim: Victim, attack: Attack | Crowd, seconds: float, rounds: int) -> Found:
     laps: list[tuple[dict[str, Any], ...]] = []
     fate: dict[str, Any] = {}
-    with Memory(victim.mesh) as memory:
+    with Memory(victim.proxy()) as memory:
         for _ in range(rounds):
             victim.begin()
             victim.lap()
@@ -77,7 +78,7 @@ def _measure(victim: Victim, attack: Attack | Crowd, seconds: float, rounds: int
         hit = [during[what]["p99_ms"] for _, during, _, _ in laps]
         quiet[what], attacked[what] = median(base), median(hit)
         ratio[what] = median(one / other for one, other in zip(hit, base, strict=True))
-    return Found(quiet, attacked, ratio, sum(lap[3]["failed"] for lap in laps), memory.growth, fate)
+    return Found(quiet, attacked, ratio, sum(lap[3]["failed"] for lap in laps), max(memory.growth.values()), fate)
 
 
 def _row(name: str, found: Found) -> list[str]:

@@ -166,6 +166,14 @@ class Wire:
         eventually(still)
         return seen[-1]
 
+    def assert_both_ways(self, other: "Wire", size: int) -> None:
+        """This end and the connection's other one send `size` bytes at once, and each gets those of the other."""
+        ends = (self, other)
+        drained = [one.puppet.start("drain", one.number) for one in ends]
+        poured = [one.puppet.start("pour", one.number, size) for one in ends]
+        expected = [{"size": size, "sha256": one.result(60)} for one in reversed(poured)]
+        assert [one.result(60) for one in drained] == expected
+
     def names(self) -> dict[str, Any]:
         """`local`, `peer`, and `original` (SO_ORIGINAL_DST, or None)."""
         return dict(self.puppet.do("names", self.number))

@@ -1,15 +1,13 @@
 """Bytes through the whole mesh: none lost, none added, ends and resets where they belong, addresses that tell the truth."""
 
-import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.world import eventually
+from tests.lab.memory import Memory
 from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.puppet import Listener, Puppet, Wire
 
@@ -55,42 +53,10 @@ def pair(request: pytest.FixtureRequest, mesh: Mesh, client: Puppet) -> Iterator
         yield near_end, far_end
 
 
-class Memory:
-    """The proportional set size of every process of agents, proxies and control, watched while a block runs. MiB."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._pids = [pid for node in "ab" for part in ("agent", "ztunnel") for pid in mesh.processes(node, part)]
-        self._pids += mesh.cgroup_pids(".control")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.before = self.now()
-        self.highest = dict(self.before)
-
-    def now(self) -> dict[int, float]:
-        return {pid: _pss_mib(pid) for pid in self._pids}
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.2):
-            for pid, size in self.now().items():
-                self.highest[pid] = max(size, self.highest[pid])
-
-    @property
-    def growth(self) -> float:
-        return sum(self.highest.values()) - sum(self.before.values())
-
-    def __enter__(self) -> "Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-def _pss_mib(pid: int) -> float:
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) / 1024
+def all_of_weft(mesh: Mesh) -> list[int]:
+    """The processes of agents, proxies and control."""
+    pids = [pid for node in "ab" for part in ("agent", "ztunnel") for pid in mesh.processes(node, part)]
+    return pids + mesh.cgroup_pids(".control")
 
 
 @pytest.mark.parametrize("upload", [True, False], ids=["upload", "download"])
@@ -99,7 +65,7 @@ def test_1_gib_through_a_slow_reader_in_bounded_memory(mesh: Mesh, client: Puppe
         mesh.puppet("far").listen(PORT) as listener,
         client.connect(mesh.address("far"), PORT) as near_end,
         listener.accept() as far_end,
-        Memory(mesh) as memory,
+        Memory(all_of_weft(mesh)) as memory,
     ):
         writer, reader = (near_end, far_end) if upload else (far_end, near_end)
         sent: Future[str] = writer.puppet.start("pour", writer.number, GIB)
@@ -107,8 +73,9 @@ def test_1_gib_through_a_slow_reader_in_bounded_memory(mesh: Mesh, client: Puppe
         assert 0 < underway < STANDSTILL_MIB << 20, "back-pressure reaches the writer"
         came = reader.puppet.do("drain", reader.number, SLOW, timeout_s=120)
         assert came == {"size": GIB, "sha256": sent.result(5)}
-    print(f"{underway >> 20} MiB under way while nobody reads; PSS of all processes grew by {memory.growth:.1f} MiB at most")
-    assert memory.growth < MEMORY_MIB, (memory.before, memory.highest)
+    growth = sum(memory.growth.values())
+    print(f"{underway >> 20} MiB under way while nobody reads; PSS of all processes grew by {growth:.1f} MiB at most")
+    assert growth < MEMORY_MIB, (memory.before, memory.highest)
 
 
 @pytest.mark.parametrize(
@@ -118,17 +85,12 @@ def test_1_gib_through_a_slow_reader_in_bounded_memory(mesh: Mesh, client: Puppe
 )
 def test_both_directions_at_once(mesh: Mesh, name: str, to: str) -> None:
     """Neither waits for the other, on any kind of path."""
-    size = 64 << 20
     with (
         mesh.puppet(to).listen(PORT) as listener,
         mesh.puppet(name).connect(mesh.address(to, 6), PORT) as near_end,
         listener.accept() as far_end,
     ):
-        ends = (near_end, far_end)
-        drained = [wire.puppet.start("drain", wire.number) for wire in ends]
-        poured = [wire.puppet.start("pour", wire.number, size) for wire in ends]
-        expected = [{"size": size, "sha256": one.result(60)} for one in reversed(poured)]
-        assert [one.result(60) for one in drained] == expected
+        near_end.assert_both_ways(far_end, 64 << 20)
 
 
 def test_either_side_may_finish_first_and_still_hear_the_other(pair: tuple[Wire, Wire]) -> None:

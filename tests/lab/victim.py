@@ -1,19 +1,15 @@
-"""A node under attack: the attacker's pod, all that must not notice, and the size of the proxy's processes."""
+"""A node under attack: the attacker's pod, and all that must not notice."""
 
-import re
-import threading
-from pathlib import Path
 from typing import Any
 
 from lab.process import popen
 from lab.world import eventually
 from tests.lab import puppet
-from tests.lab.attacks import Attack, connect
+from tests.lab.attacks import Attack, connect, goaway_code
 from tests.lab.mesh import ECHO_PORT, NODES, OPTIONS, Mesh, authentication, pod
 from tests.lab.papers import LabAuthority, attacker_in, data, papers, text
 from tests.lab.puppet import Puppet
-from ztunnel import frames
-from ztunnel.frames import CLIENT_OPENING, GOAWAY
+from ztunnel.frames import CLIENT_OPENING
 
 HBONE, DEAF_PORT, ATTACKED_PORT = 15008, 7001, 7002
 """Attackers' streams lead to an application of their own: what they do to one that they may reach is not the proxy's doing."""
@@ -51,6 +47,10 @@ class Victim:
     def connect(self, port: int) -> bytes:
         """A request that the victim accepts."""
         return connect(f"{self.address}:{port}")
+
+    def proxy(self) -> list[int]:
+        """The processes of the node's proxy."""
+        return self.mesh.processes("b", "ztunnel")
 
     def begin(self) -> None:
         """Let the good ones work."""
@@ -108,52 +108,3 @@ class Victim:
         """Let attacker, witness and the attacked application go."""
         for one in (self.attacker, self.witness, self._attacked):
             one.end()
-
-
-class Memory:
-    """The proportional set size of the victim's proxy, watched while a block runs. MiB."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._pids = mesh.processes("b", "ztunnel")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.before = self.now()
-        self.highest = list(self.before)
-
-    def now(self) -> list[float]:
-        """Of each process."""
-        return [_pss_mib(pid) for pid in self._pids]
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.1):
-            self.highest = [max(pair) for pair in zip(self.highest, self.now(), strict=True)]
-
-    @property
-    def growth(self) -> float:
-        """Of the process that grew most."""
-        return max(after - before for after, before in zip(self.highest, self.before, strict=True))
-
-    def __enter__(self) -> "Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-def _pss_mib(pid: int) -> float:
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) / 1024
-
-
-def goaway_code(said: bytes) -> int | None:
-    """The code of the last GOAWAY in what a server said."""
-    place, code = 0, None
-    while place + 9 <= len(said):
-        length = int.from_bytes(said[place : place + 3], "big")
-        if said[place + 3] == GOAWAY:
-            code = frames.read_code(said, place + 13)
-        place += 9 + length
-    return code

@@ -37,14 +37,9 @@ def test_1_gib_to_a_slow_reader_beside_a_live_stream(cross: CrossMesh, client: s
 
 @pytest.mark.parametrize(("client", "server"), CROSSINGS)
 def test_both_directions_at_once(cross: CrossMesh, client: str, server: str) -> None:
-    size = 64 << 20
     with (
         cross.puppet(server).listen(PORT) as listener,
         cross.puppet(client).connect(cross.address(server, 6), PORT) as near_end,
         listener.accept() as far_end,
     ):
-        ends = (near_end, far_end)
-        drained = [wire.puppet.start("drain", wire.number) for wire in ends]
-        poured = [wire.puppet.start("pour", wire.number, size) for wire in ends]
-        expected = [{"size": size, "sha256": one.result(60)} for one in reversed(poured)]
-        assert [one.result(60) for one in drained] == expected
+        near_end.assert_both_ways(far_end, 64 << 20)

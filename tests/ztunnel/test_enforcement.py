@@ -37,8 +37,7 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def mesh(shared: World) -> Iterator[World]:
-    for pod in (shared.client, shared.server):
-        pod.worker.settle()
+    shared.settle()
     yield shared
     shared.server.worker.tell(UpdatePolicies([], ["shop/who", STRICT_KEY]))
     for pod in (shared.client, shared.server):

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lab.attacks import goaway_code
 from tests.ztunnel.test_http2 import hostile
 from tests.ztunnel.world import CLIENT, VIP, World, world
 from ztunnel import frames
 from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
 from ztunnel.fields import literal
-from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Code, frame
+from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, PING, Code, frame
 from ztunnel.limits import Limits
 from ztunnel.tls import Credentials
 
@@ -101,16 +102,6 @@ def told(mesh: World, port: int, text: str) -> None:
     found = mesh.server.worker.wait_for(EarlyFailure, lambda message: message.source[1] == port and text in message.error)
     assert found.identity == CLIENT
     mesh.server.worker.wait_for(Offence, lambda offence: offence.identity == CLIENT and offence.kind in found.error)
-
-
-def goaway_code(said: bytes) -> int | None:
-    place, code = 0, None
-    while place + 9 <= len(said):
-        length = int.from_bytes(said[place : place + 3], "big")
-        if said[place + 3] == GOAWAY:
-            code = frames.read_code(said, place + 13)
-        place += 9 + length
-    return code
 
 
 def send(tls: ssl.SSLSocket, data: bytes) -> None:

@@ -26,8 +26,7 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def mesh(shared: World) -> World:
-    for pod in (shared.client, shared.server):
-        pod.worker.settle()
+    shared.settle()
     return shared
 
 

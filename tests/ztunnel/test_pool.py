@@ -34,14 +34,12 @@ def mesh(shared: World) -> Iterator[World]:
     """With an echoing application, in both families, and without a tunnel."""
     shared.client.worker.tell(RemovePod(shared.client.name))
     shared.client.add_pod()
-    for pod in (shared.client, shared.server):
-        pod.worker.settle()
+    shared.settle()
     with shared.server.listen(8080, socket.AF_INET6) as listener:
         threading.Thread(target=echo_all, args=(listener,), daemon=True).start()
         yield shared
         listener.shutdown(socket.SHUT_RDWR)
-    for pod in (shared.client, shared.server):
-        pod.reset_sockets()
+    shared.reset_sockets()
 
 
 def echo_all(listener: socket.socket) -> None:

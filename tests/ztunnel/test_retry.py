@@ -45,8 +45,7 @@ def app(mesh: World) -> Iterator[socket.socket]:
     with mesh.pods["other"].listen(8080) as listener:
         listener.settimeout(20)
         yield listener
-    for pod in mesh.pods.values():
-        pod.reset_sockets()
+    mesh.reset_sockets()
     forgive(mesh)
 
 

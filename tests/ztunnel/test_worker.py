@@ -44,11 +44,9 @@ def shared() -> Iterator[World]:
 @pytest.fixture
 def mesh(shared: World) -> Iterator[World]:
     """The shared world, with nothing heard before and nothing left open after."""
-    for pod in (shared.client, shared.server):
-        pod.worker.settle()
+    shared.settle()
     yield shared
-    for pod in (shared.client, shared.server):
-        pod.reset_sockets()
+    shared.reset_sockets()
 
 
 @pytest.fixture

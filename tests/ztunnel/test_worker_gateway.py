@@ -104,13 +104,11 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def mesh(shared: World) -> Iterator[World]:
-    for pod in shared.pods.values():
-        pod.worker.settle()
+    shared.settle()
     relay = Relay(shared)
     yield shared
     relay.close()
-    for pod in shared.pods.values():
-        pod.reset_sockets()
+    shared.reset_sockets()
 
 
 def connected(mesh: World, listener: socket.socket) -> tuple[socket.socket, socket.socket]:

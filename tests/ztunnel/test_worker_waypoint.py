@@ -39,11 +39,9 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def mesh(shared: World) -> Iterator[World]:
-    for pod in (shared.client, shared.server):
-        pod.worker.settle()
+    shared.settle()
     yield shared
-    for pod in (shared.client, shared.server):
-        pod.reset_sockets()
+    shared.reset_sockets()
 
 
 def behind(mesh: World, gateway: GatewayAddress, tunnel: ApplicationTunnel | None = None) -> Service:

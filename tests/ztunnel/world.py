@@ -363,6 +363,16 @@ class World:
         self.client.start(self.inventory, [client or self.authority.certificate_for(CLIENT)])
         self.server.start(self.inventory, [server or self.authority.certificate_for(SERVER)])
 
+    def settle(self) -> None:
+        """`Worker.settle` of every pod: nothing is open any more, and what was said is forgotten."""
+        for pod in self.pods.values():
+            pod.worker.settle()
+
+    def reset_sockets(self) -> None:
+        """`PodWorld.reset_sockets` of every pod."""
+        for pod in self.pods.values():
+            pod.reset_sockets()
+
     def close(self) -> None:
         for pod in self.pods.values():
             pod.close()
