@@ -105,13 +105,10 @@ class DNSClient:
         self._touch()
         try:
             self._flush()
-        except BlockingIOError:
-            pass
         except OSError:
             self.close()
         if len(self._out) > _MAX_WAITING_BYTES:
             self.close()
-        self._close_when_done()
 
     def _flush(self) -> None:
         while self._out:
