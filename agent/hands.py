@@ -125,10 +125,10 @@ class Hands:
             if not record.sysctls:
                 self._remember(replace(record, sysctls=tuple(sorted(found.sysctls.items()))))
         elif layer == "register":
-            self._redirect.enrol(_redirect_of(pod, capture=pod.uid in self._steered), netns_fd)
+            self._redirect.enrol(redirect_of(pod, capture=pod.uid in self._steered), netns_fd)
         elif layer == "capture":
             older = self._older_connections(pod, netns_fd)
-            self._redirect.enrol(_redirect_of(pod, capture=True), netns_fd)
+            self._redirect.enrol(redirect_of(pod, capture=True), netns_fd)
             self._remember_older(pod, older)
 
     def remove(self, layer: Layer, pod: Pod, netns_fd: int | None) -> None:
@@ -148,7 +148,7 @@ class Hands:
 
     def _let_handshakes_end(self, pod: Pod, netns_fd: int) -> None:
         """Capture nothing more, and wait until the proxy has what is on its way: withdrawing would cut it off."""
-        self._redirect.enrol(_redirect_of(pod, capture=False), netns_fd)
+        self._redirect.enrol(redirect_of(pod, capture=False), netns_fd)
         deadline = time.monotonic() + HANDSHAKES_TIMEOUT_S
         while time.monotonic() < deadline:
             if not any(one.handshakes for one in self._redirect.usage() if one.netns_cookie == pod.cookie):
@@ -229,7 +229,8 @@ def updated_addresses(pod: Pod, present: tuple[Address, ...]) -> Pod:
     return replace(pod, request=replace(pod.request, addresses=addresses)) if addresses else pod
 
 
-def _redirect_of(pod: Pod, capture: bool) -> PodRedirect:
+def redirect_of(pod: Pod, capture: bool) -> PodRedirect:
+    """A pod as the kernel programs know it."""
     return PodRedirect(pod.uid, pod.cookie, pod.request.addresses, capture, pod.request.exclusions)
 
 

@@ -10,6 +10,8 @@ import fcntl
 import logging
 import os
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import grpc.aio
@@ -33,7 +35,9 @@ from agent.records import Records
 from agent.settings import Settings
 from agent.status import AgentService, Diagnostics
 from agent.trusted_proxies import TrustedProxies
+from agent.upgrade import register_listeners, restore
 from agent.zds import ZdsServer
+from agent.zds_connection import ProxyPeer
 from bpf.loader import load
 from bpf.redirect import Redirect
 from mesh.flows import ConnectionEvent
@@ -68,7 +72,7 @@ def open_redirect(settings: Settings) -> Redirect:
     """Have the programs loaded and told of this node. Raises: RuntimeError or OSError, which names what is missing."""
     began = time.monotonic()
     settings.pods_cgroup.mkdir(parents=True, exist_ok=True)
-    loaded = load(settings.bpffs, settings.cgroup)
+    loaded = load(settings.bpffs, settings.cgroup, lambda: _tell(settings))
     _log.info(
         "redirect %s in %.2f s: version %.12s at %s",
         "adopted" if loaded.adopted else "loaded",
@@ -76,14 +80,21 @@ def open_redirect(settings: Settings) -> Redirect:
         loaded.version,
         settings.bpffs,
     )
-    redirect = Redirect(settings.bpffs)
+    if loaded.adopted:
+        _tell(settings)
+    return Redirect(settings.bpffs)
+
+
+def _tell(settings: Settings) -> None:
+    """What the programs must know of this node and its pods before they work."""
     home_fd = open_home()
     try:
-        redirect.set_node(netns_cookie(home_fd, home_fd), cgroup_id(settings.pods_cgroup))
-        redirect.exclude(settings.exclusions)
+        with closing(Redirect(settings.bpffs)) as redirect:
+            redirect.set_node(netns_cookie(home_fd, home_fd), cgroup_id(settings.pods_cgroup))
+            redirect.exclude(settings.exclusions)
+            restore(redirect, Records(settings.places.state / "pods"))
     finally:
         os.close(home_fd)
-    return redirect
 
 
 class NodeAgent:
@@ -99,7 +110,7 @@ class NodeAgent:
         self.view = MeshView(settings.network, self.events, self._cache)
         self.enrolment = Enrolment(Hands(Records(places.state / "pods"), redirect), self._pod_changed)
         self._proxies = TrustedProxies(redirect)
-        self.zds = ZdsServer(places.zds_socket, self.enrolment, self._proxies.connected)
+        self.zds = ZdsServer(places.zds_socket, self.enrolment, self._proxies_connected)
         self.enrolment.proxy = self.zds
         self._home_fd = open_home()
         self._own_addresses = AddressWatch(self._home_fd, self._home_fd)
@@ -189,6 +200,10 @@ class NodeAgent:
         _log.info("pod %s is %s the mesh", pod, "in" if entered else "out of")
         self.events.pod_changed(pod, entered)
         self._pre_mesh.changed()
+
+    def _proxies_connected(self, peers: Sequence[ProxyPeer]) -> None:
+        self._proxies.connected(peers)
+        register_listeners(self._redirect, [peer.pid for peer in peers])
 
     def _node_addresses(self) -> frozenset[Address]:
         return frozenset(self._own_addresses.read())

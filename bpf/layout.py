@@ -193,6 +193,10 @@ class MapSpec:
     value: Layout
     capacity: int
     flags: int = 0
+    written_by_agent: bool = False
+    """What is in it moves into a map of another capacity; the programs' own entries come and go while they are copied."""
+    counts: tuple[str, ...] = ()
+    """Maps of whose entries it keeps the number: it begins anew with each of them."""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -201,15 +205,15 @@ class MapSpec:
 
 
 MAPS = (
-    MapSpec("settings", MapType.ARRAY, ct.c_uint32, Settings, 1),
-    MapSpec("proxies", MapType.HASH, ct.c_uint64, ct.c_uint32, PROXY_CAPACITY),
-    MapSpec("pods", MapType.HASH, ct.c_uint64, Pod, POD_CAPACITY),
-    MapSpec("addresses", MapType.HASH, AddressBytes, ct.c_uint64, ADDRESS_CAPACITY),
-    MapSpec("usage", MapType.HASH, ct.c_uint64, Usage, POD_CAPACITY),
+    MapSpec("settings", MapType.ARRAY, ct.c_uint32, Settings, 1, written_by_agent=True),
+    MapSpec("proxies", MapType.HASH, ct.c_uint64, ct.c_uint32, PROXY_CAPACITY, written_by_agent=True),
+    MapSpec("pods", MapType.HASH, ct.c_uint64, Pod, POD_CAPACITY, written_by_agent=True),
+    MapSpec("addresses", MapType.HASH, AddressBytes, ct.c_uint64, ADDRESS_CAPACITY, written_by_agent=True),
+    MapSpec("usage", MapType.HASH, ct.c_uint64, Usage, POD_CAPACITY, counts=("origins", "sockets")),
     MapSpec("origins", MapType.HASH, LocalKey, Origin, HANDSHAKE_CAPACITY),
     MapSpec("bypass", MapType.HASH, FlowKey, ct.c_uint64, HANDSHAKE_CAPACITY),
-    MapSpec("excluded_ports", MapType.HASH, ExcludedPort, ct.c_uint32, EXCLUDED_PORT_CAPACITY),
-    MapSpec("excluded_ranges", MapType.LPM_TRIE, ExcludedRange, ct.c_uint32, EXCLUDED_RANGE_CAPACITY, _NO_PREALLOC),
+    MapSpec("excluded_ports", MapType.HASH, ExcludedPort, ct.c_uint32, EXCLUDED_PORT_CAPACITY, written_by_agent=True),
+    MapSpec("excluded_ranges", MapType.LPM_TRIE, ExcludedRange, ct.c_uint32, EXCLUDED_RANGE_CAPACITY, _NO_PREALLOC, True),
     MapSpec("counters", MapType.PERCPU_ARRAY, ct.c_uint32, ct.c_uint64, len(Reason)),
     MapSpec("budget", MapType.PERCPU_ARRAY, ct.c_uint32, Budget, 1),
     MapSpec("listeners", MapType.SOCKHASH, ListenerKey, ct.c_uint64, ADDRESS_CAPACITY),

@@ -260,13 +260,13 @@ class Map:
         _checked(result, f"map {self.name}")
         return value.raw
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Write one entry.
+    def put(self, key: bytes, value: bytes, flags: int = 0) -> None:
+        """Write one entry; `flags` are the kernel's (1: only where there is none).
 
         Raises: OSError with E2BIG when the map is full.
         """
         self._check(key, value)
-        _checked(_lib.bpf_map_update_elem(self.fileno(), key, value, 0), f"map {self.name}")
+        _checked(_lib.bpf_map_update_elem(self.fileno(), key, value, flags), f"map {self.name}")
 
     def delete(self, key: bytes) -> bool:
         """Remove one entry; False when there was none."""

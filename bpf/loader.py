@@ -1,7 +1,7 @@
-"""Compiles, attaches and pins the redirect in a short-lived child process.
+"""Has the redirect compiled, attached and pinned.
 
-`python -m bpf.loader --bpffs DIR --cgroup PATH` is the child: LLVM costs it 130 MB and a third of a second, and the agent
-keeps neither. What it leaves on the bpffs works without any process:
+`python -m bpf.loader --bpffs DIR` is the child that compiles: LLVM costs it 130 MB and a third of a second, and the agent
+keeps neither. What is left on the bpffs works without any process:
 
     DIR/version        symbolic link whose text is the hash of the sources
     DIR/maps/NAME      see layout.MAPS
@@ -10,7 +10,8 @@ keeps neither. What it leaves on the bpffs works without any process:
     DIR/links/UID      sk_lookup links of enrolled pods (made by redirect.py)
 
 The same sources are adopted as they are. Other sources take the place of the old programs link by link, each atomically;
-maps of unchanged layout stay with their contents, and connections do not notice.
+maps of unchanged layout stay with their contents, and those that are made anew are filled before a program works with
+them, so that connections do not notice.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,24 +77,41 @@ class Loaded:
     """Maps made anew, so empty: pods and settings must be written again when theirs are among them."""
 
 
-def load(bpffs: Path, cgroup: Path) -> Loaded:
+def load(bpffs: Path, cgroup: Path, before_attach: Callable[[], None] = lambda: None) -> Loaded:
     """Have the redirect in place for all processes below `cgroup`, with its pins below `bpffs`.
 
-    Blocks for about a second when it compiles. Mounts a bpffs at `bpffs` when none is there.
+    Blocks for about a second when it compiles. Mounts a bpffs at `bpffs` when none is there. `before_attach` is called when
+    all is pinned and older programs, with the maps that they know, still do the work: to fill what was made anew.
 
-    Raises: RuntimeError with the child's last words when it fails.
+    Raises: RuntimeError with the child's last words when it fails; OSError for a cgroup that is none.
     """
     version = source_version()
     if is_current(bpffs, cgroup, version):
         return Loaded(version, adopted=True)
-    command = [sys.executable, "-m", "bpf.loader", "--bpffs", str(bpffs), "--cgroup", str(cgroup)]
+    cgroup_id(cgroup)  # before anything is made: a wrong path is the likeliest mistake
+    mount_bpffs(bpffs)
+    with _locked(bpffs):
+        if is_current(bpffs, cgroup, version):  # another process was quicker
+            return Loaded(version, adopted=True)
+        (bpffs / "version").unlink(missing_ok=True)
+        made = ensure_maps(bpffs / "maps")
+        for folder in ("programs", "hooks", "links"):
+            (bpffs / folder).mkdir(mode=0o700, exist_ok=True)
+        _compile_in_child(bpffs)
+        before_attach()
+        _attach(bpffs, cgroup)
+        (bpffs / "version").symlink_to(version)
+    return Loaded(version, adopted=False, new_maps=tuple(made))
+
+
+def _compile_in_child(bpffs: Path) -> None:
+    command = [sys.executable, "-m", "bpf.loader", "--bpffs", str(bpffs)]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=_SOURCES.parent, check=False)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"loading the eBPF programs took longer than {_TIMEOUT_S:.0f} s and was given up") from error
     if child.returncode != 0:
         raise RuntimeError(f"loading the eBPF programs failed: {child.stderr.strip()[-4000:] or child.returncode}")
-    return Loaded(version, adopted=False, new_maps=tuple(child.stdout.split()))
 
 
 def source_version() -> str:
@@ -161,45 +179,30 @@ def compile_programs(maps_folder: Path) -> dict[str, int]:
     }
 
 
-def install(bpffs: Path, cgroup: Path) -> list[str]:
-    """The child's work: maps, programs, links, then the version that says it is done. Returns: names of new maps."""
-    cgroup_id(cgroup)  # before anything is made: a wrong path is the likeliest mistake
-    mount_bpffs(bpffs)
-    with _locked(bpffs):
-        version = source_version()
-        if is_current(bpffs, cgroup, version):  # another child was quicker
-            return []
-        (bpffs / "version").unlink(missing_ok=True)
-        made = ensure_maps(bpffs / "maps")
-        programs = compile_programs(bpffs / "maps")
-        for folder in ("programs", "hooks", "links"):
-            (bpffs / folder).mkdir(mode=0o700, exist_ok=True)
-        for name, fd in programs.items():
-            libbpf.replace_pin(fd, bpffs / "programs" / name)
-        _attach(bpffs / "hooks", cgroup, programs)
-        for path in (bpffs / "links").iterdir():
-            with libbpf.open_pin(path) as link:
-                libbpf.update_link(link.fd, programs[LOOKUP.name], f"pod link {path.name}")
-        (bpffs / "version").symlink_to(version)
-        return made
-
-
-def _attach(hooks: Path, cgroup: Path, programs: dict[str, int]) -> None:
-    wanted = cgroup_id(cgroup)
+def _attach(bpffs: Path, cgroup: Path) -> None:
+    """Put the pinned programs in the place of what is attached: to the cgroup, then to the pods."""
     cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in CGROUP_PROGRAMS:
-            path = hooks / program.name
-            if path.exists():
-                with libbpf.open_pin(path) as link:
-                    if libbpf.link_info(link.fd).target.cgroup.cgroup_id == wanted:
-                        libbpf.update_link(link.fd, programs[program.name], f"hook {program.name}")
-                        continue
-                path.unlink()
-            with libbpf.create_link(programs[program.name], cgroup_fd, program.hook, f"{program.name} to {cgroup}") as link:
-                libbpf.pin(link.fd, path)
+            with libbpf.open_pin(bpffs / "programs" / program.name) as loaded:
+                _attach_to_cgroup(program, loaded.fd, bpffs / "hooks" / program.name, cgroup_fd)
     finally:
         os.close(cgroup_fd)
+    with libbpf.open_pin(bpffs / "programs" / LOOKUP.name) as lookup:
+        for path in (bpffs / "links").iterdir():
+            with libbpf.open_pin(path) as link:
+                libbpf.update_link(link.fd, lookup.fd, f"pod link {path.name}")
+
+
+def _attach_to_cgroup(program: Program, fd: int, path: Path, cgroup_fd: int) -> None:
+    if path.exists():
+        with libbpf.open_pin(path) as link:
+            if libbpf.link_info(link.fd).target.cgroup.cgroup_id == os.fstat(cgroup_fd).st_ino:
+                libbpf.update_link(link.fd, fd, f"hook {program.name}")
+                return
+        path.unlink()
+    with libbpf.create_link(fd, cgroup_fd, program.hook, f"{program.name} to the node's cgroup") as link:
+        libbpf.pin(link.fd, path)
 
 
 @contextmanager
@@ -213,13 +216,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run as the child. Prints the names of new maps; errors go to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m bpf.loader", description="Load weft's eBPF programs and pin them.")
-    parser.add_argument("--bpffs", type=Path, required=True, help="where to pin")
-    parser.add_argument("--cgroup", type=Path, required=True, help="the node's cgroup v2 folder")
-    arguments = parser.parse_args()
+    """Run as the child; errors go to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m bpf.loader", description="Compile and pin weft's eBPF programs.")
+    parser.add_argument("--bpffs", type=Path, required=True, help="where to pin; the maps are there already")
+    bpffs = parser.parse_args().bpffs
     try:
-        print(*install(arguments.bpffs, arguments.cgroup))
+        for name, fd in compile_programs(bpffs / "maps").items():
+            libbpf.replace_pin(fd, bpffs / "programs" / name)
     except (OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1

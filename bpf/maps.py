@@ -19,18 +19,34 @@ _BTF_INT, _BTF_STRUCT = 1 << 24, 4 << 24
 def ensure_maps(folder: Path, specs: Iterable[MapSpec] = MAPS) -> list[str]:
     """Pin every map under `folder`; maps of another layout are replaced, others kept.
 
+    Programs that are attached keep the map that they were loaded with, until others take their place.
+
     Returns: the names of the maps that were made.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    made = []
+    specs = tuple(specs)
+    outdated = {spec.name for spec in specs if not _is_there(folder / spec.name, spec)}
+    outdated |= {spec.name for spec in specs if outdated.intersection(spec.counts)}
     for spec in specs:
-        path = folder / spec.name
-        if path.exists() and is_as_specified(path, spec):
-            continue
-        with _create(spec) as descriptor:
-            libbpf.replace_pin(descriptor.fd, path)
-        made.append(spec.name)
-    return made
+        if spec.name in outdated:
+            with _create(spec) as descriptor:
+                if spec.written_by_agent and (folder / spec.name).exists():
+                    _carry_over(folder / spec.name, libbpf.Map(descriptor))
+                libbpf.replace_pin(descriptor.fd, folder / spec.name)
+    return [spec.name for spec in specs if spec.name in outdated]
+
+
+def _is_there(path: Path, spec: MapSpec) -> bool:
+    return path.exists() and is_as_specified(path, spec)
+
+
+def _carry_over(old_path: Path, new: libbpf.Map) -> None:
+    """Copy entries between maps that differ in capacity alone; of others the agent writes them anew (agent/upgrade.py)."""
+    with libbpf.open_pin(old_path) as descriptor:
+        old = libbpf.Map(descriptor)
+        if (old.type, old.key_size, old.value_size) == (new.type, new.key_size, new.value_size):
+            for key, value in old.items():
+                new.put(key, value)
 
 
 def is_as_specified(path: Path, spec: MapSpec) -> bool:

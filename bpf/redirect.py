@@ -12,13 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpf import libbpf
+from bpf import libbpf, listeners
 from bpf.excluded import NODE, ExcludedMaps
 from bpf.layout import (
     MAPS,
-    PORT_HBONE,
-    PORT_INBOUND,
-    PORT_OUTBOUND,
     AddressBytes,
     EventRecord,
     FlowKey,
@@ -215,7 +212,7 @@ class Redirect:
             self._maps["addresses"].delete(raw)
         if netns_cookie != NODE:  # a link without a pod
             self._excluded.write(netns_cookie, NOTHING)
-        for port in (PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE):
+        for port in listeners.PORTS:
             self._maps["listeners"].delete(bytes(ListenerKey(netns_cookie, port)))
         for key in list(self._maps["origins"].keys()):
             if LocalKey.from_buffer_copy(key).netns == netns_cookie:
@@ -248,6 +245,15 @@ class Redirect:
         """The ports (of 15001, 15006 and 15008) on which a proxy's listener is registered for a pod."""
         keys = (ListenerKey.from_buffer_copy(raw) for raw in self._maps["listeners"].keys())  # noqa: SIM118
         return frozenset(key.port for key in keys if key.netns == netns_cookie)
+
+    def unregistered_listeners(self) -> bool:
+        """Whether a pod lacks a proxy's listener on one of these ports."""
+        return bool(listeners.missing(self._maps["pods"], self._maps["listeners"]))
+
+    def register_listeners(self, processes: Iterable[int]) -> int:
+        """Register what these processes, which are proxies', listen on in pods and the kernel did not see begin; how many."""
+        wanted = listeners.missing(self._maps["pods"], self._maps["listeners"])
+        return listeners.register(self._maps["listeners"], wanted, processes)
 
     # what happens
 

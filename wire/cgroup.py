@@ -1,5 +1,8 @@
 """Where cgroup v2 is mounted: /sys/fs/cgroup in production, /sys/fs/cgroup/unified on hybrid hosts."""
 
+import os
+from collections.abc import Container
+from functools import cache
 from pathlib import Path
 
 
@@ -29,3 +32,22 @@ def cgroup_of(pid: int) -> Path:
         if line.startswith("0::"):
             return cgroup2_mount() / line[3:].lstrip("/")
     raise RuntimeError(f"process {pid} has no cgroup v2")
+
+
+def processes_of(cgroups: Container[int]) -> list[int]:
+    """The processes in these cgroups, by id; those in cgroups below them do not count."""
+    mount = cgroup2_mount()
+
+    @cache
+    def id_of(line: str) -> int:
+        return cgroup_id(mount / line[3:].lstrip("/"))
+
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            lines = Path("/proc", pid, "cgroup").read_text().splitlines()
+            if any(id_of(line) in cgroups for line in lines if line.startswith("0::")):
+                found.append(int(pid))
+        except OSError:
+            continue  # ended meanwhile
+    return found

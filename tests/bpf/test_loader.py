@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from bpf import libbpf
-from bpf.layout import MAPS, PORT_OUTBOUND
+from bpf.layout import MAPS, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
 from bpf.loader import CGROUP_PROGRAMS, load, mount_bpffs, source_version
+from bpf.redirect import Redirect
 
 pytestmark = pytest.mark.kernel
 
@@ -32,9 +33,14 @@ def test_the_same_sources_are_adopted(world: Any) -> None:
     assert ids(world) == before
 
 
-def test_other_sources_replace_the_programs_under_traffic(world: Any, outbound: socket.socket, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outdated", ["", "listeners"])
+def test_other_sources_replace_the_programs_under_traffic(
+    world: Any, outbound: socket.socket, tmp_path: Path, outdated: str
+) -> None:
     (world.bpffs / "version").unlink()
     (world.bpffs / "version").symlink_to("another")
+    if outdated:
+        replace_by_another_layout(world, outdated)
     before = ids(world)
     done = tmp_path / "done"
 
@@ -62,7 +68,7 @@ def test_other_sources_replace_the_programs_under_traffic(world: Any, outbound: 
 
     proxy = world.begin(("a", "proxy"), accept_on)
     app = world.begin(world.pods["a"].where, dial_on)
-    loaded = load(world.bpffs, world.cgroup)
+    loaded = load(world.bpffs, world.cgroup, lambda: fill(world))
     done.touch()
     dialled = app()
     assert not loaded.adopted
@@ -70,15 +76,54 @@ def test_other_sources_replace_the_programs_under_traffic(world: Any, outbound: 
     assert len(dialled) == 1, "all addresses as dialled, in order"
     assert int(dialled[0]) > 100
     maps, programs, links = ids(world)
-    assert (maps, links) == (before[0], before[2])
+    assert {name for name, number in maps.items() if number != before[0][name]} == set(loaded.new_maps)
+    assert links == before[2]
     assert not set(programs.values()) & set(before[1].values())
     assert os.readlink(world.bpffs / "version") == source_version()
 
 
+def replace_by_another_layout(world: Any, name: str) -> None:
+    """As an older version left it: the map of that version, under the name of ours."""
+    with libbpf.create_map(libbpf.MapType.HASH, name, (8, 8), 16) as old:
+        libbpf.replace_pin(old.fd, world.bpffs / "maps" / name)
+
+
+def fill(world: Any) -> None:
+    """As the agent does: whoever holds the proxy's listeners, here this process, is asked for them."""
+    world.redirect = Redirect(world.bpffs)
+    world.redirect.enrol(world.pod("a"), world.namespaces["a"])
+    world.redirect.register_listeners([os.getpid()])
+
+
+def test_of_a_process_only_listeners_on_a_proxys_port_in_a_pod_are_registered(world: Any) -> None:
+    world.withdraw("b")
+    places = [("a", PORT_OUTBOUND), ("a", PORT_INBOUND), ("a", 8080), ("b", PORT_OUTBOUND), ("node", PORT_HBONE)]
+    held = [world.listen((name, "host"), port) for name, port in places]
+    udp = world.at(("a", "host"), lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    client = world.dial(("b", "host"), "::1", PORT_OUTBOUND)
+    assert world.redirect.register_listeners([os.getpid()]) == 2
+    assert world.redirect.listening(world.cookie("a")) == {PORT_OUTBOUND, PORT_INBOUND}
+    assert len(list(world.map("listeners").keys())) == 2
+    registered = dict(world.map("listeners").items())
+    with world.listen((("c", "host")), PORT_OUTBOUND):
+        assert world.redirect.register_listeners([os.getpid()]) == 0
+    assert dict(world.map("listeners").items()) == registered
+    for sock in (*held, udp, client):
+        sock.close()
+    assert world.redirect.listening(world.cookie("a")) == frozenset()
+
+
+def test_a_process_that_is_gone_has_no_listeners(world: Any) -> None:
+    gone = os.fork()
+    if not gone:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    assert world.redirect.register_listeners([gone]) == 0
+
+
 def test_a_map_of_another_layout_is_replaced_alone(world: Any) -> None:
     before = ids(world)
-    with libbpf.create_map(libbpf.MapType.HASH, "bypass", (8, 8), 16) as old:
-        libbpf.replace_pin(old.fd, world.bpffs / "maps/bypass")
+    replace_by_another_layout(world, "bypass")
     loaded = load(world.bpffs, world.cgroup)
     assert (loaded.adopted, loaded.new_maps) == (False, ("bypass",))
     world.redirect = type(world.redirect)(world.bpffs)
@@ -88,6 +133,25 @@ def test_a_map_of_another_layout_is_replaced_alone(world: Any) -> None:
     with world.proxy_listener("a", PORT_OUTBOUND) as proxy:
         world.dial(world.pods["a"].where, "10.9.8.7", 80)
         proxy.accept()
+
+
+def test_a_map_of_another_capacity_keeps_what_the_agent_wrote(world: Any) -> None:
+    written = {name: dict(world.map(name).items()) for name in ("pods", "addresses")}
+    for name in written:
+        spec = next(one for one in MAPS if one.name == name)
+        with libbpf.create_map(spec.type, name, spec.sizes, spec.capacity // 2) as old:
+            for key, value in written[name].items():
+                libbpf.Map(libbpf.Descriptor(os.dup(old.fd))).put(key, value)
+            libbpf.replace_pin(old.fd, world.bpffs / "maps" / name)
+    assert load(world.bpffs, world.cgroup).new_maps == ("pods", "addresses")
+    world.redirect = Redirect(world.bpffs)
+    assert {name: dict(world.map(name).items()) for name in written} == written
+
+
+def test_what_counts_the_entries_of_a_map_begins_anew_with_it(world: Any) -> None:
+    replace_by_another_layout(world, "origins")
+    assert load(world.bpffs, world.cgroup).new_maps == ("usage", "origins")
+    world.redirect = Redirect(world.bpffs)
 
 
 def test_another_cgroup_gets_its_own_links(world: Any) -> None:
@@ -102,7 +166,7 @@ def test_another_cgroup_gets_its_own_links(world: Any) -> None:
 
 
 def test_a_failure_names_the_object(world: Any, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=f"{tmp_path}/missing"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/missing"):
         load(world.bpffs, tmp_path / "missing")
 
 
