@@ -19,6 +19,11 @@ class Allowance:
         self._level = level - cost
         return self._level >= 0
 
+    def shrink(self, share: float) -> None:
+        """Leave only a part of the burst, and of what is in it; the rate stays."""
+        self.burst *= share
+        self._level *= share
+
     def earn(self, amount: float) -> None:
         """Give back for useful work, never beyond the burst."""
         self._level = min(self.burst, self._level + amount)

@@ -127,6 +127,10 @@ class Arrival:
 
     def established(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""
+        node = self.pod.node
+        allowance = node.penance.allowance(self.peer[0], tunnel.peer, node.loop.now)
+        if allowance < 1:
+            tunnel.http.restrain(allowance)
 
     def retired(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""
@@ -136,7 +140,7 @@ class Arrival:
         node = self.pod.node
         node.remove_tunnel(tunnel)
         if tunnel.offence:
-            node.penance.offended(self.peer[0], node.loop.now)
+            node.penance.offended(self.peer[0], tunnel.peer, node.loop.now)
         self.pod.tunnels.pop(tunnel, None)
         if error and (tunnel.offence or not (tunnel.http.ready and tunnel.lost_streams)):
             node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error, tunnel.peer)

@@ -53,6 +53,7 @@ class Connection(Intake):
         self.reopened = False
         """A window opened: the owner lets `blocked` streams go on when it has finished reading."""
         self.max_streams = frames.CLIENT_STREAMS
+        self._peer_streams = frames.SERVER_STREAMS
         self.draining = False
         """No new streams, by either side's GOAWAY."""
         self.writer = FieldWriter()
@@ -130,7 +131,7 @@ class Connection(Intake):
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "too many refused requests")
         if sid > self._goaway_sid:
             return  # sent after our final GOAWAY: the peer knows that nobody answers
-        if len(self.streams) >= frames.SERVER_STREAMS:
+        if len(self.streams) >= self._peer_streams:
             self.refuse(sid, Code.REFUSED_STREAM)
         elif size > self._reader.max_list_bytes:
             self.refuse(sid, Code.PROTOCOL_ERROR)
@@ -229,6 +230,13 @@ class Connection(Intake):
         self.owner.retired()
 
     # --- what the owner and its streams do
+
+    def restrain(self, share: float) -> None:
+        """Leave a peer that is known to offend a part of its allowances and of its streams, and tell it how many those are."""
+        for allowance in (self._control, self._empty, self._resets, self._refusals, self._windows):
+            allowance.shrink(share)
+        self._peer_streams = int(frames.SERVER_STREAMS * share)
+        self.out += frames.settings([(Setting.MAX_CONCURRENT_STREAMS, self._peer_streams)])
 
     @property
     def room(self) -> int:

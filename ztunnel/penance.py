@@ -4,11 +4,16 @@ A tunnel that is lost costs an offender a handshake, and us as much: who comes b
 good part of a core. So its next tunnels are greeted one after the other with a pause between them, which grows with every
 offence. Nobody is refused for another's fault behind the same address: a new tunnel is late there, and those that stand go on.
 
+And its allowances begin anew with every tunnel, so that it could spend all of them twice a second for ever: each offence halves
+those of the next tunnel of the same identity from the same source. Another identity behind the address keeps its own, as does
+the same one elsewhere.
+
 A crowd is slowed down alike, though it has done nothing wrong yet: most of those who come by the hundred at once never end
 their handshake, and are shown out before they have cost one.
 """
 
 _FIRST_SHARE, _CROWD_SHARE = 1 / 8, 1 / 50
+_LEAST_ALLOWANCE = 1 / 16
 CROWD = 32
 """Handshakes of one source in flight: more is a crowd."""
 _FORGOTTEN_AFTER_S = 10.0
@@ -18,22 +23,26 @@ _MAX_SOURCES = 4096
 class _Source:
     """One that offended."""
 
-    __slots__ = ("at", "free_at", "pause_s")
+    __slots__ = ("allowance", "at", "free_at", "pause_s")
 
     def __init__(self) -> None:
         self.at = self.free_at = self.pause_s = 0.0
+        self.allowance = 1.0
 
 
 class Penance:
     """Those of one worker."""
 
     def __init__(self, longest_s: float) -> None:
-        """`longest_s`: between two greetings of a source that offends again and again; 0: nobody waits."""
+        """`longest_s`: between two greetings of a source that offends again and again; 0: there is no penance."""
         self._longest_s = longest_s
         self._sources: dict[object, _Source] = {}
 
-    def offended(self, source: object, now: float) -> None:
-        """One more tunnel lost."""
+    def offended(self, source: object, peer: object, now: float) -> None:
+        """One more tunnel lost; `peer`: who proved to be behind it, None for nobody."""
+        if peer is not None and self._longest_s:
+            guilty = self._remember((source, peer), now)
+            guilty.allowance = max(_LEAST_ALLOWANCE, guilty.allowance / 2)
         known = self._remember(source, now)
         known.pause_s = min(self._longest_s, max(known.pause_s * 2, self._longest_s * _FIRST_SHARE))
         known.free_at = max(known.free_at, now + known.pause_s)
@@ -52,6 +61,11 @@ class Penance:
         known.at = now
         self._sources[source] = known
         return known
+
+    def allowance(self, source: object, peer: object, now: float) -> float:
+        """The share of its allowances that a new tunnel of this peer has."""
+        known = self._sources.get((source, peer))
+        return known.allowance if known is not None and now - known.at <= _FORGOTTEN_AFTER_S else 1.0
 
     def wait_s(self, source: object, now: float) -> float:
         """How long the tunnel that came just now waits; the next one of its source comes a pause later."""

@@ -186,8 +186,8 @@ class Inside:
         """Let time pass."""
         time.sleep(seconds)
 
-    def lap(self, number: int) -> dict[str, Any]:
-        """What a witness saw since the last lap."""
+    def lap(self, number: int) -> dict[str, list[float]]:
+        """What a witness has measured since the last lap."""
         return self._witnesses[number].lap()
 
     def verdict(self, number: int) -> dict[str, Any]:

@@ -59,8 +59,8 @@ class Victim:
         self._load = self.client.do("steady", self.address, ECHO_PORT, "ping")
         self.past(5)
 
-    def lap(self) -> dict[str, Any]:
-        """What the honest peer saw since it was last asked."""
+    def lap(self) -> dict[str, list[float]]:
+        """What the honest peer's streams and connections took since it was last asked, in milliseconds."""
         return dict(self.witness.do("lap", self._watch))
 
     def rest(self, seconds: float) -> None:

@@ -87,23 +87,19 @@ class Witness:
         finally:
             link.sock.close()
 
-    def lap(self) -> dict[str, Any]:
-        """Failures so far, and since the last lap: counts, and milliseconds of the median and the 99th percentile."""
+    def lap(self) -> dict[str, list[float]]:
+        """What each stream and each connection took since the last lap, in milliseconds."""
         times, self._times = self._times, {"stream": [], "connection": []}
-        return {"failures": self._failures[:20], **{what: _summary(ranked) for what, ranked in times.items()}}
+        return {what: [round(1000 * one, 3) for one in some] for what, some in times.items()}
 
     def stop(self) -> dict[str, Any]:
-        """End it, with a last lap."""
+        """End it: failures, and of what the last lap took the median and the 99th percentile."""
         self._over.set()
         for thread in self._threads:
             thread.join(15)
-        return self.lap()
+        return {"failures": self._failures[:20], **{what: _summary(times) for what, times in self.lap().items()}}
 
 
 def _summary(times: list[float]) -> dict[str, float]:
     ranked = sorted(times) or [0.0]
-    return {
-        "count": len(times),
-        "p50_ms": round(1000 * ranked[len(ranked) // 2], 2),
-        "p99_ms": round(1000 * ranked[len(ranked) * 99 // 100], 2),
-    }
+    return {"count": len(times), "p50_ms": ranked[len(ranked) // 2], "p99_ms": ranked[len(ranked) * 99 // 100]}

@@ -212,6 +212,25 @@ def test_who_offends_again_and_again_is_greeted_ever_later() -> None:
         assert 0.05 + 0.1 + 0.2 + 0.4 < time.monotonic() - began < 10
 
 
+def test_who_offends_again_and_again_may_open_ever_fewer_streams() -> None:
+    with world("restrained") as mesh:
+        mesh.server.configuration["offender_pause_s"] = 0.01
+        mesh.start()
+        flood = b"".join(frame(HEADERS, END_HEADERS, sid, ACCEPTED) for sid in range(1, 4001, 2))
+        for _ in range(3):
+            with attack(mesh) as tls:
+                send(tls, CLIENT_OPENING + flood)
+                last_words(tls)
+            mesh.server.worker.wait_for(EarlyFailure, lambda message: "too many refused" in message.error)
+            mesh.server.worker.heard.clear()
+        with attack(mesh) as tls:
+            send(tls, CLIENT_OPENING + frame(PING, 0, 0, b"the next"))
+            said = b""
+            while b"the next" not in said:
+                said += tls.recv(65536)
+        assert frames.settings([(frames.Setting.MAX_CONCURRENT_STREAMS, 25)]) in said, "after three offences"
+
+
 def test_requests_that_are_wrong_but_well_formed_get_a_status(mesh: World, good: None) -> None:
     with attack(mesh) as tls:
         send(tls, CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, request("10.0.0.1:80")) + frame(PING, 0, 0, b"the next"))

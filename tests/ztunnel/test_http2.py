@@ -390,6 +390,18 @@ def test_stream_floods_end_the_connection() -> None:
     assert len(server.http.streams) == 200
 
 
+def test_a_peer_that_is_known_to_offend_has_a_part_of_streams_and_allowances() -> None:
+    client, server = End(False), End(True)
+    server.http.restrain(1 / 16)
+    talk(client, server)
+    assert client.http.max_streams == 12
+    for sid in range(1, 41, 2):  # 12 are taken, 8 are refused
+        server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many refused streams"):
+        server.hears(frame(HEADERS, END_HEADERS, 41, BLOCK))
+    assert len(server.http.streams) == 12
+
+
 def test_refused_requests_have_an_allowance_and_refusing_one_never_fails() -> None:
     """Whoever refuses may do so long after the request came: the peer's next one tells it."""
     server = End(True)
