@@ -30,9 +30,6 @@ _UNSERVED = {
     "INPOD_ENABLED": (("true", "1"), "pods are served in their own namespaces; unset it"),
     "INPOD_PORT_REUSE": (("true", "1"), "a successor binds beside its predecessor; unset it"),
     "UNSTABLE_ENABLE_SOCKS5": (("false", "0"), "there is no SOCKS listener; unset it"),
-    "HTTP2_STREAM_WINDOW_SIZE": (("4194304",), "memory is bounded for windows of 4 MiB; unset it"),
-    "HTTP2_CONNECTION_WINDOW_SIZE": (("16777216",), "memory is bounded for windows of 16 MiB; unset it"),
-    "HTTP2_FRAME_SIZE": (("1048576",), "frames of up to 1 MiB are taken; unset it"),
 }
 """By name: the values that say what is so anyway (in lower case), and else the mend."""
 

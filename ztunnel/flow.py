@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from ztunnel import frames
 from ztunnel.channel import Flag
 from ztunnel.fields import Fields
 
@@ -18,7 +17,7 @@ class Stream(ABC):
         """0 until it has its place on a connection."""
         self.window = 0
         """Bytes that we may send."""
-        self.receive_window = frames.STREAM_WINDOW
+        self.receive_window = 0
         """Bytes that the peer may send."""
         self.credit = 0
         """Bytes delivered since the last WINDOW_UPDATE."""

@@ -4,7 +4,9 @@ Source: RFC 9113 sections 4, 6, 7. The sizes and the order of settings are those
 """
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 0x1
@@ -20,12 +22,9 @@ _setting = struct.Struct(">HL")
 
 DEFAULT_WINDOW = 65535
 MAX_WINDOW = 2**31 - 1
-STREAM_WINDOW = 4 << 20
-CONNECTION_WINDOW = 16 << 20
-MAX_FRAME_BYTES = 1 << 20
-"""Largest frame that we accept."""
 MIN_MAX_FRAME_BYTES = 16384
 """What every peer accepts before it says more."""
+LARGEST_FRAME_BYTES = (1 << 24) - 1
 SEND_FRAME_BYTES = (256 << 10) - HEADER_BYTES
 """Largest payload that we send: small streams interleave, and header plus payload fill whole TLS records."""
 SERVER_STREAMS = 200
@@ -134,35 +133,39 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
             raise ProtocolError(Code.PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
         if number == Setting.INITIAL_WINDOW_SIZE and value > MAX_WINDOW:
             raise ProtocolError(Code.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE is {value}")
-        if number == Setting.MAX_FRAME_SIZE and not MIN_MAX_FRAME_BYTES <= value < 1 << 24:
+        if number == Setting.MAX_FRAME_SIZE and not MIN_MAX_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES:
             raise ProtocolError(Code.PROTOCOL_ERROR, f"MAX_FRAME_SIZE is {value}")
         if number in Setting._value2member_map_:
             pairs.append((number, value))
     return pairs
 
 
-_WIDEN = window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW)
-CLIENT_OPENING = (
-    PREFACE
-    + settings(
-        [
-            (Setting.ENABLE_PUSH, 0),
-            (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-            (Setting.MAX_FRAME_SIZE, MAX_FRAME_BYTES),
-            (Setting.MAX_HEADER_LIST_SIZE, CLIENT_HEADER_BYTES),
-        ]
-    )
-    + _WIDEN
-)
-SERVER_OPENING = (
-    settings(
-        [
-            (Setting.MAX_CONCURRENT_STREAMS, SERVER_STREAMS),
-            (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-            (Setting.MAX_FRAME_SIZE, MAX_FRAME_BYTES),
-            (Setting.MAX_HEADER_LIST_SIZE, SERVER_HEADER_BYTES),
-        ]
-    )
-    + _WIDEN
-)
 SETTINGS_ACK = frame(SETTINGS, ACK, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What we let peers send, in bytes."""
+
+    stream_window: int = 4 << 20
+    connection_window: int = 16 << 20
+    frame: int = 1 << 20
+
+
+@lru_cache(8)
+def opening(server: bool, sizes: Sizes) -> bytes:
+    """What an end says first."""
+    own = (Setting.MAX_CONCURRENT_STREAMS, SERVER_STREAMS) if server else (Setting.ENABLE_PUSH, 0)
+    pairs: list[tuple[int, int]] = [
+        own,
+        (Setting.INITIAL_WINDOW_SIZE, sizes.stream_window),
+        (Setting.MAX_FRAME_SIZE, sizes.frame),
+        (Setting.MAX_HEADER_LIST_SIZE, SERVER_HEADER_BYTES if server else CLIENT_HEADER_BYTES),
+    ]
+    wider = sizes.connection_window - DEFAULT_WINDOW
+    return (b"" if server else PREFACE) + settings(pairs) + (window_update(0, wider) if wider else b"")
+
+
+SIZES = Sizes()
+CLIENT_OPENING, SERVER_OPENING = opening(False, SIZES), opening(True, SIZES)
+"""As they are unless an operator sets other sizes."""

@@ -28,6 +28,7 @@ from ztunnel.frames import (
     Code,
     ProtocolError,
     Setting,
+    Sizes,
 )
 from ztunnel.intake import Intake
 
@@ -42,8 +43,8 @@ _USUAL_LIST_BYTES = 4096
 class Connection(Intake):
     """Both roles of one connection."""
 
-    def __init__(self, server: bool, owner: Owner, now: float) -> None:
-        super().__init__(server, now)
+    def __init__(self, server: bool, owner: Owner, now: float, sizes: Sizes = frames.SIZES) -> None:
+        super().__init__(server, now, sizes)
         self.owner = owner
         self.window = self._initial_window = frames.DEFAULT_WINDOW
         self.chunk = frames.MIN_MAX_FRAME_BYTES
@@ -213,7 +214,7 @@ class Connection(Intake):
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"RST_STREAM on idle stream {sid}")
             self._spend(self._resets, "resets")
             return
-        if self.server and stream.receive_window == frames.STREAM_WINDOW:
+        if self.server and stream.receive_window == self.stream_window:
             self._spend(self._resets, "resets of streams that carried nothing")
         self._drop(stream)
         stream.peer_reset(code)
@@ -249,14 +250,14 @@ class Connection(Intake):
         """Open a stream: `repeating` goes through the HPACK table, `once` is encoded already and follows it."""
         stream.sid = self.next_sid
         self.next_sid += 2
-        stream.window = self._initial_window
+        stream.window, stream.receive_window = self._initial_window, self.stream_window
         self.streams[stream.sid] = stream
         self.out += frames.frame(HEADERS, END_HEADERS, stream.sid, self.writer.encode(repeating) + once)
 
     def adopt(self, stream: Stream, sid: int) -> None:
         """Give a requested stream its place."""
         stream.sid = sid
-        stream.window = self._initial_window
+        stream.window, stream.receive_window = self._initial_window, self.stream_window
         self.streams[sid] = stream
 
     def answer(self, stream: Stream, fields: Fields) -> None:

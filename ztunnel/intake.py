@@ -2,8 +2,8 @@
 
 Theory of operation. `receive` walks over what TLS decrypted. A DATA frame is handed on while it arrives, in parts, to the
 `take` of its stream, which says how many bytes left for the application at once; only those, and what is `delivered` later,
-reopen windows. So a slow application stops its own stream at 4 MiB and the connection at 16 MiB, and nothing else in here
-holds payload. All other frames are small: they are collected against a bound and handed to `dispatch`.
+reopen windows. So a slow application stops its own stream, and many of them the connection, when the window is full, and
+nothing else in here holds payload. All other frames are small: they are collected against a bound and handed to `dispatch`.
 
 A peer with a valid certificate may still be hostile. Everything it can make us do that moves no bytes has an allowance;
 the connection that overdraws one ends with ENHANCE_YOUR_CALM. Every violation raises ProtocolError, and costs the peer this
@@ -26,7 +26,6 @@ from ztunnel.frames import (
     GOAWAY,
     HEADER_BYTES,
     HEADERS,
-    MAX_FRAME_BYTES,
     MAX_WINDOW,
     PADDED,
     PING,
@@ -37,12 +36,13 @@ from ztunnel.frames import (
     WINDOW_UPDATE,
     Code,
     ProtocolError,
+    Sizes,
 )
 
-_HALF_STREAM = frames.STREAM_WINDOW // 2
-_HALF_CONNECTION = frames.CONNECTION_WINDOW // 2
 _CONTROL_BOUNDS = {SETTINGS: 384, PING: 8, RST_STREAM: 4, WINDOW_UPDATE: 4, PRIORITY: 5, GOAWAY: 16 << 10}
 """Longest payload of each control frame; 64 settings are ten times what anybody sends."""
+_LONGEST_PADDED_BYTES = 1 << 20
+"""Frames with padding are collected whole, however large others may be."""
 _EXACT = {PING, RST_STREAM, WINDOW_UPDATE, PRIORITY}
 _ON_CONNECTION = {SETTINGS, PING, GOAWAY}
 _ON_STREAM = {HEADERS, PRIORITY, RST_STREAM, CONTINUATION}
@@ -56,10 +56,12 @@ _WORK_OF_HEADERS, _WORK_OF_RESET, _BLOCK_BYTES_PER_WORK, _STREAMS_PER_WORK = 16,
 class Intake(ABC):
     """Frames in, and the windows that we grant."""
 
-    def __init__(self, server: bool, now: float) -> None:
+    def __init__(self, server: bool, now: float, sizes: Sizes) -> None:
         self.server = server
         self.now = now
-        self.out = bytearray(frames.SERVER_OPENING if server else frames.CLIENT_OPENING)
+        self.stream_window = sizes.stream_window
+        """Of a stream that has carried nothing."""
+        self.out = bytearray(frames.opening(server, sizes))
         """Small frames that wait for the owner to write them."""
         self.streams: dict[int, Stream] = {}
         self.ready = False
@@ -73,7 +75,9 @@ class Intake(ABC):
         self._stream: Stream | None = None
         self._payload: bytearray | None = None
         self._credit = 0
-        self._receive_window = frames.CONNECTION_WINDOW
+        self._receive_window = sizes.connection_window
+        self._max_frame = sizes.frame
+        self._half_stream, self._half_connection = sizes.stream_window // 2, sizes.connection_window // 2
         self.work = WORK_PER_TURN
         self._control = Allowance(256, 32)
         self._empty = Allowance(128, 16)
@@ -154,7 +158,7 @@ class Intake(ABC):
 
     def _begin_data(self, length: int, flags: int, sid: int) -> None:
         stream = self.streams.get(sid)
-        if flags or length < 2 or stream is None or stream.remote_closed or self._reader.stream_id or length > MAX_FRAME_BYTES:
+        if flags or length < 2 or stream is None or stream.remote_closed or self._reader.stream_id or length > self._max_frame:
             self._check_data(length, flags, sid, stream)
         self._stream, self._payload = stream, None
         self._receive_window -= length
@@ -176,7 +180,7 @@ class Intake(ABC):
         """Whatever may be wrong with a DATA frame that is not of the common kind."""
         if self._reader.stream_id or not self.ready or not sid:
             raise ProtocolError(Code.PROTOCOL_ERROR, "DATA out of place")
-        if length > MAX_FRAME_BYTES or (flags & PADDED and not length):
+        if length > self._max_frame or (flags & PADDED and not 0 < length <= _LONGEST_PADDED_BYTES):
             raise ProtocolError(Code.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
         if stream is not None and stream.remote_closed:
             raise ProtocolError(Code.STREAM_CLOSED, f"DATA after the end of stream {sid}")
@@ -195,7 +199,7 @@ class Intake(ABC):
             raise ProtocolError(Code.PROTOCOL_ERROR, "header block interrupted")
         if not self.ready and kind != SETTINGS:
             raise ProtocolError(Code.PROTOCOL_ERROR, "first frame is not SETTINGS")
-        if length > MAX_FRAME_BYTES:
+        if length > self._max_frame:
             raise ProtocolError(Code.FRAME_SIZE_ERROR, f"frame of {length} bytes")
         if (kind in _ON_CONNECTION and sid) or (kind in _ON_STREAM and not sid) or kind == PUSH_PROMISE:
             raise ProtocolError(Code.PROTOCOL_ERROR, f"frame type {kind} on stream {sid}")
@@ -251,17 +255,17 @@ class Intake(ABC):
         """Bytes of a stream have left for the application."""
         self._credit += count
         stream.credit = credit = stream.credit + count
-        if credit > _HALF_STREAM and not stream.remote_closed:
+        if credit > self._half_stream and not stream.remote_closed:
             self.out += frames.window_update(stream.sid, credit)
             stream.receive_window += credit
             stream.credit = 0
-        if self._credit > _HALF_CONNECTION:
+        if self._credit > self._half_connection:
             self._widen()
 
     def discarded(self, count: int) -> None:
         """Bytes of a stream that is gone will never be delivered: the connection's window gets them back."""
         self._credit += count
-        if self._credit > _HALF_CONNECTION:
+        if self._credit > self._half_connection:
             self._widen()
 
     def _widen(self) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ztunnel.frames import SIZES
 from ztunnel.limits import NODE, Held
 from ztunnel.rota import Continued, Rota
 
@@ -104,6 +105,8 @@ class Loop:
         self.running = True
         self.held = Held(NODE.buffered_bytes)
         """Bytes that wait in the worker for slow receivers."""
+        self.sizes = SIZES
+        """What peers of tunnels may send."""
         self.rota = Rota()
         self._left_over = self.rota.waiting
         self.overtime_s = OVERTIME_S

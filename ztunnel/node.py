@@ -65,6 +65,7 @@ class Node:
         self.revocations = Revocations(emit, lambda call: loop.call_at(loop.now + _NEXT_TURN_S, call))
         self.holder = Holder(config.node_limits, loop.held)
         loop.held.limit = config.node_limits.buffered_bytes
+        loop.sizes = config.tuning.sizes
         self.handshakes = Handshakes(config.node_limits.handshakes)
         """Inbound ones."""
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)

@@ -12,7 +12,6 @@ from socket import socket
 
 from ztunnel.channel import Flag
 from ztunnel.flow import Stream
-from ztunnel.frames import STREAM_WINDOW
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
 from ztunnel.loop import IN, OUT, Loop
@@ -111,7 +110,8 @@ class Outflow(ABC):
     def _send_answers(self, answered: list[Stream]) -> None:
         # A client that sent bytes behind its request waits for the application's answer, not for ours: both go together,
         # or ours alone after a while. Saves a new connection one in three of records, sends and wake-ups of the other node.
-        if any(stream.receive_window == STREAM_WINDOW or stream.remote_closed for stream in answered):
+        untouched = self.http.stream_window
+        if any(stream.receive_window == untouched or stream.remote_closed for stream in answered):
             self.loop.dirty[self] = None
             return
         self.loop.linger(self)

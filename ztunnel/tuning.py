@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ztunnel.frames import DEFAULT_WINDOW, LARGEST_FRAME_BYTES, MAX_WINDOW, MIN_MAX_FRAME_BYTES, SIZES, Sizes
 from ztunnel.handshakes import TIMEOUT_S as HANDSHAKE_S
 from ztunnel.variables import duration, integer, truth
 
@@ -37,6 +38,9 @@ class Tuning:
     outlier_failures: int = 5
     """OUTLIER_FAILURES: after so many failures in a row an endpoint is set aside for a while; 0: never."""
 
+    sizes: Sizes = SIZES
+    """HTTP2_STREAM_WINDOW_SIZE, HTTP2_CONNECTION_WINDOW_SIZE, HTTP2_FRAME_SIZE: what peers of tunnels may send."""
+
     @property
     def making_s(self) -> float:
         """How long a connection may be in the making: each attempt with its handshake, and a peer that never answers."""
@@ -54,7 +58,16 @@ def read_tuning(environment: Mapping[str, str]) -> Tuning:
         **_keepalive(environment, default),
         endpoint_attempts=integer("ENDPOINT_ATTEMPTS", environment, default.endpoint_attempts, 1, 10),
         outlier_failures=integer("OUTLIER_FAILURES", environment, default.outlier_failures, 0, 1000),
+        sizes=_sizes(environment),
     )
+
+
+def _sizes(environment: Mapping[str, str]) -> Sizes:
+    # A peer may fill the protocol's own windows before it hears of ours: smaller ones would end honest connections.
+    stream = integer("HTTP2_STREAM_WINDOW_SIZE", environment, SIZES.stream_window, DEFAULT_WINDOW, MAX_WINDOW)
+    connection = integer("HTTP2_CONNECTION_WINDOW_SIZE", environment, SIZES.connection_window, DEFAULT_WINDOW, MAX_WINDOW)
+    frame = integer("HTTP2_FRAME_SIZE", environment, SIZES.frame, MIN_MAX_FRAME_BYTES, LARGEST_FRAME_BYTES)
+    return Sizes(stream, connection, frame)
 
 
 def _keepalive(environment: Mapping[str, str], default: Tuning) -> dict[str, int]:

@@ -56,7 +56,7 @@ class Tunnel(Outflow):
         """`source`: with whom it shares its place in the rota; `held`: on whose account its bytes wait, if not the node's."""
         super().__init__(loop, sock, held or loop.held)
         self.owner, self.server = owner, server
-        self.http = Connection(server, self, loop.now)
+        self.http = Connection(server, self, loop.now, loop.sizes)
         self.peer: Identity | None = None
         self.lost_streams = 0
         """Streams that were open when the tunnel closed: each of them reports its own end."""

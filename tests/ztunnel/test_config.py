@@ -9,6 +9,7 @@ from mesh.local_mesh import LocalMesh
 from ztunnel import control_plane
 from ztunnel.config import Config, drain_deadline, read_config
 from ztunnel.config_dump import dump_config
+from ztunnel.frames import Sizes
 from ztunnel.tuning import Tuning, read_tuning
 
 pytestmark = pytest.mark.unit
@@ -37,11 +38,15 @@ def test_tuning_is_istios_unless_it_is_set() -> None:
         "USER_TIMEOUT_ENABLED": "true",
         "ENDPOINT_ATTEMPTS": "1",
         "OUTLIER_FAILURES": "0",
+        "HTTP2_STREAM_WINDOW_SIZE": "65535",
+        "HTTP2_CONNECTION_WINDOW_SIZE": "2147483647",
+        "HTTP2_FRAME_SIZE": "16384",
     }
     tuning = read_tuning(environment)
     assert (tuning.connect_timeout_s, tuning.pool_idle_s, tuning.pool_streams) == (1.5, 60.0, 7)
     assert (tuning.keepalive_s, tuning.keepalive_interval_s, tuning.keepalive_probes, tuning.user_timeout_s) == (30, 10, 3, 60)
     assert (tuning.endpoint_attempts, tuning.outlier_failures) == (1, 0)
+    assert tuning.sizes == Sizes(65535, 2**31 - 1, 16384)
     assert read_tuning({"CONNECT_TIMEOUT": "2m"}).making_s > 3 * 120, "each endpoint has its time, however long"
     assert read_tuning({"KEEPALIVE_ENABLED": "false"}).keepalive_s == 0
 
@@ -53,6 +58,10 @@ def test_tuning_is_istios_unless_it_is_set() -> None:
         ("CONNECT_TIMEOUT", "soon"),
         ("KEEPALIVE_RETRIES", "0"),
         ("POOL_MAX_STREAMS_PER_CONNECTION", "101"),
+        ("HTTP2_STREAM_WINDOW_SIZE", "65534"),
+        ("HTTP2_CONNECTION_WINDOW_SIZE", "2147483648"),
+        ("HTTP2_FRAME_SIZE", "16383"),
+        ("HTTP2_FRAME_SIZE", "16777216"),
     ],
 )
 def test_a_bad_tuning_names_its_variable(name: str, value: str) -> None:
@@ -276,7 +285,6 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"ENABLE_PROXY": "false"}, "ENABLE_PROXY='false': not served: weft's ztunnel always carries"),
         ("--node n1", {"FAKE_CA": "true"}, "FAKE_CA='true': not served: certificates come from a CA"),
-        ("--node n1", {"HTTP2_FRAME_SIZE": "16384"}, "HTTP2_FRAME_SIZE='16384': not served: frames of up to 1 MiB"),
         ("--node n1", {"ZTUNNEL_CPU_LIMIT": "half"}, "ZTUNNEL_CPU_LIMIT='half': not a quantity of CPU: write one like 2, 1.5"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),

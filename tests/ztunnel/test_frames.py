@@ -20,6 +20,14 @@ def test_both_ends_open_with_the_recorded_bytes() -> None:
     assert frames.SETTINGS_ACK.hex() == "000000040100000000"
 
 
+@pytest.mark.parametrize("server", [True, False])
+def test_an_operators_sizes_are_what_an_end_opens_with(server: bool) -> None:
+    said = frames.opening(server, frames.Sizes(stream_window=1 << 20, connection_window=2 << 20, frame=32768))
+    assert "000400100000000500008000" in said.hex() and said.endswith(frames.window_update(0, (2 << 20) - 65535))
+    usual = frames.opening(server, frames.Sizes(connection_window=65535))
+    assert usual + frames.window_update(0, (16 << 20) - 65535) == frames.opening(server, frames.SIZES), "no update of 0"
+
+
 def test_keep_alive_and_shutdown_frames() -> None:
     assert frames.frame(frames.PING, 0, 0, frames.PING_PAYLOAD).hex() == "0000080600000000003b7cdb7a0b8716b4"
     assert frames.frame(frames.PING, 0, 0, frames.DRAIN_PAYLOAD).hex() == "0000080600000000000b7ba2f08b9bfe54"

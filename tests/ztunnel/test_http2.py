@@ -73,8 +73,8 @@ class Recorder(Stream):
 class End:
     """One end of a connection."""
 
-    def __init__(self, server: bool, appetite: int = 1 << 30) -> None:
-        self.http = Connection(server, self, 100.0)
+    def __init__(self, server: bool, appetite: int = 1 << 30, sizes: frames.Sizes = frames.SIZES) -> None:
+        self.http = Connection(server, self, 100.0, sizes)
         self.appetite = appetite
         self.streams: list[Recorder] = []
 
@@ -105,8 +105,8 @@ def talk(*ends: End) -> None:
         one.hears(other.says())
 
 
-def pair(appetite: int = 1 << 30) -> tuple[End, End]:
-    client, server = End(False), End(True, appetite)
+def pair(appetite: int = 1 << 30, sizes: frames.Sizes = frames.SIZES) -> tuple[End, End]:
+    client, server = End(False), End(True, appetite, sizes)
     talk(client, server)
     return client, server
 
@@ -125,7 +125,7 @@ def test_settings_are_exchanged_and_acknowledged() -> None:
     client, server = End(False), End(True)
     server.hears(client.says())
     assert server.says() == frames.SERVER_OPENING + frames.SETTINGS_ACK
-    assert server.http.ready and server.http.window == frames.CONNECTION_WINDOW
+    assert server.http.ready and server.http.window == frames.SIZES.connection_window
     assert server.http.chunk == frames.SEND_FRAME_BYTES == 256 * 1024 - 9
 
 
@@ -139,7 +139,7 @@ def test_a_request_leaves_in_the_first_flight() -> None:
 def test_a_stream_from_request_to_both_ends() -> None:
     client, server = pair()
     mine, theirs = open_stream(client, server)
-    assert mine.heard == ["answer 200"] and mine.answered and mine.window == frames.STREAM_WINDOW
+    assert mine.heard == ["answer 200"] and mine.answered and mine.window == frames.SIZES.stream_window
     server.hears(frame(DATA, 0, 1, b"to the server"))
     client.hears(frame(DATA, 0, 1, b"to the client"))
     assert (theirs.data, mine.data) == (b"to the server", b"to the client")
@@ -172,6 +172,33 @@ def test_the_connections_window_bounds_all_streams_together() -> None:
         server.hears(frame(DATA, 0, sid, bytes(1 << 20)) * 4)
     with pytest.raises(ProtocolError, match="FLOW_CONTROL_ERROR: DATA overflows the connection"):
         server.hears(frame(DATA, 0, 9, b"x"))
+
+
+def test_windows_and_frames_are_of_the_sizes_that_an_operator_sets() -> None:
+    sizes = frames.Sizes(stream_window=1 << 17, connection_window=1 << 18, frame=1 << 16)
+    client, server = pair(0, sizes)
+    mine, theirs = open_stream(client, server)
+    assert (mine.window, client.http.window, client.http.chunk) == (1 << 17, 1 << 18, 1 << 16)
+    server.hears(frame(DATA, 0, 1, bytes(1 << 16)) * 2)
+    server.http.delivered(theirs, (1 << 16) + 1)
+    assert server.says() == window_update(1, (1 << 16) + 1)
+    server.http.delivered(theirs, 1 << 16)
+    assert server.says() == window_update(0, (1 << 17) + 1)
+    with pytest.raises(ProtocolError, match="FRAME_SIZE_ERROR"):
+        server.hears(frame(DATA, 0, 1, bytes((1 << 16) + 1)))
+    client, server = pair(0, sizes)
+    open_stream(client, server)
+    with pytest.raises(ProtocolError, match="FLOW_CONTROL_ERROR: stream 1"):
+        server.hears(frame(DATA, 0, 1, bytes(1 << 16)) * 3)
+
+
+def test_a_frame_with_padding_is_small_enough_to_be_collected_however_large_others_may_be() -> None:
+    client, server = pair(sizes=frames.Sizes(frame=frames.LARGEST_FRAME_BYTES))
+    _, theirs = open_stream(client, server)
+    server.hears(frame(DATA, 0, 1, bytes(2 << 20)) + frame(DATA, PADDED, 1, bytes(1 << 20)))
+    assert len(theirs.data) == (3 << 20) - 1
+    with pytest.raises(ProtocolError, match="FRAME_SIZE_ERROR"):
+        server.hears(frame(DATA, PADDED, 1, bytes((1 << 20) + 1)))
 
 
 def test_bytes_of_a_stream_that_we_reset_give_the_window_back() -> None:

@@ -28,6 +28,8 @@ from ztunnel.channel import (
     UpdateInventory,
     WorkerStatus,
 )
+from ztunnel.frames import LARGEST_FRAME_BYTES, Sizes
+from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
 
@@ -215,6 +217,17 @@ def test_64_mib_through_a_slow_reader_in_bounded_memory(mesh: World, app: socket
     assert all(peak - start < 24 << 10 for peak, start in zip(peaks, before, strict=True)), (before, peaks)
     record = mesh.client.worker.closed()
     assert (record.bytes_sent if upload else record.bytes_received) == 64 * MiB
+
+
+def test_proxies_whose_windows_and_frames_differ_understand_each_other() -> None:
+    with world("sizes") as mesh:
+        mesh.client.configuration = {"tuning": Tuning(sizes=Sizes(65535, 65535, 16384))}
+        mesh.server.configuration = {"tuning": Tuning(sizes=Sizes(1 << 30, (1 << 31) - 1, LARGEST_FRAME_BYTES))}
+        mesh.start()
+        with mesh.server.listen(8080) as app:
+            for upload in (True, False):
+                client, server = connected(mesh, app)
+                pump_slowly(*((client, server) if upload else (server, client)), 16 * MiB, lambda: None)
 
 
 def test_a_stopped_reader_does_not_stop_its_neighbours(mesh: World, app: socket.socket) -> None:
