@@ -4,7 +4,7 @@ What was last known is kept on disk: an agent that starts while control is away 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 from agent.agent_events import AgentEvents
@@ -43,7 +43,7 @@ class MeshView:
         retained = {}
         for type_url in TYPES:
             resources = self._cache.load(type_url)
-            refused = self._take_in(Update(type_url, tuple(resources), ()))
+            refused = self._take_in(type_url, resources, ())
             retained[type_url] = [one for one in resources if one.name not in refused]
         return retained
 
@@ -51,23 +51,23 @@ class MeshView:
         """Apply what can be applied of an update; resources that cannot, with their reasons."""
         is_large = len(update.upserts) >= _LARGE
         with collector_at_rest() if is_large else nullcontext():
-            refused = self._take_in(update)
-            kept = (resource for resource in update.upserts if resource.name not in refused)
-            await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+            refused = self._take_in(update.type_url, update.upserts, update.removals)
+            left_out = (*update.refused, *refused)
+            await asyncio.to_thread(self._cache.apply, update.type_url, update.body, left_out)
         if is_large:
             # A turn later, when nobody holds the update any more.
             asyncio.get_running_loop().call_soon(give_back)
         return refused
 
-    def _take_in(self, update: Update) -> dict[str, str]:
-        if update.type_url == ADDRESS_TYPE:
-            addresses, refused = decode_all(update.upserts, lambda one: decode_address(one.value))
-            self.inventory.apply(addresses, update.removals)
+    def _take_in(self, type_url: str, upserts: Sequence[Resource], removals: Sequence[str]) -> dict[str, str]:
+        if type_url == ADDRESS_TYPE:
+            addresses, refused = decode_all(upserts, lambda one: decode_address(one.value))
+            self.inventory.apply(addresses, removals)
         else:
-            policies, refused = decode_all(update.upserts, lambda one: decode_authorization(one.name, one.value))
-            self.policies.apply(policies, update.removals)
+            policies, refused = decode_all(upserts, lambda one: decode_authorization(one.name, one.value))
+            self.policies.apply(policies, removals)
             rules = sum(1 for _ in self.policies.policies())
-            self._events.policies_changed([one.key for one in policies], list(update.removals), rules)
+            self._events.policies_changed([one.key for one in policies], list(removals), rules)
         for reader in self._readers:
             reader()
         return refused

@@ -12,15 +12,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import grpc
-from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 
 from control.abort import abort
+from control.answer import Contents, from_proto, to_wire
 from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials, metadata_values
 from control.grants import NOT_AUTHENTICATED
 from control.stream import Stream
-from mesh.delta import Request, Response
 
+_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 PUSH_DELAY_S = 0.003
 FIRST_REQUEST_S = 10.0
 WRITE_S = 60.0
@@ -50,13 +51,22 @@ class Connection:
 
 
 @dataclass(slots=True)
-class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
+class DiscoveryService:
     """`AggregatedDiscoveryService.DeltaAggregatedResources` for nodes of the mesh."""
 
     cluster: Cluster
     credentials: Credentials
+    _contents: Contents = field(default_factory=Contents)
     _streams: dict[int, Stream] = field(default_factory=dict)
     _next: int = 0
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Have a server serve this. Answers leave as they were encoded."""
+        handler = grpc.stream_stream_rpc_method_handler(
+            self.DeltaAggregatedResources, request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString
+        )
+        handlers = grpc.method_handlers_generic_handler(_SERVICE, {"DeltaAggregatedResources": handler})
+        server.add_generic_rpc_handlers((handlers,))
 
     def streams(self) -> list[Stream]:
         """The connected clients, sorted by node."""
@@ -120,9 +130,10 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
             if not self.cluster.has_node(stream.node):
                 raise StreamEnded(grpc.StatusCode.PERMISSION_DENIED, f"node {stream.node} is no longer part of the mesh")
             while (response := stream.next_response(feed.snapshots)) is not None:
+                content = self._contents.of(response)
                 try:
                     async with asyncio.timeout(WRITE_S):
-                        await context.write(to_proto(response, str(feed.revision)))
+                        await context.write(to_wire(response, content, str(feed.revision)))
                 except TimeoutError as error:
                     reason = f"nothing was read for {WRITE_S:.0f} s"
                     raise StreamEnded(grpc.StatusCode.DEADLINE_EXCEEDED, reason) from error
@@ -171,31 +182,3 @@ def _receive(connection: Connection, proto: discovery_pb2.DeltaDiscoveryRequest)
     if request.error is not None:
         _log.warning("xds refused by client: node=%s client=%s %s", stream.node, stream.client, stream.last_nack)
     connection.wake.set()
-
-
-def from_proto(request: discovery_pb2.DeltaDiscoveryRequest) -> Request:
-    """A request as `control.stream` takes it."""
-    return Request(
-        request.type_url,
-        tuple(request.resource_names_subscribe),
-        tuple(request.resource_names_unsubscribe),
-        dict(request.initial_resource_versions),
-        request.response_nonce,
-        request.error_detail.message if request.HasField("error_detail") else None,
-    )
-
-
-def to_proto(response: Response, version: str) -> discovery_pb2.DeltaDiscoveryResponse:
-    """A response as it travels; aliases only to who asks by name."""
-    proto = discovery_pb2.DeltaDiscoveryResponse(
-        system_version_info=version,
-        type_url=response.type_url,
-        nonce=response.nonce,
-        removed_resources=response.removed,
-    )
-    for resource in response.resources:
-        aliases = resource.aliases if response.by_name else ()
-        added = proto.resources.add(name=resource.name, version=resource.version, aliases=aliases)
-        added.resource.type_url = response.type_url
-        added.resource.value = resource.value
-    return proto

@@ -7,7 +7,6 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import grpc
-from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from control.api import MAX_REQUEST_BYTES, ControlService
 from control.configuration import Configuration, Listener
@@ -43,7 +42,7 @@ def node_server(
 ) -> grpc.aio.Server:
     """Make the server that nodes talk to, listening. Raises: OSError where an address cannot be listened on."""
     server = grpc.aio.server(options=_NODE_OPTIONS)
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
+    discovery.register(server)
     signing.register(server)
     for listeners, by_certificate in ((configuration.listeners, False), (configuration.certificate_listeners, True)):
         for listener in listeners:

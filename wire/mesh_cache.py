@@ -1,34 +1,45 @@
 """The mesh's last known state on disk, so that a restart without the control plane keeps routing. Never keys.
 
-Resources are kept as they came, with their versions: what is read back is decoded like an answer of the control plane, and
-the versions make the next conversation with it cheap. A file that cannot be read is worth nothing and is made anew.
+A journal of the control plane's answers as they came, with their versions: to write a large mesh down costs next to nothing,
+what is read back is decoded like an answer, and the versions make the next conversation with control cheap. A type's answers
+become one when they are twice as much as the largest. A file that cannot be read is worth nothing and is made anew.
 """
 
+import json
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import Resource as Message
+from google.protobuf.message import DecodeError
+
 from mesh.delta import Resource
+from wire.xds_response import read_resource
 
 _log = logging.getLogger(__name__)
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS resource (
-    type TEXT, name TEXT, version TEXT, value BLOB, aliases TEXT, PRIMARY KEY (type, name)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS answered (type TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answer (number INTEGER PRIMARY KEY, type TEXT, body BLOB, refused TEXT);
+CREATE INDEX IF NOT EXISTS answer_by_type ON answer (type);
 """
-_VERSION = 3
+_VERSION = 4
+_SLACK_BYTES = 256 << 10
+"""Answers that stay as they are, however small the largest is."""
+_ROW_BYTES = 64
+"""What an answer costs beside its bytes."""
 
 
 class MeshCache:
-    """Resources by type and name. Calls block for a disk write; they may come from any thread, one at a time."""
+    """Answers by type. Calls block for a disk write; they may come from any thread, one at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the file, in a folder that only root reads. OSError when the folder cannot be made."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
+        self._sizes: dict[str, tuple[int, int]] = {}
+        """By type, bytes of the largest answer, and of all."""
         try:
             self._database = self._open()
         except sqlite3.DatabaseError as error:
@@ -49,7 +60,7 @@ class MeshCache:
             setup = "PRAGMA cache_size = -256; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;"
             setup += f"PRAGMA user_version = {_VERSION};"
             database.executescript(setup + _SCHEMA)
-            database.execute("SELECT count(*) FROM resource").fetchone()
+            database.execute("SELECT count(*) FROM answer").fetchone()
         except sqlite3.DatabaseError:
             database.close()
             raise
@@ -57,26 +68,57 @@ class MeshCache:
 
     def load(self, type_url: str) -> list[Resource]:
         """What is known of a type."""
-        query = "SELECT name, version, value, aliases FROM resource WHERE type = ? ORDER BY name"
-        rows = self._database.execute(query, (type_url,))
-        return [Resource(name, version, value, tuple(aliases.split())) for name, version, value, aliases in rows]
+        try:
+            return list(map(read_resource, self._joined(type_url)))
+        except ValueError as error:
+            _log.warning("%s: what was known of %s cannot be read (%s): forgotten", self._path, type_url, error)
+            with self._database as database:
+                database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
+            return []
+
+    def _joined(self, type_url: str) -> Iterable[Message]:
+        """What all answers of a type come to. Raises: ValueError where one of them is none."""
+        kept: dict[str, Message] = {}
+        rows = self._database.execute("SELECT body, refused FROM answer WHERE type = ? ORDER BY number", (type_url,))
+        for body, refused in rows:
+            try:
+                message = DeltaDiscoveryResponse.FromString(body)
+            except DecodeError as error:
+                raise ValueError(str(error)) from error
+            for name in message.removed_resources:
+                kept.pop(name, None)
+            left_out = frozenset(json.loads(refused))
+            kept |= {one.name: one for one in message.resources if one.name not in left_out}
+        return kept.values()
 
     def answered(self, type_url: str) -> bool:
         """Whether the control plane ever told of a type, be it that there is nothing of it."""
-        return bool(self._database.execute("SELECT 1 FROM answered WHERE type = ?", (type_url,)).fetchone())
+        return bool(self._database.execute("SELECT 1 FROM answer WHERE type = ?", (type_url,)).fetchone())
 
-    def apply(self, type_url: str, upserts: Iterable[Resource], removals: Iterable[str]) -> None:
-        """Take an update in, removals first; a disk that fails is logged, and costs no more than a slower start."""
-        rows = ((type_url, one.name, one.version, one.value, " ".join(one.aliases)) for one in upserts)
+    def apply(self, type_url: str, body: bytes, refused: Collection[str] = ()) -> None:
+        """Keep an answer without what was refused of it; a disk that fails is logged, and costs no more than a slower start."""
         try:
             with self._database as database:
-                database.execute("INSERT OR IGNORE INTO answered VALUES (?)", (type_url,))
-                database.executemany(
-                    "DELETE FROM resource WHERE type = ? AND name = ?", [(type_url, name) for name in removals]
-                )
-                database.executemany("INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?, ?)", rows)
-        except sqlite3.Error as error:
+                self._insert(type_url, body, refused)
+                largest, total = self._sizes[type_url]
+                if total > 2 * largest + _SLACK_BYTES:
+                    joined = DeltaDiscoveryResponse(resources=self._joined(type_url)).SerializeToString()
+                    database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
+                    self._sizes[type_url] = (0, 0)
+                    self._insert(type_url, joined, ())
+        except (sqlite3.Error, ValueError) as error:
+            self._sizes.pop(type_url, None)
             _log.warning("%s: cannot keep what is known of the mesh: %s", self._path, error)
+
+    def _insert(self, type_url: str, body: bytes, refused: Collection[str]) -> None:
+        if type_url not in self._sizes:
+            rows = self._database.execute("SELECT length(body) FROM answer WHERE type = ?", (type_url,))
+            sizes = [int(size) + _ROW_BYTES for (size,) in rows]
+            self._sizes[type_url] = (max(sizes, default=0), sum(sizes))
+        values = (type_url, body, json.dumps(list(refused)))
+        self._database.execute("INSERT INTO answer (type, body, refused) VALUES (?, ?, ?)", values)
+        (largest, total), size = self._sizes[type_url], len(body) + _ROW_BYTES
+        self._sizes[type_url] = (max(largest, size), total + size)
 
     def close(self) -> None:
         """Close the file."""

@@ -11,22 +11,22 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import random
-from sys import intern
-from typing import Any, overload
+from typing import Any
 
 import grpc
 from envoy.config.core.v3.base_pb2 import Node
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 
 from mesh import delta
 from wire.grpc_tls import Endpoint
+from wire.xds_response import read_response
 
 _METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 15.0
@@ -74,6 +74,10 @@ class Update:
     type_url: str
     upserts: Sequence[delta.Resource]
     removals: tuple[str, ...]
+    body: bytes
+    """The response as it came, with what was refused already: worth keeping."""
+    refused: Collection[str] = ()
+    """The names of that; it is not among the upserts."""
 
 
 Answers = Callable[[Mapping[str, str]], None]
@@ -197,20 +201,19 @@ class XdsClient:
             method = channel.stream_stream(
                 _METHOD,
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,
-                response_deserializer=DeltaDiscoveryResponse.FromString,
             )
             call = method(metadata=self._endpoint.metadata())
             for request in self._client.open():
                 await self._write(call, request)
             async with self._demanding(call):
-                response = await self._first(call)
-                while response is not None:
-                    answer = await self._take(response)
-                    response = None  # the next may be hours away, and this one large
+                body = await self._first(call)
+                while body is not None:
+                    answer = await self._take(body)
+                    body = None  # the next may be hours away, and this one large
                     await self._write(call, answer)
                     if self._client.is_spent:
                         return "the stream carried as many names as one may, and makes room for another"
-                    response = await self._next(call)
+                    body = await self._next(call)
         return "the control plane ended the stream"
 
     @asynccontextmanager
@@ -238,29 +241,28 @@ class XdsClient:
                 # The stream has ended meanwhile: the next read says so, and why.
                 return
 
-    async def _first(self, call: Any) -> delta.Response | None:
+    async def _first(self, call: Any) -> bytes | None:
         try:
             async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
                 return await self._next(call)
         except TimeoutError:
             raise TimeoutError(f"no answer within {_FIRST_ANSWER_TIMEOUT_S:g} s") from None
 
-    async def _next(self, call: Any) -> delta.Response | None:
+    async def _next(self, call: Any) -> bytes | None:
         """The next response; None at the end of the stream."""
-        message = await call.read()
-        if message is grpc.aio.EOF:
-            return None
-        self.status.messages[message.type_url] += 1
-        self.status.message_bytes[message.type_url] += message.ByteSize()
-        return _decode(message)
+        body = await call.read()
+        return None if body is grpc.aio.EOF else body
 
-    async def _take(self, response: delta.Response) -> delta.Request:
+    async def _take(self, body: bytes) -> delta.Request:
+        response = read_response(body)
+        self.status.messages[response.type_url] += 1
+        self.status.message_bytes[response.type_url] += len(body)
         if not self.status.connected:
             _log.info("control plane %s: connected", self._endpoint.address)
         self.status.connected, self.status.last_error, self._reported = True, "", ""
         refused = self._client.excess(response)
         upserts = [one for one in response.resources if one.name not in refused] if refused else response.resources
-        refused |= await self._on_update(Update(response.type_url, upserts, response.removed))
+        refused |= await self._on_update(Update(response.type_url, upserts, response.removed, body, tuple(refused)))
         if refused:
             _log.warning("control plane sent %d resources that are refused: %s", len(refused), next(iter(refused.items())))
         answer = self._client.answer(response, refused)
@@ -287,41 +289,3 @@ def _termination(code: grpc.StatusCode, connected: bool) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
         return "Reconnect" if connected else "ConnectionError"
     return "Reconnect" if code in _CUT_OFF else "Error"
-
-
-class _Resources(Sequence[delta.Resource]):
-    """The resources of a message, made when somebody looks at them: of a large mesh all at once are more than the message."""
-
-    def __init__(self, resources: Sequence[Resource]) -> None:
-        self._resources = resources
-
-    def __len__(self) -> int:
-        return len(self._resources)
-
-    @overload
-    def __getitem__(self, index: int) -> delta.Resource: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[delta.Resource]: ...
-
-    def __getitem__(self, index: int | slice) -> delta.Resource | list[delta.Resource]:
-        if isinstance(index, slice):
-            return list(map(_resource, self._resources[index]))
-        return _resource(self._resources[index])
-
-    def __iter__(self) -> Iterator[delta.Resource]:
-        return map(_resource, self._resources)
-
-
-def _resource(message: Resource) -> delta.Resource:
-    return delta.Resource(intern(message.name), message.version, message.resource.value, tuple(message.aliases))
-
-
-def _decode(message: DeltaDiscoveryResponse) -> delta.Response:
-    return delta.Response(
-        message.type_url,
-        _Resources(message.resources),
-        tuple(message.removed_resources),
-        message.nonce,
-        message.system_version_info,
-    )

@@ -92,8 +92,8 @@ class MeshView:
             refused |= self._take_in(update.type_url, update.upserts[last:], removals, bool(self._awaited))
             if self._unfinished and not self._awaited:  # the last that was missing were policies
                 self._change_inventory([], [])
-            kept = (resource for resource in update.upserts if resource.name not in refused)
-            await asyncio.to_thread(self._cache.apply, update.type_url, kept, update.removals)
+            left_out = (*update.refused, *refused)
+            await asyncio.to_thread(self._cache.apply, update.type_url, update.body, left_out)
         if earlier:
             # A turn later, when nobody holds the update any more.
             asyncio.get_running_loop().call_soon(give_back)

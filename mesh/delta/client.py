@@ -44,6 +44,14 @@ class _Type:
             self.aliases[resource.name] = resource.aliases
             self.by_alias.update(dict.fromkeys(resource.aliases, resource.name))
 
+    def keep_all(self, response: Response, refused: Collection[str]) -> None:
+        if self.on_demand or response.versions is None:
+            for resource in response.resources:
+                if resource.name not in refused:
+                    self.keep(resource)
+        else:
+            self.versions.update((name, version) for name, version in response.versions.items() if name not in refused)
+
 
 class DeltaClient:
     """The asking end: what it holds of each type, over all its streams.
@@ -125,9 +133,7 @@ class DeltaClient:
             return Request(response.type_url, nonce=response.nonce)
         for name in response.removed:
             one.drop(name)
-        for resource in response.resources:
-            if resource.name not in refused:
-                one.keep(resource)
+        one.keep_all(response, refused)
         one.answered = True
         if not refused:
             return Request(response.type_url, nonce=response.nonce)

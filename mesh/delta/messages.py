@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
 MAX_RESOURCES = 200_000
 """Names per type that either end keeps for a peer: 20 times the largest mesh that is aimed at."""
@@ -14,13 +15,12 @@ MAX_NAMES = 20_000
 """Names that a server keeps for a client that asks by name, beside those of what it holds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """One resource: the value is that of its Any, whose type is the response's."""
 
     name: str
     version: str
-    value: bytes = field(repr=False)
+    value: bytes
     aliases: tuple[str, ...] = ()
     """Other names under which it may be asked for. They travel only to who asks by name."""
     groups: tuple[str, ...] = ()
@@ -53,6 +53,8 @@ class Response:
     system_version: str = ""
     by_name: bool = False
     """To a client that asks by name: aliases travel along."""
+    versions: Mapping[str, str] | None = None
+    """Of the resources, name -> version, where it is known without a look at each of them."""
 
 
 def version_of(value: bytes) -> str:

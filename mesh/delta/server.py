@@ -1,7 +1,7 @@
 """The answering end of delta xDS."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mesh.delta import messages
 from mesh.delta.messages import Request, Resource, Response
@@ -170,4 +170,4 @@ class DeltaServer:
 
 def _answering(resource: Resource, names: set[str]) -> Resource:
     """The resource, under all names by which it was asked for."""
-    return replace(resource, aliases=(*resource.aliases, *sorted(names - set(resource.aliases))))
+    return resource._replace(aliases=(*resource.aliases, *sorted(names - set(resource.aliases))))

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 
-from control.discovery import to_proto
+from control.answer import Content, Contents, to_wire
 from mesh.delta import Resource, Response
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
 from tests.control.test_server import NODES, UID_0, WEB, WEB_0, WEB_KEY
@@ -32,10 +33,25 @@ WHOLE = (
 def test_golden_resource_as_it_travels() -> None:
     """Recorded from istiod: version, value and name, and in wildcard mode no alias; who asks by name gets the aliases."""
     one = Resource("amb2/s3.amb2.svc.cluster.local", "54812c30cbdea527", SERVICE, ("/10.96.74.127",), ("@n1",))
-    [whole] = to_proto(Response(ADDRESS_TYPE, (one,)), "1").resources
+    [whole] = told(Response(ADDRESS_TYPE, (one,))).resources
     assert whole.SerializeToString(deterministic=True).hex() == WHOLE
-    [named] = to_proto(Response(ADDRESS_TYPE, (one,), by_name=True), "1").resources
+    [named] = told(Response(ADDRESS_TYPE, (one,), by_name=True)).resources
     assert list(named.aliases) == ["/10.96.74.127"]
+
+
+def told(response: Response) -> DeltaDiscoveryResponse:
+    return DeltaDiscoveryResponse.FromString(to_wire(response, Content(response), "1"))
+
+
+def test_what_streams_are_told_alike_is_encoded_once() -> None:
+    one, other = Resource("a", "1", b"x", ("/10.0.0.1",)), Resource("a", "2", b"y")
+    contents = Contents()
+    held = contents.of(Response(ADDRESS_TYPE, (one,), nonce="1"))
+    assert contents.of(Response(ADDRESS_TYPE, (one,), ("gone",), nonce="2")) is held
+    for unlike in (Response(ADDRESS_TYPE, (one,), by_name=True), Response("other", (one,)), Response(ADDRESS_TYPE, (other,))):
+        assert contents.of(unlike) is not held
+    sent = DeltaDiscoveryResponse.FromString(to_wire(Response(ADDRESS_TYPE, (one,), ("gone",), "2"), held, "7"))
+    assert (sent.nonce, list(sent.removed_resources), sent.system_version_info) == ("2", ["gone"], "7")
 
 
 def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, eventually: Any) -> None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from agent.plugin import parse_add, parse_delete
 from agent.zds_messages import parse_ack, parse_hello
-from control.discovery import from_proto, to_proto
+from control.answer import Content, from_proto, to_wire
 from control.stream import Stream
 from mesh.delta import Resource, Snapshot
 from mesh.identity import Identity
@@ -91,7 +91,8 @@ def _delta_requests(data: bytes) -> None:
         for _ in range(3):
             response = stream.next_response(snapshots)
             if response is not None:
-                assert len(to_proto(response, "1").resources) <= len(MESH.resources)
+                told = DeltaDiscoveryResponse.FromString(to_wire(response, Content(response), "1"))
+                assert len(told.resources) <= len(MESH.resources)
     assert stream.server.sent <= len(MESH.resources) + len(data), "what it claims to hold is no more than it sent"
 
 

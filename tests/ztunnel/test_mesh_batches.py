@@ -9,8 +9,8 @@ import pytest
 from mesh.delta import Resource
 from mesh.resources import ADDRESS_TYPE, encode_service, encode_workload
 from mesh.workload import Service, Workload
+from tests.answers import update
 from wire.mesh_cache import MeshCache
-from wire.xds import Update
 from ztunnel.channel import UpdateInventory, UpdatePolicies
 from ztunnel.mesh_view import MeshView
 
@@ -42,7 +42,7 @@ def view(tmp_path: Path, told: list[UpdateInventory | UpdatePolicies]) -> MeshVi
 
 def apply(view: MeshView, *batch: Workload | Service | Resource, removals: tuple[str, ...] = ()) -> dict[str, str]:
     resources = tuple(one if isinstance(one, Resource) else resource(one) for one in batch)
-    return dict(asyncio.run(view.take(Update(ADDRESS_TYPE, resources, removals))))
+    return dict(asyncio.run(view.take(update(ADDRESS_TYPE, resources, removals))))
 
 
 def endpoints(view: MeshView) -> int:

@@ -1,7 +1,6 @@
 """What the node knows of the mesh: taken in, passed on, refused in part, and remembered across a restart."""
 
 import asyncio
-import sqlite3
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,8 +14,8 @@ from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch, e
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
 from mesh.trust_domains import TrustDomains
 from mesh.workload import Service, TunnelProtocol, Workload
+from tests.answers import answer, update
 from wire.mesh_cache import MeshCache
-from wire.xds import Update
 from ztunnel import mesh_view
 from ztunnel.channel import UpdateInventory, UpdatePolicies
 from ztunnel.config_dump import dump_mesh
@@ -32,7 +31,7 @@ POLICY = Policy("demo", "deny-all", Scope.NAMESPACE, Action.ALLOW)
 
 def take(view: MeshView, type_url: str, upserts: dict[str, bytes], removals: tuple[str, ...] = ()) -> dict[str, str]:
     resources = tuple(Resource(name, f"v-{name}", value) for name, value in upserts.items())
-    return dict(asyncio.run(view.take(Update(type_url, resources, removals))))
+    return dict(asyncio.run(view.take(update(type_url, resources, removals))))
 
 
 def test_taken_in_passed_on_and_remembered(tmp_path: Path) -> None:
@@ -108,24 +107,6 @@ def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, mon
     assert {one for message in statements[:3] for one in map(str, message.upserts)} == set(map(str, pods))
 
 
-@pytest.mark.parametrize("damage", [b"no database at all" * 300, b""])
-def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
-    (tmp_path / "mesh.sqlite").write_bytes(damage)
-    cache = MeshCache(tmp_path / "mesh.sqlite")
-    cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x"), Resource("b", "1", b"z")], [])
-    cache.apply(ADDRESS_TYPE, [Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2"))], ["a", "b"])
-    assert cache.load(ADDRESS_TYPE) == [Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2"))]
-
-
-def test_a_file_of_another_release_is_made_anew(tmp_path: Path) -> None:
-    old = sqlite3.connect(tmp_path / "mesh.sqlite")
-    old.executescript("CREATE TABLE resource (type TEXT, name TEXT); PRAGMA user_version = 1")
-    old.close()
-    cache = MeshCache(tmp_path / "mesh.sqlite")
-    cache.apply(ADDRESS_TYPE, [Resource("a", "1", b"x")], [])
-    assert cache.load(ADDRESS_TYPE) == [Resource("a", "1", b"x")]
-
-
 def test_residents_are_local_workloads_and_pods() -> None:
     residents = Residents("n1")
     plain = Workload("K//Pod/demo/db", "db", "demo", service_account="db", node="n1")
@@ -185,11 +166,11 @@ def test_a_large_update_is_taken_in_by_pieces_and_takes_away_last(tmp_path: Path
 def test_a_cache_that_holds_a_part_of_the_first_state_is_no_better_than_none(tmp_path: Path) -> None:
     """One that ended after its first addresses and before its first policies would let in whom they forbid."""
     cache = MeshCache(tmp_path / "mesh.sqlite")
-    cache.apply(ADDRESS_TYPE, [Resource(WEB.uid, "1", encode_workload(WEB))], [])
+    cache.apply(ADDRESS_TYPE, answer(ADDRESS_TYPE, [Resource(WEB.uid, "1", encode_workload(WEB))]))
     view = MeshView(cache, lambda _: None)
     view.restore()
     assert [message.unfinished for message in view.statements() if isinstance(message, UpdateInventory)] == [True]
-    cache.apply(AUTHORIZATION_TYPE, [], [])  # there are none: that is an answer
+    cache.apply(AUTHORIZATION_TYPE, answer(AUTHORIZATION_TYPE, []))  # there are none: that is an answer
     again = MeshView(cache, lambda _: None)
     again.restore()
     assert [message.unfinished for message in again.statements() if isinstance(message, UpdateInventory)] == [False]

@@ -1,0 +1,68 @@
+"""The journal of what control answered: what it comes to, what damage costs, and that it stays as small as the mesh."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from mesh.delta import Resource
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from tests.answers import answer
+from wire.mesh_cache import MeshCache
+
+pytestmark = pytest.mark.unit
+
+FIRST = Resource("a", "1", b"x")
+SECOND = Resource("a", "2", b"y", ("/10.0.0.1", "/10.0.0.2"))
+
+
+def apply(cache: MeshCache, *resources: Resource, removals: tuple[str, ...] = (), refused: tuple[str, ...] = ()) -> None:
+    cache.apply(ADDRESS_TYPE, answer(ADDRESS_TYPE, resources, removals), refused)
+
+
+@pytest.mark.parametrize("damage", [b"no database at all" * 300, b""])
+def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "mesh.sqlite").write_bytes(damage)
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    apply(cache, FIRST, Resource("b", "1", b"z"))
+    apply(cache, SECOND, removals=("a", "b"))
+    assert cache.load(ADDRESS_TYPE) == [SECOND]
+
+
+def test_a_file_of_another_release_is_made_anew(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "mesh.sqlite")
+    old.executescript("CREATE TABLE resource (type TEXT, name TEXT); PRAGMA user_version = 1")
+    old.close()
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    apply(cache, FIRST)
+    assert cache.load(ADDRESS_TYPE) == [FIRST]
+
+
+def test_what_was_refused_is_not_kept_but_what_it_would_have_replaced(tmp_path: Path) -> None:
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    apply(cache, FIRST)
+    apply(cache, SECOND, Resource("b", "1", b"z"), refused=("a",))
+    assert cache.load(ADDRESS_TYPE) == [FIRST, Resource("b", "1", b"z")]
+
+
+def test_an_answer_that_cannot_be_read_costs_all_of_its_type_and_nothing_else(tmp_path: Path) -> None:
+    """A part of a mesh would be taken for the mesh."""
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    apply(cache, FIRST)
+    cache.apply(ADDRESS_TYPE, b"no answer")
+    cache.apply(AUTHORIZATION_TYPE, answer(AUTHORIZATION_TYPE, []))
+    assert cache.load(ADDRESS_TYPE) == [] and not cache.answered(ADDRESS_TYPE) and cache.answered(AUTHORIZATION_TYPE)
+
+
+def test_the_file_does_not_grow_with_the_number_of_answers(tmp_path: Path) -> None:
+    large = bytes(8 << 10)
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    apply(cache, *(Resource(str(number), "1", large) for number in range(32)))
+    for number in range(200):
+        if number == 100:
+            cache.close()
+            cache = MeshCache(tmp_path / "mesh.sqlite")
+        apply(cache, Resource(str(number % 32), str(number), large))
+    assert {one.name: one.version for one in cache.load(ADDRESS_TYPE)} == {str(n % 32): str(n) for n in range(168, 200)}
+    cache.close()
+    assert (tmp_path / "mesh.sqlite").stat().st_size < 2 << 20
