@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mesh.event_line import read_line
 from mesh.flows import ConnectionEvent
+from wire.burst import Burst
 from wire.http_unix import HttpError, open_stream, read_lines
 
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
@@ -61,7 +62,7 @@ class ProxyFlows:
 
     async def _read_to_end(self) -> bool:
         """One stream; whether there was one."""
-        told = False
+        told, burst = False, Burst()
         try:
             async with open_stream(self._socket, "GET", "/flows") as (status, _, pieces):
                 if status != 200:
@@ -71,6 +72,7 @@ class ProxyFlows:
                 async for line in read_lines(pieces, _MAX_LINE_BYTES):
                     if line.strip():
                         self._take(line)
+                        burst.give_way()
         except (OSError, TimeoutError, HttpError) as error:
             if told:
                 _log.info("flows of the proxy ended: %s", error)

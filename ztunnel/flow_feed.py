@@ -14,6 +14,7 @@ from typing import Literal
 from mesh.event_line import write_event, write_lost
 from mesh.flows import ConnectionEvent, FlowEndpoint, Phase, policy_object
 from mesh.workload import Workload
+from wire.burst import Burst
 from ztunnel.channel import EarlyFailure
 from ztunnel.connection_facts import Facts
 
@@ -144,15 +145,17 @@ class FlowFeed:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Lines from now on, until the reader goes away. Ask `has_room` before."""
-        reader = _Reader(deque(self._unread))
+        reader, burst = _Reader(deque(self._unread)), Burst()
         self._unread.clear()
         self._readers.append(reader)
         try:
             while True:
                 reader.wake.clear()
                 while reader.queue or reader.lost:
-                    batch = [reader.queue.popleft() for _ in range(min(_BATCH, len(reader.queue)))]
-                    lines = [write_event(event) for event in batch]
+                    lines: list[bytes] = []
+                    while reader.queue and len(lines) < _BATCH:
+                        lines.append(write_event(reader.queue.popleft()))
+                        burst.give_way()
                     if reader.lost:
                         lines.append(write_lost(reader.lost))
                         reader.lost = 0

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from subprocess import DEVNULL
 
+from wire.burst import Burst
 from ztunnel import framing
 from ztunnel.channel import ConnectionRecord, Connections, FromWorker, PodAdded, QueryConnections, Shutdown, ToWorker
 from ztunnel.openssl_conf import openssl_conf
@@ -44,6 +45,7 @@ class Worker:
         self.gone = asyncio.Event()
         self._on_message = on_message
         self._reader, self._writer = framing.FrameReader(), framing.FrameWriter()
+        self._burst = Burst()
         self._loop = asyncio.get_running_loop()
 
     async def start(self, command: Sequence[str], openssl_fd: int) -> None:
@@ -94,6 +96,7 @@ class Worker:
                     self._hang_up()
                     return
                 for message, _ in self._reader.feed(data, fds):
+                    self._burst.give_way()
                     self._on_message(self.index, message)  # type: ignore[arg-type]
         except BlockingIOError:
             return
