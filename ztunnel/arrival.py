@@ -171,7 +171,7 @@ class Arrival:
         if node.demands is not None:
             missing = partial(missing_inbound, node.inventory, node.config.network, workload, self.local[0], request.authority)
             waiting = WaitingRequest(tunnel, lambda stream, error: self._go_on(stream, workload, request, error))
-            if waiting.ask(node.demands, self.pod.uid, sid, missing):
+            if waiting.ask(node.demands, sid, missing):
                 return waiting.stream
         return self._admit(tunnel, sid, workload, request)
 

@@ -298,6 +298,13 @@ class Offence:
 
 
 @dataclass(frozen=True, slots=True)
+class Unasked:
+    """On demand: a connection was refused, because who made it has more asked for than its share."""
+
+    identity: Identity | None
+
+
+@dataclass(frozen=True, slots=True)
 class Revocation:
     """A peer was refused or cut off for its revoked certificate; not `known`: for a chain that could not be looked up."""
 
@@ -390,6 +397,7 @@ FromWorker = (
     | Closed
     | EarlyFailure
     | Offence
+    | Unasked
     | Revocation
     | Connections
     | WorkerStatus

@@ -8,13 +8,14 @@ knowing would be to go past a waypoint. What was answered a moment ago is not as
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ztunnel.channel import Demand, FromWorker
+from ztunnel.channel import Demand, FromWorker, Unasked
 from ztunnel.loop import Deadlines, Loop
+from ztunnel.questions import Asker, Questions
 
 MAX_WAITING = 4096
 """Connections of this worker."""
-MAX_WAITING_PER_POD = 256
-"""So that one that asks for the whole internet keeps nobody else from asking."""
+MAX_WAITING_PER_ASKER = 256
+"""So that a pod, or a peer, that asks for the whole internet keeps nobody else from asking."""
 FRESH_S = 2.0
 MAX_FRESH = 8192
 MAX_NAME = 512
@@ -25,7 +26,7 @@ _ROUNDS = 4
 class _Waiter(NamedTuple):
     """One connection."""
 
-    pod: str
+    asker: Asker
     missing: Callable[[], list[str]]
     go: Callable[[str], None]
     names: set[str]
@@ -36,12 +37,15 @@ class _Waiter(NamedTuple):
 class Demands:
     """One per worker of a node on demand."""
 
-    def __init__(self, loop: Loop, emit: Callable[[FromWorker], None], timeout_s: float) -> None:
+    def __init__(self, loop: Loop, emit: Callable[[FromWorker], None], timeout_s: float, rate_per_s: float) -> None:
+        """`rate_per_s`: names that each may have asked for."""
         self._loop = loop
         self._emit = emit
+        self._questions = Questions(rate_per_s)
+        self._mentions = Questions(rate_per_s)
         self._waiters: dict[object, _Waiter] = {}
         self._by_name: dict[str, dict[object, None]] = {}
-        self._per_pod: dict[str, int] = {}
+        self._per_asker: dict[str, int] = {}
         self._fresh: dict[str, tuple[float, str]] = {}
         """Names that were answered, until when that counts, and why not if they were refused."""
         self._mentioned: dict[str, float] = {}
@@ -53,28 +57,40 @@ class Demands:
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def ask(self, who: object, pod: str, missing: Callable[[], list[str]], go: Callable[[str], None]) -> bool:
+    def ask(self, who: object, asker: Asker, missing: Callable[[], list[str]], go: Callable[[str], None]) -> bool:
         """Ask for what is `missing`; False: nothing is, go on at once. Else `go` is called later, with why not or nothing."""
-        return self._ask(who, pod, missing, go, _ROUNDS)
+        return self._ask(who, asker, missing, go, _ROUNDS)
 
-    def _ask(self, who: object, pod: str, missing: Callable[[], list[str]], go: Callable[[str], None], rounds: int) -> bool:
+    def _ask(self, who: object, asker: Asker, missing: Callable[[], list[str]], go: Callable[[str], None], rounds: int) -> bool:
         names, error = self._open(missing()) if rounds else (set(), "")
         if error or not names:
             if error:
                 self._later(who, go, error)
             return bool(error)
-        if len(self._waiters) >= MAX_WAITING or self._per_pod.get(pod, 0) >= MAX_WAITING_PER_POD:
-            self._later(who, go, f"too many connections wait for the control plane to tell of their destinations: {min(names)}")
-            return True
-        self._waiters[who] = _Waiter(pod, missing, go, names, rounds - 1)
-        self._per_pod[pod] = self._per_pod.get(pod, 0) + 1
         new = [name for name in names if name not in self._by_name]
+        refusal = self._refusal(asker, names, len(new))
+        if refusal:
+            self._later(who, go, refusal)
+            return True
+        self._waiters[who] = _Waiter(asker, missing, go, names, rounds - 1)
+        self._per_asker[asker.key] = self._per_asker.get(asker.key, 0) + 1
         for name in names:
             self._by_name.setdefault(name, {})[who] = None
         self.deadlines.add(who, self._loop.now, lambda: self._expire(who))
         if new:
             self._emit(Demand(tuple(new)))
         return True
+
+    def _refusal(self, asker: Asker, names: set[str], new: int) -> str:
+        """Why nobody may wait for these names now; empty where one may, and then the new ones count."""
+        if len(self._waiters) >= MAX_WAITING or self._per_asker.get(asker.key, 0) >= MAX_WAITING_PER_ASKER:
+            return f"too many connections wait for the control plane to tell of their destinations: {min(names)}"
+        if new and not self._questions.allow(asker.key, new, self._loop.now):
+            self._emit(Unasked(asker.identity))
+            return (
+                f"the control plane is not asked for {min(names)}: {asker.identity} asks for too much (WEFT_QUESTIONS_PER_POD)"
+            )
+        return ""
 
     def _open(self, names: list[str]) -> tuple[set[str], str]:
         """Those of the names that are to be asked for, and the first refusal among the others."""
@@ -97,6 +113,8 @@ class Demands:
         now = self._loop.now
         if name in self._by_name or self._fresh.get(name, (0.0, ""))[0] > now or self._mentioned.get(name, 0.0) > now:
             return
+        if not self._mentions.allow("", 1, now):
+            return  # strangers' addresses: it is good to know whose they are, and no more
         self._mentioned.pop(name, None)
         self._mentioned[name] = now + FRESH_S
         if len(self._mentioned) > MAX_FRESH:
@@ -126,7 +144,7 @@ class Demands:
     def _look_again(self, who: object) -> None:
         waiter = self._waiters[who]
         self.forget(who)
-        if not self._ask(who, waiter.pod, waiter.missing, waiter.go, waiter.rounds):
+        if not self._ask(who, waiter.asker, waiter.missing, waiter.go, waiter.rounds):
             waiter.go("")
 
     def _expire(self, who: object) -> None:
@@ -145,9 +163,10 @@ class Demands:
         if waiter is None:
             return
         self.deadlines.discard(who)
-        self._per_pod[waiter.pod] -= 1
-        if not self._per_pod[waiter.pod]:
-            del self._per_pod[waiter.pod]
+        key = waiter.asker.key
+        self._per_asker[key] -= 1
+        if not self._per_asker[key]:
+            del self._per_asker[key]
         for name in waiter.names:
             others = self._by_name.get(name)
             if others is not None:

@@ -76,7 +76,8 @@ class Node:
         """Connections that were offered to another endpoint."""
         self.lingering = Deadlines(LINGER_S)
         """Streams to gateways whose inner tunnel has ended."""
-        self.demands = Demands(loop, emit, config.tuning.workload_timeout_s) if config.on_demand else None
+        tuning = config.tuning
+        self.demands = Demands(loop, emit, tuning.workload_timeout_s, tuning.questions_per_s) if config.on_demand else None
         self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
         self.dns_counts = Counts()
         self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6, config.search_domains)

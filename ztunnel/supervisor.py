@@ -144,7 +144,7 @@ class Supervisor:
                 node_limits=config.node_limits.share(config.workers),
                 pod_limits=config.pod_limits.share(config.workers),
                 offender_pause_s=config.offender_pause_s,
-                tuning=config.tuning,
+                tuning=config.tuning.share(config.workers),
                 policies_at_info=config.policies_at_info,
                 search_domains=read_search(config.resolv_conf) if config.dedicated_to is not None else None,
             ),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from mesh.inventory import Inventory
 from mesh.workload import Workload
@@ -17,6 +18,7 @@ from ztunnel.channel import (
     Opened,
     Progress,
     Revocation,
+    Unasked,
     WorkerStatus,
 )
 from ztunnel.connection_facts import Facts, facts_of
@@ -33,6 +35,7 @@ MAX_OPEN = 200_000
 _MAX_REMEMBERED = 8192
 _MAX_OFFENDERS = 1000
 """Identities that are named in a metric; whoever comes later is counted as one of the others."""
+_Key = TypeVar("_Key")
 
 
 class _Open:
@@ -75,6 +78,7 @@ class Telemetry:
         self._revocations: dict[Revocation, int] = {}
         self._early: dict[tuple[str, str], int] = {}
         self._offences: dict[tuple[str, str], int] = {}
+        self._unasked: dict[str, int] = {}
         self.level = Level.INFO
         """Of the access log."""
         self.as_json = False
@@ -93,6 +97,8 @@ class Telemetry:
             self._failed_early(message)
         elif isinstance(message, Offence):
             self._offended(message)
+        elif isinstance(message, Unasked):
+            _count_for(self._unasked, str(message.identity or "unknown"), "others")
         elif isinstance(message, Revocation):
             self._revocations[message] = self._revocations.get(message, 0) + 1
         elif isinstance(message, WorkerStatus):
@@ -187,10 +193,7 @@ class Telemetry:
         self._flows.publish(early_event(failure, self._workload_of(failure.pod_uid), peer, self._node, now_ns))
 
     def _offended(self, offence: Offence) -> None:
-        key = (str(offence.identity or "unknown"), offence.kind)
-        if key not in self._offences and len(self._offences) >= _MAX_OFFENDERS:
-            key = ("others", offence.kind)
-        self._offences[key] = self._offences.get(key, 0) + 1
+        _count_for(self._offences, (str(offence.identity or "unknown"), offence.kind), ("others", offence.kind))
 
     def _workload_of(self, pod_uid: str) -> Workload | None:
         pod = self._pod(pod_uid)
@@ -231,6 +234,8 @@ class Telemetry:
             *revocation_families(self._revocations),
         ]
         families.append(counter("weft_offences", "Tunnels that peers lost for breaking the protocol or their budget", offences))
+        unasked = (((("identity", identity),), count) for identity, count in self._unasked.items())
+        families.append(counter("weft_questions_refused", "Connections refused as their maker asks for too much", unasked))
         families.append(counter("weft_early_failures", "Connections that failed before they could be told apart", early))
         families.append(counter("weft_flows_lost", "Flows that a reader did not get", [((), self._flows.lost)]))
         names = sorted({name for gauges in self._gauges.values() for name in gauges})
@@ -238,3 +243,10 @@ class Telemetry:
             total = sum(gauges.get(name, 0) for gauges in self._gauges.values())
             families.append(gauge(f"weft_worker_{name}", f"Sum over the data workers: {name.replace('_', ' ')}", total))
         return families
+
+
+def _count_for(counts: dict[_Key, int], key: _Key, rest: _Key) -> None:
+    """Count under a key, or under `rest` where there are too many already."""
+    if key not in counts and len(counts) >= _MAX_OFFENDERS:
+        key = rest
+    counts[key] = counts.get(key, 0) + 1

@@ -1,7 +1,7 @@
 """What an operator may set of how the data workers behave; the defaults are Istio's ztunnel's where it has the setting."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ztunnel.frames import DEFAULT_WINDOW, LARGEST_FRAME_BYTES, MAX_WINDOW, MIN_MAX_FRAME_BYTES, SIZES, Sizes
 from ztunnel.handshakes import TIMEOUT_S as HANDSHAKE_S
@@ -40,6 +40,12 @@ class Tuning:
 
     sizes: Sizes = SIZES
     """HTTP2_STREAM_WINDOW_SIZE, HTTP2_CONNECTION_WINDOW_SIZE, HTTP2_FRAME_SIZE: what peers of tunnels may send."""
+    questions_per_s: float = 200.0
+    """WEFT_QUESTIONS_PER_POD: unknown names that a pod, or a peer, may have the control plane asked for, on demand."""
+
+    def share(self, workers: int) -> "Tuning":
+        """One worker's, of what is the node's."""
+        return replace(self, questions_per_s=self.questions_per_s / workers)
 
     @property
     def making_s(self) -> float:
@@ -57,6 +63,7 @@ def read_tuning(environment: Mapping[str, str]) -> Tuning:
         pool_streams=integer("POOL_MAX_STREAMS_PER_CONNECTION", environment, default.pool_streams, 1, 100),
         **_keepalive(environment, default),
         endpoint_attempts=integer("ENDPOINT_ATTEMPTS", environment, default.endpoint_attempts, 1, 10),
+        questions_per_s=float(integer("WEFT_QUESTIONS_PER_POD", environment, int(default.questions_per_s), 1, 1_000_000)),
         outlier_failures=integer("OUTLIER_FAILURES", environment, default.outlier_failures, 0, 1000),
         sizes=_sizes(environment),
     )

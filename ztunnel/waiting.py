@@ -11,6 +11,7 @@ from ztunnel.channel import Direction, Flag
 from ztunnel.demands import Demands
 from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
+from ztunnel.questions import Asker
 from ztunnel.stream import TunnelStream
 from ztunnel.tunnel import Tunnel, reset_on_close
 
@@ -66,8 +67,10 @@ class WaitingConnection:
             if sock is not None:
                 go(sock, error)
 
+        workload = self.pod.workload()
+        asker = Asker(self.pod.uid, workload.identity if workload is not None else None)
         self.pod.guests[self] = None
-        if not demands.ask(self, self.pod.uid, missing, answered):
+        if not demands.ask(self, asker, missing, answered):
             answered("")
 
     def turn_away(self, flag: Flag, error: str) -> None:
@@ -90,9 +93,10 @@ class WaitingRequest:
         self._go = go
         self._demands: Demands | None = None
 
-    def ask(self, demands: Demands, pod_uid: str, sid: int, missing: Callable[[], list[str]]) -> bool:
-        """Wait for what is missing; False: nothing is."""
-        if not demands.ask(self, pod_uid, missing, self._answered):
+    def ask(self, demands: Demands, sid: int, missing: Callable[[], list[str]]) -> bool:
+        """Wait for what is missing; False: nothing is. The peer asks, so that it uses up nobody's share but its own."""
+        peer = self.stream.tunnel.peer
+        if not demands.ask(self, Asker(str(peer), peer), missing, self._answered):
             return False
         self._demands = demands
         self.stream.tunnel.http.adopt(self.stream, sid)

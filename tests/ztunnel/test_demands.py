@@ -16,12 +16,13 @@ from mesh.workload import (
     WeightedWaypoint,
     Workload,
 )
-from ztunnel import demands
-from ztunnel.channel import Demand
+from ztunnel import demands, questions
+from ztunnel.channel import Demand, FromWorker, Unasked
 from ztunnel.demands import Demands
 from ztunnel.hbone import Authority
 from ztunnel.loop import Loop
 from ztunnel.missing import missing_inbound, missing_outbound
+from ztunnel.questions import Asker, Questions
 from ztunnel.route import Request
 
 pytestmark = pytest.mark.unit
@@ -91,13 +92,19 @@ class Desk:
         self.loop = Loop()
         self.loop.now = 100.0
         self.said: list[Demand] = []
-        self.demands = Demands(self.loop, self.said.append, 5.0)  # type: ignore[arg-type]
+        self.demands = Demands(self.loop, self.heard, 5.0, 200.0)  # type: ignore[arg-type]
+        self.unasked: list[Unasked] = []
         self.lacks: dict[str, list[str]] = {}
         self.gone: dict[str, str] = {}
 
+    def heard(self, message: FromWorker) -> None:
+        (self.said if isinstance(message, Demand) else self.unasked).append(message)  # type: ignore[arg-type]
+
     def ask(self, who: str, *names: str, pod: str = "p") -> bool:
         self.lacks[who] = list(names)
-        return self.demands.ask(who, pod, lambda: self.lacks[who], lambda error: self.gone.update({who: error}))
+        return self.demands.ask(
+            who, Asker(pod, CLIENT.identity), lambda: self.lacks[who], lambda error: self.gone.update({who: error})
+        )
 
     def names(self) -> list[str]:
         said, self.said[:] = self.said[:], []
@@ -158,7 +165,7 @@ def test_a_refused_answer_is_passed_on_and_remembered(desk: Desk) -> None:
 
 
 def test_one_pod_does_not_keep_others_from_asking(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demands, "MAX_WAITING_PER_POD", 2)
+    monkeypatch.setattr(demands, "MAX_WAITING_PER_ASKER", 2)
     monkeypatch.setattr(demands, "MAX_WAITING", 3)
     for number in range(3):
         assert desk.ask(f"scan {number}", f"/10.0.0.{number}", pod="scanner")
@@ -169,6 +176,41 @@ def test_one_pod_does_not_keep_others_from_asking(desk: Desk, monkeypatch: pytes
     assert desk.ask("after", "/10.0.1.3", pod="scanner"), "there is room again"
     desk.names()
     assert not desk.ask("long", "x" * 1000), "no name is that long: it is nobody's"
+
+
+def test_a_scan_is_refused_beyond_its_rate_and_nobody_else(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demands, "MAX_WAITING_PER_ASKER", 10_000)
+    for number in range(500):
+        desk.ask(f"scan {number}", f"shop/{number}", pod="scanner")
+    desk.loop.turn(0)
+    desk.loop.now = 100.0
+    assert len(desk.names()) == 400 == 500 - len(desk.gone), "two seconds' worth at once"
+    assert desk.gone["scan 400"] == (
+        "the control plane is not asked for shop/400: spiffe://cluster.local/ns/shop/sa/default asks for too much "
+        "(WEFT_QUESTIONS_PER_POD)"
+    )
+    assert desk.unasked == [Unasked(CLIENT.identity)] * 100
+    assert desk.ask("good", "shop/good", pod="good") and desk.names() == ["shop/good"]
+    assert desk.ask("same", "shop/7", pod="scanner") and desk.names() == [], "who waits for an answer that comes asks nothing"
+    assert "same" not in desk.gone
+    desk.loop.now += 0.5
+    for number in range(500, 700):
+        desk.ask(f"scan {number}", f"shop/{number}", pod="scanner")
+    assert len(desk.names()) == 100, "what was refused costs nothing, and time brings it back"
+
+
+def test_strangers_addresses_are_asked_for_at_a_rate_too(desk: Desk) -> None:
+    for number in range(1000):
+        desk.demands.mention(f"/2001:db8::{number:x}")
+    assert len(desk.names()) == 400 and desk.unasked == []
+
+
+def test_of_how_many_askers_something_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "MAX_ASKERS", 2)
+    asked = Questions(1.0)
+    assert asked.allow("a", 2, 1.0) and not asked.allow("a", 1, 1.0)
+    assert asked.allow("b", 2, 1.0) and not asked.allow("a", 1, 1.0) and asked.allow("c", 2, 1.0)
+    assert asked.allow("b", 2, 1.0), "silent longest, forgotten"
 
 
 def test_who_is_gone_is_not_called(desk: Desk) -> None:
@@ -183,7 +225,7 @@ def test_who_is_gone_is_not_called(desk: Desk) -> None:
         taken.append(error)
         desk.demands.forget("other")
 
-    desk.demands.ask("one", "p", lambda: ["c"] if not taken else [], take_along)
+    desk.demands.ask("one", Asker("p", None), lambda: ["c"] if not taken else [], take_along)
     desk.ask("other", "c")
     desk.demands.answered({"c": ""})
     assert taken == [""] and desk.gone == {}

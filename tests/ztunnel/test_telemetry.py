@@ -17,7 +17,7 @@ from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
 from ztunnel import flow_feed, limits, metrics
 from ztunnel.access_log import Level
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, WorkerStatus
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, Unasked, WorkerStatus
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.limits import Usage
 from ztunnel.telemetry import Telemetry
@@ -135,6 +135,8 @@ def test_an_offender_is_named_in_line_and_metric() -> None:
     assert f'src.identity="{mallory}"' in world.texts()[0][-1] and error in world.texts()[0][-1]
     assert f'weft_offences_total{{identity="{mallory}",kind="ENHANCE_YOUR_CALM"}} 2' in world.metrics()
     assert 'weft_offences_total{identity="unknown",kind="UNREAD"} 1' in world.metrics()
+    world.telemetry.hear(0, Unasked(mallory))
+    assert f'weft_questions_refused_total{{identity="{mallory}"}} 1' in world.metrics()
 
 
 def test_what_pods_and_the_node_hold_of_their_limits() -> None:

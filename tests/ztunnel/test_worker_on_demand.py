@@ -1,6 +1,7 @@
 """A worker that is told nothing unasked: connections wait for what it asks, and go nowhere without an answer."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -8,7 +9,7 @@ import pytest
 
 from mesh.workload import GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
 from tests.ztunnel.world import CLIENT, SERVER, VIP, PodWorld, World, assert_reset, world
-from ztunnel.channel import Answered, Demand, RemovePod, UpdateInventory
+from ztunnel.channel import Answered, Demand, RemovePod, Unasked, UpdateInventory
 from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
@@ -20,9 +21,15 @@ WAYPOINT_SERVICE = Service("wp", "shop", "wp.shop.svc.cluster.local", (), {15008
 @pytest.fixture
 def mesh() -> Iterator[World]:
     """Each worker knows its own pod."""
+    with on_demand(Tuning(workload_timeout_s=0.5)) as made:
+        yield made
+
+
+@contextmanager
+def on_demand(tuning: Tuning) -> Iterator[World]:
     with world("ondemand") as made:
         for pod, identity in ((made.client, CLIENT), (made.server, SERVER)):
-            pod.configuration = {"on_demand": True, "tuning": Tuning(workload_timeout_s=0.5)}
+            pod.configuration = {"on_demand": True, "tuning": tuning}
             pod.start([pod.workload], [made.authority.certificate_for(identity)])
         yield made
 
@@ -98,6 +105,24 @@ def test_an_inbound_request_without_answer_or_refused_is_503(mesh: World) -> Non
             assert_reset(lambda: client)
         assert "503" in mesh.client.worker.closed().error
         assert words in mesh.server.worker.early("10.199.0.9").error
+
+
+def test_a_peer_that_names_strangers_uses_up_its_own_share() -> None:
+    """Two names at once are its share: its third CONNECT is 503, while the pod that it asks at asks on."""
+    vips = tuple(NetworkAddress("", ip_address(f"10.199.0.{number}")) for number in (1, 2, 3))
+    with on_demand(Tuning(questions_per_s=1.0)) as mesh, ExitStack() as held:
+        service = replace(mesh.service, vips=vips, waypoint=WAYPOINT)
+        served = replace(mesh.server.workload, services={WAYPOINT_SERVICE.key: {}})
+        tell(mesh.client, service, WAYPOINT_SERVICE, served, answers={})
+        for number in (1, 2):
+            held.enter_context(mesh.client.connect(f"10.199.0.{number}", 80))
+            asked(mesh.server, f"/10.199.0.{number}")
+        client = held.enter_context(mesh.client.connect("10.199.0.3", 80))
+        assert_reset(lambda: client)
+        assert "asks for too much (WEFT_QUESTIONS_PER_POD)" in mesh.server.worker.early("10.199.0.3").error
+        assert mesh.server.worker.wait_for(Unasked).identity == CLIENT
+        held.enter_context(mesh.server.connect("10.199.0.4", 80))
+        asked(mesh.server, "/10.199.0.4")
 
 
 def test_a_refused_answer_ends_the_connection_with_its_reason(mesh: World) -> None:
