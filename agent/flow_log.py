@@ -1,6 +1,7 @@
 """The node's flows: what proxy and kernel saw lately, and whoever waits for the next.
 
-What was seen is kept as it was told; it becomes a `flow.Flow` when the first reader looks at it, because most never are.
+What was seen is kept as it was told, lines of the proxy as lines; it becomes a `flow.Flow` when the first reader looks at it,
+because most never are.
 """
 
 import asyncio
@@ -11,33 +12,56 @@ from typing import Any
 
 from agent.pod_index import PodIndex
 from agent.ring import CAPACITY, Ring
-from mesh.flows import ConnectionEvent, FlowEndpoint, connection_flow, verdict_of
+from mesh.event_line import EventLine, Shared
+from mesh.flows import ConnectionEvent, FlowEndpoint, Phase, connection_flow, verdict_of
 from mesh.proto import flow_pb2
 
 RATE_WINDOW_S = 60
 NAMESPACE_TTL_S = 3600
 MAX_NAMESPACES = 4096
+_MAX_ENDS = 1024
 
 Event = Any
 """Seen or flow.LostEvent; another log's own kind."""
 
 
-class Seen:
-    """One connection event, and the labels that the runtime gave to the pods at its ends (control does not send them)."""
+class Ends:
+    """Of an event: what the runtime labelled the pods at its ends with (control does not say), and their namespaces."""
 
-    __slots__ = ("_flow", "_labels", "event")
+    __slots__ = ("labels", "namespaces")
 
     def __init__(self, event: ConnectionEvent, pods: PodIndex) -> None:
-        self.event = event
-        self._labels = (_labels_of(event.source, pods), _labels_of(event.destination, pods))
+        ends = (event.source, event.destination)
+        self.labels = tuple([_labels_of(end, pods) for end in ends])
+        self.namespaces = [(end.cluster, end.namespace) for end in ends if end.namespace]
+
+
+class Seen:
+    """What was told of one connection. `opening`: of an event that stands for two moments this is the first."""
+
+    __slots__ = ("_ends", "_flow", "_opening", "_told")
+
+    def __init__(self, told: ConnectionEvent | EventLine, ends: Ends, opening: bool = False) -> None:
+        self._told = told
+        self._ends = ends
+        self._opening = opening
         self._flow: flow_pb2.Flow | None = None
+
+    @property
+    def time_ns(self) -> int:
+        """When it happened."""
+        return self._told.time_ns - (self._told.duration_ns if self._opening else 0)
+
+    def _event(self) -> ConnectionEvent:
+        event = self._told if isinstance(self._told, ConnectionEvent) else self._told.whole()
+        return event.moments()[0 if self._opening else -1]
 
     @property
     def flow(self) -> flow_pb2.Flow:
         """The flow; not to be changed."""
         if self._flow is None:
-            self._flow = flow = connection_flow(self.event)
-            for end, labels in zip((flow.source, flow.destination), self._labels, strict=True):
+            self._flow = flow = connection_flow(self._event())
+            for end, labels in zip((flow.source, flow.destination), self._ends.labels, strict=True):
                 if labels:
                     _relabel(end, labels)
         return self._flow
@@ -57,7 +81,7 @@ def _relabel(end: flow_pb2.Endpoint, labels: tuple[str, ...]) -> None:
 
 def time_ns(event: Event) -> int | None:
     """When a flow happened; None for a lost-event record."""
-    return event.event.time_ns if isinstance(event, Seen) else None
+    return event.time_ns if isinstance(event, Seen) else None
 
 
 class EventLog:
@@ -104,20 +128,35 @@ class FlowLog(EventLog):
         self.lost: Counter[str] = Counter()
         self._seconds: deque[tuple[int, int]] = deque()
         self._namespaces: dict[tuple[str, str], float] = {}
+        self._ends: dict[Shared, Ends] = {}
+        """As of the pods that were given last."""
+        self._pods: PodIndex | None = None
 
-    def add(self, event: ConnectionEvent, pods: PodIndex, now_s: float) -> None:
-        """Add what was seen; `pods` are the node's own, now."""
-        for one in event.moments():
-            self._add(one, pods, now_s)
+    def add(self, told: ConnectionEvent | EventLine, pods: PodIndex, now_s: float) -> None:
+        """Add what was told; `pods` are the node's own, now."""
+        ends = Ends(told, pods) if isinstance(told, ConnectionEvent) else self._ends_of(told.shared, pods)
+        if told.untold:
+            self._count("opened", ends, now_s)
+            self.append(Seen(told, ends, opening=True))
+        self._count(told.phase, ends, now_s)
+        self.append(Seen(told, ends))
 
-    def _add(self, event: ConnectionEvent, pods: PodIndex, now_s: float) -> None:
+    def _ends_of(self, shared: Shared, pods: PodIndex) -> Ends:
+        if pods is not self._pods or len(self._ends) >= _MAX_ENDS:
+            self._pods = pods
+            self._ends.clear()
+        ends = self._ends.get(shared)
+        if ends is None:
+            ends = self._ends[shared] = Ends(shared.likeness, pods)
+        return ends
+
+    def _count(self, phase: Phase, ends: Ends, now_s: float) -> None:
         self.seen += 1
-        self.by_verdict[verdict_of(event.phase)] += 1
+        self.by_verdict[verdict_of(phase)] += 1
         self._count_second(int(now_s))
-        for end in (event.source, event.destination):
-            if end.namespace:
-                self._remember_namespace(end.cluster, end.namespace, now_s)
-        self.append(Seen(event, pods))
+        for key in ends.namespaces:
+            if key in self._namespaces or len(self._namespaces) < MAX_NAMESPACES:
+                self._namespaces[key] = now_s
 
     def add_lost(self, source: "flow_pb2.LostEventSource", count: int) -> None:
         """Record that `count` events never arrived."""
@@ -136,11 +175,6 @@ class FlowLog(EventLog):
         """Flows per second over the last minute, or since the start where that is shorter."""
         recent = sum(count for second, count in self._seconds if second > now_s - RATE_WINDOW_S)
         return recent / max(1.0, min(RATE_WINDOW_S, uptime_s))
-
-    def _remember_namespace(self, cluster: str, namespace: str, now_s: float) -> None:
-        key = (cluster, namespace)
-        if key in self._namespaces or len(self._namespaces) < MAX_NAMESPACES:
-            self._namespaces[key] = now_s
 
     def namespaces(self, now_s: float) -> list[tuple[str, str]]:
         """Cluster and namespace of every flow of the last hour, sorted."""

@@ -40,6 +40,7 @@ from agent.zds import ZdsServer
 from agent.zds_connection import ProxyPeer
 from bpf.loader import load
 from bpf.redirect import Redirect
+from mesh.event_line import EventLine
 from mesh.flows import ConnectionEvent
 from mesh.proto import agent_pb2_grpc, flow_pb2, observer_pb2_grpc, peer_pb2_grpc
 from mesh.workload import Address
@@ -208,7 +209,7 @@ class NodeAgent:
     def _node_addresses(self) -> frozenset[Address]:
         return frozenset(self._own_addresses.read())
 
-    def _add_event(self, event: ConnectionEvent) -> None:
+    def _add_event(self, event: ConnectionEvent | EventLine) -> None:
         self.flows.add(event, self.enrolment.index(), time.time())
 
     def _add_lost(self, count: int) -> None:

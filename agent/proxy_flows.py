@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from mesh.event_line import read_line
+from mesh.event_line import EventLine, read_event
 from mesh.flows import ConnectionEvent
 from wire.burst import Burst
 from wire.http_unix import HttpError, open_stream, read_lines
@@ -25,7 +25,7 @@ class ProxyFlows:
     def __init__(
         self,
         admin_socket: Path,
-        on_event: Callable[[ConnectionEvent], None],
+        on_event: Callable[[ConnectionEvent | EventLine], None],
         on_lost: Callable[[int], None],
     ) -> None:
         self._socket = admin_socket
@@ -82,7 +82,7 @@ class ProxyFlows:
 
     def _take(self, line: bytes) -> None:
         try:
-            event = read_line(line)
+            event = read_event(line)
         except ValueError:
             self.unreadable += 1
             return

@@ -1,8 +1,7 @@
 """The proxy's connection events for whoever reads them (mesh.event_line), and never at the traffic's expense.
 
-Events wait as values in a queue per reader, and become lines when the reader takes them. Who is slow loses the oldest (counted,
-and told), and so does everybody when more than 4,000 a second happen for long: ordinary openings and closings first, refusals
-never before the queue is full of them.
+Events wait as lines in a queue per reader. Who is slow loses the oldest (counted, and told), and so does everybody when more
+than 4,000 a second happen for long: ordinary openings and closings first, refusals never before the queue is full of them.
 """
 
 import asyncio
@@ -23,10 +22,12 @@ READERS = 8
 UNREAD_REFUSALS = 256
 """Kept while nobody reads, for who comes first: an agent that is late, or away for a moment, learns what was refused."""
 _PER_SECOND, _BURST = 4000.0, 8192.0
-_BATCH = 128
-"""Events per piece: about 1 ms of work, then others get their turn."""
+_BATCH = 64
+"""Events per piece: about 0.1 ms of work, then others get their turn."""
 
 Moment = Literal["opened", "refused", "closed"]
+Line = tuple[bytes, bytes]
+"""What is this event's own, and what it shares with others; the two make the line."""
 
 
 def connection_event(facts: Facts, moment: Moment, node: str, untold: bool = False) -> ConnectionEvent:
@@ -84,7 +85,7 @@ def early_event(
 
 @dataclass(slots=True)
 class _Reader:
-    queue: deque[ConnectionEvent] = field(default_factory=deque)
+    queue: deque[Line] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     lost: int = 0
     """Events since the last line that said so."""
@@ -96,7 +97,7 @@ class FlowFeed:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._readers: list[_Reader] = []
-        self._unread: deque[ConnectionEvent] = deque(maxlen=UNREAD_REFUSALS)
+        self._unread: deque[Line] = deque(maxlen=UNREAD_REFUSALS)
         self._budget = _BURST
         self._filled_at = clock()
         self.lost = 0
@@ -112,21 +113,33 @@ class FlowFeed:
         """Whether one more reader is served."""
         return len(self._readers) < READERS
 
-    def publish(self, event: ConnectionEvent) -> None:
-        """Queue an event for every reader, a refusal for the next one where there is none."""
+    def admits(self) -> bool:
+        """Whether an ordinary event, an opening or closing, is to be told; counts it as lost where one more were too many."""
         if not self._readers:
-            if event.phase not in ("opened", "closed"):
-                self._unread.append(event)
-            return
-        if event.phase in ("opened", "closed") and not self._within_budget():
-            for reader in self._readers:
-                self._lose(reader)
-            return
+            return False
+        if self._within_budget():
+            return True
+        for reader in self._readers:
+            self._lose(reader)
+        return False
+
+    def publish(self, event: ConnectionEvent) -> None:
+        """Tell an event to every reader; a refusal to the next one where there is none."""
+        if event.phase in ("opened", "closed"):
+            if self.admits():
+                self.put((write_event(event), b""))
+        elif self._readers:
+            self.put((write_event(event), b""))
+        else:
+            self._unread.append((write_event(event), b""))
+
+    def put(self, line: Line) -> None:
+        """Queue a line for every reader."""
         for reader in self._readers:
             if len(reader.queue) >= QUEUE_EVENTS:
                 reader.queue.popleft()
                 self._lose(reader)
-            reader.queue.append(event)
+            reader.queue.append(line)
             reader.wake.set()
 
     def _lose(self, reader: _Reader) -> None:
@@ -152,14 +165,12 @@ class FlowFeed:
             while True:
                 reader.wake.clear()
                 while reader.queue or reader.lost:
-                    lines: list[bytes] = []
-                    while reader.queue and len(lines) < _BATCH:
-                        lines.append(write_event(reader.queue.popleft()))
-                        burst.give_way()
+                    lines = [part for _ in range(min(_BATCH, len(reader.queue))) for part in reader.queue.popleft()]
                     if reader.lost:
                         lines.append(write_lost(reader.lost))
                         reader.lost = 0
                     yield b"".join(lines)
+                    burst.give_way()
                     await asyncio.sleep(0)
                 await reader.wake.wait()
         finally:

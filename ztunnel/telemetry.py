@@ -21,18 +21,17 @@ from ztunnel.channel import (
     Unasked,
     WorkerStatus,
 )
-from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.flow_feed import FlowFeed, Moment, connection_event, early_event
 from ztunnel.limit_metrics import LimitMetrics
 from ztunnel.limits import Limits
 from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge, revocation_families
+from ztunnel.parties import Directory, Parties
 from ztunnel.zds import PodInfo
 
 MAX_OPEN = 200_000
 """Connections whose bytes are counted while they are open; beyond, they count when they end."""
 
-_MAX_REMEMBERED = 8192
 _MAX_OFFENDERS = 1000
 """Identities that are named in a metric; whoever comes later is counted as one of the others."""
 _Key = TypeVar("_Key")
@@ -71,10 +70,10 @@ class Telemetry:
         self._pod = pod
         self._limits = LimitMetrics(*limits, pod)
         self._tcp = TcpMetrics()
+        self._directory = Directory(node, inventory, self._tcp)
         self._dns = DNSMetrics(inventory)
         self._open: dict[tuple[int, int], _Open] = {}
         self._gauges: dict[int, dict[str, int]] = {}
-        self._series: dict[tuple[object, ...], Series] = {}
         self._revocations: dict[Revocation, int] = {}
         self._early: dict[tuple[str, str], int] = {}
         self._offences: dict[tuple[str, str], int] = {}
@@ -108,86 +107,73 @@ class Telemetry:
             self._dns.take(message)
 
     def _opened(self, worker: int, record: ConnectionRecord) -> None:
-        facts = facts_of(record, self._inventory)
-        known = self._begin(facts)
+        parties = self._directory.of(record)
+        known = self._begin(parties, record)
         if len(self._open) < MAX_OPEN:
             self._open[worker, record.number] = known
-        if self._flows.has_readers:
-            self._flows.publish(connection_event(facts, "opened", self._node))
+        if self._flows.admits():
+            self._flows.put(self._directory.line(parties, record, over=False, untold=False))
 
-    def _begin(self, facts: Facts) -> _Open:
-        self._log(Level.DEBUG, "connection opened", lambda: access_log.connection_fields(facts), facts.record.opened_unix_ns)
-        return _Open(facts.record, self._count_opened(facts))
+    def _begin(self, parties: Parties, record: ConnectionRecord) -> _Open:
+        if self.level <= Level.DEBUG:
+            fields = access_log.connection_fields(parties.facts(record))
+            self._log(Level.DEBUG, "connection opened", fields, record.opened_unix_ns)
+        series = parties.series("-")
+        series.opened += 1
+        self._count_socket(record, 1)
+        return _Open(record, series)
 
     def _count(self, known: _Open, sent: int, received: int) -> None:
         sent, received = max(sent, known.sent), max(received, known.received)
         known.series.moved(known.record.direction, sent - known.sent, received - known.received)
         known.sent, known.received = sent, received
 
-    def _count_opened(self, facts: Facts) -> Series:
-        series = self._series_of(facts, "-")
-        series.opened += 1
-        self._count_socket(facts.record, 1)
-        return series
-
-    def _count_closed(self, facts: Facts) -> None:
-        series = self._series_of(facts, facts.record.flag)
+    def _count_closed(self, parties: Parties, record: ConnectionRecord) -> None:
+        series = parties.series(record.flag)
         series.closed += 1
-        if facts.record.flag != "-":
+        if record.flag != "-":
             series.failed += 1
-        self._count_socket(facts.record, -1)
+        self._count_socket(record, -1)
 
     def _count_socket(self, record: ConnectionRecord, change: int) -> None:
         if record.direction == "outbound" or record.protocol == "TCP":  # others share their tunnel's socket
             self._tcp.open[record.direction] += change
 
-    def _series_of(self, facts: Facts, flag: str) -> Series:
-        # Making the labels costs more than all else here, and the same few pairs of workloads talk again and again.
-        record = facts.record
-        key = (
-            record.direction,
-            record.protocol,
-            record.source_workload,
-            record.source_identity,
-            record.source_described,
-            record.destination_workload,
-            record.destination_identity,
-            record.destination_described,
-            record.destination_service,
-            flag,
-        )
-        series = self._series.get(key)
-        if series is None:
-            if len(self._series) >= _MAX_REMEMBERED:
-                self._series.clear()
-            series = self._series[key] = self._tcp.series(facts, flag)
-        return series
-
     def mesh_changed(self) -> None:
         """The inventory changed: names may stand for something else now."""
-        self._series.clear()
+        self._directory.forget()
 
     def _closed(self, worker: int, message: Closed) -> None:
-        record, was_open = message.record, message.was_open
-        facts = facts_of(record, self._inventory)
-        if was_open and message.told:
-            known = self._open.pop((worker, record.number), None) or _Open(record, self._series_of(facts, "-"))
+        record = message.record
+        parties = self._directory.of(record)
+        if message.was_open and message.told:
+            known = self._open.pop((worker, record.number), None) or _Open(record, parties.series("-"))
         else:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
-            known = self._begin(facts)
+            known = self._begin(parties, record)
         self._count(known, record.bytes_sent, record.bytes_received)
-        self._count_closed(facts)
+        self._count_closed(parties, record)
         level = Level.ERROR if record.error else Level.INFO
-        self._log(level, "connection complete", lambda: access_log.closing_fields(facts), time.time_ns())
-        if self._flows.has_readers or record.error:
-            moment: Moment = "closed" if was_open else "refused"
-            self._flows.publish(connection_event(facts, moment, self._node, was_open and not message.told))
+        if self.level <= level:
+            self._log(level, "connection complete", access_log.closing_fields(parties.facts(record)), time.time_ns())
+        self._tell_closed(parties, message)
+
+    def _tell_closed(self, parties: Parties, message: Closed) -> None:
+        record = message.record
+        untold = message.was_open and not message.told
+        if record.flag == "-" and not record.error and message.was_open:
+            if self._flows.admits():
+                self._flows.put(self._directory.line(parties, record, over=True, untold=untold))
+        elif self._flows.has_readers or record.error:
+            moment: Moment = "closed" if message.was_open else "refused"
+            self._flows.publish(connection_event(parties.facts(record), moment, self._node, untold))
 
     def _failed_early(self, failure: EarlyFailure) -> None:
         key = (failure.direction, failure.flag)
         self._early[key] = self._early.get(key, 0) + 1
         now_ns = time.time_ns()
-        self._log(Level.WARN, "connection failed", lambda: access_log.early_fields(failure), now_ns)
+        if self.level <= Level.WARN:
+            self._log(Level.WARN, "connection failed", access_log.early_fields(failure), now_ns)
         peer_address = failure.source[0] if failure.direction == "inbound" else failure.destination[0]
         peer = self._inventory.workload_by_address(self._network, peer_address)
         self._flows.publish(early_event(failure, self._workload_of(failure.pod_uid), peer, self._node, now_ns))
@@ -202,9 +188,8 @@ class Telemetry:
         known = self._inventory.workload_of_pod(pod.namespace, pod.name, pod.service_account)
         return known or Workload("", pod.name, pod.namespace, service_account=pod.service_account)
 
-    def _log(self, level: Level, message: str, fields: Callable[[], list[access_log.Field]], unix_ns: int) -> None:
-        if level >= self.level:
-            self._write(access_log.line(level, message, fields(), unix_ns, self.as_json))
+    def _log(self, level: Level, message: str, fields: list[access_log.Field], unix_ns: int) -> None:
+        self._write(access_log.line(level, message, fields, unix_ns, self.as_json))
 
     def worker_died(self, worker: int) -> None:
         """A worker is gone, and with it every connection that it carried."""

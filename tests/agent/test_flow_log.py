@@ -1,14 +1,16 @@
 """The flow log counts what went through it and wakes who waits."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from agent.flow_log import FlowLog, Seen
+from agent.flow_log import FlowLog, time_ns
 from agent.pod import Pod, PodRequest
 from agent.pod_index import PodIndex
+from mesh.event_line import EventLine, read_event, write_event
 from mesh.flows import ConnectionEvent, FlowEndpoint, connection_flow
 from mesh.proto import flow_pb2
 
@@ -49,11 +51,42 @@ def test_verdicts_are_those_of_the_flows() -> None:
     assert [flow_pb2.Verdict.Name(flow.verdict) for flow in flows] == ["FORWARDED"] * 3 + ["DROPPED"] * 3 + ["ERROR"]
 
 
-def test_labels_come_from_the_runtime() -> None:
-    flow = Seen(seen(), PodIndex([POD])).flow
-    assert list(flow.destination.labels) == ["k8s:app=web", "k8s:more=1", "k8s:tier=x"]
-    assert not flow.source.labels
-    assert Seen(seen(), NOBODY).flow == connection_flow(seen())
+def flows_of(log: FlowLog) -> list[flow_pb2.Flow]:
+    return [one.flow for one in log.ring.read(0, 100)[0]]
+
+
+def told(event: ConnectionEvent) -> EventLine:
+    line = read_event(write_event(event))
+    assert isinstance(line, EventLine)
+    return line
+
+
+@pytest.mark.parametrize("form", [lambda event: event, told])
+def test_labels_come_from_the_runtime_as_it_is_then(form: Callable[[ConnectionEvent], ConnectionEvent | EventLine]) -> None:
+    log = FlowLog()
+    log.add(form(seen()), PodIndex([POD]), 0)
+    log.add(form(seen()), NOBODY, 0)
+    before, after = flows_of(log)
+    assert list(before.destination.labels) == ["k8s:app=web", "k8s:more=1", "k8s:tier=x"]
+    assert not before.source.labels
+    assert after == connection_flow(seen())
+
+
+def test_a_line_is_counted_and_shown_as_its_event() -> None:
+    events = [
+        seen(),
+        replace(seen("other"), phase="closed", time_ns=100, duration_ns=40, bytes_sent=5, encrypted=True, untold=True),
+        replace(seen(), phase="closed", time_ns=101, source=replace(seen().source, port=7)),
+    ]
+    as_events, as_lines = FlowLog(), FlowLog()
+    for second, event in enumerate(events):
+        as_events.add(event, NOBODY, second)
+        as_lines.add(told(event), NOBODY, second)
+    assert flows_of(as_lines) == flows_of(as_events) and len(as_lines.ring) == 4
+    for log in (as_events, as_lines):
+        assert log.seen == 4 and log.by_verdict == {"FORWARDED": 4} and log.rate(2, 100) == 4 / 60
+        assert log.namespaces(2) == [("c", "demo"), ("c", "other")]
+        assert [time_ns(one) for one in log.ring.read(0, 100)[0]] == [1, 60, 100, 101]
 
 
 def test_namespaces_are_forgotten_after_an_hour() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from agent import proxy_flows
 from agent.proxy_flows import ProxyFlows
-from mesh.event_line import write_event, write_lost
+from mesh.event_line import EventLine, write_event, write_lost
 from mesh.flows import ConnectionEvent, FlowEndpoint
 from wire.http_unix import HttpError, HttpServer, Request, Response
 
@@ -27,12 +27,17 @@ EVENT = ConnectionEvent(
 )
 
 
+def node_of(event: ConnectionEvent | EventLine) -> str:
+    assert isinstance(event, ConnectionEvent)
+    return event.node
+
+
 def test_reads_a_proxy_that_drains_beside_its_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_flows, "WATCH_S", 0.01)
     path = tmp_path / "admin.sock"
 
     async def scenario() -> None:
-        events: asyncio.Queue[ConnectionEvent] = asyncio.Queue()
+        events: asyncio.Queue[ConnectionEvent | EventLine] = asyncio.Queue()
         reader = ProxyFlows(path, events.put_nowait, lambda count: None)
         task = asyncio.create_task(reader.run())
         feeds: list[asyncio.Queue[bytes]] = [asyncio.Queue(), asyncio.Queue()]
@@ -53,10 +58,13 @@ def test_reads_a_proxy_that_drains_beside_its_successor(tmp_path: Path, monkeypa
             assert await asyncio.wait_for(events.get(), 10) == EVENT
         feeds[0].put_nowait(write_event(replace(EVENT, node="old")))
         feeds[1].put_nowait(write_event(replace(EVENT, node="new")))
-        assert {(await asyncio.wait_for(events.get(), 10)).node for _ in feeds} == {"old", "new"}
+        assert {node_of(await asyncio.wait_for(events.get(), 10)) for _ in feeds} == {"old", "new"}
         await servers[0].close()
         feeds[1].put_nowait(write_event(EVENT))
         assert await asyncio.wait_for(events.get(), 10) == EVENT and reader.connected
+        feeds[1].put_nowait(write_event(replace(EVENT, phase="closed")))
+        line = await asyncio.wait_for(events.get(), 10)
+        assert isinstance(line, EventLine) and line.whole() == replace(EVENT, phase="closed")
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -86,7 +94,7 @@ def test_follows_the_stream_and_comes_back(tmp_path: Path, monkeypatch: pytest.M
     asked = asyncio.Event()
 
     async def scenario() -> None:
-        events: asyncio.Queue[ConnectionEvent] = asyncio.Queue()
+        events: asyncio.Queue[ConnectionEvent | EventLine] = asyncio.Queue()
         lost: asyncio.Queue[int] = asyncio.Queue()
         reader = ProxyFlows(path, events.put_nowait, lost.put_nowait)
         task = asyncio.create_task(reader.run())

@@ -6,14 +6,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from mesh.dump import dump_policy, dump_service, dump_workload
-from mesh.event_line import read_line, write_event
+from mesh.event_line import EventLine, read_event, read_line, write_event
 from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
 from mesh.local_mesh import read_local_mesh
 from mesh.manifests import parse
 from tests.fuzz.target import Cursor, Target
 from tests.mesh.manifests.test_fuzz import SEEDS
-from tests.mesh.test_event_line import EVENT
+from tests.mesh.test_event_line import CLOSED, EVENT
 from tests.mesh.test_local_mesh import EXAMPLE
 from tests.ztunnel.world import Authority
 from ztunnel.ca import FetchError
@@ -25,10 +25,17 @@ _NOW = time.time()
 
 
 def _event(data: bytes) -> None:
-    """A line of the proxy, read by the agent: what is kept of an event is written and read back alike."""
+    """A line of the proxy, read by the agent: late or at once alike, and what is kept of it is written and read back alike."""
     try:
         event = read_line(data)
     except ValueError:
+        event = None
+    try:
+        late = read_event(data)
+    except ValueError:
+        late = None
+    assert (late.whole() if isinstance(late, EventLine) else late) == event
+    if event is None:
         return
     if not isinstance(event, int):
         kept = read_line(write_event(event))
@@ -86,7 +93,7 @@ def _document() -> bytes:
 
 
 TARGETS = (
-    Target("event-line", _event, [write_event(EVENT), b'{"lost":3}\n']),
+    Target("event-line", _event, [write_event(EVENT), write_event(CLOSED), b'{"lost":3}\n']),
     Target("local-mesh", _local_mesh, [EXAMPLE.encode()]),
     Target("manifests", _manifests, [one.encode() for one in SEEDS.split("---")]),
     Target("resolv-conf", _resolv_conf, [b"nameserver 10.0.0.1\nnameserver fe80::1%eth0\nsearch a b\n"], 1024),
