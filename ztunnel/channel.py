@@ -21,8 +21,11 @@ from ztunnel.baggage import Described
 from ztunnel.limits import NODE, POD, Limits, Usage
 from ztunnel.tuning import Tuning
 
-MAX_FDS = 8
+MAX_FDS = 9
 MAX_FRAME_BYTES = 64 << 20
+
+OUTBOUND, INBOUND, HBONE = PORTS = (15001, 15006, 15008)
+"""On which the proxy listens in a pod: captured on the way out, plain text and tunnels on the way in."""
 
 IPAddress = IPv4Address | IPv6Address
 Direction = Literal["inbound", "outbound"]
@@ -77,7 +80,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class AddPod:
-    """A pod to serve. Descriptors, in this order: its netns, its listeners 15001, 15006, 15008, the sockets of its DNS."""
+    """A pod to serve. Descriptors, in this order: its netns, a listener for each of `ports`, the sockets of its DNS."""
 
     uid: str
     """Kubernetes uid, as in ZDS."""
@@ -85,7 +88,8 @@ class AddPod:
     name: str
     service_account: str
     own: bool = False
-    """The proxy's own pod: of the listeners only 15008, and what it reaches sees the proxy's address."""
+    """The proxy's own pod: what it reaches sees the proxy's address."""
+    ports: tuple[int, ...] = PORTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.trust_domains import read_aliases
 from wire.grpc_tls import Endpoint
 from wire.places import Places
+from ztunnel.channel import PORTS
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
 
 _MAX_WORKERS = 256
-_UNSERVED = {
-    "ENABLE_PROXY": (("true", "1"), "weft's ztunnel always carries pods' connections; unset it"),
-    "FAKE_CA": (("false", "0"), "certificates come from a CA or a SPIRE agent; unset it and set CA_ADDRESS or CA_PROVIDER"),
-    "INPOD_ENABLED": (("true", "1"), "pods are served in their own namespaces; unset it"),
-    "INPOD_PORT_REUSE": (("true", "1"), "a successor binds beside its predecessor; unset it"),
-    "UNSTABLE_ENABLE_SOCKS5": (("false", "0"), "there is no SOCKS listener; unset it"),
-}
-"""By name: the values that say what is so anyway (in lower case), and else the mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +65,8 @@ class Config:
     """Address of a SPIRE agent's Delegated Identity API, in the CA's place."""
     spiffe_endpoint: str = ""
     """Address of a Workload API, in the CA's place."""
+    fake_ca: bool = False
+    """Identities are made up here, and prove nothing."""
     crl: Path | None = None
     """File of revocation lists."""
     pqc: bool = False
@@ -84,6 +79,10 @@ class Config:
     keep_source_address: bool = True
     enhanced_baggage: bool = True
     localhost_app_tunnel: bool = True
+    proxy: bool = True
+    """Carries pods' connections; else it is only their DNS."""
+    port_reuse: bool = True
+    """A successor listens beside its predecessor."""
     packet_mark: int = 0x539
     admin_port: int = 15000
     metrics_port: int = 15020
@@ -101,6 +100,11 @@ class Config:
     policies_at_info: bool = False
     """Verdicts are logged as information."""
 
+    @property
+    def pod_ports(self) -> tuple[int, ...]:
+        """On which it listens in pods."""
+        return PORTS if self.proxy else ()
+
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores: int) -> Config:
     """Read flags and environment.
@@ -108,7 +112,6 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     Raises: ValueError naming the variable or flag, the reason and the mend. SystemExit for --help and unknown flags.
     """
     flags = _parser().parse_args(arguments)
-    _refuse_unserved(environment)
     told = {"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}
     environment = {**proxy_config(environment), **told, **environment}
     node = flags.node or environment.get("NODE_NAME", "")
@@ -121,7 +124,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     namespace = environment.get("POD_NAMESPACE", "")
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
     metadata = node_metadata(environment)
-    dedicated = choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "dedicated"
+    dedicated = _dedicated(environment)
     ipv6 = truth("IPV6_ENABLED", environment, True)
     return Config(
         node=node,
@@ -147,6 +150,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         dedicated_to=_workload_info(environment) if dedicated else None,
         impersonates=not dedicated,
         **_spire(environment),
+        fake_ca=_fake_ca(environment),
         crl=Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
         pqc=_pqc(environment),
         tls12=truth("TLS12_ENABLED", environment, False),
@@ -157,6 +161,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         keep_source_address=truth("ENABLE_ORIG_SRC", environment, True),
         enhanced_baggage=truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
         localhost_app_tunnel=truth("LOCALHOST_APP_TUNNEL", environment, True),
+        proxy=truth("ENABLE_PROXY", environment, True),
+        port_reuse=truth("INPOD_PORT_REUSE", environment, True),
         packet_mark=integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
         admin_port=integer("ADMIN_PORT", environment, 15000, 0, 65535),
         metrics_port=integer("STATS_PORT", environment, 15020, 0, 65535),
@@ -202,12 +208,27 @@ def drain_deadline(environment: Mapping[str, str]) -> float:
     return 5.0
 
 
-def _refuse_unserved(environment: Mapping[str, str]) -> None:
-    """Of the settings of Istio's ztunnel those that are not served here: to ignore one would be to do something else."""
-    for name, (served, mend) in _UNSERVED.items():
-        value = environment.get(name)
-        if value and value.lower() not in served:
-            raise ValueError(f"{name}={value!r}: not served: {mend}")
+def _dedicated(environment: Mapping[str, str]) -> bool:
+    dedicated = choice("PROXY_MODE", environment, "shared", ("shared", "dedicated")) == "dedicated"
+    if not truth("INPOD_ENABLED", environment, True) and not (dedicated and environment.get("PROXY_WORKLOAD_INFO")):
+        raise ValueError(
+            "INPOD_ENABLED='false': whose connections are served where no pod's namespace is entered: "
+            "set PROXY_MODE=dedicated and PROXY_WORKLOAD_INFO, or unset INPOD_ENABLED"
+        )
+    return dedicated
+
+
+def _fake_ca(environment: Mapping[str, str]) -> bool:
+    """Identities that prove nothing are for a mesh that is a file: whoever has another one set this by mistake."""
+    if not truth("FAKE_CA", environment, False):
+        return False
+    mend = "unset FAKE_CA, or, for a test"
+    if environment.get("XDS_ADDRESS") != "" or not (environment.get("LOCAL_XDS_PATH") or environment.get("LOCAL_XDS")):
+        raise ValueError(f"FAKE_CA='true': never in a mesh with a control plane: {mend}, set XDS_ADDRESS='' and LOCAL_XDS_PATH")
+    for name in ("CA_ADDRESS", "CA_PROVIDER", "KUBERNETES_SERVICE_HOST"):
+        if environment.get(name):
+            raise ValueError(f"FAKE_CA='true': {name} is set, so there is a CA: {mend}, unset {name}")
+    return True
 
 
 def _workload_info(environment: Mapping[str, str]) -> tuple[str, str, str] | None:

@@ -13,9 +13,10 @@ _BACKLOG = 128
 _IPV6_OFF = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
 
-def open_dns_sockets(places: Sequence[tuple[str, int]], mark: int) -> tuple[list[socket.socket], str]:
+def open_dns_sockets(places: Sequence[tuple[str, int]], mark: int, shared: bool = True) -> tuple[list[socket.socket], str]:
     """Open what can be opened in the calling thread's namespace; returns also what is wrong, in words, or nothing.
 
+    `shared`: a successor may bind beside its predecessor that drains.
     IPv6 addresses are passed over where the namespace has no IPv6 on its loopback.
     """
     opened: list[socket.socket] = []
@@ -26,7 +27,7 @@ def open_dns_sockets(places: Sequence[tuple[str, int]], mark: int) -> tuple[list
         here: list[socket.socket] = []
         try:
             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                here.append(_open(address, port, kind, mark))  # noqa: PERF401  what is open is closed when the next fails
+                here.append(_open(address, port, kind, mark, shared))  # noqa: PERF401  what is open is closed when the next fails
         except OSError as error:
             for sock in here:
                 sock.close()
@@ -46,14 +47,13 @@ def has_ipv6_loopback() -> bool:
         return False
 
 
-def _open(address: str, port: int, kind: int, mark: int) -> socket.socket:
+def _open(address: str, port: int, kind: int, mark: int, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         with suppress(PermissionError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        # A successor binds beside its predecessor that drains.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))

@@ -15,7 +15,7 @@ from typing import Protocol
 from wire.netns import open_home
 from ztunnel.channel import FromWorker
 from ztunnel.config import Config
-from ztunnel.pod_sockets import check_privileges
+from ztunnel.pod_sockets import Openings, check_privileges
 from ztunnel.pods import Pods
 from ztunnel.succession import succeed
 from ztunnel.workers import Statement, Workers
@@ -61,11 +61,9 @@ class Front:
         self.pods = Pods(
             self.workers,
             self.home_fd,
-            config.packet_mark,
+            Openings(config.packet_mark, config.dns_places, config.ipv6, config.pod_ports, config.port_reuse),
             self._pods_changed,
             self._pods_complete,
-            config.dns_places,
-            config.ipv6,
         )
         self.zds = ZdsClient(config.zds_socket, self.pods)
         self.predecessor = AsyncExitStack()

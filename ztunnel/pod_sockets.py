@@ -1,6 +1,6 @@
 """The sockets of a pod, made inside its network namespace and kept here, so that every worker shares them.
 
-Three listen for connections, the others are its DNS.
+Three listen for connections (none where an operator turned that off), the others are its DNS.
 They outlive any worker: one that dies loses no listener, and its successor gets the same ones. `listen` is called once per
 socket, because that is the moment in which the kernel side of the redirect learns of them.
 """
@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wire.netns import entered
+from ztunnel.channel import HBONE, PORTS
 from ztunnel.dns_sockets import open_dns_sockets
 
-OUTBOUND, INBOUND, HBONE = 15001, 15006, 15008
 _BACKLOG = 1024
 _IPV6_TRANSPARENT = 75  # linux/in6.h; Python has no name for it
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -39,12 +39,24 @@ class BindError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Openings:
+    """What is opened in every pod's namespace."""
+
+    mark: int
+    dns_places: Sequence[tuple[str, int]] = ()
+    ipv6: bool = True
+    ports: tuple[int, ...] = PORTS
+    shared: bool = True
+    """A successor may bind beside its predecessor that drains, so that an upgrade refuses nobody."""
+
+
+@dataclass(frozen=True, slots=True)
 class PodSockets:
     """A pod's namespace and listeners, as descriptors that this object owns."""
 
     netns_fd: int
     listeners: list[socket.socket]
-    """On 15001, 15006 and 15008; for the proxy's own pod only on 15008."""
+    """In the order of Openings.ports; for the proxy's own pod only on 15008."""
     dns: list[socket.socket] = field(default_factory=list)
     dns_trouble: str = ""
     """Why its DNS is not served, or not on all addresses."""
@@ -75,60 +87,56 @@ def check_privileges(home_fd: int, mark: int) -> None:
         raise OSError(reason) from error
 
 
-def open_pod_sockets(
-    netns_fd: int, home_fd: int, mark: int, dns_places: Sequence[tuple[str, int]] = (), ipv6: bool = True
-) -> PodSockets:
-    """Listen on 15008, 15006 and 15001 inside a namespace, on all its addresses, both families where it (and we) have both.
+def open_pod_sockets(netns_fd: int, home_fd: int, openings: Openings) -> PodSockets:
+    """Listen inside a namespace, on all its addresses, both families where it (and we) have both.
 
     The caller keeps `netns_fd`. Raises: BindError, and nothing stays open; OSError when the namespace cannot be entered.
     """
     opened: dict[int, socket.socket] = {}
     try:
         with entered(netns_fd, home_fd):
-            for port in (HBONE, INBOUND, OUTBOUND):
-                opened[port] = _listen(port, mark, ipv6)
-            dns, trouble = open_dns_sockets(dns_places, mark)
-        return PodSockets(os.dup(netns_fd), [opened[OUTBOUND], opened[INBOUND], opened[HBONE]], dns, trouble)
+            for port in reversed(openings.ports):  # before anything is sent out, others can come in
+                opened[port] = _listen(port, openings)
+            dns, trouble = open_dns_sockets(openings.dns_places, openings.mark, openings.shared)
+        return PodSockets(os.dup(netns_fd), [opened[port] for port in openings.ports], dns, trouble)
     except BaseException:
         for listener in opened.values():
             listener.close()
         raise
 
 
-def open_rest_of_dns(
-    sockets: PodSockets, home_fd: int, mark: int, dns_places: Sequence[tuple[str, int]]
-) -> tuple[list[socket.socket], str]:
+def open_rest_of_dns(sockets: PodSockets, home_fd: int, openings: Openings) -> tuple[list[socket.socket], str]:
     """Open what a pod's DNS lacks; returns also what is wrong still. Raises: OSError when the namespace cannot be entered."""
     there = {sock.getsockname()[:2] for sock in sockets.dns}
     with entered(sockets.netns_fd, home_fd):
-        return open_dns_sockets([place for place in dns_places if place not in there], mark)
+        missing = [place for place in openings.dns_places if place not in there]
+        return open_dns_sockets(missing, openings.mark, openings.shared)
 
 
-def open_own_sockets(home_fd: int, mark: int, ipv6: bool = True) -> PodSockets:
+def open_own_sockets(home_fd: int, openings: Openings) -> PodSockets:
     """Listen on 15008 in the proxy's own namespace, for who comes to the proxy itself. Raises: BindError."""
-    return PodSockets(os.dup(home_fd), [_listen(HBONE, mark, ipv6)])
+    return PodSockets(os.dup(home_fd), [_listen(HBONE, openings)])
 
 
-def _listen(port: int, mark: int, ipv6: bool) -> socket.socket:
+def _listen(port: int, openings: Openings) -> socket.socket:
     try:
-        if ipv6:
-            return _listen_on(socket.AF_INET6, "::", port, mark)
+        if openings.ipv6:
+            return _listen_on(socket.AF_INET6, "::", port, openings)
     except OSError as error:
         if error.errno not in _NO_IPV6:
             raise BindError(f"[::]:{port}", error) from error
     try:
-        return _listen_on(socket.AF_INET, "0.0.0.0", port, mark)
+        return _listen_on(socket.AF_INET, "0.0.0.0", port, openings)
     except OSError as error:
         raise BindError(f"0.0.0.0:{port}", error) from error
 
 
-def _listen_on(family: socket.AddressFamily, address: str, port: int, mark: int) -> socket.socket:
+def _listen_on(family: socket.AddressFamily, address: str, port: int, openings: Openings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        # A successor binds beside its predecessor that drains, so that an upgrade refuses nobody.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, openings.mark)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, openings.shared)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(OSError):
             listener.setsockopt(socket.SOL_IP, socket.IP_TRANSPARENT, 1)

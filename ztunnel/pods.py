@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from wire.netns import netns_id
-from ztunnel.channel import AddDNS, AddPod, RemovePod
-from ztunnel.pod_sockets import BindError, PodSockets, open_own_sockets, open_pod_sockets, open_rest_of_dns
+from ztunnel.channel import HBONE, AddDNS, AddPod, RemovePod
+from ztunnel.pod_sockets import BindError, Openings, PodSockets, open_own_sockets, open_pod_sockets, open_rest_of_dns
 from ztunnel.workers import Statement, Workers
 from ztunnel.zds import RETRY_S, PodInfo, StartError
 
@@ -25,20 +25,16 @@ class Pods:
         self,
         workers: Workers,
         home_fd: int,
-        mark: int,
+        openings: Openings,
         on_change: Callable[[], None],
         on_complete: Callable[[], None],
-        dns_places: Sequence[tuple[str, int]] = (),
-        ipv6: bool = True,
     ) -> None:
         """`on_change` hears when a pod came or went, `on_complete` when the agent has named all pods."""
         self._workers = workers
         self._home_fd = home_fd
-        self._mark = mark
+        self._openings = openings
         self._on_change = on_change
         self._on_complete = on_complete
-        self._dns_places = dns_places
-        self._ipv6 = ipv6
         self._pods: dict[str, tuple[PodInfo, PodSockets]] = {}
         self._draining = False
         self._own: tuple[PodInfo, PodSockets] | None = None
@@ -80,7 +76,7 @@ class Pods:
         if self._draining:
             raise StartError("this proxy is draining: its successor will serve the pod")
         try:
-            sockets = open_pod_sockets(netns_fd, self._home_fd, self._mark, self._dns_places, self._ipv6)
+            sockets = open_pod_sockets(netns_fd, self._home_fd, self._openings)
         except (BindError, OSError) as error:
             raise StartError(str(error)) from error
         if sockets.dns_trouble:
@@ -113,7 +109,7 @@ class Pods:
     def _retry_dns(self, uid: str) -> None:
         pod, sockets = self._pods[uid]
         try:
-            opened, trouble = open_rest_of_dns(sockets, self._home_fd, self._mark, self._dns_places)
+            opened, trouble = open_rest_of_dns(sockets, self._home_fd, self._openings)
         except OSError:
             return  # the namespace has gone, and the agent will say so
         self._pods[uid] = (pod, replace(sockets, dns=[*sockets.dns, *opened], dns_trouble=trouble))
@@ -124,7 +120,7 @@ class Pods:
     async def start_own(self, pod: PodInfo) -> None:
         """Serve mutual TLS to the proxy's own ports, such as its metrics. Who cannot is served all else."""
         try:
-            sockets = open_own_sockets(self._home_fd, self._mark, self._ipv6)
+            sockets = open_own_sockets(self._home_fd, self._openings)
         except (BindError, OSError) as error:
             _log.error("the proxy's own pod is not served: %s: free the port, or unset SERVICE_ACCOUNT", error)
             return
@@ -173,4 +169,5 @@ class Pods:
 
     def _add_pod(self, pod: PodInfo) -> AddPod:
         own = self._own is not None and pod is self._own[0]
-        return AddPod(pod.uid, pod.namespace, pod.name, pod.service_account, own)
+        ports = (HBONE,) if own else self._openings.ports
+        return AddPod(pod.uid, pod.namespace, pod.name, pod.service_account, own, ports)

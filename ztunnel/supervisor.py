@@ -337,9 +337,12 @@ class Supervisor:
 
 
 def _sealing_token(config: Config) -> Path | None:
-    """What keys are kept under for a successor; none where an agent on the node has them at once, and as they are by then."""
-    agent = config.spire_admin or config.spiffe_endpoint
-    return config.ca.token if isinstance(config.ca.token, Path) and not agent else None
+    """What keys are kept under for a successor; none where an agent on the node has them at once, and as they are by then.
+
+    Made-up ones are nobody's to go on with.
+    """
+    elsewhere = config.spire_admin or config.spiffe_endpoint or config.fake_ca
+    return config.ca.token if isinstance(config.ca.token, Path) and not elsewhere else None
 
 
 def _certificate_source(config: Config) -> Fetcher:
@@ -347,6 +350,10 @@ def _certificate_source(config: Config) -> Fetcher:
         return DelegatedIdentities(config.spire_admin)
     if config.spiffe_endpoint:
         return WorkloadApi(config.spiffe_endpoint)
+    if config.fake_ca:
+        from ztunnel.fake_ca import FakeCA  # only here: nobody else has it in memory
+
+        return FakeCA(config.secret_ttl_s)
     return CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
 
 

@@ -19,6 +19,9 @@ from typing import Any
 from mesh.workload import Workload
 from ztunnel.arrival import accept_hbone
 from ztunnel.channel import (
+    HBONE,
+    INBOUND,
+    OUTBOUND,
     AddDNS,
     AddPod,
     Answered,
@@ -51,8 +54,7 @@ TICK_S = 0.25
 STATUS_S = 1.0
 COLLECT_S = 60.0
 FAREWELL_S = 1.0
-_ACCEPTS = (accept_outbound, accept_plain, accept_hbone)
-"""In the order of AddPod's listeners."""
+_ACCEPTS = {OUTBOUND: accept_outbound, INBOUND: accept_plain, HBONE: accept_hbone}
 _log = logging.getLogger("ztunnel.worker")
 
 
@@ -99,8 +101,7 @@ class Worker:
     # --- pods
 
     def _add_pod(self, node: Node, message: AddPod, fds: list[int]) -> None:
-        accepts = _ACCEPTS[-1:] if message.own else _ACCEPTS
-        first_dns = 1 + len(accepts)
+        first_dns = 1 + len(message.ports)
         if len(fds) < first_dns:
             _close_all(fds)
             self._link.emit(PodAdded(message.uid, f"expected {first_dns} descriptors or more, got {len(fds)}"))
@@ -112,8 +113,8 @@ class Worker:
         error = ""
         left = fds[1:]
         try:
-            for accept in accepts:
-                pod.listeners.append(Listener(pod, left.pop(0), accept))
+            for port in message.ports:
+                pod.listeners.append(Listener(pod, left.pop(0), _ACCEPTS[port]))
             services, left = left, []
             if services:
                 pod.dns = DNSService(pod, services)

@@ -213,6 +213,44 @@ def test_whom_to_trust_and_what_to_show_is_a_file_or_said_outright(tmp_path: Pat
     assert read(AUTH_TOKEN=str(tmp_path / "later")).ca.token == tmp_path / "later", "a file may come later"
 
 
+TEST_MESH = {"FAKE_CA": "true", "XDS_ADDRESS": "", "LOCAL_XDS": "workloads: []"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "words"),
+    [
+        (
+            "--node n1",
+            {"FAKE_CA": "true"},
+            "never in a mesh with a control plane: unset FAKE_CA, or, for a test, set XDS_ADDRESS",
+        ),
+        ("--node n1", {"FAKE_CA": "true", "XDS_ADDRESS": ""}, "set XDS_ADDRESS='' and LOCAL_XDS_PATH"),
+        ("--node n1", TEST_MESH | {"XDS_ADDRESS": "istiod"}, "never in a mesh with a control plane"),
+        ("--node n1 --control c", {"FAKE_CA": "true", "LOCAL_XDS": "workloads: []"}, "never in a mesh with a control plane"),
+        ("--node n1 --control c", TEST_MESH, "CA_ADDRESS is set, so there is a CA"),
+        ("--node n1", TEST_MESH | {"CA_ADDRESS": "ca"}, "CA_ADDRESS is set, so there is a CA: unset FAKE_CA"),
+        ("--node n1", TEST_MESH | {"CA_PROVIDER": "Citadel"}, "CA_PROVIDER is set"),
+        ("--node n1", TEST_MESH | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "KUBERNETES_SERVICE_HOST is set"),
+        ("--node n1", TEST_MESH | {"FAKE_CA": "yes"}, "FAKE_CA='yes': write true or false"),
+    ],
+)
+def test_made_up_identities_are_never_turned_on_by_mistake(flags: str, variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        read(flags, **variables)
+    assert words in str(refusal.value)
+
+
+def test_made_up_identities_for_a_mesh_that_is_a_file() -> None:
+    assert read(**TEST_MESH).fake_ca and not read(**TEST_MESH | {"FAKE_CA": "false"}).fake_ca and not read().fake_ca
+
+
+def test_what_is_opened_in_pods() -> None:
+    config = read(ENABLE_PROXY="false", INPOD_PORT_REUSE="false")
+    assert (config.pod_ports, config.port_reuse, len(config.dns_places)) == ((), False, 2)
+    assert (read().pod_ports, read().port_reuse) == ((15001, 15006, 15008), True)
+    assert read(INPOD_ENABLED="false", PROXY_MODE="dedicated", PROXY_WORKLOAD_INFO="a/b/c").dedicated_to == ("a", "b", "c")
+
+
 def test_where_istios_chart_mounts_root_and_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(control_plane, "ISTIO_ROOT", tmp_path / "root-cert.pem")
     monkeypatch.setattr(control_plane, "ISTIO_TOKEN", tmp_path / "istio-token")
@@ -283,8 +321,13 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"CA_ADDRESS": "http://ca:1"}, "CA_ADDRESS='http://ca:1': not an address"),
         ("--node n1", {"SECRET_TTL": "1 day"}, "SECRET_TTL='1 day': not a duration: write one like 30s"),
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
-        ("--node n1", {"ENABLE_PROXY": "false"}, "ENABLE_PROXY='false': not served: weft's ztunnel always carries"),
-        ("--node n1", {"FAKE_CA": "true"}, "FAKE_CA='true': not served: certificates come from a CA"),
+        ("--node n1", {"ENABLE_PROXY": "no"}, "ENABLE_PROXY='no': write true or false"),
+        ("--node n1", {"INPOD_ENABLED": "false"}, "INPOD_ENABLED='false': whose connections are served"),
+        (
+            "--node n1",
+            {"INPOD_ENABLED": "false", "PROXY_MODE": "dedicated"},
+            "set PROXY_MODE=dedicated and PROXY_WORKLOAD_INFO",
+        ),
         ("--node n1", {"ZTUNNEL_CPU_LIMIT": "half"}, "ZTUNNEL_CPU_LIMIT='half': not a quantity of CPU: write one like 2, 1.5"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),

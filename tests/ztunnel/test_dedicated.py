@@ -19,16 +19,18 @@ pytestmark = pytest.mark.kernel
 
 MESH = """
 workloads:
-- {name: client, namespace: shop, serviceAccount: client, workloadIps: [10.197.0.1]}
+- {name: client, namespace: shop, serviceAccount: client, workloadIps: [10.197.0.1], protocol: HBONE,
+   services: {shop/self.shop: {80: 8081}}}
 - {name: web, namespace: shop, serviceAccount: web, workloadIps: [10.197.0.2], services: {shop/web.shop: {80: 8080}}}
 services:
 - {name: web, namespace: shop, hostname: web.shop, vips: [/10.197.1.1], ports: {80: 8080}}
+- {name: self, namespace: shop, hostname: self.shop, vips: [/10.197.1.2], ports: {80: 8081}}
 """
 RULES = """
 table ip capture {
     chain outbound {
         type nat hook output priority -100;
-        ip daddr 10.197.1.1 tcp dport 80 redirect to :15001
+        ip daddr { 10.197.1.1, 10.197.1.2 } tcp dport 80 redirect to :15001
     }
 }
 """
@@ -49,13 +51,14 @@ def netns() -> Iterator[str]:
         run("ip", "netns", "del", name)
 
 
-def start(netns: str, folder: Path) -> subprocess.Popen[str]:
+def start(netns: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
     (folder / "mesh.yaml").write_text(MESH)
     environment = {
         **os.environ, "WEFT_RUN_DIR": str(folder / "run"), "WEFT_STATE_DIR": str(folder / "state"), "NODE_NAME": "n1",
         "WEFT_PREFIX": f"weft-test-{os.getpid()}", "PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop/client/client",
         "XDS_ADDRESS": "", "LOCAL_XDS_PATH": str(folder / "mesh.yaml"), "ENABLE_ORIG_SRC": "false",
         "ZTUNNEL_WORKER_THREADS": "1", "CONNECTION_TERMINATION_DEADLINE": "1s",
+        **variables,
     }  # fmt: skip
     command = ["ip", "netns", "exec", netns, sys.executable, "-m", "ztunnel", "proxy", "ztunnel"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -122,6 +125,33 @@ def test_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
         assert process.stdout is not None
         said = process.stdout.read()
         assert 'src.workload="client"' in said and 'dst.service="web.shop"' in said and "bytes_sent=5" in said
+    finally:
+        process.kill()
+        process.wait()
+        os.close(netns_fd)
+        os.close(home_fd)
+
+
+def test_made_up_identities_serve_a_mesh_that_is_a_file(netns: str, tmp_path: Path) -> None:
+    netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
+    process = start(netns, tmp_path, FAKE_CA="true")
+    try:
+        await_ready(netns_fd, home_fd)
+        with entered(netns_fd, home_fd):
+            listener = socket.create_server(("10.197.0.1", 8081))
+            client = socket.socket(socket.AF_INET)
+        with listener, client:
+            for sock in (listener, client):
+                sock.settimeout(10)
+            client.connect(("10.197.1.2", 80))
+            client.sendall(b"hello")
+            server, _ = listener.accept()
+            with server:
+                assert server.recv(5) == b"hello"
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=20)
+        assert "FAKE_CA: identities in this mesh are made up" in said
+        assert said.count('src.identity="spiffe://cluster.local/ns/shop/sa/client"') == 2, "in a tunnel, both its ends here"
     finally:
         process.kill()
         process.wait()

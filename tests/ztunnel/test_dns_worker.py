@@ -15,7 +15,7 @@ from tests.ztunnel.world import VIP, PodWorld, World, world
 from wire.netns import entered
 from ztunnel.channel import AddDNS, AddPod, DNSCounts, PodAdded, RemovePod, SetLogLevels, UpdateInventory
 from ztunnel.dns_config import dns_places
-from ztunnel.pod_sockets import open_pod_sockets, open_rest_of_dns
+from ztunnel.pod_sockets import Openings, open_pod_sockets, open_rest_of_dns
 
 pytestmark = pytest.mark.kernel
 
@@ -103,13 +103,24 @@ def test_a_pod_that_goes_takes_its_dns_with_it_and_comes_back(mesh: World) -> No
     assert ask(mesh.client, "web.").answer
 
 
+def test_a_pod_whose_connections_are_not_carried_has_its_dns(mesh: World) -> None:
+    mesh.client.worker.tell(RemovePod(mesh.client.name))
+    sockets = open_pod_sockets(mesh.client.fd, mesh.home_fd, Openings(0x539, dns_places({}, ipv6=True), ports=()))
+    mesh.client.worker.tell(AddPod(mesh.client.name, "shop", "client", "client", ports=()), sockets.fds())
+    sockets.close()
+    assert mesh.client.worker.wait_for(PodAdded).error == ""
+    assert ask(mesh.client, "web.").answer
+    with pytest.raises(ConnectionRefusedError):
+        mesh.client.connect(VIP, 80)
+
+
 def test_a_pod_without_dns_gets_it_when_its_port_is_free(mesh: World) -> None:
     mesh.client.worker.tell(RemovePod(mesh.client.name))
-    sockets = open_pod_sockets(mesh.client.fd, mesh.home_fd, 0x539)
+    sockets = open_pod_sockets(mesh.client.fd, mesh.home_fd, Openings(0x539))
     mesh.client.worker.tell(AddPod(mesh.client.name, "shop", "client", "client"), sockets.fds())
     assert mesh.client.worker.wait_for(PodAdded).error == ""
     for places in (dns_places({}, ipv6=False), dns_places({}, ipv6=True)):  # one, then the other
-        opened, trouble = open_rest_of_dns(sockets, mesh.home_fd, 0x539, places)
+        opened, trouble = open_rest_of_dns(sockets, mesh.home_fd, Openings(0x539, places))
         assert len(opened) == 2 and not trouble
         sockets.dns.extend(opened)
         mesh.client.worker.tell(AddDNS(mesh.client.name), [sock.fileno() for sock in opened])

@@ -7,9 +7,9 @@ import pytest
 from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, assert_reset, world
 from wire.netns import entered
-from ztunnel.channel import AddPod, PodAdded, UpdateInventory
+from ztunnel.channel import HBONE, AddPod, PodAdded, UpdateInventory
 from ztunnel.config import read_config
-from ztunnel.pod_sockets import open_own_sockets
+from ztunnel.pod_sockets import Openings, open_own_sockets
 
 
 @pytest.mark.kernel
@@ -22,8 +22,8 @@ def test_hbone_metrics_access() -> None:
         mesh.client.worker.tell(UpdateInventory([metrics], []))
         mesh.server.worker.tell(UpdateInventory([metrics], []))
         with entered(proxy.fd, mesh.home_fd):
-            sockets = open_own_sockets(proxy.fd, mark=0x539)
-        mesh.server.worker.tell(AddPod("own", "shop", "proxy", "server", own=True), sockets.fds())
+            sockets = open_own_sockets(proxy.fd, Openings(0x539))
+        mesh.server.worker.tell(AddPod("own", "shop", "proxy", "server", own=True, ports=(HBONE,)), sockets.fds())
         sockets.close()
         assert mesh.server.worker.wait_for(PodAdded).error == ""
         with proxy.listen(15020) as listener, mesh.client.connect(proxy.address, 15020) as client:
@@ -39,7 +39,7 @@ def test_hbone_metrics_access() -> None:
         assert_reset(lambda: mesh.client.connect(proxy.address, 15008))  # no way round to the proxy's own ports
         with pytest.raises(ConnectionRefusedError):
             proxy.connect("127.0.0.1", 15006)
-        mesh.server.worker.tell(AddPod("bad", "shop", "proxy", "server", own=True), [proxy.fd])
+        mesh.server.worker.tell(AddPod("bad", "shop", "proxy", "server", own=True, ports=(HBONE,)), [proxy.fd])
         assert mesh.server.worker.wait_for(PodAdded).error == "expected 2 descriptors or more, got 1"
 
 

@@ -12,6 +12,7 @@ from tests.ztunnel.world import run
 from wire.netns import entered, open_home
 from ztunnel.channel import AddDNS, AddPod
 from ztunnel.dns_config import dns_places
+from ztunnel.pod_sockets import Openings
 from ztunnel.pods import Pods
 from ztunnel.zds import PodInfo
 
@@ -50,7 +51,7 @@ def netns_fd() -> Iterator[int]:
 
 def test_dns_is_served_as_soon_as_its_port_is_free(netns_fd: int) -> None:
     told, home_fd = Told(), open_home()
-    pods = Pods(told, home_fd, 0x539, lambda: None, lambda: None, dns_places({}, ipv6=True))  # type: ignore[arg-type]
+    pods = Pods(told, home_fd, Openings(0x539, dns_places({}, ipv6=True)), lambda: None, lambda: None)  # type: ignore[arg-type]
     with entered(netns_fd, home_fd):
         v4, v6 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     v4.bind(("127.0.0.1", 15053))

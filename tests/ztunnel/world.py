@@ -42,7 +42,7 @@ from ztunnel.channel import (
 from ztunnel.dns_config import dns_places
 from ztunnel.framing import FrameReader, FrameWriter, receive
 from ztunnel.openssl_conf import openssl_conf
-from ztunnel.pod_sockets import open_pod_sockets
+from ztunnel.pod_sockets import Openings, open_pod_sockets
 from ztunnel.workers import keep_in_memory
 
 ROOT = Path(__file__).parents[2]
@@ -269,7 +269,7 @@ class PodWorld:
         self.add_pod()
 
     def add_pod(self) -> None:
-        sockets = open_pod_sockets(self.fd, self.home_fd, 0x539, dns_places({}, ipv6=True))
+        sockets = open_pod_sockets(self.fd, self.home_fd, Openings(0x539, dns_places({}, ipv6=True)))
         assert not sockets.dns_trouble
         self.worker.tell(AddPod(self.name, "shop", self.name, self.name), sockets.fds())
         sockets.close()
