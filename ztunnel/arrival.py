@@ -179,7 +179,7 @@ class Arrival:
         self, tunnel: Tunnel, sid: int, workload: Workload, request: ConnectRequest, stream: TunnelStream | None = None
     ) -> Stream | None:
         node = self.pod.node
-        outcome = admit(node.inventory, node.config.network, workload, self.local[0], request)
+        outcome = admit(node.inventory, node.config.network, workload, self.local[0], request, node.reserved_ports)
         if isinstance(outcome, Rejected):
             self._reject(tunnel, sid, outcome.status, outcome.reason)
             return None

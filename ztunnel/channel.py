@@ -26,6 +26,8 @@ MAX_FRAME_BYTES = 64 << 20
 
 OUTBOUND, INBOUND, HBONE = PORTS = (15001, 15006, 15008)
 """On which the proxy listens in a pod: captured on the way out, plain text and tunnels on the way in."""
+SOCKS = 15080
+"""On the pod's own loopback, for tests, where an operator turned it on."""
 
 IPAddress = IPv4Address | IPv6Address
 Direction = Literal["inbound", "outbound"]
@@ -74,6 +76,8 @@ class Configure:
     trust_domain_aliases: frozenset[str] = frozenset()
     search_domains: tuple[str, ...] | None = None
     """What pods' resolvers append; None: Kubernetes' usual ones."""
+    socks5: bool = False
+    """15080 is the proxy's, too."""
     policies_at_info: bool = False
     """Log what policies decide as information, not only for who debugs."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.trust_domains import read_aliases
 from wire.grpc_tls import Endpoint
 from wire.places import Places
-from ztunnel.channel import PORTS
+from ztunnel.channel import PORTS, SOCKS
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
@@ -83,6 +83,8 @@ class Config:
     """Carries pods' connections; else it is only their DNS."""
     port_reuse: bool = True
     """A successor listens beside its predecessor."""
+    socks5: bool = False
+    """A SOCKS listener on each pod's loopback, for tests."""
     packet_mark: int = 0x539
     admin_port: int = 15000
     metrics_port: int = 15020
@@ -103,7 +105,9 @@ class Config:
     @property
     def pod_ports(self) -> tuple[int, ...]:
         """On which it listens in pods."""
-        return PORTS if self.proxy else ()
+        if not self.proxy:
+            return ()
+        return (*PORTS, SOCKS) if self.socks5 else PORTS
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores: int) -> Config:
@@ -162,6 +166,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         enhanced_baggage=truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
         localhost_app_tunnel=truth("LOCALHOST_APP_TUNNEL", environment, True),
         proxy=truth("ENABLE_PROXY", environment, True),
+        socks5=truth("UNSTABLE_ENABLE_SOCKS5", environment, False),
         port_reuse=truth("INPOD_PORT_REUSE", environment, True),
         packet_mark=integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
         admin_port=integer("ADMIN_PORT", environment, 15000, 0, 65535),

@@ -26,9 +26,14 @@ class Rejected(NamedTuple):
 
 
 def admit(
-    inventory: Inventory, network: str, workload: Workload, local: Address, request: ConnectRequest
+    inventory: Inventory,
+    network: str,
+    workload: Workload,
+    local: Address,
+    request: ConnectRequest,
+    reserved: frozenset[int] = RESERVED_PORTS,
 ) -> Admitted | Rejected:
-    """Check a CONNECT that came to `local`, an address of `workload`."""
+    """Check a CONNECT that came to `local`, an address of `workload`; `reserved` ports are the proxy's own."""
     authority = request.authority
     if workload.network_mode is NetworkMode.HOST_NETWORK:  # the proxy's own pod may be one; no other is ever enrolled
         return Rejected(503, f"{local} is a node's address: what listens there is the node's, not {workload.name}'s")
@@ -46,7 +51,7 @@ def admit(
         port = authority.port
     tunnel = workload.application_tunnel
     final = tunnel.port or port if tunnel is not None else port
-    if port in RESERVED_PORTS or final in RESERVED_PORTS:
+    if port in reserved or final in reserved:
         return Rejected(503, f"self call to {Authority(local, final)}")
     service = service or service_of(inventory, workload, final, request.forwarded_host)
     if tunnel is None or not tunnel.proxy_protocol:

@@ -6,7 +6,7 @@ from mesh.workload import Workload
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import endpoint, original_destination
 from ztunnel.gate import service_of
-from ztunnel.hbone import RESERVED_PORTS, Authority
+from ztunnel.hbone import Authority
 from ztunnel.inbound import Inbound
 from ztunnel.ledger import SocketAddress
 from ztunnel.passthrough import Passthrough
@@ -18,9 +18,10 @@ from ztunnel.waiting import WaitingConnection
 def accept_plain(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
     """Plain text reached the pod: it was meant for the application's port."""
     local = endpoint(sock.getsockname())
-    if local[1] in RESERVED_PORTS:  # not steered by the kernel: a NAT rule says where it was meant to go, or nobody does
+    reserved = pod.node.reserved_ports
+    if local[1] in reserved:  # not steered by the kernel: a NAT rule says where it was meant to go, or nobody does
         meant = original_destination(sock)
-        if meant is None or meant[1] in RESERVED_PORTS:
+        if meant is None or meant[1] in reserved:
             reset_on_close(sock)
             sock.close()
             pod.node.fail_early(pod.uid, "inbound", peer, local, "CONNECT", f"self call to {Authority(*local)}")

@@ -11,11 +11,12 @@ from mesh.workload import Address, NetworkAddress, Workload
 from wire.netns import open_home
 from ztunnel import handshakes
 from ztunnel.baggage import Descriptions
-from ztunnel.channel import Configure, Direction, EarlyFailure, Flag, FromWorker, Offence
+from ztunnel.channel import SOCKS, Configure, Direction, EarlyFailure, Flag, FromWorker, Offence
 from ztunnel.demands import Demands
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.handshakes import Handshakes
+from ztunnel.hbone import RESERVED_PORTS
 from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.limits import Holder
@@ -83,6 +84,10 @@ class Node:
         self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6, config.search_domains)
         self.dns_idle = Deadlines(DNS_IDLE_S)
         """TCP clients of DNS."""
+        self.socks_clients = Deadlines(config.tuning.connect_timeout_s)
+        """Until they have said where they want to go, and it was looked up."""
+        self.reserved_ports = RESERVED_PORTS | {SOCKS} if config.socks5 else RESERVED_PORTS
+        """No application's."""
         self.dns_refused = 0
         """Questions beyond a bound."""
         self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
@@ -102,7 +107,7 @@ class Node:
     def connections(self) -> int:
         """Those that are open, tunnels among them, and those that wait."""
         demanded = len(self.demands) if self.demands is not None else 0
-        return len(self.ledger.open) + len(self.tunnels) + len(self.workload_waits) + demanded
+        return len(self.ledger.open) + len(self.tunnels) + len(self.workload_waits) + demanded + len(self.socks_clients)
 
     def has_room(self) -> bool:
         """Whether one more connection may be accepted; counted where not."""
@@ -114,7 +119,14 @@ class Node:
     @property
     def is_busy(self) -> bool:
         """Whether a connection is open or on its way to be, or a nameserver is being asked."""
-        begun = (self.handshakes, self.client_handshakes, self.dials, self.workload_waits, self.vault.deadlines)
+        begun = (
+            self.handshakes,
+            self.client_handshakes,
+            self.dials,
+            self.workload_waits,
+            self.vault.deadlines,
+            self.socks_clients,
+        )
         return bool(self.ledger.open or self.dns_upstream.under_way) or any(len(one) for one in begun)
 
     def fail_early(
@@ -203,6 +215,7 @@ class Node:
             self.vault.deadlines,
             self.dns_upstream.deadlines,
             self.dns_idle,
+            self.socks_clients,
         ):
             deadlines.expire(now)
         self.outliers.tick(now)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wire.netns import entered
-from ztunnel.channel import HBONE, PORTS
+from ztunnel.channel import HBONE, PORTS, SOCKS
 from ztunnel.dns_sockets import open_dns_sockets
 
 _BACKLOG = 1024
@@ -119,16 +119,17 @@ def open_own_sockets(home_fd: int, openings: Openings) -> PodSockets:
 
 
 def _listen(port: int, openings: Openings) -> socket.socket:
+    where = "127.0.0.1" if port == SOCKS else "0.0.0.0"
     try:
-        if openings.ipv6:
+        if openings.ipv6 and port != SOCKS:
             return _listen_on(socket.AF_INET6, "::", port, openings)
     except OSError as error:
         if error.errno not in _NO_IPV6:
             raise BindError(f"[::]:{port}", error) from error
     try:
-        return _listen_on(socket.AF_INET, "0.0.0.0", port, openings)
+        return _listen_on(socket.AF_INET, where, port, openings)
     except OSError as error:
-        raise BindError(f"0.0.0.0:{port}", error) from error
+        raise BindError(f"{where}:{port}", error) from error
 
 
 def _listen_on(family: socket.AddressFamily, address: str, port: int, openings: Openings) -> socket.socket:

@@ -145,6 +145,7 @@ class Supervisor:
                 pod_limits=config.pod_limits.share(config.workers),
                 offender_pause_s=config.offender_pause_s,
                 tuning=config.tuning.share(config.workers),
+                socks5=config.socks5,
                 policies_at_info=config.policies_at_info,
                 search_domains=read_search(config.resolv_conf) if config.dedicated_to is not None else None,
             ),

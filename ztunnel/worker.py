@@ -22,6 +22,7 @@ from ztunnel.channel import (
     HBONE,
     INBOUND,
     OUTBOUND,
+    SOCKS,
     AddDNS,
     AddPod,
     Answered,
@@ -49,12 +50,13 @@ from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.outbound import accept_outbound
 from ztunnel.pod import Pod
+from ztunnel.socks_client import accept_socks
 
 TICK_S = 0.25
 STATUS_S = 1.0
 COLLECT_S = 60.0
 FAREWELL_S = 1.0
-_ACCEPTS = {OUTBOUND: accept_outbound, INBOUND: accept_plain, HBONE: accept_hbone}
+_ACCEPTS = {OUTBOUND: accept_outbound, INBOUND: accept_plain, HBONE: accept_hbone, SOCKS: accept_socks}
 _log = logging.getLogger("ztunnel.worker")
 
 

@@ -1,4 +1,4 @@
-"""What files, other programs of the node and users bring: events, manifests, resolv.conf, a SPIRE agent's documents."""
+"""What files, other programs of the node and users bring: events, manifests, resolv.conf, a SPIRE agent's documents, SOCKS."""
 
 import time
 
@@ -18,6 +18,7 @@ from tests.mesh.test_local_mesh import EXAMPLE
 from tests.ztunnel.world import Authority
 from ztunnel.ca import FetchError
 from ztunnel.nameservers import read_nameservers
+from ztunnel.socks5 import Negotiation, Refusal
 from ztunnel.svid import read_svid
 
 WEB = Identity("cluster.local", "demo", "web")
@@ -92,10 +93,33 @@ def _document() -> bytes:
     return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 
+def _socks(data: bytes) -> None:
+    """A client of a SOCKS listener: the same in whatever pieces, and nothing behind its request is read."""
+    whole, parts = _negotiated(data, 1 << 16), _negotiated(data, 1)
+    assert whole == parts
+
+
+def _negotiated(data: bytes, most: int) -> tuple[object, bytes, int]:
+    talk, answers, place = Negotiation(), b"", 0
+    try:
+        while place < len(data) and talk.wanted:
+            assert 0 < talk.wanted <= 262
+            part = data[place : place + min(most, talk.wanted)]
+            place += len(part)
+            answers += talk.receive(part)
+    except Refusal as refusal:
+        return str(refusal), answers + refusal.said, -1
+    if talk.target is not None:
+        host, port = talk.target
+        assert 0 < port < 65536 and (not isinstance(host, str) or (0 < len(host) <= 253 and host.isascii()))
+    return talk.target, answers, place
+
+
 TARGETS = (
     Target("event-line", _event, [write_event(EVENT), write_event(CLOSED), b'{"lost":3}\n']),
     Target("local-mesh", _local_mesh, [EXAMPLE.encode()]),
     Target("manifests", _manifests, [one.encode() for one in SEEDS.split("---")]),
     Target("resolv-conf", _resolv_conf, [b"nameserver 10.0.0.1\nnameserver fe80::1%eth0\nsearch a b\n"], 1024),
+    Target("socks5", _socks, [b"\5\1\0\5\1\0\3\x07web.abc\0\x50GET", b"\5\1\0\5\1\0\1\x0a\0\0\1\0\x50", b"\5\2\1\2"], 1024),
     Target("svid", _svid, [_document()]),
 )

@@ -247,6 +247,7 @@ def test_made_up_identities_for_a_mesh_that_is_a_file() -> None:
 def test_what_is_opened_in_pods() -> None:
     config = read(ENABLE_PROXY="false", INPOD_PORT_REUSE="false")
     assert (config.pod_ports, config.port_reuse, len(config.dns_places)) == ((), False, 2)
+    assert read(UNSTABLE_ENABLE_SOCKS5="true").pod_ports == (15001, 15006, 15008, 15080)
     assert (read().pod_ports, read().port_reuse) == ((15001, 15006, 15008), True)
     assert read(INPOD_ENABLED="false", PROXY_MODE="dedicated", PROXY_WORKLOAD_INFO="a/b/c").dedicated_to == ("a", "b", "c")
 

@@ -90,6 +90,21 @@ def await_ready(netns_fd: int, home_fd: int) -> None:
         assert time.monotonic() < until, said
 
 
+def say_hello(netns_fd: int, home_fd: int, vip: str, place: tuple[str, int]) -> None:
+    """An application connects to a service, whose application hears it."""
+    with entered(netns_fd, home_fd):
+        listener = socket.create_server(place)
+        client = socket.socket(socket.AF_INET)
+    with listener, client:
+        for sock in (listener, client):
+            sock.settimeout(10)
+        client.connect((vip, 80))
+        client.sendall(b"hello")
+        server, _ = listener.accept()
+        with server:
+            assert server.recv(5) == b"hello"
+
+
 def stats_exist(*answers: tuple[int, str]) -> None:
     for status, body in answers:
         assert status == 200 and body.endswith("# EOF\n")
@@ -102,17 +117,7 @@ def test_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
     process = start(netns, tmp_path)
     try:
         await_ready(netns_fd, home_fd)
-        with entered(netns_fd, home_fd):
-            listener = socket.create_server(("10.197.0.2", 8080))
-            client = socket.socket(socket.AF_INET)
-        with listener, client:
-            for sock in (listener, client):
-                sock.settimeout(10)
-            client.connect(("10.197.1.1", 80))
-            client.sendall(b"hello")
-            server, _ = listener.accept()
-            with server:
-                assert server.recv(5) == b"hello"
+        say_hello(netns_fd, home_fd, "10.197.1.1", ("10.197.0.2", 8080))
         dump = json.loads(get(netns_fd, home_fd, "/config_dump", 15000)[1])
         assert get(netns_fd, home_fd, "/config_dump", 15000, "::1")[0] == 200
         with pytest.raises(ConnectionRefusedError):
@@ -137,17 +142,7 @@ def test_made_up_identities_serve_a_mesh_that_is_a_file(netns: str, tmp_path: Pa
     process = start(netns, tmp_path, FAKE_CA="true")
     try:
         await_ready(netns_fd, home_fd)
-        with entered(netns_fd, home_fd):
-            listener = socket.create_server(("10.197.0.1", 8081))
-            client = socket.socket(socket.AF_INET)
-        with listener, client:
-            for sock in (listener, client):
-                sock.settimeout(10)
-            client.connect(("10.197.1.2", 80))
-            client.sendall(b"hello")
-            server, _ = listener.accept()
-            with server:
-                assert server.recv(5) == b"hello"
+        say_hello(netns_fd, home_fd, "10.197.1.2", ("10.197.0.1", 8081))
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=20)
         assert "FAKE_CA: identities in this mesh are made up" in said
