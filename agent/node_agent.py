@@ -35,7 +35,7 @@ from agent.records import Records
 from agent.settings import Settings
 from agent.status import AgentService, Diagnostics
 from agent.trusted_proxies import TrustedProxies
-from agent.upgrade import register_listeners, restore
+from agent.upgrade import proxies_are_back, restore
 from agent.zds import ZdsServer
 from agent.zds_connection import ProxyPeer
 from bpf.loader import load
@@ -73,7 +73,7 @@ def open_redirect(settings: Settings) -> Redirect:
     """Have the programs loaded and told of this node. Raises: RuntimeError or OSError, which names what is missing."""
     began = time.monotonic()
     settings.pods_cgroup.mkdir(parents=True, exist_ok=True)
-    loaded = load(settings.bpffs, settings.cgroup, lambda: _tell(settings))
+    loaded = load(settings.bpffs, settings.cgroup, lambda: _tell(settings, anew=True))
     _log.info(
         "redirect %s in %.2f s: version %.12s at %s",
         "adopted" if loaded.adopted else "loaded",
@@ -82,18 +82,18 @@ def open_redirect(settings: Settings) -> Redirect:
         settings.bpffs,
     )
     if loaded.adopted:
-        _tell(settings)
+        _tell(settings, anew=False)
     return Redirect(settings.bpffs)
 
 
-def _tell(settings: Settings) -> None:
+def _tell(settings: Settings, anew: bool) -> None:
     """What the programs must know of this node and its pods before they work."""
     home_fd = open_home()
     try:
         with closing(Redirect(settings.bpffs)) as redirect:
             redirect.set_node(netns_cookie(home_fd, home_fd), cgroup_id(settings.pods_cgroup))
             redirect.exclude(settings.exclusions)
-            restore(redirect, Records(settings.places.state / "pods"))
+            restore(redirect, Records(settings.places.state / "pods"), anew)
     finally:
         os.close(home_fd)
 
@@ -204,7 +204,7 @@ class NodeAgent:
 
     def _proxies_connected(self, peers: Sequence[ProxyPeer]) -> None:
         self._proxies.connected(peers)
-        register_listeners(self._redirect, [peer.pid for peer in peers])
+        proxies_are_back(self._redirect, [peer.pid for peer in peers])
 
     def _node_addresses(self) -> frozenset[Address]:
         return frozenset(self._own_addresses.read())

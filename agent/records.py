@@ -120,6 +120,7 @@ def _exclusions_document(exclusions: Exclusions) -> dict[str, Any]:
         "outbound_ranges": [str(network) for network in exclusions.outbound_ranges],
         "inbound_ports": list(exclusions.inbound_ports),
         "all_inbound": exclusions.all_inbound,
+        "dns": exclusions.dns,
     }
 
 
@@ -130,4 +131,5 @@ def _read_exclusions(document: dict[str, Any]) -> Exclusions:
         tuple(ip_network(text) for text in document.get("outbound_ranges", [])),
         tuple(int(port) for port in document.get("inbound_ports", [])),
         document.get("all_inbound", False) is True,
+        document.get("dns", False) is True,
     )

@@ -18,22 +18,28 @@ from wire.netns import open_home
 _log = logging.getLogger(__name__)
 
 
-def restore(redirect: Redirect, records: Records) -> None:
-    """Have all in the kernel that it had; what is there stays. Idempotent, and cheap where nothing is missing."""
+def restore(redirect: Redirect, records: Records, anew: bool) -> None:
+    """Have all in the kernel that it had; what is there stays. Idempotent. `anew`: other programs than before will ask."""
     _restore_pods(redirect, records)
+    if anew or redirect.unregistered_listeners():
+        register_sockets(redirect, processes_of(redirect.proxies()))
+
+
+def proxies_are_back(redirect: Redirect, processes: Iterable[int]) -> None:
+    """Proxies that connect may have listened before, and their cgroups may have been forgotten."""
     if redirect.unregistered_listeners():
-        register_listeners(redirect, processes_of(redirect.proxies()))
+        register_sockets(redirect, processes)
 
 
-def register_listeners(redirect: Redirect, processes: Iterable[int]) -> None:
+def register_sockets(redirect: Redirect, processes: Iterable[int]) -> None:
     """Have what proxies listen on in pods known to the kernel; a failure is told, and these pods stay refused."""
     try:
-        count = redirect.register_listeners(processes)
+        count = redirect.register_sockets(processes)
     except OSError as error:
         _log.error("pods whose proxy runs already are refused until it is restarted: %s", error)
         return
     if count:
-        _log.info("%d listeners of proxies that run already are registered", count)
+        _log.info("%d sockets of proxies that run already are known", count)
 
 
 def _restore_pods(redirect: Redirect, records: Records) -> None:

@@ -51,6 +51,29 @@ static inline int is_left_alone(const struct address *address) {
     return (address->words[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000); /* ff00::/8 */
 }
 
+static inline void read_ip6(struct bpf_sock_addr *ctx, struct address *address) {
+    address->words[0] = ctx->user_ip6[0];
+    FENCE();
+    address->words[1] = ctx->user_ip6[1];
+    FENCE();
+    address->words[2] = ctx->user_ip6[2];
+    FENCE();
+    address->words[3] = ctx->user_ip6[3];
+    FENCE();
+}
+
+static inline void write_ip6(struct bpf_sock_addr *ctx, const struct endpoint *target) {
+    ctx->user_ip6[0] = target->address.words[0];
+    FENCE();
+    ctx->user_ip6[1] = target->address.words[1];
+    FENCE();
+    ctx->user_ip6[2] = target->address.words[2];
+    FENCE();
+    ctx->user_ip6[3] = target->address.words[3];
+    FENCE();
+    ctx->user_port = bpf_htons((u16)target->port);
+}
+
 /* Whether an address belongs to the pod in this network namespace. */
 static inline int is_owned(struct address *address, u64 netns) {
     u64 *owner = addresses.lookup(address);

@@ -1,4 +1,5 @@
 /* Outbound: what a pod dials goes to its own address, port 15001, where the proxy listens in the pod's namespace. */
+#include "dns.h"
 #include "excluded.h"
 #include "report.h"
 
@@ -67,23 +68,29 @@ static inline int dial_by_proxy(struct bpf_sock_addr *ctx, u64 netns, struct end
     return LEAVE;
 }
 
-static inline int dial(struct bpf_sock_addr *ctx, struct endpoint *dialled, struct address *target) {
+static inline int dial(struct bpf_sock_addr *ctx, struct endpoint *dialled, struct endpoint *target) {
     struct bpf_sock *sk = ctx->sk;
-    if (ctx->protocol != IPPROTO_TCP || !sk)
+    int datagrams = ctx->protocol == IPPROTO_UDP;
+    if ((ctx->protocol != IPPROTO_TCP && !datagrams) || !sk)
         return LEAVE;
     u64 netns = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&netns);
     if (!pod)
-        return dial_from_node(sk, netns, dialled);
+        return datagrams ? LEAVE : dial_from_node(sk, netns, dialled);
     struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
     if (tag && tag->role == ROLE_PROXY)
-        return dial_by_proxy(ctx, netns, dialled);
+        return datagrams ? LEAVE : dial_by_proxy(ctx, netns, dialled);
+    if (is_asked(ctx, sk, netns, pod, dialled, target))
+        return CAPTURE;
+    if (datagrams)
+        return leave(sk, tag);
     if (!(pod->flags & POD_CAPTURE) || is_left_alone(&dialled->address) || is_owned(&dialled->address, netns) ||
         is_outbound_excluded(netns, dialled))
         return leave(sk, tag);
 
-    *target = is_ip4(&dialled->address) ? pod->ip4 : pod->ip6;
-    if (is_zero(target))
+    target->address = is_ip4(&dialled->address) ? pod->ip4 : pod->ip6;
+    target->port = PORT_OUTBOUND;
+    if (is_zero(&target->address))
         return refuse(REASON_NO_ADDRESS, netns, dialled);
     tag = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (!tag)
@@ -98,42 +105,27 @@ static inline int dial(struct bpf_sock_addr *ctx, struct endpoint *dialled, stru
 
 int weft_connect4(struct bpf_sock_addr *ctx) {
     struct endpoint dialled = {};
-    struct address target = {};
+    struct endpoint target = {};
     set_ip4(&dialled.address, ctx->user_ip4);
     FENCE();
     dialled.port = bpf_ntohs((u16)ctx->user_port);
     int verdict = dial(ctx, &dialled, &target);
     if (verdict != CAPTURE)
         return verdict;
-    ctx->user_ip4 = target.words[3];
+    ctx->user_ip4 = target.address.words[3];
     FENCE();
-    ctx->user_port = bpf_htons(PORT_OUTBOUND);
+    ctx->user_port = bpf_htons((u16)target.port);
     return 1;
 }
 
 int weft_connect6(struct bpf_sock_addr *ctx) {
     struct endpoint dialled = {};
-    struct address target = {};
-    dialled.address.words[0] = ctx->user_ip6[0];
-    FENCE();
-    dialled.address.words[1] = ctx->user_ip6[1];
-    FENCE();
-    dialled.address.words[2] = ctx->user_ip6[2];
-    FENCE();
-    dialled.address.words[3] = ctx->user_ip6[3];
-    FENCE();
+    struct endpoint target = {};
+    read_ip6(ctx, &dialled.address);
     dialled.port = bpf_ntohs((u16)ctx->user_port);
     int verdict = dial(ctx, &dialled, &target);
     if (verdict != CAPTURE)
         return verdict;
-    ctx->user_ip6[0] = target.words[0];
-    FENCE();
-    ctx->user_ip6[1] = target.words[1];
-    FENCE();
-    ctx->user_ip6[2] = target.words[2];
-    FENCE();
-    ctx->user_ip6[3] = target.words[3];
-    FENCE();
-    ctx->user_port = bpf_htons(PORT_OUTBOUND);
+    write_ip6(ctx, &target);
     return 1;
 }

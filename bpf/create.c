@@ -8,7 +8,7 @@
 #define NO_SUCH_OPTION 92 /* ENOPROTOOPT: what a kernel without MPTCP answers, and what programs fall back from */
 
 int weft_create(struct bpf_sock *sk) {
-    if (sk->type != SOCK_STREAM)
+    if (sk->type != SOCK_STREAM && sk->type != SOCK_DGRAM)
         return 1;
     if (sk->protocol == PROTOCOL_MPTCP) {
         /* Its subflows are captured all right, but getpeername asks the MPTCP socket, which carries no tag. */

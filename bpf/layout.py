@@ -14,6 +14,8 @@ from mesh.workload import Address
 PORT_OUTBOUND = 15001
 PORT_INBOUND = 15006
 PORT_HBONE = 15008
+PORT_DNS = 15053
+PORT_NAMESERVER = 53
 MARK_MASK = 0xFFF
 MARK_PROXY = 0x539
 MARK_DELIVER = 0x111
@@ -41,12 +43,14 @@ class Role(IntEnum):
     CLIENT = 2
     ACCEPTED = 3
     HOST = 4
+    DNS = 5
 
 
 class PodFlag(IntFlag):
     """What the programs do for a pod."""
 
     CAPTURE = 1
+    DNS = 2
 
 
 class Reason(IntEnum):
@@ -74,6 +78,7 @@ class Reason(IntEnum):
     EVENTS_LOST = 19
     EVENTS_LIMITED = 20
     STRAY = 21
+    DNS = 22
 
 
 class AddressBytes(ct.Structure):

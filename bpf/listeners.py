@@ -1,17 +1,17 @@
-"""Proxies' listeners that the kernel did not see begin: registered from the descriptors of the processes that have them.
+"""Proxies' sockets in pods that the kernel did not see begin: made known from the descriptors of the processes that have them.
 
-sockops registers a listener at listen(), which the kernel tells once of a socket. A `listeners` map that was made anew, or
-programs that steer a port which older ones let be, know nothing of a proxy that listens already: its pods would be refused
-until it was restarted.
+sockops registers a listener at listen(), and a socket is tagged when it is made; of each the kernel tells once. A map that was
+made anew, or programs that care for a port which older ones let be, know nothing of a proxy that runs already: its pods would
+be refused, or their names not answered by it, until it was restarted.
 """
 
 import ctypes as ct
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from bpf.layout import PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND, ListenerKey
+from bpf.layout import PORT_DNS, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND, ListenerKey, Role, Tag
 from bpf.libbpf import Map
 
 PORTS = (PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE)
@@ -27,32 +27,48 @@ def missing(pods: Map, listeners: Map) -> set[bytes]:
     return wanted.difference(listeners.keys())
 
 
-def register(listeners: Map, wanted: set[bytes], processes: Iterable[int]) -> int:
-    """Register the listeners of these processes, as far as they are wanted; whoever is registered already stays.
+def register(maps: Mapping[str, Map], processes: Iterable[int]) -> int:
+    """Make these processes' listeners and DNS sockets in pods known; whoever is registered already stays.
 
     The processes are proxies', whom the caller trusts. Needs what ptrace needs. Those that end meanwhile have nothing.
 
-    Returns: how many were registered.
+    Returns: how many were made known.
     """
-    left = set(wanted)
+    wanted, count = missing(maps["pods"], maps["listeners"]), 0
     for process in sorted(processes):
-        for sock in _sockets(process) if left else ():
+        for sock in _sockets(process):
             with sock:
                 key = _key(sock)
-                if key in left:
+                if bytes(key) in wanted:
                     with suppress(FileExistsError):  # another proxy began to listen meanwhile
-                        listeners.put(key, sock.fileno().to_bytes(8, "little"), _NO_EXIST)
-                    left.remove(key)
-    return len(wanted) - len(left)
+                        maps["listeners"].put(bytes(key), sock.fileno().to_bytes(8, "little"), _NO_EXIST)
+                    wanted.remove(bytes(key))
+                    count += 1
+                elif key.port == PORT_DNS and maps["pods"].get(key.netns.to_bytes(8, "little")):
+                    count += _tag(maps["sockets"], sock)
+    return count
 
 
-def _key(sock: socket.socket) -> bytes:
-    """Where a listener would be registered; empty for what is no TCP listener of a proxy."""
-    tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.proto == socket.IPPROTO_TCP
-    if not tcp or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return b""
-    cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
-    return bytes(ListenerKey(cookie, sock.getsockname()[1]))
+def _key(sock: socket.socket) -> ListenerKey:
+    """Where a listener, or a socket for datagrams, is; zeros for what is neither."""
+    listens = sock.family in (socket.AF_INET, socket.AF_INET6) and (
+        sock.proto == socket.IPPROTO_UDP
+        or (sock.proto == socket.IPPROTO_TCP and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    )
+    if not listens:
+        return ListenerKey()
+    port = sock.getsockname()[1]
+    if sock.proto == socket.IPPROTO_UDP and port != PORT_DNS:
+        return ListenerKey()
+    return ListenerKey(int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little"), port)
+
+
+def _tag(sockets: Map, sock: socket.socket) -> bool:
+    fd = sock.fileno().to_bytes(4, "little")
+    if sockets.get(fd) is not None:
+        return False
+    sockets.put(fd, bytes(Tag(role=Role.PROXY)))
+    return True
 
 
 def _sockets(process: int) -> Iterator[socket.socket]:

@@ -35,8 +35,8 @@ from bpf.maps import ensure_maps, is_as_specified
 from wire.cgroup import cgroup_id
 
 _SOURCES = Path(__file__).parent
-_HEADERS = ("redirect.h", "maps.h", "address.h", "excluded.h", "report.h")
-_CODE = ("create.c", "connect.c", "peername.c", "sockops.c", "lookup.c")
+_HEADERS = ("redirect.h", "maps.h", "address.h", "excluded.h", "report.h", "dns.h")
+_CODE = ("create.c", "connect.c", "peername.c", "dns.c", "sockops.c", "lookup.c")
 _LOCAL_INCLUDE = re.compile(r'^#include "\w+\.h"$', re.MULTILINE)
 _BPF_FS_MAGIC = 0xCAFE4A11
 _TIMEOUT_S = 120.0
@@ -60,6 +60,10 @@ CGROUP_PROGRAMS = (
     Program("connect6", 18, 11),
     Program("peer4", 18, 29),
     Program("peer6", 18, 30),
+    Program("sendmsg4", 18, 14),
+    Program("sendmsg6", 18, 15),
+    Program("recvmsg4", 18, 19),
+    Program("recvmsg6", 18, 20),
     Program("getsockopt", 25, 21),
     Program("sockops", 13, 3),
 )

@@ -1,5 +1,5 @@
 /* What sockets say of themselves: getpeername tells the app whom it dialled, SO_ORIGINAL_DST tells the proxy. */
-#include "address.h"
+#include "dns.h"
 
 #define PAGE 4096
 #define LEVEL_IP4 0
@@ -13,10 +13,32 @@ static inline struct tag *tag_of(struct bpf_sock *sk, u32 role) {
     return tag && tag->role == role ? tag : 0;
 }
 
+/* Say whom the socket meant, where the kernel says the proxy's DNS. */
+static inline int restore4(struct bpf_sock_addr *ctx, struct tag *tag) {
+    struct address real = {};
+    set_ip4(&real, ctx->user_ip4);
+    FENCE();
+    if (!tag || !is_ip4(&tag->destination.address) || !is_dns_proxy(&real, bpf_ntohs((u16)ctx->user_port)))
+        return 1;
+    ctx->user_ip4 = tag->destination.address.words[3];
+    FENCE();
+    ctx->user_port = bpf_htons((u16)tag->destination.port);
+    return 1;
+}
+
+static inline int restore6(struct bpf_sock_addr *ctx, struct tag *tag) {
+    struct address real = {};
+    read_ip6(ctx, &real);
+    if (!tag || !is_dns_proxy(&real, bpf_ntohs((u16)ctx->user_port)))
+        return 1;
+    write_ip6(ctx, &tag->destination);
+    return 1;
+}
+
 int weft_peer4(struct bpf_sock_addr *ctx) {
     struct tag *tag = tag_of(ctx->sk, ROLE_CLIENT);
     if (!tag)
-        return 1;
+        return restore4(ctx, tag_of(ctx->sk, ROLE_DNS));
     ctx->user_ip4 = tag->destination.address.words[3];
     FENCE();
     ctx->user_port = bpf_htons((u16)tag->destination.port);
@@ -26,16 +48,8 @@ int weft_peer4(struct bpf_sock_addr *ctx) {
 int weft_peer6(struct bpf_sock_addr *ctx) {
     struct tag *tag = tag_of(ctx->sk, ROLE_CLIENT);
     if (!tag)
-        return 1;
-    ctx->user_ip6[0] = tag->destination.address.words[0];
-    FENCE();
-    ctx->user_ip6[1] = tag->destination.address.words[1];
-    FENCE();
-    ctx->user_ip6[2] = tag->destination.address.words[2];
-    FENCE();
-    ctx->user_ip6[3] = tag->destination.address.words[3];
-    FENCE();
-    ctx->user_port = bpf_htons((u16)tag->destination.port);
+        return restore6(ctx, tag_of(ctx->sk, ROLE_DNS));
+    write_ip6(ctx, &tag->destination);
     return 1;
 }
 

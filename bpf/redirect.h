@@ -11,6 +11,8 @@
 #define PORT_OUTBOUND 15001 /* where the proxy takes what a pod dials */
 #define PORT_INBOUND 15006  /* where the proxy takes plain text for a pod */
 #define PORT_HBONE 15008    /* where the proxy takes tunnels */
+#define PORT_DNS 15053      /* where the proxy answers for names, on the pod's loopback */
+#define PORT_NAMESERVER 53
 
 #define MARK_MASK 0xfff
 #define MARK_PROXY 0x539   /* every socket of a proxy: a hint for people and rules, never a credential */
@@ -20,12 +22,14 @@
 #define ROLE_CLIENT 2   /* dialled by a pod and sent to the proxy */
 #define ROLE_ACCEPTED 3 /* the proxy's end of such a connection */
 #define ROLE_HOST 4     /* dialled by an exempt process of the node itself */
+#define ROLE_DNS 5      /* asks a nameserver, and was sent to the proxy's DNS */
 
 #define TRACE_ORIGIN 1 /* in `origins` under this socket's address */
 #define TRACE_LIVE4 2  /* counted in `usage` as a captured IPv4 connection */
 #define TRACE_LIVE6 4  /* counted in `usage` as a captured IPv6 connection */
 
 #define POD_CAPTURE 1 /* connections are captured; without it the pod only registers listeners */
+#define POD_DNS 2     /* what it asks of nameservers is captured too */
 
 #define EXCLUDED_OUTBOUND 1
 #define EXCLUDED_INBOUND 2
@@ -67,7 +71,8 @@ enum reason {
     REASON_EVENTS_LOST = 19,    /* the ring buffer was full */
     REASON_EVENTS_LIMITED = 20, /* over EVENTS_PER_SECOND */
     REASON_STRAY = 21,          /* refused: a late packet of a connection inside a pod that is over */
-    REASONS = 22,
+    REASON_DNS = 22,            /* connections and datagrams to nameservers, sent to the proxy's DNS */
+    REASONS = 23,
 };
 
 struct address {
@@ -159,7 +164,7 @@ _Static_assert(sizeof(struct flow) == 40, "flow");
 struct tag {
     __u64 netns;
     __u64 cgroup;                /* of the process that made or dialled it */
-    struct endpoint destination; /* CLIENT, ACCEPTED: what the app dialled */
+    struct endpoint destination; /* CLIENT, ACCEPTED, DNS: what the app dialled */
     __u32 role;                  /* ROLE_ */
     __u32 traces;                /* TRACE_: what its end must clean up */
     __u32 pad;

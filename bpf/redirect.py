@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bpf import libbpf, listeners
@@ -236,8 +236,8 @@ class Redirect:
             uid = pod.uid.decode()
             first = (unpack_address(bytes(pod.ip4)), unpack_address(bytes(pod.ip6)))
             ordered = sorted(addresses.get(cookie, ()), key=lambda address: (address not in first, address.version, address))
-            capture = bool(pod.flags & PodFlag.CAPTURE)
-            known = PodRedirect(uid, cookie, tuple(ordered), capture, excluded.get(cookie, NOTHING))
+            exclusions = replace(excluded.get(cookie, NOTHING), dns=not pod.flags & PodFlag.DNS)
+            known = PodRedirect(uid, cookie, tuple(ordered), bool(pod.flags & PodFlag.CAPTURE), exclusions)
             found.append(Enrolled(known, links.pop(uid, False)))
         return found + [Enrolled(PodRedirect(uid, 0, ()), alive) for uid, alive in links.items()]
 
@@ -250,10 +250,9 @@ class Redirect:
         """Whether a pod lacks a proxy's listener on one of these ports."""
         return bool(listeners.missing(self._maps["pods"], self._maps["listeners"]))
 
-    def register_listeners(self, processes: Iterable[int]) -> int:
-        """Register what these processes, which are proxies', listen on in pods and the kernel did not see begin; how many."""
-        wanted = listeners.missing(self._maps["pods"], self._maps["listeners"])
-        return listeners.register(self._maps["listeners"], wanted, processes)
+    def register_sockets(self, processes: Iterable[int]) -> int:
+        """Make known what these processes, which are proxies', have in pods and the kernel did not see begin; how many."""
+        return listeners.register(self._maps, processes)
 
     # what happens
 
@@ -365,7 +364,8 @@ def _check(pod: PodRedirect) -> None:
 
 
 def _pod_value(pod: PodRedirect) -> Pod:
-    value = Pod(flags=PodFlag.CAPTURE if pod.capture else 0, uid=pod.uid.encode())
+    flags = (PodFlag.CAPTURE if pod.capture else 0) | (0 if pod.exclusions.dns else PodFlag.DNS)
+    value = Pod(flags=flags, uid=pod.uid.encode())
     value.ip4, value.ip6 = _first(pod.addresses, 4), _first(pod.addresses, 6)
     return value
 

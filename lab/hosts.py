@@ -2,8 +2,8 @@
 
 Services are known by `name` (in their own namespace), `name.ns`, `name.ns.svc` and `name.ns.svc.DOMAIN`; a headless one
 stands for its pods, each of which is also known as `pod.name.ns.svc.DOMAIN` and its short forms.
-What is not listed is asked of the pod's own DNS proxy, on port 53; in pods outside the mesh nothing listens there, so that they
-are refused at once.
+What is not listed is asked of the node, where no nameserver is: in the mesh the pod's DNS proxy answers in its place, pods
+outside are refused at once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +41,11 @@ def hosts_file(hostname: str, addresses: Sequence[Address], shared: str) -> str:
     return f"# Kept by the lab: names of this pod and of all services.\n{_LOCAL}{own}{shared}"
 
 
-def resolver_file(namespace: str, domain: str) -> str:
-    """A pod's /etc/resolv.conf: its DNS proxy, or nobody; an unknown name fails at once either way instead of hanging."""
-    search = f"{namespace}.svc.{domain} svc.{domain} {domain}"
-    return f"nameserver 127.0.0.1\nsearch {search}\noptions ndots:5 timeout:1 attempts:1\n"
+def resolver_file(namespace: str, domain: str, nameservers: Iterable[Address]) -> str:
+    """A pod's /etc/resolv.conf."""
+    lines = [
+        *(f"nameserver {address}" for address in nameservers),
+        f"search {namespace}.svc.{domain} svc.{domain} {domain}",
+        "options ndots:5 timeout:1 attempts:1",
+    ]
+    return "".join(f"{line}\n" for line in lines)

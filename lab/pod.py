@@ -141,7 +141,9 @@ class PodRun:
             path = layout.pod_volumes(wish.key) / volume
             path.mkdir(parents=True, exist_ok=True)
             os.chmod(path, 0o777)
-        write_in_place(run / "resolv.conf", resolver_file(wish.pod.namespace, wish.domain))
+        write_in_place(
+            run / "resolv.conf", resolver_file(wish.pod.namespace, wish.domain, (network[1] for network in wish.ranges))
+        )
         self._write_names()
         if not wish.host_network:
             standing.write_text(self._network_mark(name))

@@ -30,11 +30,8 @@ def foreign_command(node: Node) -> tuple[str, ...]:
 
 
 def with_dns(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Pods' DNS is on port 53, where their resolv.conf looks.
-
-    The machine's nameservers cannot be reached from a lab's pods: there are none, unless WEFT_RESOLV_CONF names some that can.
-    """
-    return {"WEFT_RESOLV_CONF": "/dev/null", **inherited, "ISTIO_META_DNS_PROXY_ADDR": "localhost:53"}
+    """The machine's nameservers cannot be reached from a lab's pods: there are none, unless WEFT_RESOLV_CONF names others."""
+    return {"WEFT_RESOLV_CONF": "/dev/null", **inherited}
 
 
 @dataclass(frozen=True, slots=True)

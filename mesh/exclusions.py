@@ -14,7 +14,8 @@ OUTBOUND_PORTS = "traffic.sidecar.istio.io/excludeOutboundPorts"
 OUTBOUND_RANGES = "traffic.sidecar.istio.io/excludeOutboundIPRanges"
 INBOUND_PORTS = "traffic.sidecar.istio.io/excludeInboundPorts"
 ALL_INBOUND = "ambient.istio.io/bypass-inbound-capture"
-ANNOTATIONS = (OUTBOUND_PORTS, OUTBOUND_RANGES, INBOUND_PORTS, ALL_INBOUND)
+DNS = "ambient.istio.io/dns-capture"
+ANNOTATIONS = (OUTBOUND_PORTS, OUTBOUND_RANGES, INBOUND_PORTS, ALL_INBOUND, DNS)
 
 MAX_ENTRIES = 64
 """Of one list."""
@@ -39,8 +40,11 @@ class Exclusions:
     all_inbound: bool = False
     """Connections to whatever port of the pod but the proxy's own reach its app past the proxy."""
 
+    dns: bool = False
+    """What the pod asks of nameservers reaches them past the proxy."""
+
     def __bool__(self) -> bool:
-        return bool(self.outbound_ports or self.outbound_ranges or self.inbound_ports or self.all_inbound)
+        return self != NOTHING
 
     def lets_in(self, port: int) -> bool:
         """Whether connections to a port of the pod pass the proxy by."""
@@ -53,6 +57,7 @@ class Exclusions:
             *(f"outbound to {network}" for network in self.outbound_ranges),
             *(f"inbound port {port}" for port in self.inbound_ports),
             *(["all inbound ports"] if self.all_inbound else []),
+            *(["DNS"] if self.dns else []),
         ]
 
 
@@ -75,6 +80,7 @@ def read_annotations(annotations: Mapping[str, str]) -> tuple[Exclusions, tuple[
         read(OUTBOUND_RANGES, read_ranges, ()),
         read(INBOUND_PORTS, read_ports, ()),
         read(ALL_INBOUND, _read_truth, False),
+        read(DNS, lambda text: text != "" and not _read_truth(text), False),
     )
     return exclusions, tuple(troubles)
 

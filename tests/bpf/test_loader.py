@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bpf import libbpf
-from bpf.layout import MAPS, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
+from bpf.layout import MAPS, PORT_DNS, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND, Role
 from bpf.loader import CGROUP_PROGRAMS, load, mount_bpffs, source_version
 from bpf.redirect import Redirect
 
@@ -92,25 +92,40 @@ def fill(world: Any) -> None:
     """As the agent does: whoever holds the proxy's listeners, here this process, is asked for them."""
     world.redirect = Redirect(world.bpffs)
     world.redirect.enrol(world.pod("a"), world.namespaces["a"])
-    world.redirect.register_listeners([os.getpid()])
+    world.redirect.register_sockets([os.getpid()])
 
 
 def test_of_a_process_only_listeners_on_a_proxys_port_in_a_pod_are_registered(world: Any) -> None:
     world.withdraw("b")
     places = [("a", PORT_OUTBOUND), ("a", PORT_INBOUND), ("a", 8080), ("b", PORT_OUTBOUND), ("node", PORT_HBONE)]
     held = [world.listen((name, "host"), port) for name, port in places]
-    udp = world.at(("a", "host"), lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    udp = world.at(("a", "host"), lambda: datagrams(PORT_DNS + 1))
     client = world.dial(("b", "host"), "::1", PORT_OUTBOUND)
-    assert world.redirect.register_listeners([os.getpid()]) == 2
+    assert world.redirect.register_sockets([os.getpid()]) == 2
     assert world.redirect.listening(world.cookie("a")) == {PORT_OUTBOUND, PORT_INBOUND}
     assert len(list(world.map("listeners").keys())) == 2
     registered = dict(world.map("listeners").items())
     with world.listen((("c", "host")), PORT_OUTBOUND):
-        assert world.redirect.register_listeners([os.getpid()]) == 0
+        assert world.redirect.register_sockets([os.getpid()]) == 0
     assert dict(world.map("listeners").items()) == registered
     for sock in (*held, udp, client):
         sock.close()
     assert world.redirect.listening(world.cookie("a")) == frozenset()
+
+
+def datagrams(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
+def test_a_proxys_dns_sockets_are_tagged_that_were_made_before(world: Any) -> None:
+    world.withdraw("b")
+    mine, elsewhere = (world.at((name, "host"), lambda: datagrams(PORT_DNS)) for name in ("a", "b"))
+    stream = world.listen(("a", "host"), PORT_DNS, "127.0.0.1")
+    assert world.redirect.register_sockets([os.getpid()]) == 2
+    assert world.tag(mine).role == world.tag(stream).role == Role.PROXY and world.tag(elsewhere) is None
+    assert world.redirect.register_sockets([os.getpid()]) == 0
 
 
 def test_a_process_that_is_gone_has_no_listeners(world: Any) -> None:
@@ -118,7 +133,7 @@ def test_a_process_that_is_gone_has_no_listeners(world: Any) -> None:
     if not gone:
         os._exit(0)
     os.waitpid(gone, 0)
-    assert world.redirect.register_listeners([gone]) == 0
+    assert world.redirect.register_sockets([gone]) == 0
 
 
 def test_a_map_of_another_layout_is_replaced_alone(world: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lab.layout import netns_path
 from lab.world import eventually
-from tests.lab.mesh import NODES, PODS, Mesh
+from tests.lab.mesh import NODES, PODS, Mesh, pod
 from tests.ztunnel.nameserver import Nameserver, zone
 from wire.http_unix import request
 from wire.netns import entered, open_home
@@ -25,6 +25,7 @@ metadata: {name: each, namespace: shop}
 spec: {clusterIP: None, ipFamilyPolicy: PreferDualStack, selector: {app: far}, ports: [{port: 7000}]}
 ---
 """
+OPTED_OUT = pod("frank", "a").replace("metadata: {", 'metadata: {annotations: {ambient.istio.io/dns-capture: "false"}, ')
 CLIENT = """
 import socket, struct, sys
 address, how, wire = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
@@ -47,7 +48,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     resolv_conf.write_text("")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEFT_RESOLV_CONF", str(resolv_conf))
-        with Mesh(NODES + PODS + HEADLESS) as made:
+        with Mesh(NODES + PODS + HEADLESS + OPTED_OUT) as made:
             resolv_conf.write_text(f"nameserver {made.address('far')}\n")
             yield made
 
@@ -64,7 +65,7 @@ def nameserver(mesh: Mesh) -> Iterator[Nameserver]:
         os.close(fd)
 
 
-def ask(mesh: Mesh, name: str, kind: str = "A", address: str = "127.0.0.1", how: str = "udp") -> dns.message.Message:
+def ask(mesh: Mesh, name: str, kind: str = "A", address: str = "10.1.0.1", how: str = "udp") -> dns.message.Message:
     wire = dns.message.make_query(name, kind, use_edns=0, payload=1232).to_wire()
     return dns.message.from_wire(bytes.fromhex(mesh.output("shop/client", "python3", "-c", CLIENT, address, how, wire.hex())))
 
@@ -74,7 +75,7 @@ def addresses(answer: dns.message.Message) -> set[str]:
 
 
 @pytest.mark.parametrize("how", ["udp", "tcp"])
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("address", ["10.1.0.1", "fd00:10:1::1"])
 def test_a_service_has_its_virtual_addresses(mesh: Mesh, address: str, how: str) -> None:
     known = {mesh.output("shop/client", "getent", f"ahostsv{version}", "far").split()[0] for version in (4, 6)}
     found = set()
@@ -101,10 +102,18 @@ def test_programs_resolve_names_in_the_usual_way(mesh: Mesh, nameserver: Nameser
     """Through libc and the search list of resolv.conf; what nobody knows fails at once, in pods outside the mesh too."""
     resolve = "import socket, sys; print(socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])"
     assert mesh.output("shop/client", "python3", "-c", resolve, "www.example").strip() == "192.0.2.1"
-    for pod in ("client", "outsider"):
+    for name in ("client", "outsider"):
         began = time.monotonic()
-        assert "gaierror" in mesh.run(f"shop/{pod}", "python3", "-c", resolve, "absent.example").stderr
+        assert "gaierror" in mesh.run(f"shop/{name}", "python3", "-c", resolve, "absent.example").stderr
         assert time.monotonic() - began < 5
+
+
+def test_a_pod_that_opted_out_asks_whom_it_means(mesh: Mesh) -> None:
+    """And nobody is there: the node has no nameserver."""
+    wire = dns.message.make_query("far.shop.svc.cluster.local.", "A").to_wire()
+    refused = mesh.run("shop/frank", "python3", "-c", CLIENT, "10.1.0.1", "udp", wire.hex())
+    assert "ConnectionRefusedError" in refused.stderr
+    assert ["a", "shop/frank", "DNS"] in [line.split() for line in mesh.weft("status").splitlines()]
 
 
 def test_what_pods_asked_is_in_the_proxys_metrics(mesh: Mesh) -> None:

@@ -51,4 +51,5 @@ def test_a_headless_service_stands_for_its_ready_pods() -> None:
 def test_files_name_the_pod_itself_and_fail_fast() -> None:
     text = hosts_file("web-0", [ip_address("10.1.0.5")], "10.96.0.1\tweb\n")
     assert "10.1.0.5\tweb-0\n" in text and text.endswith("10.96.0.1\tweb\n") and "127.0.0.1\tlocalhost\n" in text
-    assert "search shop.svc.cluster.local svc.cluster.local cluster.local\n" in resolver_file("shop", "cluster.local")
+    text = resolver_file("shop", "cluster.local", [ip_address("10.1.0.1"), ip_address("fd00::1")])
+    assert text.startswith("nameserver 10.1.0.1\nnameserver fd00::1\nsearch shop.svc.cluster.local svc.cluster.local ")

@@ -36,7 +36,7 @@ def resolved(cross: CrossMesh, pod: str, name: str, kind: str) -> tuple[str, boo
     """Code, authority and answers, but for their order."""
     wire = dns.message.make_query(name, kind).to_wire()
     answer = dns.message.from_wire(
-        bytes.fromhex(cross.output(f"shop/{pod}", "python3", "-c", CLIENT, "127.0.0.1", "udp", wire.hex()))
+        bytes.fromhex(cross.output(f"shop/{pod}", "python3", "-c", CLIENT, "10.1.0.1", "udp", wire.hex()))
     )
     records = sorted(f"{rrset.name} {rrset.ttl} {record}" for rrset in answer.answer for record in rrset)
     return dns.rcode.to_text(answer.rcode()), bool(answer.flags & dns.flags.AA), records
