@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from wire.http_unix import HttpError, HttpServer, Request, Response
 from ztunnel import succession
-from ztunnel.channel import ConnectionRecord
+from ztunnel.channel import ConnectionRecord, ProfileKind
 from ztunnel.config_dump import JSON, dump_connection_fully
 from ztunnel.dns_sockets import has_ipv6_loopback
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.log_levels import LogLevels
 from ztunnel.metrics import Family, render
+from ztunnel.profiler import MAX_FREQUENCY, MAX_SECONDS, USUAL_FREQUENCY, USUAL_SECONDS, Profiler
 
 _log = logging.getLogger(__name__)
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -23,6 +25,7 @@ class Proxy(Protocol):
 
     flows: FlowFeed
     log_levels: LogLevels
+    profiler: Profiler
 
     def waits_for(self) -> list[str]:
         """What is missing for readiness."""
@@ -54,6 +57,8 @@ class Admin:
         every: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
             "GET /": self._dashboard,
             "GET /config_dump": self._config_dump,
+            "GET /debug/pprof/heap": partial(self._profile, "heap"),
+            "GET /debug/pprof/profile": partial(self._profile, "cpu"),
             "GET /connections": self._connections,
             "GET /flows": self._flows,
             "GET /healthz/ready": self._ready,
@@ -115,6 +120,13 @@ class Admin:
     async def _config_dump(self, _: Request) -> Response:
         return Response.json(await self._proxy.config_dump())
 
+    async def _profile(self, kind: ProfileKind, request: Request) -> Response:
+        if self._proxy.profiler.busy:
+            raise HttpError(503, "a profile is being taken: ask again when it is done")
+        seconds = _whole(request, "seconds", USUAL_SECONDS, MAX_SECONDS)
+        frequency = _whole(request, "frequency", USUAL_FREQUENCY, MAX_FREQUENCY)
+        return Response(200, await self._proxy.profiler.take(kind, seconds, frequency), "application/octet-stream")
+
     async def _connections(self, _: Request) -> Response:
         return Response.json([dump_connection_fully(*row) for row in await self._proxy.connections()])
 
@@ -148,3 +160,11 @@ class Admin:
     async def _quit(self, _: Request) -> Response:
         self._proxy.quit()
         return Response(200, b"shutdown now\n")
+
+
+def _whole(request: Request, name: str, usual: int, most: int) -> int:
+    """A number of the query, from 1 to `most`."""
+    text = request.query.get(name, str(usual))
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= most:
+        raise HttpError(400, f"invalid {name} value {text[:40]!r}: expected 1-{most}")
+    return int(text)

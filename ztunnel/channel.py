@@ -169,6 +169,24 @@ class QueryConnections:
     number: int
 
 
+Place = tuple[str, str, int, int]
+"""In a program: function (empty where only the line is known), file, the function's first line, the line."""
+Stack = tuple[tuple[Place, ...], int, int]
+"""The innermost place first, how often it was seen, and what that took: nanoseconds, or bytes."""
+ProfileKind = Literal["cpu", "heap"]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeProfile:
+    """Watch yourself for so long; answered by Profile with the same number."""
+
+    number: int
+    kind: ProfileKind
+    seconds: int
+    frequency: int
+    """Samples a second of CPU time."""
+
+
 @dataclass(frozen=True, slots=True)
 class AddDNS:
     """Further sockets of a pod's DNS, which could not be opened when the pod came. Descriptors: those sockets."""
@@ -329,6 +347,14 @@ class Connections:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """Answer to TakeProfile."""
+
+    number: int
+    stacks: list[Stack]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """Sent every second: sizes that an operator watches, by name (open connections, tunnels, buffered bytes, drops)."""
 
@@ -392,6 +418,7 @@ ToWorker = (
     | ForgetCertificate
     | SetRevoked
     | QueryConnections
+    | TakeProfile
     | AddDNS
     | SetLogLevels
     | Shutdown
@@ -408,6 +435,7 @@ FromWorker = (
     | Unasked
     | Revocation
     | Connections
+    | Profile
     | WorkerStatus
     | DNSCounts
 )

@@ -2,8 +2,6 @@
 
 import base64
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -11,11 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from mesh.dump import dump_endpoints, dump_policy, dump_service, dump_workload
 from mesh.identity import Identity
-from wire.grpc_tls import Endpoint
 from ztunnel.access_log import endpoint_text
 from ztunnel.certificates import Certificate
 from ztunnel.channel import ConnectionRecord
-from ztunnel.config import Config
 from ztunnel.mesh_view import MeshView
 from ztunnel.zds import PodInfo
 
@@ -117,40 +113,7 @@ def dump_connection_fully(worker: int, record: ConnectionRecord) -> JSON:
     }
 
 
-def dump_config(config: Config) -> JSON:
-    """The configuration in camel case. Of further headers only the names, of a token at most its file: no credentials."""
-    aliases = sorted(config.trust_domain_aliases)
-    shown = (
-        asdict(replace(config, local_mesh=None))
-        | {"trust_domain_aliases": aliases}
-        | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
-    )
-    return {_camel(name): _plain(value) for name, value in shown.items()}
-
-
-def _endpoint_shown(endpoint: Endpoint | None) -> JSON | None:
-    if endpoint is None:
-        return None
-    root = "SYSTEM" if endpoint.root is None else endpoint.root
-    token = endpoint.token if isinstance(endpoint.token, Path | None) else "inline"
-    hidden = {"root": root if isinstance(root, Path | str) else "inline", "token": token, "headers": sorted(endpoint.headers)}
-    return asdict(endpoint) | hidden
-
-
 def dump_version() -> JSON:
     """What runs here, under istioctl's keys."""
     unknown = dict.fromkeys(("gitRevision", "rustVersion", "buildProfile", "buildStatus", "istioVersion"), "unknown")
     return {"version": f"weft-{VERSION}", **unknown, "cryptoProvider": "openssl"}
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_camel(str(key)): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, frozenset):
-        return sorted(value)
-    return str(value) if isinstance(value, Path) else value

@@ -53,7 +53,9 @@ from ztunnel.metrics import Family
 from ztunnel.nameservers import read_search
 from ztunnel.node_metrics import node_families
 from ztunnel.pods import DEDICATED_UID, OWN_UID
+from ztunnel.profiler import Profiler
 from ztunnel.residents import Residents
+from ztunnel.shown_config import dump_config
 from ztunnel.telemetry import Telemetry
 from ztunnel.unknown_policies import UnknownPolicies
 from ztunnel.workers import Statement
@@ -104,6 +106,7 @@ class Supervisor:
         if config.local_mesh is not None:
             self.view.take_local(config.local_mesh)
         self.xds = self._xds_client(config.xds) if config.xds is not None else None
+        self.profiler = Profiler(self.workers)
         self._admin = Admin(self, config.ipv6)
         self._exit_code = 0
 
@@ -233,7 +236,7 @@ class Supervisor:
         return {
             **config_dump.dump_mesh(self.view),
             "version": config_dump.dump_version(),
-            "config": config_dump.dump_config(self.config),
+            "config": dump_config(self.config),
             "certificates": config_dump.dump_certificates(self._issuer.states()),
             "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, records),
         }

@@ -31,12 +31,14 @@ from ztunnel.channel import (
     Connections,
     ForgetCertificate,
     PodAdded,
+    Profile,
     QueryConnections,
     RemovePod,
     SetCertificate,
     SetLogLevels,
     SetRevoked,
     Shutdown,
+    TakeProfile,
     UpdateInventory,
     UpdatePolicies,
     WorkerStatus,
@@ -84,6 +86,7 @@ class Worker:
             SetRevoked: lambda node, message, _: node.revocations.set(message.revoked, node.tunnels),
             SetLogLevels: self._set_log_levels,
             QueryConnections: lambda node, message, _: node.emit(Connections(message.number, node.ledger.records())),
+            TakeProfile: self._take_profile,
             Shutdown: self._shut_down,
         }
 
@@ -176,6 +179,12 @@ class Worker:
     def _set_log_levels(self, _node: Node, message: SetLogLevels, _fds: list[int]) -> None:
         apply_levels({**dict.fromkeys(self._log_levels, logging.NOTSET), **message.levels})
         self._log_levels = message.levels
+
+    def _take_profile(self, node: Node, message: TakeProfile, _fds: list[int]) -> None:
+        from ztunnel import sampling  # only here: a worker that nobody watches does not have it in memory
+
+        end = sampling.begin(message.kind, message.frequency)
+        self._loop.call_at(self._loop.now + message.seconds, lambda: node.emit(Profile(message.number, end())))
 
     # --- time
 

@@ -20,16 +20,31 @@ from subprocess import DEVNULL
 
 from wire.burst import Burst
 from ztunnel import framing
-from ztunnel.channel import ConnectionRecord, Connections, FromWorker, PodAdded, QueryConnections, Shutdown, ToWorker
+from ztunnel.channel import (
+    ConnectionRecord,
+    Connections,
+    FromWorker,
+    PodAdded,
+    Profile,
+    ProfileKind,
+    QueryConnections,
+    Shutdown,
+    Stack,
+    TakeProfile,
+    ToWorker,
+)
 from ztunnel.openssl_conf import openssl_conf
 
 Statement = tuple[ToWorker, Sequence[int]]
 """A message and the descriptors that go with it."""
 
+Answer = Connections | Profile
 _MAX_PENDING_BYTES = 256 << 20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 0.1, 5.0, 30.0
 _ANSWER_TIMEOUT_S = 4.0
 """Agents wait 5 s for the answer to an Add, and the first one may come while workers still start."""
+_PROFILE_TIMEOUT_S = 10.0
+"""For the answer when it is due: what was traced is sorted first."""
 _FAREWELL_S = 1.0
 _READ_TURNS = 16
 """Receive calls per wake-up: one busy worker must not keep the loop from the others."""
@@ -161,7 +176,7 @@ class Workers:
         self._ready = asyncio.Event()
         self._answers: dict[str, dict[int, str]] = {}
         self._changed = asyncio.Event()
-        self._queries: dict[int, dict[int, list[ConnectionRecord]]] = {}
+        self._queries: dict[int, dict[int, Answer]] = {}
         self._query_number = 0
         self._ending = False
         self.restarts = 0
@@ -250,21 +265,31 @@ class Workers:
 
     async def query_connections(self) -> list[tuple[int, ConnectionRecord]]:
         """The open connections of all workers, with the worker's index; those that do not answer in time are left out."""
+        answers = await self._query(QueryConnections, _ANSWER_TIMEOUT_S)
+        return [(index, one) for index, answer in answers.items() if isinstance(answer, Connections) for one in answer.records]
+
+    async def take_profiles(self, kind: ProfileKind, seconds: int, frequency: int) -> dict[int, list[Stack]]:
+        """What all workers do meanwhile, by index; those that do not answer in time are left out."""
+        answers = await self._query(lambda number: TakeProfile(number, kind, seconds, frequency), seconds + _PROFILE_TIMEOUT_S)
+        return {index: answer.stacks for index, answer in answers.items() if isinstance(answer, Profile)}
+
+    async def _query(self, question: Callable[[int], ToWorker], timeout_s: float) -> dict[int, Answer]:
+        """The answers of all workers, by index, to a question with a number of its own."""
         self._query_number += 1
         number = self._query_number
         answers = self._queries[number] = {}
         asked = len(self._workers)
         try:
-            self.broadcast(QueryConnections(number))
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            self.broadcast(question(number))
+            async with asyncio.timeout(timeout_s):
                 while len(answers) < min(asked, len(self._workers)):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            _log.warning("%d of %d workers did not list their connections", asked - len(answers), asked)
+            _log.warning("%d of %d workers did not answer in time", asked - len(answers), asked)
         finally:
             del self._queries[number]
-        return [(index, record) for index, records in sorted(answers.items()) for record in records]
+        return dict(sorted(answers.items()))
 
     def _hear(self, index: int, message: FromWorker) -> None:
         if isinstance(message, PodAdded):
@@ -273,9 +298,9 @@ class Workers:
                 self._changed.set()
             elif message.error:
                 _log.error("worker %d cannot serve pod %s: %s", index, message.uid, message.error)
-        elif isinstance(message, Connections):
+        elif isinstance(message, Connections | Profile):
             if message.number in self._queries:
-                self._queries[message.number][index] = message.records
+                self._queries[message.number][index] = message
                 self._changed.set()
         else:
             self._on_message(index, message)

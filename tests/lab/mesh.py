@@ -132,6 +132,11 @@ class Mesh(World):
         """The supervisors of a node's proxies: two while one takes over from the other."""
         return [pid for pid in self.processes(node, "ztunnel") if b"ztunnel.worker" not in _command(pid)]
 
+    def config_dump(self, node: str) -> Any:
+        """What a node's proxy knows."""
+        target = self.layout.places.node(node).admin_socket
+        return json.loads(asyncio.run(http_unix.request(target, "GET", "/config_dump")).check())
+
     def admin(self, node: str) -> int:
         """The process that answers on the admin socket of a node's proxy; 0: none does."""
         return listener_of(self.layout.places.node(node).admin_socket)

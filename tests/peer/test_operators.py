@@ -1,6 +1,7 @@
 """What operators and pods ask Istio's ztunnel under weft: weft's commands read it, and it answers names as weft's does."""
 
 import json
+from typing import Any
 
 import dns.flags
 import dns.message
@@ -30,6 +31,33 @@ def test_open_connections_are_shown(cross: CrossMesh) -> None:
         assert wire.says("here")
         rows = json.loads(cross.weft("connections", "--node", "b", "-o", "json"))
         assert any(one["direction"] == "inbound" and one["actualDst"].endswith(f":{ECHO_PORT}") for one in rows), rows
+
+
+def shape(value: Any) -> Any:
+    """The keys and the kinds of values of a dump; nothing of a list but that it is one."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    return type(value).__name__
+
+
+def test_the_configuration_is_shown_under_the_same_names_in_the_same_shapes(cross: CrossMesh) -> None:
+    weft, istio = (cross.config_dump(node)["config"] for node in "ab")
+    assert {key for key in istio if key not in weft} == {"dnsResolverOpts", "fakeSelfInbound", "proxyArgs"}
+    ours, theirs = ({key: shape(dump[key]) for key in istio if key in weft} for dump in (weft, istio))
+    differ = {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
+    # Each was told metadata of its own; and whether applications see the client's address Istio's leaves to the kernel.
+    assert differ.keys() <= {"proxyMetadata", "requireOriginalSource"}, differ
+    same = (
+        "windowSize",
+        "connectionWindowSize",
+        "frameSize",
+        "poolMaxStreamsPerConn",
+        "poolUnusedReleaseTimeout",
+        "socketConfig",
+    )
+    same += ("inboundAddr", "inboundPlaintextAddr", "outboundAddr", "dnsProxy", "dnsProxyAddr", "packetMark", "secretTtl")
+    same += ("clusterId", "clusterDomain", "network", "xdsAddress", "caAddress", "proxyMode", "ipv6Enabled", "adminAddr")
+    assert {key: weft[key] for key in same} == {key: istio[key] for key in same}
 
 
 def resolved(cross: CrossMesh, pod: str, name: str, kind: str) -> tuple[str, bool, list[str]]:

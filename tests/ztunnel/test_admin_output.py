@@ -20,6 +20,7 @@ from ztunnel.channel import ConnectionRecord
 from ztunnel.config import read_config
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
+from ztunnel.shown_config import dump_config
 from ztunnel.zds import PodInfo
 
 pytestmark = pytest.mark.unit
@@ -42,9 +43,49 @@ def test_certificates_are_shown_whole_and_keys_never(authority: Any) -> None:
 
 def test_config_has_istios_keys_and_no_header_values() -> None:
     config = read_config(["--node", "n1"], {"XDS_HEADER_X": "hush", "NETWORK": "net1"}, 2)
-    shown = config_dump.dump_config(config)
+    shown = dump_config(config)
     assert (shown["clusterId"], shown["network"], shown["xds"]["headers"]) == ("Kubernetes", "net1", ["x"])
     assert "hush" not in json.dumps(shown)
+
+
+ISTIOS_CONFIG = """
+adminAddr altCaHostname altXdsHostname caAddress caHeaders caRootCert clusterDomain clusterId connectionWindowSize crlPath
+dnsProxy dnsProxyAddr dnsResolverCfg enableEnhancedBaggage fakeCa frameSize illegalPorts inboundAddr inboundPlaintextAddr
+inpodPortReuse inpodUds ipv6Enabled localNode localhostAppTunnel network numWorkerThreads outboundAddr packetMark
+poolMaxStreamsPerConn poolUnusedReleaseTimeout preferedServiceNamespace proxy proxyMetadata proxyMode
+proxyWorkloadInformation readinessAddr requireOriginalSource secretTtl selfTerminationDeadline socketConfig socks5Addr
+statsAddr windowSize xdsAddress xdsHeaders xdsOnDemand xdsRootCert ztunnelIdentity ztunnelWorkload
+"""
+"""Of the build of August 2026, but for its resolver's options, its arguments and a switch of its own tests."""
+
+
+def test_config_has_all_of_istios_keys_with_its_shapes() -> None:
+    usual = dump_config(read_config(["--node", "n1"], {}, 2))
+    assert usual.keys() > set(ISTIOS_CONFIG.split())
+    assert (usual["adminAddr"], usual["statsAddr"]) == ({"Localhost": [True, 15000]}, {"SocketAddr": "[::]:15020"})
+    assert (usual["dnsProxyAddr"], usual["illegalPorts"]) == ({"Localhost": [True, 15053]}, [15001, 15006, 15008])
+    assert usual["secretTtl"] == {"secs": 86400, "nanos": 0} and usual["socketConfig"]["keepaliveTime"] == {
+        "secs": 180,
+        "nanos": 0,
+    }
+    assert (usual["proxyMode"], usual["xdsAddress"], usual["fakeCa"]) == ("Shared", "https://localhost:15012", False)
+    other = dump_config(
+        read_config(
+            ["--node", "n1"],
+            {
+                "IPV6_ENABLED": "false", "CONNECTION_TERMINATION_DEADLINE": "1500ms", "XDS_ADDRESS": "",
+                "PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "a/b/c", "UNSTABLE_ENABLE_SOCKS5": "true", "CRL_PATH": "/crl",
+                "ISTIO_META_DNS_PROXY_ADDR": "127.0.0.9:53", "POD_NAME": "z", "POD_NAMESPACE": "i", "SERVICE_ACCOUNT": "s",
+            },
+            2,
+        )
+    )  # fmt: skip
+    assert other["selfTerminationDeadline"] == {"secs": 1, "nanos": 500_000_000} and other["inboundAddr"] == "0.0.0.0:15008"
+    assert (other["xdsAddress"], other["packetMark"], other["proxyMode"]) == (None, None, "Dedicated")
+    assert other["proxyWorkloadInformation"] == {"namespace": "a", "name": "b", "serviceAccount": "c"}
+    assert (other["socks5Addr"], other["illegalPorts"][-1], other["crlPath"]) == ("127.0.0.1:15080", 15080, "/crl")
+    assert other["dnsProxyAddr"] == {"SocketAddr": "127.0.0.9:53"}
+    assert other["ztunnelIdentity"] == "spiffe://cluster.local/ns/i/sa/s" and other["ztunnelWorkload"]["name"] == "z"
 
 
 def test_pods_with_their_connections() -> None:

@@ -8,8 +8,8 @@ import pytest
 from mesh.local_mesh import LocalMesh
 from ztunnel import control_plane
 from ztunnel.config import Config, drain_deadline, read_config
-from ztunnel.config_dump import dump_config
 from ztunnel.frames import Sizes
+from ztunnel.shown_config import dump_config
 from ztunnel.tuning import Tuning, read_tuning
 
 pytestmark = pytest.mark.unit

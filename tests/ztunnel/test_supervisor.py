@@ -1,6 +1,7 @@
 """The whole proxy as a process: real workers, a scripted agent, a control plane and CA over TLS, pods as real namespaces."""
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from mesh.proto import certificate_pb2, certificate_pb2_grpc
+from mesh.proto.profile_pb2 import Profile
 from mesh.proto.zds_pb2 import AddWorkload, DelWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse
 from mesh.resources import ADDRESS_TYPE, encode_service, encode_workload
 from mesh.workload import Service, TunnelProtocol, Workload
@@ -435,5 +437,31 @@ def test_every_line_is_json_when_that_is_wanted_and_workers_follow_the_levels(pl
         assert await node.end() == 0
         assert {"level", "time", "scope", "message"} <= set.intersection(*(set(one) for one in lines()))
         assert {"access", "dns", "pods", "supervisor", "workers"} <= {one["scope"] for one in lines()}
+
+    play(scenario)
+
+
+def test_profiles_of_the_supervisor_and_its_workers(play: Any) -> None:
+    async def scenario(node: Node, control: Control) -> None:
+        await node.start(await control.start())
+        assert await node.add_pod() == ""
+        for query in ("seconds=0", "seconds=301", "seconds=x", "seconds=1&frequency=1001", "frequency=-1"):
+            refused = await request(node.admin, "GET", f"/debug/pprof/profile?{query}")
+            assert refused.status == 400 and b"expected 1-" in refused.body
+        for name, cost in (("profile?seconds=1&frequency=250", "cpu"), ("heap?seconds=1", "inuse_space")):
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(request(node.admin, "GET", f"/debug/pprof/{name}"))
+                while (await request(node.admin, "GET", "/debug/pprof/profile?seconds=0")).status != 503:
+                    pass
+                clients = [node.dial(15008) for _ in range(100)]
+            for client in clients:
+                client.close()
+            profile = Profile.FromString(gzip.decompress((await asking).check()))
+            texts = profile.string_table
+            assert texts[profile.default_sample_type] == cost
+            seen = {texts[one.label[0].str] for one in profile.sample}
+            assert "supervisor" in seen and seen & {"worker 0", "worker 1"}
+            assert "Loop.turn" in {texts[one.name] for one in profile.function}
+        await node.end()
 
     play(scenario)
