@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from mesh.groups import Groups
 from mesh.identity import Identity
+from mesh.value import value
 from mesh.workload import Address, Network
 
 
@@ -134,7 +135,7 @@ def _keys_of_match(match: Match) -> set[_Key] | None:
     return {("port", port) for port in match.destination_ports} or None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Policy:
     """One authorization policy as the data plane evaluates it."""
 

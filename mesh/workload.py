@@ -8,6 +8,7 @@ from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from mesh.identity import Identity
+from mesh.value import value
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -117,7 +118,7 @@ class Locality:
     subzone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Workload:
     """One endpoint of the mesh: usually a pod."""
 

@@ -44,7 +44,7 @@ class MeshCache:
             self._database = self._open()
         except sqlite3.DatabaseError as error:
             _log.warning("%s cannot be read (%s): starting without what was known of the mesh", self._path, error)
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", "-journal"):
                 with suppress(FileNotFoundError):
                     self._path.with_name(self._path.name + suffix).unlink()
             self._database = self._open()
@@ -56,8 +56,10 @@ class MeshCache:
             # Losing the last moments to a power cut is harmless: the control plane sends what is missing.
             if database.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
                 raise sqlite3.DatabaseError("it is of another release")
-            # Nothing is read again: pages need not be kept.
-            setup = "PRAGMA cache_size = -256; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;"
+            # Nothing is read again: pages need not be kept. One writes and nobody reads: a large answer goes to the file at once.
+            setup = (
+                "PRAGMA page_size = 16384; PRAGMA cache_size = -256; PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;"
+            )
             setup += f"PRAGMA user_version = {_VERSION};"
             database.executescript(setup + _SCHEMA)
             database.execute("SELECT count(*) FROM answer").fetchone()

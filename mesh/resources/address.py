@@ -34,6 +34,8 @@ SESSION_AFFINITY = "weft.session-affinity"
 _DEFAULT_TRUST_DOMAIN = "cluster.local"
 _WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
 _NETWORK_MODES = (NetworkMode.STANDARD, NetworkMode.HOST_NETWORK)
+_COMMONS, _COMMON_BYTES = 2048, 2048
+"""What workloads have in common, of at most so many bytes, that is kept for the next one that says the same."""
 _E = TypeVar("_E", bound=IntEnum)
 
 
@@ -124,22 +126,64 @@ def _policy_sources(message: Any) -> dict[str, str]:
 
 
 def _workload(message: Any) -> Workload:
+    """Pods of one deployment differ in little: what they have in common is read once."""
+    uid, name = intern(message.uid), intern(message.name)
+    addresses = tuple(map(read_address, message.addresses))
+    node, workload_name = intern(message.node), intern(message.workload_name)
+    for field in _OWN:
+        message.ClearField(field)
+    rest = message.SerializeToString()
+    common = _shared_common(rest) if len(rest) <= _COMMON_BYTES else _common(rest)
     return Workload(
-        uid=intern(message.uid),
-        name=intern(message.name),
+        uid,
+        name,
+        common.namespace,
+        addresses,
+        common.network,
+        common.protocol,
+        common.trust_domain,
+        common.service_account,
+        common.waypoint,
+        common.network_gateway,
+        node,
+        common.canonical_name,
+        common.canonical_revision,
+        common.workload_type,
+        workload_name,
+        common.native_tunnel,
+        common.authorization_policies,
+        common.healthy,
+        common.cluster_id,
+        common.hostname,
+        common.services,
+        common.application_tunnel,
+        common.locality,
+        common.network_mode,
+        common.capacity,
+        common.policy_sources,
+    )
+
+
+_OWN = ("uid", "name", "addresses", "node", "workload_name")
+"""Fields in which the pods of one deployment differ."""
+
+
+def _common(value: bytes) -> Workload:
+    """All other fields."""
+    message = wire.Workload.FromString(value)
+    return Workload(
+        uid="",
+        name="",
         namespace=intern(message.namespace),
-        addresses=tuple(map(read_address, message.addresses)),
         network=intern(message.network),
         protocol=_protocol(message.tunnel_protocol),
         trust_domain=intern(message.trust_domain or _DEFAULT_TRUST_DOMAIN),
         service_account=intern(message.service_account or "default"),
         waypoint=_optional_gateway(message, "waypoint"),
         network_gateway=_optional_gateway(message, "network_gateway"),
-        node=intern(message.node),
         canonical_name=intern(message.canonical_name),
         canonical_revision=intern(message.canonical_revision),
         workload_type=pick(_WORKLOAD_TYPES, message.workload_type),
-        workload_name=intern(message.workload_name),
         native_tunnel=message.native_tunnel,
         authorization_policies=shared_strings(message.authorization_policies),
         healthy=pick((True, False), message.status),
@@ -152,6 +196,9 @@ def _workload(message: Any) -> Workload:
         capacity=message.capacity.value if message.HasField("capacity") else 1,
         policy_sources=_policy_sources(message),
     )
+
+
+_shared_common = lru_cache(maxsize=_COMMONS)(_common)
 
 
 def _service(message: Any) -> Service:

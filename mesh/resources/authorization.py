@@ -18,6 +18,8 @@ _KINDS: dict[str, Literal["exact", "prefix", "suffix"]] = {"exact": "exact", "pr
 _ACTIONS = (Action.ALLOW, Action.DENY)
 _RULES, _RULE_BYTES = 1024, 1024
 """Rules, of at most so many bytes, that are kept for the next policy that says the same."""
+_TERMS, _TERM_BYTES = 512, 2048
+"""The same of all that a policy says."""
 
 
 def _strings(messages: Iterable[Any]) -> tuple[StringMatch, ...]:
@@ -89,15 +91,23 @@ def decode_authorization(name: str, value: bytes) -> Policy:
     """
     message = authorization.Authorization()
     parse(message, value, "decode error")
-    return Policy(
-        namespace=intern(message.namespace),
-        name=intern(message.name),
-        scope=pick(_SCOPES, message.scope, "decode error"),
-        action=pick(_ACTIONS, message.action, "decode error"),
-        rules=_rules(message),
-        dry_run=message.dry_run,
-        resource="" if name == f"{message.namespace}/{message.name}" else name,
-    )
+    namespace, own = intern(message.namespace), intern(message.name)
+    message.ClearField("namespace")
+    message.ClearField("name")
+    rest = message.SerializeToString()
+    scope, action, rules, dry_run = _shared_terms(rest) if len(rest) <= _TERM_BYTES else _terms(rest)
+    return Policy(namespace, own, scope, action, rules, dry_run, "" if name == f"{namespace}/{own}" else name)
+
+
+def _terms(value: bytes) -> tuple[Scope, Action, tuple[Rule, ...], bool]:
+    """What a policy says, but for its name."""
+    message = authorization.Authorization.FromString(value)
+    scope, action = pick(_SCOPES, message.scope, "decode error"), pick(_ACTIONS, message.action, "decode error")
+    return scope, action, _rules(message), message.dry_run
+
+
+_shared_terms = lru_cache(maxsize=_TERMS)(_terms)
+"""The same policy of many namespaces is read, and kept, once."""
 
 
 def _put_match(message: Any, match: Match) -> None:
