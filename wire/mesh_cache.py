@@ -51,16 +51,15 @@ class MeshCache:
 
     def _open(self) -> sqlite3.Connection:
         self._path.touch(mode=0o600)
-        database = sqlite3.connect(self._path, check_same_thread=False)
+        # A statement that is kept for later keeps what it wrote.
+        database = sqlite3.connect(self._path, check_same_thread=False, cached_statements=0)
         try:
             # Losing the last moments to a power cut is harmless: the control plane sends what is missing.
             if database.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
                 raise sqlite3.DatabaseError("it is of another release")
-            # Nothing is read again: pages need not be kept. One writes and nobody reads: a large answer goes to the file at once.
-            setup = (
-                "PRAGMA page_size = 16384; PRAGMA cache_size = -256; PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;"
-            )
-            setup += f"PRAGMA user_version = {_VERSION};"
+            # Nothing is read again, nobody reads while one writes: no pages are kept, a large answer goes straight to the file.
+            setup = "PRAGMA page_size = 16384; PRAGMA cache_size = -256; PRAGMA journal_mode = TRUNCATE;"
+            setup += f"PRAGMA synchronous = OFF; PRAGMA user_version = {_VERSION};"
             database.executescript(setup + _SCHEMA)
             database.execute("SELECT count(*) FROM answer").fetchone()
         except sqlite3.DatabaseError:

@@ -34,7 +34,7 @@ SESSION_AFFINITY = "weft.session-affinity"
 _DEFAULT_TRUST_DOMAIN = "cluster.local"
 _WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
 _NETWORK_MODES = (NetworkMode.STANDARD, NetworkMode.HOST_NETWORK)
-_COMMONS, _COMMON_BYTES = 2048, 2048
+_COMMONS, _COMMON_BYTES = 512, 2048
 """What workloads have in common, of at most so many bytes, that is kept for the next one that says the same."""
 _E = TypeVar("_E", bound=IntEnum)
 
