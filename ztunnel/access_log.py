@@ -75,6 +75,7 @@ def early_fields(failure: EarlyFailure) -> list[Field]:
         _plain("dst.addr", endpoint_text(*failure.destination)),
         _quoted("direction", failure.direction),
         _quoted("error", failure.error),
+        *([_plain("repeated", str(failure.count))] if failure.count > 1 else []),
     ]
 
 

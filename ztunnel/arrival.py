@@ -18,6 +18,7 @@ from ztunnel.gate import Rejected, admit
 from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, response_fields
 from ztunnel.inbound import InboundRequest
 from ztunnel.ledger import SocketAddress
+from ztunnel.loop import ERROR, IN
 from ztunnel.missing import missing_inbound
 from ztunnel.penance import CROWD
 from ztunnel.pod import Pod
@@ -28,25 +29,54 @@ from ztunnel.waiting import WaitingRequest
 
 
 def accept_hbone(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
-    """A proxy connects to 15008: greet it as the pod's own identity, as soon as both are known."""
-    Arrival(pod, sock, peer, endpoint(sock.getsockname())).start()
+    """A proxy connects to 15008: greet it as the pod's own identity, once it speaks and both are known."""
+    Arrival(pod, sock, peer).start()
 
 
 class Arrival:
-    """One inbound tunnel and where it came from."""
+    """One inbound tunnel and where it came from. It costs next to nothing until it says something."""
 
-    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, local: SocketAddress) -> None:
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
         self.pod = pod
         self.peer = peer
-        self.local = local
+        self.local = peer  # until somebody asks for it
         self._sock: socket.socket | None = sock
         self._identity: Identity | None = None
         self._trust_domain = ""
 
     def start(self) -> None:
-        """Find the pod's workload, then its certificate, then greet."""
-        self.pod.guests[self] = None
+        """Wait for its first words, for as long as a handshake may take."""
+        node, sock, pod = self.pod.node, self._sock, self.pod
+        assert sock is not None
+        bound = node.handshakes.make_room(self.peer[0], pod.uid, pod.holder.limits.handshakes)
+        if bound is not None:
+            (node if bound == "node" else pod).holder.count("handshakes")
+        pod.guests[self] = None
+        self._begin_time()
+        node.loop.watch(sock.fileno(), IN, self)
+
+    def _begin_time(self) -> None:
+        handshakes = self.pod.node.handshakes
+        handshakes.add(self, self.pod.node.loop.now, self._not_greeted)
+        handshakes.belongs(self, self.peer[0], self.pod.uid)
+
+    def on_event(self, events: int) -> None:
+        """It speaks, or is gone: find the pod's workload, then its certificate, then greet."""
+        sock = self._sock
+        if sock is None:
+            return
+        if events & ERROR:
+            self.turn_away("TLS_FAILURE", "tls handshake error: connection closed by the peer")
+            return
+        self.local = endpoint(sock.getsockname())
+        self.pod.node.handshakes.discard(self)
         self.pod.node.when_known(self, self._try_workload, self._no_workload)
+        if self._sock is not None:  # it waits, and its words with it
+            self.pod.node.loop.forget(sock.fileno())
+
+    def crashed(self, error: Exception) -> None:
+        """See ztunnel.loop.Handler."""
+        self.turn_away("-", f"internal error: {error}")
 
     def _try_workload(self) -> bool:
         workload = self.pod.workload()
@@ -66,28 +96,24 @@ class Arrival:
         self.turn_away("IDENTITY_ERROR", f"unknown destination: no workload for pod {self.pod.namespace}/{self.pod.name}")
 
     def _greet(self, credentials: Credentials | str) -> None:
-        node, sock = self.pod.node, self._sock
-        if sock is None:
+        if self._sock is None:
             return
         if isinstance(credentials, str):
             self.turn_away("IDENTITY_ERROR", credentials)
             return
-        now, source = node.loop.now, self.peer[0]
-        bound = node.handshakes.make_room(source, self.pod.uid, self.pod.holder.limits.handshakes)
-        if bound is not None:
-            (node if bound == "node" else self.pod).holder.count("handshakes")
+        node, source = self.pod.node, self.peer[0]
+        now = node.loop.now
         if node.handshakes.count(source) >= CROWD:
             node.penance.crowds(source, now)
         wait_s = node.penance.wait_s(source, now)
         if wait_s:
-            node.handshakes.add(self, now, self._not_greeted)
-            node.handshakes.belongs(self, source, self.pod.uid)
+            self._begin_time()
             node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
         else:
             self._welcome(credentials)
 
     def _not_greeted(self) -> None:
-        self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted while its source had to wait")
+        self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted before it was greeted")
 
     def _welcome(self, credentials: Credentials) -> None:
         node, sock = self.pod.node, self._sock
@@ -103,6 +129,7 @@ class Arrival:
         node.add_inbound_tunnel(tunnel, pod.uid, source)
         if pod.draining:
             tunnel.drain()
+        tunnel.on_event(IN)
 
     def turn_away(self, flag: Flag, error: str) -> None:
         """Close before anything was said."""
@@ -114,6 +141,9 @@ class Arrival:
         if self._identity is not None:
             node.vault.forget_waiter(self._identity, self)
         if sock is not None:
+            if self.local is self.peer:
+                self.local = endpoint(sock.getsockname())
+            node.loop.forget_closing(sock.fileno())
             reset_on_close(sock)
             sock.close()
             node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error)

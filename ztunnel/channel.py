@@ -311,6 +311,8 @@ class EarlyFailure:
     error: str
     identity: Identity | None = None
     """The peer's, where it was proved."""
+    count: int = 1
+    """How many it stands for: the last of many of one peer that failed alike."""
 
 
 @dataclass(frozen=True, slots=True)

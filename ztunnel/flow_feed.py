@@ -79,7 +79,7 @@ def early_event(
         direction=failure.direction,
         source=FlowEndpoint.of(source, *failure.source, identity=failure.identity if inbound else None),
         destination=FlowEndpoint.of(destination, *failure.destination, identity=None if inbound else failure.identity),
-        reason=failure.error,
+        reason=failure.error if failure.count == 1 else f"{failure.error} (the last of {failure.count} in a second)",
     )
 
 

@@ -1,4 +1,6 @@
-"""Inbound handshakes in flight: bounded in time, for each source, and in all. OpenSSL holds 45 KiB for a half one.
+"""Inbound handshakes in flight, and who has yet to say the first word: bounded in time, for each source, and in all.
+
+OpenSSL holds 45 KiB for a half one; who is silent costs little more than a socket.
 
 Whoever floods the door shows its own out first: beyond its share a source loses its oldest handshake, and who comes from
 elsewhere does not notice. Only when many sources come at once does the oldest of that pod go, or of all.

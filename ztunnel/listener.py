@@ -11,8 +11,8 @@ from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
 from ztunnel.tunnel import reset_on_close
 
-ACCEPTS_PER_EVENT = 64
-"""Then others get their turn."""
+ACCEPTS_PER_EVENT = 8
+"""A quarter of a millisecond; then others get their turn."""
 LAST_ACCEPTS = 1024
 """As many as the kernel queues."""
 PAUSE_S = 0.1

@@ -118,9 +118,9 @@ class Loop:
         self._sequence = itertools.count()
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
-        """Call `handler.on_event` while the descriptor is ready for `mask`."""
+        """Call `handler.on_event` while the descriptor is ready for `mask`; who watched it before does not any more."""
+        (self._epoll.modify if fd in self._calls else self._epoll.register)(fd, mask)
         self._calls[fd] = (handler.on_event, handler)
-        self._epoll.register(fd, mask)
 
     def watch_shared(self, fd: int, handler: Handler) -> None:
         """Watch a listener that other processes watch too: the kernel wakes one of them."""

@@ -15,6 +15,7 @@ from ztunnel.channel import SOCKS, Configure, Direction, EarlyFailure, Flag, Fro
 from ztunnel.demands import Demands
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
+from ztunnel.early_failures import EarlyFailures
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import RESERVED_PORTS
 from ztunnel.inbound_tunnels import InboundTunnels
@@ -93,6 +94,7 @@ class Node:
         self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
         self.tunnels: dict[Tunnel, None] = {}
         self.inbound_tunnels = InboundTunnels()
+        self.early_failures = EarlyFailures(emit)
         self.penance = Penance(config.offender_pause_s)
         self._max_connections = min(raise_fd_limit(), config.node_limits.connections)
         self._waiting: dict[object, Callable[[], bool]] = {}
@@ -140,7 +142,7 @@ class Node:
         identity: Identity | None = None,
     ) -> None:
         """Report a connection that failed before it could be tracked; `identity`: what the peer proved, if it did."""
-        self.emit(EarlyFailure(uid, direction, source, destination, flag, error, identity))
+        self.early_failures.tell(EarlyFailure(uid, direction, source, destination, flag, error, identity), self.loop.now)
 
     # --- waiting for workloads
 
@@ -218,6 +220,7 @@ class Node:
             self.socks_clients,
         ):
             deadlines.expire(now)
+        self.early_failures.tick(now)
         self.outliers.tick(now)
         if self.demands is not None:
             self.demands.deadlines.expire(now)

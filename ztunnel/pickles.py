@@ -23,7 +23,7 @@ from mesh.workload import (
     WeightedWaypoint,
     Workload,
 )
-from ztunnel.channel import Closed, ConnectionRecord, Opened
+from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Opened
 
 values_of_record: Callable[[ConnectionRecord], tuple[Any, ...]] = attrgetter(*(one.name for one in fields(ConnectionRecord)))
 
@@ -37,6 +37,7 @@ for _kind in (
     ApplicationTunnel,
     Closed,
     ConnectionRecord,
+    EarlyFailure,
     GatewayAddress,
     Locality,
     Match,

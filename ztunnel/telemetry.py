@@ -170,7 +170,7 @@ class Telemetry:
 
     def _failed_early(self, failure: EarlyFailure) -> None:
         key = (failure.direction, failure.flag)
-        self._early[key] = self._early.get(key, 0) + 1
+        self._early[key] = self._early.get(key, 0) + failure.count
         now_ns = time.time_ns()
         if self.level <= Level.WARN:
             self._log(Level.WARN, "connection failed", access_log.early_fields(failure), now_ns)

@@ -229,6 +229,8 @@ class Worker:
         """End everything, and report it."""
         for pod in self._pods.values():
             pod.close()
+        if self._node is not None:
+            self._node.early_failures.finish()
         self._link.finish(1.0)
 
 

@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -13,8 +14,10 @@ from tests.ztunnel.test_http2 import hostile
 from tests.ztunnel.world import CLIENT, VIP, World, world
 from ztunnel import frames
 from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
+from ztunnel.early_failures import AT_ONCE
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, PING, Code, frame
+from ztunnel.handshakes import PER_SOURCE
 from ztunnel.limits import Limits
 from ztunnel.tls import Credentials
 
@@ -173,7 +176,11 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
             return next((held, refused) for name, held, refused in status.usage["server"] if name == kind)
 
         def silent(count: int) -> list[socket.socket]:
-            return [mesh.client.connect(mesh.server.address, 15008, mark=0x539) for _ in range(count)]
+            crowd = []
+            for _ in range(count):
+                with suppress(ConnectionResetError):  # may be there before connect() has returned
+                    crowd.append(mesh.client.connect(mesh.server.address, 15008, mark=0x539))
+            return crowd
 
         with mesh.server.listen(8080) as deaf, attack(mesh) as tls:
             send(tls, CLIENT_OPENING)
@@ -198,6 +205,26 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
             if used("streams")[0] == 0:
                 break
         assert used("streams")[0] == 0, "what has ended is not held"
+
+
+def test_who_says_nothing_costs_no_tunnel_and_one_line_stands_for_many() -> None:
+    with world("silent") as mesh:
+        mesh.start()
+        worker = mesh.server.worker
+        crowd = [mesh.client.connect(mesh.server.address, 15008, mark=0x539) for _ in range(PER_SOURCE + 200)]
+        worker.heard.clear()
+        status = worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == PER_SOURCE)
+        assert status.gauges["tunnels"] == 0
+        late = worker.wait_for(EarlyFailure, lambda failure: failure.count > 1)
+        assert "evicted before it was greeted" in late.error and late.count == 200 - AT_ONCE
+        with Credentials(mesh.authority.certificate_for(CLIENT)).client.wrap_socket(crowd[-1]) as tls:
+            send(tls, CLIENT_OPENING + frame(PING, 0, 0, b"the last"))
+            said = b""
+            while b"the last" not in said:
+                said += (part := tls.recv(65536))
+                assert part, "whoever speaks at last is greeted"
+        for sock in crowd[:-1]:
+            sock.close()
 
 
 def test_who_offends_again_and_again_is_greeted_ever_later() -> None:

@@ -139,6 +139,21 @@ def test_an_offender_is_named_in_line_and_metric() -> None:
     assert f'weft_questions_refused_total{{identity="{mallory}"}} 1' in world.metrics()
 
 
+def test_failures_that_were_not_told_one_by_one_are_counted() -> None:
+    world, error = World(), "tls handshake error: timed out or evicted"
+    ends = (ip_address("10.244.1.6"), 52490), (ip_address("10.244.0.8"), 15008)
+    early = EarlyFailure("pod-uid", "inbound", *ends, "TLS_FAILURE", error)
+
+    def act() -> None:
+        world.telemetry.hear(0, early)
+        world.telemetry.hear(0, replace(early, count=2700))
+
+    flows = [connection_flow(event).Summary for event in events_of(world, act)]
+    assert "last of" not in flows[0] and f"{error} (the last of 2700 in a second)" in flows[1]
+    assert "repeated" not in world.texts()[0][-1] and world.texts()[1][-1].endswith(f'error="{error}" repeated=2700')
+    assert 'weft_early_failures_total{direction="inbound",flag="TLS_FAILURE"} 2701' in world.metrics()
+
+
 def test_what_pods_and_the_node_hold_of_their_limits() -> None:
     world = World()
     for worker in (0, 1):
