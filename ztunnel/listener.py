@@ -11,8 +11,10 @@ from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
 from ztunnel.tunnel import reset_on_close
 
-ACCEPTS_PER_EVENT = 8
-"""A quarter of a millisecond; then others get their turn."""
+ACCEPTS_PER_EVENT = 64
+"""Then others get their turn."""
+STRANGERS_PER_EVENT = 8
+"""A quarter of a millisecond, where the whole network may come."""
 LAST_ACCEPTS = 1024
 """As many as the kernel queues."""
 PAUSE_S = 0.1
@@ -26,8 +28,9 @@ Accept = Callable[[Pod, socket.socket, SocketAddress], None]
 class Listener:
     """One of a pod's three listeners; owns its descriptor."""
 
-    def __init__(self, pod: Pod, fd: int, accept: Accept) -> None:
+    def __init__(self, pod: Pod, fd: int, accept: Accept, at_once: int = ACCEPTS_PER_EVENT) -> None:
         self._pod = pod
+        self._at_once = at_once
         self._accept = accept
         self._sock = socket.socket(fileno=fd)
         self._sock.setblocking(False)
@@ -60,7 +63,7 @@ class Listener:
             accepted += 1
             self._take(sock, endpoint(raw))
         # Asking once more than there are connections costs a call for each: ask for more only after a full batch.
-        self._expected = min(2 * accepted, ACCEPTS_PER_EVENT) if accepted == self._expected else max(1, accepted)
+        self._expected = min(2 * accepted, self._at_once) if accepted == self._expected else max(1, accepted)
 
     def accept_rest(self) -> None:
         """Take who has come before the listener closes; bounded, as others may still come."""

@@ -46,7 +46,7 @@ from ztunnel.channel import (
 from ztunnel.dns_service import DNSService
 from ztunnel.inbound_plain import accept_plain
 from ztunnel.link import Link
-from ztunnel.listener import Listener
+from ztunnel.listener import ACCEPTS_PER_EVENT, STRANGERS_PER_EVENT, Listener
 from ztunnel.log_lines import apply_levels, log_to_stderr
 from ztunnel.loop import Loop
 from ztunnel.node import Node
@@ -119,7 +119,8 @@ class Worker:
         left = fds[1:]
         try:
             for port in message.ports:
-                pod.listeners.append(Listener(pod, left.pop(0), _ACCEPTS[port]))
+                at_once = STRANGERS_PER_EVENT if port == HBONE else ACCEPTS_PER_EVENT
+                pod.listeners.append(Listener(pod, left.pop(0), _ACCEPTS[port], at_once))
             services, left = left, []
             if services:
                 pod.dns = DNSService(pod, services)
