@@ -6,6 +6,8 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
@@ -41,14 +43,15 @@ class Netns:
     much as making a socket, and a connection that comes in waits for neither.
     """
 
-    def __init__(self, fd: int, home_fd: int, mark: int, tuning: Tuning) -> None:
+    def __init__(self, loop: Loop, fd: int, home_fd: int, mark: int, tuning: Tuning) -> None:
+        self._loop = loop
         self.fd = fd
         self._home_fd = home_fd
         self._mark = mark
         self._tuning = tuning
         self._warned = False
         self._stock: dict[int, list[socket.socket]] = {}
-        self._taken = False
+        self._taken = self._closed = False
 
     def make_socket(self, family: int, source: Address | None) -> socket.socket:
         """A non-blocking TCP socket; with a `source`, bound to that address although it may be another host's.
@@ -62,6 +65,8 @@ class Netns:
             stock = self._stock[family] = self._make(family, STOCK, _set_foreign_options)
         self._taken = True
         sock = stock.pop()
+        if not stock:
+            self._loop.afterwards.append((partial(self._restock, family), self))
         try:
             sock.bind((str(source), 0))
         except OSError as error:
@@ -92,6 +97,15 @@ class Netns:
             raise
         return made
 
+    def _restock(self, family: int) -> None:
+        if not self._closed and not self._stock.get(family):
+            with suppress(OSError):  # who needs one will find out
+                self._stock[family] = self._make(family, STOCK, _set_foreign_options)
+
+    def crashed(self, error: Exception) -> None:
+        """See ztunnel.loop.Crashing."""
+        _log.error("no sockets were made ahead: %s", error)
+
     def release_idle(self) -> None:
         """Give the stock back when nothing was taken from it since the last call."""
         if not self._taken:
@@ -106,6 +120,7 @@ class Netns:
 
     def close(self) -> None:
         """Give everything back."""
+        self._closed = True
         self._empty()
         os.close(self.fd)
 

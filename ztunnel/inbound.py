@@ -149,7 +149,7 @@ class InboundRequest(Inbound):
             return
         says = self.pod.node.config.enhanced_baggage
         stream.answer(response_fields(200, self.pod.baggage(self.workload) if says else b""))
-        self.opened()
+        stream.open()
         stream.attach(sock, speaks_first=False)
 
     def _announce(self, sock: socket.socket, target: SocketAddress) -> bool:

@@ -1,8 +1,9 @@
 """The worker's event loop: epoll, level-triggered, one thread, nothing that waits anywhere else.
 
 A turn: wait; call the handler of each ready descriptor; go on with some of what earlier turns left (ztunnel.rota); then flush
-what the turn left in `dirty` (so that all small frames for one tunnel leave in one TLS write and one send); then what is due by
-time. Handlers must not raise: what one does raise is logged and ends its own object, never the loop.
+what the turn left in `dirty` (so that all small frames for one tunnel leave in one TLS write and one send); then do what nobody
+waits for (`afterwards`); then what is due by time. Handlers must not raise: what one does raise is logged and ends its own
+object, never the loop.
 """
 
 import heapq
@@ -31,24 +32,25 @@ LOOKUPS_PER_TURN = 2
 _log = logging.getLogger("ztunnel.worker")
 
 
-class Handler(Protocol):
+class Crashing(Protocol):
+    """Whatever the loop calls."""
+
+    def crashed(self, error: Exception) -> None:
+        """A call raised what it should not have: give everything back, now."""
+
+
+class Handler(Crashing, Protocol):
     """What a descriptor belongs to."""
 
     def on_event(self, events: int) -> None:
         """The descriptor is ready."""
 
-    def crashed(self, error: Exception) -> None:
-        """A handler raised what it should not have: give everything back, now."""
 
-
-class Flushable(Protocol):
+class Flushable(Crashing, Protocol):
     """What writes at the end of a turn."""
 
     def flush(self) -> None:
         """Write everything that the turn left."""
-
-    def crashed(self, error: Exception) -> None:
-        """See Handler."""
 
 
 class Deadlines:
@@ -100,6 +102,8 @@ class Loop:
         self.modify = self._epoll.modify
         """(fd, mask): change what a watched descriptor waits for."""
         self.dirty: dict[Flushable, None] = {}
+        self.afterwards: list[tuple[Callable[[], None], Crashing]] = []
+        """What nobody waits for, and whose it is: done when the turn has written what somebody may wait for."""
         self._lingering: dict[Flushable, float] = {}
         self.now = time.monotonic()
         self.running = True
@@ -192,11 +196,13 @@ class Loop:
                 flushable.flush()
             except Exception as error:  # as above
                 self._contain(flushable, error)
+        if self.afterwards:
+            self._finish_up()
         if self._timers and self._timers[0][0] <= self.now:
             self._fire()
 
     def _wait_s(self, longest_s: float) -> float:
-        if self.dirty or self._left_over:  # the former: by a timer
+        if self.dirty or self._left_over or self.afterwards:  # `dirty` and `afterwards`: by a timer
             return 0
         wait = longest_s
         if self._timers:
@@ -224,7 +230,15 @@ class Loop:
             if time.monotonic() >= until:
                 return
 
-    def _contain(self, owner: Handler | Flushable | Continued, error: Exception) -> None:
+    def _finish_up(self) -> None:
+        calls, self.afterwards = self.afterwards, []
+        for call, owner in calls:
+            try:
+                call()
+            except Exception as error:  # as above
+                self._contain(owner, error)
+
+    def _contain(self, owner: Crashing, error: Exception) -> None:
         _log.exception("%s failed and is closed", type(owner).__name__)
         try:
             owner.crashed(error)

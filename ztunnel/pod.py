@@ -52,7 +52,7 @@ class Pod:
         self.namespace = message.namespace
         self.name = message.name
         self.service_account = message.service_account
-        self.netns = Netns(netns_fd, node.home_fd, node.config.packet_mark, node.config.tuning)
+        self.netns = Netns(node.loop, netns_fd, node.home_fd, node.config.packet_mark, node.config.tuning)
         self.keeps_source = node.config.keep_source_address and not message.own
         """The application sees the client's own address."""
         limits = node.config.pod_limits

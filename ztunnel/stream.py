@@ -90,6 +90,7 @@ class TunnelStream(Stream):
         "_kept",
         "_loop",
         "_mask",
+        "_opening",
         "_recv_into",
         "_send",
         "_sock",
@@ -110,7 +111,9 @@ class TunnelStream(Stream):
         self._loop: Loop = tunnel.loop
         self._sock: socket | None = None
         self._fd = -1
-        self._mask = 0
+        self._mask = -1
+        """What the socket is watched for; -1: it is not, for now."""
+        self._opening = False
         self._held = 0
         self._kept: bytearray | None = None
         self._declined: Declined = _nowhere_else
@@ -165,14 +168,28 @@ class TunnelStream(Stream):
         """The application's socket is connected: move bytes; look at once for those of an application that speaks first."""
         self._sock, self._fd = sock, sock.fileno()
         self._recv_into, self._send = sock.recv_into, sock.send
-        self._mask = IN
-        self._loop.watch(self._fd, IN, self)
+        self._loop.afterwards.append((self._watch, self))  # nobody has a question yet whose answer could come
         if self._backlog is not None:
             self._flush()
         elif self.remote_closed:
             self._end_of_tunnel()
-        if speaks_first and not self.closed and self._mask & IN:
+        if speaks_first and not self.closed:
             self._readable()
+
+    def _watch(self) -> None:
+        if self._mask < 0 and not self.closed:
+            self._mask = (0 if self._eof else IN) | (0 if self._backlog is None else OUT)
+            self._loop.watch(self._fd, self._mask, self)
+
+    def open(self) -> None:
+        """Both ends are there: the owner hears of it, after what may be waited for."""
+        self._opening = True
+        self._loop.afterwards.append((self._tell_opened, self))
+
+    def _tell_opened(self) -> None:
+        if self._opening:
+            self._opening = False
+            self.owner.opened()
 
     def answer(self, fields: Fields) -> None:
         """Accept the peer's request."""
@@ -247,8 +264,7 @@ class TunnelStream(Stream):
             self._http.blocked[self] = None
             return
         if self._mask < 0:
-            self._mask = IN if self._backlog is None else IN | OUT
-            self._loop.watch(self._fd, self._mask, self)
+            self._watch()
         else:
             self._want(self._mask | IN)
         self._readable()
@@ -326,9 +342,12 @@ class TunnelStream(Stream):
         """See ztunnel.flow.Stream."""
         self._heard_last = True
         if self._backlog is None and self._fd >= 0:
-            self._end_of_tunnel()
+            # A client's next request comes with the end of its last connection, and goes first.
+            self._loop.afterwards.append((self._end_of_tunnel, self))
 
     def _end_of_tunnel(self) -> None:
+        if self.closed or self._backlog is not None:
+            return
         assert self._sock is not None
         if self._eof:
             self._finish("-", "")
@@ -349,7 +368,7 @@ class TunnelStream(Stream):
         self._kept = None
         self.window += self._held
         self._held = 0
-        self.owner.opened()
+        self.open()
         if self in self._http.blocked:
             self._http.reopened = True
 
@@ -414,6 +433,7 @@ class TunnelStream(Stream):
             self._http.discarded(self._backlog.clear())
             self._backlog = None
         self._send = _not_attached
+        self._tell_opened()
         owner, self.owner = self.owner, NOBODY
         owner.ended(flag, error)
 
