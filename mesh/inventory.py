@@ -280,9 +280,12 @@ class PolicyStore:
         """What workloads list beyond what applies to them anyway; only of workloads that were asked for."""
         self._listers: dict[str, set[_Question]] = {}
         """By the keys they list."""
+        self._sets: dict[_Question, PolicySet] = {}
+        """Those that were asked for since the last change: they remember their verdicts."""
 
     def apply(self, upserts: Iterable[Policy], removals: Iterable[str]) -> None:
         """Take one update in, removals first; unknown keys are nothing."""
+        self._sets.clear()
         for key in removals:
             self._remove(key)
         for policy in upserts:
@@ -319,13 +322,20 @@ class PolicyStore:
     def applicable(self, workload: Workload) -> PolicySet:
         """List what applies to connections to a workload: its namespace's policies, global ones, those it lists by key.
 
-        A listed key counts whatever the policy's scope; one that is not known is left out (see `missing`).
+        A listed key counts whatever the policy's scope; one that is not known is left out (see `missing`). To be asked at once:
+        it is of no use after the next change.
         """
         question = (workload.namespace, workload.authorization_policies)
+        found = self._sets.get(question)
+        if found is None:
+            found = self._sets[question] = self._set_of(question)
+        return found
+
+    def _set_of(self, question: _Question) -> PolicySet:
         listed = self._listed.get(question)
         if listed is None:
             listed = self._remember(question)
-        own = self._by_namespace.get(workload.namespace)
+        own = self._by_namespace.get(question[0])
         return PolicySet((own, self._global, listed) if own is not None else (self._global, listed))
 
     def _remember(self, question: _Question) -> PolicyGroup:
@@ -340,6 +350,7 @@ class PolicyStore:
 
     def _forget(self, question: _Question) -> None:
         del self._listed[question]
+        self._sets.pop(question, None)
         for key in set(question[1]):
             self._listers[key].remove(question)
             if not self._listers[key]:

@@ -351,11 +351,26 @@ def _rank(place: _Place) -> int:
     return place[0]
 
 
+_MAX_VERDICTS = 256
+"""That a set remembers; then it forgets all."""
+
+
 class PolicySet:
-    """What applies to a workload: groups that have no policy in common, in their order."""
+    """What applies to a workload: groups that have no policy in common, in their order. None changes once it was asked."""
 
     def __init__(self, groups: Iterable[PolicyGroup]) -> None:
         self._groups = tuple(groups)
+        self._verdicts: dict[Connection, Verdict] = {}
+
+    def verdict(self, connection: Connection) -> Verdict:
+        """Decide, or remember what was decided about an equal connection."""
+        verdict = self._verdicts.get(connection)
+        if verdict is None:
+            if len(self._verdicts) >= _MAX_VERDICTS:
+                self._verdicts.clear()
+            peer = _peer_of(connection)
+            verdict = self._verdicts[connection] = _decide(self.candidates(peer), peer, self)
+        return verdict
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
@@ -375,10 +390,9 @@ class PolicySet:
 
 def evaluate(policies: Iterable[Policy], connection: Connection) -> Verdict:
     """Decide about one connection under the policies that apply to its destination."""
-    peer = _peer_of(connection)
     if isinstance(policies, PolicySet):
-        return _decide(policies.candidates(peer), peer, policies)
-    return _decide(policies, peer, None)
+        return policies.verdict(connection)
+    return _decide(policies, _peer_of(connection), None)
 
 
 def _decide(policies: Iterable[Policy], peer: _Peer, everything: PolicySet | None) -> Verdict:

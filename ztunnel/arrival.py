@@ -16,7 +16,7 @@ from ztunnel.flow import Stream
 from ztunnel.frames import Code
 from ztunnel.gate import Rejected, admit
 from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, response_fields
-from ztunnel.inbound import InboundRequest
+from ztunnel.inbound import Errand, InboundRequest, errand_of
 from ztunnel.ledger import SocketAddress
 from ztunnel.loop import ERROR, IN
 from ztunnel.missing import missing_inbound
@@ -43,6 +43,8 @@ class Arrival:
         self._sock: socket.socket | None = sock
         self._identity: Identity | None = None
         self._trust_domain = ""
+        self._errand: Errand | None = None
+        """Of the last request: the next one mostly wants the same."""
 
     def start(self) -> None:
         """Wait for its first words, for as long as a handshake may take."""
@@ -208,12 +210,15 @@ class Arrival:
     def _admit(
         self, tunnel: Tunnel, sid: int, workload: Workload, request: ConnectRequest, stream: TunnelStream | None = None
     ) -> Stream | None:
-        node = self.pod.node
-        outcome = admit(node.inventory, node.config.network, workload, self.local[0], request, node.reserved_ports)
-        if isinstance(outcome, Rejected):
-            self._reject(tunnel, sid, outcome.status, outcome.reason)
-            return None
-        return InboundRequest(self.pod, (self.peer, self.local), tunnel, workload, request, outcome).start(sid, stream)
+        node, errand = self.pod.node, self._errand
+        if errand is None or not errand.is_again(node, workload, request):
+            outcome = admit(node.inventory, node.config.network, workload, self.local[0], request, node.reserved_ports)
+            if isinstance(outcome, Rejected):
+                self._reject(tunnel, sid, outcome.status, outcome.reason)
+                return None
+            assert tunnel.peer is not None  # no request is read before the handshake is done
+            errand = self._errand = errand_of(node, workload, self.peer[0], tunnel.peer, request, outcome)
+        return InboundRequest(self.pod, (self.peer, self.local), tunnel, errand).start(sid, stream)
 
     def _go_on(self, stream: TunnelStream, workload: Workload, request: ConnectRequest, error: str) -> None:
         """What a request waited for is known, or why not."""

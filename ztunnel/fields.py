@@ -6,6 +6,8 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from ztunnel.frames import END_HEADERS, HPACK_TABLE_BYTES, PADDED, PRIORITISED, Code, ProtocolError
 
 Fields = list[tuple[bytes, bytes]]
+Repeating = tuple[tuple[bytes, bytes], ...]
+"""Fields that one stream after the other sends; hashable."""
 
 MAX_CONTINUATIONS = 16
 _ENTRY_BYTES = 32
@@ -22,10 +24,14 @@ class FieldReader:
         self.stream_id = 0
         """The stream whose block is unfinished: only its CONTINUATION may come next."""
         self.ends_stream = False
+        self.list_bytes = 0
+        """The size of the last list, as MAX_HEADER_LIST_SIZE counts it."""
         self._fragments = bytearray()
         self._continuations = 0
         self._decoder = Decoder(max_header_list_size=_BOMB_FACTOR * max_list_bytes)
         self._decoder.max_allowed_table_size = HPACK_TABLE_BYTES
+        self._entries: dict[int, tuple[bytes, bytes]] = {}
+        """Of the table, as long as nothing enters it."""
 
     def begin(self, stream_id: int, flags: int, payload: bytes) -> Fields | None:
         """Take a HEADERS frame; the fields when they are complete. Raises: ProtocolError."""
@@ -56,39 +62,46 @@ class FieldReader:
         self.stream_id = 0
         block, self._fragments = bytes(self._fragments), bytearray()
         try:
-            fields = _read_only(block, self._decoder, self.max_list_bytes)
-            return list(self._decoder.decode(block, raw=True)) if fields is None else fields
+            fields = self._read_only(block)
+            if fields is None:
+                self._entries.clear()
+                fields = list(self._decoder.decode(block, raw=True))
+                self.list_bytes = list_bytes(fields)
+            return fields
         except OversizedHeaderListError as error:
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "header list far beyond its bounds") from error
         except (HPACKError, IndexError, ValueError) as error:
             raise ProtocolError(Code.COMPRESSION_ERROR, "header block does not decode") from error
 
+    def _read_only(self, block: bytes) -> Fields | None:
+        """Decode a block that leaves the table alone and is not Huffman-coded: all that weft itself sends after the first.
 
-def _read_only(block: bytes, decoder: Decoder, max_list_bytes: int) -> Fields | None:
-    """Decode a block that leaves the table alone and is not Huffman-coded: all that weft itself sends after the first.
-
-    None: anything else, for the library, which is 3x slower and knows all forms. So nothing here needs to be complete.
-    """
-    fields: Fields = []
-    position, end, size = 0, len(block), 0
-    lookup = decoder.header_table.get_by_index
-    while position < end:
-        first = block[position]
-        position += 1
-        if 0x80 < first < 0xFF:
-            name, value = lookup(first & 0x7F)
-        elif first in (0x00, 0x10):
-            name, position = _short_string(block, position)
-            value, position = _short_string(block, position)
-            if not name or position > end:
+        None: anything else, for the library, which is 3x slower and knows all forms. So nothing here needs to be complete.
+        """
+        fields: Fields = []
+        position, end, size = 0, len(block), 0
+        entries = self._entries
+        while position < end:
+            first = block[position]
+            position += 1
+            if 0x80 < first < 0xFF:
+                field = entries.get(first)
+                if field is None:
+                    field = entries[first] = self._decoder.header_table.get_by_index(first & 0x7F)
+            elif first in (0x00, 0x10):
+                name, position = _short_string(block, position)
+                value, position = _short_string(block, position)
+                if not name or position > end:
+                    return None
+                field = (name, value)
+            else:
                 return None
-        else:
-            return None
-        size += len(name) + len(value) + _ENTRY_BYTES
-        if size > max_list_bytes:
-            return None
-        fields.append((name, value))
-    return fields
+            size += len(field[0]) + len(field[1]) + _ENTRY_BYTES
+            if size > self.max_list_bytes:
+                return None
+            fields.append(field)
+        self.list_bytes = size
+        return fields
 
 
 def _short_string(block: bytes, position: int) -> tuple[bytes, int]:
@@ -134,7 +147,7 @@ class FieldWriter:
 
     def __init__(self) -> None:
         self._encoder = Encoder()
-        self._stable: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+        self._stable: dict[Repeating, bytes] = {}
         """Blocks of table entries only: the same until something enters the table and moves what is there."""
 
     def resize(self, table_bytes: int) -> None:
@@ -142,7 +155,7 @@ class FieldWriter:
         self._stable.clear()
         self._encoder.header_table_size = min(table_bytes, HPACK_TABLE_BYTES)
 
-    def encode(self, fields: Fields) -> bytes:
+    def encode(self, fields: Fields | Repeating) -> bytes:
         """Encode in the given order."""
         key = tuple(fields)
         block = self._stable.get(key)

@@ -5,12 +5,13 @@ goes through the HPACK table; what never repeats follows as literals. Source: fa
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 from mesh.workload import Address
-from ztunnel.fields import Fields, literal
+from ztunnel.fields import Fields, Repeating, literal
 
 HBONE_PORT = 15008
 RESERVED_PORTS = frozenset({15001, 15006, 15008})
@@ -20,6 +21,10 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _PSEUDO = {b":method", b":authority", b":scheme", b":path", b":protocol"}
 _FORWARDED_NETWORK = b"x-forwarded-network"
 _USUAL = {b"baggage", b"forwarded", b"traceparent", _FORWARDED_NETWORK}
+_CONNECT = (b":method", b"CONNECT")
+_breaks_line = re.compile(rb"[\0\n\r]").search
+_SHORT_BYTES = 1024
+"""Of an authority and a baggage that are remembered."""
 
 
 class Malformed(ValueError):
@@ -75,6 +80,18 @@ def parse_authority(text: str) -> Authority:
 
 def read_request(fields: Fields) -> ConnectRequest:
     """Read the fields of a new stream. Raises: Malformed, BadRequest."""
+    if len(fields) == 5 and fields[0] == _CONNECT:  # as `repeating_fields` and `single_fields` make them
+        method, authority, baggage, (forwarded, whose), (trace, number) = fields
+        if (authority[0], baggage[0], forwarded, trace) == (b":authority", b"baggage", b"forwarded", b"traceparent"):
+            short = len(authority[1]) + len(baggage[1]) <= _SHORT_BYTES
+            if short and not _breaks_line(whose) and not _breaks_line(number):
+                request = _read_again((method, authority, baggage))
+                host = forwarded_host(whose)
+                return request._replace(forwarded_host=host) if host else request
+    return _read(fields)
+
+
+def _read(fields: Sequence[tuple[bytes, bytes]]) -> ConnectRequest:
     pseudo: dict[bytes, bytes] = {}
     forwarded = baggage = b""
     network: str | None = None
@@ -86,7 +103,7 @@ def read_request(fields: Fields) -> ConnectRequest:
             pseudo[name] = value
         else:
             regular = True
-            if (name not in _USUAL and not _NAME.fullmatch(name)) or b"\n" in value or b"\r" in value or b"\0" in value:
+            if (name not in _USUAL and not _NAME.fullmatch(name)) or _breaks_line(value):
                 raise Malformed(f"field {name[:32]!r}")
             if name == b"baggage":
                 baggage = baggage + b"," + value if baggage else value
@@ -108,8 +125,14 @@ def read_request(fields: Fields) -> ConnectRequest:
     return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "", baggage, network)
 
 
+_read_again = lru_cache(512)(_read)
+"""Every stream to the same target repeats its first fields."""
+
+
 def forwarded_host(value: bytes) -> str:
     """The `host` parameter of a `forwarded` field, without quotes; empty when there is none or it is not ASCII."""
+    if b"host" not in value.lower():
+        return ""
     for part in value.split(b","):
         for pair in part.split(b";"):
             name, _, text = pair.partition(b"=")
@@ -118,24 +141,35 @@ def forwarded_host(value: bytes) -> str:
     return ""
 
 
-def repeating_fields(authority: Authority, baggage: bytes) -> Fields:
+def repeating_fields(authority: str, baggage: bytes) -> Repeating:
     """The fields of a request that are the same for every stream to the same target."""
-    return [(b":method", b"CONNECT"), (b":authority", str(authority).encode()), (b"baggage", baggage)]
+    return (_CONNECT, (b":authority", authority.encode()), (b"baggage", baggage))
 
 
 def single_fields(source: tuple[Address, int], hostname: str, trace: bytes, network: str | None = None) -> bytes:
     """The fields of one request alone, encoded; `trace` is 24 random bytes, `network` ours where a gateway passes it on."""
     address, port = source
-    forwarded = f'for="{Authority(address, port)}"' + (f";host={hostname}" if hostname else "")
+    before, behind = _around_port(address, hostname)
     digits = trace.hex()
-    once = literal(b"forwarded", forwarded.encode()) + literal(b"traceparent", f"00-{digits[:32]}-{digits[32:]}-00".encode())
+    once = literal(b"forwarded", b"%b%d%b" % (before, port, behind)) + _TRACE + f"00-{digits[:32]}-{digits[32:]}-00".encode()
     return once if network is None else once + literal(_FORWARDED_NETWORK, network.encode())
 
 
-def response_fields(status: int, baggage: bytes = b"") -> Fields:
+_TRACE = literal(b"traceparent", bytes(55))[:-55]
+"""All have the same length."""
+
+
+@lru_cache(1024)
+def _around_port(address: Address, hostname: str) -> tuple[bytes, bytes]:
+    """What a `forwarded` field says before and behind the port, which alone is a connection's own."""
+    before, behind = f'for="{Authority(address, 0)}"'.rsplit("0", 1)
+    return before.encode(), (behind + (f";host={hostname}" if hostname else "")).encode()
+
+
+def response_fields(status: int, baggage: bytes = b"") -> Repeating:
     """The fields of a response."""
-    fields = [(b":status", str(status).encode())]
-    return [*fields, (b"baggage", baggage)] if baggage else fields
+    said = (b":status", b"%d" % status)
+    return (said, (b"baggage", baggage)) if baggage else (said,)
 
 
 def read_status(fields: Fields) -> int:

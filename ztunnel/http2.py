@@ -9,7 +9,7 @@ Source: RFC 9113; facts of Istio's ztunnel for sizes, timing and the shutdown se
 
 from ztunnel import frames
 from ztunnel.allowance import Allowance
-from ztunnel.fields import Fields, FieldWriter, list_bytes, strip_padding
+from ztunnel.fields import Fields, FieldWriter, Repeating, strip_padding
 from ztunnel.flow import Owner, Stream
 from ztunnel.frames import (
     ACK,
@@ -104,7 +104,7 @@ class Connection(Intake):
 
     def _headers(self, sid: int, fields: Fields) -> None:
         ended = self._reader.ends_stream
-        size = list_bytes(fields)
+        size = self._reader.list_bytes
         if size > _USUAL_LIST_BYTES:
             self._spend(self._control, "long header lists", size / _USUAL_LIST_BYTES)
         stream = self.streams.get(sid)
@@ -246,7 +246,7 @@ class Connection(Intake):
             return 0
         return max(0, self.max_streams - len(self.streams))
 
-    def request(self, stream: Stream, repeating: Fields, once: bytes) -> None:
+    def request(self, stream: Stream, repeating: Fields | Repeating, once: bytes) -> None:
         """Open a stream: `repeating` goes through the HPACK table, `once` is encoded already and follows it."""
         stream.sid = self.next_sid
         self.next_sid += 2
@@ -260,12 +260,12 @@ class Connection(Intake):
         stream.window, stream.receive_window = self._initial_window, self.stream_window
         self.streams[sid] = stream
 
-    def answer(self, stream: Stream, fields: Fields) -> None:
+    def answer(self, stream: Stream, fields: Fields | Repeating) -> None:
         """Accept a request."""
         stream.answered = True
         self.out += frames.frame(HEADERS, END_HEADERS, stream.sid, self.writer.encode(fields))
 
-    def reject(self, sid: int, fields: Fields) -> None:
+    def reject(self, sid: int, fields: Fields | Repeating) -> None:
         """Answer a request with a final status and no stream: HEADERS that end it, then RST_STREAM as its own side is open."""
         self._overdrawn = not self._refusals.spend(self.now, 0.1) or self._overdrawn  # said to the peer's next request
         stream = self.streams.get(sid)

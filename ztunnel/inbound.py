@@ -2,6 +2,7 @@
 
 import socket
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from mesh.identity import Identity
 from mesh.policy import Connection
@@ -73,6 +74,37 @@ class Inbound(Tracked):
         super().ended(flag, error)
 
 
+class Errand(NamedTuple):
+    """A request that was admitted, and who asks: all that does not depend on the one connection."""
+
+    request: ConnectRequest
+    admitted: Admitted
+    workload: Workload
+    """Who is asked."""
+    authority: str
+    source: str
+    """The client's xDS uid, where its address tells."""
+    described: Described | None
+    """The client by its own words, where it does not."""
+    generation: int
+    """Of the mesh by which all this is so; -1: of one that was only known in part."""
+
+    def is_again(self, node: Node, workload: Workload, request: ConnectRequest) -> bool:
+        """Whether the same is asked of the same in the same mesh. On demand, a question may be worth asking again."""
+        same_mesh = self.generation == node.generation and self.workload is workload and node.demands is None
+        return same_mesh and self.request == request
+
+
+def errand_of(
+    node: Node, workload: Workload, source: Address, identity: Identity, request: ConnectRequest, admitted: Admitted
+) -> Errand:
+    """`source`: from where the tunnel comes; `identity`: what its other end proved."""
+    client, described = _source_of(node, source, identity, request)
+    generation = node.generation if not node.unfinished else -1
+    uid = client.uid if client is not None else ""
+    return Errand(request, admitted, workload, str(request.authority), uid, described, generation)
+
+
 class InboundRequest(Inbound):
     """One CONNECT stream to an application of this node."""
 
@@ -83,31 +115,27 @@ class InboundRequest(Inbound):
         pod: Pod,
         ends: tuple[SocketAddress, SocketAddress],
         tunnel: Tunnel,
-        workload: Workload,
-        request: ConnectRequest,
-        admitted: Admitted,
+        errand: Errand,
     ) -> None:
         """`ends`: the client's and ours, of the tunnel's own connection."""
-        node, identity, service = pod.node, tunnel.peer, admitted.service
-        assert identity is not None  # no request is read before the handshake is done
-        source, described = _source_of(node, ends[0][0], identity, request)
+        workload, service = errand.workload, errand.admitted.service
         record = ConnectionRecord(
-            node.ledger.next_number(),
+            pod.node.ledger.next_number(),
             pod.uid,
             "inbound",
             "HBONE",
             *ends,
-            str(request.authority),
-            source_workload=source.uid if source else "",
-            source_identity=identity,
-            source_described=described,
+            errand.authority,
+            source_workload=errand.source,
+            source_identity=tunnel.peer,
+            source_described=errand.described,
             destination_workload=workload.uid,
             destination_identity=workload.identity,
             destination_service=service.key if service else "",
         )
-        super().__init__(pod, record, workload, admitted.port)
+        super().__init__(pod, record, workload, errand.admitted.port)
         self._tunnel = tunnel
-        self._admitted = admitted
+        self._admitted = errand.admitted
         self._stream: TunnelStream | None = None
 
     def check(self) -> str:

@@ -16,7 +16,7 @@ from typing import Protocol
 from mesh.identity import Identity
 from mesh.workload import Address
 from ztunnel.channel import Flag
-from ztunnel.fields import Fields
+from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import Code
 from ztunnel.node import Node
@@ -49,7 +49,7 @@ class InnerTunnel:
         self._tunnel: Tunnel | None = None
         self._outer: TunnelStream | None = None
 
-    def start(self, outer: Tunnel, credentials: Credentials, repeating: Fields, once: bytes) -> None:
+    def start(self, outer: Tunnel, credentials: Credentials, repeating: Repeating, once: bytes) -> None:
         """Ask the gateway for a connection, and greet who is behind it: both in one flight."""
         try:
             ours, gateways = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from ztunnel.dial import endpoint, set_tcp_options
+from ztunnel.dial import Socket, endpoint, set_tcp_options
 from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
 from ztunnel.tunnel import reset_on_close
@@ -32,12 +32,13 @@ class Listener:
         self._pod = pod
         self._at_once = at_once
         self._accept = accept
-        self._sock = socket.socket(fileno=fd)
+        self._sock = Socket(fileno=fd)
         self._sock.setblocking(False)
         if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
             self._sock.close()
             raise OSError(errno.EINVAL, f"descriptor {fd} is not a listening socket")
         set_tcp_options(self._sock, pod.node.config.tuning)  # what it accepts inherits them
+        self._kind = (self._sock.family, self._sock.type, self._sock.proto)
         self.port: int = self._sock.getsockname()[1]
         self._open = True
         self._expected = 1
@@ -52,7 +53,7 @@ class Listener:
         accepted = 0
         while accepted < self._expected:
             try:
-                sock, raw = self._sock.accept()
+                accepted_fd, raw = self._sock._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 break
             except ConnectionAbortedError:
@@ -61,7 +62,7 @@ class Listener:
                 self._survive(error)
                 return
             accepted += 1
-            self._take(sock, endpoint(raw))
+            self._take(Socket(*self._kind, accepted_fd), endpoint(raw))
         # Asking once more than there are connections costs a call for each: ask for more only after a full batch.
         self._expected = min(2 * accepted, self._at_once) if accepted == self._expected else max(1, accepted)
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ztunnel.frames import SIZES
 from ztunnel.limits import NODE, Held
-from ztunnel.rota import Continued, Rota
+from ztunnel.rota import Rota
 
 IN, OUT, ERROR, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 _EXCLUSIVE = select.EPOLLEXCLUSIVE

@@ -8,20 +8,20 @@ from mesh.workload import Address, Workload
 from ztunnel.balance import NOBODY
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import Dial, endpoint, original_destination
-from ztunnel.fields import Fields
+from ztunnel.fields import Fields, Repeating
 from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.inner_tunnel import InnerStream, InnerTunnel
 from ztunnel.ledger import SocketAddress, Tracked
 from ztunnel.missing import missing_outbound
-from ztunnel.node import Node
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.pool import Key
-from ztunnel.route import Refused, Request, Route, decide
+from ztunnel.route import Refused, Request, Route
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials
 from ztunnel.tunnel import Tunnel, reset_on_close
 from ztunnel.waiting import WaitingConnection
+from ztunnel.ways import Way, way_of
 
 _TRACE_BYTES = 24
 
@@ -53,11 +53,7 @@ def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress,
     if node.demands is not None:
         _ask(pod, sock, peer, request)
         return
-    Outbound(pod, sock, peer, request).start(_decide(node, request))
-
-
-def _decide(node: Node, request: Request, avoid: frozenset[str] = NOBODY) -> Route | Refused:
-    return decide(node.inventory, node.config.network, request, node.chance(), avoid, node.outliers.aside)
+    Outbound(pod, sock, peer, request).start(pod.ways.find(request))
 
 
 def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
@@ -65,8 +61,8 @@ def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -
     node, network = pod.node, pod.node.config.network
 
     def go(known: socket.socket, error: str) -> None:
-        route = Refused(error) if error else _decide(node, request)
-        Outbound(pod, known, peer, request).start(route)
+        way = Refused(error) if error else pod.ways.find(request)
+        Outbound(pod, known, peer, request).start(way)
 
     destination = (request.destination, request.port)
     missing = partial(missing_outbound, node.inventory, network, request)
@@ -88,11 +84,10 @@ class Outbound(Tracked):
         "_dial",
         "_early",
         "_inner",
-        "_key",
         "_request",
-        "_route",
         "_sock",
         "_trace",
+        "_way",
         "pod",
     )
 
@@ -117,34 +112,31 @@ class Outbound(Tracked):
         self._early = b""
         self._sock: socket.socket | None = sock
         self._dial: Dial | None = None
-        self._key: Key | None = None
-        self._route: Route | None = None
+        self._way: Way | None = None
         self._credentials: Credentials | None = None
         self._inner: InnerTunnel | None = None
         self._trace = b""
 
-    def start(self, route: Route | Refused) -> None:
+    def start(self, way: Way | Refused) -> None:
         """Go where the decision says."""
         self.pod.connections[self] = None
         self.ledger.register(self)
-        self._name(route)
-        if isinstance(route, Refused):
-            self.ended(route.flag, route.reason)
+        if isinstance(way, Refused):
+            self._name(way)
+            self.ended(way.flag, way.reason)
         else:
-            self._try(route)
+            self._try(way)
 
     def _name(self, route: Route | Refused) -> None:
         self.record.destination_workload = route.workload.uid if route.workload else ""
         self.record.destination_service = route.service.key if route.service else ""
 
-    def _try(self, route: Route) -> None:
+    def _try(self, way: Way) -> None:
         self._attempts += 1
-        self._route = route
-        self._key = None
-        record = self.record
-        record.protocol = route.protocol
-        record.hop = route.hop
-        self._go(route)
+        self._name(way.route)
+        self.record.protocol = way.route.protocol
+        self.record.hop = way.route.hop
+        self._go(way)
 
     def _not_taken(self, flag: Flag, error: str) -> None:
         """Who was chosen does not take the connection: another one may."""
@@ -160,59 +152,59 @@ class Outbound(Tracked):
 
     def _failed(self) -> bool:
         """Remember who failed; whether there may be others."""
-        choice, node = self._route.choice if self._route else None, self.pod.node
+        choice, node = self._way.route.choice if self._way else None, self.pod.node
         if choice is None:
             return False
         node.outliers.failed(choice, node.loop.now)
         self._avoid |= {choice.uid}
         return True
 
-    def _another(self) -> Route | None:
+    def _another(self) -> Way | None:
         """Where else the connection may go; None: nowhere, or it was tried often enough."""
         node = self.pod.node
         if self._attempts >= node.config.tuning.endpoint_attempts:
             return None
-        outcome = _decide(node, self._request, self._avoid)
-        return outcome if isinstance(outcome, Route) else None
+        outcome = self.pod.ways.find(self._request, self._avoid)
+        return outcome if isinstance(outcome, Way) else None
 
-    def _try_another(self, route: Route) -> None:
+    def _try_another(self, way: Way) -> None:
         self.pod.node.retries += 1
         record = self.record
         record.hbone_destination, record.source_identity, record.destination_identity = "", None, None
-        self._name(route)
-        self._try(route)
+        self._try(way)
 
     def _declined(self, stream: TunnelStream, untouched: bool) -> bool:
         """See ztunnel.stream.Declined."""
         if not untouched and not self._failed():
             return False
-        route = self._another()
-        if route is None:
+        way = self._another()
+        if way is None:
             return False
         self.pump = None
         self._sock, self._early = stream.give_back()
-        self._try_another(route)
+        self._try_another(way)
         return True
 
     def opened(self) -> None:
         """See ztunnel.stream.Owner."""
-        choice = self._route.choice if self._route else None
+        choice = self._way.route.choice if self._way else None
         if choice is not None:
             self.pod.node.outliers.succeeded(choice)
         super().opened()
 
-    def _go(self, route: Route) -> None:
-        if route.address is None:
-            resolver, client = self.pod.node.resolver, self._client
-            resolver.resolve(route.hostname, self.record.destination[0].version, self, self._resolved, client)
-        elif route.protocol == "TCP":
+    def _go(self, way: Way) -> None:
+        self._way, route = way, way.route
+        if way.key is not None:
+            self._start_tunnelled(way, way.key)
+        elif route.address is not None:
             self._start_plain(route, route.address)
         else:
-            self._start_tunnelled(route, route.address)
+            resolver, client = self.pod.node.resolver, self._client
+            resolver.resolve(route.hostname, self.record.destination[0].version, self, self._resolved, client)
 
     def _resolved(self, address: Address | None) -> None:
-        route = self._route
-        assert route is not None
+        assert self._way is not None
+        route = self._way.route
         if address is None:
             self._not_taken("CONNECT", f"no address found for {route.hostname}: ask this node's nameservers")
             return
@@ -220,8 +212,7 @@ class Outbound(Tracked):
         if isinstance(outcome, Refused):
             self.ended(outcome.flag, outcome.reason)
             return
-        self._route = outcome
-        self._go(outcome)
+        self._go(way_of(self._request, outcome))
 
     def _start_plain(self, route: Route, address: Address) -> None:
         node = self.pod.node
@@ -247,34 +238,34 @@ class Outbound(Tracked):
         self._dial = None
         self._not_taken(flag, error)
 
-    def _start_tunnelled(self, route: Route, address: Address) -> None:
-        record, identity = self.record, self._client.identity
-        record.destination = (address, route.port)
-        record.hbone_destination = str(route.authority)
-        record.source_identity = identity
-        record.destination_identity = route.workload.identity if route.workload else None
-        self._key = Key(identity, route.expected, record.source[0], address, route.port)
+    def _start_tunnelled(self, way: Way, key: Key) -> None:
+        record = self.record
+        record.destination = key.address, key.port
+        record.hbone_destination = way.authority
+        record.source_identity = key.source
+        record.destination_identity = way.identity
         vault = self.pod.node.vault
-        credentials = vault.find(identity)
+        credentials = vault.find(key.source)
         if credentials is not None:
             self._with_credentials(credentials)
         else:
-            vault.wait(identity, self, self._with_credentials)
+            vault.wait(key.source, self, self._with_credentials)
 
     def _with_credentials(self, credentials: Credentials | str) -> None:
-        assert self._key is not None
+        assert self._way is not None and self._way.key is not None
         if isinstance(credentials, str):
             self.ended("IDENTITY_ERROR", credentials)
             return
         self._credentials = credentials
-        self.pod.pool.request(self._key, credentials, self)
+        self.pod.pool.request(self._way.key, credentials, self)
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.pool.Waiter."""
-        route, credentials = self._route, self._credentials
-        assert route is not None and route.address is not None and credentials is not None
+        way, credentials = self._way, self._credentials
+        assert way is not None and way.route.address is not None and credentials is not None
+        route = way.route
         if route.protocol == "DOUBLEHBONE":
-            self._inner = InnerTunnel(self.pod.node, self, route.inner_expected, route.address)
+            self._inner = InnerTunnel(self.pod.node, self, route.inner_expected, way.route.address)
             self._inner.start(tunnel, credentials, *self._fields(None))
         else:
             self._open(TunnelStream(tunnel, self), None)
@@ -296,14 +287,14 @@ class Outbound(Tracked):
             stream.keep_early(self._early, self._declined)
         stream.request(sock, *self._fields(network), self._early)
 
-    def _fields(self, network: str | None) -> tuple[Fields, bytes]:
+    def _fields(self, network: str | None) -> tuple[Repeating, bytes]:
         """The request's fields; `network` for the one that a gateway passes on. Both of a connection have one trace."""
-        route = self._route
-        assert route is not None and route.authority is not None
+        way = self._way
+        assert way is not None
         trace = self._trace = self._trace or randbytes(_TRACE_BYTES)
-        hostname = route.service.hostname if route.service else ""
+        hostname = way.route.service.hostname if way.route.service else ""
         return (
-            repeating_fields(route.authority, self.pod.baggage(self._client)),
+            repeating_fields(way.authority, self.pod.baggage(self._client)),
             single_fields(self.record.source, hostname, trace, network),
         )
 
@@ -326,12 +317,12 @@ class Outbound(Tracked):
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.end()
-        route, sock, self._sock = self._route, self._sock, None
+        way, sock, self._sock = self._way, self._sock, None
         if sock is not None:
-            if route is not None and route.address is None:
+            if way is not None and way.route.address is None:
                 self.pod.node.resolver.forget_waiter(self)
-            if self._key is not None:
-                self.pod.pool.cancel(self._key, self)
+            if way is not None and way.key is not None:
+                self.pod.pool.cancel(way.key, self)
                 self.pod.node.vault.forget_waiter(self._client.identity, self)
             reset_on_close(sock)
             sock.close()

@@ -11,6 +11,7 @@ from ztunnel.limits import Held, Holder, Usage
 from ztunnel.node import Node
 from ztunnel.pool import Pool
 from ztunnel.tunnel import Tunnel
+from ztunnel.ways import Ways
 
 
 class Guest(Protocol):
@@ -58,6 +59,7 @@ class Pod:
         limits = node.config.pod_limits
         self.holder = Holder(limits, Held(limits.buffered_bytes, node.loop.held))
         self.pool = Pool(node, self.netns, self.holder.held)
+        self.ways = Ways(node)
         self.listeners: list[Closable] = []
         self.dns: DNS | None = None
         self.tunnels: dict[Tunnel, None] = {}

@@ -48,6 +48,8 @@ class Route(NamedTuple):
     inner_expected: frozenset[str] = NOBODY
     """Of a tunnel in a tunnel: who must answer behind the gateway."""
     hostname: str = ""
+    certain: bool = False
+    """Chance had no say: whoever asks the same, of the same mesh, goes there."""
 
     def resolved(self, address: Address) -> "Route | Refused":
         """The same, to an address that the hostname turned out to have."""
@@ -90,7 +92,8 @@ def decide(
         return Refused(f"self call to {Authority(destination, port)}")
     search = Search(inventory, client, request.source, destination, chance, avoid, aside)
     try:
-        return _route(inventory, network, request, search)
+        route = _route(inventory, network, request, search)
+        return route if search.drawn else route._replace(certain=True)
     except NoUpstream as error:
         return Refused(str(error), service=error.service, workload=error.workload)
 
@@ -105,6 +108,7 @@ def _route(inventory: Inventory, network: str, request: Request, search: Search)
         service = inventory.service_by_vip(client.network, destination, client.namespace)
         meant = meant or (service if owner is None else None)
     if meant is not None:
+        search.drawn |= len(meant.weighted_waypoints) > 1
         waypoint, search.chance = sample_waypoint(meant, search.chance)
         if waypoint is not None:
             upstream = _gateway(search, waypoint, "waypoint", f"service {meant.key}", meant, None)

@@ -19,7 +19,7 @@ from typing import Protocol
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
-from ztunnel.fields import Fields
+from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
 from ztunnel.hbone import read_status
@@ -130,7 +130,7 @@ class TunnelStream(Stream):
         self._kept = bytearray(early)
         self._declined = declined
 
-    def request(self, sock: socket, repeating: Fields, once: bytes, early: bytes = b"") -> None:
+    def request(self, sock: socket, repeating: Repeating, once: bytes, early: bytes = b"") -> None:
         """Ask the peer for a connection on behalf of `sock`'s application, which has sent `early` already."""
         self._http.request(self, repeating, once)
         self._held = max(0, self.window - EARLY_BYTES)
@@ -191,7 +191,7 @@ class TunnelStream(Stream):
             self._opening = False
             self.owner.opened()
 
-    def answer(self, fields: Fields) -> None:
+    def answer(self, fields: Repeating) -> None:
         """Accept the peer's request."""
         self._http.answer(self, fields)
         self.tunnel.answered(self)

@@ -79,11 +79,14 @@ class Search:
         self._wanted = wanted
         self._avoid = avoid
         self.chance = chance
+        self.drawn = False
+        """Chance had a say."""
 
     def endpoint(self, service: Service, port: int, target: Address, role: Role = "destination") -> Upstream:
         """An endpoint of a service. Raises: NoUpstream."""
         endpoints = self._inventory.endpoints(service.key)
         candidates = eligible(service, endpoints, self._client, port, self._avoid, role)
+        self.drawn |= len(candidates) > 1
         usual = candidates
         if self._aside:
             choices = ((one.workload.uid, target_port(service, one, port, role)) for one in candidates)

@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Callable
 
+import pytest
 from hpack.exceptions import HPACKError
 
 from mesh.identity import Identity, first_identity
@@ -13,9 +14,9 @@ from tests.ztunnel.test_http2 import BLOCK, CONVERSATION, HOSTILE, REQUEST, End,
 from ztunnel import frames
 from ztunnel.baggage import Descriptions, parse_baggage
 from ztunnel.client_hello import MAX_HELLO_BYTES, Hello, offered_protocols
-from ztunnel.fields import FieldReader, Fields, _read_only, list_bytes
+from ztunnel.fields import FieldReader, Fields, list_bytes
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, SERVER_OPENING, SERVER_STREAMS, ProtocolError, frame
-from ztunnel.hbone import Authority, BadRequest, Malformed, forwarded_host, parse_authority, read_request, read_status
+from ztunnel.hbone import Authority, BadRequest, Malformed, _read, forwarded_host, parse_authority, read_request, read_status
 from ztunnel.tls import PeerRefused, check_client, check_server
 
 PEER = Identity("cluster.local", "demo", "web")
@@ -66,12 +67,12 @@ def _blocks(data: bytes) -> None:
     while cursor.left:
         block = cursor.take(cursor.byte() << 8 | cursor.byte())
         try:
-            quick = _read_only(block, reader._decoder, reader.max_list_bytes)
+            quick = reader._read_only(block)
         except HPACKError:
             quick = None
         try:
             fields = reader.begin(1, END_HEADERS, block)
-            assert fields is not None and list_bytes(fields) <= 4 * reader.max_list_bytes
+            assert fields is not None and list_bytes(fields) == reader.list_bytes <= 4 * reader.max_list_bytes
             if quick is not None:
                 assert fields == [(bytes(name), bytes(value)) for name, value in model._decoder.decode(block, raw=True)]
             else:
@@ -82,11 +83,15 @@ def _blocks(data: bytes) -> None:
 
 
 def _request(fields: Fields) -> None:
+    """What is remembered of a request is what it says when it is read alone."""
     read_status(fields)
     try:
         request = read_request(fields)
-    except (Malformed, BadRequest):
+    except (Malformed, BadRequest) as error:
+        with pytest.raises(type(error)):
+            _read(fields)
         return
+    assert request == _read(fields)
     assert 0 <= request.authority.port <= 65535 and request.forwarded_host.isascii()
 
 

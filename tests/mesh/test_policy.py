@@ -259,6 +259,18 @@ def test_of_many_policies_only_those_that_can_match_are_asked() -> None:
     assert len(watched.candidates(_peer_of(TLS))) == 1
 
 
+def test_a_verdict_is_remembered_for_what_is_equal_in_everything_that_policies_ask_for() -> None:
+    """And only so many of them."""
+    watched = PolicySet([group([allow(((Match(destination_ports=(80,)),),))])])
+    first = evaluate(watched, TLS._replace(port=80))
+    assert evaluate(watched, TLS._replace(port=80)) is first and first.allowed
+    others = [TLS._replace(port=81), OTHER._replace(port=80), TLS._replace(port=80, source=ip_address("203.0.113.9"))]
+    assert [evaluate(watched, one).allowed for one in others] == [False, True, True]
+    for port in range(1000, 2000):
+        evaluate(watched, TLS._replace(port=port))
+    assert evaluate(watched, TLS._replace(port=80)) is not first
+
+
 def test_dry_run_never_changes_the_result() -> None:
     watching = replace(deny(YES), dry_run=True)
     assert evaluate([watching], TLS) == Verdict(True, None, "")

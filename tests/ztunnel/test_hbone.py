@@ -63,7 +63,7 @@ def test_our_requests_say_the_same_in_the_same_order() -> None:
     writer, reader, theirs = FieldWriter(), FieldReader(64 << 10), FieldReader(64 << 10)
     recorded = theirs.begin(1, END_HEADERS, FIRST)
     for sid in (1, 3):  # the second time through the table
-        block = writer.encode(repeating_fields(Authority(ip_address("10.244.1.6"), 8080), baggage_of(ONE)))
+        block = writer.encode(repeating_fields("10.244.1.6:8080", baggage_of(ONE)))
         block += single_fields((ip_address("10.244.1.5"), 45888), "", trace)
         assert reader.begin(sid, END_HEADERS, block) == recorded
     assert len(block) < 120
@@ -126,9 +126,19 @@ def test_baggage_leaves_out_what_is_empty_and_names_the_kind() -> None:
     assert parse_baggage(b"a=1,b=,c=3,junk") == {"a": "1", "c": "3"}
 
 
+def test_what_one_request_says_alone_is_read_of_each() -> None:
+    repeated = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80"), (b"baggage", b"a=b")]
+    trace = (b"traceparent", b"00-0-0-00")
+    for value, host in ((b'for="10.0.0.9:1"', ""), (b'for="10.0.0.9:2";HOST="a.b"', "a.b"), (b'for="10.0.0.9:3"', "")):
+        assert read_request([*repeated, (b"forwarded", value), trace]).forwarded_host == host
+    for ends in ([(b"forwarded", b"for=x\r\n"), trace], [(b"forwarded", b"for=x"), (b"traceparent", b"\n")]):
+        with pytest.raises(Malformed):
+            read_request([*repeated, *ends])
+
+
 def test_responses() -> None:
-    assert response_fields(200, b"x=y") == [(b":status", b"200"), (b"baggage", b"x=y")]
-    assert response_fields(401) == [(b":status", b"401")]
+    assert response_fields(200, b"x=y") == ((b":status", b"200"), (b"baggage", b"x=y"))
+    assert response_fields(401) == ((b":status", b"401"),)
     assert read_status([(b":status", b"503")]) == 503
     assert read_status([(b":status", b"abc")]) == read_status([]) == 0
 

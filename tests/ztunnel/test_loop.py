@@ -106,3 +106,28 @@ def test_what_lingers_is_flushed_in_time_and_once(pipes: list[tuple[int, int]]) 
         loop.turn(1.0)
     loop.turn(0)
     assert patient.log == ["flush"] and not hasty.log
+
+
+def test_what_nobody_waits_for_is_done_when_all_is_written(pipes: list[tuple[int, int]]) -> None:
+    loop = Loop()
+    reader = Reader(loop, pipes[0][0])
+    loop.watch(reader.fd, IN, reader)
+    os.write(pipes[0][1], b"x")
+    loop.afterwards.append((lambda: reader.log.append("afterwards"), reader))
+    loop.turn(60.0)
+    assert reader.log == ["x", "flush", "afterwards"]
+
+
+def test_what_is_left_to_be_done_keeps_no_turn_waiting_and_fails_alone(
+    pipes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Loop()
+    reader = Reader(loop, pipes[0][0])
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    loop.afterwards += [(fail, reader), (lambda: reader.log.append("afterwards"), reader)]
+    with caplog.at_level(logging.CRITICAL):
+        loop.turn(60.0)  # nothing is ready: it would wait
+    assert reader.log == ["crashed: a bug", "afterwards"] and not loop.afterwards

@@ -1,0 +1,152 @@
+"""Where a pod's connections go is remembered, and never longer than it is so."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from mesh.workload import (
+    GatewayAddress,
+    NamespacedHostname,
+    NetworkAddress,
+    Service,
+    TunnelProtocol,
+    WeightedWaypoint,
+    Workload,
+)
+from ztunnel.channel import Configure
+from ztunnel.loop import Loop
+from ztunnel.node import Node
+from ztunnel.outliers import Choice
+from ztunnel.route import Refused, Request
+from ztunnel.ways import MAX_KNOWN, Way, Ways
+
+pytestmark = pytest.mark.unit
+
+KEY = "ns/web.ns.svc.cluster.local"
+CLIENT = Workload("c", "c", "ns", (ip_address("10.0.0.1"),), protocol=TunnelProtocol.HBONE)
+SERVER = Workload("s", "s", "ns", (ip_address("10.0.0.2"),), protocol=TunnelProtocol.HBONE, services={KEY: {80: 8080}})
+OTHER = replace(SERVER, uid="o", name="o", addresses=(ip_address("10.0.0.3"),))
+WEB = Service("web", "ns", "web.ns.svc.cluster.local", (NetworkAddress("", ip_address("10.96.0.1")),), {80: 8080})
+TO_WEB = Request(CLIENT, CLIENT.addresses[0], ip_address("10.96.0.1"), 80)
+TO_SERVER = Request(CLIENT, CLIENT.addresses[0], SERVER.addresses[0], 8080)
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    made = Node(Loop(), Configure("n", "", "Kubernetes", "cluster.local", 0), lambda _: None)
+    yield made
+    os.close(made.home_fd)
+
+
+def tell(node: Node, *known: Workload | Service) -> None:
+    node.inventory.apply(known, [])
+    node.inventory_changed()
+
+
+def way(outcome: Way | Refused) -> Way:
+    assert isinstance(outcome, Way), outcome
+    return outcome
+
+
+def test_a_way_is_found_once_and_says_all_that_follows(node: Node) -> None:
+    tell(node, CLIENT, SERVER, WEB)
+    ways = Ways(node)
+    first = way(ways.find(TO_WEB))
+    assert ways.find(TO_WEB) is first
+    assert first.key == (CLIENT.identity, {str(SERVER.identity)}, CLIENT.addresses[0], SERVER.addresses[0], 15008)
+    assert (first.authority, first.identity, first.route.service) == ("10.0.0.2:8080", SERVER.identity, WEB)
+
+
+def test_another_address_or_port_is_another_way(node: Node) -> None:
+    tell(node, CLIENT, SERVER, WEB)
+    ways = Ways(node)
+    assert way(ways.find(TO_SERVER)).authority == "10.0.0.2:8080"
+    assert way(ways.find(TO_SERVER._replace(port=81))).authority == "10.0.0.2:81"
+    elsewhere = way(ways.find(TO_SERVER._replace(source=ip_address("10.0.0.9"))))
+    assert elsewhere.key is not None and str(elsewhere.key.source_address) == "10.0.0.9"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace(SERVER, service_account="new"),
+        replace(SERVER, protocol=TunnelProtocol.NONE),
+        replace(SERVER, addresses=(ip_address("10.0.0.7"),)),
+        replace(WEB, ports={80: 9090}),
+        replace(WEB, waypoint=GatewayAddress(NamespacedHostname("ns", "wp"), 15008)),
+        replace(CLIENT, service_account="new"),
+    ],
+)
+def test_any_change_of_the_mesh_makes_all_ways_anew(node: Node, change: Workload | Service) -> None:
+    tell(node, CLIENT, SERVER, WEB)
+    ways = Ways(node)
+    before = [ways.find(TO_WEB), ways.find(TO_SERVER)]
+    tell(node, change)
+    client = change if isinstance(change, Workload) and change.uid == "c" else CLIENT
+    asked = [one._replace(client=client) for one in (TO_WEB, TO_SERVER)]
+    after = [ways.find(one) for one in asked]
+    assert after == [Ways(node).find(one) for one in asked] and after != before
+
+
+def test_a_pod_that_is_somebody_else_now_goes_as_that_one(node: Node) -> None:
+    tell(node, CLIENT, SERVER)
+    ways = Ways(node)
+    ways.find(TO_SERVER)
+    anew = way(ways.find(TO_SERVER._replace(client=replace(CLIENT, service_account="new"))))
+    assert anew.key is not None and anew.key.source.service_account == "new"
+
+
+def test_whom_chance_chooses_is_chosen_for_each_connection(node: Node) -> None:
+    tell(node, CLIENT, SERVER, OTHER, WEB)
+    ways, chances = Ways(node), iter([0.1, 0.9, 0.1])
+    node.chance = lambda: next(chances)
+    assert [way(ways.find(TO_WEB)).authority for _ in range(3)] == ["10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.2:8080"]
+
+
+def test_so_is_a_waypoint_of_several(node: Node) -> None:
+    by_address = [GatewayAddress(NetworkAddress("", one.addresses[0]), 15008) for one in (SERVER, OTHER)]
+    shared = replace(WEB, weighted_waypoints=tuple(WeightedWaypoint(one, 1) for one in by_address))
+    tell(node, CLIENT, SERVER, OTHER, shared)
+    ways, chances = Ways(node), iter([0.1, 0.9])
+    node.chance = lambda: next(chances)
+    assert [str(way(ways.find(TO_WEB)).route.address) for _ in range(2)] == ["10.0.0.2", "10.0.0.3"]
+
+
+def test_who_is_set_aside_or_to_be_avoided_is_not_remembered_as_the_way(node: Node) -> None:
+    tell(node, CLIENT, SERVER, WEB)
+    ways = Ways(node)
+    first = way(ways.find(TO_WEB))
+    assert isinstance(ways.find(TO_WEB, frozenset({"s"})), Refused)  # one attempt's own
+    assert ways.find(TO_WEB) is first
+    for _ in range(node.config.tuning.outlier_failures):
+        node.outliers.failed(Choice("s", 8080), 1.0)
+    assert node.outliers.aside and ways.find(TO_WEB) is not first
+
+
+def test_by_a_part_of_an_update_nothing_is_remembered(node: Node) -> None:
+    tell(node, CLIENT, WEB, SERVER)
+    ways = Ways(node)
+    node.unfinished = True
+    assert ways.find(TO_WEB) is not ways.find(TO_WEB)
+    node.unfinished = False
+    assert ways.find(TO_WEB) is ways.find(TO_WEB)
+
+
+def test_refusals_are_decided_each_time(node: Node) -> None:
+    tell(node, CLIENT, WEB)
+    ways = Ways(node)
+    assert isinstance(ways.find(TO_WEB), Refused)
+    node.inventory.apply([SERVER], [])  # as in the midst of an update
+    assert isinstance(ways.find(TO_WEB), Way)
+
+
+def test_what_is_remembered_is_bounded(node: Node) -> None:
+    tell(node, CLIENT, SERVER)
+    ways = Ways(node)
+    first = ways.find(TO_SERVER._replace(port=1))
+    for port in range(2, MAX_KNOWN + 3):
+        ways.find(TO_SERVER._replace(port=port))
+    assert ways.find(TO_SERVER._replace(port=1)) is not first

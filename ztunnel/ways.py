@@ -1,0 +1,73 @@
+"""A pod's ways: where its connections go, and what they say on the way, made once for all that go the same.
+
+A way is kept for a client's address and what it dialled, until the mesh changes (`Node.generation`), an endpoint is set aside
+or comes back, or the pod is somebody else. Only where chance had no say: whom it chooses is chosen anew for each connection.
+"""
+
+from typing import NamedTuple
+
+from mesh.identity import Identity
+from mesh.workload import Address, Workload
+from ztunnel.balance import NOBODY
+from ztunnel.node import Node
+from ztunnel.outliers import Choice
+from ztunnel.pool import Key
+from ztunnel.route import Refused, Request, Route, decide
+
+MAX_KNOWN = 1024
+"""Of a pod, in one worker; then all are forgotten."""
+
+
+class Way(NamedTuple):
+    """A route, and what follows from it."""
+
+    route: Route
+    key: Key | None = None
+    """Of the tunnel; None: there is none, or it is not known yet to which address."""
+    authority: str = ""
+    """Of the request in it."""
+    identity: Identity | None = None
+    """Whose the other end should be."""
+
+
+def way_of(request: Request, route: Route) -> Way:
+    """What follows from a route."""
+    if route.protocol == "TCP" or route.address is None:
+        return Way(route)
+    key = Key(request.client.identity, route.expected, request.source, route.address, route.port)
+    return Way(route, key, str(route.authority), route.workload.identity if route.workload else None)
+
+
+class Ways:
+    """Those of one pod."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._known: dict[tuple[Address, Address, int], Way] = {}
+        self._client: Workload | None = None
+        self._generation = -1
+        self._aside: frozenset[Choice] = node.outliers.aside
+
+    def find(self, request: Request, avoid: frozenset[str] = NOBODY) -> Way | Refused:
+        """Decide where a connection goes, or remember it. `avoid`: see `ztunnel.route.decide`."""
+        node = self._node
+        if avoid or node.demands is not None:  # on demand, a question may be worth asking again
+            return self._decide(request, avoid)
+        if node.generation != self._generation or request.client is not self._client or node.outliers.aside is not self._aside:
+            self._known.clear()
+            self._generation, self._client, self._aside = node.generation, request.client, node.outliers.aside
+        ends = request[1:]
+        way = self._known.get(ends)
+        if way is not None:
+            return way
+        found = self._decide(request, avoid)
+        if isinstance(found, Way) and found.route.certain and not node.unfinished:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[ends] = found
+        return found
+
+    def _decide(self, request: Request, avoid: frozenset[str]) -> Way | Refused:
+        node = self._node
+        outcome = decide(node.inventory, node.config.network, request, node.chance(), avoid, node.outliers.aside)
+        return way_of(request, outcome) if isinstance(outcome, Route) else outcome
