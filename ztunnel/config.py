@@ -16,6 +16,7 @@ from wire.places import Places
 from ztunnel.channel import PORTS, SOCKS
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
+from ztunnel.followed_file import FollowedFile
 from ztunnel.limits import KINDS, NODE, POD, Limits
 from ztunnel.proxy_config import proxy_config
 from ztunnel.tuning import Tuning, read_tuning
@@ -45,6 +46,8 @@ class Config:
     ca: Endpoint
     local_mesh: "LocalMesh | None" = field(default=None, repr=False)
     """What this node is told of the mesh by its own configuration."""
+    local_mesh_file: FollowedFile | None = field(default=None, repr=False)
+    """Where that is told."""
     cluster_id: str = "Kubernetes"
     network: str = ""
     trust_domain: str = "cluster.local"
@@ -130,6 +133,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     metadata = node_metadata(environment)
     dedicated = _dedicated(environment)
     ipv6 = truth("IPV6_ENABLED", environment, True)
+    told_here, told_by = local_mesh(environment)
     return Config(
         node=node,
         zds_socket=zds_socket(environment, places),
@@ -138,7 +142,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         installation=installation.prefix,
         xds=control_endpoint("XDS", environment, places, cluster_id) if environment.get("XDS_ADDRESS") != "" else None,
         on_demand=_on_demand(environment),
-        local_mesh=local_mesh(environment),
+        local_mesh=told_here,
+        local_mesh_file=told_by,
         ca=control_endpoint("CA", environment, places, cluster_id),
         cluster_id=cluster_id,
         network=environment.get("NETWORK", ""),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wire.grpc_tls import Endpoint, host_and_port
 from wire.places import NodePlaces
+from ztunnel.followed_file import FollowedFile
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
@@ -77,26 +78,40 @@ def _header(variable: str, prefix: str, value: str) -> tuple[str, str]:
     return name, value
 
 
-def local_mesh(environment: Mapping[str, str]) -> "LocalMesh | None":
-    """What LOCAL_XDS_PATH (a file) or LOCAL_XDS (the text itself) tell of the mesh; None: neither is set.
+def local_mesh(environment: Mapping[str, str]) -> "tuple[LocalMesh | None, FollowedFile | None]":
+    """What LOCAL_XDS_PATH (a file) or LOCAL_XDS (the text itself) tell of the mesh, and that file; None: not set.
 
     Raises: ValueError naming the variable or file, the object, the reason and the mend.
     """
     path, text = environment.get("LOCAL_XDS_PATH"), environment.get("LOCAL_XDS")
     if path and text:
         raise ValueError("LOCAL_XDS_PATH and LOCAL_XDS are both set: take one of them away")
-    if not path and not text:
-        return None
+    if path:
+        file = FollowedFile(Path(path))
+        return read_local_file(file.path), file
+    return (_read_local_mesh("LOCAL_XDS", text) if text else None), None
+
+
+def read_local_file(path: Path) -> "LocalMesh":
+    """What a file tells of the mesh. Raises: ValueError naming it, the object, the reason and the mend."""
     # Only here: nodes without it need neither the memory nor the time.
-    from mesh.local_mesh import MAX_BYTES, read_local_mesh
+    from mesh.local_mesh import MAX_BYTES
 
     try:
-        if path:
-            with open(path, encoding="utf-8") as file:
-                text = file.read(MAX_BYTES + 1)
-        return read_local_mesh(text or "")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path or 'LOCAL_XDS'}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
+    return _read_local_mesh(str(path), text)
+
+
+def _read_local_mesh(name: str, text: str) -> "LocalMesh":
+    from mesh.local_mesh import read_local_mesh
+
+    try:
+        return read_local_mesh(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:

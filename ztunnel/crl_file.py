@@ -5,9 +5,7 @@ expiry is ignored: a list that nobody renewed still names who is revoked. A file
 force; one that does not exist yet is waited for.
 """
 
-import asyncio
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +14,13 @@ from cryptography import x509
 
 from ztunnel.channel import SetRevoked
 from ztunnel.der import split_elements
+from ztunnel.followed_file import FollowedFile
 
 MAX_FILE_BYTES = 16 << 20
 MAX_ENTRIES = 200_000
-CHECK_S = 1.0
 _BEGIN = b"-----BEGIN X509 CRL-----"
 _BLOCK = re.compile(_BEGIN + rb".*?-----END X509 CRL-----", re.DOTALL)
 _log = logging.getLogger(__name__)
-_Mark = tuple[int, int, int, int]
 
 
 def read_lists(data: bytes) -> dict[bytes, frozenset[bytes]]:
@@ -64,9 +61,9 @@ class CrlFile:
         """Raises: ValueError or OSError for a file that is there and cannot be read: then nobody would be revoked."""
         self._path = path
         self._tell = tell
-        self._seen: _Mark | None = self._mark()
+        self._file = FollowedFile(path)
         self.revoked: dict[bytes, frozenset[bytes]] = {}
-        if self._seen is None:
+        if not self._file.is_there:
             _log.warning("%s (CRL_PATH) does not exist: nobody is revoked until it does", path)
         else:
             self.revoked = self._read()
@@ -77,26 +74,12 @@ class CrlFile:
 
     async def run(self) -> None:
         """Follow the file, until cancelled."""
-        while True:
-            await asyncio.sleep(CHECK_S)
-            mark = self._mark()
-            if mark is None or mark == self._seen:
-                continue
-            self._seen = mark
-            try:
-                self.revoked = await asyncio.to_thread(self._read)
-            except (OSError, ValueError) as error:
-                _log.error("%s: the lists read before stay in force", error)
-                continue
-            _log.info("%s: %d certificates are revoked", self._path, sum(map(len, self.revoked.values())))
-            self._tell(self.statement())
+        await self._file.follow(self._read, self._take, "the lists read before stay in force")
 
-    def _mark(self) -> _Mark | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    def _take(self, revoked: dict[bytes, frozenset[bytes]]) -> None:
+        self.revoked = revoked
+        _log.info("%s: %d certificates are revoked", self._path, sum(map(len, revoked.values())))
+        self._tell(self.statement())
 
     def _read(self) -> dict[bytes, frozenset[bytes]]:
         with self._path.open("rb") as file:

@@ -54,13 +54,24 @@ class MeshView:
         """What workers know is a part of a state. A pod that began now would send past waypoints, and let in past policies."""
 
     def take_local(self, local: "LocalMesh") -> None:
-        """Take in what this node's own configuration tells; what control tells under the same name counts while it does."""
+        """Take in what this node's own configuration tells, in the place of what it told before.
+
+        What control tells under the same name counts while it does. Policies that go, go last.
+        """
         self.local = local
-        workloads = {one.uid: one for one in local.workloads}
-        self._local_addresses = {**workloads, **{one.key: one for one in local.services}}
-        self._local_policies = {one.key: self._domains.expand(one) for one in local.policies}
-        self._change_inventory(list(self._local_addresses.values()), [])
-        self._change_policies(list(self._local_policies.values()), [])
+        addresses: dict[str, Workload | Service] = {one.uid: one for one in local.workloads}
+        addresses |= {one.key: one for one in local.services}
+        policies = {one.key: self._domains.expand(one) for one in local.policies}
+        old, self._local_addresses = self._local_addresses, _kept(self._local_addresses, addresses)
+        changed, gone = _difference(old, self._local_addresses, self._address)
+        old_policies, self._local_policies = self._local_policies, _kept(self._local_policies, policies)
+        changed_policies, gone_policies = _difference(old_policies, self._local_policies, self.policies.policy)
+        self._change_policies(changed_policies, [])
+        self._change_inventory(changed, gone, self._unfinished)
+        self._change_policies([], gone_policies)
+
+    def _address(self, name: str) -> Workload | Service | None:
+        return self.inventory.workload(name) or self.inventory.service(name)
 
     def restore(self) -> dict[str, list[Resource]]:
         """Take in what the disk holds; returns what was taken, by type, for the control plane."""
@@ -149,3 +160,20 @@ def _pieces(all_of_them: Sequence[_Noun]) -> list[Sequence[_Noun]]:
 def _left_with(local: dict[str, _Noun], removals: Iterable[str]) -> list[_Noun]:
     """What is true again when control takes something away."""
     return [local[name] for name in removals if name in local] if local else []
+
+
+def _kept(old: dict[str, _Noun], new: dict[str, _Noun]) -> dict[str, _Noun]:
+    """The new ones; what is as it was is the same object still."""
+    return {name: old[name] if old.get(name) == value else value for name, value in new.items()}
+
+
+def _difference(
+    old: dict[str, _Noun], new: dict[str, _Noun], known: Callable[[str], _Noun | None]
+) -> tuple[list[_Noun], list[str]]:
+    """Of what was told here and is now, what changes; who told something else meanwhile is right."""
+
+    def ours(name: str) -> bool:
+        return known(name) is old.get(name)
+
+    changed = [value for name, value in new.items() if value is not old.get(name) and ours(name)]
+    return changed, [name for name in old if name not in new and ours(name)]

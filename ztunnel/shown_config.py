@@ -26,7 +26,7 @@ def dump_config(config: Config) -> JSON:
 def _ours(config: Config) -> JSON:
     aliases = sorted(config.trust_domain_aliases)
     shown = (
-        asdict(replace(config, local_mesh=None))
+        asdict(replace(config, local_mesh=None, local_mesh_file=None))
         | {"trust_domain_aliases": aliases}
         | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
     )

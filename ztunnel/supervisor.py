@@ -16,8 +16,10 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mesh.resources import ADDRESS_TYPE
 from mesh.trust_domains import TrustDomains
@@ -40,9 +42,11 @@ from ztunnel.channel import (
     UpdatePolicies,
 )
 from ztunnel.config import Config
+from ztunnel.control_plane import read_local_file
 from ztunnel.crl_file import CrlFile
 from ztunnel.delegated_identity import DelegatedIdentities
 from ztunnel.flow_feed import FlowFeed
+from ztunnel.followed_file import FollowedFile
 from ztunnel.front import Front
 from ztunnel.issuer import Fetcher, Issuer
 from ztunnel.key_store import KeyStore
@@ -61,6 +65,9 @@ from ztunnel.unknown_policies import UnknownPolicies
 from ztunnel.workers import Statement
 from ztunnel.workload_api import WorkloadApi
 from ztunnel.zds import PodInfo, StartError, ZdsProtocolError
+
+if TYPE_CHECKING:
+    from mesh.local_mesh import LocalMesh
 
 _WARM_UP_AFTER_S = 0.5
 """A large mesh is in force before certificates for it are prefetched; who needs one at once asks at once."""
@@ -272,6 +279,8 @@ class Supervisor:
                 tasks.append(asyncio.ensure_future(self.pods.start_own(own)))
             if self._crl is not None:
                 parts.append(("revocation lists", self._crl.run))
+            if config.local_mesh_file is not None:
+                parts.append(("the local mesh", partial(self._follow_local_mesh, config.local_mesh_file)))
             if self.xds is not None:
                 parts.append(("xDS", self.xds.run))
             tasks += [asyncio.ensure_future(self._watch(name, run)) for name, run in parts]
@@ -315,6 +324,14 @@ class Supervisor:
             self._end.set()
         else:
             self.pods_complete()
+
+    async def _follow_local_mesh(self, file: FollowedFile) -> None:
+        def take(local: "LocalMesh") -> None:
+            self.view.take_local(local)
+            counts = (file.path, len(local.workloads), len(local.services), len(local.policies))
+            _log.info("%s: %d workloads, %d services, %d policies are told here", *counts)
+
+        await file.follow(partial(read_local_file, file.path), take, "what it told before stays in force")
 
     async def _drain(self) -> None:
         _log.info("draining for at most %g s", self.config.drain_s)

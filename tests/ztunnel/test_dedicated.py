@@ -154,6 +154,39 @@ def test_made_up_identities_serve_a_mesh_that_is_a_file(netns: str, tmp_path: Pa
         os.close(home_fd)
 
 
+def until_dumped(netns_fd: int, home_fd: int, hostnames: list[str]) -> None:
+    until = time.monotonic() + 20
+    while (
+        seen := [one["hostname"] for one in json.loads(get(netns_fd, home_fd, "/config_dump", 15000)[1])["services"]]
+    ) != hostnames:
+        assert time.monotonic() < until, seen
+
+
+def test_a_mesh_that_is_a_file_is_followed(netns: str, tmp_path: Path) -> None:
+    netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
+    process = start(netns, tmp_path)
+    try:
+        await_ready(netns_fd, home_fd)
+        file = tmp_path / "mesh.yaml"
+        file.write_text(MESH.replace("hostname: self.shop", "hostname: renamed.shop"))
+        until_dumped(netns_fd, home_fd, ["renamed.shop", "web.shop"])
+        file.write_text("services: [{name: web}]")
+        assert process.stdout is not None
+        refusal = next(line for line in process.stdout if "what it told before stays in force" in line)
+        assert f"{file}: services[0]." in refusal
+        file.write_text(MESH)
+        until_dumped(netns_fd, home_fd, ["self.shop", "web.shop"])
+        say_hello(netns_fd, home_fd, "10.197.1.1", ("10.197.0.2", 8080))
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=20)
+        assert "what it told before" not in said and said.count("2 workloads, 2 services, 0 policies are told here") == 1
+    finally:
+        process.kill()
+        process.wait()
+        os.close(netns_fd)
+        os.close(home_fd)
+
+
 def test_a_taken_port_fails_the_start(netns: str, tmp_path: Path) -> None:
     netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
     with entered(netns_fd, home_fd):

@@ -81,7 +81,7 @@ def test_local_configuration_and_control_side_by_side(tmp_path: Path) -> None:
     assert dump_mesh(view)["staticConfig"] == {"workloads": [], "policies": [], "services": []}
     local = replace(WEB, node="local", services={SERVICE.key: {80: 1}})
     view.take_local(LocalMesh((local,), (SERVICE,), (POLICY,)))
-    assert changes == [UpdateInventory([local, SERVICE], []), UpdatePolicies([POLICY], [])]
+    assert changes == [UpdatePolicies([POLICY], []), UpdateInventory([local, SERVICE], [])]
     shown = dump_mesh(view)
     assert shown["staticConfig"]["workloads"][0]["services"] == {SERVICE.key: {80: 1}}
     assert [len(shown["staticConfig"][key]) for key in ("services", "policies")] == [1, 1] and shown["workloads"]
@@ -95,6 +95,27 @@ def test_local_configuration_and_control_side_by_side(tmp_path: Path) -> None:
     take(view, AUTHORIZATION_TYPE, {}, (POLICY.key,))
     assert view.policies.policy(POLICY.key) == POLICY
     assert view.restore() == {ADDRESS_TYPE: [], AUTHORIZATION_TYPE: []}, "what is local is not kept as control's"
+
+
+def test_local_configuration_that_changes_is_told_as_far_as_it_is_another_and_control_says_nothing(tmp_path: Path) -> None:
+    changes: list[UpdateInventory | UpdatePolicies] = []
+    view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), changes.append)
+    database, cache = replace(WEB, uid="K//Pod/demo/db", name="db"), replace(WEB, uid="K//Pod/demo/cache", name="cache")
+    other = replace(POLICY, name="other")
+    view.take_local(LocalMesh((WEB, database, cache), (SERVICE,), (POLICY, other)))
+    take(view, ADDRESS_TYPE, {cache.uid: encode_workload(cache)})  # control comes to know one of them, just as it is told here
+    del changes[:]
+    moved = replace(database, node="elsewhere")
+    view.take_local(LocalMesh((replace(WEB), moved), (), (replace(POLICY), replace(other, action=Action.DENY))))
+    assert changes == [UpdatePolicies([replace(other, action=Action.DENY)], []), UpdateInventory([moved], [SERVICE.key])]
+    assert view.inventory.workload(cache.uid) == cache and dump_mesh(view)["staticConfig"]["services"] == []
+    view.take_local(LocalMesh((WEB, moved), (), (POLICY, replace(other, action=Action.DENY))))
+    assert len(changes) == 2, "nothing is another"
+    view.take_local(LocalMesh())
+    assert changes[2:] == [UpdateInventory([], [WEB.uid, database.uid]), UpdatePolicies([], [POLICY.key, other.key])]
+    assert [one.uid for one in view.inventory.workloads()] == [cache.uid]
+    take(view, ADDRESS_TYPE, {}, (cache.uid,))
+    assert not list(view.inventory.workloads()), "it was taken away here meanwhile"
 
 
 def test_a_worker_that_starts_is_told_all_in_pieces_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,53 @@
+"""A file that is read again when it changes: soon after it has settled, and what cannot be read leaves what was."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+LOOK_S = 0.5
+"""Two looks in a row that see the same file: nobody is writing it any more."""
+_log = logging.getLogger(__name__)
+_Mark = tuple[int, int, int, int]
+_Content = TypeVar("_Content")
+
+
+class FollowedFile:
+    """A file as it was when this was made; make it before the file is read for the first time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = self._mark()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it existed when it was looked at last."""
+        return self._read is not None
+
+    async def follow(self, read: Callable[[], _Content], take: Callable[[_Content], None], otherwise: str) -> None:
+        """Read each change (in a thread) and hand it on, until cancelled.
+
+        `read` raises OSError or ValueError, naming the file, for what is logged once, with what is so `otherwise`.
+        """
+        seen = self._read
+        while True:
+            await asyncio.sleep(LOOK_S)
+            before, seen = seen, self._mark()
+            if seen is None or seen == self._read or seen != before:
+                continue
+            self._read = seen
+            try:
+                content = await asyncio.to_thread(read)
+            except (OSError, ValueError) as error:
+                _log.error("%s: %s", error, otherwise)
+                continue
+            take(content)
+
+    def _mark(self) -> _Mark | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
