@@ -235,7 +235,6 @@ class Tunnel(Outflow):
             self.close(error.flag, f"tls handshake error: {error}")
             return False
         self.established = True
-        self.loop.dirty[self] = None
         self.owner.established(self)
         return self.open
 
