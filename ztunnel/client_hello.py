@@ -11,6 +11,8 @@ NO_APPLICATION_PROTOCOL = bytes((21, 3, 3, 0, 2, 2, 120))
 _PARTS = 8
 """In how many pieces one may come and still be looked at: reading it again for each byte would cost us dear."""
 _HANDSHAKE, _CLIENT_HELLO, _ALPN = 22, b"\x01", 16
+_OFFERS_OURS_ALONE = bytes((0, _ALPN, 0, 5, 0, 3, 2)) + b"h2"
+"""The extension of whoever is meant to come. Who hides it elsewhere is served like one that offers nothing."""
 _RECORD_HEADER, _MESSAGE_HEADER = 5, 4
 
 
@@ -77,6 +79,9 @@ class Hello:
 
     def _add(self, data: bytes | memoryview) -> tuple[bytes, ...] | None:
         self._parts.append(bytes(data))
+        if _OFFERS_OURS_ALONE in self._parts[-1]:
+            self.done = True
+            return (b"h2",)
         offered = offered_protocols(b"".join(self._parts))
         self.done = offered is not None or len(self._parts) == _PARTS
         return offered

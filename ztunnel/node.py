@@ -3,6 +3,7 @@
 import logging
 import resource
 from collections.abc import Callable
+from functools import partial
 from random import random
 
 from mesh.identity import Identity
@@ -18,6 +19,7 @@ from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.early_failures import EarlyFailures
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import RESERVED_PORTS
+from ztunnel.http2 import PING_INTERVAL_S
 from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.limits import Holder
@@ -93,6 +95,8 @@ class Node:
         """Questions beyond a bound."""
         self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
         self.tunnels: dict[Tunnel, None] = {}
+        self.keep_alives = Deadlines(PING_INTERVAL_S)
+        """Tunnels: each is looked at as often as it may have to ask for its peer; thousands of idle ones cost little."""
         self.inbound_tunnels = InboundTunnels()
         self.early_failures = EarlyFailures(emit)
         self.penance = Penance(config.offender_pause_s)
@@ -190,6 +194,15 @@ class Node:
     def add_tunnel(self, tunnel: Tunnel) -> None:
         """Keep a tunnel alive with PINGs, and count it."""
         self.tunnels[tunnel] = None
+        self._keep_alive_later(tunnel)
+
+    def _keep_alive_later(self, tunnel: Tunnel) -> None:
+        self.keep_alives.add(tunnel, self.loop.now, partial(self._keep_alive, tunnel))
+
+    def _keep_alive(self, tunnel: Tunnel) -> None:
+        tunnel.keep_alive(self.loop.now)
+        if tunnel.open:
+            self._keep_alive_later(tunnel)
 
     def add_inbound_tunnel(self, tunnel: Tunnel, pod_uid: str, source: Address) -> None:
         """The same for one that came in, within its source's share."""
@@ -203,6 +216,7 @@ class Node:
         if tunnel.offence:
             self.emit(Offence(tunnel.peer, tunnel.offence))
         self.tunnels.pop(tunnel, None)
+        self.keep_alives.discard(tunnel)
         self.inbound_tunnels.remove(tunnel)
 
     def tick(self) -> None:
@@ -218,14 +232,13 @@ class Node:
             self.dns_upstream.deadlines,
             self.dns_idle,
             self.socks_clients,
+            self.keep_alives,
         ):
             deadlines.expire(now)
         self.early_failures.tick(now)
         self.outliers.tick(now)
         if self.demands is not None:
             self.demands.deadlines.expire(now)
-        for tunnel in list(self.tunnels):
-            tunnel.tick(now)
 
     def gauges(self) -> dict[str, int]:
         """Sizes that an operator watches."""

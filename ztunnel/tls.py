@@ -40,6 +40,9 @@ _TLS12_SUITES = ":".join(
 
 
 _MAX_SESSIONS = 512
+_MAX_NAMES, _USUAL_DER_BYTES = 256, 4096
+_names: dict[bytes, list[str]] = {}
+"""What certificates say: those of peers that come again. Whether one is to be trusted is OpenSSL's to say, each time."""
 _CTRL_MODE, _MODE_NO_AUTO_CHAIN = 33, 8  # openssl/ssl.h
 _FIRST_LOOKED_AT, _LAST_LOOKED_AT = (3, 11), (3, 13)
 """Releases of CPython whose Modules/_ssl.c begins its PySSLContext with the SSL_CTX."""
@@ -125,9 +128,17 @@ def names_of(peer: ssl.SSLObject) -> list[str]:
     """
     if peer.session_reused:
         raise PeerRefused("the peer resumed a session: only whole handshakes are served")
-    certificate = peer.getpeercert()
-    names: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ()) if certificate else ()  # type: ignore[assignment]
-    return [value for kind, value in names if kind == "URI"]
+    der = peer.getpeercert(binary_form=True) or b""
+    known = _names.get(der)
+    if known is None:
+        certificate = peer.getpeercert()
+        names: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ()) if certificate else ()  # type: ignore[assignment]
+        known = [value for kind, value in names if kind == "URI"]
+        if len(der) <= _USUAL_DER_BYTES:
+            if len(_names) >= _MAX_NAMES:
+                del _names[next(iter(_names))]
+            _names[der] = known
+    return known
 
 
 def chain_of(peer: ssl.SSLObject) -> list[bytes]:

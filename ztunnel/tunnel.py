@@ -261,8 +261,8 @@ class Tunnel(Outflow):
 
     # --- ends
 
-    def tick(self, now: float) -> None:
-        """Keep the connection alive, or give it up."""
+    def keep_alive(self, now: float) -> None:
+        """Ask whether the peer is there, or give it up. Due every PING_INTERVAL_S."""
         if self.established and not self.http.tick(now):
             self.http.fail(Code.NO_ERROR)
             self._write_small()

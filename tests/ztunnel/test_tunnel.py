@@ -14,7 +14,20 @@ from tests.ztunnel.world import CLIENT, Authority
 from ztunnel.channel import Flag
 from ztunnel.fields import Fields, literal
 from ztunnel.flow import Stream
-from ztunnel.frames import CLIENT_OPENING, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Code, ProtocolError, frame
+from ztunnel.frames import (
+    CLIENT_OPENING,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    SERVER_OPENING,
+    SETTINGS_ACK,
+    Code,
+    ProtocolError,
+    frame,
+)
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import response_fields
 from ztunnel.loop import Loop
@@ -358,6 +371,34 @@ def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with
             loop.turn(1)  # the timer
             loop.turn(0)
             assert len(sent) == 1
+        tunnel.close("-", "")
+
+
+@pytest.mark.parametrize(
+    ("early", "at_once"), [(b"", True), (b"hello", False), (bytes(16 << 10), True)], ids=["request alone", "few bytes", "many"]
+)
+def test_the_opening_of_a_new_tunnel_waits_with_the_answer_unless_windows_may_be_waited_for(
+    credentials: Credentials, early: bytes, at_once: bool
+) -> None:
+    loop, door = Loop(), Answering()
+    mine, theirs = socket.socketpair()
+    mine.setblocking(False)
+    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(512), "")
+    door.tunnels[tunnel] = None
+    with theirs:
+        peer = Peer(loop, theirs, credentials)
+        request = frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT"))
+        peer.say(CLIENT_OPENING + request + (frame(DATA, 0, 1, early) if early else b""))
+        loop.turn(0)
+        said = peer.hear()
+        if at_once:
+            assert said.startswith(SERVER_OPENING)
+        else:
+            assert not said
+            loop.turn(1)  # the timer
+            loop.turn(0)
+            said = peer.hear()
+            assert said.startswith(SERVER_OPENING) and len(said) > len(SERVER_OPENING + SETTINGS_ACK), "all of it"
         tunnel.close("-", "")
 
 
