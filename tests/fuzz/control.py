@@ -35,9 +35,9 @@ from tests.fuzz.target import Cursor, Target
 from tests.mesh.test_on_demand import MESH
 from tests.mesh.test_resources import ANN, MANUAL, MESH_DENY, NONE, PORT_LEVEL, S3, SELECTED, STATIC_STRICT, TUN
 from tests.ztunnel.world import Authority
+from wire import xds_response
 from wire.fds import Packet
 from wire.http_unix import HttpError, _content_length, parse_request
-from wire.xds import _decode
 from ztunnel.ca import FetchError, read_chain
 from ztunnel.crl_file import read_lists
 from ztunnel.der import Malformed, certificate_key
@@ -122,8 +122,8 @@ def _authorization(data: bytes) -> None:
 def _xds(data: bytes) -> None:
     """A whole response, as gRPC hands it on."""
     try:
-        response = _decode(DeltaDiscoveryResponse.FromString(data))
-    except DecodeError:
+        response = xds_response.read_response(data)
+    except ValueError:
         return
     for resource in response.resources:
         _address(resource.value)
