@@ -181,12 +181,7 @@ class NodeAgent:
 
     async def _serve_metrics(self) -> None:
         metrics = Metrics(self._diagnostics, self.flows)
-        server = HttpServer({"GET /metrics": metrics.answer})
-        try:
-            await server.listen_tcp("", self._settings.metrics_port)
-            await asyncio.Event().wait()
-        finally:
-            await server.close()
+        await HttpServer({"GET /metrics": metrics.answer}).serve(("", self._settings.metrics_port))
 
     def _register_hubble(self, server: grpc.aio.Server) -> None:
         address = f"unix://{self._settings.places.hubble_socket}"

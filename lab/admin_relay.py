@@ -24,15 +24,5 @@ def _relayed(path: str) -> Handler:
     return relay
 
 
-async def serve(socket: Path) -> None:
-    """Serve until the process is ended."""
-    server = HttpServer({f"GET {path}": _relayed(path) for path in _PORTS})
-    await server.listen_unix(socket)
-    try:
-        await asyncio.Event().wait()
-    finally:
-        await server.close()
-
-
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(HttpServer({f"GET {path}": _relayed(path) for path in _PORTS}).serve(Path(sys.argv[1])))

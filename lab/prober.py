@@ -50,15 +50,5 @@ def _get(order: dict[str, Any], host: str, port: int, timeout_s: float) -> str:
     return "" if 200 <= status < 400 else f"GET {path} on port {port} answered {status}"
 
 
-async def serve(socket: Path) -> None:
-    """Serve until the process is ended."""
-    server = HttpServer({"POST /probe": probe}, _MAX_CONNECTIONS)
-    await server.listen_unix(socket)
-    try:
-        await asyncio.Event().wait()
-    finally:
-        await server.close()
-
-
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(HttpServer({"POST /probe": probe}, _MAX_CONNECTIONS).serve(Path(sys.argv[1])))

@@ -210,6 +210,14 @@ class HttpServer:
             _log.exception("%s %s failed", request.method, request.path)
             return Response(500, b"internal error: see the log\n")
 
+    async def serve(self, target: Target) -> None:
+        """Listen there until cancelled; then end every connection."""
+        try:
+            await (self.listen_unix(target) if isinstance(target, Path) else self.listen_tcp(*target))
+            await asyncio.Event().wait()
+        finally:
+            await self.close()
+
     def stop_listening(self) -> None:
         """Take no new connections; those that are open go on."""
         for server in self._servers:

@@ -202,11 +202,6 @@ class Telemetry:
         self._gauges.pop(worker, None)
         self._limits.forget(worker)
 
-    @property
-    def open_connections(self) -> int:
-        """How many are open now."""
-        return len(self._open)
-
     def families(self) -> list[Family]:
         """The metrics of connections and workers."""
         early = (((("direction", direction), ("flag", flag)), count) for (direction, flag), count in self._early.items())

@@ -65,3 +65,26 @@ def test_counters_and_access_log_are_the_same(cross: CrossMesh) -> None:
         eventually(agree, 5)
         for name in ("caller-a", "target-a", "caller-b", "target-b"):
             cross.dismiss(name)
+
+
+def families(text: str) -> dict[str, tuple[str, set[tuple[str, ...]]]]:
+    """Each metric's type, and the labels of its samples in their order."""
+    found: dict[str, tuple[str, set[tuple[str, ...]]]] = {}
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        samples = re.findall(rf"^{name}(?:_total|_bucket|_sum|_count|_info)?(?:{{(.*)}})? ", text, re.MULTILINE)
+        found[name] = (kind, {tuple(re.findall(r'(\w+)="', labels)) for labels in samples})
+    return found
+
+
+def test_every_metric_of_istios_is_there_with_its_type_and_labels(cross: CrossMesh) -> None:
+    for node in "ab":
+        cross.output(f"shop/client-{node}", "python3", "-c", "import socket; socket.getaddrinfo('server-a', 1)")
+    weft, istio = (families(cross.fetch(node, 15020, "/metrics")) for node in "ab")
+    expected = {name: family for name, family in istio.items() if not name.startswith("tokio_")}
+    assert len(expected) > 12
+    missing = {name: (family, weft.get(name)) for name, family in expected.items() if not _has(weft.get(name), family)}
+    assert not missing
+
+
+def _has(ours: tuple[str, set[tuple[str, ...]]] | None, theirs: tuple[str, set[tuple[str, ...]]]) -> bool:
+    return ours is not None and ours[0] == theirs[0] and theirs[1] <= ours[1]

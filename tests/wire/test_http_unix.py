@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -170,6 +171,32 @@ def test_close_ends_streams(tmp_path: Path) -> None:
         assert world.stream_closed.is_set()
 
     with_server(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("unix", [True, False])
+def test_a_server_serves_until_it_is_cancelled(tmp_path: Path, unix: bool) -> None:
+    async def scenario() -> None:
+        world = World()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            target: http.Target = tmp_path / "serve.sock" if unix else ("127.0.0.1", free.getsockname()[1])
+        serving = asyncio.ensure_future(world.server.serve(target))
+
+        async def answers() -> bool:
+            try:
+                return (await http.request(target, "GET", "/hello")).status == 200
+            except OSError:
+                return False
+
+        while not await answers():  # noqa: ASYNC110  the server begins meanwhile
+            await asyncio.sleep(0)
+        async with http.open_stream(target, "GET", "/count") as (_, _, pieces):
+            await anext(pieces)
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving
+            assert world.stream_closed.is_set() and not await answers()
+
+    asyncio.run(scenario())
 
 
 def test_curl_understands_it(tmp_path: Path) -> None:
