@@ -52,25 +52,29 @@ def paced_rows(rounds: Sequence[Round]) -> list[Judged]:
 
 
 def beside_bulk(found: Sequence[Contender], rounds: int, seconds: float) -> list[Judged]:
-    """The p99 of small messages while a bulk stream goes to the same peer, to that without one; for E2 as well, to compare."""
+    """The p99 of small messages while a bulk stream goes to the same peer, to that without one.
+
+    For others as well, to compare; the bare network says what of it is the machine's, whose CPUs bulk keeps busy.
+    """
     rows = []
     for one in found:
-        if one.name not in (contenders.WEFT, contenders.ENVOY_HBONE):
+        if one.name not in (contenders.DIRECT, *contenders.PROXIED):
             continue
-        times = []
+        alone, beside = [], []
         with load_client(one.client.place) as other:
             for _ in range(rounds):
-                alone = one.measure("paced", seconds=seconds, **_SMALL)["p99_us"]
+                alone.append(one.measure("paced", seconds=seconds, **_SMALL)["p99_us"])
                 other.order("flood", host=one.host, port=one.port, seconds=seconds + 0.5)
                 other.answer()  # it flows
-                times.append(one.measure("paced", seconds=seconds, **_SMALL)["p99_us"] / alone)
+                beside.append(one.measure("paced", seconds=seconds, **_SMALL)["p99_us"])
                 other.answer()
-        figure = Figure.of(times)
+        figure = Figure.of([late / early for late, early in zip(beside, alone, strict=True)])
         limit = 2.0 if one.name == contenders.WEFT else None
         row = Judged.at_most(
             f"small messages beside one bulk stream to the same peer, p99: {one.name}", figure.median, limit, "x of alone"
         )
-        rows.append(row.noted(f"[{figure.low:.2f} to {figure.high:.2f}]"))
+        note = f"[{figure.low:.2f} to {figure.high:.2f}], {median(beside):,.0f} us, alone {median(alone):,.0f} us"
+        rows.append(row.noted(note))
     return rows
 
 

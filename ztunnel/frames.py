@@ -27,6 +27,8 @@ MIN_MAX_FRAME_BYTES = 16384
 LARGEST_FRAME_BYTES = (1 << 24) - 1
 SEND_FRAME_BYTES = (256 << 10) - HEADER_BYTES
 """Largest payload that we send: small streams interleave, and header plus payload fill whole TLS records."""
+BULK_FRAME_BYTES = 8192
+"""DATA frames from here on are bulk: not worth copying into a turn's write, and what waits behind them is late."""
 SERVER_STREAMS = 200
 CLIENT_STREAMS = 100
 SERVER_HEADER_BYTES = 64 << 10

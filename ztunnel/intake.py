@@ -20,6 +20,7 @@ from ztunnel.allowance import Allowance
 from ztunnel.fields import FieldReader
 from ztunnel.flow import Stream
 from ztunnel.frames import (
+    BULK_FRAME_BYTES,
     CONTINUATION,
     DATA,
     END_STREAM,
@@ -78,6 +79,8 @@ class Intake(ABC):
         self._receive_window = sizes.connection_window
         self._max_frame = sizes.frame
         self._half_stream, self._half_connection = sizes.stream_window // 2, sizes.connection_window // 2
+        self.bulk_bytes = 0
+        """What has come, and gone, in bulk: see BULK_FRAME_BYTES."""
         self.work = WORK_PER_TURN
         self._control = Allowance(256, 32)
         self._empty = Allowance(128, 16)
@@ -162,6 +165,8 @@ class Intake(ABC):
             self._check_data(length, flags, sid, stream)
         self._stream, self._payload = stream, None
         self._receive_window -= length
+        if length >= BULK_FRAME_BYTES:
+            self.bulk_bytes += length
         if stream is not None:
             if not self.server and not stream.answered:
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"DATA on stream {sid} before its response")

@@ -135,6 +135,7 @@ class Outflow(ABC):
             self._tls.write(out)
             self._taken_out()
         self._tls.write(data)
+        self.http.bulk_bytes += len(data)
         self._push()
 
     def _push(self) -> None:

@@ -21,7 +21,7 @@ from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
 from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
-from ztunnel.frames import DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
+from ztunnel.frames import BULK_FRAME_BYTES, DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
 from ztunnel.hbone import read_status
 from ztunnel.http2 import Connection
 from ztunnel.loop import ERROR, IN, OUT, Loop
@@ -31,8 +31,6 @@ from ztunnel.tunnel import Tunnel, reset_on_close
 EARLY_BYTES = 64 << 10
 KEPT_BYTES = 16 << 10
 """Of an application's first bytes, for another attempt where the peer declines; who sends more is tried once."""
-_SMALL_BYTES = 8192
-"""Up to here copying a frame into the turn's write is cheaper than a TLS write of its own."""
 _READS_PER_EVENT = 4
 _FULL_BYTES = 64 << 10
 """A read that brings less has emptied the socket."""
@@ -242,7 +240,7 @@ class TunnelStream(Stream):
             if self._kept is not None:
                 self._keep_sent(count)
             _pack(_frame, 0, count >> 8, count & 0xFF, DATA, 0, self.sid)
-            if count < _SMALL_BYTES:
+            if count < BULK_FRAME_BYTES:
                 tunnel.send_small(_frame_view[: HEADER_BYTES + count])
                 return
             tunnel.send_large(_frame_view[: HEADER_BYTES + count])

@@ -165,6 +165,40 @@ def test_idle_eviction_with_persistent_stream(mesh: World) -> None:
         assert carriers(mesh, 1) == [kept]
 
 
+def flood(client: socket.socket, stop: threading.Event) -> None:
+    client.settimeout(10)
+    block = bytes(1 << 18)
+    while not stop.is_set():
+        client.sendall(block)
+        left = len(block)
+        while left:
+            left -= len(client.recv(left))
+
+
+def test_who_comes_while_bulk_flows_shares_no_tunnel_with_it(mesh: World) -> None:
+    """But with its like: two tunnels are enough."""
+    stop = threading.Event()
+    with ExitStack() as stack:
+        bulk = stack.enter_context(mesh.client.connect(mesh.server.address, 8080))
+        for _ in range(16):
+            talk(bulk, bytes(1 << 18))
+        before, *_ = carriers(mesh, 1)
+        flows = threading.Thread(target=flood, args=(bulk, stop))
+        flows.start()
+        try:
+            for _ in range(3):
+                talk(stack.enter_context(mesh.client.connect(mesh.server.address, 8080)))
+        finally:
+            stop.set()
+            flows.join()
+        apart = carriers(mesh, 3)
+        assert len(set(apart)) == 1 and before not in apart
+    mesh.client.worker.settle()
+    with mesh.client.connect(mesh.server.address, 8080) as client:
+        talk(client)
+    assert carriers(mesh, 1) == [before], "one that carries nothing is calm"
+
+
 def test_stress(mesh: World) -> None:
     """Connections come and go in any order: each has its own bytes, and no tunnel more than its streams."""
     random = Random(7)
