@@ -76,11 +76,13 @@ class _Making:
         return http is not None and bool(http.room) and len(http.streams) < most
 
     def calm(self, now: float) -> bool:
-        """Whether no stream of it moves bulk, or that is no reason for another tunnel now."""
+        """Whether none of its streams moves bulk, or that is no reason for another tunnel now."""
         assert self.tunnel is not None
         http = self.tunnel.http
         moved, self._seen_bytes = http.bulk_bytes - self._seen_bytes, http.bulk_bytes
-        return self._quiet.spend(now, min(moved, 2 * _BULK_BYTES)) or not http.streams or now < self.content_until
+        if not http.streams:
+            return True
+        return self._quiet.spend(now, min(moved, 2 * _BULK_BYTES)) or now < self.content_until
 
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
@@ -217,11 +219,15 @@ class Pool:
             waiter.no_tunnel(flag, error)
 
     def release_idle(self) -> None:
-        """Give back what nobody uses."""
-        since = self.node.loop.now - self.node.config.tuning.pool_idle_s
+        """Give back what nobody uses; to be called every second."""
+        now = self.node.loop.now
+        since = now - self.node.config.tuning.pool_idle_s
         for member in [one for members in self._ready.values() for one in members]:
             tunnel = member.tunnel
-            if tunnel is not None and not tunnel.http.streams and member.idle_since <= since:
+            if tunnel is None:
+                continue
+            member.calm(now)  # so that bulk of long ago is not taken for bulk of now
+            if not tunnel.http.streams and member.idle_since <= since:
                 tunnel.end("")
 
     def inventory_changed(self) -> None:

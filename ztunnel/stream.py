@@ -31,7 +31,8 @@ from ztunnel.tunnel import Tunnel, reset_on_close
 EARLY_BYTES = 64 << 10
 KEPT_BYTES = 16 << 10
 """Of an application's first bytes, for another attempt where the peer declines; who sends more is tried once."""
-_READS_PER_EVENT = 4
+_READS_PER_EVENT = 2
+"""Others of this worker wait for no more than that; with one, four bulk senders cost 4 % more CPU."""
 _FULL_BYTES = 64 << 10
 """A read that brings less has emptied the socket."""
 _frame, _frame_view, _payload = buffers.frame, buffers.frame_view, buffers.payload_view
