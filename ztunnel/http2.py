@@ -30,7 +30,7 @@ from ztunnel.frames import (
     Setting,
     Sizes,
 )
-from ztunnel.intake import Intake
+from ztunnel.intake import WORK_OF_RESET, Intake
 
 PING_INTERVAL_S = 10.0
 PING_TIMEOUT_S = 20.0
@@ -216,6 +216,7 @@ class Connection(Intake):
             return
         if self.server and stream.receive_window == self.stream_window:
             self._spend(self._resets, "resets of streams that carried nothing")
+        self.work -= WORK_OF_RESET
         self._drop(stream)
         stream.peer_reset(code)
 

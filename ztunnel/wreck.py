@@ -4,8 +4,8 @@ from ztunnel.channel import Flag
 from ztunnel.flow import Stream
 from ztunnel.loop import Loop
 
-STREAMS_PER_TURN = 16
-"""150 us each: a tunnel of 200 streams must not keep all others waiting when it goes."""
+STREAMS_PER_TURN = 4
+"""100 us each: a tunnel of 200 streams must not keep all others waiting when it goes."""
 
 
 class Wreck:
