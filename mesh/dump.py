@@ -64,6 +64,7 @@ def dump_workload(workload: Workload) -> JSON:
         else None,
         "authorizationPolicies": list(workload.authorization_policies),
         "locality": _locality(workload.locality),
+        "services": sorted(workload.services),
         "policySources": dict(workload.policy_sources),
     }
     return _present(optional) | {
@@ -78,7 +79,6 @@ def dump_workload(workload: Workload) -> JSON:
         "workloadType": workload.workload_type,
         "status": _status(workload.healthy),
         "clusterId": workload.cluster_id,
-        "services": sorted(workload.services),
         "capacity": workload.capacity,
     }
 

@@ -8,8 +8,9 @@ import dns.message
 import dns.rcode
 import pytest
 
+from lab.world import eventually
 from tests.lab.test_dns import CLIENT
-from tests.peer.cross import ECHO_PORT, CrossMesh
+from tests.peer.cross import ECHO_PORT, CrossMesh, authorization
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
 
@@ -58,6 +59,23 @@ def test_the_configuration_is_shown_under_the_same_names_in_the_same_shapes(cros
     same += ("inboundAddr", "inboundPlaintextAddr", "outboundAddr", "dnsProxy", "dnsProxyAddr", "packetMark", "secretTtl")
     same += ("clusterId", "clusterDomain", "network", "xdsAddress", "caAddress", "proxyMode", "ipv6Enabled", "adminAddr")
     assert {key: weft[key] for key in same} == {key: istio[key] for key in same}
+
+
+def test_what_is_known_of_the_mesh_is_shown_alike(cross: CrossMesh) -> None:
+    rule = "{from: [{source: {principals: ['a*', '*b'], notNamespaces: [x]}}], to: [{operation: {ports: ['80']}}]}"
+    spec = f"{{selector: {{matchLabels: {{role: server}}}}, action: DENY, rules: [{rule}]}}"
+
+    def alike() -> None:
+        weft, istio = (cross.config_dump(node) for node in "ab")
+        for kind, least in (("workloads", 6), ("services", 2), ("policies", 1)):
+            ours, theirs = ({json.dumps(one, sort_keys=True) for one in dump[kind]} for dump in (weft, istio))
+            assert ours == theirs and len(ours) >= least
+        assert [state.keys() for state in weft["workloadState"].values()] == [
+            state.keys() for state in istio["workloadState"].values()
+        ]
+
+    with cross.having(authorization("some", spec)):
+        eventually(alike, 10)
 
 
 def resolved(cross: CrossMesh, pod: str, name: str, kind: str) -> tuple[str, bool, list[str]]:
