@@ -15,7 +15,7 @@ from ztunnel.channel import ConnectionRecord
 from ztunnel.mesh_view import MeshView
 from ztunnel.zds import PodInfo
 
-VERSION = "0.1.0"
+VERSION = "weft-0.1.0"
 JSON = dict[str, Any]
 
 
@@ -113,7 +113,7 @@ def dump_connection_fully(worker: int, record: ConnectionRecord) -> JSON:
     }
 
 
-def dump_version() -> JSON:
-    """What runs here, under istioctl's keys."""
-    unknown = dict.fromkeys(("gitRevision", "rustVersion", "buildProfile", "buildStatus", "istioVersion"), "unknown")
-    return {"version": f"weft-{VERSION}", **unknown, "cryptoProvider": "openssl"}
+def dump_version(istio: str) -> JSON:
+    """What runs here, under istioctl's keys, and for which Istio (empty: nobody said)."""
+    unknown = dict.fromkeys(("gitRevision", "rustVersion", "buildProfile", "buildStatus"), "unknown")
+    return {"version": VERSION, **unknown, "istioVersion": istio or "unknown", "cryptoProvider": "openssl"}

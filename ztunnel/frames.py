@@ -31,6 +31,7 @@ BULK_FRAME_BYTES = 8192
 """DATA frames from here on are bulk: not worth copying into a turn's write, and what waits behind them is late."""
 SERVER_STREAMS = 200
 CLIENT_STREAMS = 100
+"""What a client takes for granted until the server has said how many."""
 SERVER_HEADER_BYTES = 64 << 10
 CLIENT_HEADER_BYTES = 16 << 10
 HPACK_TABLE_BYTES = 4096

@@ -160,7 +160,7 @@ class Connection(Intake):
             elif number == Setting.MAX_FRAME_SIZE:
                 self.chunk = min(value, frames.SEND_FRAME_BYTES)
             elif number == Setting.MAX_CONCURRENT_STREAMS:
-                self.max_streams = min(value, frames.CLIENT_STREAMS)
+                self.max_streams = value
             elif number == Setting.HEADER_TABLE_SIZE:
                 self.writer.resize(value)
             elif number == Setting.ENABLE_PUSH and value and not self.server:

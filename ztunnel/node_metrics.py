@@ -37,11 +37,11 @@ class Measured(Protocol):
         """The control plane's stream, if there is one."""
 
 
-def node_families(proxy: Measured, lines_lost: int) -> list[Family]:
-    """All of them."""
+def node_families(proxy: Measured, lines_lost: int, istio: str) -> list[Family]:
+    """All of them; `istio`: for which release of Istio this one runs (empty: nobody said)."""
     status = proxy.xds.status if proxy.xds else XdsStatus()
     return [
-        gauge("istio_build", "Istio component build info", 1, component="ztunnel", tag=f"weft-{VERSION}"),
+        gauge("istio_build", "Istio component build info", 1, component="ztunnel", tag=istio or VERSION),
         _by("istio_xds_connection_terminations", "Ended xDS streams", "reason", status.terminations.items()),
         _by("istio_xds_message", "Messages received over xDS", "url", status.messages.items()),
         _by("istio_xds_message_bytes", "Bytes received over xDS", "url", status.message_bytes.items()),

@@ -231,7 +231,11 @@ class Supervisor:
 
     def families(self) -> list[Family]:
         """All metrics."""
-        return [*self._telemetry.families(), *node_families(self, self._output.lost)]
+        return [*self._telemetry.families(), *node_families(self, self._output.lost, self._istio_version)]
+
+    @property
+    def _istio_version(self) -> str:
+        return str(self.config.node_metadata.get("ISTIO_VERSION", ""))
 
     async def connections(self) -> list[tuple[int, ConnectionRecord]]:
         """The open connections, with their workers."""
@@ -242,7 +246,7 @@ class Supervisor:
         records = [record for _, record in await self.workers.query_connections()]
         return {
             **config_dump.dump_mesh(self.view),
-            "version": config_dump.dump_version(),
+            "version": config_dump.dump_version(self._istio_version),
             "config": dump_config(self.config),
             "certificates": config_dump.dump_certificates(self._issuer.states()),
             "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, records),
@@ -251,7 +255,7 @@ class Supervisor:
     async def dashboard(self) -> str:
         """The page for a browser."""
         records = [record for _, record in await self.workers.query_connections()]
-        version = str(config_dump.dump_version()["version"])
+        version = config_dump.VERSION
         pods, states = self.pods.infos(), self._issuer.states()
         return dashboard.page(self.config.node, version, self.waits_for(), pods, self.zds.troubles, records, states)
 

@@ -60,7 +60,7 @@ def read_tuning(environment: Mapping[str, str]) -> Tuning:
         connect_timeout_s=_seconds("CONNECT_TIMEOUT", environment, default.connect_timeout_s),
         workload_timeout_s=_seconds("WORKLOAD_TIMEOUT", environment, default.workload_timeout_s),
         pool_idle_s=_seconds("POOL_UNUSED_RELEASE_TIMEOUT", environment, default.pool_idle_s),
-        pool_streams=integer("POOL_MAX_STREAMS_PER_CONNECTION", environment, default.pool_streams, 1, 100),
+        pool_streams=integer("POOL_MAX_STREAMS_PER_CONNECTION", environment, default.pool_streams, 1, 65_535),
         **_keepalive(environment, default),
         endpoint_attempts=integer("ENDPOINT_ATTEMPTS", environment, default.endpoint_attempts, 1, 10),
         questions_per_s=float(integer("WEFT_QUESTIONS_PER_POD", environment, int(default.questions_per_s), 1, 1_000_000)),

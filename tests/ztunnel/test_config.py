@@ -57,7 +57,7 @@ def test_tuning_is_istios_unless_it_is_set() -> None:
         ("CONNECT_TIMEOUT", "0s"),
         ("CONNECT_TIMEOUT", "soon"),
         ("KEEPALIVE_RETRIES", "0"),
-        ("POOL_MAX_STREAMS_PER_CONNECTION", "101"),
+        ("POOL_MAX_STREAMS_PER_CONNECTION", "65536"),
         ("HTTP2_STREAM_WINDOW_SIZE", "65534"),
         ("HTTP2_CONNECTION_WINDOW_SIZE", "2147483648"),
         ("HTTP2_FRAME_SIZE", "16383"),

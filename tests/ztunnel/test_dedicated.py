@@ -58,7 +58,7 @@ def start(netns: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
         "WEFT_PREFIX": f"weft-test-{os.getpid()}", "PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop/client/client",
         "XDS_ADDRESS": "", "LOCAL_XDS_PATH": str(folder / "mesh.yaml"), "ENABLE_ORIG_SRC": "false",
         "ZTUNNEL_WORKER_THREADS": "1", "CONNECTION_TERMINATION_DEADLINE": "1s",
-        **variables,
+        "ISTIO_META_ISTIO_VERSION": "1.99", **variables,
     }  # fmt: skip
     command = ["ip", "netns", "exec", netns, sys.executable, "-m", "ztunnel", "proxy", "ztunnel"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -123,6 +123,8 @@ def test_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
         with pytest.raises(ConnectionRefusedError):
             get(netns_fd, home_fd, "/config_dump", 15000, "10.197.0.1")
         stats_exist(get(netns_fd, home_fd, "/metrics", 15020), get(netns_fd, home_fd, "/stats/prometheus", 15020, "10.197.0.1"))
+        assert dump["version"]["istioVersion"] == "1.99"
+        assert 'istio_build{component="ztunnel",tag="1.99"} 1\n' in get(netns_fd, home_fd, "/metrics", 15020)[1]
         (state,) = dump["workloadState"].values()
         assert state["state"] == "Up" and state["info"] == {"name": "client", "namespace": "shop", "serviceAccount": "client"}
         process.send_signal(signal.SIGTERM)

@@ -129,6 +129,14 @@ def test_settings_are_exchanged_and_acknowledged() -> None:
     assert server.http.chunk == frames.SEND_FRAME_BYTES == 256 * 1024 - 9
 
 
+def test_a_client_opens_as_many_streams_as_the_server_says_and_100_before_it_does() -> None:
+    assert End(False).http.room == 100
+    client, _ = pair()
+    assert client.http.room == frames.SERVER_STREAMS == 200
+    client.hears(frames.settings([(3, 1000)]))
+    assert client.http.room == 1000
+
+
 def test_a_request_leaves_in_the_first_flight() -> None:
     client = End(False)
     client.http.request(Recorder(), REQUEST, b"")
