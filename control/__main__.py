@@ -20,6 +20,7 @@ from control.lock import take_lock
 from control.root import make_folder
 from control.server import STOP_GRACE_S, control_server, node_server
 from control.server_tls import server_addresses
+from control.service_accounts import ServiceAccounts
 from control.signing import CertificateService
 from control.source import FolderSource
 from control.store import DATABASE_FILE, Store
@@ -77,7 +78,7 @@ async def serve(ground: Ground) -> None:
 
 def _servers(ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tokens) -> tuple[grpc.aio.Server, grpc.aio.Server]:
     configuration = ground.configuration
-    credentials = Credentials(tokens, configuration.trust_domain, configuration.trust_domain_aliases)
+    credentials = Credentials(tokens, configuration.trust_domain, configuration.trust_domain_aliases, _accounts(configuration))
     grants = Grants(
         configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.index.runs_on, cluster.index.runs
     )
@@ -86,6 +87,12 @@ def _servers(ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tok
     service = ControlService(source, cluster, tokens, ground.trust, discovery)
     nodes = node_server(configuration, ground.trust, ground.addresses, discovery, signing)
     return nodes, control_server(ground.places.control_socket, service)
+
+
+def _accounts(configuration: Configuration) -> ServiceAccounts | None:
+    if configuration.account_keys is None:
+        return None
+    return ServiceAccounts(configuration.account_keys, configuration.account_issuer, configuration.account)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from control.authority import MAX_LIFETIME_S
+from control.service_accounts import ACCOUNT, ISSUER
 from mesh.trust_domains import read_aliases
 from mesh.workload import Network
 from wire.places import Places
@@ -41,6 +42,11 @@ class Configuration:
     root_namespace: str
     cluster: str
     workload_ttl_s: int
+    account_keys: Path | None
+    """Of Kubernetes; None: its tokens are not accepted."""
+    account_issuer: str
+    account: str
+    """NAMESPACE/NAME of the nodes' own pods."""
 
 
 def parse(arguments: Sequence[str], places: Places) -> Configuration:
@@ -77,6 +83,13 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
     parser.add_argument("--root-namespace", default="istio-system", help="whose policies hold everywhere")
     parser.add_argument("--cluster", default="Kubernetes", help="first part of every workload's uid; the clusterid header")
     parser.add_argument("--workload-ttl", type=_duration, default=86400, help="of certificates: 90m, 24h, or seconds (24h)")
+    parser.add_argument(
+        "--service-account-keys",
+        type=Path,
+        help="JSON Web Key Set of a Kubernetes cluster: tokens of its service account are accepted from nodes (default none)",
+    )
+    parser.add_argument("--service-account-issuer", default=ISSUER, help=f"who signs them (default {ISSUER})")
+    parser.add_argument("--service-account", default=ACCOUNT, help=f"NAMESPACE/NAME of nodes' pods (default {ACCOUNT})")
     flags = parser.parse_args(arguments)
     return Configuration(
         manifests=flags.manifests,
@@ -88,6 +101,9 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         root_namespace=flags.root_namespace,
         cluster=flags.cluster,
         workload_ttl_s=flags.workload_ttl,
+        account_keys=flags.service_account_keys,
+        account_issuer=flags.service_account_issuer,
+        account=flags.service_account,
     )
 
 

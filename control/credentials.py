@@ -1,8 +1,9 @@
 """Who calls: the node behind a bearer token or a client certificate, or the workload behind its own certificate.
 
-Either is enough. A token is named by `authorization: Bearer ...`; a node certificate carries one URI SAN
-`spiffe://TRUST_DOMAIN/node/NAME`, a workload's is its identity. Certificates reach us only on the ports that require one, where
-gRPC has checked chain and dates. A node that is no longer an object of the mesh is nobody, whatever it holds.
+Either is enough. A token is one of ours, or Kubernetes' of a service account, in `authorization: Bearer ...`; a node
+certificate carries one URI SAN `spiffe://TRUST_DOMAIN/node/NAME`, a workload's is its identity. Certificates reach us only on
+the ports that require one, where gRPC has checked chain and dates. A node that is no longer an object of the mesh is nobody,
+whatever it holds.
 """
 
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import grpc
 from cryptography import x509
 
+from control.service_accounts import ServiceAccounts
 from control.tokens import Tokens
 from mesh.identity import Identity
 
@@ -32,6 +34,8 @@ class Credentials:
     trust_domain: str
     aliases: frozenset[str] = frozenset()
     """Trust domains in which nodes may have got their certificates, too."""
+    accounts: ServiceAccounts | None = None
+    """None: tokens of service accounts are nobody's."""
 
     def node_of(self, context: grpc.aio.ServicerContext) -> str | None:
         """The node that this call proved to be, None where it proved nothing."""
@@ -44,7 +48,8 @@ class Credentials:
             return self._node_of_certificate(pem)
         if len(authorization) != 1 or not authorization[0].lower().startswith(_BEARER):
             return None
-        return self.tokens.node_of(authorization[0][len(_BEARER) :].strip())
+        token = authorization[0][len(_BEARER) :].strip()
+        return self.tokens.node_of(token) or (self.accounts.node_of(token) if self.accounts is not None else None)
 
     def workload_of(self, context: grpc.aio.ServicerContext) -> Identity | None:
         """The workload whose certificate this call was made with."""

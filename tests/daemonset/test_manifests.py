@@ -10,6 +10,7 @@ import yaml
 
 from agent.settings import parse as parse_agent
 from control.configuration import parse as parse_control
+from control.service_accounts import ACCOUNT, AUDIENCE
 from wire.places import Places
 from ztunnel.config import read_config
 
@@ -62,6 +63,7 @@ def test_controls_flags() -> None:
     configuration = parse_control(_arguments("weft-control"), places)
     assert [listener.port for listener in configuration.listeners] == [15012]
     assert configuration.manifests == Path("/var/lib/weft/control/manifests")
+    assert configuration.account_keys == Path("/etc/weft/jwks.json")
     assert _containers()["weft-control"]["command"][-1] == "control"
 
 
@@ -71,7 +73,7 @@ def test_the_proxys_flags_and_environment() -> None:
     assert config.node == "node-1" and config.pod_name == "pod-1"
     for endpoint in (config.xds, config.ca):
         assert endpoint is not None and endpoint.address == "weft-control:15012"
-        assert (endpoint.root, endpoint.token) == (Path("/etc/weft/root-cert.pem"), Path("/etc/weft/node-1.token"))
+        assert (endpoint.root, endpoint.token) == (Path("/etc/weft/root-cert.pem"), Path("/etc/weft/token"))
     assert config.zds_socket == Path("/run/weft/nodes/node-1/ztunnel.sock")
     probe = _containers()["weft-ztunnel"]["readinessProbe"]["httpGet"]
     assert (probe["port"], probe["path"]) == (config.readiness_port, "/healthz/ready")
@@ -103,6 +105,16 @@ def test_accounts_exist_and_nobody_gets_a_token_of_kubernetes() -> None:
     accounts = {one["metadata"]["name"] for one in _objects() if one["kind"] == "ServiceAccount"}
     for pod in _pods():
         assert pod["serviceAccountName"] in accounts and pod["automountServiceAccountToken"] is False
+
+
+def test_a_node_holds_its_own_pods_token_and_no_secret_that_others_have() -> None:
+    node_pods = [pod for pod in _pods() if pod.get("hostNetwork")]
+    assert len(node_pods) == 2 and not [one for pod in _pods() for one in pod["volumes"] if "secret" in one]
+    for pod in node_pods:
+        assert f"weft-system/{pod['serviceAccountName']}" == ACCOUNT
+        (credentials,) = [volume["projected"] for volume in pod["volumes"] if "projected" in volume]
+        (token,) = [one["serviceAccountToken"] for one in credentials["sources"] if "serviceAccountToken" in one]
+        assert (token["audience"], token["path"], token["expirationSeconds"]) == (AUDIENCE, "token", 3600)
 
 
 def test_least_privilege() -> None:
