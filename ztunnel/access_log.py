@@ -83,6 +83,9 @@ def _plain(name: str, value: str) -> Field:
     return name, value, False
 
 
+_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _quoted(name: str, value: str) -> Field:
     return name, value, True
 
@@ -93,7 +96,7 @@ def line(level: Level, message: str, fields: list[Field], unix_ns: int, as_json:
     if as_json:
         values: dict[str, str | int] = {"level": name, "time": time, "scope": "access", "message": message}
         values.update((key, value) for key, value, _ in fields)
-        return json.dumps(values, ensure_ascii=False) + "\n"
+        return _encoded(values) + "\n"
     text = " ".join(
         f"{key}={encode_basestring(str(value)) if quoted else _unquoted(str(value))}" for key, value, quoted in fields
     )

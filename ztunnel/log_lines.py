@@ -38,7 +38,9 @@ class LogFormatter(logging.Formatter):
             import json  # only here: data workers go without it
 
             values = {"level": level, "time": when, "scope": scope, "message": message}
-            return json.dumps(values | ({"traceback": traceback} if traceback else {}), ensure_ascii=False)
+            return json.dumps(
+                values | ({"traceback": traceback} if traceback else {}), ensure_ascii=False, separators=(",", ":")
+            )
         shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message)
         return f"{when}\t{level}\t{scope}\t{shown}" + (f"\n{traceback}" if traceback else "")
 

@@ -31,6 +31,7 @@ class CPUSampler:
         self._seen: Counter[_Stack] = Counter()
         self._began_s = time.process_time()
         signal.signal(signal.SIGPROF, self._sample)
+        signal.siginterrupt(signal.SIGPROF, False)  # libraries with threads of their own go on with what they wait for
         signal.setitimer(signal.ITIMER_PROF, 1 / frequency, 1 / frequency)
 
     def _sample(self, _number: int, frame: FrameType | None) -> None:

@@ -4,16 +4,31 @@ import math
 import re
 from collections.abc import Mapping
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DAY_S = 86_400.0
+_UNITS_S = {
+    **dict.fromkeys(("y", "year"), 365 * _DAY_S),
+    **dict.fromkeys(("mon", "month"), 30 * _DAY_S),
+    **dict.fromkeys(("w", "week"), 7 * _DAY_S),
+    **dict.fromkeys(("d", "day"), _DAY_S),
+    **dict.fromkeys(("h", "hr", "hour"), 3600.0),
+    **dict.fromkeys(("m", "min", "minute"), 60.0),
+    **dict.fromkeys(("s", "sec", "second", ""), 1.0),
+    **dict.fromkeys(("ms", "msec", "millisecond"), 1e-3),
+    **dict.fromkeys(("us", "µs", "microsecond"), 1e-6),
+    **dict.fromkeys(("ns", "nsec", "nanosecond"), 1e-9),
+}
+"""What Istio's ztunnel understands."""
+_PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s?([a-zµ]*)\s?")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def duration(name: str, text: str) -> float:
-    """A duration in seconds, like 30s, 1h30m or 500ms."""
-    if _DURATION.sub("", text) or not text:
+    """A duration in seconds, like 30s, 1h30m, 500ms or 1d; a number alone is of seconds."""
+    lower = text.strip().lower()
+    parts = _PART.findall(lower)
+    if not parts or _PART.sub("", lower) or any(unit not in _UNITS_S for _, unit in parts):
         raise ValueError(f"{name}={text!r}: not a duration: write one like 30s, 1h30m or 500ms")
-    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(text))
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
 def integer(name: str, environment: Mapping[str, str], default: int, least: int, most: int) -> int:

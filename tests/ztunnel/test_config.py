@@ -11,6 +11,7 @@ from ztunnel.config import Config, drain_deadline, read_config
 from ztunnel.frames import Sizes
 from ztunnel.shown_config import dump_config
 from ztunnel.tuning import Tuning, read_tuning
+from ztunnel.variables import duration
 
 pytestmark = pytest.mark.unit
 
@@ -67,6 +68,15 @@ def test_tuning_is_istios_unless_it_is_set() -> None:
 def test_a_bad_tuning_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='{value}'"):
         read_tuning({name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("1h30m", 5400), ("1h 30m", 5400), ("500ms", 0.5), ("90", 90), ("1d", 86_400), ("1 Day", 86_400),
+     ("2w", 1_209_600), ("1.5h", 5400), ("1mon", 2_592_000), ("250us", 0.00025), ("3MIN", 180), (" 5s ", 5)],
+)  # fmt: skip
+def test_durations_are_written_as_for_istios_ztunnel(text: str, seconds: float) -> None:
+    assert duration("X", text) == pytest.approx(seconds)
 
 
 def test_a_node_name_fills_all() -> None:
@@ -320,7 +330,9 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"XDS_HEADER_A B": "x"}, "XDS_HEADER_A B: 'a b' is no name of a header"),
         ("--node n1", {"CA_HEADER_A": "x\ny"}, "CA_HEADER_A: its value is no text of a header"),
         ("--node n1", {"CA_ADDRESS": "http://ca:1"}, "CA_ADDRESS='http://ca:1': not an address"),
-        ("--node n1", {"SECRET_TTL": "1 day"}, "SECRET_TTL='1 day': not a duration: write one like 30s"),
+        ("--node n1", {"SECRET_TTL": "1 fortnight"}, "SECRET_TTL='1 fortnight': not a duration: write one like 30s"),
+        ("--node n1", {"SECRET_TTL": "-1s"}, "SECRET_TTL='-1s': not a duration"),
+        ("--node n1", {"SECRET_TTL": "h"}, "SECRET_TTL='h': not a duration"),
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"ENABLE_PROXY": "no"}, "ENABLE_PROXY='no': write true or false"),
         ("--node n1", {"INPOD_ENABLED": "false"}, "INPOD_ENABLED='false': whose connections are served"),
