@@ -20,6 +20,8 @@ _LINKS = {
     "/metrics": "metrics",
     "/healthz/ready": "readiness",
     "/logging": "log levels",
+    "/debug/pprof/profile": "CPU time of all processes, for go tool pprof (seconds=10, frequency=100)",
+    "/debug/pprof/heap": "what they allocate and keep meanwhile, the same (seconds=10)",
 }
 
 
