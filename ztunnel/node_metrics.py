@@ -40,6 +40,7 @@ class Measured(Protocol):
 def node_families(proxy: Measured, lines_lost: int, istio: str) -> list[Family]:
     """All of them; `istio`: for which release of Istio this one runs (empty: nobody said)."""
     status = proxy.xds.status if proxy.xds else XdsStatus()
+    pids = [os.getpid(), *proxy.workers.pids.values()]
     return [
         gauge("istio_build", "Istio component build info", 1, component="ztunnel", tag=istio or VERSION),
         _by("istio_xds_connection_terminations", "Ended xDS streams", "reason", status.terminations.items()),
@@ -55,9 +56,18 @@ def node_families(proxy: Measured, lines_lost: int, istio: str) -> list[Family]:
         gauge("weft_workers", "Data workers that run", len(proxy.workers.alive)),
         counter("weft_worker_restarts", "Data workers that ended and were replaced", [((), proxy.workers.restarts)]),
         counter("weft_access_log_lost", "Access log lines that nobody took", [((), lines_lost)]),
-        gauge("process_open_fds", "Open descriptors of the supervisor", len(os.listdir("/proc/self/fd"))),
-        gauge("process_max_fds", "Bound of open descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        gauge("process_open_fds", "Open descriptors of the process that has most of them", max(map(open_fds, pids))),
+        gauge("process_max_fds", "Bound of open descriptors of a process", resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
     ]
+
+
+def open_fds(pid: int) -> int:
+    """How many descriptors a process has; 0 when it is gone."""
+    try:
+        # From Linux 6.2 on the folder's size is their number; before they are listed, one by one.
+        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 def _by(name: str, text: str, label: str, counts: Iterable[tuple[str, int]]) -> Family:
