@@ -171,7 +171,8 @@ class FlowFeed:
                         reader.lost = 0
                     yield b"".join(lines)
                     burst.give_way()
-                    await asyncio.sleep(0)
+                    if reader.queue:
+                        await asyncio.sleep(0)
                 await reader.wake.wait()
         finally:
             self._readers.remove(reader)
