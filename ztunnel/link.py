@@ -4,10 +4,9 @@ import errno
 import socket
 from collections.abc import Callable
 
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, FromWorker, Opened, Progress, Revocation
+from ztunnel.channel import Closed, EarlyFailure, FromWorker, Opened, Progress, Revocation
 from ztunnel.framing import FrameError, FrameReader, FrameWriter, receive
 from ztunnel.loop import IN, OUT, Loop
-from ztunnel.pickles import values_of_record
 
 BATCH_S = 0.05
 """Events travel together: one send for all of a moment."""
@@ -36,7 +35,7 @@ class Link:
         loop.watch(sock.fileno(), IN, self)
 
     def emit(self, message: FromWorker) -> None:
-        """Send a message as it is now, whatever becomes of its record: events in batches, replies at once."""
+        """Send a message: events in batches, replies at once. A record is told as it is when its batch leaves."""
         if isinstance(message, _EVENTS):
             if self._writer.pending_bytes + len(self._batch) * _EVENT_BYTES > MAX_PENDING_BYTES:
                 self.dropped_events += 1
@@ -52,9 +51,7 @@ class Link:
 
     def _add_event(self, message: FromWorker) -> None:
         if isinstance(message, Opened):
-            # What is open goes on counting in its record; what is closed does not.
             self._fresh[message.record.number] = len(self._batch)
-            message = Opened(ConnectionRecord(*values_of_record(message.record)))
         elif isinstance(message, Closed):
             place = self._fresh.pop(message.record.number, None)
             if place is not None:  # half of what a short connection costs here and there

@@ -5,7 +5,6 @@ is parsed again. A large mesh and two records for each connection go this way: i
 """
 
 import copyreg
-from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -25,9 +24,6 @@ from mesh.workload import (
     Workload,
 )
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Opened
-
-values_of_record: Callable[[ConnectionRecord], tuple[Any, ...]] = attrgetter(*(one.name for one in fields(ConnectionRecord)))
-
 
 _ipv4, _ipv6 = lru_cache(4096)(IPv4Address), lru_cache(4096)(IPv6Address)
 

@@ -84,14 +84,14 @@ class Telemetry:
 
     def hear(self, worker: int, message: FromWorker) -> None:
         """Take in one message of a worker."""
-        if isinstance(message, Opened):
+        if isinstance(message, Closed):
+            self._closed(worker, message)
+        elif isinstance(message, Opened):
             self._opened(worker, message.record)
         elif isinstance(message, Progress):
             for number, sent, received in message.counts:
                 if known := self._open.get((worker, number)):
                     self._count(known, sent, received)
-        elif isinstance(message, Closed):
-            self._closed(worker, message)
         elif isinstance(message, EarlyFailure):
             self._failed_early(message)
         elif isinstance(message, Offence):
