@@ -8,6 +8,21 @@
  * accesses. */
 #define FENCE() asm volatile("" ::: "memory")
 
+struct sockaddr4 { /* sockaddr_in */
+    u16 family;
+    u16 port_be;
+    u32 ip4;
+    u64 zero;
+};
+
+struct sockaddr6 { /* sockaddr_in6 */
+    u16 family;
+    u16 port_be;
+    u32 flow;
+    struct address ip6;
+    u32 scope;
+};
+
 #define MAPPED bpf_htonl(0xffff) /* third word of an IPv4 address as IPv6 */
 
 static inline void set_ip4(struct address *address, u32 ip4) {

@@ -80,8 +80,10 @@ static inline int dial(struct bpf_sock_addr *ctx, struct endpoint *dialled, stru
     struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
     if (tag && tag->role == ROLE_PROXY)
         return datagrams ? LEAVE : dial_by_proxy(ctx, netns, dialled);
-    if (is_asked(ctx, sk, netns, pod, dialled, target))
+    if (is_asked(ctx, sk, netns, pod, dialled, target)) {
+        be_from_pod(ctx, sk, pod, &dialled->address);
         return CAPTURE;
+    }
     if (datagrams)
         return leave(sk, tag);
     if (!(pod->flags & POD_CAPTURE) || is_left_alone(&dialled->address) || is_owned(&dialled->address, netns) ||

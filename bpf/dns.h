@@ -56,6 +56,22 @@ static inline int is_dns_served(struct bpf_sock_addr *ctx, u32 protocol, const s
     return served;
 }
 
+/* A connected socket says what its own address is, and programs find out theirs by connecting to some nameserver: it
+ * has the pod's then, and not loopback's. One that is bound already keeps what it has. */
+static inline void be_from_pod(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct pod *pod,
+                               const struct address *asked) {
+    const struct address *own = is_ip4(asked) ? &pod->ip4 : &pod->ip6;
+    if (is_zero(own) || sk->src_ip4)
+        return;
+    if (ctx->family == 2) {
+        struct sockaddr4 from = {.family = 2, .ip4 = own->words[3]};
+        bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from));
+    } else if (!(sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3])) {
+        struct sockaddr6 from = {.family = 10, .ip6 = *own};
+        bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from));
+    }
+}
+
 /* Whether a socket asks the proxy for names; then `proxy` is where, and the socket remembers whom it meant. */
 static inline int is_asked(struct bpf_sock_addr *ctx, struct bpf_sock *sk, u64 netns, const struct pod *pod,
                            const struct endpoint *asked, struct endpoint *proxy) {

@@ -53,21 +53,6 @@ int weft_peer6(struct bpf_sock_addr *ctx) {
     return 1;
 }
 
-struct answer4 { /* sockaddr_in */
-    u16 family;
-    u16 port_be;
-    u32 ip4;
-    u64 zero;
-};
-
-struct answer6 { /* sockaddr_in6 */
-    u16 family;
-    u16 port_be;
-    u32 flow;
-    struct address ip6;
-    u32 scope;
-};
-
 /* Runs after the kernel's own answer, which is an error: nothing was translated. */
 int weft_getsockopt(struct bpf_sockopt *ctx) {
     if (ctx->optlen > PAGE) /* a program sees one page; older kernels fail what is longer unless told to pass it on */
@@ -79,16 +64,16 @@ int weft_getsockopt(struct bpf_sockopt *ctx) {
         return 1;
     void *end = ctx->optval_end;
     if (ctx->level == LEVEL_IP4) {
-        struct answer4 *answer = ctx->optval;
+        struct sockaddr4 *answer = ctx->optval;
         if ((void *)(answer + 1) > end)
             return 1;
         answer->family = 2;
         answer->port_be = bpf_htons((u16)tag->destination.port);
         answer->ip4 = tag->destination.address.words[3];
         answer->zero = 0;
-        ctx->optlen = sizeof(struct answer4);
+        ctx->optlen = sizeof(struct sockaddr4);
     } else {
-        struct answer6 *answer = ctx->optval;
+        struct sockaddr6 *answer = ctx->optval;
         if ((void *)(answer + 1) > end)
             return 1;
         answer->family = 10;
@@ -96,7 +81,7 @@ int weft_getsockopt(struct bpf_sockopt *ctx) {
         answer->flow = 0;
         answer->ip6 = tag->destination.address;
         answer->scope = 0;
-        ctx->optlen = sizeof(struct answer6);
+        ctx->optlen = sizeof(struct sockaddr6);
     }
     ctx->retval = 0;
     return 1;

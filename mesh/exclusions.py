@@ -15,7 +15,9 @@ OUTBOUND_RANGES = "traffic.sidecar.istio.io/excludeOutboundIPRanges"
 INBOUND_PORTS = "traffic.sidecar.istio.io/excludeInboundPorts"
 ALL_INBOUND = "ambient.istio.io/bypass-inbound-capture"
 DNS = "ambient.istio.io/dns-capture"
-ANNOTATIONS = (OUTBOUND_PORTS, OUTBOUND_RANGES, INBOUND_PORTS, ALL_INBOUND, DNS)
+VIRTUAL_INTERFACES = "istio.io/reroute-virtual-interfaces"
+"""Excludes nothing by wish: what comes in there from a virtual machine is forwarded, and no socket of the pod's sends it."""
+ANNOTATIONS = (OUTBOUND_PORTS, OUTBOUND_RANGES, INBOUND_PORTS, ALL_INBOUND, DNS, VIRTUAL_INTERFACES)
 
 MAX_ENTRIES = 64
 """Of one list."""
@@ -65,7 +67,7 @@ NOTHING = Exclusions()
 
 
 def read_annotations(annotations: Mapping[str, str]) -> tuple[Exclusions, tuple[str, ...]]:
-    """What a pod's annotations exclude, and a sentence for each that is refused and therefore excludes nothing."""
+    """What a pod's annotations exclude, and a sentence for each that is refused and therefore has no effect."""
     troubles: list[str] = []
 
     def read(name: str, reader: Callable[[str], _T], nothing: _T) -> _T:
@@ -82,6 +84,11 @@ def read_annotations(annotations: Mapping[str, str]) -> tuple[Exclusions, tuple[
         read(ALL_INBOUND, _read_truth, False),
         read(DNS, lambda text: text != "" and not _read_truth(text), False),
     )
+    if annotations.get(VIRTUAL_INTERFACES):
+        troubles.append(
+            f"annotation {VIRTUAL_INTERFACES}: connections are captured at the pod's own sockets: what a virtual machine in it "
+            "sends passes the mesh by, in plain text; enrol workloads that run in the pod itself"
+        )
     return exclusions, tuple(troubles)
 
 

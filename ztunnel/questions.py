@@ -11,6 +11,8 @@ from ztunnel.allowance import Allowance
 
 BURST_S = 2.0
 """Of a rate: what is allowed at once, as programs that start dial all that they need."""
+MIN_BURST = 8
+"""What one connection may need at once, however low the rate is (ztunnel.missing.MAX_NAMES)."""
 MAX_ASKERS = 4096
 """Of whom it is remembered; the one that was silent longest is forgotten, and has its burst again."""
 
@@ -32,7 +34,7 @@ class Questions:
 
     def allow(self, key: str, count: int, now: float) -> bool:
         """Whether so many names may be asked for; they count where they may."""
-        allowance = self._allowances.pop(key, None) or Allowance(BURST_S * self.rate_per_s, self.rate_per_s)
+        allowance = self._allowances.pop(key, None) or Allowance(max(BURST_S * self.rate_per_s, MIN_BURST), self.rate_per_s)
         self._allowances[key] = allowance
         if len(self._allowances) > MAX_ASKERS:
             del self._allowances[next(iter(self._allowances))]

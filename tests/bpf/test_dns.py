@@ -60,6 +60,8 @@ class Answering:
                 else:
                     with sock.accept()[0] as client:
                         size = int.from_bytes(client.recv(2, socket.MSG_WAITALL), "big")
+                        if not size:
+                            continue  # who connected had nothing to ask
                         reply = answer(client.recv(size, socket.MSG_WAITALL), self._says)
                         client.sendall(len(reply).to_bytes(2, "big") + reply)
         except OSError:
@@ -127,6 +129,15 @@ def connected_tcp(address: str) -> tuple[str, str]:
     return connected(address, socket.SOCK_STREAM)
 
 
+def own_address(address: str, kind: int = socket.SOCK_DGRAM, bound: str = "") -> str:
+    """What a program finds by connecting to some nameserver."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
+        if bound:
+            sock.bind((bound, 0))
+        sock.connect((address, 53))
+        return str(sock.getsockname()[0])
+
+
 def dnspython(address: str) -> tuple[str, str]:
     """Refuses an answer from anybody but whom it asked."""
     return _address(dns.query.udp(dns.message.make_query("web.shop", "A"), address, timeout=2)), address
@@ -147,6 +158,16 @@ def test_the_proxy_answers_in_the_nameservers_name(
     before = world.redirect.counters()
     assert world.at(world.pods["a"].where, lambda: how(address)) == (PROXY, address)
     assert world.counted(before) == {"dns": 1}
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+@FAMILIES
+def test_a_connected_socket_has_the_pods_address(world: Any, proxy: Answering, address: str, kind: int) -> None:
+    pod = world.pods["a"]
+    expected = f"::ffff:{pod.ip4}" if "ffff" in address else pod.ip6 if ":" in address else pod.ip4
+    assert world.at(pod.where, lambda: own_address(address, kind)) == expected
+    loopback = "::1" if ":" in address and "ffff" not in address else "::ffff:127.0.0.1" if ":" in address else "127.0.0.1"
+    assert world.at(pod.where, lambda: own_address(address, kind, loopback)) == loopback, "as it was bound"
 
 
 @HOWS

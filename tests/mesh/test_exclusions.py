@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from mesh.exclusions import (
     ALL_INBOUND,
+    DNS,
     INBOUND_PORTS,
     MAX_ENTRIES,
     NOTHING,
     OUTBOUND_PORTS,
     OUTBOUND_RANGES,
     PROXY_PORTS,
+    VIRTUAL_INTERFACES,
     Exclusions,
     read_annotations,
     read_ports,
@@ -35,6 +37,19 @@ def test_reads_what_users_of_istio_write() -> None:
     assert read_annotations(annotations) == (Exclusions((3306, 5432), ranges, (9100,), all_inbound=True), ())
     assert read_annotations({}) == (NOTHING, ()) and not NOTHING
     assert read_annotations(dict.fromkeys(annotations, "")) == (NOTHING, ())
+
+
+def test_dns_capture_is_on_unless_it_says_false() -> None:
+    for text, excluded in (("", False), ("true", False), ("false", True)):
+        assert read_annotations({DNS: text}) == (Exclusions(dns=excluded), ())
+    exclusions, (trouble,) = read_annotations({DNS: "no"})
+    assert not exclusions.dns and trouble.startswith(f"annotation {DNS}: 'no' is neither of two words")
+
+
+def test_virtual_machines_in_a_pod_are_told_to_be_outside() -> None:
+    exclusions, (trouble,) = read_annotations({VIRTUAL_INTERFACES: "k6t-eth0"})
+    assert exclusions == NOTHING and "passes the mesh by" in trouble
+    assert read_annotations({VIRTUAL_INTERFACES: ""}) == (NOTHING, ())
 
 
 @pytest.mark.parametrize(

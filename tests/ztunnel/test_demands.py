@@ -21,7 +21,7 @@ from ztunnel.channel import Demand, FromWorker, Unasked
 from ztunnel.demands import Demands
 from ztunnel.hbone import Authority
 from ztunnel.loop import Loop
-from ztunnel.missing import missing_inbound, missing_outbound
+from ztunnel.missing import MAX_NAMES, missing_inbound, missing_outbound
 from ztunnel.questions import Asker, Questions
 from ztunnel.route import Request
 
@@ -208,9 +208,9 @@ def test_strangers_addresses_are_asked_for_at_a_rate_too(desk: Desk) -> None:
 def test_of_how_many_askers_something_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(questions, "MAX_ASKERS", 2)
     asked = Questions(1.0)
-    assert asked.allow("a", 2, 1.0) and not asked.allow("a", 1, 1.0)
-    assert asked.allow("b", 2, 1.0) and not asked.allow("a", 1, 1.0) and asked.allow("c", 2, 1.0)
-    assert asked.allow("b", 2, 1.0), "silent longest, forgotten"
+    assert asked.allow("a", MAX_NAMES, 1.0) and not asked.allow("a", 1, 1.0), "one connection's, however low the rate"
+    assert asked.allow("b", 8, 1.0) and not asked.allow("a", 1, 1.0) and asked.allow("c", 8, 1.0)
+    assert asked.allow("b", 8, 1.0), "silent longest, forgotten"
 
 
 def test_who_is_gone_is_not_called(desk: Desk) -> None:

@@ -108,21 +108,21 @@ def test_an_inbound_request_without_answer_or_refused_is_503(mesh: World) -> Non
 
 
 def test_a_peer_that_names_strangers_uses_up_its_own_share() -> None:
-    """Two names at once are its share: its third CONNECT is 503, while the pod that it asks at asks on."""
-    vips = tuple(NetworkAddress("", ip_address(f"10.199.0.{number}")) for number in (1, 2, 3))
-    with on_demand(Tuning(questions_per_s=1.0)) as mesh, ExitStack() as held:
+    """Eight names at once are its share: its ninth CONNECT is 503, while the pod that it asks at asks on."""
+    vips = tuple(NetworkAddress("", ip_address(f"10.199.0.{number}")) for number in range(1, 10))
+    with on_demand(Tuning(questions_per_s=0.05)) as mesh, ExitStack() as held:
         service = replace(mesh.service, vips=vips, waypoint=WAYPOINT)
         served = replace(mesh.server.workload, services={WAYPOINT_SERVICE.key: {}})
         tell(mesh.client, service, WAYPOINT_SERVICE, served, answers={})
-        for number in (1, 2):
+        for number in range(1, 9):
             held.enter_context(mesh.client.connect(f"10.199.0.{number}", 80))
             asked(mesh.server, f"/10.199.0.{number}")
-        client = held.enter_context(mesh.client.connect("10.199.0.3", 80))
+        client = held.enter_context(mesh.client.connect("10.199.0.9", 80))
         assert_reset(lambda: client)
-        assert "asks for too much (WEFT_QUESTIONS_PER_POD)" in mesh.server.worker.early("10.199.0.3").error
+        assert "asks for too much (WEFT_QUESTIONS_PER_POD)" in mesh.server.worker.early("10.199.0.9").error
         assert mesh.server.worker.wait_for(Unasked).identity == CLIENT
-        held.enter_context(mesh.server.connect("10.199.0.4", 80))
-        asked(mesh.server, "/10.199.0.4")
+        held.enter_context(mesh.server.connect("10.199.0.20", 80))
+        asked(mesh.server, "/10.199.0.20")
 
 
 def test_a_refused_answer_ends_the_connection_with_its_reason(mesh: World) -> None:
