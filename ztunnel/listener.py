@@ -15,6 +15,8 @@ ACCEPTS_PER_EVENT = 64
 """Then others get their turn."""
 STRANGERS_PER_EVENT = 8
 """A quarter of a millisecond, where the whole network may come."""
+_SINGLES = 16
+"""So many events in a row that bring one connection each are a reason to look for a second one."""
 LAST_ACCEPTS = 1024
 """As many as the kernel queues."""
 PAUSE_S = 0.1
@@ -42,6 +44,8 @@ class Listener:
         self.port: int = self._sock.getsockname()[1]
         self._open = True
         self._expected = 1
+        self._full = 0
+        """Events in a row that brought as many as were expected."""
         self._watch()
 
     def _watch(self) -> None:

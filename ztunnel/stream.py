@@ -272,9 +272,12 @@ class TunnelStream(Stream):
         self._eof = True
         self.tunnel.end_stream(self, self._heard_last)
         if self.remote_closed and self._backlog is None:
-            self._finish("-", "")
+            self._loop.afterwards.append((self._over, self))
         else:
             self._want(self._mask & ~IN)
+
+    def _over(self) -> None:
+        self._finish("-", "")
 
     def _application_gone(self) -> None:
         """The application's socket broke: its peer learns it, and the log has no error, as that is how programs end."""
