@@ -15,7 +15,7 @@ from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
-from ztunnel import flow_feed, limits, metrics
+from ztunnel import flow_feed, limits, metrics, parties
 from ztunnel.access_log import Level
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, Unasked, WorkerStatus
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
@@ -409,3 +409,43 @@ def test_a_connection_that_was_over_before_it_was_told_is_counted_and_shown_as_t
     ]
     assert sample(world, "istio_tcp_connections_opened_total") == sample(world, "istio_tcp_connections_closed_total") == 1
     assert len(world.lines) == 1 and nothing_is_open(world)
+
+
+def test_what_is_remembered_of_workloads_is_forgotten_when_the_mesh_changes() -> None:
+    world, known = World(), inventory()
+    telemetry = Telemetry("n1", "", known, world.flows, world.lines.append, lambda _: None, (limits.NODE, limits.POD))
+
+    def act() -> None:
+        telemetry.hear(0, Opened(OUTBOUND))
+        known.apply([Workload("K//Pod/amb/one", "one", "amb", canonical_name="renamed")], [])
+        telemetry.mesh_changed()
+        telemetry.hear(0, Opened(replace(OUTBOUND, number=8)))
+
+    events = events_of(world, act)
+    assert ["k8s:app=canon" in event.source.labels for event in events] == [True, False]
+    assert "k8s:app=renamed" in events[1].source.labels
+    apps = [line for line in metrics.render(telemetry.families()).decode().splitlines() if "connections_opened_total{" in line]
+    assert sorted(line.partition('source_app="')[2].partition('"')[0] for line in apps) == ["canon", "renamed"]
+
+
+def test_connections_of_the_same_workloads_differ_in_all_that_is_their_own() -> None:
+    world = World()
+    ends = [("10.244.1.5", 1, "10.244.0.8:8080", "p/a"), ("10.244.1.5", 2, "10.244.0.8:9090", "p/a"), ("fd00::5", 3, "", "p/b")]
+    records = [
+        replace(OUTBOUND, number=number, source=(ip_address(address), number), hbone_destination=target, policy=policy)
+        for address, number, target, policy in ends
+    ]
+    events = events_of(world, lambda: [world.telemetry.hear(0, Opened(record)) for record in records])
+    told = [(str(event.source.address), event.source.port, event.destination.port, event.policy) for event in events]
+    assert told == [("10.244.1.5", 1, 8080, "p/a"), ("10.244.1.5", 2, 9090, "p/a"), ("fd00::5", 3, 15008, "p/b")]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parties, "_MAX_REMEMBERED", 3)
+    monkeypatch.setattr(parties, "_MAX_TAILS", 4)
+    tcp = metrics.TcpMetrics()
+    directory = parties.Directory("n1", inventory(), tcp)
+    for number in range(20):
+        record = replace(OUTBOUND, hbone_destination=f"10.244.0.8:{number}", source_workload=f"K//Pod/amb/{number // 2}")
+        directory.line(directory.of(record), record, over=False, untold=False)
+        assert len(directory._parties) <= 3 and len(directory._tails) <= 4
