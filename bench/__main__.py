@@ -40,7 +40,7 @@ def _run(flags: argparse.Namespace, image: Image | None) -> tuple[dict[str, obje
     with stage(_say, flags.keep) as made, ExitStack() as proxies:
         workers = len(workers_of(made)) or 1
         where = report.surroundings(workers, flags.rounds, flags.layout, flags.quick, image)
-        found = line_up(made, proxies, workers)
+        found = line_up(made, proxies, workers, where["openssl"])
         lay_out(made, flags.layout, [pid for one in found for pid in one.pids()])
         Run(made, found, proxies, results, flags.rounds, flags.quick, image, _say).measure()
     return where, results

@@ -1,6 +1,6 @@
 """A pair of real Envoys between two places, as the peer to measure beside: TCP over mutual TLS, or HBONE.
 
-Both speak TLS 1.3 only, with P-256 certificates made for the run. HBONE uses the window
+Both speak TLS 1.3 only, with P-256 certificates made for the run and the given group alone. HBONE uses the window
 sizes of Istio's ztunnel. Circuit breakers are raised (their default of 1024 connections would be measured instead).
 """
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from bench.key_exchange import Group
 from bench.pair import Ends, start
 
 Mode = Literal["tls", "hbone"]
@@ -34,12 +35,13 @@ def _typed(name: str, kind: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, "typed_config": {"@type": _TYPE + kind, **fields}}
 
 
-def _tls(folder: Path, kind: str, http2: bool, **fields: Any) -> dict[str, Any]:
+def _tls(folder: Path, kind: str, group: Group, http2: bool, **fields: Any) -> dict[str, Any]:
+    versions = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
     pair = {"certificate_chain": {"filename": f"{folder}/leaf.pem"}, "private_key": {"filename": f"{folder}/leaf.key"}}
     common = {
         "tls_certificates": [pair],
         "validation_context": {"trusted_ca": {"filename": f"{folder}/ca.pem"}},
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "tls_params": {**versions, "ecdh_curves": [group]},
         **({"alpn_protocols": ["h2"]} if http2 else {}),
     }
     return _typed("tls", f"extensions.transport_sockets.tls.v3.{kind}", common_tls_context=common, **fields)
@@ -98,14 +100,14 @@ def _connect_terminator() -> dict[str, Any]:
     )
 
 
-def configurations(mode: Mode, folder: Path, ends: Ends) -> tuple[dict[str, Any], dict[str, Any]]:
+def configurations(mode: Mode, folder: Path, ends: Ends, group: Group) -> tuple[dict[str, Any], dict[str, Any]]:
     """The client's and the server's static configuration."""
     http2 = mode == "hbone"
     host, port = ends.tunnel
     tunnel = {"tunneling_config": {"hostname": f"{host}:{ends.backend_port}"}} if http2 else {}
     # No resumption between pooled connections: each is there because the peer is new.
-    upstream = _tls(folder, "UpstreamTlsContext", http2, **({"max_session_keys": 0} if http2 else {}))
-    downstream = _tls(folder, "DownstreamTlsContext", http2, require_client_certificate=True)
+    upstream = _tls(folder, "UpstreamTlsContext", group, http2, **({"max_session_keys": 0} if http2 else {}))
+    downstream = _tls(folder, "DownstreamTlsContext", group, http2, require_client_certificate=True)
     client = {
         "listeners": [
             {
@@ -165,13 +167,14 @@ def envoy_binary() -> Path:
 
 
 @contextmanager
-def running(mode: Mode, folder: Path, ends: Ends, workers: int) -> Iterator[list[int]]:
+def running(mode: Mode, folder: Path, ends: Ends, workers: int, group: Group) -> Iterator[list[int]]:
     """Run a pair for the body; gives the pids of client and server."""
     make_certificates(folder, ends.tunnel[0])
     places = (ends.client_netns, ends.server_netns)
     with ExitStack() as stack:
         pids = []
-        for side, netns, configuration in zip(("client", "server"), places, configurations(mode, folder, ends), strict=True):
+        both = configurations(mode, folder, ends, group)
+        for side, netns, configuration in zip(("client", "server"), places, both, strict=True):
             file = folder / f"{side}.json"
             file.write_text(json.dumps(configuration))
             command = [str(envoy_binary()), "-c", str(file), "--use-dynamic-base-id", "--concurrency", str(workers)]

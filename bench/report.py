@@ -17,6 +17,7 @@ from bench import contenders, tables, ztunnel_pair
 from bench.budget import Budget
 from bench.figures import Figure, Round, Sample, client_busy, headroom, ratio
 from bench.image import Image
+from bench.key_exchange import group_of
 from bench.targets import ROWS, Judged
 
 MIN_HEADROOM = 3.0
@@ -44,13 +45,15 @@ class Results:
 
 def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Image | None = None) -> dict[str, Any]:
     """Where and how this run happens: absolute figures mean little without it."""
+    openssl = image.openssl if image else ssl.OPENSSL_VERSION
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "weft": _package("weft"),
         "git": _git(),
         "image": str(image.root) if image else "",
         "python": image.python if image else f"{sys.version.split()[0]} ({os.path.realpath(sys.executable)})",
-        "openssl": image.openssl if image else ssl.OPENSSL_VERSION,
+        "openssl": openssl,
+        "key exchange of every proxy": group_of(openssl),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),

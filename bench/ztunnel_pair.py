@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.key_exchange import Group
 from bench.pair import start
 
 OUTBOUND_PORT = 15001
@@ -60,7 +61,7 @@ def mesh_file(members: tuple[Member, ...]) -> str:
     return json.dumps({"workloads": workloads, "services": [], "policies": []})
 
 
-def environment(mesh: Path, member: Member, workers: int) -> dict[str, str]:
+def environment(mesh: Path, member: Member, workers: int, group: Group) -> dict[str, str]:
     """What one ztunnel is told; it inherits nothing else."""
     return {
         "PATH": os.defpath,
@@ -72,6 +73,8 @@ def environment(mesh: Path, member: Member, workers: int) -> dict[str, str]:
         "ENABLE_ORIG_SRC": "false",
         "ZTUNNEL_WORKER_THREADS": str(workers),
         "RUST_LOG": "error",
+        # Its one switch for groups; without it a pair agrees on X25519.
+        **({"COMPLIANCE_POLICY": "pqc"} if group == "X25519MLKEM768" else {}),
     }
 
 
@@ -87,7 +90,9 @@ def redirect(server: str, port: int) -> str:
 
 
 @contextmanager
-def running(binary: Path, folder: Path, client: Member, server: Member, port: int, workers: int) -> Iterator[list[int]]:
+def running(
+    binary: Path, folder: Path, client: Member, server: Member, port: int, workers: int, group: Group
+) -> Iterator[list[int]]:
     """Run a pair for the body; gives the pids of client and server. The rule goes with the pod's namespace.
 
     Raises: RuntimeError with nft's words.
@@ -100,6 +105,6 @@ def running(binary: Path, folder: Path, client: Member, server: Member, port: in
         raise RuntimeError(f"nft in {client.netns}: {done.stderr.strip()}")
     with ExitStack() as stack:
         yield [
-            start(stack, one.netns, [str(binary)], folder / f"{one.name}.log", environment(mesh, one, workers))
+            start(stack, one.netns, [str(binary)], folder / f"{one.name}.log", environment(mesh, one, workers, group))
             for one in (client, server)
         ]

@@ -1,5 +1,6 @@
 """The bench's own objects are valid manifests, and its Envoys' configuration is the peer it claims to be."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench import ztunnel_pair
 from bench.envoy_pair import configurations, make_certificates
+from bench.key_exchange import group_of
 from bench.pair import Ends
 from bench.topology import MESH, NODES, PODS, deny_policy, manifests
 from mesh.manifests import Namespace, Node, Pod, is_enrolled, parse
+from ztunnel.openssl_conf import openssl_conf
 
 pytestmark = pytest.mark.unit
 _ENDS = Ends(Path("/a"), Path("/b"), 9001, ("10.0.0.2", 9002), 9000)
@@ -43,9 +46,10 @@ def _find(value: Any, key: str) -> list[Any]:
 
 @pytest.mark.parametrize("mode", ["tls", "hbone"])
 def test_envoys_speak_tls_13_both_ways_and_reach_each_other(mode: Any) -> None:
-    client, server = configurations(mode, Path("/certificates"), _ENDS)
+    client, server = configurations(mode, Path("/certificates"), _ENDS, "X25519")
     for side in (client, server):
         (parameters,) = _find(side, "tls_params")
+        assert parameters.pop("ecdh_curves") == ["X25519"]
         assert set(parameters.values()) == {"TLSv1_3"}
         assert all(limit["max_connections"] > 100_000 for limits in _find(side, "thresholds") for limit in limits)
     assert _find(server, "require_client_certificate") == [True]
@@ -63,9 +67,19 @@ def test_ztunnels_know_each_other_and_are_told_nothing_else(tmp_path: Path) -> N
     mesh = yaml.safe_load(ztunnel_pair.mesh_file((client, server)))
     assert [one["workloadIps"] for one in mesh["workloads"]] == [["10.0.0.1"], ["10.0.0.2"]]
     assert {one["protocol"] for one in mesh["workloads"]} == {"HBONE"}
-    told = ztunnel_pair.environment(tmp_path / "mesh.yaml", client, 2)
+    told = ztunnel_pair.environment(tmp_path / "mesh.yaml", client, 2, "X25519")
+    assert "COMPLIANCE_POLICY" not in told
+    assert ztunnel_pair.environment(tmp_path / "mesh.yaml", client, 2, "X25519MLKEM768") == told | {"COMPLIANCE_POLICY": "pqc"}
     assert told["PROXY_WORKLOAD_INFO"] == "ns/client/client" and told["ZTUNNEL_WORKER_THREADS"] == "2"
     assert "ip daddr 10.0.0.2 tcp dport 9000 redirect to :15001" in ztunnel_pair.redirect("10.0.0.2", 9000)
+
+
+def test_all_use_the_group_that_wefts_openssl_prefers() -> None:
+    assert group_of("OpenSSL 3.0.19 27 Jan 2026") == "X25519"
+    assert {group_of(f"OpenSSL {version} 1 Jan 2026") for version in ("3.5.0", "3.10.1", "4.0.0")} == {"X25519MLKEM768"}
+    for number in ((3, 0, 19), (3, 5, 0)):
+        preferred = re.search(r"Groups = \*?(\w+)", openssl_conf(number, pqc=False))
+        assert preferred and preferred[1] == group_of(f"OpenSSL {'.'.join(map(str, number))} 1 Jan 2026")
 
 
 def test_ztunnel_is_measured_where_a_binary_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
