@@ -1,7 +1,10 @@
 """Header blocks of one HTTP/2 connection: put together from HEADERS and CONTINUATION, bounded, decoded by `hpack`."""
 
+from functools import lru_cache
+
 from hpack import Decoder, Encoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
+from hpack.table import HeaderTable
 
 from ztunnel.frames import END_HEADERS, HPACK_TABLE_BYTES, PADDED, PRIORITISED, Code, ProtocolError
 
@@ -12,6 +15,10 @@ Repeating = tuple[tuple[bytes, bytes], ...]
 MAX_CONTINUATIONS = 16
 _ENTRY_BYTES = 32
 """What RFC 7541 adds for each field of a list."""
+_LAST_STATIC, _LAST_STATIC_NAME = 0x80 | HeaderTable.STATIC_TABLE_LENGTH, 0x40 | HeaderTable.STATIC_TABLE_LENGTH
+"""As the byte of an indexed field, and of a literal with an indexed name."""
+_CUT_OFF = b"\xff\xff\xff"
+"""Read behind the end of a block: no length of a plain string."""
 _BOMB_FACTOR = 2
 """A list above its limit costs the stream; above this many times the limit, the connection: decoding stops there."""
 
@@ -62,55 +69,83 @@ class FieldReader:
         self.stream_id = 0
         block, self._fragments = bytes(self._fragments), bytearray()
         try:
-            fields = self._read_only(block)
-            if fields is None:
+            read = self._read_plain(block)
+            if read is None:
                 self._entries.clear()
                 fields = list(self._decoder.decode(block, raw=True))
                 self.list_bytes = list_bytes(fields)
+                return fields
+            fields, new = read
+            if new:
+                self._entries.clear()
+                for name, value in new:
+                    self._decoder.header_table.add(name, value)
             return fields
         except OversizedHeaderListError as error:
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "header list far beyond its bounds") from error
         except (HPACKError, IndexError, ValueError) as error:
             raise ProtocolError(Code.COMPRESSION_ERROR, "header block does not decode") from error
 
-    def _read_only(self, block: bytes) -> Fields | None:
-        """Decode a block that leaves the table alone and is not Huffman-coded: all that weft itself sends after the first.
+    def _read_plain(self, block: bytes) -> tuple[Fields, Fields] | None:
+        """Decode a block that is not Huffman-coded: all that weft itself sends. The fields, and those that enter the table.
 
         None: anything else, for the library, which is 3x slower and knows all forms. So nothing here needs to be complete.
         """
         fields: Fields = []
+        new: Fields = []
         position, end, size = 0, len(block), 0
         entries = self._entries
         while position < end:
             first = block[position]
             position += 1
-            if 0x80 < first < 0xFF:
+            if first > 0x80:
+                if first == 0xFF or (new and first > _LAST_STATIC):
+                    return None  # what enters the table moves what is there
                 field = entries.get(first)
                 if field is None:
                     field = entries[first] = self._decoder.header_table.get_by_index(first & 0x7F)
-            elif first in (0x00, 0x10):
-                name, position = _short_string(block, position)
-                value, position = _short_string(block, position)
+            else:
+                name, position = _plain_name(block, position)
+                value, position = _plain_string(block, position)
                 if not name or position > end:
                     return None
                 field = (name, value)
-            else:
-                return None
+                if first & 0x40:
+                    new.append(field)
             size += len(field[0]) + len(field[1]) + _ENTRY_BYTES
             if size > self.max_list_bytes:
                 return None
             fields.append(field)
         self.list_bytes = size
-        return fields
+        return fields, new
 
 
-def _short_string(block: bytes, position: int) -> tuple[bytes, int]:
-    """A plain string of less than 127 bytes, and what follows it; empty, or a place behind the end, when it is none."""
-    length = block[position] if position < len(block) else 0x7F
-    if length >= 0x7F:
+def _plain_name(block: bytes, position: int) -> tuple[bytes, int]:
+    """The name of a literal whose first byte is before `position`, and what follows; empty where it is of another form."""
+    first = block[position - 1]
+    if first in (0x00, 0x10, 0x40):
+        return _plain_string(block, position)
+    if 0x40 < first <= _LAST_STATIC_NAME:
+        return HeaderTable.STATIC_TABLE[first - 0x41][0], position
+    return b"", position
+
+
+def _plain_string(block: bytes, position: int) -> tuple[bytes, int]:
+    """A plain string of less than 16 KiB, and what follows it; empty, or a place behind the end, when it is none."""
+    ahead = block[position : position + 3] + _CUT_OFF
+    length, position = ahead[0], position + 1
+    if length == 0x7F:
+        length += ahead[1] & 0x7F
+        position += 1
+        if ahead[1] > 0x7F:
+            length += ahead[2] << 7
+            position += 1
+            if ahead[2] > 0x7F:
+                return b"", len(block) + 1
+    elif length > 0x7F:
         return b"", len(block) + 1
-    end = position + 1 + length
-    return block[position + 1 : end], end
+    end = position + length
+    return block[position:end], end
 
 
 def list_bytes(fields: Fields) -> int:
@@ -160,9 +195,23 @@ class FieldWriter:
         key = tuple(fields)
         block = self._stable.get(key)
         if block is None:
-            block = self._encoder.encode(fields, huffman=False)
+            table = self._encoder.header_table
+            if not table.dynamic_entries and not table.resized and table.maxsize == HeaderTable.DEFAULT_SIZE:
+                block, new = _first_block(key)
+                for name, value in new:
+                    table.add(name, value)
+            else:
+                block = self._encoder.encode(fields, huffman=False)
             if len(block) == len(fields) and min(block) > 0x80:  # one byte each: all were in the table
                 self._stable[key] = block
             else:
                 self._stable.clear()
         return block
+
+
+@lru_cache(512)
+def _first_block(fields: Repeating) -> tuple[bytes, Repeating]:
+    """What a new connection's first fields are encoded to, and those that then are in the table, the oldest first."""
+    encoder = Encoder()
+    block = encoder.encode(fields, huffman=False)
+    return block, tuple(reversed(encoder.header_table.dynamic_entries))

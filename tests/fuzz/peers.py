@@ -67,7 +67,7 @@ def _blocks(data: bytes) -> None:
     while cursor.left:
         block = cursor.take(cursor.byte() << 8 | cursor.byte())
         try:
-            quick = reader._read_only(block)
+            quick = reader._read_plain(block)
         except HPACKError:
             quick = None
         try:

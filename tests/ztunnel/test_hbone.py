@@ -3,7 +3,7 @@
 from ipaddress import ip_address
 
 import pytest
-from hpack import Decoder
+from hpack import Decoder, Encoder
 from hpack.exceptions import HPACKError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +65,7 @@ def test_our_requests_say_the_same_in_the_same_order() -> None:
     for sid in (1, 3):  # the second time through the table
         block = writer.encode(repeating_fields("10.244.1.6:8080", baggage_of(ONE)))
         block += single_fields((ip_address("10.244.1.5"), 45888), "", trace)
+        assert reader._read_plain(block) is not None, "no need of the library"
         assert reader.begin(sid, END_HEADERS, block) == recorded
     assert len(block) < 120
 
@@ -169,8 +170,14 @@ def test_literals_are_read_back(fields: Fields) -> None:
 def parts() -> st.SearchStrategy[bytes]:
     strings = st.binary(max_size=150)
     indexed = st.integers(0x80, 0xFF).map(lambda first: bytes((first,)))
+    known_name = st.builds(lambda index, b: bytes((index,)) + literal(b"", b)[2:], st.integers(0x40, 0x7F), strings)
     return st.one_of(
-        indexed, st.builds(literal, strings, strings), st.builds(lambda a, b: b"\x10" + literal(a, b)[1:], strings, strings)
+        indexed,
+        known_name,
+        *(
+            st.builds(lambda a, b, first=first: first + literal(a, b)[1:], strings, strings)
+            for first in (b"\0", b"\x10", b"\x40")
+        ),
     )
 
 
@@ -187,8 +194,22 @@ def test_the_short_way_to_decode_says_what_the_library_says(blocks: list[bytes],
         expected = None
     try:
         assert ours.begin(3, END_HEADERS, block) == expected
+        assert ours._decoder.header_table.dynamic_entries == decoder.header_table.dynamic_entries
     except ProtocolError:
         assert expected is None
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from([b":status", b"baggage", b"x"]), st.binary(max_size=5000)), min_size=1, max_size=3)
+    )
+)
+def test_first_blocks_are_remembered_and_leave_the_table_as_if_they_were_not(blocks: list[Fields]) -> None:
+    for _ in range(2):
+        ours, encoder = FieldWriter(), Encoder()
+        for fields in blocks:
+            assert ours.encode(fields) == encoder.encode(fields, huffman=False)
+            assert ours._encoder.header_table.dynamic_entries == encoder.header_table.dynamic_entries
 
 
 @given(st.binary(max_size=200))
