@@ -49,6 +49,9 @@ _FAREWELL_S = 1.0
 _READ_TURNS = 16
 """Receive calls per wake-up: one busy worker must not keep the loop from the others."""
 
+_MALLOC = "glibc.malloc.tcache_count=200"
+"""A handshake takes and gives back thousands of small pieces; 7 of a size at hand, as usual, are too few: 3 % of its time."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -74,7 +77,7 @@ class Worker:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno(), openssl_fd],
                 stdin=DEVNULL,
-                env={**os.environ, "OPENSSL_CONF": f"/proc/self/fd/{openssl_fd}"},
+                env={"GLIBC_TUNABLES": _MALLOC, **os.environ, "OPENSSL_CONF": f"/proc/self/fd/{openssl_fd}"},
             )
         except BaseException:
             self._sock.close()
