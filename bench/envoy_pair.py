@@ -36,7 +36,7 @@ def _typed(name: str, kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def _tls(folder: Path, kind: str, group: Group, http2: bool, **fields: Any) -> dict[str, Any]:
-    versions = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+    versions: dict[str, Any] = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
     pair = {"certificate_chain": {"filename": f"{folder}/leaf.pem"}, "private_key": {"filename": f"{folder}/leaf.key"}}
     common = {
         "tls_certificates": [pair],
