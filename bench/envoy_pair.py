@@ -36,12 +36,13 @@ def _typed(name: str, kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def _tls(folder: Path, kind: str, group: Group, http2: bool, **fields: Any) -> dict[str, Any]:
-    versions: dict[str, Any] = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+    parameters: dict[str, Any] = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+    parameters["ecdh_curves"] = [group]
     pair = {"certificate_chain": {"filename": f"{folder}/leaf.pem"}, "private_key": {"filename": f"{folder}/leaf.key"}}
     common = {
         "tls_certificates": [pair],
         "validation_context": {"trusted_ca": {"filename": f"{folder}/ca.pem"}},
-        "tls_params": {**versions, "ecdh_curves": [group]},
+        "tls_params": parameters,
         **({"alpn_protocols": ["h2"]} if http2 else {}),
     }
     return _typed("tls", f"extensions.transport_sockets.tls.v3.{kind}", common_tls_context=common, **fields)
