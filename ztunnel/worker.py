@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mesh.workload import Workload
@@ -53,6 +54,7 @@ from ztunnel.node import Node
 from ztunnel.outbound import accept_outbound
 from ztunnel.pod import Pod
 from ztunnel.socks_client import accept_socks
+from ztunnel.time_slice import take_short_slices
 
 TICK_S = 0.25
 STATUS_S = 1.0
@@ -252,6 +254,8 @@ def main(arguments: list[str]) -> None:
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the supervisor says when and how to end
         signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):  # who confines us may forbid it: then we wait as everybody does
+        take_short_slices()
     loop = Loop()
     worker = Worker(loop, socket.socket(fileno=options.channel))
     gc.collect()
