@@ -148,6 +148,13 @@ static inline void on_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk, u64
         refuse_syn(ops, REASON_ESCAPE, tag, netns, &flow);
 }
 
+/* From its SYN on nothing is asked of a socket that the proxy dialled: 320 bytes of each connection to an app. */
+static inline void forget_proxy(struct bpf_sock *sk) {
+    struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
+    if (tag && tag->role == ROLE_PROXY)
+        sockets.sk_storage_delete(sk);
+}
+
 /* The proxy's end of a captured connection takes over the original destination. */
 static inline void accept_captured(struct bpf_sock_ops *ops, struct bpf_sock *sk, u64 netns, struct flow *flow) {
     struct local_key key = {.netns = netns};
@@ -231,9 +238,10 @@ int weft_sockops(struct bpf_sock_ops *ops) {
     if (!sk || (ops->family != 2 && ops->family != 10))
         return 0;
     u64 netns = bpf_get_netns_cookie(ops);
-    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
         on_connect(ops, sk, netns);
-    else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+        forget_proxy(sk);
+    } else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
         on_accepted(ops, sk, netns);
     else if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
         on_listen(ops, sk, netns);

@@ -5,6 +5,7 @@ Plain values without behaviour of their own; `mesh.resources` reads them from xD
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from mesh.identity import Identity
@@ -118,6 +119,10 @@ class Locality:
     subzone: str = ""
 
 
+_identity = lru_cache(maxsize=4096)(Identity)
+"""One object for all pods, and all connections, of a service account."""
+
+
 @value
 class Workload:
     """One endpoint of the mesh: usually a pod."""
@@ -155,7 +160,7 @@ class Workload:
     @property
     def identity(self) -> Identity:
         """The identity under which this workload's node speaks for it."""
-        return Identity(self.trust_domain, self.namespace, self.service_account)
+        return _identity(self.trust_domain, self.namespace, self.service_account)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,20 @@ _LOOPBACKS: dict[int, Address] = {4: ip_address("127.0.0.1"), 6: ip_address("::1
 class Inbound(Tracked):
     """What both kinds share: policy, then the application's own socket."""
 
-    __slots__ = ("_dial", "pod")
+    __slots__ = ("_dial", "_port", "pod")
 
     def __init__(self, pod: Pod, record: ConnectionRecord, workload: Workload, port: int) -> None:
         super().__init__(pod.node.ledger, record)
         self.pod = pod
         self._dial: Dial | None = None
         self.workload = workload
-        self.subject = Connection(record.source[0], record.source_identity, record.destination[0], port)
+        self._port = port
+
+    @property
+    def subject(self) -> Connection:
+        """See ztunnel.ledger.Tracked. Made when it is asked for: most connections are judged once."""
+        record = self.record
+        return Connection(record.source[0], record.source_identity, record.destination[0], self._port)
 
     def check(self) -> str:
         """Register, then ask the policies; why not, or nothing."""

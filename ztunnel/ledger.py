@@ -36,19 +36,21 @@ class Pump(Protocol):
 class Tracked:
     """One connection, from its first check to its end. The shells in ztunnel.inbound and ztunnel.outbound derive from it."""
 
-    __slots__ = ("_told", "began_ns", "ledger", "pump", "record", "subject", "was_open", "workload")
+    __slots__ = ("began_ns", "ledger", "pump", "record", "was_open", "workload")
 
     def __init__(self, ledger: "Ledger", record: ConnectionRecord) -> None:
         self.ledger = ledger
         self.record = record
         self.pump: Pump | None = None
-        self.subject: Connection | None = None
-        """What policies are asked about; None outbound, where none apply."""
         self.workload: Workload | None = None
         """The local workload that policies protect."""
         self.was_open = False
         self.began_ns = time.monotonic_ns()
-        self._told = (0, 0)
+
+    @property
+    def subject(self) -> Connection | None:
+        """What policies are asked about; None outbound, where none apply."""
+        return None
 
     def opened(self) -> None:
         """Bytes can flow."""
@@ -75,11 +77,10 @@ class Tracked:
     def count(self) -> tuple[int, int, int] | None:
         """Bring the record's bytes up to date; the change, or None."""
         if self.pump is not None and self.was_open:
-            now = (self.pump.sent, self.pump.received)
-            if now != self._told:
-                self._told = now
-                self.record.bytes_sent, self.record.bytes_received = now
-                return self.record.number, *now
+            record, sent, received = self.record, self.pump.sent, self.pump.received
+            if sent != record.bytes_sent or received != record.bytes_received:
+                record.bytes_sent, record.bytes_received = sent, received
+                return record.number, sent, received
         return None
 
 
@@ -105,11 +106,12 @@ class Ledger:
 
     def judge(self, tracked: Tracked) -> Verdict:
         """Ask the policies about an inbound connection, and note which one decided."""
-        assert tracked.subject is not None and tracked.workload is not None
+        subject = tracked.subject
+        assert subject is not None and tracked.workload is not None
         policies = self._policies.applicable(tracked.workload)
-        verdict = evaluate(policies, tracked.subject)
+        verdict = evaluate(policies, subject)
         if RBAC.isEnabledFor(self._log_level):
-            _log_verdict(self._log_level, tracked.subject, verdict, policies)
+            _log_verdict(self._log_level, subject, verdict, policies)
         tracked.record.policy = verdict.policy or ""
         tracked.record.asked_policies = verdict.asked
         return verdict

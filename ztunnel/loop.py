@@ -100,7 +100,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._calls: dict[int, tuple[Callable[[int], None], Handler]] = {}
+        self._handlers: dict[int, Handler] = {}
         self.modify = self._epoll.modify
         """(fd, mask): change what a watched descriptor waits for."""
         self.dirty: dict[Flushable, None] = {}
@@ -125,22 +125,22 @@ class Loop:
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
         """Call `handler.on_event` while the descriptor is ready for `mask`; who watched it before does not any more."""
-        (self._epoll.modify if fd in self._calls else self._epoll.register)(fd, mask)
-        self._calls[fd] = (handler.on_event, handler)
+        (self._epoll.modify if fd in self._handlers else self._epoll.register)(fd, mask)
+        self._handlers[fd] = handler
 
     def watch_shared(self, fd: int, handler: Handler) -> None:
         """Watch a listener that other processes watch too: the kernel wakes one of them."""
-        self._calls[fd] = (handler.on_event, handler)
+        self._handlers[fd] = handler
         self._epoll.register(fd, IN | _EXCLUSIVE)
 
     def forget(self, fd: int) -> None:
         """Stop watching; before the descriptor is closed, always: unless `forget_closing` is called."""
-        if self._calls.pop(fd, None) is not None:
+        if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def forget_closing(self, fd: int) -> None:
         """The same for a descriptor that is closed at once and has no duplicate: closing it is what ends the watch."""
-        self._calls.pop(fd, None)
+        self._handlers.pop(fd, None)
 
     def linger(self, what: Flushable) -> None:
         """Flush it after LINGER_S, unless `hurry` says that it went earlier."""
@@ -179,14 +179,14 @@ class Loop:
         self.greetings = self.lookups = 0
         ready = self._epoll.poll(wait)
         self.now = time.monotonic()
-        calls = self._calls
+        handlers = self._handlers
         for fd, events in ready:
-            call = calls.get(fd)
-            if call is not None:
+            handler = handlers.get(fd)
+            if handler is not None:
                 try:
-                    call[0](events)
+                    handler.on_event(events)
                 except Exception as error:  # the one catch point of a connection: it alone ends
-                    self._contain(call[1], error)
+                    self._contain(handler, error)
         if self._left_over:
             self._go_on(self.overtime_s * _BUSY_OVERTIME if ready else self.overtime_s)
         dirty = self.dirty

@@ -84,7 +84,6 @@ class Outbound(Tracked):
         "_dial",
         "_early",
         "_inner",
-        "_request",
         "_sock",
         "_trace",
         "_way",
@@ -105,7 +104,6 @@ class Outbound(Tracked):
         )
         super().__init__(pod.node.ledger, record)
         self.pod = pod
-        self._request = request
         self._client: Workload = request.client
         self._attempts = 0
         self._avoid = NOBODY
@@ -116,6 +114,13 @@ class Outbound(Tracked):
         self._credentials: Credentials | None = None
         self._inner: InnerTunnel | None = None
         self._trace = b""
+
+    @property
+    def _request(self) -> Request:
+        """What was asked for."""
+        meant = self.record.original_destination
+        assert meant is not None
+        return Request(self._client, self.record.source[0], *meant)
 
     def start(self, way: Way | Refused) -> None:
         """Go where the decision says."""
@@ -190,6 +195,7 @@ class Outbound(Tracked):
         choice = self._way.route.choice if self._way else None
         if choice is not None:
             self.pod.node.outliers.succeeded(choice)
+        self._trace = b""
         super().opened()
 
     def _go(self, way: Way) -> None:

@@ -26,8 +26,6 @@ class _End:
         "_fd",
         "_loop",
         "_mask",
-        "_recv_into",
-        "_send",
         "_sock",
         "backlog",
         "closed",
@@ -49,7 +47,6 @@ class _End:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
-        self._recv_into, self._send = sock.recv_into, sock.send
         self._mask = IN
 
     def start(self) -> None:
@@ -71,7 +68,7 @@ class _End:
         other = self.other
         for _ in range(_READS_PER_EVENT):
             try:
-                count = self._recv_into(_buffer)
+                count = self._sock.recv_into(_buffer)
                 if not count:
                     self.read_all = True
                     self._want(self._mask & ~IN)
@@ -91,7 +88,7 @@ class _End:
     def give(self, data: memoryview) -> int:
         """Send into this socket; what it does not take waits."""
         try:
-            sent = self._send(data)
+            sent = self._sock.send(data)
         except BlockingIOError:
             sent = 0
         self.other.moved += sent
@@ -105,7 +102,7 @@ class _End:
         backlog = self.backlog
         assert backlog is not None
         try:
-            self.other.moved += backlog.send(self._send)
+            self.other.moved += backlog.send(self._sock.send)
         except OSError:
             self.pump.broke()
             return

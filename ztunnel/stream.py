@@ -62,10 +62,6 @@ class _Nobody:
 NOBODY = _Nobody()
 
 
-def _not_attached(_data: memoryview) -> int:
-    raise BlockingIOError
-
-
 Declined = Callable[["TunnelStream", bool], bool]
 """Called where the peer does not take a stream, and nothing was delivered: its application is not there (503), or it never
 looked at it (True). Returns True when socket and bytes were taken back with `give_back`, to go another way."""
@@ -90,8 +86,6 @@ class TunnelStream(Stream):
         "_loop",
         "_mask",
         "_opening",
-        "_recv_into",
-        "_send",
         "_sock",
         "closed",
         "owner",
@@ -116,7 +110,6 @@ class TunnelStream(Stream):
         self._held = 0
         self._kept: bytearray | None = None
         self._declined: Declined = _nowhere_else
-        self._send: Callable[[memoryview], int] = _not_attached
         self._backlog: Backlog | None = None
         self._eof = False
         self._heard_last = False
@@ -166,7 +159,6 @@ class TunnelStream(Stream):
     def attach(self, sock: socket, speaks_first: bool) -> None:
         """The application's socket is connected: move bytes; look at once for those of an application that speaks first."""
         self._sock, self._fd = sock, sock.fileno()
-        self._recv_into, self._send = sock.recv_into, sock.send
         self._loop.afterwards.append((self._watch, self))  # nobody has a question yet whose answer could come
         if self._backlog is not None:
             self._flush()
@@ -211,7 +203,8 @@ class TunnelStream(Stream):
                 self._mask = -1
 
     def _readable(self) -> None:
-        http, tunnel = self._http, self.tunnel
+        http, tunnel, sock = self._http, self.tunnel, self._sock
+        assert sock is not None
         reads = _READS_PER_EVENT
         while reads:
             reads -= 1
@@ -225,7 +218,7 @@ class TunnelStream(Stream):
                 http.blocked[self] = None
                 return
             try:
-                count = self._recv_into(_payload if room == SEND_FRAME_BYTES else _payload[:room])
+                count = sock.recv_into(_payload if room == SEND_FRAME_BYTES else _payload[:room])
             except BlockingIOError:
                 return
             except OSError:
@@ -293,7 +286,7 @@ class TunnelStream(Stream):
         self._heard_last = True
         if self._backlog is None:
             try:
-                count = self._send(data)
+                count = self._sock.send(data) if self._sock is not None else 0
             except BlockingIOError:
                 pass
             except OSError:
@@ -321,10 +314,10 @@ class TunnelStream(Stream):
 
     def _flush(self) -> None:
         backlog = self._backlog
-        if backlog is None:
+        if backlog is None or self._sock is None:
             return
         try:
-            sent = backlog.send(self._send)
+            sent = backlog.send(self._sock.send)
         except OSError:
             self._application_gone()
             return
@@ -367,7 +360,7 @@ class TunnelStream(Stream):
                 return
             self.abort("CONNECT", f"http status: {_status_text(status)}", Code.CANCEL)
             return
-        self._kept = None
+        self._kept, self._declined = None, _nowhere_else
         self.window += self._held
         self._held = 0
         self.open()
@@ -431,10 +424,10 @@ class TunnelStream(Stream):
         if self._sock is not None:
             self._loop.forget_closing(self._fd)
             self._sock.close()
+            self._sock = None
         if self._backlog is not None:
             self._http.discarded(self._backlog.clear())
             self._backlog = None
-        self._send = _not_attached
         self._tell_opened()
         owner, self.owner = self.owner, NOBODY
         owner.ended(flag, error)

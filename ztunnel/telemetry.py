@@ -1,6 +1,7 @@
 """Turns what the workers report into access log, metrics and flows, and knows which connections are open."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -72,7 +73,8 @@ class Telemetry:
         self._tcp = TcpMetrics()
         self._directory = Directory(node, inventory, self._tcp)
         self._dns = DNSMetrics(inventory)
-        self._open: dict[tuple[int, int], _Open] = {}
+        self._open: defaultdict[int, dict[int, _Open]] = defaultdict(dict)
+        """By worker, and by the connection's number there."""
         self._gauges: dict[int, dict[str, int]] = {}
         self._revocations: dict[Revocation, int] = {}
         self._early: dict[tuple[str, str], int] = {}
@@ -89,8 +91,9 @@ class Telemetry:
         elif isinstance(message, Opened):
             self._opened(worker, message.record)
         elif isinstance(message, Progress):
+            opened = self._open[worker]
             for number, sent, received in message.counts:
-                if known := self._open.get((worker, number)):
+                if known := opened.get(number):
                     self._count(known, sent, received)
         elif isinstance(message, EarlyFailure):
             self._failed_early(message)
@@ -109,8 +112,8 @@ class Telemetry:
     def _opened(self, worker: int, record: ConnectionRecord) -> None:
         parties = self._directory.of(record)
         known = self._begin(parties, record)
-        if len(self._open) < MAX_OPEN:
-            self._open[worker, record.number] = known
+        if sum(map(len, self._open.values())) < MAX_OPEN:
+            self._open[worker][record.number] = known
         if self._flows.admits():
             self._flows.put(self._directory.line(parties, record, over=False, untold=False))
 
@@ -147,7 +150,7 @@ class Telemetry:
         record = message.record
         parties = self._directory.of(record)
         if message.was_open and message.told:
-            known = self._open.pop((worker, record.number), None) or _Open(record, parties.series("-"))
+            known = self._open[worker].pop(record.number, None) or _Open(record, parties.series("-"))
         else:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
             known = self._begin(parties, record)
@@ -193,12 +196,13 @@ class Telemetry:
 
     def worker_died(self, worker: int) -> None:
         """A worker is gone, and with it every connection that it carried."""
-        for key in [key for key in self._open if key[0] == worker]:
-            record = self._open[key].record
-            record.bytes_sent, record.bytes_received = self._open[key].sent, self._open[key].received
+        for known in list(self._open[worker].values()):
+            record = known.record
+            record.bytes_sent, record.bytes_received = known.sent, known.received
             record.duration_ns = max(time.time_ns() - record.opened_unix_ns, 0)
             record.error = "connection closed: the data worker that carried it ended"
             self._closed(worker, Closed(record, was_open=True))
+        del self._open[worker]
         self._gauges.pop(worker, None)
         self._limits.forget(worker)
 

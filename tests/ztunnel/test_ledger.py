@@ -36,6 +36,12 @@ class Pump:
         self.aborted.append((flag, error))
 
 
+class Judged(Tracked):
+    """A connection that policies are asked about."""
+
+    subject = Connection(SOURCE[0], CLIENT, LOCAL[0], 8080)
+
+
 class Book:
     """A ledger, what it said, and its policies."""
 
@@ -46,9 +52,8 @@ class Book:
 
     def register(self, judged: bool = True) -> Tracked:
         record = ConnectionRecord(self.ledger.next_number(), "u1", "inbound", "HBONE", SOURCE, LOCAL, source_identity=CLIENT)
-        tracked = Tracked(self.ledger, record)
-        if judged:
-            tracked.subject, tracked.workload = Connection(SOURCE[0], CLIENT, LOCAL[0], 8080), WEB
+        tracked = Judged(self.ledger, record) if judged else Tracked(self.ledger, record)
+        tracked.workload = WEB if judged else None
         self.ledger.register(tracked)
         return tracked
 
