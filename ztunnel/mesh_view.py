@@ -24,7 +24,7 @@ TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 """In the order in which they are asked for."""
 
 _PIECE = 1024
-"""Resources taken in at a time, and of a message to the workers: 15 ms here, and 4 ms there."""
+"""Resources taken in at a time, and of a message to the workers: 8 ms here, and 2 ms there."""
 
 
 class MeshView:
