@@ -461,12 +461,13 @@ def test_long_header_lists_have_an_allowance() -> None:
 @pytest.mark.parametrize(
     ("flood", "most"),
     [
-        ([frame(HEADERS, END_HEADERS, sid, BLOCK) for sid in range(1, 399, 2)], 8),
+        ([frame(HEADERS, END_HEADERS, sid, BLOCK) for sid in range(1, 399, 2)], 2),
+        ([one for sid in range(1, 399, 2) for one in (frame(HEADERS, END_HEADERS, sid, BLOCK), frames.rst_stream(sid, 8))], 3),
         ([frame(HEADERS, END_HEADERS, 1, BLOCK), *[frame(DATA, 0, 1, b"xx")] * 1000], 128),
         ([window_update(0, 1)] * 1000, 128),
         ([frames.settings([(4, 1)])] * 250, 128),
     ],
-    ids=["streams", "small frames", "WINDOW_UPDATEs", "SETTINGS"],
+    ids=["streams", "rapid resets", "small frames", "WINDOW_UPDATEs", "SETTINGS"],
 )
 def test_one_turn_does_a_bounded_amount_of_work(flood: list[bytes], most: int) -> None:
     """However much has come: others are served before the rest is."""

@@ -2,11 +2,12 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from ztunnel.loop import IN, Deadlines, Loop
+from ztunnel.loop import IN, OVERTIME_S, Deadlines, Loop
 
 pytestmark = pytest.mark.unit
 
@@ -106,6 +107,37 @@ def test_what_lingers_is_flushed_in_time_and_once(pipes: list[tuple[int, int]]) 
         loop.turn(1.0)
     loop.turn(0)
     assert patient.log == ["flush"] and not hasty.log
+
+
+class Endless:
+    """Has always more to do, 100 us at a time."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop, self.pieces, self.now = loop, 0, 1000.0
+        loop.rota.add("flooder", self)
+
+    def go_on(self) -> None:
+        self.pieces += 1
+        self.now += 100e-6
+        self.loop.rota.add("flooder", self)
+
+    def crashed(self, error: Exception) -> None:
+        raise error
+
+
+def test_what_is_left_over_has_less_of_a_turn_that_others_take_part_in(
+    pipes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop()
+    endless, good = Endless(loop), Reader(loop, pipes[0][0])
+    monkeypatch.setattr(time, "monotonic", lambda: endless.now)
+    loop.watch(good.fd, IN, good)
+    loop.turn()
+    alone, endless.pieces = endless.pieces, 0
+    os.write(pipes[0][1], b"x")
+    loop.turn()
+    assert good.log == ["x", "flush"] and alone * 100e-6 == pytest.approx(OVERTIME_S, rel=0.2)
+    assert 1 <= endless.pieces <= alone / 3
 
 
 def test_what_nobody_waits_for_is_done_when_all_is_written(pipes: list[tuple[int, int]]) -> None:
