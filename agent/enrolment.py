@@ -78,6 +78,10 @@ class Enrolment:
         Raises: ValueError for a request that cannot be; EnrolmentFailed when it did not work out yet.
         """
         pod, place = await self.blocking(self.hands.locate, request)
+        stray = self.strays.pop(pod.uid, pod.cookie)
+        if stray != pod.cookie:  # its former namespace
+            await self.blocking(self.hands.forget, pod.uid, stray)
+        self.unreadable.pop(pod.uid, None)
         self._take(pod, place)
         await self._converge(request.uid)
         try:
@@ -157,9 +161,9 @@ class Enrolment:
     # the ZDS server's view
 
     def snapshot(self) -> tuple[Sequence[Announcement], Sequence[str]]:
-        """Pods that the kernel knows, to be added; pods whose record is unreadable, to be kept."""
+        """Pods that the kernel knows, to be added; pods whose record is unreadable or lost, to be kept."""
         ready = [one.pod for uid, one in self._actual.items() if uid in self._desired and "register" in one.layers]
-        return [_announcement(pod) for pod in ready], list(self.unreadable)
+        return [_announcement(pod) for pod in ready], [*self.unreadable, *self.strays]
 
     def netns_of(self, uid: str) -> int | None:
         """A pod's namespace, as long as it is enrolled; the descriptor stays ours."""

@@ -124,6 +124,24 @@ def test_a_pod_whose_namespace_vanishes_is_withdrawn(node: Node) -> None:
     assert not list((node.places.bpffs / "links").iterdir())
 
 
+def test_a_pod_whose_record_is_lost_stays_served_until_it_is_enrolled_anew(node: Node) -> None:
+    agent = node.start_agent()
+    proxy = node.start_proxy()
+    node.enrol("a")
+    until_says(proxy, "add uid-a")
+    node.stop_agent(agent)
+    (node.places.state / "pods/uid-a.json").unlink()
+    until_says(proxy, "disconnected")
+    node.start_agent()
+    assert until_says(proxy, "snapshot_sent") == ["connected", "keep uid-a", "snapshot_sent"]
+    assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
+    assert any("pod uid-a is captured and no record tells of it" in one for one in node.status().problems)
+    node.enrol("a")
+    status = node.status()
+    assert [pod.state for pod in status.pods] == ["enrolled"] and not [one for one in status.problems if "uid-a" in one]
+    assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
+
+
 def test_new_addresses_are_captured(node: Node) -> None:
     node.start_agent()
     node.start_proxy()
