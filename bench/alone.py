@@ -108,7 +108,11 @@ def held_memory(found: Sequence[Contender]) -> list[Judged]:
 
 
 def _settled_kernel_bytes() -> int:
-    """What the kernel holds when it has given back what was freed lately, or after a few seconds on a busy machine."""
+    """What the kernel holds when it has given back what was freed lately, or after a few seconds on a busy machine.
+
+    Without what it remembers of files that nobody has open: some megabytes, which come and go with whoever looks at files.
+    """
+    accounts.forget_files()
     now = accounts.kernel_bytes()
     for _ in range(_SETTLE_TIMES):
         time.sleep(_SETTLE_S)
