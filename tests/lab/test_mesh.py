@@ -27,8 +27,8 @@ SERVER = pod(
 )
 CLIENT = pod("client", "[sleep, infinity]", "nodeName: a")
 OUTSIDER = CLIENT.replace("{name: client,", "{name: outsider, labels: {istio.io/dataplane-mode: none},")
-REFUSED = (7, 56)
-"""curl's exit codes for a reset: while it connects, or after."""
+REFUSED = (7, 55, 56)
+"""curl's exit codes for a reset: while it connects, while it sends, or after."""
 EVERYTHING = BASE + NAMESPACE % "ambient" + "---".join((STRICT, SERVER, CLIENT, OUTSIDER))
 
 
