@@ -67,8 +67,17 @@ class Listener:
                 return
             accepted += 1
             self._take(Socket(*self._kind, accepted_fd), endpoint(raw))
-        # Asking once more than there are connections costs a call for each: ask for more only after a full batch.
-        self._expected = min(2 * accepted, self._at_once) if accepted == self._expected else max(1, accepted)
+        self._expect(accepted)
+
+    def _expect(self, accepted: int) -> None:
+        # Asking once more than there are connections costs a call for each: ask for more only where more than one came at
+        # once, or one each time for a while.
+        if accepted < self._expected:
+            self._expected, self._full = max(1, accepted), 0
+            return
+        self._full += 1
+        if accepted > 1 or self._full >= _SINGLES:
+            self._expected, self._full = min(2 * accepted, self._at_once), 0
 
     def accept_rest(self) -> None:
         """Take who has come before the listener closes; bounded, as others may still come."""
