@@ -52,6 +52,11 @@ trap 'rmdir "$cgroup"' EXIT
 # The bpffs is this one command's own: with its mount namespace go the pins, and with them the programs.
 inside /bin/sh -ec '
     ! ls -d "/lib/modules/$(uname -r)/build" 2>/dev/null
-    /opt/weft/bin/python -m bpf.loader --bpffs /mnt --cgroup "$1"
+    /opt/weft/bin/python -c "
+import sys
+from pathlib import Path
+from bpf.loader import load
+load(Path(\"/mnt\"), Path(sys.argv[1]))
+" "$1"
     ls /mnt/programs
 ' sh "$cgroup"
