@@ -63,7 +63,7 @@ def test_every_pair_of_nodes_talks_over_mutual_tls(mesh: Mesh) -> None:
     seen = set()
     for name in where:
         mesh.output(f"team/{name}", "sh", "-c", "for i in 1 2 3 4 5 6; do curl -sS -m 8 -o /dev/null http://web/; done")
-    for flow in mesh.flows("--to-port", "8080"):
+    for flow in mesh.flows("--to-port", "8080", "--last", "4000"):
         source, destination = flow["source"].get("pod_name", ""), flow["destination"].get("pod_name", "")
         if source in where and destination in SERVERS and flow["IP"].get("encrypted"):
             seen.add((where[source], where[destination]))
