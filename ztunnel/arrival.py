@@ -39,7 +39,8 @@ class Arrival:
     def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
         self.pod = pod
         self.peer = peer
-        self.local = peer  # until somebody asks for it
+        self.local: SocketAddress
+        """Asked for when it speaks."""
         self._sock: socket.socket | None = sock
         self._identity: Identity | None = None
         self._trust_domain = ""
@@ -143,12 +144,11 @@ class Arrival:
         if self._identity is not None:
             node.vault.forget_waiter(self._identity, self)
         if sock is not None:
-            if self.local is self.peer:
-                self.local = endpoint(sock.getsockname())
+            local = endpoint(sock.getsockname())
             node.loop.forget_closing(sock.fileno())
             reset_on_close(sock)
             sock.close()
-            node.fail_early(self.pod.uid, "inbound", self.peer, self.local, flag, error)
+            node.fail_early(self.pod.uid, "inbound", self.peer, local, flag, error)
 
     # --- what the tunnel asks
 

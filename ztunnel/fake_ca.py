@@ -36,7 +36,7 @@ class FakeCA:
         self._ttl_s = ttl_s
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "weft fake CA, for tests")])
-        root = self._certificate(self._name, self._key.public_key(), time.time(), _ROOT_LIFE_S, self._name)
+        root = self._certificate(self._name, self._key.public_key(), time.time(), _ROOT_LIFE_S)
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
         root = root.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).add_extension(
             usage, critical=True
@@ -44,12 +44,12 @@ class FakeCA:
         self._root_pem = self._sign(root)
 
     def _certificate(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, now: float, life_s: float, issuer: x509.Name
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, now: float, life_s: float
     ) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
-            .issuer_name(issuer)
+            .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(datetime.fromtimestamp(now - _BACKDATED_S, UTC))
@@ -64,7 +64,7 @@ class FakeCA:
         key, _ = make_request(identity)
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))])
         usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-        leaf = self._certificate(x509.Name([]), key.public_key(), now, self._ttl_s, self._name)
+        leaf = self._certificate(x509.Name([]), key.public_key(), now, self._ttl_s)
         leaf = leaf.add_extension(names, critical=True).add_extension(usages, critical=False)
         _log.warning("FAKE_CA: made up a certificate for %s", identity)
         return read_chain(identity, key, [self._sign(leaf), self._root_pem], now)

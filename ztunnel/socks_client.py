@@ -4,6 +4,7 @@ Nothing is read beyond its request: what follows belongs to the connection.
 """
 
 import socket
+from contextlib import suppress
 from random import choice
 
 from mesh.workload import Address, Workload
@@ -108,19 +109,12 @@ class SocksClient:
         if sock is None or self._workload is None:
             return
         self._leave()
-        try:
-            sock.send(Reply.SUCCEEDED.said())
-        except OSError:  # it has gone, which whoever carries it finds out
-            pass
+        _say(sock, Reply.SUCCEEDED.said())
         depart(self.pod, self._workload, sock, self._peer, (address, self._port))
 
     def _refuse(self, said: bytes, reason: str) -> None:
-        sock = self._sock
-        if sock is not None and said:
-            try:
-                sock.send(said)
-            except OSError:
-                pass
+        if self._sock is not None and said:
+            _say(self._sock, said)
         self.turn_away("CONNECT", reason)
 
     def turn_away(self, flag: Flag, error: str) -> None:
@@ -143,3 +137,8 @@ class SocksClient:
     def crashed(self, error: Exception) -> None:
         """See ztunnel.loop.Handler."""
         self.turn_away("-", f"internal error: {error}")
+
+
+def _say(sock: socket.socket, said: bytes) -> None:
+    with suppress(OSError):  # it has gone, which whoever carries it finds out
+        sock.send(said)

@@ -5,6 +5,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import pytest
@@ -348,17 +349,23 @@ class Answering(Door):
         return stream
 
 
-@pytest.mark.parametrize("early", [b"", b"hello"], ids=["request alone", "bytes behind it"])
-def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with_the_request(
-    credentials: Credentials, early: bytes
-) -> None:
+@contextmanager
+def answering(credentials: Credentials) -> Iterator[tuple[Loop, Tunnel, Peer]]:
+    """A tunnel that answers each request, and its peer."""
     loop, door = Loop(), Answering()
     mine, theirs = socket.socketpair()
     mine.setblocking(False)
     tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(512), "")
     door.tunnels[tunnel] = None
     with theirs:
-        peer = Peer(loop, theirs, credentials)
+        yield loop, tunnel, Peer(loop, theirs, credentials)
+
+
+@pytest.mark.parametrize("early", [b"", b"hello"], ids=["request alone", "bytes behind it"])
+def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with_the_request(
+    credentials: Credentials, early: bytes
+) -> None:
+    with answering(credentials) as (loop, tunnel, peer):
         peer.say(CLIENT_OPENING)
         loop.turn(0)
         sent: list[int] = []
@@ -380,13 +387,7 @@ def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with
 def test_the_opening_of_a_new_tunnel_waits_with_the_answer_unless_windows_may_be_waited_for(
     credentials: Credentials, early: bytes, at_once: bool
 ) -> None:
-    loop, door = Loop(), Answering()
-    mine, theirs = socket.socketpair()
-    mine.setblocking(False)
-    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(512), "")
-    door.tunnels[tunnel] = None
-    with theirs:
-        peer = Peer(loop, theirs, credentials)
+    with answering(credentials) as (loop, tunnel, peer):
         request = frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT"))
         peer.say(CLIENT_OPENING + request + (frame(DATA, 0, 1, early) if early else b""))
         loop.turn(0)
