@@ -200,7 +200,7 @@ def _dns_response(data: bytes) -> None:
         response = read_response(data, 0x1234, _QUESTION)
         assert response.code < 16 and all(record.end <= len(data) for record in (*response.answers, *response.rest))
         for limit in (512, 65535):
-            assert len(relay(_QUERY, response, limit)) <= limit
+            assert _QUERY is not None and len(relay(_QUERY, response, limit)) <= limit
         packed, ttl_s = addresses_in(response, _QUESTION)
         assert ttl_s >= 0 and all(len(one) == 4 for one in packed)
 

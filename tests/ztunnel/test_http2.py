@@ -316,7 +316,7 @@ def test_shutdown_sends_two_goaways_around_a_ping() -> None:
     client.http.end(mine)
     server.http.end(theirs)
     talk(client, server)
-    assert server.http.finished and client.http.finished
+    assert all(end.http.finished for end in (server, client))
 
 
 def test_goaway_refuses_the_streams_that_it_did_not_reach() -> None:

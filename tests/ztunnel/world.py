@@ -169,7 +169,8 @@ class WorkerProcess:
             for place in range(looked_at, len(self.heard)):
                 message = self.heard[place]
                 if isinstance(message, kind) and accept(message):
-                    return self.heard.pop(place)
+                    del self.heard[place]
+                    return message
             looked_at = len(self.heard)
             left = until - time.monotonic()
             if left <= 0:
