@@ -15,9 +15,10 @@ KINDS = ("workloads", "services", "policies")
 def describe(index: Index, kind: str) -> Iterator[dict[str, Any]]:
     """Show every resource of one of KINDS. Raises: ValueError for any other kind."""
     if kind == "workloads":
+        gateways = {one.uid: one.title for one in index.topology.gateways}
         for workload in index.workloads.nouns.values():
-            pod = index.pods[workload.namespace, workload.name]
-            yield dump_workload(workload) | {"object": _source_of(pod)}
+            pod = index.pods.get((workload.namespace, workload.name))
+            yield dump_workload(workload) | {"object": _source_of(pod) if pod is not None else gateways[workload.uid]}
     elif kind == "services":
         inventory = Inventory()
         inventory.apply([*index.services.nouns.values(), *index.workloads.nouns.values()], ())

@@ -6,7 +6,9 @@ pod that becomes ready costs one encoding, in a mesh of any size.
 
     pod, its report, its node                 -> that workload
     service                                   -> itself, and the workloads that it selects or did select
-    namespace                                 -> its services
+    namespace                                 -> its services and workloads
+    networks, gateways                        -> all services and workloads
+    pods, where there are several networks    -> the services of their namespace, which name their identities
     AuthorizationPolicy, PeerAuthentication   -> all policies; then the workloads whose list came out different
 """
 
@@ -16,11 +18,13 @@ from typing import NamedTuple
 
 from control.lookup import service_aliases, workload_aliases, workload_groups
 from control.reports import Key, PodReport
-from control.services import hostname_of, key_of, mesh_service
+from control.services import hostname_of, mesh_service
 from control.table import Resources, Table
-from control.workloads import MeshNames, mesh_workload, workload_uid
+from control.topology import Topology, topology
+from control.workloads import MeshNames, gateway_workload, mesh_workload, workload_uid
 from mesh.authorization import Conversion, Listed, convert
 from mesh.delta import Resource
+from mesh.identity import Identity
 from mesh.manifests import (
     AuthorizationPolicy,
     Deployment,
@@ -68,6 +72,7 @@ class Index:
     pods: dict[Key, Pod] = field(default_factory=dict)
     """Those written as such, and those of deployments."""
     nodes: dict[str, Node] = field(default_factory=dict)
+    topology: Topology = field(default_factory=Topology)
     _objects: dict[str, Object] = field(default_factory=dict)
     """By title."""
     _made: dict[str, list[Pod]] = field(default_factory=dict)
@@ -106,8 +111,14 @@ class Index:
         # Pods first: what services and policies mean is then asked of the pods as they are now.
         dirty = self._replace_pods([change for change in changes if change.touches(Pod, Deployment)])
         dirty |= self._replace_nodes([change for change in changes if change.touches(Node)])
-        relabelled = {(one.after or one.before).name for one in changes if one.touches(Namespace)}  # type: ignore[union-attr]
-        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses, dirty, relabelled)
+        stale = {namespace for namespace, _ in dirty} if len(self.topology.networks) > 1 else set()
+        for namespace in {(one.after or one.before).name for one in changes if one.touches(Namespace)}:  # type: ignore[union-attr]
+            stale.add(namespace)
+            dirty |= self._pods_in.get(namespace, set())
+        if self._replace_topology():
+            stale.update(self._services_in)
+            dirty.update(self.pods)
+        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses, dirty, stale)
         if any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes):
             dirty |= self._replace_policies()
         self._replace_workloads(dirty)
@@ -166,6 +177,18 @@ class Index:
                 names.add(change.before.name)
         return {key for key, report in self._reports.items() if report.node in names} if names else set()
 
+    def _replace_topology(self) -> bool:
+        """Find out about networks and gateways; whether anything changed about them."""
+        current = topology(self._objects.values(), self.pods.values(), self.names.root_namespace)
+        if current == self.topology:
+            return False
+        for gone in {one.uid for one in self.topology.gateways} - {one.uid for one in current.gateways}:
+            self.workloads.put(gone, None)
+        for one in current.gateways:
+            self.workloads.put(one.uid, gateway_workload(self.names, one))
+        self.topology = current
+        return True
+
     def _replace_services(
         self, changes: Iterable[_Change], addresses: Addresses, known: set[Key], namespaces: Iterable[str]
     ) -> set[Key]:
@@ -189,16 +212,36 @@ class Index:
                 self._services_in.setdefault(after.namespace, {})[after.name] = after
                 for label in _first_label(after):
                     self._candidates.setdefault(label, {})[after.name] = after
+        names = self._names_behind({name.partition("/")[0] for name in stale})
         for name in stale:
             namespace, _, short = name.partition("/")
             service = self._services_in.get(namespace, {}).get(short)
+            made = None
             if service is not None:
-                owner = self._objects.get(f"Namespace {namespace}")
-                labels = owner.labels if owner is not None else {}
-                self.services.put(key_of(service), mesh_service(service, addresses.get(name, ()), self.ranges, labels))
-            else:
-                self.services.put(f"{namespace}/{hostname_of(namespace, short)}", None)
+                where, owner, several = addresses.get(name, ()), self._owner(namespace), names.get(name, ())
+                made = mesh_service(service, where, self.ranges, owner, self.topology, several)
+            self.services.put(f"{namespace}/{hostname_of(namespace, short)}", made)
         return dirty
+
+    def _owner(self, namespace: str) -> Namespace | None:
+        found = self._objects.get(f"Namespace {namespace}")
+        return found if isinstance(found, Namespace) else None
+
+    def _names_behind(self, namespaces: Iterable[str]) -> Mapping[str, set[str]]:
+        """Who stands behind the services of some namespaces, by `namespace/name`; empty where nobody is on another network.
+
+        Who is reached through a gateway can be expected by this alone (facts: 4.1, inner tunnel).
+        """
+        behind: dict[str, set[str]] = {}
+        if len(self.topology.networks) < 2:
+            return behind
+        for namespace in namespaces:
+            for key in self._pods_in.get(namespace, ()):
+                pod = self.pods[key]
+                identity = str(Identity(self.names.trust_domain, namespace, pod.spec.service_account))
+                for service in self._services_of(pod):
+                    behind.setdefault(f"{namespace}/{service.name}", set()).add(identity)
+        return behind
 
     def _drop_service(self, service: Service) -> None:
         del self._services_in[service.namespace][service.name]
@@ -236,7 +279,8 @@ class Index:
             made = None
             if pod is not None and report is not None and report.node in self.nodes:
                 services = self._services_of(pod)
-                made = mesh_workload(self.names, pod, report, services, self._listed[key], self.nodes[report.node])
+                node, owner = self.nodes[report.node], self._owner(pod.namespace)
+                made = mesh_workload(self.names, pod, report, services, self._listed[key], node, owner, self.topology)
             self.workloads.put(workload_uid(self.names, *key), made)
 
 

@@ -1,6 +1,6 @@
 """Under which names proxies on demand ask for workloads and services, and what they are given along with them. Pure."""
 
-from mesh.workload import NetworkAddress, Service, Workload
+from mesh.workload import NamespacedHostname, NetworkAddress, Service, Workload
 
 
 def node_group(node: str) -> str:
@@ -9,8 +9,9 @@ def node_group(node: str) -> str:
 
 
 def workload_aliases(workload: Workload) -> tuple[str, ...]:
-    """A workload is asked for by its addresses, also one that shares them with its node."""
-    return tuple(str(NetworkAddress(workload.network, address)) for address in workload.addresses)
+    """A workload is asked for by its addresses, also one that shares them with its node, and by a hostname of its own."""
+    hostname = (str(NamespacedHostname(workload.namespace, workload.hostname)),) if workload.hostname else ()
+    return (*(str(NetworkAddress(workload.network, address)) for address in workload.addresses), *hostname)
 
 
 def workload_groups(workload: Workload) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from control.topology import Topology
 from control.vips import Claim
 from mesh import workload as nouns
-from mesh.manifests import USE_WAYPOINT, WAYPOINT_PORT, Pod, Service, waypoint_wish
+from mesh.manifests import USE_WAYPOINT, WAYPOINT_PORT, Namespace, Pod, Service, canary_wish, waypoint_wish
 from mesh.workload import (
     Address,
     BalancingMode,
@@ -14,11 +15,14 @@ from mesh.workload import (
     Network,
     NetworkAddress,
     Scope,
+    WeightedWaypoint,
 )
 
 DNS_DOMAIN = "cluster.local"
 _VERSIONS = {"IPv4": 4, "IPv6": 6}
 _FAMILIES: dict[tuple[int, ...], IPFamilies] = {(4,): IPFamilies.IPV4_ONLY, (6,): IPFamilies.IPV6_ONLY}
+_DISTRIBUTION = "networking.istio.io/traffic-distribution"
+"""An annotation of services and namespaces; a service's own field wins."""
 _DISTRIBUTIONS = {
     "PreferClose": (Scope.NETWORK, Scope.REGION, Scope.ZONE),
     "PreferSameZone": (Scope.NETWORK, Scope.REGION, Scope.ZONE),
@@ -58,22 +62,53 @@ def claim_of(service: Service, ranges: Sequence[Network]) -> Claim | None:
     return Claim(f"{service.namespace}/{service.name}", versions, wanted)
 
 
-def waypoint_of(namespace: str, *labels: Mapping[str, str]) -> GatewayAddress | None:
-    """The waypoint that the first labels which speak of one ask for; None where they ask for none.
+def waypoint_of(namespace: str, topology: Topology, *labels: Mapping[str, str]) -> GatewayAddress | None:
+    """The waypoint of services that the first labels which speak of one ask for; None where they ask for none.
 
-    Whether there is such a waypoint is not asked: who wants one must not be reached past it.
+    Whether there is such a waypoint is not asked: who wants one must not be reached past it. One whose Gateway says that it is
+    for others is none.
     """
     wish = waypoint_wish(namespace, next((one for one in labels if one.get(USE_WAYPOINT)), {}))
-    return GatewayAddress(NamespacedHostname(wish[0], hostname_of(*wish)), WAYPOINT_PORT) if wish is not None else None
+    if wish is None or topology.purposes.get(wish, "service") not in ("service", "all"):
+        return None
+    return waypoint_named(wish)
+
+
+def waypoint_named(wish: tuple[str, str]) -> GatewayAddress:
+    """Where a waypoint is, by namespace and name."""
+    return GatewayAddress(NamespacedHostname(wish[0], hostname_of(*wish)), WAYPOINT_PORT)
+
+
+def _shares(service: Service, owner: Namespace | None, first: GatewayAddress) -> tuple[WeightedWaypoint, ...]:
+    """What a service's two waypoints get each; empty where it has one. A wrong wish for a second one is none."""
+    try:
+        wish = canary_wish(service, owner)
+    except ValueError:
+        return ()
+    second = waypoint_named(wish[0]) if wish is not None else first
+    if wish is None or second == first:
+        return ()
+    return WeightedWaypoint(first, 100 - wish[1]), WeightedWaypoint(second, wish[1])
 
 
 def mesh_service(
-    service: Service, addresses: Iterable[Address], ranges: Sequence[Network], namespace_labels: Mapping[str, str]
+    service: Service,
+    addresses: Iterable[Address],
+    ranges: Sequence[Network],
+    owner: Namespace | None,
+    topology: Topology,
+    identities: Iterable[str] = (),
 ) -> nouns.Service:
-    """The service as proxies know it. A waypoint has none in front of itself, whatever its namespace wants."""
-    waypoint = waypoint_of(service.namespace, service.labels, namespace_labels)
+    """The service as proxies know it. A waypoint has none in front of itself, whatever its namespace wants.
+
+    `identities`: of those who answer for it, where some are reached through a gateway.
+    """
+    labels = owner.labels if owner is not None else {}
+    waypoint = waypoint_of(service.namespace, topology, service.labels, labels)
     own = NamespacedHostname(service.namespace, hostname_of(service.namespace, service.name))
-    mode, preferences = _balancing(service)
+    if waypoint is not None and waypoint.destination == own:
+        waypoint = None
+    mode, preferences = _balancing(service, owner)
     ports: dict[int, int] = {}
     for port in service.ports:
         ports.setdefault(port.port, port.target if isinstance(port.target, int) else 0)
@@ -81,9 +116,11 @@ def mesh_service(
         name=service.name,
         namespace=service.namespace,
         hostname=own.hostname,
-        vips=tuple(NetworkAddress("", address) for address in addresses),
+        vips=tuple(NetworkAddress(network, address) for network in topology.networks for address in addresses),
         ports=ports,
-        waypoint=waypoint if waypoint is None or waypoint.destination != own else None,
+        subject_alt_names=tuple(sorted(identities)),
+        waypoint=waypoint,
+        weighted_waypoints=_shares(service, owner, waypoint) if waypoint is not None else (),
         preferences=preferences,
         mode=mode,
         allow_unhealthy=service.publish_not_ready,
@@ -93,10 +130,12 @@ def mesh_service(
     )
 
 
-def _balancing(service: Service) -> tuple[BalancingMode, tuple[Scope, ...]]:
+def _balancing(service: Service, owner: Namespace | None) -> tuple[BalancingMode, tuple[Scope, ...]]:
     if service.internal_traffic_local:
         return BalancingMode.STRICT, (Scope.NODE,)
-    preferences = _DISTRIBUTIONS.get(service.traffic_distribution, ())
+    levels = [service.metadata, *([owner.metadata] if owner is not None else [])]
+    noted = next((one.annotations[_DISTRIBUTION] for one in levels if _DISTRIBUTION in one.annotations), "")
+    preferences = _DISTRIBUTIONS.get(service.traffic_distribution or noted, ())
     return (BalancingMode.FAILOVER if preferences else BalancingMode.UNSPECIFIED), preferences
 
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from control.reports import PodReport
-from control.services import key_of, ports_of, waypoint_of
+from control.services import key_of, ports_of, waypoint_named
+from control.topology import NetworkGateway, Topology
 from mesh.authorization import Listed
-from mesh.manifests import Node, Pod, Service
-from mesh.workload import Locality, NetworkMode, TunnelProtocol, Workload
+from mesh.manifests import USE_WAYPOINT, Namespace, Node, Pod, Service, waypoint_wish
+from mesh.workload import GatewayAddress, Locality, NetworkMode, TunnelProtocol, Workload
 
+_TUNNEL = "networking.istio.io/tunnel"
+"""A label of pods: which tunnels their own programs speak, `http` for HBONE."""
 _NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _REVISION_LABELS = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 
@@ -35,34 +39,68 @@ def mesh_workload(
     services: Iterable[Service],
     policies: Listed,
     node: Node,
+    owner: Namespace | None,
+    topology: Topology,
 ) -> Workload | None:
     """The pod as proxies know it; None while it is no endpoint: without addresses, or ended."""
     if not report.addresses or report.is_over:
         return None
     labels = pod.labels
     host_network = pod.spec.host_network
+    native = "http" in labels.get(_TUNNEL, "").split(",")
+    meshed = native or (report.enrolled and not host_network)
+    network = topology.network_of(pod, report.node)
     return Workload(
         uid=workload_uid(names, pod.namespace, pod.name),
         name=pod.name,
         namespace=pod.namespace,
         addresses=report.addresses,
-        protocol=TunnelProtocol.HBONE if report.enrolled and not host_network else TunnelProtocol.NONE,
+        network=network,
+        protocol=TunnelProtocol.HBONE if meshed else TunnelProtocol.NONE,
         trust_domain=names.trust_domain,
         service_account=pod.spec.service_account,
-        # A namespace's label speaks of its services: a waypoint is for services unless it says otherwise.
-        waypoint=waypoint_of(pod.namespace, labels),
+        waypoint=_waypoint_of(pod, owner, topology),
+        network_gateway=topology.gateway_to(network),
         node=report.node,
         canonical_name=_label(labels, _NAME_LABELS, pod.workload_name),
         canonical_revision=_label(labels, _REVISION_LABELS, "latest"),
         workload_type="pod",
         workload_name=pod.workload_name,
+        native_tunnel=native,
         authorization_policies=policies.keys,
         healthy=report.ready,
         cluster_id=names.cluster,
         services={key_of(service): ports_of(pod, service) for service in services},
+        application_tunnel=topology.tunnel_of(pod),
         locality=_locality(node),
         network_mode=NetworkMode.HOST_NETWORK if host_network else NetworkMode.STANDARD,
         policy_sources=dict(policies.sources),
+    )
+
+
+def _waypoint_of(pod: Pod, owner: Namespace | None, topology: Topology) -> GatewayAddress | None:
+    """Its own label always counts; its namespace's speaks of services, unless that waypoint's Gateway says otherwise."""
+    if pod.labels.get(USE_WAYPOINT):
+        wish = waypoint_wish(pod.namespace, pod.labels)
+    else:
+        wish = waypoint_wish(pod.namespace, owner.labels) if owner is not None else None
+        if wish is not None and topology.purposes.get(wish) not in ("workload", "all"):
+            return None
+    return waypoint_named(wish) if wish is not None else None
+
+
+def gateway_workload(names: MeshNames, gateway: NetworkGateway) -> Workload:
+    """A way into another network, as proxies know it: what `network_gateway` of that network's workloads names."""
+    return Workload(
+        uid=gateway.uid,
+        name=gateway.uid,
+        namespace=gateway.namespace,
+        addresses=() if gateway.is_hostname else (ip_address(gateway.address),),
+        hostname=gateway.address if gateway.is_hostname else "",
+        network=gateway.network,
+        trust_domain=names.trust_domain,
+        service_account=gateway.service_account,
+        cluster_id=names.cluster,
     )
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from lab.addresses import NodeAddresses, node_addresses, overlaps, pod_addresses
 from lab.ledger import Ledger, Placement
-from lab.proxy import foreign_command
+from lab.proxy import ROOT_NAMESPACE, foreign_command
 from lab.wish import PodWish
-from mesh.manifests import Namespace, Node, Object, Pod, Service, is_enrolled, pods_of
+from mesh.manifests import NETWORK, Namespace, Node, Object, Pod, Service, is_enrolled, pods_of
 
 
 @dataclass(slots=True)
@@ -20,6 +20,8 @@ class Desired:
     nodes: dict[str, NodeAddresses] = field(default_factory=dict)
     proxies: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Per node the command that runs in place of weft's own proxy; empty: none does."""
+    networks: dict[str, str] = field(default_factory=dict)
+    """Per node the name of the network that it is on."""
     pods: dict[str, PodWish] = field(default_factory=dict)
     """By `namespace/name`."""
     waiting: dict[str, str] = field(default_factory=dict)
@@ -33,6 +35,9 @@ def desired(objects: Sequence[Object], ledger: Ledger, mesh: bool, new_uid: Call
     result = Desired(services=[one for one in objects if isinstance(one, Service)])
     schedulable = _nodes([one for one in objects if isinstance(one, Node)], ledger, result)
     namespaces = {one.name: one for one in objects if isinstance(one, Namespace)}
+    root = namespaces[ROOT_NAMESPACE].labels.get(NETWORK, "") if ROOT_NAMESPACE in namespaces else ""
+    own = {one.name: one.labels.get(NETWORK) for one in objects if isinstance(one, Node)}
+    result.networks = {name: own.get(name) or root for name in result.nodes}
     pods = {f"{pod.namespace}/{pod.name}": pod for pod in pods_of(objects)}
     for gone in ledger.pods.keys() - pods.keys():
         del ledger.pods[gone]

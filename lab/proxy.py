@@ -14,6 +14,7 @@ from mesh.manifests import Node
 from wire.places import NodePlaces
 
 ANNOTATION = "lab.weft/ztunnel"
+ROOT_NAMESPACE = "istio-system"
 _GRACE_S = 30
 
 
@@ -61,7 +62,7 @@ class Surroundings:
             "CLUSTER_ID": "Kubernetes",
             "ISTIO_META_CLUSTER_ID": "Kubernetes",
             "POD_NAME": f"ztunnel-{self.places.name}",
-            "POD_NAMESPACE": "istio-system",
+            "POD_NAMESPACE": ROOT_NAMESPACE,
             "INSTANCE_IP": self.address,
             "TERMINATION_GRACE_PERIOD_SECONDS": str(_GRACE_S),
         }

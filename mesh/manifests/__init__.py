@@ -8,6 +8,7 @@ from mesh.manifests.authorization_policy import AuthorizationPolicy, Condition, 
 from mesh.manifests.cluster import Namespace, Node, ServiceAccount
 from mesh.manifests.container import POD_FIELDS, Container, ContainerPort, Probe, VolumeMount
 from mesh.manifests.deployment import Deployment
+from mesh.manifests.gateway import EAST_WEST, NETWORK, REMOTE, Gateway
 from mesh.manifests.kinds import KINDS
 from mesh.manifests.manifest_set import ManifestSet, Origin, from_dict, parse
 from mesh.manifests.metadata import Metadata, Object
@@ -18,6 +19,7 @@ from mesh.manifests.relations import (
     DATAPLANE_MODE,
     USE_WAYPOINT,
     WAYPOINT_PORT,
+    canary_wish,
     check_references,
     is_enrolled,
     pods_of,
@@ -29,8 +31,11 @@ from mesh.manifests.service import Service, ServicePort
 
 __all__ = [
     "DATAPLANE_MODE",
+    "EAST_WEST",
     "KINDS",
+    "NETWORK",
     "POD_FIELDS",
+    "REMOTE",
     "USE_WAYPOINT",
     "WAYPOINT_PORT",
     "AuthorizationPolicy",
@@ -38,6 +43,7 @@ __all__ = [
     "Container",
     "ContainerPort",
     "Deployment",
+    "Gateway",
     "ManifestSet",
     "Metadata",
     "Mode",
@@ -57,6 +63,7 @@ __all__ = [
     "ServicePort",
     "Source",
     "VolumeMount",
+    "canary_wish",
     "check_references",
     "from_dict",
     "is_enrolled",

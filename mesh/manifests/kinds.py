@@ -3,6 +3,7 @@
 from mesh.manifests.authorization_policy import AuthorizationPolicy
 from mesh.manifests.cluster import Namespace, Node, ServiceAccount
 from mesh.manifests.deployment import Deployment
+from mesh.manifests.gateway import Gateway
 from mesh.manifests.metadata import Object
 from mesh.manifests.peer_authentication import PeerAuthentication
 from mesh.manifests.pod import Pod
@@ -10,7 +11,7 @@ from mesh.manifests.service import Service
 
 KINDS: dict[str, type[Object]] = {
     kind.KIND: kind
-    for kind in (Node, Namespace, ServiceAccount, Pod, Deployment, Service, AuthorizationPolicy, PeerAuthentication)
+    for kind in (Node, Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, AuthorizationPolicy, PeerAuthentication)
 }
 """What weft reads, by kind; in an order in which later kinds refer to earlier ones."""
 
@@ -32,7 +33,7 @@ _SKIPPED = {
     "events.k8s.io": "Event",
     "extensions.istio.io": "WasmPlugin",
     "flowcontrol.apiserver.k8s.io": "FlowSchema PriorityLevelConfiguration",
-    "gateway.networking.k8s.io": "BackendTLSPolicy GRPCRoute Gateway GatewayClass HTTPRoute ListenerSet ReferenceGrant "
+    "gateway.networking.k8s.io": "BackendTLSPolicy GRPCRoute GatewayClass HTTPRoute ListenerSet ReferenceGrant "
     "TCPRoute TLSRoute UDPRoute",
     "install.istio.io": "IstioOperator",
     "networking.istio.io": "DestinationRule EnvoyFilter Gateway ProxyConfig ServiceEntry Sidecar VirtualService "

@@ -12,6 +12,8 @@ from mesh.workload import Network
 
 DATAPLANE_MODE = "istio.io/dataplane-mode"
 USE_WAYPOINT, _WAYPOINT_NAMESPACE = "istio.io/use-waypoint", "istio.io/use-waypoint-namespace"
+_CANARY, _CANARY_NAMESPACE = f"{USE_WAYPOINT}-canary", f"{USE_WAYPOINT}-canary-namespace"
+_CANARY_WEIGHT = f"{USE_WAYPOINT}-canary-weight"
 WAYPOINT_PORT = 15008
 _SIDECAR = "sidecar.istio.io/status"
 
@@ -46,6 +48,23 @@ def waypoint_wish(namespace: str, labels: Mapping[str, str]) -> tuple[str, str] 
     return None if name in ("", "none") else (labels.get(_WAYPOINT_NAMESPACE) or namespace, name)
 
 
+def canary_wish(service: Service, owner: Namespace | None) -> tuple[tuple[str, str], int] | None:
+    """A second waypoint that a service asks for, beside that of `waypoint_wish`, and its share in percent.
+
+    What its namespace says counts only where the service names no waypoint of its own. Raises: ValueError for a wrong share.
+    """
+    levels = [service.metadata]
+    if owner is not None and USE_WAYPOINT not in service.labels:
+        levels.append(owner.metadata)
+    labels = next((one.labels for one in levels if _CANARY in one.labels), {})
+    if labels.get(_CANARY, "none") in ("", "none"):
+        return None
+    share = next((one.annotations[_CANARY_WEIGHT] for one in levels if _CANARY_WEIGHT in one.annotations), "0")
+    if not share.isascii() or not share.isdigit() or int(share) > 100:
+        raise ValueError(f"{share!r} is no share: write a number of percent from 0 to 100")
+    return (labels.get(_CANARY_NAMESPACE) or service.namespace, labels[_CANARY]), int(share)
+
+
 def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:
     """Whether labels fulfil a selector; one without labels selects everything (but see `service_selects`)."""
     return all(labels.get(key) == value for key, value in (selector or {}).items())
@@ -70,6 +89,10 @@ def check_references(objects: Iterable[Object]) -> list[Problem]:
 
 def _refuse(one: Object, field: str, reason: str) -> Problem:
     return Problem("", 0, one.title, field, reason)
+
+
+def _warn(one: Object, field: str, reason: str) -> Problem:
+    return Problem("", 0, one.title, field, reason, warning=True)
 
 
 def _overlaps(nodes: list[Node]) -> list[Problem]:
@@ -119,19 +142,42 @@ def _fixed_addresses(objects: list[Object]) -> list[Problem]:
 
 def _waypoints(objects: list[Object]) -> list[Problem]:
     """Wishes for a waypoint that no proxy can fulfil: it refuses connections instead."""
-    problems = []
     services = {(one.namespace, one.name): one for one in objects if isinstance(one, Service)}
+    owners = {one.name: one for one in objects if isinstance(one, Namespace)}
+    problems = []
     asking: list[Object] = [one for one in objects if isinstance(one, (Service, Namespace))]
     for one in (*asking, *pods_of(objects)):
         wish = waypoint_wish(one.name if isinstance(one, Namespace) else one.namespace, one.labels)
-        if wish is None:
-            continue
-        found = services.get(wish)
-        if found is None:
-            reason = f"there is no Service {wish[0]}/{wish[1]}: who is behind that waypoint is not reached until there is"
-        elif all(port.port != WAYPOINT_PORT for port in found.ports):
-            reason = f"{found.title} has no port {WAYPOINT_PORT}: who is behind that waypoint is not reached until it has"
-        else:
-            continue
-        problems.append(Problem("", 0, one.title, f"metadata.labels[{USE_WAYPOINT}]", reason, warning=True))
+        reason = _unreachable(wish, services) if wish is not None else ""
+        if reason:
+            problems.append(_warn(one, f"metadata.labels[{USE_WAYPOINT}]", reason))
+    for service in services.values():
+        problems += _canaries(service, owners.get(service.namespace), services)
     return problems
+
+
+def _unreachable(wish: tuple[str, str], services: Mapping[tuple[str, str], Service]) -> str:
+    found = services.get(wish)
+    if found is None:
+        return f"there is no Service {wish[0]}/{wish[1]}: who is behind that waypoint is not reached until there is"
+    if all(port.port != WAYPOINT_PORT for port in found.ports):
+        return f"{found.title} has no port {WAYPOINT_PORT}: who is behind that waypoint is not reached until it has"
+    return ""
+
+
+def _canaries(service: Service, owner: Namespace | None, services: Mapping[tuple[str, str], Service]) -> list[Problem]:
+    where = f"metadata.labels[{_CANARY}]"
+    try:
+        wish = canary_wish(service, owner)
+    except ValueError as error:
+        return [_warn(service, f"metadata.annotations[{_CANARY_WEIGHT}]", f"{error}; the first waypoint gets all")]
+    if wish is None:
+        return []
+    spoken = next((labels for labels in (service.labels, owner.labels if owner else {}) if USE_WAYPOINT in labels), {})
+    first = waypoint_wish(service.namespace, spoken)
+    if first is None:
+        return [_warn(service, where, f"no effect without a first waypoint (label {USE_WAYPOINT})")]
+    if first == wish[0]:
+        return [_warn(service, where, "no effect: it is the first waypoint")]
+    reason = _unreachable(wish[0], services) if wish[1] else ""
+    return [_warn(service, where, reason)] if reason else []

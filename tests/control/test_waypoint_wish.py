@@ -1,15 +1,10 @@
 """A wish for a waypoint, from the author's label to the proxy's decision: carried, or refused by name."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import pytest
 
-from control.index import Index
-from control.reports import PodReport
-from control.workloads import MeshNames
-from mesh.inventory import Inventory
-from mesh.manifests import parse
-from mesh.resources import decode_address, encode_service, encode_workload
+from tests.control.told import indexed, running, told
 from ztunnel.route import Refused, Request, Route, decide
 
 pytestmark = pytest.mark.unit
@@ -35,19 +30,8 @@ GATEWAY = """
 
 
 def decided(manifests: str) -> Route | Refused:
-    index = Index(MeshNames(), (ip_network("10.96.0.0/16"),))
-    reports = (
-        PodReport("demo", name, "lab", f"uid-{name}", "n1", (ip_address(address),), ready=True, enrolled=True, phase="Running")
-        for name, address in (("client", "10.244.1.1"), ("gw-1", "10.244.1.2"))
-    )
-    index.replace_reports({one.key: one for one in reports}, ())
-    found = parse({"all": manifests})
-    assert not found.refused, found.problems
-    index.replace_objects(found.objects, {"demo/web": (ip_address("10.96.0.9"),), "demo/gw": (ip_address("10.96.0.10"),)})
-    inventory = Inventory()
-    sent = [encode_workload(one) for one in index.workloads.nouns.values()]
-    sent += [encode_service(one) for one in index.services.nouns.values()]
-    inventory.apply([decode_address(one) for one in sent], [])
+    reports = [running("client", "10.244.1.1"), running("gw-1", "10.244.1.2")]
+    inventory = told(indexed(manifests, reports, {"demo/web": "10.96.0.9", "demo/gw": "10.96.0.10"}))
     client = inventory.workload_of_pod("demo", "client", "default")
     assert client is not None
     return decide(inventory, "", Request(client, client.addresses[0], ip_address("10.96.0.9"), 80), 0.5)

@@ -137,6 +137,13 @@ def test_overlapping_nodes_are_a_problem_and_the_rest_runs() -> None:
     assert sorted(result.nodes) == ["a", "b"] and list(result.pods) == ["shop/web-0"]
 
 
+def test_a_node_is_on_the_network_of_its_label_or_on_that_of_the_mesh() -> None:
+    near = "---\napiVersion: v1\nkind: Node\nmetadata: {name: c, labels: {topology.istio.io/network: near}}\n"
+    root = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system, labels: {topology.istio.io/network: far}}\n"
+    assert Lab().place(NODES + near).networks == {"a": "", "b": "", "c": "near"}
+    assert Lab().place(NODES + near + root).networks == {"a": "far", "b": "far", "c": "near"}
+
+
 def test_a_node_may_have_another_proxy() -> None:
     text = "apiVersion: v1\nkind: Node\nmetadata: {name: %s, annotations: {lab.weft/ztunnel: %s}}\n---\n"
     result = Lab().place(NODES + "---\n" + text % ("c", "\"env A='b c' /opt/ztunnel proxy\""))

@@ -45,6 +45,15 @@ kind: Service
 metadata: {name: web}
 spec: {clusterIPs: [10.96.0.1, "fd00::1"], ports: [{name: a, port: 80, targetPort: http}], selector: {a: b}, ipFamilies: [IPv4]}
 ---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata:
+  {name: g, labels: {topology.istio.io/network: n}, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/80}}
+spec:
+  gatewayClassName: istio-east-west
+  addresses: [{type: IPAddress, value: 10.0.0.1}]
+  listeners: [{name: l, port: 15008, protocol: HBONE, tls: {mode: Terminate}, allowedRoutes: {namespaces: {from: All}}}]
+---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: p, namespace: demo, annotations: {istio.io/dry-run: "true"}}
@@ -62,7 +71,7 @@ metadata: {name: p, namespace: demo}
 spec: {mtls: {mode: STRICT}, selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: DISABLE}}}
 """
 OBJECTS = [one.to_dict() for one in parse({"seeds": SEEDS}).objects]
-assert len(OBJECTS) == 6
+assert len(OBJECTS) == 7
 
 oddities = st.recursive(
     st.none()

@@ -225,6 +225,16 @@ ALL_KINDS = [
     deployment(replicas=0),
     manifest("Service", "h", {"clusterIP": "None", "publishNotReadyAddresses": True, "trafficDistribution": "PreferClose"}),
     manifest("Service", "s", {"clusterIP": "fd00::1", "ports": [{"port": 1, "targetPort": "p", "appProtocol": "http"}]}),
+    manifest(
+        "Gateway",
+        "g",
+        {
+            "gatewayClassName": "istio-remote",
+            "addresses": [{"value": "192.0.2.1"}, {"type": "Hostname", "value": "gw.example"}],
+            "listeners": [{"name": "cross", "port": 15008, "protocol": "HBONE"}],
+        },
+        labels={"topology.istio.io/network": "net2"},
+    ),
     policy({"to": [{"operation": {"notPorts": ["1"], "hosts": ["h"]}}]}, selector={"matchLabels": {}}),
     policy(action="CUSTOM", provider={"name": "p"}, targetRefs=[{"group": "g", "kind": "K", "name": "n"}]),
     manifest("PeerAuthentication", spec={"mtls": {"mode": "DISABLE"}, "selector": {"matchLabels": {}}}),

@@ -1,0 +1,101 @@
+"""Which networks a mesh has, who is on which, the ways between them, and what its waypoints are for. Pure.
+
+Filled in as istiod does. Beyond it, a node's label says on which network its pods are: one control plane may serve nodes of
+several networks, whose services have one address in all of them.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from mesh.manifests import EAST_WEST, NETWORK, REMOTE, Gateway, Namespace, Node, Object, Pod
+from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress
+
+_GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
+Key = tuple[str, str]
+"""Namespace and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkGateway:
+    """A way into a network."""
+
+    title: str
+    """Of the object that says so."""
+    namespace: str
+    service_account: str
+    network: str
+    address: str
+    """An IP address, or a hostname."""
+    is_hostname: bool
+    port: int
+
+    @property
+    def uid(self) -> str:
+        """Its resource name."""
+        return f"NetworkGateway/{self.network}/{self.address}/{self.port}"
+
+    @property
+    def where(self) -> GatewayAddress:
+        """How a workload of its network names it."""
+        if self.is_hostname:
+            return GatewayAddress(NamespacedHostname(self.namespace, self.address), self.port)
+        return GatewayAddress(NetworkAddress(self.network, ip_address(self.address)), self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The networks of one mesh. Two are equal where they mean the same."""
+
+    root: str = ""
+    """The network of everything that says none."""
+    networks: tuple[str, ...] = ("",)
+    """All that something is on."""
+    gateways: tuple[NetworkGateway, ...] = ()
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """The networks of nodes that name theirs."""
+    tunnels: Mapping[Key, ApplicationTunnel] = field(default_factory=dict)
+    """By the gateway whose pods want them."""
+    purposes: Mapping[Key, str] = field(default_factory=dict)
+    """Whom waypoints are for, by gateway."""
+
+    def network_of(self, pod: Pod, node: str) -> str:
+        """Where a pod is: by its own label, its node's, the root namespace's."""
+        return pod.labels.get(NETWORK) or self.nodes.get(node) or self.root
+
+    def gateway_to(self, network: str) -> GatewayAddress | None:
+        """The way into a network; None where there is none."""
+        return next((one.where for one in self.gateways if one.network == network), None)
+
+    def tunnel_of(self, pod: Pod) -> ApplicationTunnel | None:
+        """How the pods of a waypoint want connections; None for all others."""
+        return self.tunnels.get((pod.namespace, pod.labels.get(_GATEWAY_NAME, "")))
+
+
+def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str) -> Topology:
+    """Put together what a whole set of objects says."""
+    known = list(objects)
+    labelled = (one for one in known if isinstance(one, Namespace) and one.name == root_namespace)
+    root = next((one.labels.get(NETWORK, "") for one in labelled), "")
+    nodes = {one.name: one.labels[NETWORK] for one in known if isinstance(one, Node) and one.labels.get(NETWORK)}
+    gateways = sorted((one for one in known if isinstance(one, Gateway)), key=lambda one: (one.namespace, one.name))
+    networks = {root, *nodes.values(), *(pod.labels.get(NETWORK) or root for pod in pods)}
+    tunnels = {(one.namespace, one.name): tunnel for one in gateways if (tunnel := one.application_tunnel) is not None}
+    purposes = {(one.namespace, one.name): one.purpose for one in gateways}
+    ways = tuple(way for one in gateways for way in _ways(one))
+    return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes)
+
+
+def _ways(gateway: Gateway) -> Iterable[NetworkGateway]:
+    if gateway.class_name not in (REMOTE, EAST_WEST) or not gateway.network or not gateway.hbone_port:
+        return
+    for kind, address in gateway.addresses:
+        yield NetworkGateway(
+            gateway.title,
+            gateway.namespace,
+            gateway.service_account,
+            gateway.network,
+            address,
+            kind == "Hostname",
+            gateway.hbone_port,
+        )
