@@ -75,7 +75,7 @@ class _End:
                     other.finish()
                     return
                 if other.give(_buffer[:count]) < count:
-                    self._want(self._mask & ~IN)
+                    self.wait()
                     return
             except BlockingIOError:
                 return
@@ -114,6 +114,10 @@ class _End:
             self.finish()
         else:
             self.other.go_on()
+
+    def wait(self) -> None:
+        """The other side takes no more bytes now."""
+        self._want(self._mask & ~IN)
 
     def go_on(self) -> None:
         """The other side takes bytes again."""
@@ -177,7 +181,8 @@ class Passthrough:
 
     def _give_early(self, early: bytes) -> None:
         try:
-            self._remote.give(memoryview(early))
+            if self._remote.give(memoryview(early)) < len(early):
+                self._local.wait()
         except OSError:
             self.broke()
 
