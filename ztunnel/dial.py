@@ -10,12 +10,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from random import random
 from typing import Protocol, cast
 
 from mesh.workload import Address
 from wire.netns import entered
 from ztunnel.channel import Flag
 from ztunnel.loop import OUT, Deadlines, Loop
+from ztunnel.source_ports import SourcePorts, port_bounds, reserved_ports
 from ztunnel.tuning import Tuning
 
 # Not in Python's socket module.
@@ -26,6 +29,10 @@ Socket = cast("type[socket.socket]", _socket.socket)
 """Without the class in Python around it, which makes numbers into enumerations: 4 us of each connection."""
 STOCK = 8
 """Sockets that are made at a time."""
+_TRIES = 4
+"""Ports that one connection is tried from: those of `source_ports`, then the kernel's."""
+_PORTS = Path("/proc/sys/net/ipv4")
+"""Of the namespace of who looks."""
 _log = logging.getLogger("ztunnel.worker")
 
 
@@ -53,6 +60,7 @@ class Netns:
         self._mark = mark
         self._tuning = tuning
         self._warned = False
+        self._ports: SourcePorts | None = None
         self._stock: dict[int, list[socket.socket]] = {}
         self._taken = self._closed = False
 
@@ -71,12 +79,38 @@ class Netns:
         if not stock:
             self._loop.afterwards.append((partial(self._restock, family), self))
         try:
-            sock.bind((_text(source), 0))
+            self._bind(sock, _text(source))
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 _log.warning("cannot keep the source address %s (nor others in this pod): %s", source, error)
         return sock
+
+    def remake_socket(self, family: int, source: Address | None) -> socket.socket:
+        """Another one, since the last one's port is in use between the same ends."""
+        if self._ports is not None:
+            self._ports.clash()
+        return self.make_socket(family, source)
+
+    def _bind(self, sock: socket.socket, host: str) -> None:
+        ports = self._ports
+        if ports is None:
+            ports = self._ports = self._look_up_ports()
+        while port := ports.take():
+            try:
+                sock.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                ports.clash()
+            else:
+                return
+        sock.bind((host, 0))
+
+    def _look_up_ports(self) -> SourcePorts:
+        with entered(self.fd, self._home_fd):
+            bounds, reserved = (_PORTS / "ip_local_port_range").read_text(), (_PORTS / "ip_local_reserved_ports").read_text()
+        return SourcePorts(port_bounds(bounds), reserved_ports(reserved), random())
 
     def make_socket_of(self, family: int, kind: int) -> socket.socket:
         """See ztunnel.dns_upstream.Origin."""
@@ -131,7 +165,8 @@ class Netns:
 def _set_foreign_options(sock: socket.socket) -> None:
     """For a connection to an application in the pod, whose end the kernel knows, from an address that may not be here."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # The port is chosen at connect, where it need only be unique for one destination.
+    # Ports need only be unique for one destination: ours, and the kernel's, which it then chooses at connect.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     level, option = (
         (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if sock.family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_TRANSPARENT)
@@ -158,19 +193,29 @@ class Dial:
     """One connection in the making; owns its socket until it hands it over."""
 
     def __init__(
-        self, loop: Loop, deadlines: Deadlines, owner: Owner, sock: socket.socket, address: Address, port: int
+        self,
+        loop: Loop,
+        deadlines: Deadlines,
+        owner: Owner,
+        sock: socket.socket,
+        address: Address,
+        port: int,
+        remake: Callable[[], socket.socket] | None = None,
     ) -> None:
         self._loop = loop
         self._deadlines = deadlines
         self._owner = owner
         self._sock: socket.socket | None = sock
         self._where = (_text(address), port)
+        self._remake = remake
 
     def start(self) -> None:
         """Connect. The owner may be called before this returns: within one machine a connection is there at once."""
         sock = self._sock
         assert sock is not None
         error = sock.connect_ex(self._where)
+        if error == errno.EADDRNOTAVAIL and self._remake is not None:
+            sock, error = self._retry(sock, self._remake)
         if error == errno.EINPROGRESS and not _has_peer(sock):
             self._deadlines.add(self, self._loop.now, self._timed_out)
             self._loop.watch(sock.fileno(), OUT, self)
@@ -179,6 +224,17 @@ class Dial:
             self._owner.connected(sock)
         else:
             self._fail(error)
+
+    def _retry(self, sock: socket.socket, remake: Callable[[], socket.socket]) -> tuple[socket.socket, int]:
+        for _ in range(_TRIES - 1):
+            sock.close()
+            try:
+                sock = self._sock = remake()
+            except OSError as error:
+                return sock, error.errno or errno.EIO
+            if (failed := sock.connect_ex(self._where)) != errno.EADDRNOTAVAIL:
+                return sock, failed
+        return sock, errno.EADDRNOTAVAIL
 
     def on_event(self, _events: int) -> None:
         """The connection is there, or refused."""

@@ -1,6 +1,7 @@
 """Connections to applications of this node: policy first, then the application's own socket, then 200 and bytes."""
 
 import socket
+from functools import partial
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -60,7 +61,8 @@ class Inbound(Tracked):
         except OSError as error:
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
-        self._dial = Dial(node.loop, node.dials, self, sock, address, port)
+        remake = partial(self.pod.netns.remake_socket, family, source) if source is not None else None
+        self._dial = Dial(node.loop, node.dials, self, sock, address, port, remake)
         self._dial.start()
 
     def connected(self, sock: socket.socket) -> None:
