@@ -5,6 +5,7 @@ names network namespaces and the cgroup subtree.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,12 @@ class Places:
     prefix: str
 
     @classmethod
-    def from_environment(cls) -> "Places":
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Places":
         """Read the roots from the environment, with the defaults of a node."""
         return cls(
-            Path(os.environ.get("WEFT_RUN_DIR", "/run/weft")),
-            Path(os.environ.get("WEFT_STATE_DIR", "/var/lib/weft")),
-            os.environ.get("WEFT_PREFIX", "weft"),
+            Path(environment.get("WEFT_RUN_DIR", "/run/weft")),
+            Path(environment.get("WEFT_STATE_DIR", "/var/lib/weft")),
+            environment.get("WEFT_PREFIX", "weft"),
         )
 
     @property

@@ -126,7 +126,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         raise ValueError("NODE_NAME is not set: give --node NAME")
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", node):
         raise ValueError(f"--node {node!r}: not a node's name: lower-case letters, digits, '-' and '.'")
-    installation = Places.from_environment()
+    installation = Places.from_environment(environment)
     places = installation.node(node)
     namespace = environment.get("POD_NAMESPACE", "")
     cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"

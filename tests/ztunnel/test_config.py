@@ -16,15 +16,11 @@ from ztunnel.variables import duration
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True)
-def places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WEFT_RUN_DIR", "/run/w")
-    monkeypatch.setenv("WEFT_STATE_DIR", "/var/lib/w")
-    monkeypatch.setenv("WEFT_PREFIX", "w")
+PLACES = {"WEFT_RUN_DIR": "/run/w", "WEFT_STATE_DIR": "/var/lib/w", "WEFT_PREFIX": "w"}
 
 
 def read(flags: str = "--node n1", cores: int = 4, **environment: str) -> Config:
-    return read_config(flags.split(), environment, cores)
+    return read_config(flags.split(), PLACES | environment, cores)
 
 
 def test_tuning_is_istios_unless_it_is_set() -> None:
@@ -166,9 +162,9 @@ def test_what_istios_chart_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / "istio").mkdir()
     assert read("proxy ztunnel", **chart).zds_socket == tmp_path / "istio" / "ztunnel.sock"
     assert read("proxy ztunnel", **chart, INPOD_UDS="/zds").zds_socket == Path("/zds")
-    monkeypatch.setenv("WEFT_RUN_DIR", str(tmp_path))
     (tmp_path / "nodes" / "n1").mkdir(parents=True)
-    assert read("proxy", **chart).zds_socket == tmp_path / "nodes" / "n1" / "ztunnel.sock", "weft's own agent is here"
+    here = read("proxy", **chart, WEFT_RUN_DIR=str(tmp_path))
+    assert here.zds_socket == tmp_path / "nodes" / "n1" / "ztunnel.sock", "weft's own agent is here"
 
 
 @pytest.mark.parametrize(
