@@ -46,6 +46,7 @@ from ztunnel.channel import (
 )
 from ztunnel.dns_service import DNSService
 from ztunnel.inbound_plain import accept_plain
+from ztunnel.key_engine import read_keys_fast
 from ztunnel.link import Link
 from ztunnel.listener import ACCEPTS_PER_EVENT, STRANGERS_PER_EVENT, Listener
 from ztunnel.log_lines import apply_levels, log_to_stderr
@@ -254,6 +255,7 @@ def main(arguments: list[str]) -> None:
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the supervisor says when and how to end
         signal.signal(number, signal.SIG_IGN)
+    read_keys_fast()
     with suppress(OSError):  # who confines us may forbid it: then we wait as everybody does
         take_short_slices()
     loop = Loop()

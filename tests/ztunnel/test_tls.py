@@ -16,10 +16,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.ztunnel.world import CLIENT, SERVER, Authority
 from ztunnel import tls
 from ztunnel.channel import SetCertificate
+from ztunnel.key_engine import read_keys_fast
 from ztunnel.tls import Credentials, PeerRefused, chain_of, check_client, names_of
 
 pytestmark = pytest.mark.unit
 
+read_keys_fast()  # as workers do
 AUTHORITY = Authority()
 SERVING = Credentials(AUTHORITY.certificate_for(SERVER))
 
