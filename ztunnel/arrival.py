@@ -129,10 +129,13 @@ class Arrival:
         node.handshakes.belongs(tunnel, source, pod.uid)
         pod.guests.pop(self, None)
         pod.tunnels[tunnel] = None
-        node.add_inbound_tunnel(tunnel, pod.uid, source)
+        surplus = node.add_inbound_tunnel(tunnel, pod.uid, source)
         if pod.draining:
             tunnel.drain()
-        tunnel.on_event(IN)
+        if tunnel not in surplus:
+            tunnel.on_event(IN)
+        for one in surplus:  # when the answer is on its way: the other end works meanwhile
+            one.end("")
 
     def turn_away(self, flag: Flag, error: str) -> None:
         """Close before anything was said."""

@@ -1,10 +1,14 @@
 """The tunnels that came in, and which of them goes when there are too many. An idle one costs 50 KiB, most of it OpenSSL's."""
 
+from itertools import islice
+
 from ztunnel.tunnel import Tunnel
 
 PER_SOURCE = 192
 """To one pod, in one worker, handshakes included. A peer needs one for each 100 connections, or for each of its threads."""
 TOTAL = 4096
+AT_ONCE = 4
+"""So many go when one must, for the sake of their other ends too: four that hear of it together cost half as much."""
 
 
 class InboundTunnels:
@@ -18,16 +22,19 @@ class InboundTunnels:
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, tunnel: Tunnel, source: object) -> Tunnel | None:
-        """Take one in; the one that must go for it: of the same source beyond its share, of all beyond the total.
+    def add(self, tunnel: Tunnel, source: object) -> list[Tunnel]:
+        """Take one in; those that must go for it: of the same source beyond its share, of all beyond the total.
 
-        It is one without streams: that which has been so for longest, or the new one itself.
+        They have no streams: some that have been so for longest, or the new one itself where all others are busy.
         """
         own = self._of.setdefault(source, {})
         self._all[tunnel] = source
         own[tunnel] = None
         crowded = own if len(own) > PER_SOURCE else self._all if len(self._all) > TOTAL else ()
-        return next((one for one in crowded if not one.http.streams), None)
+        if not crowded:
+            return []
+        idle = (one for one in crowded if not one.http.streams and one is not tunnel)
+        return list(islice(idle, AT_ONCE)) or [tunnel]
 
     def used(self, tunnel: Tunnel) -> None:
         """A stream came in: the tunnel is the least likely to be closed for room."""

@@ -204,12 +204,10 @@ class Node:
         if tunnel.open:
             self._keep_alive_later(tunnel)
 
-    def add_inbound_tunnel(self, tunnel: Tunnel, pod_uid: str, source: Address) -> None:
-        """The same for one that came in, within its source's share."""
+    def add_inbound_tunnel(self, tunnel: Tunnel, pod_uid: str, source: Address) -> list[Tunnel]:
+        """The same for one that came in, within its source's share; those that are to be ended for it, itself or others."""
         self.add_tunnel(tunnel)
-        surplus = self.inbound_tunnels.add(tunnel, (pod_uid, source))
-        if surplus is not None:
-            surplus.end("")
+        return self.inbound_tunnels.add(tunnel, (pod_uid, source))
 
     def remove_tunnel(self, tunnel: Tunnel) -> None:
         """It is closed."""

@@ -1,12 +1,12 @@
 """Which tunnel goes when there are too many."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ztunnel import inbound_tunnels
-from ztunnel.inbound_tunnels import PER_SOURCE, InboundTunnels
+from ztunnel.inbound_tunnels import AT_ONCE, PER_SOURCE, InboundTunnels
 
 pytestmark = pytest.mark.unit
 
@@ -20,31 +20,34 @@ class Tunnel:
 
 def fill(tunnels: InboundTunnels, count: int, source: str, streams: int = 0) -> list[Any]:
     made: list[Any] = [Tunnel(streams) for _ in range(count)]
-    assert all(tunnels.add(tunnel, source) is None for tunnel in made)
+    assert not any(tunnels.add(tunnel, source) for tunnel in made)
     return made
 
 
 def test_a_source_loses_its_own_longest_idle() -> None:
-    tunnels, new = InboundTunnels(), Tunnel()
+    tunnels, new = InboundTunnels(), cast(Any, Tunnel())
     fill(tunnels, 3, "good")
     own = fill(tunnels, PER_SOURCE, "crowd")
     tunnels.used(own[0])
-    assert tunnels.add(new, "crowd") is own[1]  # type: ignore[arg-type]
-    tunnels.remove(own[1])
-    assert len(tunnels) == PER_SOURCE + 3
+    gone = tunnels.add(new, "crowd")
+    assert gone == own[1 : 1 + AT_ONCE], "several at a time: the next ones find room"
+    for one in gone:
+        tunnels.remove(one)
+    assert len(tunnels) == PER_SOURCE + 4 - AT_ONCE
+    fill(tunnels, AT_ONCE - 1, "crowd")
 
 
 def test_where_all_are_busy_the_new_one_goes() -> None:
-    tunnels, new = InboundTunnels(), Tunnel()
+    tunnels, new = InboundTunnels(), cast(Any, Tunnel())
     fill(tunnels, PER_SOURCE, "crowd", streams=1)
-    assert tunnels.add(new, "crowd") is new  # type: ignore[arg-type]
+    assert tunnels.add(new, "crowd") == [new]
 
 
 def test_many_sources_together_lose_the_longest_idle_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbound_tunnels, "TOTAL", 5)
     tunnels = InboundTunnels()
-    first, *_ = [fill(tunnels, 1, f"{number}")[0] for number in range(5)]
-    assert tunnels.add(Tunnel(), "one more") is first  # type: ignore[arg-type]
+    first, second, *_ = [fill(tunnels, 1, f"{number}", number > 1)[0] for number in range(5)]
+    assert tunnels.add(Tunnel(), "one more") == [first, second]  # type: ignore[arg-type]
 
 
 def test_nothing_is_remembered_of_who_is_gone() -> None:
