@@ -16,6 +16,7 @@ from ztunnel.flow import Stream
 from ztunnel.frames import Code
 from ztunnel.gate import Rejected, admit
 from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, response_fields
+from ztunnel.hellos import end_of
 from ztunnel.inbound import Errand, InboundRequest, errand_of
 from ztunnel.ledger import SocketAddress
 from ztunnel.loop import ERROR, IN
@@ -125,7 +126,9 @@ class Arrival:
         self._sock = None
         node.handshakes.discard(self)
         pod, source = self.pod, self.peer[0]
-        tunnel = Tunnel(node.loop, sock, credentials.server, True, self, node.handshakes, source, pod.holder.held)
+        tunnel = Tunnel(
+            node.loop, sock, end_of(credentials.server, server=True), True, self, node.handshakes, source, pod.holder.held
+        )
         node.handshakes.belongs(tunnel, source, pod.uid)
         pod.guests.pop(self, None)
         pod.tunnels[tunnel] = None
@@ -166,6 +169,9 @@ class Arrival:
         allowance = node.penance.allowance(self.peer[0], tunnel.peer, node.loop.now)
         if allowance < 1:
             tunnel.http.restrain(allowance)
+
+    def settled(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel_owner.Owner."""
 
     def retired(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""

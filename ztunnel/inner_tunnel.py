@@ -58,7 +58,9 @@ class InnerTunnel:
             return
         node = self._node
         self._domains = node.domains_of(credentials.identity)
-        tunnel = Tunnel(node.loop, ours, credentials.client, False, self, node.client_handshakes, self._gateway, outer.held)
+        tunnel = Tunnel(
+            node.loop, ours, node.hellos.take(credentials), False, self, node.client_handshakes, self._gateway, outer.held
+        )
         if not tunnel.open:
             gateways.close()
             return
@@ -110,6 +112,9 @@ class InnerTunnel:
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
         """See ztunnel.tunnel_owner.Owner: only a server is asked."""
         return None
+
+    def settled(self, tunnel: Tunnel) -> None:
+        """See ztunnel.tunnel_owner.Owner."""
 
     def retired(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner: the one stream has ended."""

@@ -19,6 +19,7 @@ from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.early_failures import EarlyFailures
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import RESERVED_PORTS
+from ztunnel.hellos import Hellos
 from ztunnel.http2 import PING_INTERVAL_S
 from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.ledger import Ledger, SocketAddress
@@ -64,7 +65,8 @@ class Node:
         """Only a part of an update is in the inventory."""
         self.policies = PolicyStore()
         self.ledger = Ledger(emit, self.policies, logging.INFO if config.policies_at_info else logging.DEBUG)
-        self.vault = Vault(loop, emit, config.tls12)
+        self.hellos = Hellos()
+        self.vault = Vault(loop, emit, self.hellos.forget, config.tls12)
         self.descriptions = Descriptions()
         self.revocations = Revocations(emit, lambda call: loop.call_at(loop.now + _NEXT_TURN_S, call))
         self.holder = Holder(config.node_limits, loop.held)

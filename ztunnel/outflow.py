@@ -5,13 +5,13 @@ waits for lingers: a moment later it leaves by itself, and before that with what
 travels with the next one's request or answer, and costs neither end of the tunnel a wake-up.
 """
 
-import ssl
 from abc import ABC, abstractmethod
 from collections import deque
 from socket import socket
 
 from ztunnel.channel import Flag
 from ztunnel.flow import Stream
+from ztunnel.hellos import End
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
 from ztunnel.loop import IN, OUT, Loop
@@ -29,9 +29,8 @@ class Outflow(ABC):
     """Frames into TLS records, and those into the socket as it takes them."""
 
     http: Connection
-    _tls: ssl.SSLObject
 
-    def __init__(self, loop: Loop, sock: socket, held: Held) -> None:
+    def __init__(self, loop: Loop, sock: socket, end: End, held: Held) -> None:
         """`held`: on whose account bytes wait."""
         self.loop = loop
         self.held = held
@@ -43,7 +42,7 @@ class Outflow(ABC):
         self._sock = sock
         self._fd = sock.fileno()
         self._send = sock.send
-        self._outgoing = ssl.MemoryBIO()
+        self._tls, self._incoming, self._outgoing = end
         self._waiting: deque[memoryview] = deque()
         self._reading = False
         self._answered: list[Stream] = []

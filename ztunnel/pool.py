@@ -87,9 +87,8 @@ class _Making:
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
         node = self.pool.node
-        tunnel = Tunnel(
-            node.loop, sock, self.credentials.client, False, self, node.client_handshakes, self.key.address, self.pool.held
-        )
+        end = node.hellos.take(self.credentials)
+        tunnel = Tunnel(node.loop, sock, end, False, self, node.client_handshakes, self.key.address, self.pool.held)
         if tunnel.open:
             self.tunnel = tunnel
             node.add_tunnel(tunnel)
@@ -106,6 +105,10 @@ class _Making:
         self.tunnel = tunnel
         self.ready = True
         self.pool.made(self)
+
+    def settled(self, tunnel: Tunnel) -> None:
+        node = self.pool.node
+        node.loop.afterwards.append((partial(node.hellos.prepare, self.credentials), node.hellos))
 
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
         return None  # only a server is asked

@@ -25,6 +25,7 @@ from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
 from ztunnel.frames import SETTINGS_ACK, Code, ProtocolError
+from ztunnel.hellos import End
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
 from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
@@ -46,7 +47,7 @@ class Tunnel(Outflow):
         self,
         loop: Loop,
         sock: socket,
-        context: ssl.SSLContext,
+        end: End,
         server: bool,
         owner: Owner,
         handshakes: Deadlines,
@@ -54,7 +55,7 @@ class Tunnel(Outflow):
         held: Held | None = None,
     ) -> None:
         """`source`: with whom it shares its place in the rota; `held`: on whose account its bytes wait, if not the node's."""
-        super().__init__(loop, sock, held or loop.held)
+        super().__init__(loop, sock, end, held or loop.held)
         self.owner, self.server = owner, server
         self.http = Connection(server, self, loop.now, loop.sizes)
         self.peer: Identity | None = None
@@ -68,14 +69,14 @@ class Tunnel(Outflow):
         self._recv_into = sock.recv_into
         if sock.family != AF_UNIX:  # an inner tunnel's
             sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
-        self._incoming = ssl.MemoryBIO()
         self._hello = Hello() if server else None
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self.chain = partial(chain_of, self._tls)
         handshakes.add(self, loop.now, self._timed_out)
         loop.watch(self._fd, IN, self)
-        if not server:
-            self._handshake()
+        if self._outgoing.pending:
+            self._push()
+        elif not server:
+            self._handshake()  # and hear why there is no hello
 
     # --- receiving
 
@@ -190,6 +191,7 @@ class Tunnel(Outflow):
             self._handshakes = None
             if len(http.out) == len(SETTINGS_ACK):
                 self._linger(0)
+            self.owner.settled(self)
         if http.reopened:
             http.reopened = False
             self._resume()

@@ -19,9 +19,17 @@ _log = logging.getLogger("ztunnel.worker")
 class Vault:
     """Credentials by identity. Nothing here is ever written anywhere."""
 
-    def __init__(self, loop: Loop, ask: Callable[[NeedCertificate], None], tls12: bool = False) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        ask: Callable[[NeedCertificate], None],
+        replaced: Callable[[Credentials | None], None] = lambda _: None,
+        tls12: bool = False,
+    ) -> None:
+        """`replaced`: told of credentials for which no new connection begins any more; of None where there were none."""
         self._loop = loop
         self._ask = ask
+        self._replaced = replaced
         self._tls12 = tls12
         self._held: dict[Identity, Credentials] = {}
         self._waiting: dict[Identity, dict[object, Waiter]] = {}
@@ -68,6 +76,7 @@ class Vault:
             _log.error("certificate of %s is of no use: %s", certificate.identity, error)
             self._tell(certificate.identity, f"certificate of {certificate.identity} is of no use: {error}")
             return
+        self._replaced(self._held.get(certificate.identity))
         self._held[certificate.identity] = credentials
         self._tell(certificate.identity, credentials)
 
@@ -77,7 +86,7 @@ class Vault:
 
     def forget(self, message: ForgetCertificate) -> None:
         """Drop the key."""
-        self._held.pop(message.identity, None)
+        self._replaced(self._held.pop(message.identity, None))
         self._tell(message.identity, f"identity {message.identity} is forgotten: no local workload has it")
 
     def _tell(self, identity: Identity, outcome: Credentials | str) -> None:

@@ -202,6 +202,7 @@ class Worker:
         if (counts := self._node.dns_counts.take()) is not None:
             self._link.emit(counts)
         self._node.ledger.progress(node.config.tuning.making_s)
+        self._node.hellos.release_idle()
         for pod in self._pods.values():
             pod.pool.release_idle()
             pod.netns.release_idle()

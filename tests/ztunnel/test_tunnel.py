@@ -31,6 +31,7 @@ from ztunnel.frames import (
 )
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import response_fields
+from ztunnel.hellos import end_of
 from ztunnel.loop import Loop
 from ztunnel.stream import NOBODY, TunnelStream
 from ztunnel.tls import Credentials, check_client
@@ -51,6 +52,9 @@ class Door:
         return check_client(names, "cluster.local")
 
     def established(self, tunnel: Tunnel) -> None:
+        pass
+
+    def settled(self, tunnel: Tunnel) -> None:
         pass
 
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
@@ -185,7 +189,7 @@ def test_a_closed_tunnel_is_gone(
     loop, flight, door = Loop(), Handshakes(512), Host()
     mine, theirs = socket.socketpair()
     mine.setblocking(False)
-    tunnel: Tunnel | None = Tunnel(loop, mine, credentials.server, True, door, flight)
+    tunnel: Tunnel | None = Tunnel(loop, mine, end_of(credentials.server, True), True, door, flight)
     del mine
     assert tunnel is not None
     door.tunnels[tunnel] = None
@@ -212,7 +216,7 @@ class Neighbours:
         mine, theirs = socket.socketpair()
         mine.setblocking(False)
         self.sockets.append(theirs)
-        tunnel = Tunnel(self.loop, mine, self._credentials.server, True, self.host, self._flight, source)
+        tunnel = Tunnel(self.loop, mine, end_of(self._credentials.server, True), True, self.host, self._flight, source)
         self.host.tunnels[tunnel] = None
         return tunnel, theirs
 
@@ -355,7 +359,7 @@ def answering(credentials: Credentials) -> Iterator[tuple[Loop, Tunnel, Peer]]:
     loop, door = Loop(), Answering()
     mine, theirs = socket.socketpair()
     mine.setblocking(False)
-    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(512), "")
+    tunnel = Tunnel(loop, mine, end_of(credentials.server, True), True, door, Handshakes(512), "")
     door.tunnels[tunnel] = None
     with theirs:
         yield loop, tunnel, Peer(loop, theirs, credentials)
@@ -410,7 +414,7 @@ def test_an_applications_end_waits_a_moment_where_the_peer_had_the_last_word(cre
     inside, application = socket.socketpair()
     for sock in (mine, inside):
         sock.setblocking(False)
-    tunnel = Tunnel(loop, mine, credentials.server, True, door, Handshakes(512), "")
+    tunnel = Tunnel(loop, mine, end_of(credentials.server, True), True, door, Handshakes(512), "")
     door.tunnels[tunnel] = None
     with theirs, application:
         peer = Peer(loop, theirs, credentials)

@@ -8,6 +8,7 @@ from tests.ztunnel.world import CLIENT, SERVER, Authority
 from ztunnel import vault
 from ztunnel.channel import CertificateFailed, ForgetCertificate, NeedCertificate, SetCertificate
 from ztunnel.loop import Loop
+from ztunnel.tls import Credentials
 from ztunnel.vault import Vault
 
 pytestmark = pytest.mark.unit
@@ -22,7 +23,8 @@ class Desk:
         self.loop = Loop()
         self.asked: list[NeedCertificate] = []
         self.heard: list[Any] = []
-        self.vault = Vault(self.loop, self.asked.append)
+        self.replaced: list[Credentials | None] = []
+        self.vault = Vault(self.loop, self.asked.append, self.replaced.append)
 
     def wait(self, who: object) -> None:
         self.vault.wait(CLIENT, who, self.heard.append)
@@ -45,6 +47,16 @@ def test_forget_pending_is_told_to_who_waits_and_leaves_no_key() -> None:
     desk.vault.set(AUTHORITY.certificate_for(CLIENT))
     desk.vault.forget(ForgetCertificate(CLIENT))
     assert desk.vault.find(CLIENT) is None and len(desk.vault) == 0
+
+
+def test_who_keeps_something_for_credentials_hears_when_they_are_replaced_or_gone() -> None:
+    desk = Desk()
+    desk.vault.set(AUTHORITY.certificate_for(CLIENT))
+    first = desk.vault.find(CLIENT)
+    desk.vault.set(AUTHORITY.certificate_for(CLIENT))
+    second = desk.vault.find(CLIENT)
+    desk.vault.forget(ForgetCertificate(CLIENT))
+    assert desk.replaced == [None, first, second]
 
 
 def test_a_failure_reaches_its_own_waiters_only() -> None:
