@@ -49,8 +49,8 @@ class Owner(Protocol):
 class Netns:
     """A pod's network namespace, where its sockets are born.
 
-    Sockets that may bear a client's address are made ahead, a few at a time: entering a namespace and leaving it again costs as
-    much as making a socket, and a connection that comes in waits for neither.
+    Where one is wanted after the other they are made ahead, a few at a time: entering a namespace and leaving it again costs as
+    much as making a socket, and its options as much again, and no connection waits for it.
     """
 
     def __init__(self, loop: Loop, fd: int, home_fd: int, mark: int, tuning: Tuning) -> None:
@@ -61,23 +61,26 @@ class Netns:
         self._tuning = tuning
         self._warned = False
         self._ports: SourcePorts | None = None
-        self._stock: dict[int, list[socket.socket]] = {}
-        self._taken = self._closed = False
+        self._stock: dict[tuple[int, bool], list[socket.socket]] = {}
+        self._taken: set[tuple[int, bool]] = set()
+        """Of which kinds since the last `release_idle`."""
+        self._closed = False
 
     def make_socket(self, family: int, source: Address | None) -> socket.socket:
         """A non-blocking TCP socket; with a `source`, bound to that address although it may be another host's.
 
         A source that cannot be had costs the address, not the connection, as in Istio's ztunnel.
         """
-        if source is None:
-            return self._make(family, 1, lambda sock: set_tcp_options(sock, self._tuning))[0]
-        stock = self._stock.get(family)
+        kind = family, source is not None
+        stock = self._stock.setdefault(kind, [])
         if not stock:
-            stock = self._stock[family] = self._make(family, STOCK, _set_foreign_options)
-        self._taken = True
+            stock += self._make(family, STOCK if kind in self._taken else 1, self._prepare(kind))
         sock = stock.pop()
-        if not stock:
-            self._loop.afterwards.append((partial(self._restock, family), self))
+        if not stock and kind in self._taken:
+            self._loop.afterwards.append((partial(self._restock, kind), self))
+        self._taken.add(kind)
+        if source is None:
+            return sock
         try:
             self._bind(sock, _text(source))
         except OSError as error:
@@ -134,20 +137,24 @@ class Netns:
             raise
         return made
 
-    def _restock(self, family: int) -> None:
-        if not self._closed and not self._stock.get(family):
+    def _prepare(self, kind: tuple[int, bool]) -> Callable[[socket.socket], None]:
+        return _set_foreign_options if kind[1] else partial(set_tcp_options, tuning=self._tuning)
+
+    def _restock(self, kind: tuple[int, bool]) -> None:
+        if not self._closed and not self._stock.get(kind):
             with suppress(OSError):  # who needs one will find out
-                self._stock[family] = self._make(family, STOCK, _set_foreign_options)
+                self._stock[kind] = self._make(kind[0], STOCK, self._prepare(kind))
 
     def crashed(self, error: Exception) -> None:
         """See ztunnel.loop.Crashing."""
         _log.error("no sockets were made ahead: %s", error)
 
     def release_idle(self) -> None:
-        """Give the stock back when nothing was taken from it since the last call."""
-        if not self._taken:
-            self._empty()
-        self._taken = False
+        """Give back the stock from which nothing was taken since the last call."""
+        for kind in self._stock.keys() - self._taken:
+            for sock in self._stock.pop(kind):
+                sock.close()
+        self._taken.clear()
 
     def _empty(self) -> None:
         for stock in self._stock.values():

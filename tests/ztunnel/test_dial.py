@@ -1,0 +1,82 @@
+"""Sockets that are made ahead in a pod's namespace: where they are wanted again and again, and no longer than that."""
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from wire.netns import open_home
+from ztunnel.dial import STOCK, Netns
+from ztunnel.loop import Loop
+from ztunnel.tuning import Tuning
+
+pytestmark = pytest.mark.kernel
+
+CLIENT = ip_address("127.0.0.5")
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    home_fd = open_home()
+    made = Netns(Loop(), open_home(), home_fd, 0x539, Tuning())
+    yield made
+    made.close()
+    os.close(home_fd)
+
+
+def open_sockets() -> int:
+    names = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return sum(os.path.exists(name) and stat.S_ISSOCK(os.stat(name).st_mode) for name in names)
+
+
+def take(netns: Netns, count: int, source: bool = False) -> list[socket.socket]:
+    taken = []
+    for _ in range(count):
+        taken.append(netns.make_socket(socket.AF_INET, CLIENT if source else None))
+        netns._loop.turn(0)
+    return taken
+
+
+@pytest.mark.parametrize("source", [False, True], ids=["our own address", "the client's address"])
+def test_one_is_made_alone_and_those_after_it_ahead(netns: Netns, source: bool) -> None:
+    before = open_sockets()
+    first = take(netns, 1, source)
+    assert open_sockets() == before + 1
+    second = take(netns, 1, source)
+    assert open_sockets() == before + 1 + STOCK
+    rest = take(netns, STOCK - 1, source)
+    assert open_sockets() == before + 1 + 2 * STOCK, "made again when the last was taken, for who comes next"
+    for sock in first + second + rest:
+        assert not sock.getblocking() and sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == (0 if source else 1)
+        assert sock.getsockname()[0] == (str(CLIENT) if source else "0.0.0.0")
+        sock.close()
+
+
+def test_what_is_made_ahead_goes_when_nothing_is_taken_for_a_while(netns: Netns) -> None:
+    before = open_sockets()
+    for sock in take(netns, 2) + take(netns, 2, source=True):
+        sock.close()
+    assert open_sockets() == before + 2 * (STOCK - 1)
+    netns.release_idle()
+    take(netns, 1)[0].close()
+    netns.release_idle()
+    assert open_sockets() == before + STOCK - 2, "of each kind for itself"
+    netns.release_idle()
+    assert open_sockets() == before
+
+
+def test_nothing_is_made_for_a_pod_that_is_gone() -> None:
+    home_fd = open_home()
+    before = open_sockets()
+    netns = Netns(Loop(), open_home(), home_fd, 0x539, Tuning())
+    taken = [netns.make_socket(socket.AF_INET, None) for _ in range(1 + STOCK)]
+    netns.close()
+    netns._loop.turn(0)  # which would have made more
+    for sock in taken:
+        sock.close()
+    assert open_sockets() == before
+    os.close(home_fd)
