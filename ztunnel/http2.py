@@ -168,6 +168,19 @@ class Connection(Intake):
         self.ready = True
         self.out += frames.SETTINGS_ACK
 
+    def opened_as_usual(self) -> None:
+        """See Intake. What `_settings` and `_window_update` would make of it."""
+        usual = frames.SIZES
+        self._move_windows(usual.stream_window - self._initial_window)
+        self._initial_window = usual.stream_window
+        self.chunk = min(usual.frame, frames.SEND_FRAME_BYTES)
+        if not self.server:
+            self.max_streams = frames.SERVER_STREAMS
+        self.window += usual.connection_window - frames.DEFAULT_WINDOW
+        self._granted += usual.connection_window - frames.DEFAULT_WINDOW
+        self.ready = True
+        self.out += frames.SETTINGS_ACK
+
     def _move_windows(self, change: int) -> None:
         for stream in self.streams.values():
             stream.window += change

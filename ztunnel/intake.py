@@ -70,7 +70,8 @@ class Intake(ABC):
         self.last_sid = 0
         self.next_sid = 1
         self._reader = FieldReader(frames.SERVER_HEADER_BYTES if server else frames.CLIENT_HEADER_BYTES)
-        self._preface = frames.PREFACE if server else b""
+        self._preface = frames.CLIENT_OPENING if server else frames.SERVER_OPENING
+        """What has yet to come before all frames: at first all that a usual peer begins with, and else a client's preface."""
         self._head = b""
         self._left = self._kind = self._flags = self._sid = 0
         self._stream: Stream | None = None
@@ -148,11 +149,21 @@ class Intake(ABC):
             self.discarded(len(part))
 
     def _take_preface(self, view: memoryview) -> int:
+        if self._preface is frames.CLIENT_OPENING or self._preface is frames.SERVER_OPENING:
+            if view[: len(self._preface)] == self._preface:
+                return self._take_opening(view)
+            self._preface = frames.PREFACE if self.server else b""
         got = bytes(view[: len(self._preface)])
         if not self._preface.startswith(got):
             raise ProtocolError(Code.PROTOCOL_ERROR, "not an HTTP/2 preface")
         self._preface = self._preface[len(got) :]
         return len(got)
+
+    def _take_opening(self, view: memoryview) -> int:
+        count, self._preface = len(self._preface), b""
+        self.opened_as_usual()
+        acknowledged = view[count : count + len(frames.SETTINGS_ACK)] == frames.SETTINGS_ACK
+        return count + len(frames.SETTINGS_ACK) if acknowledged else count
 
     def _take_head(self, view: memoryview) -> int:
         part = bytes(view[: HEADER_BYTES - len(self._head)])
@@ -249,6 +260,10 @@ class Intake(ABC):
     @abstractmethod
     def dispatch(self, kind: int, sid: int, payload: bytes) -> None:
         """Take a whole frame that is not plain DATA. Raises: ProtocolError."""
+
+    @abstractmethod
+    def opened_as_usual(self) -> None:
+        """Take frames.CLIENT_OPENING, or SERVER_OPENING, at a glance: most peers are of our own kind."""
 
     @abstractmethod
     def end_of_peer(self, stream: Stream) -> None:

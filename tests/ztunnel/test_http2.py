@@ -129,6 +129,23 @@ def test_settings_are_exchanged_and_acknowledged() -> None:
     assert server.http.chunk == frames.SEND_FRAME_BYTES == 256 * 1024 - 9
 
 
+@pytest.mark.parametrize("server", [True, False])
+@pytest.mark.parametrize("acknowledged", [b"", frames.SETTINGS_ACK])
+def test_what_is_known_at_a_glance_is_what_comes_of_reading_it(server: bool, acknowledged: bytes) -> None:
+    opening = (frames.CLIENT_OPENING if server else frames.SERVER_OPENING) + acknowledged
+    found = []
+    for size in (len(opening), 5, 1):
+        end, stream = End(server), Recorder()
+        if not server:
+            end.http.request(stream, REQUEST, b"")
+        for place in range(0, len(opening), size):
+            end.hears(opening[place : place + size])
+        http = end.http
+        windows = http.window, http._granted, http._initial_window, stream.window
+        found.append((windows, http.chunk, http.max_streams, http.ready, http.reopened, end.says()))
+    assert found[0] == found[1] == found[2] and found[0][3]
+
+
 def test_a_client_opens_as_many_streams_as_the_server_says_and_100_before_it_does() -> None:
     assert End(False).http.room == 100
     client, _ = pair()
