@@ -16,6 +16,7 @@ from control.describe import describe
 from control.discovery import DiscoveryService
 from control.reports import PodReport, malformed, read_address
 from control.source import FolderSource, Outcome
+from control.store import StoreError
 from control.tokens import TOKEN_BYTES, Tokens
 from control.trust import Trust
 from mesh.manifests import Problem
@@ -92,7 +93,10 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         if not self.cluster.has_node(request.node):
             reason = f"Node {request.node} is no object of the mesh: apply it first"
             await abort(context, grpc.StatusCode.NOT_FOUND, reason)
-        token = self.tokens.issue(request.node, secrets.token_bytes(TOKEN_BYTES))
+        try:
+            token = self.tokens.issue(request.node, secrets.token_bytes(TOKEN_BYTES))
+        except StoreError as error:
+            await abort(context, grpc.StatusCode.INTERNAL, str(error))
         return wire.NodeTokenResponse(token=token, root_pem=self.trust.bundle_pem)
 
     async def RotateRoot(self, request: wire.RotateRootRequest, context: grpc.aio.ServicerContext) -> wire.RootRotation:
@@ -126,7 +130,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
                 )
                 for stream in self.discovery.streams()
             ],
-            problems=[*map(_problem, self.source.problems), *self._misplaced()],
+            problems=[*map(_problem, self.source.problems), *self._misplaced(), *self._unkept()],
             root_expires_unix_s=int(self.trust.signer.certificate.not_valid_after_utc.timestamp()),
             rotation=_rotation(self.trust),
         )
@@ -140,6 +144,10 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         for pods in self.cluster.misplaced.values():
             for (namespace, name), reason in list(pods.items())[:MAX_SHOWN]:
                 yield wire.Problem(object=f"Pod {namespace}/{name}", reason=f"its report was not taken: {reason}")
+
+    def _unkept(self) -> Iterable[wire.Problem]:
+        if self.cluster.unkept:
+            yield wire.Problem(reason=f"{self.cluster.unkept}: a restart forgets what is new", warning=True)
 
     async def Describe(self, request: wire.DescribeRequest, context: grpc.aio.ServicerContext) -> wire.DescribeResponse:
         """Show what proxies are told."""

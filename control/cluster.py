@@ -6,7 +6,7 @@ and finishes within one call, so nobody ever sees half of a change.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from control.catalogue import is_refused
@@ -15,11 +15,11 @@ from control.feed import Feed
 from control.index import TYPE_URLS, Index
 from control.notice import Notice
 from control.reports import Changes, PodReport, Reports
-from control.store import Store
+from control.store import Store, StoreError
 from control.tokens import Tokens
 from control.workloads import MeshNames
 from mesh.manifests import Object, Problem, Service
-from mesh.workload import Network
+from mesh.workload import Address, Network
 
 NOT_LOADED = "the mesh has no valid set of manifests yet: see weft status"
 MAX_SHOWN = 20
@@ -41,8 +41,11 @@ class Cluster:
         """Whether there ever was a valid set of objects: before, nobody is told anything."""
         self.misplaced: dict[str, dict[tuple[str, str], str]] = {}
         """By reporter: pods that were not taken, with the reason."""
+        self.unkept = ""
+        """Why the database does not take what is new, which is in force all the same; empty while it does."""
         self.index = Index(names, ranges)
-        self._examination = Examination(names.root_namespace, ranges, store.addresses())
+        self._kept_addresses: Mapping[str, tuple[Address, ...]] = store.addresses()
+        self._examination = Examination(names.root_namespace, ranges, self._kept_addresses)
         self._store = store
         self._tokens = tokens
         self._reports = Reports.of(store.reports())
@@ -58,9 +61,8 @@ class Cluster:
         findings = self._examination.examine(objects)
         if is_refused(findings.problems):
             return findings.problems
-        held, addresses = self._examination.held, findings.addresses
-        wanted = {name: addresses.get(name, ()) for name in addresses.keys() | held.keys()}
-        self._store.replace_addresses({name: several for name, several in wanted.items() if several != held.get(name, ())})
+        addresses = findings.addresses
+        self._keep_addresses(addresses)
         self._examination.held = addresses
         self.objects = {one.title: one for one in objects}
         self.index.replace_objects(objects, addresses)
@@ -70,6 +72,25 @@ class Cluster:
         self._publish()
         self.objects_changed.give()
         return findings.problems
+
+    def _keep_addresses(self, addresses: Mapping[str, tuple[Address, ...]]) -> None:
+        kept = self._kept_addresses
+        wanted = {name: addresses.get(name, ()) for name in addresses.keys() | kept.keys()}
+        changes = {name: several for name, several in wanted.items() if several != kept.get(name, ())}
+        if self._keep(lambda: self._store.replace_addresses(changes)):
+            self._kept_addresses = addresses
+
+    def _keep(self, write: Callable[[], None]) -> bool:
+        """Whether the database took it. What it does not take is in force, and forgotten with this process."""
+        try:
+            write()
+        except StoreError as error:
+            if not self.unkept:
+                _log.error("%s: what is new is in force, but a restart forgets it", error)
+            self.unkept = str(error)
+            return False
+        self.unkept = ""
+        return True
 
     def report(self, reporter: str, reports: Sequence[PodReport]) -> dict[tuple[str, str], str]:
         """Make a reporter's whole list current, but for pods that cannot be where they are said to be: returns those."""
@@ -86,7 +107,7 @@ class Cluster:
     def _take(self, changes: Changes) -> None:
         if not changes.upserts and not changes.removals:
             return
-        self._store.replace_reports(changes.upserts, changes.removals)
+        self._keep(lambda: self._store.replace_reports(changes.upserts, changes.removals))
         self._reports.apply(changes)
         changed = [*changes.removals, *(one.key for one in changes.upserts)]
         self.index.replace_reports(self._reports.pods, changed)

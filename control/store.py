@@ -5,13 +5,15 @@ that has the file open; the calls block for about a millisecond, and for some te
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
     Column,
+    Connection,
     Engine,
     Integer,
     LargeBinary,
@@ -63,6 +65,10 @@ _reports = Table(
 )
 
 
+class StoreError(OSError):
+    """The database does not take what is new: why, and how to mend it. Nothing of it was changed."""
+
+
 class Store:
     """The open database. Owns its connection: close() it."""
 
@@ -71,6 +77,7 @@ class Store:
 
         Raises: ValueError where the file is no database, or a newer weft wrote it.
         """
+        self._path = path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         os.chmod(path, 0o600)
         self._engine = create_engine(
@@ -100,6 +107,14 @@ class Store:
         """Close the database."""
         self._engine.dispose()
 
+    @contextmanager
+    def _change(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise StoreError(f"{self._path} cannot be written: {error.orig}: make room for it") from error
+
     def addresses(self) -> dict[str, tuple[Address, ...]]:
         """Service addresses by `namespace/name`."""
         found: dict[str, tuple[Address, ...]] = {}
@@ -109,11 +124,11 @@ class Store:
         return found
 
     def replace_addresses(self, changes: Mapping[str, tuple[Address, ...]]) -> None:
-        """Set the addresses of these services; an empty tuple forgets the service."""
+        """Set the addresses of these services; an empty tuple forgets the service. Raises: StoreError."""
         if not changes:
             return
         rows = [{"service": service, "address": str(one)} for service, several in changes.items() for one in several]
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             for service in changes:
                 connection.execute(delete(_vips).where(_vips.c.service == service))
             if rows:
@@ -126,9 +141,9 @@ class Store:
             return [(row.digest, row.node, row.number) for row in rows]
 
     def replace_tokens(self, node: str, tokens: Iterable[tuple[bytes, int]]) -> None:
-        """Set the tokens of one node."""
+        """Set the tokens of one node. Raises: StoreError."""
         rows = [{"digest": digest, "node": node, "number": number} for digest, number in tokens]
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             connection.execute(delete(_tokens).where(_tokens.c.node == node))
             if rows:
                 connection.execute(insert(_tokens), rows)
@@ -139,10 +154,10 @@ class Store:
             return [_report(row) for row in connection.execute(select(_reports))]
 
     def replace_reports(self, upserts: Iterable[PodReport], removals: Iterable[tuple[str, str]]) -> None:
-        """Write new and changed reports, and forget pods by (namespace, name)."""
+        """Write new and changed reports, and forget pods by (namespace, name). Raises: StoreError."""
         rows = [_row(report) for report in upserts]
         gone = [*removals, *((row["namespace"], row["name"]) for row in rows)]
-        with self._engine.begin() as connection:
+        with self._change() as connection:
             for namespace, name in gone:
                 connection.execute(delete(_reports).where(_reports.c.namespace == namespace, _reports.c.name == name))
             if rows:

@@ -3,8 +3,12 @@
 A journal of the control plane's answers as they came, with their versions: to write a large mesh down costs next to nothing,
 what is read back is decoded like an answer, and the versions make the next conversation with control cheap. A type's answers
 become one when they are twice as much as the largest. A file that cannot be read is worth nothing and is made anew.
+
+A disk that takes nothing (full, read-only) keeps nobody from serving: answers wait for it in memory, in their order. When they
+become too many the journal ends, as it was at an older moment: with a gap a part of a mesh would be taken for the mesh.
 """
 
+import errno
 import json
 import logging
 import sqlite3
@@ -29,38 +33,67 @@ _SLACK_BYTES = 256 << 10
 """Answers that stay as they are, however small the largest is."""
 _ROW_BYTES = 64
 """What an answer costs beside its bytes."""
+_MAX_WAITING_BYTES = 16 << 20
+"""Answers that wait for a disk."""
+_DISK_CODES = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
+"""It is the disk's fault: what is in the file is as good as it was."""
+_DISK_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
+_Answer = tuple[str, bytes, Collection[str]]
 
 
 class MeshCache:
     """Answers by type. Calls block for a disk write; they may come from any thread, one at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file, in a folder that only root reads. OSError when the folder cannot be made."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Open or make the file, in a folder that only root reads. OSError when there can be no such folder."""
         self._path = path
         self._sizes: dict[str, tuple[int, int]] = {}
         """By type, bytes of the largest answer, and of all."""
+        self._waiting: list[_Answer] | None = []
+        """What the disk did not take yet; None: the journal has ended."""
+        self._complained = False
+        self._database: sqlite3.Connection | None = None
         try:
-            self._database = self._open()
+            self._database = self._open_or_replace()
+        except (OSError, sqlite3.Error) as error:
+            if isinstance(error, OSError) and error.errno not in _DISK_ERRNOS:
+                raise
+            self._complain(error)
+
+    def _open_or_replace(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            return self._open()
         except sqlite3.DatabaseError as error:
+            if _is_of_the_disk(error):
+                raise
             _log.warning("%s cannot be read (%s): starting without what was known of the mesh", self._path, error)
             for suffix in ("", "-journal"):
                 with suppress(FileNotFoundError):
                     self._path.with_name(self._path.name + suffix).unlink()
-            self._database = self._open()
+            return self._open()
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            mend = "make room, or name a folder that can be written (WEFT_STATE_DIR)"
+            _log.error("%s: cannot keep what is known of the mesh: %s: %s", self._path, error, mend)
+        self._complained = True
 
     def _open(self) -> sqlite3.Connection:
-        self._path.touch(mode=0o600)
+        if not self._path.exists():
+            self._path.touch(mode=0o600)
         # A statement that is kept for later keeps what it wrote.
         database = sqlite3.connect(self._path, check_same_thread=False, cached_statements=0)
         try:
-            # Losing the last moments to a power cut is harmless: the control plane sends what is missing.
-            if database.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
-                raise sqlite3.DatabaseError("it is of another release")
             # Nothing is read again, nobody reads while one writes: no pages are kept, a large answer goes straight to the file.
-            setup = "PRAGMA page_size = 16384; PRAGMA cache_size = -256; PRAGMA journal_mode = TRUNCATE;"
-            setup += f"PRAGMA synchronous = OFF; PRAGMA user_version = {_VERSION};"
-            database.executescript(setup + _SCHEMA)
+            # Losing the last moments to a power cut is harmless: the control plane sends what is missing.
+            database.executescript("PRAGMA cache_size = -256; PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;")
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                setup = f"BEGIN; PRAGMA user_version = {_VERSION}; {_SCHEMA} COMMIT;"
+                database.executescript("PRAGMA page_size = 16384;" + setup)
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError("it is of another release")
             database.execute("SELECT count(*) FROM answer").fetchone()
         except sqlite3.DatabaseError:
             database.close()
@@ -69,18 +102,29 @@ class MeshCache:
 
     def load(self, type_url: str) -> list[Resource]:
         """What is known of a type."""
+        if self._database is None:
+            return []
         try:
-            return list(map(read_resource, self._joined(type_url)))
-        except ValueError as error:
+            return list(map(read_resource, self._joined(self._database, type_url)))
+        except (ValueError, sqlite3.DatabaseError) as error:
             _log.warning("%s: what was known of %s cannot be read (%s): forgotten", self._path, type_url, error)
-            with self._database as database:
-                database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
+            self._forget(self._database, type_url)
             return []
 
-    def _joined(self, type_url: str) -> Iterable[Message]:
+    def _forget(self, database: sqlite3.Connection, type_url: str) -> None:
+        try:
+            with database:
+                database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
+        except sqlite3.DatabaseError:  # a type that cannot be deleted would be taken for known: no journal is better
+            database.close()
+            self._database = None
+            with suppress(OSError):
+                self._path.unlink()
+
+    def _joined(self, database: sqlite3.Connection, type_url: str) -> Iterable[Message]:
         """What all answers of a type come to. Raises: ValueError where one of them is none."""
         kept: dict[str, Message] = {}
-        rows = self._database.execute("SELECT body, refused FROM answer WHERE type = ? ORDER BY number", (type_url,))
+        rows = database.execute("SELECT body, refused FROM answer WHERE type = ? ORDER BY number", (type_url,))
         for body, refused in rows:
             try:
                 message = DeltaDiscoveryResponse.FromString(body)
@@ -94,33 +138,61 @@ class MeshCache:
 
     def answered(self, type_url: str) -> bool:
         """Whether the control plane ever told of a type, be it that there is nothing of it."""
+        if self._database is None:
+            return False
         return bool(self._database.execute("SELECT 1 FROM answer WHERE type = ?", (type_url,)).fetchone())
 
     def apply(self, type_url: str, body: bytes, refused: Collection[str] = ()) -> None:
-        """Keep an answer without what was refused of it; a disk that fails is logged, and costs no more than a slower start."""
+        """Keep an answer without what was refused of it, and those that wait; what the disk does not take waits."""
+        if self._waiting is None:
+            return
+        self._waiting.append((type_url, body, tuple(refused)))
         try:
+            if self._database is None:
+                self._database = self._open_or_replace()
             with self._database as database:
-                self._insert(type_url, body, refused)
-                largest, total = self._sizes[type_url]
-                if total > 2 * largest + _SLACK_BYTES:
-                    joined = DeltaDiscoveryResponse(resources=self._joined(type_url)).SerializeToString()
-                    database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
-                    self._sizes[type_url] = (0, 0)
-                    self._insert(type_url, joined, ())
-        except (sqlite3.Error, ValueError) as error:
-            self._sizes.pop(type_url, None)
-            _log.warning("%s: cannot keep what is known of the mesh: %s", self._path, error)
+                for answer in self._waiting:
+                    self._write(database, *answer)
+        except (OSError, sqlite3.Error, ValueError) as error:
+            self._wait(self._waiting, error)
+        else:
+            if self._complained:
+                _log.info("%s: what is known of the mesh is kept again", self._path)
+            self._complained = False
+            self._waiting.clear()
 
-    def _insert(self, type_url: str, body: bytes, refused: Collection[str]) -> None:
+    def _wait(self, waiting: list[_Answer], error: Exception) -> None:
+        self._sizes.clear()
+        self._complain(error)
+        too_much = sum(len(body) + _ROW_BYTES for _, body, _ in waiting) > _MAX_WAITING_BYTES
+        if too_much or isinstance(error, ValueError):
+            _log.error("%s: nothing more is kept in it until the next start", self._path)
+            self._waiting = None
+
+    def _write(self, database: sqlite3.Connection, type_url: str, body: bytes, refused: Collection[str]) -> None:
+        self._insert(database, type_url, body, refused)
+        largest, total = self._sizes[type_url]
+        if total > 2 * largest + _SLACK_BYTES:
+            joined = DeltaDiscoveryResponse(resources=self._joined(database, type_url)).SerializeToString()
+            database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
+            self._sizes[type_url] = (0, 0)
+            self._insert(database, type_url, joined, ())
+
+    def _insert(self, database: sqlite3.Connection, type_url: str, body: bytes, refused: Collection[str]) -> None:
         if type_url not in self._sizes:
-            rows = self._database.execute("SELECT length(body) FROM answer WHERE type = ?", (type_url,))
+            rows = database.execute("SELECT length(body) FROM answer WHERE type = ?", (type_url,))
             sizes = [int(size) + _ROW_BYTES for (size,) in rows]
             self._sizes[type_url] = (max(sizes, default=0), sum(sizes))
         values = (type_url, body, json.dumps(list(refused)))
-        self._database.execute("INSERT INTO answer (type, body, refused) VALUES (?, ?, ?)", values)
+        database.execute("INSERT INTO answer (type, body, refused) VALUES (?, ?, ?)", values)
         (largest, total), size = self._sizes[type_url], len(body) + _ROW_BYTES
         self._sizes[type_url] = (max(largest, size), total + size)
 
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
+
+
+def _is_of_the_disk(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_CODES
