@@ -10,6 +10,7 @@ from functools import partial
 from mesh.identity import Identity
 from mesh.workload import Workload
 from ztunnel.channel import Flag
+from ztunnel.closing import reset_on_close
 from ztunnel.dial import endpoint
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
@@ -25,7 +26,7 @@ from ztunnel.penance import CROWD
 from ztunnel.pod import Pod
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
-from ztunnel.tunnel import Tunnel, reset_on_close
+from ztunnel.tunnel import Tunnel
 from ztunnel.waiting import WaitingRequest
 
 

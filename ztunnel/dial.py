@@ -17,6 +17,7 @@ from typing import Protocol, cast
 from mesh.workload import Address
 from wire.netns import entered
 from ztunnel.channel import Flag
+from ztunnel.closing import reset_on_close
 from ztunnel.loop import OUT, Deadlines, Loop
 from ztunnel.source_ports import SourcePorts, port_bounds, reserved_ports
 from ztunnel.tuning import Tuning
@@ -172,6 +173,7 @@ class Netns:
 def _set_foreign_options(sock: socket.socket) -> None:
     """For a connection to an application in the pod, whose end the kernel knows, from an address that may not be here."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    reset_on_close(sock)
     # Ports need only be unique for one destination: ours, and the kernel's, which it then chooses at connect.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)

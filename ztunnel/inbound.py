@@ -10,6 +10,7 @@ from mesh.policy import Connection
 from mesh.workload import Address, Workload
 from ztunnel.baggage import Described
 from ztunnel.channel import ConnectionRecord, Flag
+from ztunnel.closing import reset_on_close
 from ztunnel.dial import Dial
 from ztunnel.flow import Stream
 from ztunnel.gate import Admitted
@@ -61,6 +62,8 @@ class Inbound(Tracked):
         except OSError as error:
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
+        if source is None:
+            reset_on_close(sock)
         remake = partial(self.pod.netns.remake_socket, family, source) if source is not None else None
         self._dial = Dial(node.loop, node.dials, self, sock, address, port, remake)
         self._dial.start()

@@ -11,7 +11,6 @@ from ztunnel.inbound import Inbound
 from ztunnel.ledger import SocketAddress
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
-from ztunnel.tunnel import reset_on_close
 from ztunnel.waiting import WaitingConnection
 
 
@@ -22,7 +21,6 @@ def accept_plain(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
     if local[1] in reserved:  # not steered by the kernel: a NAT rule says where it was meant to go, or nobody does
         meant = original_destination(sock)
         if meant is None or meant[1] in reserved:
-            reset_on_close(sock)
             sock.close()
             pod.node.fail_early(pod.uid, "inbound", peer, local, "CONNECT", f"self call to {Authority(*local)}")
             return
@@ -82,6 +80,5 @@ class InboundPlain(Inbound):
         """See ztunnel.ledger.Tracked."""
         sock, self._sock = self._sock, None
         if sock is not None:
-            reset_on_close(sock)
             sock.close()
         super().ended(flag, error)

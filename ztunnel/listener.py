@@ -6,10 +6,10 @@ import os
 import socket
 from collections.abc import Callable
 
+from ztunnel.closing import reset_on_close
 from ztunnel.dial import Socket, endpoint, set_tcp_options
 from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
-from ztunnel.tunnel import reset_on_close
 
 ACCEPTS_PER_EVENT = 64
 """Then others get their turn."""

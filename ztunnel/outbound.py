@@ -7,6 +7,7 @@ from random import randbytes
 from mesh.workload import Address, Workload
 from ztunnel.balance import NOBODY
 from ztunnel.channel import ConnectionRecord, Flag
+from ztunnel.closing import reset_on_close
 from ztunnel.dial import Dial, endpoint, original_destination
 from ztunnel.fields import Fields, Repeating
 from ztunnel.hbone import repeating_fields, single_fields
@@ -19,7 +20,7 @@ from ztunnel.pool import Key
 from ztunnel.route import Refused, Request, Route
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials
-from ztunnel.tunnel import Tunnel, reset_on_close
+from ztunnel.tunnel import Tunnel
 from ztunnel.waiting import WaitingConnection
 from ztunnel.ways import Way, way_of
 
@@ -30,7 +31,6 @@ def accept_outbound(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
     """An application connected: find out where to. One that no redirect sent is refused."""
     meant = original_destination(sock)
     if meant is None or meant[1] == 0:
-        reset_on_close(sock)
         local = endpoint(sock.getsockname())
         sock.close()
         pod.node.fail_early(pod.uid, "outbound", peer, local, "CONNECT", "no original destination: not sent by the redirect")
@@ -229,6 +229,7 @@ class Outbound(Tracked):
         except OSError as error:
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
+        reset_on_close(sock)
         self._dial = Dial(node.loop, node.dials, self, sock, address, route.port)
         self._dial.start()
 
@@ -330,7 +331,6 @@ class Outbound(Tracked):
             if way is not None and way.key is not None:
                 self.pod.pool.cancel(way.key, self)
                 self.pod.node.vault.forget_waiter(self._client.identity, self)
-            reset_on_close(sock)
             sock.close()
         self.pod.connections.pop(self, None)
         if error and self._attempts > 1 and not self.was_open:

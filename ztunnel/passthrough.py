@@ -9,10 +9,10 @@ from socket import SHUT_WR, socket
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
+from ztunnel.closing import end_on_close
 from ztunnel.limits import Held
 from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.stream import NOBODY, Owner
-from ztunnel.tunnel import reset_on_close
 
 _READS_PER_EVENT = 4
 _FULL_BYTES = 64 << 10
@@ -149,8 +149,8 @@ class _End:
         self.closed = True
         # The ends and the pump refer to each other, and the worker hardly ever runs the cyclic collector.
         del self.pump, self.other
-        if reset:
-            reset_on_close(self._sock)
+        if not reset:
+            end_on_close(self._sock)
         self._loop.forget_closing(self._fd)
         self._sock.close()
         if self.backlog is not None:
@@ -162,7 +162,7 @@ class _End:
 
 
 class Passthrough:
-    """One connection of two sockets; owns both. `local` is the side of this node's workload."""
+    """One connection of two sockets that reset on close; owns both. `local` is the side of this node's workload."""
 
     __slots__ = ("_local", "_remote", "closed", "held", "owner")
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wire.netns import entered
-from ztunnel.channel import HBONE, PORTS, SOCKS
+from ztunnel.channel import HBONE, INBOUND, OUTBOUND, PORTS, SOCKS
+from ztunnel.closing import reset_on_close
 from ztunnel.dns_sockets import open_dns_sockets
 
 _BACKLOG = 1024
@@ -139,6 +140,8 @@ def _listen_on(family: socket.AddressFamily, address: str, port: int, openings: 
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, openings.shared)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if port in (OUTBOUND, INBOUND):  # applications' connections
+            reset_on_close(listener)
         with suppress(OSError):
             listener.setsockopt(socket.SOL_IP, socket.IP_TRANSPARENT, 1)
         if family == socket.AF_INET6:

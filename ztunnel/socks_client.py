@@ -9,6 +9,7 @@ from random import choice
 
 from mesh.workload import Address, Workload
 from ztunnel.channel import Flag
+from ztunnel.closing import reset_on_close
 from ztunnel.dial import endpoint
 from ztunnel.ledger import SocketAddress
 from ztunnel.loop import IN
@@ -110,6 +111,7 @@ class SocksClient:
             return
         self._leave()
         _say(sock, Reply.SUCCEEDED.said())
+        reset_on_close(sock)
         depart(self.pod, self._workload, sock, self._peer, (address, self._port))
 
     def _refuse(self, said: bytes, reason: str) -> None:

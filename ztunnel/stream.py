@@ -19,6 +19,7 @@ from typing import Protocol
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
+from ztunnel.closing import end_on_close
 from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import BULK_FRAME_BYTES, DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
@@ -26,7 +27,7 @@ from ztunnel.hbone import read_status
 from ztunnel.http2 import Connection
 from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.outflow import HIGH_WATER
-from ztunnel.tunnel import Tunnel, reset_on_close
+from ztunnel.tunnel import Tunnel
 
 EARLY_BYTES = 64 << 10
 KEPT_BYTES = 16 << 10
@@ -72,7 +73,7 @@ def _nowhere_else(_stream: "TunnelStream", _untouched: bool) -> bool:
 
 
 class TunnelStream(Stream):
-    """One HBONE connection; owns its plain socket."""
+    """One HBONE connection; owns its plain socket, whose close is a reset unless both directions have ended."""
 
     __slots__ = (
         "_backlog",
@@ -270,6 +271,9 @@ class TunnelStream(Stream):
             self._want(self._mask & ~IN)
 
     def _over(self) -> None:
+        """Both directions have ended, and all bytes have left."""
+        if self._sock is not None:
+            end_on_close(self._sock)
         self._finish("-", "")
 
     def _application_gone(self) -> None:
@@ -345,7 +349,7 @@ class TunnelStream(Stream):
             return
         assert self._sock is not None
         if self._eof:
-            self._finish("-", "")
+            self._over()
             return
         try:
             self._sock.shutdown(SHUT_WR)
@@ -376,17 +380,15 @@ class TunnelStream(Stream):
             self._eof = True
             self._want(self._mask & ~IN)
             if self._backlog is None:
-                self._finish("-", "")
+                self._over()
             return
         normal = code in (Code.NO_ERROR, Code.CANCEL) and self.answered
         flag: Flag = "-" if self.answered else "CONNECT"
-        self._reset_application()
         self._finish(flag, "" if normal else f"h2 failed: stream reset by peer: {code_name(code)}")
 
     def connection_lost(self, flag: Flag, error: str) -> None:
         """See ztunnel.flow.Stream."""
         if not self.closed:
-            self._reset_application()
             self._finish(flag, error or "h2 failed: connection closed")
 
     # --- ends
@@ -396,7 +398,6 @@ class TunnelStream(Stream):
         if not self.closed:
             self._http.reset(self, code)
             self._loop.dirty[self.tunnel] = None
-            self._reset_application()
             self._finish(flag, error)
 
     def drop(self) -> None:
@@ -407,10 +408,6 @@ class TunnelStream(Stream):
     def crashed(self, error: Exception) -> None:
         """See ztunnel.loop.Handler."""
         self.abort("-", f"internal error: {error}", Code.INTERNAL_ERROR)
-
-    def _reset_application(self) -> None:
-        if self._sock is not None:
-            reset_on_close(self._sock)
 
     def _want(self, mask: int) -> None:
         if mask != self._mask and self._mask >= 0:

@@ -22,6 +22,7 @@ from mesh.identity import Identity
 from ztunnel import buffers
 from ztunnel.channel import Flag
 from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
+from ztunnel.closing import reset_on_close
 from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
 from ztunnel.frames import SETTINGS_ACK, Code, ProtocolError
@@ -331,8 +332,3 @@ class Tunnel(Outflow):
         Wreck(self.loop, self._source, streams, flag, error).go_on()
         self.owner.closed(self, flag, error)
         self.http.owner = NOBODY  # the two refer to each other, and OpenSSL's memory must not wait for a collector
-
-
-def reset_on_close(sock: socket) -> None:
-    """Make the socket's close a reset: the other end learns that this was no orderly end."""
-    sock.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SOL_SOCKET, SO_LINGER: on, 0 seconds

@@ -13,7 +13,7 @@ from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
 from ztunnel.questions import Asker
 from ztunnel.stream import TunnelStream
-from ztunnel.tunnel import Tunnel, reset_on_close
+from ztunnel.tunnel import Tunnel
 
 _ROLES: dict[Direction, str] = {"inbound": "destination", "outbound": "source"}
 
@@ -79,7 +79,6 @@ class WaitingConnection:
         self.pod.guests.pop(self, None)
         self.pod.node.forget_waiter(self)
         if sock is not None:
-            reset_on_close(sock)
             sock.close()
             self.pod.node.fail_early(self.pod.uid, self._direction, self._peer, self._local, flag, error)
 
