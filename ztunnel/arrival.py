@@ -171,9 +171,6 @@ class Arrival:
         if allowance < 1:
             tunnel.http.restrain(allowance)
 
-    def settled(self, tunnel: Tunnel) -> None:
-        """See ztunnel.tunnel_owner.Owner."""
-
     def retired(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""
 

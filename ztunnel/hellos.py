@@ -1,8 +1,8 @@
 """How a tunnel's TLS begins: an end over memory; of a client with its hello, of which a few are made ahead.
 
 A hello takes 60 us between other work (150 with X25519MLKEM768), most of it for the key that it offers, and whoever waits for a
-tunnel waits for it. So where tunnels are made again and again the next one's hello is there, made when nobody waited. Each is
-used once, by one identity; what is not used within a second or two is given back.
+tunnel waits for it. So where tunnels are made again and again the next one's hello is there, made while the last one's request
+was on its way. Each is used once, by one identity; what is not used within a second or two is given back.
 """
 
 import logging

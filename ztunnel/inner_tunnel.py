@@ -113,9 +113,6 @@ class InnerTunnel:
         """See ztunnel.tunnel_owner.Owner: only a server is asked."""
         return None
 
-    def settled(self, tunnel: Tunnel) -> None:
-        """See ztunnel.tunnel_owner.Owner."""
-
     def retired(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner: the one stream has ended."""
         if not tunnel.http.streams:

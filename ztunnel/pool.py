@@ -105,9 +105,7 @@ class _Making:
         self.tunnel = tunnel
         self.ready = True
         self.pool.made(self)
-
-    def settled(self, tunnel: Tunnel) -> None:
-        node = self.pool.node
+        node = self.pool.node  # when the request is on its way
         node.loop.afterwards.append((partial(node.hellos.prepare, self.credentials), node.hellos))
 
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:

@@ -192,7 +192,6 @@ class Tunnel(Outflow):
             self._handshakes = None
             if len(http.out) == len(SETTINGS_ACK):
                 self._linger(0)
-            self.owner.settled(self)
         if http.reopened:
             http.reopened = False
             self._resume()

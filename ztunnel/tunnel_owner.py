@@ -20,9 +20,6 @@ class Owner(Protocol):
     def established(self, tunnel: "Tunnel") -> None:
         """The handshake is done and the peer is who it must be."""
 
-    def settled(self, tunnel: "Tunnel") -> None:
-        """The peer's settings have come, and what came with them has gone on: nobody waits for the tunnel any more."""
-
     def requested(self, tunnel: "Tunnel", sid: int, fields: Fields) -> Stream | None:
         """A new stream of the peer; see ztunnel.flow.Owner."""
 

@@ -54,9 +54,6 @@ class Door:
     def established(self, tunnel: Tunnel) -> None:
         pass
 
-    def settled(self, tunnel: Tunnel) -> None:
-        pass
-
     def requested(self, tunnel: Tunnel, sid: int, fields: Fields) -> Stream | None:
         return None
 
