@@ -43,6 +43,29 @@ _USUAL_LIST_BYTES = 4096
 class Connection(Intake):
     """Both roles of one connection."""
 
+    __slots__ = (
+        "_goaway_sid",
+        "_granted",
+        "_initial_window",
+        "_next_ping",
+        "_overdrawn",
+        "_paid",
+        "_peer_left",
+        "_peer_streams",
+        "_ping_sent",
+        "_refusals",
+        "_resets",
+        "_windows",
+        "blocked",
+        "chunk",
+        "draining",
+        "max_streams",
+        "owner",
+        "reopened",
+        "window",
+        "writer",
+    )
+
     def __init__(self, server: bool, owner: Owner, now: float, sizes: Sizes = frames.SIZES) -> None:
         super().__init__(server, now, sizes)
         self.owner = owner

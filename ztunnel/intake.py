@@ -57,6 +57,36 @@ _WORK_OF_HEADERS, WORK_OF_RESET, _BLOCK_BYTES_PER_WORK, _STREAMS_PER_WORK = 64, 
 class Intake(ABC):
     """Frames in, and the windows that we grant."""
 
+    __slots__ = (
+        "__weakref__",
+        "_control",
+        "_credit",
+        "_empty",
+        "_flags",
+        "_half_connection",
+        "_half_stream",
+        "_head",
+        "_kind",
+        "_left",
+        "_max_frame",
+        "_payload",
+        "_preface",
+        "_reader",
+        "_receive_window",
+        "_sid",
+        "_stream",
+        "bulk_bytes",
+        "last_sid",
+        "next_sid",
+        "now",
+        "out",
+        "ready",
+        "server",
+        "stream_window",
+        "streams",
+        "work",
+    )
+
     def __init__(self, server: bool, now: float, sizes: Sizes) -> None:
         self.server = server
         self.now = now
