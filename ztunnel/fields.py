@@ -1,6 +1,6 @@
 """Header blocks of one HTTP/2 connection: put together from HEADERS and CONTINUATION, bounded, decoded by `hpack`."""
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from hpack import Decoder, Encoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
@@ -35,10 +35,20 @@ class FieldReader:
         """The size of the last list, as MAX_HEADER_LIST_SIZE counts it."""
         self._fragments = bytearray()
         self._continuations = 0
-        self._decoder = Decoder(max_header_list_size=_BOMB_FACTOR * max_list_bytes)
-        self._decoder.max_allowed_table_size = HPACK_TABLE_BYTES
+        self._first: Fields | None = None
+        """What the first block entered into the table."""
         self._entries: dict[int, tuple[bytes, bytes]] = {}
         """Of the table, as long as nothing enters it."""
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        # Not before the second block: many a tunnel carries one stream, and never asks the table for anything.
+        decoder = Decoder(max_header_list_size=_BOMB_FACTOR * self.max_list_bytes)
+        decoder.max_allowed_table_size = HPACK_TABLE_BYTES
+        for name, value in self._first or ():
+            decoder.header_table.add(name, value)
+        self._first = []
+        return decoder
 
     def begin(self, stream_id: int, flags: int, payload: bytes) -> Fields | None:
         """Take a HEADERS frame; the fields when they are complete. Raises: ProtocolError."""
@@ -76,7 +86,9 @@ class FieldReader:
                 self.list_bytes = list_bytes(fields)
                 return fields
             fields, new = read
-            if new:
+            if new and self._first is None:
+                self._first = new
+            elif new:
                 self._entries.clear()
                 for name, value in new:
                     self._decoder.header_table.add(name, value)
@@ -85,6 +97,13 @@ class FieldReader:
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "header list far beyond its bounds") from error
         except (HPACKError, IndexError, ValueError) as error:
             raise ProtocolError(Code.COMPRESSION_ERROR, "header block does not decode") from error
+
+    def _entry(self, index: int) -> tuple[bytes, bytes]:
+        static = HeaderTable.STATIC_TABLE
+        found: tuple[bytes, bytes] = (
+            static[index - 1] if index <= len(static) else self._decoder.header_table.get_by_index(index)
+        )
+        return found
 
     def _read_plain(self, block: bytes) -> tuple[Fields, Fields] | None:
         """Decode a block that is not Huffman-coded: all that weft itself sends. The fields, and those that enter the table.
@@ -103,7 +122,7 @@ class FieldReader:
                     return None  # what enters the table moves what is there
                 field = entries.get(first)
                 if field is None:
-                    field = entries[first] = self._decoder.header_table.get_by_index(first & 0x7F)
+                    field = entries[first] = self._entry(first & 0x7F)
             else:
                 name, position = _plain_name(block, position)
                 value, position = _plain_string(block, position)
@@ -181,9 +200,19 @@ class FieldWriter:
     """Encodes the fields that repeat, through the peer's table; owns the connection's HPACK encoding state."""
 
     def __init__(self) -> None:
-        self._encoder = Encoder()
+        self._first: Repeating | None = None
+        """What the first block entered into the table."""
         self._stable: dict[Repeating, bytes] = {}
         """Blocks of table entries only: the same until something enters the table and moves what is there."""
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        # As in FieldReader.
+        encoder = Encoder()
+        for name, value in self._first or ():
+            encoder.header_table.add(name, value)
+        self._first = ()
+        return encoder
 
     def resize(self, table_bytes: int) -> None:
         """Follow the peer's HEADER_TABLE_SIZE, up to our own bound."""
@@ -195,11 +224,8 @@ class FieldWriter:
         key = tuple(fields)
         block = self._stable.get(key)
         if block is None:
-            table = self._encoder.header_table
-            if not table.dynamic_entries and not table.resized and table.maxsize == HeaderTable.DEFAULT_SIZE:
-                block, new = _first_block(key)
-                for name, value in new:
-                    table.add(name, value)
+            if self._first is None:
+                block, self._first = _first_block(key)
             else:
                 block = self._encoder.encode(fields, huffman=False)
             if len(block) == len(fields) and min(block) > 0x80:  # one byte each: all were in the table
