@@ -25,7 +25,7 @@ from ztunnel.flow import Stream
 from ztunnel.frames import BULK_FRAME_BYTES, DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
 from ztunnel.hbone import read_status
 from ztunnel.http2 import Connection
-from ztunnel.loop import ERROR, IN, OUT, Loop
+from ztunnel.loop import ERROR, HANGUP, IN, OUT, Loop
 from ztunnel.outflow import HIGH_WATER
 from ztunnel.tunnel import Tunnel
 
@@ -197,11 +197,20 @@ class TunnelStream(Stream):
         if events & ~OUT and not self.closed:
             if self._mask & IN:
                 self._readable()
-            elif self._eof or events & ERROR:
-                self._application_gone()
-            else:  # both directions are shut and there is more to read: not before the windows open, and no spinning until then
-                self._loop.forget(self._fd)
-                self._mask = -1
+            elif events & (ERROR | HANGUP):  # else it was read meanwhile, when a window opened in the same turn
+                self._broke(events)
+
+    def _broke(self, events: int) -> None:
+        if events & ERROR or (self._eof and not self._is_over):
+            self._application_gone()
+        elif not self._eof:  # both directions are shut and there is more to read: when windows open, and no spinning until then
+            self._loop.forget(self._fd)
+            self._mask = -1
+
+    @property
+    def _is_over(self) -> bool:
+        """Both directions have ended, and all that came has left."""
+        return self._eof and self.remote_closed and self._backlog is None
 
     def _readable(self) -> None:
         http, tunnel, sock = self._http, self.tunnel, self._sock
@@ -265,7 +274,7 @@ class TunnelStream(Stream):
     def _application_ended(self) -> None:
         self._eof = True
         self.tunnel.end_stream(self, self._heard_last)
-        if self.remote_closed and self._backlog is None:
+        if self._is_over:
             self._loop.afterwards.append((self._over, self))
         else:
             self._want(self._mask & ~IN)
