@@ -113,13 +113,21 @@ def _both(kind: str, first: str, second: str) -> str | None:
 
 
 def merged(values: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Bring option names to the Observer's: namespaces become pods of that namespace.
+    """Bring option names to the Observer's: namespaces become pods of that namespace, and are those of services without one.
 
     Raises: ValueError for a pod that names another namespace than the namespace option.
     """
     found = {_FIELDS[kind]: texts for kind, texts in values.items() if texts and kind not in ("pod", "namespace")}
-    pods = tuple(_in_namespaces(values.get("pod", ()), values.get("namespace", ())))
+    namespaces = values.get("namespace", ())
+    pods = tuple(_in_namespaces(values.get("pod", ()), namespaces))
+    if namespaces and "service" in found:
+        found["service"] = tuple(_qualified(found["service"], namespaces))
     return ({"pod": pods} if pods else {}) | found
+
+
+def _qualified(services: Iterable[str], namespaces: Iterable[str]) -> Iterable[str]:
+    for service in services:
+        yield from (service,) if "/" in service else (f"{namespace}/{service}" for namespace in namespaces)
 
 
 def _in_namespaces(pods: tuple[str, ...], namespaces: tuple[str, ...]) -> Iterable[str]:

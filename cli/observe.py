@@ -19,6 +19,7 @@ from cli.flow_source import follow, history
 from cli.moments import parse_moment
 from cli.nodes import node_option
 from cli.output import plain_table
+from mesh.flow_filter import select
 from mesh.proto.flow_pb2 import Verdict
 from mesh.proto.observer_pb2 import GetFlowsRequest, GetFlowsResponse
 from wire.places import NodePlaces, Places
@@ -29,7 +30,7 @@ _HELP = {
     "ip": "Address or CIDR.",
     "port": "Port.",
     "label": "Label selector, e.g. app=web.",
-    "service": "[NAMESPACE/]SERVICE.",
+    "service": "[NAMESPACE/]SERVICE, as for --pod.",
 }
 _SHORT = {"namespace": "-n", "label": "-l"}
 _FORMATS = ["compact", "dict", "table", "json"]
@@ -71,7 +72,12 @@ Examples:
 """
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with new flows until interrupted.")
-@click.option("--last", type=click.IntRange(0), help=f"Only the newest N flows.  [default: {DEFAULT_LAST}]", metavar="N")
+@click.option(
+    "--last",
+    type=click.IntRange(0),
+    help=f"Only the newest N flows; with --follow, of each node.  [default: {DEFAULT_LAST}]",
+    metavar="N",
+)
 @click.option("--first", type=click.IntRange(0), help="Only the oldest N flows.", metavar="N")
 @click.option("--all", "everything", is_flag=True, help="Everything that the nodes keep.")
 @click.option("--since", callback=_moment, help="Flows since then: 5m (ago) or a date, UTC.", metavar="TIME")
@@ -101,6 +107,7 @@ def observe(**options: Any) -> None:
         either, source, destination = ({kind: values[side] for kind, values in sided.items()} for side in range(3))
         filters = Filters(either, source, destination, options["verdicts"], options["protocols"], options["encrypted"])
         asked = request(window, filters)
+        select(asked.whitelist, [])  # what no node could answer is said once, and here
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if window.follow and options["output"] == "table":

@@ -34,6 +34,10 @@ def _dicts(**sides: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
             {"source": {"namespace": ("shop",)}, "destination": {"namespace": ("data",)}},
             [{"source_pod": ["shop/"], "destination_pod": ["data/"]}],
         ),
+        (
+            {"destination": {"namespace": ("shop",), "service": ("web", "data/db")}},
+            [{"destination_pod": ["shop/"], "destination_service": ["shop/web", "data/db"]}],
+        ),
         ({"destination": {"port": ("8080",)}}, [{"destination_port": ["8080"]}]),
         # The hubble command would look for a client's own port 80 here.
         (
