@@ -65,8 +65,8 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         parser.add_argument(f"--exclude-{name}", metavar="LIST", help=f"{what}, for every pod ({_variable(name)})")
     parser.add_argument("--uninstall", action="store_true", help="withdraw every pod, take the redirect away, and end")
     given = parser.parse_args(arguments)
-    places = Places.from_environment().node(given.node)
     try:
+        places = Places.from_environment().node(given.node)
         control = host_and_port("--control", given.control, CONTROL_PORT) if given.control else ""
         exclusions = Exclusions(
             _list("outbound-ports", given.exclude_outbound_ports, read_ports),

@@ -32,6 +32,8 @@ def _reported() -> Iterator[None]:
             warn(problem_line(problem))
         warn("nothing was changed: mend the above and repeat")
         raise click.exceptions.Exit(1) from None
+    except PermissionError as error:
+        raise Failure("lab", f"no permission to open {error.filename}", "run as root") from None
     except LabError as error:
         head, *rest = str(error).splitlines() or [""]
         warn(f"lab: {head}")
@@ -157,7 +159,10 @@ def _show(document: dict[str, Any], output: str) -> None:
 
 
 def _programs(node: dict[str, Any]) -> list[str]:
-    return [f"{name}{'' if program.get('pid') else ' down'}" for name, program in sorted(node["programs"].items())]
+    """Each by name; what is down, or was and had to be started anew, says so."""
+    programs = sorted(node["programs"].items())
+    restarts = {name: f" ({program['restarts']} restarts)" for name, program in programs if program.get("restarts")}
+    return [f"{name}{'' if program.get('pid') else ' down'}{restarts.get(name, '')}" for name, program in programs]
 
 
 def _pod_row(pod: dict[str, Any]) -> tuple[object, ...]:
@@ -172,8 +177,18 @@ def _pods(context: click.Context, parameter: click.Parameter, incomplete: str) -
     return []
 
 
+class _Exec(click.Command):
+    """Options go before the pod or, in kubectl's order, between it and `--`; what follows is the command's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        before = args[: args.index("--")] if "--" in args else []
+        ctx.allow_interspersed_args = len(before) > 1 and before[1].startswith("-")
+        return super().parse_args(ctx, args)
+
+
 @lab.command(
     name="exec",
+    cls=_Exec,
     short_help="Run a command inside a pod.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     epilog="""
@@ -227,8 +242,15 @@ def logs(target: str | None, container: str, lines: int | None, follow: bool, ou
             for line in _lines(client.logs(target, container, 100 if lines is None else lines, follow)):
                 _show_line(target, line, output)
             return
-        targets = [name for one in node for name in client.log_targets(one)] if node else client.log_targets()
+        targets = [name for one in node for name in _targets(client, one)] if node else client.log_targets()
         _many(client, targets, 10 if lines is None else lines, follow, output)
+
+
+def _targets(client: Lab, node: str) -> list[str]:
+    found = client.log_targets(node)
+    if not found:
+        raise Failure(f"node {node}", "no log of it is here", "see: weft lab status")
+    return found
 
 
 def _many(client: Lab, targets: list[str], lines: int, follow: bool, output: str) -> None:

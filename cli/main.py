@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cli.failure import warn
+from wire.places import PlacesError
 
 # gRPC's library writes remarks of its own to stderr, a goaway of a stopping agent for one: ours says what a user needs.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -76,6 +77,7 @@ Examples:
   weft status                 what runs, and what is wrong
   weft observe -f             every connection as it happens
   weft apply -f policy.yaml   in force within moments
+
 \b
 WEFT_RUN_DIR, WEFT_STATE_DIR and WEFT_PREFIX name another installation than the default one.
 """,
@@ -88,6 +90,9 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed or something is wrong, 2 wrongly called."""
     try:
         weft.main(prog_name="weft")
+    except PlacesError as error:
+        warn(str(error))
+        sys.exit(2)
     except Exception as error:
         # What is reached here is a mistake of this program: still one line, with the way to more.
         if os.environ.get("WEFT_DEBUG"):

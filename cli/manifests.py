@@ -112,7 +112,8 @@ Examples:
 def apply(sources: tuple[str, ...], dry_run: bool, output: str) -> None:
     """Put manifests in force, all of them or none.
 
-    Kubernetes' own kinds: Node, Namespace, ServiceAccount, Pod, Deployment, Service, AuthorizationPolicy, PeerAuthentication.
+    Kubernetes' own kinds: Node, Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, AuthorizationPolicy,
+    PeerAuthentication.
     """
     files = read_manifests(sources)
 

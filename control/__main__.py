@@ -98,7 +98,11 @@ def _accounts(configuration: Configuration) -> ServiceAccounts | None:
 def main(arguments: list[str]) -> int:
     """Run control; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    places = Places.from_environment()
+    try:
+        places = Places.from_environment()
+    except ValueError as error:
+        _log.error("%s", error)
+        return 2
     configuration = parse(arguments, places)
     state = places.control_state
     try:

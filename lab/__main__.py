@@ -39,7 +39,11 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("weft-lab: run as root: it makes network namespaces and cgroups")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    asyncio.run(serve(Layout.from_environment(), not flags.no_mesh))
+    try:
+        layout = Layout.from_environment()
+    except ValueError as error:
+        sys.exit(f"weft-lab: {error}")
+    asyncio.run(serve(layout, not flags.no_mesh))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab import logs, teardown
+from lab import logs, neighbours, teardown
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.node import program_environment
@@ -89,6 +89,7 @@ class Lab:
         if read.refused:
             raise ManifestError([_problem(one) for one in read.problems if not one.warning])
         _require_short_paths(self.layout, [one.name for one in read.objects if isinstance(one, Node)])
+        _require_own_places(self.layout)
         self._start_daemon(mesh, progress)
         until = time.monotonic() + timeout_s
         answer = self._apply(files, until, progress)
@@ -108,7 +109,11 @@ class Lab:
         progress("starting the lab")
         layout = self.layout
         for folder in (layout.logs, layout.lab_cgroup, layout.run):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                mend = "set WEFT_RUN_DIR and WEFT_STATE_DIR to folders that can be written"
+                raise LabError(f"{folder} cannot be made: {error.strerror}: {mend}") from error
         log = layout.logs / "lab.log"
         argv = (sys.executable, "-m", "lab", *(() if mesh else ("--no-mesh",)))
         launch = Launch(argv, str(layout.lab_cgroup), env=program_environment(layout), cwd=str(SOURCE_ROOT), log=str(log))
@@ -136,7 +141,8 @@ class Lab:
                 break
             except LabError as error:  # control is starting
                 if time.monotonic() > until:
-                    raise LabError(f"{error}; see: weft lab logs control") from error
+                    reason = self.status()["control"]["reason"]
+                    raise LabError(f"{error}{f'; control {reason}' if reason else ''}; see: weft lab logs control") from error
                 if not told:
                     progress("waiting for control")
                 told = True
@@ -166,6 +172,7 @@ class Lab:
         Raises: LabError when something cannot be removed.
         """
         _require_root()
+        _require_own_places(self.layout)
         if not teardown.present(self.layout):
             return False
         progress("removing the lab")
@@ -209,6 +216,9 @@ class Lab:
         chosen = [path for path in found if path.stem.removesuffix(".init") == container] if container else main
         if len(chosen) == 1:
             return chosen[0]
+        if found and container:
+            names = ", ".join(path.stem for path in found)
+            raise LabError(f"pod {target} has no container {container}: there are logs of {names}")
         if chosen:
             raise LabError(f"pod {target} has several containers: say which: {', '.join(path.stem for path in chosen)}")
         raise LabError(f"there is no log of {target!r}: use lab, control, NODE/agent, NODE/ztunnel or NAMESPACE/POD")
@@ -305,6 +315,8 @@ class Lab:
             raise LabError(error.reason) from error
         except TimeoutError as error:
             raise LabError("the lab's daemon does not answer: see weft lab logs lab") from error
+        except PermissionError as error:
+            raise LabError(f"no permission to open {self.layout.socket}: run as root") from error
         except OSError as error:
             if self.layout.socket.exists():
                 raise LabError(
@@ -320,6 +332,12 @@ class Lab:
 def _require_root() -> None:
     if os.geteuid() != 0:
         raise LabError("run as root: the lab makes network namespaces and cgroups")
+
+
+def _require_own_places(layout: Layout) -> None:
+    reason = neighbours.clash(layout.places, neighbours.labs())
+    if reason:
+        raise LabError(reason)
 
 
 def _require_short_paths(layout: Layout, nodes: Sequence[str]) -> None:

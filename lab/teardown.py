@@ -74,5 +74,5 @@ def _remove_entries(folder: Path, entries: tuple[str, ...]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    if folder.is_dir() and not os.listdir(folder):
+    if folder.is_dir() and not os.listdir(folder) and not os.path.ismount(folder):
         folder.rmdir()

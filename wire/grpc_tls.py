@@ -54,7 +54,8 @@ class Endpoint:
 
     def _read_token(self) -> str:
         is_file = isinstance(self.token, Path)
-        token = (self.token.read_text() if isinstance(self.token, Path) else self.token or "").strip()
+        found = _read(self.token, "the node's token").decode(errors="replace") if isinstance(self.token, Path) else self.token
+        token = (found or "").strip()
         if not token or not token.isascii() or not token.isprintable():
             where = f"{self.token}: holds no token" if is_file else "AUTH_TOKEN is neither a file nor a token"
             raise ValueError(f"{where}: write the node's token into it")
@@ -65,8 +66,7 @@ class Endpoint:
         if isinstance(self.root, bytes):
             return self.root
         path = self.root or _system_roots()
-        with path.open("rb") as file:
-            pem = file.read(MAX_ROOT_BYTES + 1)
+        pem = _read(path, "control's root certificate")
         if len(pem) > MAX_ROOT_BYTES:
             raise ValueError(f"{path}: more than {MAX_ROOT_BYTES >> 20} MiB: leave only roots of control planes in it")
         if _PEM not in pem:
@@ -78,7 +78,7 @@ class Endpoint:
         if self.client_folder is None:
             return None
         key_path, chain_path = self.client_folder / "key.pem", self.client_folder / "cert-chain.pem"
-        key, chain = key_path.read_bytes(), chain_path.read_bytes()
+        key, chain = _read(key_path, "this node's key"), _read(chain_path, "this node's certificates")
         for path, pem, kind in ((key_path, key, b"PRIVATE KEY"), (chain_path, chain, b"CERTIFICATE")):
             if kind + b"-----" not in pem:
                 raise ValueError(f"{path}: holds no {kind.decode().lower()} in PEM: write this node's own into it")
@@ -107,6 +107,15 @@ class Endpoint:
             options.append(("grpc.ssl_target_name_override", self.server_name))
         credentials = grpc.ssl_channel_credentials(root_pem, *(self.client_pair() or ()))
         return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+
+def _read(path: Path, what: str) -> bytes:
+    """A file, at most one byte more than any may have. Raises: ValueError that names it, the reason and the mend."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_ROOT_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}: write {what} into it") from error
 
 
 def _system_roots() -> Path:

@@ -5,9 +5,16 @@ names network namespaces and the cgroup subtree.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+
+
+class PlacesError(ValueError):
+    """A variable that cannot name an installation: which, why, and what to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +27,14 @@ class Places:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Places":
-        """Read the roots from the environment, with the defaults of a node."""
+        """Read the roots from the environment, with the defaults of a node. Raises: PlacesError."""
+        prefix = environment.get("WEFT_PREFIX") or "weft"
+        if not _PREFIX.fullmatch(prefix):
+            raise PlacesError(f"WEFT_PREFIX={prefix!r}: no name for namespaces: write up to 32 letters, digits, '-', '_', '.'")
         return cls(
-            Path(environment.get("WEFT_RUN_DIR", "/run/weft")),
-            Path(environment.get("WEFT_STATE_DIR", "/var/lib/weft")),
-            environment.get("WEFT_PREFIX", "weft"),
+            _folder("WEFT_RUN_DIR", environment, "/run/weft"),
+            _folder("WEFT_STATE_DIR", environment, "/var/lib/weft"),
+            prefix,
         )
 
     @property
@@ -89,3 +99,10 @@ class NodePlaces:
     def bpffs(self) -> Path:
         """The lab's bpffs of this node; on a real node programs are pinned under /sys/fs/bpf/weft."""
         return self.run / "bpf"
+
+
+def _folder(name: str, environment: Mapping[str, str], default: str) -> Path:
+    folder = Path(environment.get(name) or default)
+    if not folder.is_absolute():
+        raise PlacesError(f"{name}={str(folder)!r}: processes start in different folders: write a whole path, from /")
+    return folder

@@ -1,6 +1,7 @@
 """What an operator, kubelet and Prometheus may ask: HTTP on admin.sock, and on TCP 15000, 15020 and 15021."""
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -85,13 +86,18 @@ class Admin:
             await self._local.listen_unix(path)
         except OSError as error:
             raise OSError(f"{path}: {error.strerror}: name a folder that can be written (WEFT_RUN_DIR)") from error
-        for server, host, port in (
-            *((self._all, loopback, admin_port) for loopback in self._loopbacks),
-            (self._only_metrics, self._everywhere, metrics_port),
-            (self._only_ready, self._everywhere, readiness_port),
+        for server, host, port, name in (
+            *((self._all, loopback, admin_port, "ADMIN_PORT") for loopback in self._loopbacks),
+            (self._only_metrics, self._everywhere, metrics_port, "STATS_PORT"),
+            (self._only_ready, self._everywhere, readiness_port, "READINESS_PORT"),
         ):
-            if port:
-                await server.listen_tcp(host, port)
+            try:
+                if port:
+                    await server.listen_tcp(host, port)
+            except OSError as error:
+                reason = os.strerror(error.errno or 0).lower()
+                where = f"port {port} of {host or 'all addresses'}"
+                raise OSError(f"{where}: {reason}: set {name} to another one, or to 0 for none") from error
 
     def release(self) -> None:
         """Leave the sockets to a successor; who is connected is served on."""

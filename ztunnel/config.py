@@ -18,9 +18,10 @@ from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, s
 from ztunnel.dns_config import dns_places
 from ztunnel.followed_file import FollowedFile
 from ztunnel.limits import KINDS, NODE, POD, Limits
+from ztunnel.log_levels import read_levels
 from ztunnel.proxy_config import proxy_config
 from ztunnel.tuning import Tuning, read_tuning
-from ztunnel.variables import choice, duration, integer, truth, whole_cores
+from ztunnel.variables import address, choice, domain, duration, integer, trust_domain, truth, whole_cores
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
@@ -125,7 +126,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     if not node:
         raise ValueError("NODE_NAME is not set: give --node NAME")
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", node):
-        raise ValueError(f"--node {node!r}: not a node's name: lower-case letters, digits, '-' and '.'")
+        said = f"--node {node!r}" if flags.node else f"NODE_NAME={node!r}"
+        raise ValueError(f"{said}: not a node's name: lower-case letters, digits, '-' and '.'")
     installation = Places.from_environment(environment)
     places = installation.node(node)
     namespace = environment.get("POD_NAMESPACE", "")
@@ -147,14 +149,14 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         ca=control_endpoint("CA", environment, places, cluster_id),
         cluster_id=cluster_id,
         network=environment.get("NETWORK", ""),
-        trust_domain=environment.get("TRUST_DOMAIN") or "cluster.local",
+        trust_domain=trust_domain("TRUST_DOMAIN", environment, "cluster.local"),
         trust_domain_aliases=_aliases(environment),
         pod_name=environment.get("POD_NAME") or f"ztunnel-{node}",
         pod_namespace=namespace or "istio-system",
         service_account=environment.get("SERVICE_ACCOUNT", "") if environment.get("POD_NAME") and namespace else "",
-        instance_ip=environment.get("INSTANCE_IP") or "1.1.1.1",
+        instance_ip=address("INSTANCE_IP", environment, "1.1.1.1"),
         node_metadata=metadata,
-        workers=_workers(flags.workers or environment.get("ZTUNNEL_WORKER_THREADS") or "0", _granted(environment, cores)),
+        workers=_workers(flags.workers, environment, _granted(environment, cores)),
         secret_ttl_s=max(int(duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
         dedicated_to=_workload_info(environment) if dedicated else None,
         impersonates=not dedicated,
@@ -174,17 +176,15 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         socks5=truth("UNSTABLE_ENABLE_SOCKS5", environment, False),
         port_reuse=truth("INPOD_PORT_REUSE", environment, True),
         packet_mark=integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
-        admin_port=integer("ADMIN_PORT", environment, 15000, 0, 65535),
-        metrics_port=integer("STATS_PORT", environment, 15020, 0, 65535),
-        readiness_port=integer("READINESS_PORT", environment, 15021, 0, 65535),
+        **_ports(environment),
         dns_places=dns_places(metadata, ipv6),
-        cluster_domain=(environment.get("CLUSTER_DOMAIN") or "cluster.local").strip(".").lower(),
+        cluster_domain=domain("CLUSTER_DOMAIN", environment, "cluster.local"),
         preferred_service_namespace=environment.get("PREFERED_SERVICE_NAMESPACE", ""),
         ipv6=ipv6,
         resolv_conf=environment.get("WEFT_RESOLV_CONF") or "/etc/resolv.conf",
         tuning=read_tuning(environment),
         log_json=choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
-        log_level=environment.get("RUST_LOG") or "info",
+        log_level=_log_level(environment),
         policies_at_info=truth("AUTHZ_POLICY_INFO_LOGGING", environment, False),
     )
 
@@ -258,12 +258,12 @@ def _granted(environment: Mapping[str, str], cores: int) -> int:
     return min(cores, next((limit for limit in limits if limit is not None), cores))
 
 
-def _workers(text: str, cores: int) -> int:
+def _workers(flag: str | None, environment: Mapping[str, str], cores: int) -> int:
+    text = flag or environment.get("ZTUNNEL_WORKER_THREADS") or "0"
     share = re.fullmatch(r"(\d{1,4})(%?)", text)
     if share is None or int(share[1]) > _MAX_WORKERS:
-        raise ValueError(
-            f"--workers {text!r}: not a number of workers: write N up to {_MAX_WORKERS}, a share like 50%, or 0 for all"
-        )
+        said = f"--workers {text!r}" if flag else f"ZTUNNEL_WORKER_THREADS={text!r}"
+        raise ValueError(f"{said}: not a number of workers: write N up to {_MAX_WORKERS}, a share like 50%, or 0 for all")
     number = int(share[1])
     return max(-(-cores * number // 100), 1) if share[2] else number or cores
 
@@ -284,6 +284,30 @@ def _spire(environment: Mapping[str, str]) -> dict[str, str]:
         "CA_PROVIDER='spire': SPIRE_ADMIN_SOCKET is not set: name the SPIRE agent's admin socket "
         "(or, for the identities of this proxy alone, SPIFFE_ENDPOINT_SOCKET)"
     )
+
+
+def _ports(environment: Mapping[str, str]) -> dict[str, int]:
+    """Where operators ask; 0: nowhere."""
+    taken: dict[int, str] = {}
+    ports = {}
+    for field_name, name, default in (
+        ("admin_port", "ADMIN_PORT", 15000),
+        ("metrics_port", "STATS_PORT", 15020),
+        ("readiness_port", "READINESS_PORT", 15021),
+    ):
+        port = ports[field_name] = integer(name, environment, default, 0, 65535)
+        if port and taken.setdefault(port, name) != name:
+            raise ValueError(f"{name}='{port}': {taken[port]} has that port: choose another, or 0 for none")
+    return ports
+
+
+def _log_level(environment: Mapping[str, str]) -> str:
+    text = environment.get("RUST_LOG") or "info"
+    try:
+        read_levels(text)
+    except ValueError as error:
+        raise ValueError(f"RUST_LOG={text!r}: {error}") from None
+    return text
 
 
 def _aliases(environment: Mapping[str, str]) -> frozenset[str]:

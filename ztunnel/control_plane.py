@@ -100,8 +100,10 @@ def read_local_file(path: Path) -> "LocalMesh":
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"LOCAL_XDS_PATH={str(path)!r}: {error.strerror}: name a file of YAML") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}: name a file of YAML (LOCAL_XDS_PATH)") from error
     return _read_local_mesh(str(path), text)
 
 

@@ -43,15 +43,15 @@ class LogLevels:
 
     def set(self, text: str) -> None:
         """Set the default level, levels of single scopes, or both; others stay. Raises: ValueError, and nothing changed."""
-        default, scopes = _parse(text)
+        default, scopes = read_levels(text)
         self._default = self._default if default is None else default
         self._scopes |= scopes
         self._apply()
 
     def reset(self, text: str = "") -> None:
         """Go back to the levels of the start, and from there to others. Raises: ValueError, and nothing changed."""
-        default, scopes = _parse(self._first)
-        other, others = _parse(text) if text else (None, {})
+        default, scopes = read_levels(self._first)
+        other, others = read_levels(text) if text else (None, {})
         forgotten = self._scopes.keys() - scopes.keys() - others.keys()
         self._default = other if other is not None else default if default is not None else Level.INFO
         self._scopes = scopes | others
@@ -64,7 +64,8 @@ class LogLevels:
         self.on_change()
 
 
-def _parse(text: str) -> tuple[Level | None, dict[str, Level]]:
+def read_levels(text: str) -> tuple[Level | None, dict[str, Level]]:
+    """The default level, if it is said, and levels by scope. Raises: ValueError for what is no level."""
     default: Level | None = None
     scopes: dict[str, Level] = {}
     for part in filter(None, (part.strip() for part in text.replace("::", ".").replace(":", "=").split(","))):

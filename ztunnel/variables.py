@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 
 _DAY_S = 86_400.0
 _UNITS_S = {
@@ -19,6 +20,8 @@ _UNITS_S = {
 }
 """What Istio's ztunnel understands."""
 _PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s?([a-zµ]*)\s?")
+_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_TRUST_DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -67,4 +70,30 @@ def choice(name: str, environment: Mapping[str, str], default: str, choices: tup
     text = environment.get(name) or default
     if text not in choices:
         raise ValueError(f"{name}={text!r}: write {' or '.join(choices)}")
+    return text
+
+
+def address(name: str, environment: Mapping[str, str], default: str) -> str:
+    """An IP address; the default where the variable is not set."""
+    text = environment.get(name) or default
+    try:
+        ip_address(text)
+    except ValueError:
+        raise ValueError(f"{name}={text!r}: not an IP address: write one like 10.0.0.1 or fd00::1") from None
+    return text
+
+
+def domain(name: str, environment: Mapping[str, str], default: str) -> str:
+    """A DNS domain in lower case, without dots at its ends; the default where the variable is not set."""
+    text = environment.get(name) or default
+    if not _DOMAIN.fullmatch(text.strip(".").lower()):
+        raise ValueError(f"{name}={text!r}: not a DNS domain: write one like cluster.local")
+    return text.strip(".").lower()
+
+
+def trust_domain(name: str, environment: Mapping[str, str], default: str) -> str:
+    """The first part of SPIFFE ids; the default where the variable is not set."""
+    text = environment.get(name) or default
+    if not _TRUST_DOMAIN.fullmatch(text):
+        raise ValueError(f"{name}={text!r}: not a trust domain: write letters, digits, '.', '-' and '_'")
     return text

@@ -83,7 +83,8 @@ class _Reading:
                 )
             self.skipped.add(kind)
         else:
-            self.note(origin, _title_of(value), "kind", f"unknown kind {kind!r} of {api_version!r}")
+            known = f"of {' or '.join(KINDS[kind].API_VERSIONS)}" if kind in KINDS else f"are {', '.join(KINDS)}"
+            self.note(origin, _title_of(value), "kind", f"unknown kind {kind!r} of {api_version!r}: known {known}")
 
     def take_list(self, origin: Origin, value: dict[str, Any]) -> None:
         items = value.get("items")

@@ -30,6 +30,7 @@ def _commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
 def test_every_command_has_help_with_examples(world: "World", path: tuple[str, ...]) -> None:
     result = world.weft(*path, "--help")
     assert result.exit_code == 0
+    assert "\b" not in world.weft("--help").stdout + result.stdout
     assert f"Usage: weft {' '.join(path)}" in result.stdout and f"weft {' '.join(path)}" in result.stdout.split("Examples:")[1]
 
 

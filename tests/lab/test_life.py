@@ -145,6 +145,22 @@ def test_a_name_too_long_for_a_socket_is_refused_before_anything_is_made() -> No
         assert not lab.layout.run.exists() and not lab.layout.cgroup.exists()
 
 
+def test_a_lab_that_shares_a_part_of_its_names_is_neither_brought_up_nor_removed(world: World) -> None:
+    own = world.layout.places
+    elsewhere = Path("/run/elsewhere")
+    for places in (
+        Places(elsewhere, elsewhere, own.prefix),
+        Places(own.run, elsewhere, "elsewhere"),
+        Places(elsewhere, own.state, "elsewhere"),
+    ):
+        other = Lab(Layout(places))
+        for touch in (lambda lab: lab.up({"x": BASE}, mesh=False), Lab.down):
+            with pytest.raises(LabError, match=f"another lab is up .WEFT_PREFIX={own.prefix} WEFT_RUN_DIR={own.run} "):
+                touch(other)
+        assert not elsewhere.exists()
+    assert not world.status()["unready"]
+
+
 def test_the_next_daemon_adopts_what_runs(world: World) -> None:
     with world.having(deployment(2) + "---" + pod("crashed", "[sleep, infinity]")):
         before = processes(world)

@@ -1,9 +1,11 @@
 """A lab without a mesh: three nodes, twelve pods and some odd ones, reached and run as Kubernetes would."""
 
 import json
+import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,10 +193,28 @@ def test_exit_codes_and_streams_pass_through(world: World) -> None:
     assert world.run("team/client-0", "sh", "-c", "exit 7").returncode == 7
     assert world.run("team/client-0", "sh", "-c", "kill -9 $$").returncode == 137
     missing = world.run("team/client-0", "no-such-program")
-    assert missing.returncode == 127 and "cannot run 'no-such-program': No such file" in missing.stderr
+    reason = "lab: cannot run 'no-such-program': No such file or directory\n"
+    assert (missing.returncode, missing.stderr) == (127, reason)
     process = world.popen("team/client-0", ["wc", "-c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         assert process.communicate(b"x" * 100_000, timeout=10)[0].strip() == b"100000"
+
+
+def test_exec_takes_its_options_in_kubectls_order_too(world: World) -> None:
+    places = world.layout.places
+    folders = {"WEFT_RUN_DIR": str(places.run), "WEFT_STATE_DIR": str(places.state), "WEFT_PREFIX": places.prefix}
+    command = [sys.executable, "-m", "cli.main", "lab", "exec"]
+
+    def run(*words: str) -> tuple[int, str]:
+        found = subprocess.run([*command, *words], env=os.environ | folders, capture_output=True, text=True, timeout=30)
+        return found.returncode, found.stdout + found.stderr
+
+    name = world.pod("team/client-0")["containers"][0]["name"]
+    for words in (("team/client-0", "-c", name), ("-c", name, "team/client-0")):
+        assert run(*words, "--", "sh", "-c", "echo $0 -- $1", "-c", "--") == (0, "-c -- --\n")
+    assert run("team/client-0", "sh", "-c", "echo fine") == (0, "fine\n")
+    code, error = run("team/client-0", "-c", "nix", "--", "true")
+    assert code == 1 and "nix" in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_certificate_with_every_credential_read_anew(tmp_path: Path, authority
             await client.fetch(WEB, time.time())
         (tmp_path / "root.pem").write_bytes(authority.root_pem)
         (tmp_path / "token").unlink()
-        with pytest.raises(FetchError, match=r"No such file .*token"):
+        with pytest.raises(FetchError, match=r"token: No such file or directory: write the node's token into it"):
             await client.fetch(WEB, time.time())
         await client.close()
 
@@ -116,7 +116,7 @@ def test_a_client_certificate_instead_of_a_token(tmp_path: Path, authority: Any,
 
     async def scenario(ca: Ca, endpoint: Endpoint) -> None:
         client = CertificateClient(replace(endpoint, client_folder=tmp_path), ttl_s=60)
-        with pytest.raises(FetchError, match=r"No such file .*key\.pem"):
+        with pytest.raises(FetchError, match=r"key\.pem: No such file or directory: write this node's key into it"):
             await client.fetch(WEB, time.time())
         install(other_authority)
         with pytest.raises(FetchError, match="unavailable"):

@@ -102,7 +102,7 @@ def test_dns_is_served_on_both_loopbacks_unless_it_is_turned_off() -> None:
         config = read(**environment)
         assert list(config.dns_places) == expected
     for wrong in ("not-an-address", "127.0.0.1", "127.0.0.1:0", ":53", "localhost:x", "::1"):
-        with pytest.raises(ValueError, match=r"DNS_PROXY_ADDR='.*': not an address: write localhost:15053"):
+        with pytest.raises(ValueError, match=r"^ISTIO_META_DNS_PROXY_ADDR='.*': not an address: write localhost:15053"):
             read(ISTIO_META_DNS_PROXY_ADDR=wrong)
     assert dump_config(read())["dnsPlaces"]
     config = read(CLUSTER_DOMAIN="Example.Org.", PREFERED_SERVICE_NAMESPACE="shared", WEFT_RESOLV_CONF="/r")
@@ -277,7 +277,8 @@ def test_a_mesh_of_its_own(tmp_path: Path) -> None:
     for variables, words in (
         ({"LOCAL_XDS": "x", "LOCAL_XDS_PATH": "y"}, "LOCAL_XDS_PATH and LOCAL_XDS are both set: take one of them away"),
         ({"LOCAL_XDS": "x: 1"}, "LOCAL_XDS: x: no such field"),
-        ({"LOCAL_XDS_PATH": str(tmp_path / "none")}, "No such file or directory"),
+        ({"LOCAL_XDS_PATH": "/none"}, "LOCAL_XDS_PATH='/none': No such file or directory: name a file of YAML"),
+        ({"LOCAL_XDS_PATH": "/tmp"}, "LOCAL_XDS_PATH='/tmp': Is a directory: name a file of YAML"),
         ({"LOCAL_XDS_PATH": str(tmp_path / "mesh.yaml")}, "mesh.yaml: workloads[0].uuid: workload b/a has no such key: it has"),
     ):
         with pytest.raises(ValueError) as refusal:
@@ -316,6 +317,18 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("", {}, "NODE_NAME is not set: give --node NAME"),
         ("--node N_1", {}, "--node 'N_1': not a node's name"),
         ("--node n1 --workers many", {}, "--workers 'many': not a number of workers: write N"),
+        ("", {"NODE_NAME": "../n1"}, "NODE_NAME='../n1': not a node's name"),
+        ("--node n1", {"ZTUNNEL_WORKER_THREADS": "all"}, "ZTUNNEL_WORKER_THREADS='all': not a number of workers"),
+        ("--node n1", {"WEFT_RUN_DIR": "run"}, "WEFT_RUN_DIR='run': processes start in different folders: write a whole path"),
+        ("--node n1", {"WEFT_STATE_DIR": "./state"}, "WEFT_STATE_DIR='state': processes start in different folders"),
+        ("--node n1", {"WEFT_PREFIX": "a b"}, "WEFT_PREFIX='a b': no name for namespaces: write up to 32 letters"),
+        ("--node n1", {"WEFT_PREFIX": "../a"}, "WEFT_PREFIX='../a': no name for namespaces"),
+        ("--node n1", {"INSTANCE_IP": "node-1"}, "INSTANCE_IP='node-1': not an IP address: write one like 10.0.0.1"),
+        ("--node n1", {"TRUST_DOMAIN": "spiffe://x"}, "TRUST_DOMAIN='spiffe://x': not a trust domain: write letters"),
+        ("--node n1", {"CLUSTER_DOMAIN": "a..b"}, "CLUSTER_DOMAIN='a..b': not a DNS domain: write one like cluster.local"),
+        ("--node n1", {"STATS_PORT": "15000"}, "STATS_PORT='15000': ADMIN_PORT has that port: choose another, or 0 for none"),
+        ("--node n1", {"ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:15008"}, "port 15008 is the proxy's own: choose another one"),
+        ("--node n1", {"RUST_LOG": "info,dns=loud"}, "RUST_LOG='info,dns=loud': log level 'loud': write one of error"),
         ("--node n1", {"XDS_ADDRESS": "http://control:1"}, "XDS_ADDRESS='http://control:1': not an address of a TLS server"),
         (
             "--node n1",

@@ -29,7 +29,7 @@ def test_bind_conflict_fails_startup(tmp_path: Path, name: str) -> None:
         environment = {**os.environ, **folders, **others, name: str(taken.getsockname()[1])}
         command = [sys.executable, "-m", "ztunnel", "--node", "n1", "--workers", "1"]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
-    assert run.returncode == 1 and "address already in use" in run.stderr.splitlines()[-1]
+    assert run.returncode == 1 and "address already in use: set " in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["WEFT_RUN_DIR", "WEFT_STATE_DIR"])

@@ -446,11 +446,11 @@ def test_dry_run_is_true_or_false() -> None:
         ("a: 1\na: 2", Problem("f", 1, "", "", "line 2: key 'a' occurs twice")),
         (
             "apiVersion: v1\nkind: Pood\nmetadata: {name: a, namespace: b}",
-            Problem("f", 1, "Pood b/a", "kind", "unknown kind 'Pood' of 'v1'"),
+            Problem("f", 1, "Pood b/a", "kind", f"unknown kind 'Pood' of 'v1': known are {', '.join(KINDS)}"),
         ),
         (
             "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}",
-            Problem("f", 1, "Service a", "kind", "unknown kind 'Service' of 'serving.knative.dev/v1'"),
+            Problem("f", 1, "Service a", "kind", "unknown kind 'Service' of 'serving.knative.dev/v1': known of v1"),
         ),
         (
             "apiVersion: apps/v1beta1\nkind: Deployment\nmetadata: {name: a}",
