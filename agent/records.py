@@ -40,11 +40,14 @@ class Records:
         """Write a pod's record, in place of an older one. OSError when the disk does not take it."""
         path = self._path(record.pod.uid)
         fresh = path.with_suffix(".new")
-        with fresh.open("w") as file:
-            json.dump(_to_document(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
+        try:
+            with fresh.open("w") as file:
+                json.dump(_to_document(record), file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(path)
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror}: make room, or mend the disk") from error
 
     def remove(self, uid: str) -> None:
         """Forget a pod; a missing record is fine."""

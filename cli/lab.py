@@ -71,7 +71,10 @@ def up(sources: tuple[str, ...], no_mesh: bool, timeout_s: float, output: str) -
         raise Failure("lab up", f"the demo is not installed: {_DEMO} is missing", "name a file or folder of manifests")
     files = {file.name: file.yaml for file in read_manifests(sources or [str(_DEMO)])}
     with _reported():
-        status = Lab().up(files, not no_mesh, lambda line: click.echo(printable(line), err=True), timeout_s)
+        try:
+            status = Lab().up(files, not no_mesh, lambda line: click.echo(printable(line), err=True), timeout_s)
+        except KeyboardInterrupt:
+            raise LabError("interrupted; weft lab up goes on with it, weft lab down removes it") from None
     _show(status, output)
 
 
@@ -161,7 +164,7 @@ def _show(document: dict[str, Any], output: str) -> None:
 def _programs(node: dict[str, Any]) -> list[str]:
     """Each by name; what is down, or was and had to be started anew, says so."""
     programs = sorted(node["programs"].items())
-    restarts = {name: f" ({program['restarts']} restarts)" for name, program in programs if program.get("restarts")}
+    restarts = {name: f" (restarts: {program['restarts']})" for name, program in programs if program.get("restarts")}
     return [f"{name}{'' if program.get('pid') else ' down'}{restarts.get(name, '')}" for name, program in programs]
 
 

@@ -16,6 +16,8 @@ from wire.places import Places
 _SUFFIXES = (".yaml", ".yml", ".json")
 _MAX_BYTES = 16 << 20
 _MAX_FILES = 10_000
+_MAX_ENTRIES = 100_000
+"""Below a folder, manifests or not."""
 
 
 def read_manifests(sources: Iterable[str]) -> list[ManifestFile]:
@@ -43,12 +45,22 @@ def _named(sources: Iterable[str]) -> Iterable[tuple[str, Path | None]]:
         if source == "-":
             yield "standard input", None
         elif path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+            found = _manifests_below(path)
             if not found:
                 raise Failure(source, "no manifest in this folder", f"names end in {', '.join(_SUFFIXES)}")
             yield from ((str(file), file) for file in found)
         else:
             yield source, path
+
+
+def _manifests_below(folder: Path) -> list[Path]:
+    found = []
+    for number, file in enumerate(folder.rglob("*")):
+        if number == _MAX_ENTRIES:
+            raise Failure(str(folder), f"more than {_MAX_ENTRIES} files and folders below it", "name a folder of manifests")
+        if file.suffix in _SUFFIXES and file.is_file():
+            found.append(file)
+    return sorted(found)
 
 
 def _read(path: Path) -> bytes:

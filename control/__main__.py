@@ -66,7 +66,8 @@ async def serve(ground: Ground) -> None:
     _log.info("ready: trust_domain=%s cluster=%s", names.trust_domain, names.cluster)
     try:
         async with asyncio.TaskGroup() as tasks:
-            following = [tasks.create_task(source.follow()), tasks.create_task(ground.trust.follow())]
+            endless = (source.follow(), ground.trust.follow(), cluster.keep_trying())
+            following = [tasks.create_task(one) for one in endless]
             await stop.wait()
             for task in following:
                 task.cancel()
@@ -118,6 +119,10 @@ def main(arguments: list[str]) -> int:
             asyncio.run(serve(Ground(configuration, places, trust, store, addresses)))
         finally:
             store.close()
+    except PermissionError as error:
+        mend = "run as root, or set WEFT_STATE_DIR and WEFT_RUN_DIR to folders of this user's"
+        _log.error("%s: %s: %s", error.filename or "control", error.strerror, mend)
+        return 1
     except (OSError, ValueError) as error:
         _log.error("%s", error)
         return 1

@@ -4,6 +4,7 @@ The one writer of the index, of the feed and of the database's addresses and rep
 and finishes within one call, so nobody ever sees half of a change.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from mesh.manifests import Object, Problem, Service
 from mesh.workload import Address, Network
 
 NOT_LOADED = "the mesh has no valid set of manifests yet: see weft status"
+RETRY_S = 5.0
 MAX_SHOWN = 20
 """Pods named in one message."""
 _log = logging.getLogger("control.cluster")
@@ -77,7 +79,7 @@ class Cluster:
         kept = self._kept_addresses
         wanted = {name: addresses.get(name, ()) for name in addresses.keys() | kept.keys()}
         changes = {name: several for name, several in wanted.items() if several != kept.get(name, ())}
-        if self._keep(lambda: self._store.replace_addresses(changes)):
+        if changes and self._keep(lambda: self._store.replace_addresses(changes)):
             self._kept_addresses = addresses
 
     def _keep(self, write: Callable[[], None]) -> bool:
@@ -91,6 +93,14 @@ class Cluster:
             return False
         self.unkept = ""
         return True
+
+    async def keep_trying(self) -> None:
+        """Have the database take what it did not, for ever."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            if self.unkept:
+                self._keep_addresses(self._examination.held)
+                self._keep(lambda: self._store.replace_reports(self._reports.pods.values(), ()))
 
     def report(self, reporter: str, reports: Sequence[PodReport]) -> dict[tuple[str, str], str]:
         """Make a reporter's whole list current, but for pods that cannot be where they are said to be: returns those."""

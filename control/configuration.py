@@ -72,10 +72,10 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         action="append",
         help=f"range of service addresses, one per IP version (default {' and '.join(SERVICE_RANGES)})",
     )
-    parser.add_argument("--trust-domain", default="cluster.local")
+    parser.add_argument("--trust-domain", type=_trust_domain, default="cluster.local", help="of the identities (cluster.local)")
     parser.add_argument(
         "--trust-domain-alias",
-        type=_alias,
+        type=_trust_domain,
         action="append",
         default=[],
         help="a further trust domain of this mesh, repeatable: policies that name one mean all, nodes keep their certificates",
@@ -130,12 +130,12 @@ def _range(text: str) -> Network:
         raise argparse.ArgumentTypeError(f"{text!r} is no CIDR range: {error}") from None
 
 
-def _alias(text: str) -> str:
+def _trust_domain(text: str) -> str:
     try:
-        (alias,) = read_aliases([text])
+        (domain,) = read_aliases([text])
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return alias
+    return domain
 
 
 def _duration(text: str) -> int:

@@ -93,8 +93,9 @@ def main() -> None:
             launch = Launch.from_json(file.read())
         _go(launch, status_fd)
     except Exception as error:  # whatever it is, the one who asked must hear it
-        plain = isinstance(error, OSError) and error.strerror and not error.filename
-        reason = error.strerror if plain else str(error)
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror and not error.filename:
+            reason = error.strerror
         if status_fd == _NOBODY:
             print(f"lab: {reason}", file=sys.stderr)
         _tell(status_fd, f"error {reason}")

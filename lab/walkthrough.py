@@ -280,9 +280,14 @@ Remove it with:
 
 
 def main() -> None:
-    """Run the demo; exit code 1 when a step failed."""
-    with tempfile.TemporaryDirectory(prefix="weft-demo-") as folder:
-        steps = run(Path(folder))
+    """Run the demo; exit code 1 when a step failed, 130 when it was interrupted."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="weft-demo-") as folder:
+            steps = run(Path(folder))
+    except KeyboardInterrupt:
+        name = os.path.relpath(WEFT)
+        print(f"\ninterrupted; what is up stays up: {name} lab status; remove it with: {name} lab down", flush=True)
+        raise SystemExit(130) from None
     show(steps)
     raise SystemExit(0 if all(step.good for step in steps) else 1)
 

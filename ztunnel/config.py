@@ -136,6 +136,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     dedicated = _dedicated(environment)
     ipv6 = truth("IPV6_ENABLED", environment, True)
     told_here, told_by = local_mesh(environment)
+    admin_port, metrics_port, readiness_port = _ports(environment)
     return Config(
         node=node,
         zds_socket=zds_socket(environment, places),
@@ -176,7 +177,9 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         socks5=truth("UNSTABLE_ENABLE_SOCKS5", environment, False),
         port_reuse=truth("INPOD_PORT_REUSE", environment, True),
         packet_mark=integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
-        **_ports(environment),
+        admin_port=admin_port,
+        metrics_port=metrics_port,
+        readiness_port=readiness_port,
         dns_places=dns_places(metadata, ipv6),
         cluster_domain=domain("CLUSTER_DOMAIN", environment, "cluster.local"),
         preferred_service_namespace=environment.get("PREFERED_SERVICE_NAMESPACE", ""),
@@ -286,19 +289,15 @@ def _spire(environment: Mapping[str, str]) -> dict[str, str]:
     )
 
 
-def _ports(environment: Mapping[str, str]) -> dict[str, int]:
-    """Where operators ask; 0: nowhere."""
+def _ports(environment: Mapping[str, str]) -> list[int]:
+    """Where operators ask: admin, metrics, readiness; 0: nowhere."""
     taken: dict[int, str] = {}
-    ports = {}
-    for field_name, name, default in (
-        ("admin_port", "ADMIN_PORT", 15000),
-        ("metrics_port", "STATS_PORT", 15020),
-        ("readiness_port", "READINESS_PORT", 15021),
-    ):
-        port = ports[field_name] = integer(name, environment, default, 0, 65535)
-        if port and taken.setdefault(port, name) != name:
+    for name, default in (("ADMIN_PORT", 15000), ("STATS_PORT", 15020), ("READINESS_PORT", 15021)):
+        port = integer(name, environment, default, 0, 65535)
+        if port and port in taken:
             raise ValueError(f"{name}='{port}': {taken[port]} has that port: choose another, or 0 for none")
-    return ports
+        taken[port or -len(taken) - 1] = name
+    return [max(port, 0) for port in taken]
 
 
 def _log_level(environment: Mapping[str, str]) -> str:

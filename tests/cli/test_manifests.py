@@ -78,13 +78,17 @@ def test_delete(world: "World", tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, "Pod a/b deleted (dry run)\n") and control.asked.dry_run
 
 
-def test_what_cannot_be_read(world: "World", tmp_path: Path) -> None:
+def test_what_cannot_be_read(world: "World", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.manifests._MAX_ENTRIES", 4)
+    for number in range(5):
+        (tmp_path / "large" / str(number)).mkdir(parents=True)
     (tmp_path / "binary.yaml").write_bytes(b"ok\xff")
     (tmp_path / "empty").mkdir()
     for source, words in (
         ("missing.yaml", "missing.yaml: No such file or directory"),
         ("binary.yaml", "binary.yaml: not UTF-8 at byte 2"),
         ("empty", "empty: no manifest in this folder"),
+        ("large", "large: more than 4 files and folders below it; name a folder of manifests"),
     ):
         result = world.weft("apply", "-f", str(tmp_path / source))
         assert result.exit_code == 1 and words in result.stderr and len(result.stderr.splitlines()) == 1

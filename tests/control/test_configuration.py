@@ -39,6 +39,8 @@ def test_flags() -> None:
         "--workload-ttl 91d",
         "--workload-ttl 5.5m",
         "--workload-ttl h",
+        "--trust-domain spiffe://x",
+        "--trust-domain-alias a/b",
     ],
 )
 def test_wrong_flags_end_with_a_usage_message(text: str, capsys: pytest.CaptureFixture[str]) -> None:

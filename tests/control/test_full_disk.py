@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from lab.world import eventually
 from tests.disk import fill, small_disk
 
 pytestmark = pytest.mark.kernel
@@ -36,8 +37,7 @@ def test_on_a_full_disk_it_goes_on_and_says_so(new_control: Callable[[], Any], t
         with pytest.raises(grpc.RpcError, match="make room for it"):
             control.token("n1")
         (disk / "fill").unlink()
-        control.apply(SERVICE % "one-more")
-        assert not control.status().problems
+        eventually(lambda: not control.status().problems)
         services = sorted(next(control.watch("Service")).objects_json)
         control.stop()
         control.start("--manifests", str(manifests))
