@@ -27,7 +27,7 @@ def _ours(config: Config) -> JSON:
     aliases = sorted(config.trust_domain_aliases)
     shown = (
         asdict(replace(config, local_mesh=None, local_mesh_file=None))
-        | {"trust_domain_aliases": aliases}
+        | {"trust_domain_aliases": aliases, "local_mesh_file": config.local_mesh_file.path if config.local_mesh_file else None}
         | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
     )
     return {_camel(name): _plain(value) for name, value in shown.items()}

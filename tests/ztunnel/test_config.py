@@ -272,6 +272,7 @@ def test_a_mesh_of_its_own(tmp_path: Path) -> None:
     inline = read(LOCAL_XDS="workloads: [{name: a, namespace: b}]").local_mesh
     (tmp_path / "mesh.yaml").write_text("workloads: [{name: a, namespace: b}]")
     config = read(LOCAL_XDS_PATH=str(tmp_path / "mesh.yaml"), XDS_ADDRESS="")
+    assert dump_config(config)["localMeshFile"] == str(tmp_path / "mesh.yaml")
     assert config.local_mesh == inline != LocalMesh() and dump_config(config)["localMesh"] is None
     (tmp_path / "mesh.yaml").write_text("workloads: [{name: a, namespace: b, uuid: c}]")
     for variables, words in (
