@@ -43,7 +43,8 @@ class Outflow(ABC):
         self._fd = sock.fileno()
         self._send = sock.send
         self._tls, self._incoming, self._outgoing = end
-        self._waiting: deque[memoryview] = deque()
+        self._waiting: deque[memoryview] | None = None
+        """None until something has had to wait."""
         self._reading = False
         self._answered: list[Stream] = []
         self._patient_bytes = 0
@@ -153,6 +154,8 @@ class Outflow(ABC):
         else:
             sent = 0
         rest = memoryview(data)[sent:]
+        if self._waiting is None:
+            self._waiting = deque()
         self._waiting.append(rest)
         self.queued += len(rest)
         self.held.add(len(rest))
@@ -163,9 +166,9 @@ class Outflow(ABC):
             self.close("-", "h2 failed: peer does not read what it asks for")
 
     def _send_waiting(self) -> None:
-        before = self.queued
-        while self._waiting:
-            rest = self._waiting[0]
+        before, waiting = self.queued, self._waiting
+        while waiting:
+            rest = waiting[0]
             try:
                 sent = self._send(rest)
             except BlockingIOError:
@@ -174,11 +177,11 @@ class Outflow(ABC):
                 sent = len(rest)  # the read side tells
             self.queued -= sent
             if sent < len(rest):
-                self._waiting[0] = rest[sent:]
+                waiting[0] = rest[sent:]
                 break
-            self._waiting.popleft()
+            waiting.popleft()
         self.held.add(self.queued - before)
-        if not self._waiting:
+        if not waiting:
             self.loop.modify(self._fd, IN)
             if self.http.draining:
                 self.loop.dirty[self] = None

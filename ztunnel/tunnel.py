@@ -38,7 +38,8 @@ from ztunnel.wreck import Wreck
 _RECORD_BYTES = 16384
 _cipher, _plain = buffers.cipher_view, buffers.plain_view
 _PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
-_FIRST_READ_BYTES = _RECORD_BYTES
+_FIRST_ROOM = _cipher[:_RECORD_BYTES]
+_NOTHING = memoryview(b"")
 
 
 class Tunnel(Outflow):
@@ -64,8 +65,8 @@ class Tunnel(Outflow):
         """Streams that were open when the tunnel closed: each of them reports its own end."""
         self._source = source
         self._late = False  # waits in the rota
-        self._rest = memoryview(b"")  # plaintext beyond the work of a turn
-        self._room = _cipher[:_FIRST_READ_BYTES]
+        self._rest = _NOTHING  # plaintext beyond the work of a turn
+        self._room = _FIRST_ROOM
         self._handshakes: Deadlines | None = handshakes
         self._recv_into = sock.recv_into
         if sock.family != AF_UNIX:  # an inner tunnel's
@@ -162,12 +163,12 @@ class Tunnel(Outflow):
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "more than a turn's work, and the buffers of its pod or node are full")
         self._rest = memoryview(bytes(_plain[used:filled]))
         self.held.add(filled - used)
-        self._room = _cipher[:_FIRST_READ_BYTES]
+        self._room = _FIRST_ROOM
         self._leave()
 
     def _use_rest(self) -> bool:
         """Whether nothing is left over any more."""
-        rest, self._rest = self._rest, memoryview(b"")
+        rest, self._rest = self._rest, _NOTHING
         self.held.add(-len(rest))
         used = self.http.receive(rest, self.loop.now)
         if used < len(rest) and self.open:
@@ -319,13 +320,13 @@ class Tunnel(Outflow):
         self._sock.close()
         self.held.add(-self.queued)
         self.queued = 0
-        self._waiting.clear()
+        self._waiting = None
         self.loop.dirty.pop(self, None)
         self.loop.hurry(self)
         if self._late:
             self.loop.rota.discard(self._source, self)
         self.held.add(-len(self._rest))
-        self._rest = memoryview(b"")
+        self._rest = _NOTHING
         streams = self.http.abandon()
         self.lost_streams = len(streams)
         Wreck(self.loop, self._source, streams, flag, error).go_on()
