@@ -8,6 +8,7 @@ import selectors
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 from mesh.proto import zds_pb2
 from wire.fds import Packet, receive_packet, send_packet
@@ -100,7 +101,8 @@ class ScriptedProxy:
                 sock.close()
         packet.close()
         say(f"{kind} {uid}".strip())
-        send_packet(self._zds, bytes.fromhex("0a00"))
+        with suppress(BrokenPipeError):  # an agent that has ended meanwhile: the next look says so
+            send_packet(self._zds, bytes.fromhex("0a00"))
 
     def _serve(self, listener: socket.socket, port: int) -> None:
         sock, _ = listener.accept()

@@ -140,7 +140,7 @@ def test_without_a_proxy_refused_at_once_and_never_plain(world: Any, family: str
         started = time.monotonic()
         with pytest.raises(ConnectionRefusedError):
             world.dial(world.pods["a"].where, target, 80)
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 0.9, "before a SYN is sent again"
         server.settimeout(0.05)
         with pytest.raises(TimeoutError):
             server.accept()

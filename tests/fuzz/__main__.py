@@ -4,11 +4,13 @@ usage: python -m tests.fuzz [--seconds N] [--jobs N] [TARGET...]
 
 What is interesting is kept in build/fuzz/corpus/TARGET and is where the next run begins; what was found goes into
 build/fuzz/findings/TARGET-KIND-HASH, and `python -m tests.fuzz --replay FILE TARGET` feeds it again. Kinds: crash (an exception
-that the parser may not raise, or a broken promise), timeout (5 s for one input), oom (1 GiB).
+that the parser may not raise, or a broken promise), timeout (5 s for one input), oom (1 GiB). Edges: branches of weft's and
+hpack's code that inputs reached; none where all the work is OpenSSL's.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -61,8 +63,7 @@ def _run(name: str, seconds: int) -> None:
         f"-timeout={_SLOW_S}",
         f"-rss_limit_mb={_MEMORY_MIB}",
         f"-artifact_prefix={findings}/{name}-",
-        "-print_final_stats=1",
-        "-verbosity=0",
+        "-keep_seed=1",  # OpenSSL tells of no coverage: its seeds would be forgotten for the first byte that comes
         str(_plant(name)),
     ]
     atheris.Setup([sys.argv[0], *options], target.feed)
@@ -80,8 +81,10 @@ def _one(name: str, seconds: int) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         return name, f"did not end {_GRACE_S:.0f} s after its time"
     output = done.stdout + done.stderr
-    runs = next((line.split()[-1] for line in output.splitlines() if "number_of_executed_units" in line), "0")
-    print(f"fuzz: {name}: {runs} inputs in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    last = re.search(r"^#(\d+)\s+DONE\s+(?:cov: (\d+) )?.*exec/s: (\d+)", output, re.MULTILINE)
+    runs, edges, pace = last.groups("0") if last else ("0", "0", "0")
+    took = f"{time.monotonic() - began:.0f} s ({pace} a second)"
+    print(f"fuzz: {name}: {runs} inputs in {took}, {edges} edges", file=sys.stderr, flush=True)
     if done.returncode == 0 and int(runs) > 0:
         return name, ""
     return name, f"exit code {done.returncode}\n{output[-6000:]}"
