@@ -265,9 +265,10 @@ class Daemon:
                     await node.stop_mesh()
                 continue
             try:
-                if not node.has_mesh or node.network != wanted.networks[name]:
+                await node.use_network(self._group, wanted.networks[name])
+                if not node.has_mesh:
                     token, root_pem = await self.link.node_token(name)
-                    await node.start_mesh(self._group, token, root_pem, wanted.networks[name])
+                    await node.start_mesh(self._group, token, root_pem)
                 await node.use_proxy(self._group, wanted.proxies[name])
             except OSError as error:
                 self.problems[f"Node {name}"] = str(error)

@@ -78,8 +78,7 @@ class NodeRun:
         self._programs: dict[str, tuple[Program, asyncio.Task[None]]] = {}
         self._proxy_start: asyncio.Task[None] | None = None
         self._proxy_command: tuple[str, ...] = ()
-        self.network = ""
-        """What its agent and its proxy were told that its network is called."""
+        self._network = ""
         self._rules = ""
         self._reason = "its network is being made"
 
@@ -118,20 +117,29 @@ class NodeRun:
             await asyncio.to_thread(netns.nft, self._layout.node_netns(self.name), rules)
             self._rules = rules
 
-    async def start_mesh(self, group: asyncio.TaskGroup, token: str, root_pem: str, network: str) -> None:
-        """Start the agent, if it does not run as one of this network. A proxy is for `use_proxy`.
+    async def use_network(self, group: asyncio.TaskGroup, network: str) -> None:
+        """Say what the node's network is called; where its agent and proxy were told otherwise, others take their places."""
+        if network == self._network:
+            return
+        self._network = network
+        if self.has_mesh:
+            await self._stop_proxy()
+            await self._stop("agent")
+            self._start_agent(group)
+
+    async def start_mesh(self, group: asyncio.TaskGroup, token: str, root_pem: str) -> None:
+        """Start the agent, if it does not run. A proxy is for `use_proxy`.
 
         Raises: OSError when the node's folders cannot be written.
         """
-        if network != self.network:
-            await self._stop_proxy()
-            await self._stop("agent")
-            self.network = network
         await asyncio.to_thread(self._write_credentials, token, root_pem)
+        self._start_agent(group)
+
+    def _start_agent(self, group: asyncio.TaskGroup) -> None:
         layout = self._layout
         own, pods = layout.node_cgroup(self.name), layout.pods_cgroup(self.name)
         agent = ["agent", "--node", self.name, "--cgroup", str(own), "--pods-cgroup", str(pods)]
-        agent += ["--bpffs", str(self.places.bpffs), "--control", control_authority(), "--network", network]
+        agent += ["--bpffs", str(self.places.bpffs), "--control", control_authority(), "--network", self._network]
         self._start("agent", group, agent)
 
     async def use_proxy(self, group: asyncio.TaskGroup, command: tuple[str, ...]) -> None:
@@ -194,7 +202,7 @@ class NodeRun:
         def launch() -> Launch:
             log = layout.process_log(self.name, part)
             own = program_launch(layout, path, layout.node_netns(self.name), log, argv)
-            own.env["NETWORK"] = self.network
+            own.env["NETWORK"] = self._network
             if foreign:
                 return replace(own, argv=foreign, env=self._surroundings().environment(own.env))
             return replace(own, env=with_dns(own.env)) if part == "ztunnel" else own
