@@ -7,6 +7,7 @@ servers take no connection from elsewhere, so such a connection is joined to a p
 import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agent import plugin
@@ -37,26 +38,10 @@ class Door:
             await self._http.close()
 
     async def _add(self, request: Request) -> Response:
-        try:
-            await self._enrolment.add(plugin.parse_add(request.body))
-        except ValueError as error:
-            raise HttpError(400, str(error)) from error
-        except EnrolmentFailed as error:
-            raise HttpError(503, str(error)) from error
-        except OSError as error:
-            raise HttpError(500, str(error)) from error
-        return Response()
+        return await _done(lambda: self._enrolment.add(plugin.parse_add(request.body)))
 
     async def _remove(self, request: Request) -> Response:
-        try:
-            await self._enrolment.remove(plugin.parse_delete(request.body))
-        except ValueError as error:
-            raise HttpError(400, str(error)) from error
-        except EnrolmentFailed as error:
-            raise HttpError(503, str(error)) from error
-        except OSError as error:
-            raise HttpError(500, str(error)) from error
-        return Response()
+        return await _done(lambda: self._enrolment.remove(plugin.parse_delete(request.body)))
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -93,6 +78,18 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     while piece := await reader.read(_PIECE_BYTES):
         writer.write(piece)
         await writer.drain()
+
+
+async def _done(step: Callable[[], Awaitable[None]]) -> Response:
+    try:
+        await step()
+    except ValueError as error:
+        raise HttpError(400, str(error)) from error
+    except EnrolmentFailed as error:
+        raise HttpError(503, str(error)) from error
+    except OSError as error:
+        raise HttpError(500, str(error)) from error
+    return Response()
 
 
 async def _healthy(_: Request) -> Response:

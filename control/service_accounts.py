@@ -13,6 +13,8 @@ from typing import Any
 
 import jwt
 
+from wire.followed_file import FollowedFile
+
 AUDIENCE = "weft-control"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 ACCOUNT = "weft-system/weft-node"
@@ -28,10 +30,9 @@ class ServiceAccounts:
 
     def __init__(self, keys: Path, issuer: str = ISSUER, account: str = ACCOUNT) -> None:
         """`account`: NAMESPACE/NAME, whose pods speak for their nodes. Raises: OSError or ValueError for keys that are none."""
-        self._path = keys
+        self._file = FollowedFile(keys)
         self._issuer = issuer
         self._account = account
-        self._version = _version(keys)
         self._keys = _read(keys)
 
     def node_of(self, token: str) -> str | None:
@@ -65,10 +66,8 @@ class ServiceAccounts:
     def _follow(self) -> None:
         """Read keys that were replaced; what cannot be read leaves the old ones in force."""
         try:
-            version = _version(self._path)
-            if version != self._version:
-                self._version = version
-                self._keys = _read(self._path)
+            if self._file.changed():
+                self._keys = _read(self._file.path)
         except (OSError, ValueError) as error:
             _log.error("keys of service accounts stay as they were: %s", error)
 
@@ -76,11 +75,6 @@ class ServiceAccounts:
 def _name(reference: Any) -> str:
     name = reference.get("name") if isinstance(reference, Mapping) else None
     return name if isinstance(name, str) else ""
-
-
-def _version(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns
 
 
 def _read(path: Path) -> dict[object, jwt.PyJWK]:

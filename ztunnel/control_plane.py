@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint, host_and_port
 from wire.places import NodePlaces
-from ztunnel.followed_file import FollowedFile
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ztunnel import followed_file
-from ztunnel.followed_file import FollowedFile
+from wire import followed_file
+from wire.followed_file import FollowedFile
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,4 @@
-"""A file that is read again when it changes: soon after it has settled, and what cannot be read leaves what was."""
+"""A file that is read again when it changes: when it has settled, or when it is needed; what cannot be read leaves what was."""
 
 import asyncio
 import logging
@@ -25,6 +25,14 @@ class FollowedFile:
     def is_there(self) -> bool:
         """Whether it existed when it was looked at last."""
         return self._read is not None
+
+    def changed(self) -> bool:
+        """Whether it is another one than before, to be read now: for who looks when it needs the content."""
+        seen = self._mark()
+        if seen is None or seen == self._read:
+            return False
+        self._read = seen
+        return True
 
     async def follow(self, read: Callable[[], _Content], take: Callable[[_Content], None], otherwise: str) -> None:
         """Read each change (in a thread) and hand it on, until cancelled.
