@@ -150,23 +150,15 @@ class Redirect:
         return self._excluded.read().get(NODE, NOTHING)
 
     def add_proxy(self, cgroup_id: int) -> None:
-        """Trust sockets that processes of this cgroup make from now on; an older proxy stays trusted while it drains."""
+        """Trust sockets that processes of this cgroup make from now on; an older proxy stays trusted while it drains.
+
+        Must precede the proxy's first socket in a pod: do it before the ZDS snapshot.
+        """
         self._maps["proxies"].put(_u64(cgroup_id), _ONE)
 
     def remove_proxy(self, cgroup_id: int) -> None:
         """Trust new sockets of this cgroup no longer."""
         self._maps["proxies"].delete(_u64(cgroup_id))
-
-    def set_proxy(self, cgroup_id: int) -> None:
-        """Trust this cgroup, and no other. Must precede the proxy's first socket in a pod: do it before the ZDS snapshot."""
-        self.add_proxy(cgroup_id)
-        for other in self.proxies() - {cgroup_id}:
-            self.remove_proxy(other)
-
-    def clear_proxy(self) -> None:
-        """Trust no cgroup. Not needed when a proxy dies: without listeners everything is refused."""
-        for cgroup_id in self.proxies():
-            self.remove_proxy(cgroup_id)
 
     def proxies(self) -> frozenset[int]:
         """The cgroup ids that are trusted."""

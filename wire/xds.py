@@ -127,7 +127,8 @@ class XdsClient:
         self._demanded = asyncio.Event()
         self._writing = asyncio.Lock()
         self._pause_s = _FIRST_PAUSE_S
-        self._ready = asyncio.Event()
+        self.ready = False
+        """Whether every type was answered at least once."""
         self._reported = ""
         self._fruitless = 0
         """Streams that delivered nothing: the next goes by another name of the server, if it has two."""
@@ -137,15 +138,6 @@ class XdsClient:
     def address(self) -> str:
         """`host:port` of the control plane."""
         return self._endpoint.address
-
-    @property
-    def ready(self) -> bool:
-        """Every type was answered at least once."""
-        return self._ready.is_set()
-
-    async def wait_ready(self) -> None:
-        """Wait until every type was answered."""
-        await self._ready.wait()
 
     def demand(self, type_url: str, names: Iterable[str]) -> None:
         """Ask for resources by name or alias; the answers come through `on_answers`, at once for what is held."""
@@ -269,7 +261,7 @@ class XdsClient:
         if answers := self._client.satisfied(response, refused):
             self._on_answers(answers)
         if self._client.ready:
-            self._ready.set()
+            self.ready = True
         return answer
 
     def _encode(self, request: delta.Request) -> DeltaDiscoveryRequest:

@@ -55,6 +55,5 @@ def read_response(body: bytes) -> Response:
         _Resources(message.resources),
         tuple(message.removed_resources),
         message.nonce,
-        message.system_version_info,
         versions={intern(one.name): one.version for one in message.resources},
     )

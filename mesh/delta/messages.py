@@ -50,7 +50,6 @@ class Response:
     resources: Sequence[Resource] = ()
     removed: tuple[str, ...] = ()
     nonce: str = ""
-    system_version: str = ""
     by_name: bool = False
     """To a client that asks by name: aliases travel along."""
     versions: Mapping[str, str] | None = None

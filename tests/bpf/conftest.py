@@ -77,7 +77,7 @@ class World:
         load(self.bpffs, self.cgroup)
         self.redirect = Redirect(self.bpffs)
         self.redirect.set_node(self.cookie("node"), cgroup_id(self.cgroup / "pods"))
-        self.redirect.set_proxy(cgroup_id(self.cgroup / "proxy"))
+        self.redirect.add_proxy(cgroup_id(self.cgroup / "proxy"))
 
     def tear_down(self) -> None:
         """Remove all of it, and processes that a failed test left in it."""

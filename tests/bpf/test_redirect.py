@@ -95,22 +95,24 @@ def _steered(world: Any, uid: str) -> bool:
 def test_one_proxy_after_the_other(world: Any) -> None:
     successor = world.cgroup / "proxy2"
     successor.mkdir()
+    first, second = cgroup_id(world.cgroup / "proxy"), cgroup_id(successor)
     try:
-        first, second = cgroup_id(world.cgroup / "proxy"), cgroup_id(successor)
         world.redirect.add_proxy(second)
         assert world.redirect.proxies() == {first, second}
         with world.proxy_listener("a", PORT_OUTBOUND) as old:
             with world.listen(("a", "proxy2"), PORT_INBOUND):
                 assert world.redirect.listening(world.cookie("a")) == {PORT_OUTBOUND, PORT_INBOUND}
-            world.redirect.set_proxy(second)
+            world.redirect.remove_proxy(first)
             world.dial(world.pods["a"].where, "10.9.8.7", 80)
             old.accept()  # it drains: sockets that it made stay its own
         with world.proxy_listener("a", PORT_OUTBOUND):
             assert world.redirect.listening(world.cookie("a")) == frozenset()
-        world.redirect.clear_proxy()
+        world.redirect.remove_proxy(second)
         assert world.redirect.proxies() == frozenset()
     finally:
-        world.redirect.set_proxy(cgroup_id(world.cgroup / "proxy"))
+        world.redirect.add_proxy(first)
+        if second in world.redirect.proxies():
+            world.redirect.remove_proxy(second)
         successor.rmdir()
 
 
