@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesh.trust_domains import read_aliases
+from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
 from wire.places import Places
 from ztunnel.channel import PORTS, SOCKS
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
-from ztunnel.followed_file import FollowedFile
 from ztunnel.limits import KINDS, NODE, POD, Limits
 from ztunnel.log_levels import read_levels
 from ztunnel.proxy_config import proxy_config
@@ -105,6 +105,8 @@ class Config:
     log_level: str = "info"
     policies_at_info: bool = False
     """Verdicts are logged as information."""
+    proxy_args: str = ""
+    """How it was started, for the config dump."""
 
     @property
     def pod_ports(self) -> tuple[int, ...]:
@@ -189,6 +191,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         log_json=choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
         log_level=_log_level(environment),
         policies_at_info=truth("AUTHZ_POLICY_INFO_LOGGING", environment, False),
+        proxy_args=" ".join(arguments),
     )
 
 

@@ -83,6 +83,7 @@ def _listeners(config: Config) -> JSON:
         "dnsProxy": bool(config.dns_places),
         "dnsProxyAddr": _dns_address(config),
         "illegalPorts": [*PORTS, SOCKS] if config.socks5 else [*PORTS],
+        "fakeSelfInbound": False,  # a switch of its tests: listeners are where they are said to be
     }
 
 

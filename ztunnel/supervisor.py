@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from mesh.resources import ADDRESS_TYPE
 from mesh.trust_domains import TrustDomains
+from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
 from wire.mesh_cache import MeshCache
 from wire.xds import NodeMetadata, XdsClient
@@ -37,6 +38,7 @@ from ztunnel.channel import (
     Demand,
     FromWorker,
     NeedCertificate,
+    SetCertificate,
     SetLogLevels,
     UpdateInventory,
     UpdatePolicies,
@@ -46,9 +48,8 @@ from ztunnel.control_plane import read_local_file
 from ztunnel.crl_file import CrlFile
 from ztunnel.delegated_identity import DelegatedIdentities
 from ztunnel.flow_feed import FlowFeed
-from ztunnel.followed_file import FollowedFile
 from ztunnel.front import Front
-from ztunnel.issuer import Fetcher, Issuer
+from ztunnel.issuer import CertificateMessage, Fetcher, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
@@ -95,7 +96,7 @@ class Supervisor:
         self._unknown_policies = UnknownPolicies(self.view, self.pods.infos)
         self._ca = _certificate_source(config)
         keys = KeyStore(config.installation, config.node, _sealing_token(config))
-        self._issuer = Issuer(self._ca, keys, self._residents, self.workers.broadcast)
+        self._issuer = Issuer(self._ca, keys, self._residents, self._tell_certificate)
         self._output = LineOutput(sys.stdout.fileno())
         self.flows = FlowFeed(time.monotonic)
         self._telemetry = Telemetry(
@@ -124,6 +125,11 @@ class Supervisor:
 
     def _set_access_level(self, level: Level) -> None:
         self._telemetry.level = level
+
+    def _tell_certificate(self, message: CertificateMessage) -> None:
+        if self._crl is not None and isinstance(message, SetCertificate):
+            self._crl.know(message.roots_pem)
+        self.workers.broadcast(message)
 
     def _log_levels_changed(self) -> None:
         self.workers.broadcast(SetLogLevels(self.log_levels.levels))

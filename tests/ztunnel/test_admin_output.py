@@ -50,13 +50,14 @@ def test_config_has_istios_keys_and_no_header_values() -> None:
 
 ISTIOS_CONFIG = """
 adminAddr altCaHostname altXdsHostname caAddress caHeaders caRootCert clusterDomain clusterId connectionWindowSize crlPath
-dnsProxy dnsProxyAddr dnsResolverCfg enableEnhancedBaggage fakeCa frameSize illegalPorts inboundAddr inboundPlaintextAddr
+dnsProxy dnsProxyAddr dnsResolverCfg enableEnhancedBaggage fakeCa fakeSelfInbound frameSize illegalPorts inboundAddr
+inboundPlaintextAddr
 inpodPortReuse inpodUds ipv6Enabled localNode localhostAppTunnel network numWorkerThreads outboundAddr packetMark
-poolMaxStreamsPerConn poolUnusedReleaseTimeout preferedServiceNamespace proxy proxyMetadata proxyMode
+poolMaxStreamsPerConn poolUnusedReleaseTimeout preferedServiceNamespace proxy proxyArgs proxyMetadata proxyMode
 proxyWorkloadInformation readinessAddr requireOriginalSource secretTtl selfTerminationDeadline socketConfig socks5Addr
 statsAddr windowSize xdsAddress xdsHeaders xdsOnDemand xdsRootCert ztunnelIdentity ztunnelWorkload
 """
-"""Of the build of August 2026, but for its resolver's options, its arguments and a switch of its own tests."""
+"""Of the build of August 2026, but for its resolver's options, which are those of a library."""
 
 
 def test_config_has_all_of_istios_keys_with_its_shapes() -> None:
@@ -69,6 +70,7 @@ def test_config_has_all_of_istios_keys_with_its_shapes() -> None:
         "nanos": 0,
     }
     assert (usual["proxyMode"], usual["xdsAddress"], usual["fakeCa"]) == ("Shared", "https://localhost:15012", False)
+    assert (usual["proxyArgs"], usual["fakeSelfInbound"]) == ("--node n1", False)
     other = dump_config(
         read_config(
             ["--node", "n1"],

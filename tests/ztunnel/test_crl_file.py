@@ -54,6 +54,15 @@ def test_a_file_that_is_still_being_written_is_no_file_of_fewer_lists(encoding: 
             read_lists((first + second)[:written])
 
 
+def test_a_list_that_its_authority_did_not_sign_is_refused() -> None:
+    namesake = Authority("one")
+    forged, others = revocation_list(namesake, WEB), revocation_list(TWO, OTHER)
+    with pytest.raises(ValueError, match="the list of CN=one is not signed by it"):
+        read_lists(others + forged, [ONE.certificate])
+    assert names(read_lists(forged, [ONE.certificate, namesake.certificate]), WEB), "a root and its successor have one name"
+    assert names(read_lists(others, [ONE.certificate]), OTHER), "nobody knows that authority"
+
+
 @given(st.integers(1, 2**159))
 def test_a_serial_number_is_written_as_a_certificate_writes_it(number: int) -> None:
     octets = crl_file._content_octets(number)
@@ -107,6 +116,13 @@ def test_a_change_is_told_and_a_damaged_file_leaves_what_was(tmp_path: Path, eve
         put(revocation_list(ONE, DB, encoding=Encoding.DER))
         await eventually(lambda: len(told) == 2)
         assert names(file.revoked, DB) and not names(file.revoked, WEB)
+        caplog.clear()
+        file.know(Authority("one").pem)
+        await eventually(lambda: "the list of CN=one is not signed by it" in caplog.text)
+        file.know(ONE.pem)
+        put(revocation_list(Authority("one"), encoding=Encoding.DER))
+        await eventually(lambda: caplog.text.count("is not signed by it") == 2)
+        assert len(told) == 2 and names(file.revoked, DB), "nobody is let in again by a list that anybody may have written"
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
