@@ -187,17 +187,13 @@ class PolicyRule:
         """Read one entry of rules."""
         sources, operations = [], []
         for entry in cursor.children("from"):
-            source = entry.child("source")
-            if source is None:
-                entry.refuse("source", "required")
-            else:
+            source = entry.child("source", required=True)
+            if source is not None:
                 sources.append(Source(**_read_lists(source, [field.name for field in fields(Source)])))
             entry.finish()
         for entry in cursor.children("to"):
-            operation = entry.child("operation")
-            if operation is None:
-                entry.refuse("operation", "required")
-            else:
+            operation = entry.child("operation", required=True)
+            if operation is not None:
                 operations.append(Operation(**_read_lists(operation, [field.name for field in fields(Operation)])))
             entry.finish()
         made = cls(tuple(sources), tuple(operations), tuple(Condition.read(entry) for entry in cursor.children("when")))

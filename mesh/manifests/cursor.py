@@ -137,10 +137,12 @@ class Cursor:
             return self.text(key, check=names) or None
         return self.optional_number(key, 1, 65535)
 
-    def child(self, key: str) -> "Cursor | None":
+    def child(self, key: str, *, required: bool = False) -> "Cursor | None":
         """Take a mapping; None where there is none."""
         value = self._take(key)
         if value is None:
+            if required:
+                self.refuse(key, "required")
             return None
         if not isinstance(value, dict):
             self._expect(key, value, "a mapping")
@@ -174,16 +176,19 @@ class Cursor:
             return []
         return value
 
-    def text_map(self, key: str, keys: Check | None = None, values: Check | None = None) -> dict[str, str]:
-        """Take a mapping of texts."""
+    def _mapping(self, key: str, what: str) -> dict[Any, Any]:
         value = self._take(key)
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self._expect(key, value, "a mapping of texts")
+            self._expect(key, value, what)
             return {}
+        return value
+
+    def text_map(self, key: str, keys: Check | None = None, values: Check | None = None) -> dict[str, str]:
+        """Take a mapping of texts."""
         taken = {}
-        for name, one in value.items():
+        for name, one in self._mapping(key, "a mapping of texts").items():
             where = f"{key}[{name}]"
             if self._checked(where, name, keys) is not None and (text := self._checked(where, one, values)) is not None:
                 taken[name] = text
@@ -191,14 +196,8 @@ class Cursor:
 
     def keyed_children(self, key: str) -> dict[str, "Cursor"]:
         """Take a mapping of mappings."""
-        value = self._take(key)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self._expect(key, value, "a mapping")
-            return {}
         taken = {}
-        for name, one in value.items():
+        for name, one in self._mapping(key, "a mapping").items():
             if isinstance(one, dict):
                 taken[name] = Cursor(one, f"{self._at(key)}[{name}]", self._notes)
             else:

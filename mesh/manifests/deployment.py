@@ -28,9 +28,8 @@ class Deployment(Object):
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
         """Read spec."""
-        spec = cursor.child("spec")
+        spec = cursor.child("spec", required=True)
         if spec is None:
-            cursor.refuse("spec", "required")
             return cls(metadata)
         selector = read_selector(spec, "selector", expressions=True)
         if selector is None:

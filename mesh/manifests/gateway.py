@@ -36,9 +36,8 @@ class Gateway(Object):
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
         """Read spec, and what labels and annotations say of it."""
-        spec = cursor.child("spec")
+        spec = cursor.child("spec", required=True)
         if spec is None:
-            cursor.refuse("spec", "required")
             return cls(metadata)
         made = cls(
             metadata,

@@ -135,9 +135,8 @@ class Object:
 
     @classmethod
     def _metadata(cls, cursor: Cursor) -> Metadata:
-        fields = cursor.child("metadata")
+        fields = cursor.child("metadata", required=True)
         if fields is None:
-            cursor.refuse("metadata", "required")
             return Metadata("")
         namespace = fields.text("namespace", "default" if cls.NAMESPACED else "", check=dns_label)
         if namespace and not cls.NAMESPACED:

@@ -185,9 +185,8 @@ class Pod(Object):
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
         """Read spec."""
-        spec = cursor.child("spec")
+        spec = cursor.child("spec", required=True)
         if spec is None:
-            cursor.refuse("spec", "required")
             return cls(metadata)
         return cls(metadata, PodSpec.read(spec))
 

@@ -84,9 +84,8 @@ class Service(Object):
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
         """Read spec."""
-        spec = cursor.child("spec")
+        spec = cursor.child("spec", required=True)
         if spec is None:
-            cursor.refuse("spec", "required")
             return cls(metadata)
         kind = spec.choice("type", ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"), "ClusterIP")
         spec.text("externalName")

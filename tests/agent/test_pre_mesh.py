@@ -10,22 +10,13 @@ from typing import Any
 import pytest
 
 from mesh.exclusions import INBOUND_PORTS
-from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.proto import flow_pb2
 from mesh.workload import TunnelProtocol, Workload
 from tests.agent.node import Node, read_line, wait_until
 from tests.agent.scripted_control import ADDRESS, ScriptedControl
+from tests.strict import STRICT
 
 pytestmark = pytest.mark.kernel
-
-STRICT_KEY = "istio-system/istio_converted_static_strict"
-STRICT = Policy(
-    "istio-system",
-    "istio_converted_static_strict",
-    Scope.WORKLOAD_SELECTOR,
-    Action.DENY,
-    (((Match(not_principals=(StringMatch("presence"),)),),),),
-)
 
 
 def workload(name: str, *addresses: str, **changes: Any) -> Workload:
@@ -96,20 +87,20 @@ def test_kept_while_plain_text_is_allowed_closed_once_it_is_not(node: Node, cont
             "a",
             "10.214.0.2",
             "fd14::2",
-            authorization_policies=(STRICT_KEY,),
-            policy_sources={STRICT_KEY: "PeerAuthentication demo/default"},
+            authorization_policies=(STRICT.key,),
+            policy_sources={STRICT.key: "PeerAuthentication demo/default"},
         )
         control.put(strict, STRICT)
         assert read_line(old) in ("ConnectionResetError", "closed")
         assert probe.poll() is None
         denied = wait_until(lambda: [flow for flow in pre_mesh(node) if flow.verdict == flow_pb2.DROPPED], "the denial")
         assert len(denied) == 1 and denied[0].drop_reason_desc == flow_pb2.UNENCRYPTED_TRAFFIC
-        assert f"denied to plain text by PeerAuthentication demo/default (policy {STRICT_KEY})" in denied[0].Summary
+        assert f"denied to plain text by PeerAuthentication demo/default (policy {STRICT.key})" in denied[0].Summary
         assert node.status().control.resources == 3 and node.status().control.connected
 
 
 def test_one_at_an_excluded_port_is_kept_whatever_policies_say(node: Node, control: ScriptedControl) -> None:
-    strict = workload("a", "10.214.0.2", "fd14::2", authorization_policies=(STRICT_KEY,))
+    strict = workload("a", "10.214.0.2", "fd14::2", authorization_policies=(STRICT.key,))
     control.put(strict, STRICT, workload("b", "10.214.0.3", "fd14::3"))
     node.start_agent("--control", ADDRESS)
     node.start_proxy()
@@ -141,8 +132,8 @@ def test_an_agent_that_starts_without_control_remembers_the_mesh(node: Node, con
         "a",
         "10.214.0.2",
         "fd14::2",
-        authorization_policies=(STRICT_KEY,),
-        policy_sources={STRICT_KEY: "PeerAuthentication demo/default"},
+        authorization_policies=(STRICT.key,),
+        policy_sources={STRICT.key: "PeerAuthentication demo/default"},
     )
     control.put(strict, STRICT, workload("b", "10.214.0.3", "fd14::3"))
     agent = node.start_agent("--control", ADDRESS)

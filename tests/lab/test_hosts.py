@@ -2,31 +2,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from lab.endpoints import Endpoint
 from lab.hosts import hosts_file, resolver_file, service_lines
-from mesh.manifests import Container, ContainerPort, Metadata, Pod, PodSpec, Service, ServicePort
+from tests.lab.backends import PODS, service
 
 pytestmark = pytest.mark.unit
-
-
-def endpoint(name: str, *addresses: str, ready: bool = True, port_name: str = "http") -> Endpoint:
-    container = Container("c", ("run",), ports=(ContainerPort(8080, port_name),))
-    pod = Pod(Metadata(name, "shop", {"app": "web"}), PodSpec((container,)))
-    return Endpoint(pod, tuple(map(ip_address, addresses)), ready)
-
-
-def service(*vips: str, target: int | str = "http", selector: dict[str, str] | None = None, headless: bool = False) -> Service:
-    selector = {"app": "web"} if selector is None else selector
-    return Service(
-        Metadata("web", "shop"),
-        cluster_ips=tuple(map(ip_address, vips)),
-        headless=headless,
-        ports=(ServicePort(80, target),),
-        selector=selector,
-    )
-
-
-PODS = [endpoint("w1", "10.1.0.5", "fd00::5"), endpoint("w2", "10.2.0.6"), endpoint("w3", "10.2.0.7", ready=False)]
 
 
 def test_names_are_short_at_home_only() -> None:

@@ -33,10 +33,10 @@ from mesh.workload import (
     Workload,
 )
 from mesh.workload import Scope as Preference
+from tests.mesh import golden
 
 pytestmark = pytest.mark.unit
 
-WAYPOINT = GatewayAddress(NamespacedHostname("amb2", "wp.amb2.svc.cluster.local"), 15008)
 
 ANN = bytes.fromhex(
     "0a8c020a03616e6e1204616d62321a040af4010728013a0764656661756c74422618a0750a210a04616d6232121977702e616d62322e7376632e636c7573"
@@ -76,24 +76,10 @@ PORT_LEVEL = bytes.fromhex(
 
 
 def test_a_captured_pod() -> None:
-    expected = Workload(
-        uid="Kubernetes//Pod/amb2/ann",
-        name="ann",
-        namespace="amb2",
-        addresses=(ip_address("10.244.1.7"),),
-        protocol=TunnelProtocol.HBONE,
-        waypoint=WAYPOINT,
-        node="n1",
-        canonical_name="ann",
-        canonical_revision="latest",
-        workload_name="ann",
-        authorization_policies=("amb2/converted_peer_authentication_portlevel2",),
-        services={"amb2/s2.amb2.svc.cluster.local": {80: 8080}, "amb2/s3.amb2.svc.cluster.local": {80: 8080}},
-    )
-    assert decode_address(ANN) == expected
+    assert decode_address(ANN) == golden.ANN
     # Parsed and written anew by the generated code (a message of the original orders optional parts in its own way).
     canonical = workload_pb2.Address.FromString(ANN).SerializeToString(deterministic=True)
-    assert encode_workload(expected) == canonical
+    assert encode_workload(golden.ANN) == canonical
 
 
 def test_a_pod_that_speaks_hbone_itself() -> None:
@@ -123,18 +109,8 @@ def test_an_endpoint_outside_every_pod_takes_the_defaults() -> None:
 
 
 def test_a_service_with_a_waypoint() -> None:
-    service = decode_address(S3)
-    assert service == Service(
-        name="s3",
-        namespace="amb2",
-        hostname="s3.amb2.svc.cluster.local",
-        vips=(NetworkAddress("", ip_address("10.96.74.127")),),
-        ports={80: 8080},
-        waypoint=WAYPOINT,
-        ip_families=IPFamilies.IPV4_ONLY,
-        canonical=True,
-    )
-    assert encode_service(service) == workload_pb2.Address.FromString(S3).SerializeToString(deterministic=True)
+    assert decode_address(S3) == golden.S3
+    assert encode_service(golden.S3) == workload_pb2.Address.FromString(S3).SerializeToString(deterministic=True)
 
 
 def test_a_dual_stack_service_whose_port_names_an_application_protocol() -> None:

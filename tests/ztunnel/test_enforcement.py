@@ -8,19 +8,11 @@ import pytest
 
 from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.workload import TunnelProtocol
+from tests.strict import STRICT
 from tests.ztunnel.world import VIP, World, assert_reset, world
 from ztunnel.channel import Opened, UpdateInventory, UpdatePolicies
 
 pytestmark = pytest.mark.kernel
-
-STRICT_KEY = "istio-system/istio_converted_static_strict"
-STRICT = Policy(
-    "istio-system",
-    "istio_converted_static_strict",
-    Scope.WORKLOAD_SELECTOR,
-    Action.DENY,
-    (((Match(not_principals=(StringMatch("presence"),)),),),),
-)
 
 
 def allow(*accounts: str) -> Policy:
@@ -39,7 +31,7 @@ def shared() -> Iterator[World]:
 def mesh(shared: World) -> Iterator[World]:
     shared.settle()
     yield shared
-    shared.server.worker.tell(UpdatePolicies([], ["shop/who", STRICT_KEY]))
+    shared.server.worker.tell(UpdatePolicies([], ["shop/who", STRICT.key]))
     for pod in (shared.client, shared.server):
         pod.worker.tell(UpdateInventory([shared.server.workload], []))
 
@@ -126,7 +118,7 @@ def test_plain_text_is_refused_under_strict_and_allowed_without(mesh: World, app
     client, server = open_connection(mesh, app)
     opened = mesh.server.worker.wait_for(Opened).record
     assert opened.protocol == "TCP" and opened.source_identity is None
-    strict = replace(mesh.server.workload, authorization_policies=(STRICT_KEY,))
+    strict = replace(mesh.server.workload, authorization_policies=(STRICT.key,))
     mesh.server.worker.tell(UpdatePolicies([STRICT], []))
     mesh.server.worker.tell(UpdateInventory([strict], []))
     with pytest.raises(ConnectionResetError):
@@ -135,7 +127,7 @@ def test_plain_text_is_refused_under_strict_and_allowed_without(mesh: World, app
     assert_reset(lambda: mesh.client.connect(VIP, 80))
     mesh.server.worker.closed(lambda record: "policy change" in record.error)
     refused = mesh.server.worker.closed(lambda record: "policy rejection" in record.error)
-    assert refused.flag == "DENY" and refused.protocol == "TCP" and refused.policy == STRICT_KEY
+    assert refused.flag == "DENY" and refused.protocol == "TCP" and refused.policy == STRICT.key
     mesh.client.worker.tell(UpdateInventory([mesh.server.workload], []))
     mesh.client.worker.settle()
     client, server = open_connection(mesh, app)  # with an identity it is welcome
