@@ -81,8 +81,8 @@ class Pods:
             raise StartError(str(error)) from error
         if sockets.dns_trouble:
             _log.error(
-                "pod %s/%s is served without DNS on %s: free the port in the pod and restart it, or set %s",
-                *(pod.namespace, pod.name, sockets.dns_trouble, "ISTIO_META_DNS_PROXY_ADDR"),
+                "pod %s/%s is served without DNS on %s: free the port in the pod, or set ISTIO_META_DNS_PROXY_ADDR",
+                *(pod.namespace, pod.name, sockets.dns_trouble),
             )
         self._pods[pod.uid] = (pod, sockets)
         self._on_change()
