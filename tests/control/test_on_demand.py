@@ -77,7 +77,7 @@ def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, ev
         client = XdsClient(endpoint, node, [ADDRESS_TYPE, AUTHORIZATION_TYPE], take, None, [ADDRESS_TYPE], answers.update)
         async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
             running = tasks.create_task(client.run())
-            await client.wait_ready()
+            await eventually(lambda: client.ready)
             assert set(seen) == {UID_0} and policies == ["istio-system/istio_converted_static_strict"]
             client.demand(ADDRESS_TYPE, ["/8.8.8.8", UID_0])
             assert answers == {UID_0: ""}, "what is held is answered at once"

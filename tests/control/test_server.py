@@ -187,7 +187,7 @@ def test_the_meshs_own_client(control: Any, tmp_path: Any, eventually: Any) -> N
         client = XdsClient(endpoint, node, [ADDRESS_TYPE, AUTHORIZATION_TYPE], take)
         async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
             running = tasks.create_task(client.run())
-            await client.wait_ready()
+            await eventually(lambda: client.ready)
             assert set(seen) == {UID_0, WEB_KEY}
             await asyncio.to_thread(control.report)
             await eventually(lambda: UID_0 not in seen)

@@ -134,7 +134,7 @@ def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path
         assert (await control.requests.get()).hex() == ACK_N1
         control.respond(AUTHORIZATION, "n2", {})
         assert (await control.request()).response_nonce == "n2"
-        await client.wait_ready()
+        await eventually(lambda: client.ready)
         control.respond(ADDRESS, "n5", {"K//Pod/fz/g": "v1", **dict.fromkeys(BAD, "v1")}, ("K//Pod/fz/gone",))
         assert (await control.requests.get()).hex() == NACK_N5
         assert updates[-1].upserts[0].name == "K//Pod/fz/g" and updates[-1].removals == ("K//Pod/fz/gone",)
@@ -381,7 +381,7 @@ def test_that_caches_are_warm_before_unblocked(authority: Any, tmp_path: Path, e
         await eventually(lambda: client.status.messages[ADDRESS] == 1)
         assert not client.ready and not applied
         may_go_on.set()
-        await client.wait_ready()
+        await eventually(lambda: client.ready)
         assert applied == [ADDRESS, AUTHORIZATION]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
