@@ -116,7 +116,8 @@ def mesh_service(
         name=service.name,
         namespace=service.namespace,
         hostname=own.hostname,
-        vips=tuple(NetworkAddress(network, address) for network in topology.networks for address in addresses),
+        # On the nameless network too: a proxy that has not heard of a name yet must not take its services for strangers.
+        vips=tuple(NetworkAddress(one, address) for one in dict.fromkeys(("", *topology.networks)) for address in addresses),
         ports=ports,
         subject_alt_names=tuple(sorted(identities)),
         waypoint=waypoint,

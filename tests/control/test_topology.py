@@ -90,10 +90,15 @@ def decided(index: Index, chance: float = 0.5, network: str = "near") -> Route |
 def test_a_pod_is_on_the_network_of_its_label_its_node_or_the_mesh() -> None:
     index = made(BASE + pod("gw", "topology.istio.io/network: own"))
     assert [workload(index, name).network for name in ("client", "web", "gw")] == ["near", "far", "own"]
-    assert [str(vip) for vip in index.services.nouns[WEB].vips] == ["far/10.96.0.9", "near/10.96.0.9", "own/10.96.0.9"]
+    assert [str(vip) for vip in index.services.nouns[WEB].vips] == [
+        "/10.96.0.9",
+        "far/10.96.0.9",
+        "near/10.96.0.9",
+        "own/10.96.0.9",
+    ]
     replace(index, BASE.replace("near", "here"), VIPS)
     assert workload(index, "client").network == "here"
-    assert [str(vip) for vip in index.services.nouns[WEB].vips] == ["far/10.96.0.9", "here/10.96.0.9"]
+    assert [str(vip) for vip in index.services.nouns[WEB].vips] == ["/10.96.0.9", "far/10.96.0.9", "here/10.96.0.9"]
 
 
 def test_a_mesh_of_one_network_names_nobody() -> None:
@@ -109,6 +114,13 @@ def test_double_hbone_to_another_network() -> None:
     assert str(route.authority) == "web.demo.svc.cluster.local:80"
     assert route.expected == {"spiffe://cluster.local/ns/demo/sa/far-istio-remote"}
     assert route.inner_expected == {"spiffe://cluster.local/ns/demo/sa/web-account"}
+
+
+def test_a_proxy_that_has_not_heard_of_its_networks_name_goes_past_no_waypoint() -> None:
+    near, wish = NODES.replace("far", "near"), "labels: {istio.io/use-waypoint: gw}"
+    index = made(near + pod("client") + pod("web") + service("web", wish) + pod("gw") + service("gw", port=15008))
+    route = decided(index, network="")
+    assert isinstance(route, Route) and (route.hop, str(route.address)) == ("waypoint", "10.244.1.2")
 
 
 def test_a_gateway_may_have_a_hostname_and_is_asked_for_by_it() -> None:

@@ -70,7 +70,7 @@ def mesh() -> Iterator[Mesh]:
 
 def vip(mesh: Mesh, service: str) -> str:
     services = mesh.config_dump("a")["services"]
-    return next(one["vips"][0].partition("/")[2] for one in services if one["name"] == service)
+    return next(one["vips"][0].rpartition("/")[2] for one in services if one["name"] == service)
 
 
 def test_a_service_on_another_network_is_reached_through_its_gateway(mesh: Mesh) -> None:
