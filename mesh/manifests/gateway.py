@@ -32,6 +32,8 @@ class Gateway(Object):
     """`IPAddress` or `Hostname`, and which."""
     listeners: tuple[tuple[str, int, str], ...] = ()
     """Name, port, protocol."""
+    application_tunnel: ApplicationTunnel | None = None
+    """How its pods want connections, where a proxy stands before them: what an annotation says."""
 
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
@@ -44,6 +46,7 @@ class Gateway(Object):
             spec.text("gatewayClassName", check=dns_subdomain, required=True),
             tuple(_read_address(entry) for entry in spec.children("addresses")),
             tuple(_read_listener(entry) for entry in spec.children("listeners")),
+            _read_binding(metadata, cursor),
         )
         spec.finish(ignored=("allowedListeners", "backendTLS", "infrastructure", "tls"))
         made._check(cursor)
@@ -60,10 +63,6 @@ class Gateway(Object):
         }
 
     def _check(self, cursor: Cursor) -> None:
-        try:
-            self.application_tunnel  # noqa: B018  asked for what it raises
-        except ValueError as error:
-            cursor.refuse(f"metadata.annotations[{_BINDING}]", str(error))
         if self.purpose not in PURPOSES:
             cursor.refuse(f"metadata.labels[{_PURPOSE}]", f"{self.purpose!r} is none of {', '.join(PURPOSES)}")
         if self.class_name in (REMOTE, EAST_WEST) and not self.network:
@@ -91,17 +90,18 @@ class Gateway(Object):
         """Under which it proves who it is: what its annotation says, else as Istio calls it."""
         return self.metadata.annotations.get(_ACCOUNT) or (f"{self.name}-{REMOTE}" if self.class_name == REMOTE else self.name)
 
-    @property
-    def application_tunnel(self) -> ApplicationTunnel | None:
-        """How its pods want connections, where a proxy stands before them. Raises: ValueError where the annotation is wrong."""
-        text = self.metadata.annotations.get(_BINDING)
-        if text is None:
-            return None
-        protocol, slash, port = text.partition("/")
-        known = protocol in ("PROXY", "NONE") and (not slash or (port.isascii() and port.isdigit() and 0 < int(port) < 65536))
-        if not known:
-            raise ValueError(f"{text!r}: write PROXY or NONE, and /PORT where it is not the port that was dialled")
+
+def _read_binding(metadata: Metadata, cursor: Cursor) -> ApplicationTunnel | None:
+    text = metadata.annotations.get(_BINDING)
+    if text is None:
+        return None
+    protocol, slash, port = text.partition("/")
+    numbered = port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
+    if protocol in ("PROXY", "NONE") and (numbered or not slash):
         return ApplicationTunnel(protocol == "PROXY", int(port) if slash else 0)
+    reason = f"{text!r}: write PROXY or NONE, and /PORT where it is not the port that was dialled"
+    cursor.refuse(f"metadata.annotations[{_BINDING}]", reason)
+    return None
 
 
 def _read_address(entry: Cursor) -> tuple[str, str]:

@@ -62,6 +62,7 @@ def test_how_a_waypoint_wants_connections(text: str, tunnel: ApplicationTunnel) 
     [
         (manifest("", f"{BINDING}: HTTP/80"), f"metadata.annotations[{BINDING}]", "'HTTP/80': write PROXY or NONE"),
         (manifest("", f"{BINDING}: PROXY/0"), f"metadata.annotations[{BINDING}]", "'PROXY/0': write PROXY or NONE"),
+        (manifest("", f"{BINDING}: PROXY/0655359"), f"metadata.annotations[{BINDING}]", "'PROXY/0655359': write PROXY or"),
         (manifest("", f"{BINDING}: PROXY/"), f"metadata.annotations[{BINDING}]", "'PROXY/': write PROXY or NONE"),
         (
             manifest("istio.io/waypoint-for: pods"),
