@@ -49,6 +49,7 @@ from ztunnel.crl_file import CrlFile
 from ztunnel.delegated_identity import DelegatedIdentities
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.front import Front
+from ztunnel.gaps import Gaps
 from ztunnel.issuer import CertificateMessage, Fetcher, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
@@ -62,7 +63,6 @@ from ztunnel.profiler import Profiler
 from ztunnel.residents import Residents
 from ztunnel.shown_config import dump_config
 from ztunnel.telemetry import Telemetry
-from ztunnel.unknown_policies import UnknownPolicies
 from ztunnel.workers import Statement
 from ztunnel.workload_api import WorkloadApi
 from ztunnel.zds import PodInfo, StartError, ZdsProtocolError
@@ -93,7 +93,7 @@ class Supervisor:
         self._residents = Residents(config.node, config.impersonates)
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
-        self._unknown_policies = UnknownPolicies(self.view, self.pods.infos)
+        self._gaps = Gaps(self.view, self.pods.infos, config.network)
         self._ca = _certificate_source(config)
         keys = KeyStore(config.installation, config.node, _sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self._tell_certificate)
@@ -175,7 +175,7 @@ class Supervisor:
 
     def _mesh_changed(self, message: UpdateInventory | UpdatePolicies) -> None:
         self.workers.broadcast(message)
-        self._unknown_policies.look_soon()
+        self._gaps.look_soon()
         if isinstance(message, UpdateInventory):
             self._telemetry.mesh_changed()
             self._residents.update(message.upserts, message.removals)
@@ -192,7 +192,7 @@ class Supervisor:
 
     def pods_changed(self) -> None:
         """A pod came or went: so did its identity."""
-        self._unknown_policies.look_soon()
+        self._gaps.look_soon()
         self._residents.set_pods(self.pods.accounts())
         self._issuer.residents_changed()
 
