@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from control.services import claim_of
 from control.vips import Allocation, allocate
 from mesh.authorization import convert
-from mesh.manifests import AuthorizationPolicy, Object, PeerAuthentication, Problem, Service, check_references
+from mesh.manifests import AuthorizationPolicy, Namespace, Object, PeerAuthentication, Problem, Service, check_references
 from mesh.workload import Address, Network
 
 Addresses = Mapping[str, tuple[Address, ...]]
@@ -50,6 +50,7 @@ class Examination:
     ranges: Sequence[Network]
     held: Addresses
     """Addresses of services now; set it after each change that was made."""
+    _inhabited: _Remembered[frozenset[str]] = field(default_factory=_Remembered)
     _references: _Remembered[list[Problem]] = field(default_factory=_Remembered)
     _allocation: _Remembered[Allocation] = field(default_factory=_Remembered)
     _security: _Remembered[list[Problem]] = field(default_factory=_Remembered)
@@ -70,7 +71,15 @@ class Examination:
             if f"Service {service}" not in named
         ]
         lost = self._security.of(security, self._lost)
-        return Findings([*references, *collisions, *lost], allocation.addresses)
+        nowhere = self._nowhere(security, self._inhabited.of(plain, _inhabited))
+        return Findings([*references, *collisions, *lost, *nowhere], allocation.addresses)
+
+    def _nowhere(self, security: Iterable[Object], inhabited: frozenset[str]) -> Iterable[Problem]:
+        """Warnings about policies of namespaces that nothing is in: a misspelt one would do nothing, and say nothing."""
+        for one in security:
+            if one.namespace not in inhabited and one.namespace != self.root_namespace:
+                reason = f"nothing is in namespace {one.namespace}: it concerns no pod"
+                yield Problem("", 0, one.title, "metadata.namespace", reason, True)
 
     def _allocate(self, services: Iterable[Object]) -> Allocation:
         claims = (claim_of(one, self.ranges) for one in services if isinstance(one, Service))
@@ -81,3 +90,8 @@ class Examination:
         policies = [one for one in security if isinstance(one, AuthorizationPolicy)]
         modes = [one for one in security if isinstance(one, PeerAuthentication)]
         return list(convert(policies, modes, self.root_namespace).problems)
+
+
+def _inhabited(objects: list[Object]) -> frozenset[str]:
+    """The namespaces that are objects, or have some."""
+    return frozenset(one.name if isinstance(one, Namespace) else one.namespace for one in objects)
