@@ -104,6 +104,10 @@ class Admin:
         for server in self._servers:
             server.stop_listening()
 
+    def retire(self) -> None:
+        """Never take them back: a successor that ends from now on has a successor itself, whose they are."""
+        self._where = None
+
     async def close(self) -> None:
         """Close everything, streams too."""
         self._where = None

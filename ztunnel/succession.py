@@ -7,8 +7,8 @@ new connections to them. When it is ready, whoever started it ends the predecess
 accept queues, closes its listeners, lets open connections go on and asks its peers for new tunnels (GOAWAY). Keys are the
 kernel keyring's (`ztunnel.key_store`), the mesh is on disk: a successor waits for nobody to be ready.
 
-A successor that ends before its time gives the endpoints back: they are the predecessor's for as long as the connection that
-asked for them lives.
+A successor that ends before its time gives the endpoints back: they are its own for as long as the connection that asked for
+them lives. Once the predecessor drains, it wants them no more: they are the successor's, or that one's own successor's.
 """
 
 import asyncio

@@ -345,6 +345,7 @@ class Supervisor:
 
     async def _drain(self) -> None:
         _log.info("draining for at most %g s", self.config.drain_s)
+        self._admin.retire()
         self.pods.drain()
         await self.workers.shut_down(self.config.drain_s)
 

@@ -1,0 +1,75 @@
+"""Who has a node's admin endpoints when proxies take over from each other."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from wire.http_unix import request
+from ztunnel.admin import Admin, Proxy
+from ztunnel.succession import succeed
+
+pytestmark = pytest.mark.unit
+
+
+class Generation:
+    """One of several proxies of a node, as far as its endpoints go."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self._path = path
+        self._predecessor = AsyncExitStack()
+        self.admin = Admin(cast("Proxy", SimpleNamespace(waits_for=lambda: [name])))
+
+    async def start(self) -> None:
+        await succeed(self._path, self._predecessor)
+        await self.admin.listen(self._path, 0, 0, 0)
+
+    async def end(self) -> None:
+        await self.admin.close()
+        await self._predecessor.aclose()
+
+
+async def who_answers(path: Path) -> str:
+    """The proxy behind the admin socket."""
+    body = (await request(path, "GET", "/healthz/ready")).body.decode()
+    return body.removeprefix("not ready, waiting for: ").strip()
+
+
+def test_a_successor_that_ends_gives_the_endpoints_back(tmp_path: Path, eventually: Callable[..., Awaitable[None]]) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "admin.sock"
+        first, second = (Generation(name, path) for name in ("first", "second"))
+        await first.start()
+        await second.start()
+        assert await who_answers(path) == "second"
+        await second.end()
+        await eventually(lambda: not first.admin._local._connections)
+        assert await who_answers(path) == "first"
+        await first.end()
+
+    asyncio.run(scenario())
+
+
+def test_one_that_drains_does_not_take_them_from_its_successors_successor(
+    tmp_path: Path, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "admin.sock"
+        first, second, third = (Generation(name, path) for name in ("first", "second", "third"))
+        await first.start()
+        await second.start()
+        first.admin.retire()
+        await third.start()
+        second.admin.retire()
+        await second.end()
+        await eventually(lambda: not first.admin._local._connections)  # it has heard of that
+        assert await who_answers(path) == "third"
+        await first.end()
+        assert await who_answers(path) == "third"
+        await third.end()
+
+    asyncio.run(scenario())
