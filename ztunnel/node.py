@@ -5,6 +5,7 @@ import resource
 from collections.abc import Callable
 from functools import partial
 from random import random
+from typing import Protocol
 
 from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
@@ -50,6 +51,13 @@ def raise_fd_limit() -> int:
     return max(64, min(MAX_CONNECTIONS, (hard - _RESERVED_FDS) // 2))
 
 
+class Stranger(Protocol):
+    """A connection on its way to who the mesh does not know."""
+
+    def mesh_changed(self) -> None:
+        """The mesh may know by now."""
+
+
 class Node:
     """One per worker."""
 
@@ -77,6 +85,8 @@ class Node:
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
         self.dials = Deadlines(config.tuning.connect_timeout_s)
         self.workload_waits = Deadlines(config.tuning.workload_timeout_s)
+        self.strangers: dict[Stranger, None] = {}
+        """Connections that dial who the mesh does not know."""
         self.outliers = Outliers(config.tuning.outlier_failures)
         self.retries = 0
         """Connections that were offered to another endpoint."""
@@ -171,6 +181,8 @@ class Node:
             if attempt():
                 self._waiting.pop(who, None)
                 self.workload_waits.discard(who)
+        for stranger in list(self.strangers):
+            stranger.mesh_changed()
 
     def mention(self, name: str) -> None:
         """On demand: ask for what it would be good to know."""

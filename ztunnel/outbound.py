@@ -230,12 +230,33 @@ class Outbound(Tracked):
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
         reset_on_close(sock)
+        if route.workload is None:
+            node.strangers[self] = None
         self._dial = Dial(node.loop, node.dials, self, sock, address, route.port)
         self._dial.start()
+
+    def mesh_changed(self) -> None:
+        """Look again, as long as nobody has answered in plain: who is dialled may be of the mesh by now."""
+        way = self.pod.ways.find(self._request)
+        if self._dial is None or (isinstance(way, Way) and way.route.workload is None):
+            return
+        self._hang_up()
+        if isinstance(way, Refused):
+            self._name(way)
+            self.ended(way.flag, way.reason)
+        else:
+            self._try(way)
+
+    def _hang_up(self) -> None:
+        assert self._dial is not None
+        self._dial.cancel()
+        self._dial = None
+        self.pod.node.strangers.pop(self, None)
 
     def connected(self, sock: socket.socket) -> None:
         """See ztunnel.dial.Owner."""
         self._dial = None
+        self.pod.node.strangers.pop(self, None)
         client, self._sock = self._sock, None
         assert client is not None
         self.pump = Passthrough(self.pod.node.loop, self, client, sock, self.pod.holder.held, self._early)
@@ -243,6 +264,7 @@ class Outbound(Tracked):
     def not_connected(self, flag: Flag, error: str) -> None:
         """See ztunnel.dial.Owner."""
         self._dial = None
+        self.pod.node.strangers.pop(self, None)
         self._not_taken(flag, error)
 
     def _start_tunnelled(self, way: Way, key: Key) -> None:
@@ -319,8 +341,7 @@ class Outbound(Tracked):
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""
         if self._dial is not None:
-            self._dial.cancel()
-            self._dial = None
+            self._hang_up()
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.end()
