@@ -1,6 +1,6 @@
 # Two commands do everything, as root, on a fresh Debian 12 or 13 machine: `make demo` and `make test`.
 PYTHON := .venv/bin/python
-.PHONY: setup demo down test check unit kernel lab peer fuzz bench bench-hostile image clean
+.PHONY: setup demo down test check unit kernel lab peer fuzz soak bench bench-hostile image clean
 
 setup:
 	@./setup.sh run
@@ -30,6 +30,12 @@ SECONDS := 60
 fuzz:
 	@./setup.sh run test fuzz
 	$(PYTHON) -m tests.fuzz --seconds $(SECONDS) $(TARGETS)
+
+# What moves connections' bytes, under random schedules: `make soak SEED=7` begins with that one.
+SEED := 1
+soak:
+	@./setup.sh run test
+	$(PYTHON) -m tests.ztunnel.schedules --seconds $(SECONDS) --seed $(SEED)
 
 # IMAGE=1: weft's processes run from the node image's root file system.
 bench:
