@@ -176,6 +176,8 @@ class Tunnel(Outflow):
             self.held.add(len(self._rest))
             self._leave()
             return False
+        if self.http.draining:
+            self.loop.dirty[self] = None
         return self.open
 
     def _leave(self) -> None:
@@ -244,9 +246,9 @@ class Tunnel(Outflow):
     # --- sending
 
     def flush(self) -> None:
-        """Write all small frames, and close when nothing is left to do."""
+        """Write all small frames, and close when nothing is left to do, what has come and waits for its turn included."""
         self._write_small()
-        if self.http.draining and self.http.finished and self.open and not self.queued:
+        if self.http.draining and self.http.finished and self.open and not self.queued and not self._late:
             self.close("-", "")
 
     # --- what the connection asks of its owner
