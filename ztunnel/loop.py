@@ -1,9 +1,9 @@
 """The worker's event loop: epoll, level-triggered, one thread, nothing that waits anywhere else.
 
-A turn: wait; call the handler of each ready descriptor; go on with some of what earlier turns left (ztunnel.rota); then flush
-what the turn left in `dirty` (so that all small frames for one tunnel leave in one TLS write and one send); then do what nobody
-waits for (`afterwards`); then what is due by time. Handlers must not raise: what one does raise is logged and ends its own
-object, never the loop.
+A turn: wait; call the handler of each ready descriptor (one of them is time: ztunnel.alarm); go on with some of what earlier
+turns left (ztunnel.rota); then flush what the turn left in `dirty` (so that all small frames for one tunnel leave in one TLS
+write and one send); then do what nobody waits for (`afterwards`). Handlers must not raise: what one does raise is logged and
+ends its own object, never the loop.
 """
 
 import heapq
@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ztunnel.alarm import Alarm
 from ztunnel.frames import SIZES
 from ztunnel.limits import NODE, Held
 from ztunnel.rota import Rota
 
 IN, OUT, ERROR, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 _EXCLUSIVE = select.EPOLLEXCLUSIVE
-_LONGEST_WAIT_S = 60.0
+_EVENTS_PER_TURN = 80
+"""The others come with the next turn. The kernel's answer has its place in libc's cache for small pieces, up to 1 KiB."""
 OVERTIME_S = 0.001
 """How long a turn goes on with what earlier ones left; one piece of it at least."""
 _BUSY_OVERTIME = 1 / 4
@@ -108,6 +110,8 @@ class Loop:
         """What nobody waits for, and whose it is: done when the turn has written what somebody may wait for."""
         self._lingering: dict[Flushable, float] = {}
         self.now = time.monotonic()
+        self.alone = False
+        """One descriptor is ready in this turn: what it brings has nobody to leave with."""
         self.running = True
         self.held = Held(NODE.buffered_bytes)
         """Bytes that wait in the worker for slow receivers."""
@@ -120,8 +124,8 @@ class Loop:
         """Handshakes moved on in this turn."""
         self.lookups = 0
         """DNS messages taken in this turn."""
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._sequence = itertools.count()
+        self._timers = _Timers()
+        self.watch(self._timers.fd, IN, self._timers)
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
         """Call `handler.on_event` while the descriptor is ready for `mask`; who watched it before does not any more."""
@@ -152,7 +156,7 @@ class Loop:
 
     def call_at(self, when: float, call: Callable[[], None]) -> None:
         """Call once, at a monotonic time or soon after it."""
-        heapq.heappush(self._timers, (when, next(self._sequence), call))
+        self._timers.add(when, call)
 
     def every(self, seconds: float, call: Callable[[], None]) -> None:
         """Call again and again."""
@@ -170,48 +174,56 @@ class Loop:
 
     def run(self) -> None:
         """Turn until `running` is false."""
-        while self.running:
-            self.turn()
+        self._turn(None, once=False)
 
-    def turn(self, longest_wait_s: float = _LONGEST_WAIT_S) -> None:
+    def turn(self, longest_wait_s: float | None = None) -> None:
         """Wait for something to do, and do it."""
-        wait = self._wait_s(longest_wait_s)
-        self.greetings = self.lookups = 0
-        ready = self._epoll.poll(wait)
-        self.now = time.monotonic()
-        handlers = self._handlers
-        for fd, events in ready:
-            handler = handlers.get(fd)
-            if handler is not None:
-                try:
-                    handler.on_event(events)
-                except Exception as error:  # the one catch point of a connection: it alone ends
-                    self._contain(handler, error)
-        if self._left_over:
-            self._go_on(self.overtime_s * _BUSY_OVERTIME if ready else self.overtime_s)
+        self._turn(longest_wait_s, once=True)
+
+    def _turn(self, longest_wait_s: float | None, once: bool) -> None:
+        poll, clock, handlers = self._epoll.poll, time.monotonic, self._handlers
+        dirty, afterwards, left_over, lingering = self.dirty, self.afterwards, self._left_over, self._lingering
+        while True:
+            wait_s = longest_wait_s
+            if dirty or left_over or afterwards or lingering:
+                wait_s = self._wait_s(longest_wait_s)
+            self.greetings = self.lookups = 0
+            ready = poll(wait_s, _EVENTS_PER_TURN)
+            self.now = clock()
+            self.alone = len(ready) == 1
+            for fd, events in ready:
+                handler = handlers.get(fd)
+                if handler is not None:
+                    try:
+                        handler.on_event(events)
+                    except Exception as error:  # the one catch point of a connection: it alone ends
+                        self._contain(handler, error)
+            if left_over:
+                self._go_on(self.overtime_s * _BUSY_OVERTIME if ready else self.overtime_s)
+            if lingering:
+                self._end_lingering()
+            if dirty:
+                self._flush()
+            if afterwards:
+                self._finish_up()
+            if once or not self.running:
+                return
+            handler = None  # what has closed is gone, while this waits
+
+    def _wait_s(self, longest_s: float | None) -> float:
+        if self.dirty or self._left_over or self.afterwards:  # `dirty`: by `afterwards`
+            return 0
+        wait = max(0.0, next(iter(self._lingering.values())) - self.now)  # `now` is a turn old: late by as much, never early
+        return wait if longest_s is None else min(wait, longest_s)
+
+    def _flush(self) -> None:
         dirty = self.dirty
-        if self._lingering:
-            self._end_lingering()
         while dirty:
             flushable, _ = dirty.popitem()
             try:
                 flushable.flush()
             except Exception as error:  # as above
                 self._contain(flushable, error)
-        if self.afterwards:
-            self._finish_up()
-        if self._timers and self._timers[0][0] <= self.now:
-            self._fire()
-
-    def _wait_s(self, longest_s: float) -> float:
-        if self.dirty or self._left_over or self.afterwards:  # `dirty` and `afterwards`: by a timer
-            return 0
-        wait = longest_s
-        if self._timers:
-            wait = self._timers[0][0] - self.now  # `now` is a turn old: a timer may be late by as much, never early
-        if self._lingering:
-            wait = min(wait, next(iter(self._lingering.values())) - self.now)
-        return wait if wait > 0 else 0
 
     def _end_lingering(self) -> None:
         due = self.now
@@ -233,7 +245,8 @@ class Loop:
                 return
 
     def _finish_up(self) -> None:
-        calls, self.afterwards = self.afterwards, []
+        calls = self.afterwards[:]
+        self.afterwards.clear()
         for call, owner in calls:
             try:
                 call()
@@ -247,10 +260,33 @@ class Loop:
         except Exception:
             _log.exception("%s could not be closed cleanly", type(owner).__name__)
 
-    def _fire(self) -> None:
-        while self._timers and self._timers[0][0] <= self.now:
-            _, _, call = heapq.heappop(self._timers)
+
+class _Timers:
+    """What is due by time, first things first, and the alarm that is set to the first."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = itertools.count()
+        self._alarm = Alarm()
+        self.fd = self._alarm.fd
+
+    def add(self, when: float, call: Callable[[], None]) -> None:
+        """Call once, at a monotonic time or soon after it."""
+        heapq.heappush(self._heap, (when, next(self._sequence), call))
+        if self._heap[0][0] == when:
+            self._alarm.set(when)
+
+    def on_event(self, _events: int) -> None:
+        """Something is due."""
+        heap, now = self._heap, time.monotonic()
+        while heap and heap[0][0] <= now:
+            _, _, call = heapq.heappop(heap)
             try:
                 call()
             except Exception:
                 _log.exception("a timer failed")
+        self._alarm.set(heap[0][0] if heap else None)
+
+    def crashed(self, error: Exception) -> None:
+        """See Crashing: without time a worker is none."""
+        raise error

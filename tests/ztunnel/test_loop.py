@@ -2,11 +2,13 @@
 
 import logging
 import os
+import select
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from ztunnel.alarm import Alarm
 from ztunnel.loop import IN, OVERTIME_S, Deadlines, Loop
 
 pytestmark = pytest.mark.unit
@@ -76,6 +78,32 @@ def test_timers_run_in_order_and_a_bad_one_is_contained(caplog: pytest.LogCaptur
         while len(log) < 5:
             loop.turn(1.0)
     assert log[:3] == ["first", "again", "second"] and set(log[3:]) == {"again"}
+
+
+def test_who_is_due_before_all_others_ends_a_wait_without_a_limit() -> None:
+    loop, log = Loop(), []
+    loop.call_at(loop.now + 3600, lambda: log.append("much later"))
+    loop.call_at(loop.now + 0.01, lambda: log.append("soon"))
+    loop.turn()
+    loop.turn(0)
+    assert log == ["soon"], "once, and nobody else"
+
+
+def test_a_time_that_is_over_is_now_and_no_time_is_never() -> None:
+    alarm, now = Alarm(), time.monotonic()
+    with select.epoll() as poll:
+        poll.register(alarm.fd, select.EPOLLIN)
+        for when, due in (
+            (None, False),
+            (0.0, True),
+            (None, False),
+            (time.monotonic() - 1, True),
+            (time.monotonic() + 60, False),
+        ):
+            alarm.set(when)
+            assert bool(poll.poll(0)) == due, when
+        alarm.set(now + 0.001)
+        assert poll.poll(5)
 
 
 def test_deadlines_expire_oldest_first_and_not_before_time() -> None:
