@@ -15,8 +15,8 @@ PADDED = 0x8
 PRIORITISED = 0x20
 
 HEADER_BYTES = 9
-header = struct.Struct(">HBBBL")
-"""Length high 16, length low 8, type, flags, stream."""
+header = struct.Struct(">LBL")
+"""Length << 8 | type, flags, stream."""
 _u32 = struct.Struct(">L")
 _setting = struct.Struct(">HL")
 
@@ -87,8 +87,7 @@ class ProtocolError(Exception):
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
-    length = len(payload)
-    return header.pack(length >> 8, length & 0xFF, kind, flags, stream_id) + payload
+    return header.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
 def settings(pairs: list[tuple[int, int]]) -> bytes:

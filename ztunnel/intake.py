@@ -127,48 +127,51 @@ class Intake(ABC):
         if self._preface:
             position = self._take_preface(view)
         while position < end and self.work > 0:
-            left = self._left
-            if not left:
-                if self._head or end - position < HEADER_BYTES:
-                    position += self._take_head(view[position:])
-                    if len(self._head) < HEADER_BYTES:
-                        return position
-                    high, low, kind, flags, sid = _unpack(self._head)
-                    self._head = b""
-                else:
-                    high, low, kind, flags, sid = _unpack(view, position)
-                    position += HEADER_BYTES
-                left = high << 8 | low
-                sid &= MAX_WINDOW  # the reserved bit is ignored
-                self._kind, self._flags, self._sid = kind, flags, sid
-                if kind == DATA:
-                    self._begin_data(left, flags, sid)
-                else:
-                    self._begin_other(left, kind, sid)
-                if not left or position >= end:
-                    self._left = left
-                    self.work -= 1
-                    continue
-            if left <= end - position:
-                part = view[position : position + left]
-                position += left
-                left = 0
-            else:
-                part = view[position:]
-                left -= end - position
-                position = end
-            self._left = left
-            stream = self._stream
-            if stream is not None:
-                taken = stream.take(part)
-                if taken:
-                    self.delivered(stream, taken)
-                if not left and self._flags & END_STREAM and self._stream is stream:
-                    self.end_of_peer(stream)
-            else:
-                self._keep(part, left)
             self.work -= 1
+            if self._left:
+                position = self._take_part(view, position)
+                continue
+            if self._head or end - position < HEADER_BYTES:
+                position += self._take_head(view[position:])
+                if len(self._head) < HEADER_BYTES:
+                    return position
+                word, flags, sid = _unpack(self._head)
+                self._head = b""
+            else:
+                word, flags, sid = _unpack(view, position)
+                position += HEADER_BYTES
+            length, kind = word >> 8, word & 0xFF
+            sid &= MAX_WINDOW  # the reserved bit is ignored
+            if kind == DATA:
+                stream = self._begin_data(length, flags, sid)
+                if length and not flags and stream is not None and length <= end - position:  # the common kind, all of it here
+                    taken = stream.take(view[position : position + length])
+                    if taken:
+                        self.delivered(stream, taken)
+                    position += length
+                    continue
+            else:
+                stream = None
+            self._left, self._kind, self._flags, self._sid, self._stream = length, kind, flags, sid, stream
+            self._begin_parts(length)
+            if self._left and position < end:
+                position = self._take_part(view, position)
         return position
+
+    def _take_part(self, view: memoryview, position: int) -> int:
+        """Take as much of a frame as there is; returns where it stopped."""
+        part = view[position : position + self._left]
+        self._left = left = self._left - len(part)
+        stream = self._stream
+        if stream is not None:
+            taken = stream.take(part)
+            if taken:
+                self.delivered(stream, taken)
+            if not left and self._flags & END_STREAM and self._stream is stream:
+                self.end_of_peer(stream)
+        else:
+            self._keep(part, left)
+        return position + len(part)
 
     def _keep(self, part: memoryview, left: int) -> None:
         if self._payload is not None:
@@ -200,25 +203,32 @@ class Intake(ABC):
         self._head += part
         return len(part)
 
-    def _begin_data(self, length: int, flags: int, sid: int) -> None:
+    def _begin_data(self, length: int, flags: int, sid: int) -> Stream | None:
+        """Take a DATA frame off the windows."""
         stream = self.streams.get(sid)
         if flags or length < 2 or stream is None or stream.remote_closed or self._reader.stream_id or length > self._max_frame:
             self._check_data(length, flags, sid, stream)
-        self._stream, self._payload = stream, None
-        self._receive_window -= length
+        self._receive_window = room = self._receive_window - length
         if length >= BULK_FRAME_BYTES:
             self.bulk_bytes += length
         if stream is not None:
             if not self.server and not stream.answered:
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"DATA on stream {sid} before its response")
-            stream.receive_window -= length
-            if stream.receive_window < 0:
+            stream.receive_window = own = stream.receive_window - length
+            if own < 0:
                 raise ProtocolError(Code.FLOW_CONTROL_ERROR, f"stream {sid} overflows its window")
-        if self._receive_window < 0:
+        if room < 0:
             raise ProtocolError(Code.FLOW_CONTROL_ERROR, "DATA overflows the connection's window")
-        if flags & PADDED:
+        return stream
+
+    def _begin_parts(self, length: int) -> None:
+        """Go on with what is not plain DATA, or not all here."""
+        stream, self._payload = self._stream, None
+        if self._kind != DATA:
+            self._begin_other(length, self._kind, self._sid)
+        elif self._flags & PADDED:
             self._stream, self._payload = None, bytearray()
-        elif not length and flags & END_STREAM and stream is not None:
+        elif not length and self._flags & END_STREAM and stream is not None:
             self._stream = None
             self.end_of_peer(stream)
 
@@ -239,7 +249,6 @@ class Intake(ABC):
             self._spend(self._empty, "empty DATA")
 
     def _begin_other(self, length: int, kind: int, sid: int) -> None:
-        self._stream = None
         self._payload = bytearray()
         if self._reader.stream_id and kind != CONTINUATION:
             raise ProtocolError(Code.PROTOCOL_ERROR, "header block interrupted")
@@ -301,13 +310,13 @@ class Intake(ABC):
 
     def delivered(self, stream: Stream, count: int) -> None:
         """Bytes of a stream have left for the application."""
-        self._credit += count
+        self._credit = total = self._credit + count
         stream.credit = credit = stream.credit + count
         if credit > self._half_stream and not stream.remote_closed:
             self.out += frames.window_update(stream.sid, credit)
             stream.receive_window += credit
             stream.credit = 0
-        if self._credit > self._half_connection:
+        if total > self._half_connection:
             self._widen()
 
     def discarded(self, count: int) -> None:

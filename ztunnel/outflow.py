@@ -28,6 +28,30 @@ _MUCH_BYTES = 16 << 10
 class Outflow(ABC):
     """Frames into TLS records, and those into the socket as it takes them."""
 
+    __slots__ = (
+        "__weakref__",
+        "_answered",
+        "_fd",
+        "_incoming",
+        "_outgoing",
+        "_patient_bytes",
+        "_read",
+        "_reading",
+        "_send",
+        "_sock",
+        "_tls",
+        "_waiting",
+        "_write",
+        "_written",
+        "established",
+        "held",
+        "http",
+        "loop",
+        "offence",
+        "open",
+        "queued",
+    )
+
     http: Connection
 
     def __init__(self, loop: Loop, sock: socket, end: End, held: Held) -> None:
@@ -43,6 +67,8 @@ class Outflow(ABC):
         self._fd = sock.fileno()
         self._send = sock.send
         self._tls, self._incoming, self._outgoing = end
+        tls = self._tls._sslobj  # type: ignore[attr-defined]  # without the class in Python around it: four calls a round trip
+        self._read, self._write, self._written = tls.read, tls.write, self._outgoing.read
         self._waiting: deque[memoryview] | None = None
         """None until something has had to wait."""
         self._reading = False
@@ -69,7 +95,7 @@ class Outflow(ABC):
     def _write_small(self) -> None:
         out = self.http.out
         if out and self.established and self.open:
-            self._tls.write(out)
+            self._write(out)
             self._taken_out()
             self._push()
 
@@ -121,8 +147,12 @@ class Outflow(ABC):
         self._patient_bytes = len(self.http.out)
 
     def send_small(self, data: memoryview) -> None:
-        """Add a small DATA frame to this turn's write."""
+        """Add a small DATA frame to this turn's write; where nothing else can come in this turn, write it now."""
         out = self.http.out
+        if not out and self.loop.alone:
+            self._write(data)
+            self._push()
+            return
         out += data
         self.loop.dirty[self] = None
         if len(out) > _SMALL_BYTES:
@@ -132,14 +162,14 @@ class Outflow(ABC):
         """Write a DATA frame now, behind what is there."""
         out = self.http.out
         if out:
-            self._tls.write(out)
+            self._write(out)
             self._taken_out()
-        self._tls.write(data)
+        self._write(data)
         self.http.bulk_bytes += len(data)
         self._push()
 
     def _push(self) -> None:
-        data = self._outgoing.read()
+        data = self._written()
         if not data:
             return
         if not self._waiting:

@@ -192,6 +192,9 @@ class TunnelStream(Stream):
 
     def on_event(self, events: int) -> None:
         """The application's socket is ready."""
+        if events == IN == self._mask:
+            self._readable()
+            return
         if events & OUT and self._backlog is not None:
             self._flush()
         if events & ~OUT and not self.closed:
@@ -243,7 +246,7 @@ class TunnelStream(Stream):
             self._heard_last = False
             if self._kept is not None:
                 self._keep_sent(count)
-            _pack(_frame, 0, count >> 8, count & 0xFF, DATA, 0, self.sid)
+            _pack(_frame, 0, count << 8 | DATA, 0, self.sid)
             if count < BULK_FRAME_BYTES:
                 tunnel.send_small(_frame_view[: HEADER_BYTES + count])
                 return

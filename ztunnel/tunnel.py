@@ -37,13 +37,29 @@ from ztunnel.wreck import Wreck
 
 _RECORD_BYTES = 16384
 _cipher, _plain = buffers.cipher_view, buffers.plain_view
-_PARSE_ABOVE = buffers.IO_BYTES - _RECORD_BYTES
+_IO_BYTES = buffers.IO_BYTES
+_PARSE_ABOVE = _IO_BYTES - _RECORD_BYTES
 _FIRST_ROOM = _cipher[:_RECORD_BYTES]
 _NOTHING = memoryview(b"")
 
 
 class Tunnel(Outflow):
     """One end of a tunnel; owns its socket."""
+
+    __slots__ = (
+        "_handshakes",
+        "_hello",
+        "_late",
+        "_recv_into",
+        "_rest",
+        "_room",
+        "_source",
+        "chain",
+        "lost_streams",
+        "owner",
+        "peer",
+        "server",
+    )
 
     def __init__(
         self,
@@ -86,7 +102,7 @@ class Tunnel(Outflow):
         """The socket is ready."""
         if events & OUT:
             self._send_waiting()
-        if events & ~OUT and self.open and not self._late:
+        if events != OUT and self.open and not self._late:
             self._readable()
 
     def _readable(self) -> None:
@@ -109,7 +125,7 @@ class Tunnel(Outflow):
                 return
             self.loop.greetings += 1
         self.go_on()
-        if count == len(self._room) < buffers.IO_BYTES and not self._late:
+        if count == len(self._room) < _IO_BYTES and not self._late:
             self._room = _cipher[: 2 * count]
 
     def go_on(self) -> None:
@@ -131,28 +147,28 @@ class Tunnel(Outflow):
     def _decrypt(self) -> None:
         if self._rest and not self._use_rest():
             return
-        read, pending, receive, now = self._tls.read, self._incoming, self.http.receive, self.loop.now
+        incoming, receive = self._incoming, self.http.receive
         filled = 0
-        while pending.pending:
+        while incoming.pending:
             try:
-                count: int = read(buffers.IO_BYTES, _plain[filled:] if filled else _plain)  # type: ignore
+                count: int = self._read(_IO_BYTES, _plain[filled:] if filled else _plain)
             except ssl.SSLWantReadError:
                 break
             if not count:
-                if filled and (used := receive(_plain[:filled], now)) < filled:
+                if filled and (used := receive(_plain[:filled], self.loop.now)) < filled:
                     self._keep(used, filled)  # and learn of the end again behind it
                 else:
                     self._lost("connection closed by the peer")
                 return
             filled += count
             if filled > _PARSE_ABOVE:
-                if (used := receive(_plain[:filled], now)) < filled:
+                if (used := receive(_plain[:filled], self.loop.now)) < filled:
                     self._keep(used, filled)
                     return
                 filled = 0
                 if not self.open:
                     return
-        if filled and (used := receive(_plain[:filled], now)) < filled:
+        if filled and (used := receive(_plain[:filled], self.loop.now)) < filled:
             self._keep(used, filled)
 
     def _keep(self, used: int, filled: int) -> None:
@@ -198,7 +214,8 @@ class Tunnel(Outflow):
         if http.reopened:
             http.reopened = False
             self._resume()
-        self.send_urgent()
+        if http.out:
+            self.send_urgent()
 
     def _resume(self) -> None:
         http = self.http

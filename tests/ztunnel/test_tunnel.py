@@ -5,7 +5,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import pytest
@@ -433,4 +433,31 @@ def test_an_applications_end_waits_a_moment_where_the_peer_had_the_last_word(cre
         loop.turn(0)
         end = frame(DATA, END_STREAM, 1)
         assert (at_once, peer.hear()) == ((b"", end) if last == "peer" else (end, b""))
+        tunnel.close("-", "")
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_what_applications_say_in_one_turn_leaves_in_one_send(credentials: Credentials, many: int) -> None:
+    with answering(credentials) as (loop, tunnel, peer), ExitStack() as stack:
+        peer.say(CLIENT_OPENING)
+        applications = []
+        for sid in range(1, 2 * many, 2):
+            peer.say(frame(HEADERS, END_HEADERS, sid, literal(b":method", b"CONNECT")))
+            loop.turn(0)
+            inside, application = socket.socketpair()
+            inside.setblocking(False)
+            stream = tunnel.http.streams[sid]
+            assert isinstance(stream, TunnelStream)
+            stream.attach(inside, speaks_first=False)
+            loop.turn(0)
+            applications.append(stack.enter_context(application))
+        peer.hear()
+        for application in applications:
+            application.send(b"a word")
+        sent: list[int] = []
+        send = tunnel._send
+        tunnel._send = lambda data: sent.append(len(data)) or send(data)  # type: ignore[func-returns-value, assignment]
+        loop.turn(0)
+        said = b"".join(frame(DATA, 0, sid, b"a word") for sid in range(1, 2 * many, 2))
+        assert peer.hear() == said and len(sent) == 1
         tunnel.close("-", "")
