@@ -1,6 +1,6 @@
 """Bursts of work in pieces, between which whoever waits for this CPU has it.
 
-The kernel lets who runs go on for its slice, 1.4 to 3 ms, whoever else wakes up meanwhile. Many events worked off in one go would
+The kernel lets who runs go on for its slice, 1.4 ms or more, whoever wakes up meanwhile. Many events worked off in one go would
 so hold up every connection whose client, server or worker happens to share the CPU.
 """
 
