@@ -72,6 +72,8 @@ def lock(settings: Settings) -> int:
 def open_redirect(settings: Settings) -> Redirect:
     """Have the programs loaded and told of this node. Raises: RuntimeError or OSError, which names what is missing."""
     began = time.monotonic()
+    if not (settings.cgroup / "cgroup.procs").exists():
+        raise RuntimeError(f"{settings.cgroup} is no cgroup of version 2: name the node's own with --cgroup")
     settings.pods_cgroup.mkdir(parents=True, exist_ok=True)
     loaded = load(settings.bpffs, settings.cgroup, lambda: _tell(settings, anew=True))
     _log.info(

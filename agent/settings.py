@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mesh.exclusions import Exclusions, read_ports, read_ranges
 from wire.grpc_tls import host_and_port
-from wire.places import NodePlaces, Places
+from wire.places import NODE_NAME, NodePlaces, Places
 
 METRICS_PORT = 15090
 CONTROL_PORT = 15012
@@ -66,6 +66,10 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--uninstall", action="store_true", help="withdraw every pod, take the redirect away, and end")
     given = parser.parse_args(arguments)
     try:
+        if not NODE_NAME.fullmatch(given.node):
+            raise ValueError(f"--node {given.node!r}: not a node's name: lower-case letters, digits, '-' and '.'")
+        if not 0 <= given.metrics_port <= 65535:
+            raise ValueError(f"--metrics-port {given.metrics_port}: not a port from 0 to 65535")
         places = Places.from_environment().node(given.node)
         control = host_and_port("--control", given.control, CONTROL_PORT) if given.control else ""
         exclusions = Exclusions(

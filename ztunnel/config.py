@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.trust_domains import read_aliases
 from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
-from wire.places import Places
+from wire.places import NODE_NAME, Places
 from ztunnel.channel import PORTS, SOCKS
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
@@ -127,7 +127,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     node = flags.node or environment.get("NODE_NAME", "")
     if not node:
         raise ValueError("NODE_NAME is not set: give --node NAME")
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", node):
+    if not NODE_NAME.fullmatch(node):
         said = f"--node {node!r}" if flags.node else f"NODE_NAME={node!r}"
         raise ValueError(f"{said}: not a node's name: lower-case letters, digits, '-' and '.'")
     installation = Places.from_environment(environment)

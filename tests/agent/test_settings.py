@@ -1,9 +1,11 @@
 """What the agent is told about exclusions: flags win over the environment, and a bad list ends the start with its reason."""
 
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
+from agent.node_agent import open_redirect
 from agent.settings import parse
 from mesh.exclusions import NOTHING, Exclusions
 
@@ -33,3 +35,22 @@ def test_a_bad_list_is_refused_and_named(
         parse((*NODE, *more))
     where = "--exclude-outbound-ports" if by_flag else "WEFT_EXCLUDE_OUTBOUND_PORTS"
     assert f"{where}: 'http' is not a port: write numbers from 1 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--node", "../n1"), "--node '../n1': not a node's name: lower-case letters, digits, '-' and '.'"),
+        (("--metrics-port", "99999"), "--metrics-port 99999: not a port from 0 to 65535"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_named(capsys: pytest.CaptureFixture[str], more: tuple[str, ...], words: str) -> None:
+    with pytest.raises(SystemExit):
+        parse((*NODE, *more))
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_cgroup_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=f"^{tmp_path} is no cgroup of version 2: name the node's own with --cgroup"):
+        open_redirect(parse(("--node", "n1", "--cgroup", str(tmp_path), "--bpffs", str(tmp_path / "bpf"))))
+    assert not list(tmp_path.iterdir())
