@@ -225,6 +225,7 @@ class Supervisor:
             missing.append("its successor: this one is draining")
         if not self.workers.alive:
             missing.append("data workers")
+        missing += self.workers.silent(time.monotonic())
         if self.xds is not None and not self.xds.ready and not self.view.restored:
             missing.append(f"state of the mesh (control plane {self.xds.address}: {self.xds.status.last_error or 'asked'})")
         if self.config.dedicated_to is not None:

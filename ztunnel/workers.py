@@ -46,6 +46,8 @@ _ANSWER_TIMEOUT_S = 4.0
 _PROFILE_TIMEOUT_S = 10.0
 """For the answer when it is due: what was traced is sorted first."""
 _FAREWELL_S = 1.0
+_SILENT_AFTER_S = 10.0
+"""A worker says something every second: who says nothing for so long carries nothing either."""
 _READ_TURNS = 16
 """Receive calls per wake-up: one busy worker must not keep the loop from the others."""
 
@@ -61,6 +63,8 @@ class Worker:
     def __init__(self, index: int, on_message: Callable[[int, FromWorker], None]) -> None:
         self.index = index
         self.gone = asyncio.Event()
+        self.heard_at = 0.0
+        """When it said something last, or was told everything."""
         self._on_message = on_message
         self._reader, self._writer = framing.FrameReader(), framing.FrameWriter()
         self._burst = Burst()
@@ -107,6 +111,7 @@ class Worker:
             self._hang_up()
 
     def _receive(self) -> None:
+        self.heard_at = self._loop.time()
         try:
             for _ in range(_READ_TURNS):
                 data, fds = framing.receive(self._sock)
@@ -219,6 +224,7 @@ class Workers:
             # No await from here to its place among the others: nothing is said meanwhile that it would miss.
             for message, fds in self._state(index):
                 worker.tell(framing.pack(message, len(fds)), fds)
+            worker.heard_at = time.monotonic()
             self._workers[index] = worker
             self._ready.set()
             return await worker.wait()
@@ -238,6 +244,14 @@ class Workers:
     def alive(self) -> list[int]:
         """The indices of running workers."""
         return sorted(self._workers)
+
+    def silent(self, now: float) -> list[str]:
+        """Workers that seem to hang, in plain words with the mend."""
+        return [
+            f"worker {index} (process {worker.process.pid}, silent for {now - worker.heard_at:.0f} s: kill it if it stays so)"
+            for index, worker in sorted(self._workers.items())
+            if now - worker.heard_at > _SILENT_AFTER_S
+        ]
 
     @property
     def pids(self) -> dict[int, int]:

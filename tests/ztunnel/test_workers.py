@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,29 @@ def test_every_worker_is_told_and_the_first_error_counts(run: Any, eventually: A
         await eventually(lambda: world.gauges(0) and world.gauges(1))
         expected = {"Configure": 1, "AddPod": 2, "fd_inode": os.fstat(NULL).st_ino, "QueryConnections": 1, "RemovePod": 1}
         assert world.gauges(0) == world.gauges(1) == {**expected, "openssl.cnf": True}
+
+    run(scenario)
+
+
+def test_a_worker_that_hangs_is_named_until_it_speaks_again(run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        world.workers.broadcast(ASK)
+        await eventually(lambda: world.gauges(0) and world.gauges(1))
+        now, hung = time.monotonic(), world.workers.pids[1]
+        assert world.workers.silent(now) == []
+        assert [line[:8] for line in world.workers.silent(now + 11)] == ["worker 0", "worker 1"]
+        monkeypatch.setattr(workers, "_SILENT_AFTER_S", 0.05)
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            named = f"worker 1 (process {hung}, silent for 0 s: kill it if it stays so)"
+            world.heard.clear()
+            await eventually(lambda: named in world.workers.silent(time.monotonic()))
+        finally:
+            os.kill(hung, signal.SIGCONT)
+        world.workers.broadcast(ASK)
+        await eventually(lambda: world.gauges(1))
+        assert named not in world.workers.silent(world.workers._workers[1].heard_at)
 
     run(scenario)
 
