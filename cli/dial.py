@@ -104,7 +104,8 @@ async def agent_status(node: NodePlaces) -> StatusResponse:
 @asynccontextmanager
 async def control_stub(places: Places) -> AsyncIterator[ControlStub]:
     """The control plane's own API, for the body. Raises: Failure for what goes wrong with it in the body."""
-    async with grpc_socket("control plane", places.control_socket, _NO_MESH) as channel:
+    mend = f"{LOOK_AT_LOGS} control" if os.access(places.control_socket, os.F_OK) else _NO_MESH
+    async with grpc_socket("control plane", places.control_socket, mend) as channel:
         yield ControlStub(channel)
 
 

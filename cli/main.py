@@ -93,6 +93,9 @@ def main() -> None:
     except PlacesError as error:
         warn(str(error))
         sys.exit(2)
+    except PermissionError as error:
+        warn(f"no permission to open {error.filename}; run as root")
+        sys.exit(1)
     except Exception as error:
         # What is reached here is a mistake of this program: still one line, with the way to more.
         if os.environ.get("WEFT_DEBUG"):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -77,6 +78,25 @@ def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
     run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert run.stderr == "weft: internal error: ZeroDivisionError: division by zero; WEFT_DEBUG=1 shows where\n"
+
+
+def test_names_that_cannot_be_and_folders_that_may_not_be_read_are_one_line(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    nobody = "import os, cli.status; from cli.main import main; os.setgroups([]); os.setgid(65534); os.setuid(65534); main()"
+
+    def run(run_dir: str) -> tuple[int, str]:
+        environment = os.environ | {"WEFT_RUN_DIR": run_dir}
+        ran = subprocess.run(
+            [sys.executable, "-c", nobody, "status"], capture_output=True, text=True, env=environment, timeout=60
+        )
+        return ran.returncode, ran.stderr
+
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    assert run(str(closed)) == (1, f"weft: no permission to open {closed}/nodes; run as root\n")
+    words = "processes start in different folders: write a whole path, from /"
+    assert run("closed") == (2, f"weft: WEFT_RUN_DIR='closed': {words}\n")
 
 
 def test_who_may_not_open_a_socket_is_told_so(world: "World") -> None:
