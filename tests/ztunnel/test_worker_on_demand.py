@@ -21,7 +21,7 @@ WAYPOINT_SERVICE = Service("wp", "shop", "wp.shop.svc.cluster.local", (), {15008
 @pytest.fixture
 def mesh() -> Iterator[World]:
     """Each worker knows its own pod."""
-    with on_demand(Tuning(workload_timeout_s=0.5)) as made:
+    with on_demand(Tuning(workload_timeout_s=1.5)) as made:
         yield made
 
 
@@ -79,7 +79,7 @@ def test_nobody_gets_past_a_waypoint_that_is_not_known_yet(mesh: World) -> None:
                 tell(mesh.client, web, mesh.server.workload, answers={f"/{VIP}": ""})
                 asked(mesh.client, WAYPOINT_SERVICE.key)
                 assert_reset(lambda: client)
-                assert f"did not tell of {WAYPOINT_SERVICE.key} within 0.5 s" in mesh.client.worker.closed().error
+                assert f"did not tell of {WAYPOINT_SERVICE.key} within 1.5 s" in mesh.client.worker.closed().error
                 continue
             tell(mesh.client, WAYPOINT_SERVICE, served, answers={WAYPOINT_SERVICE.key: ""})
             client.sendall(b"early")
