@@ -278,9 +278,10 @@ class _Timers:
 
     def on_event(self, _events: int) -> None:
         """Something is due."""
-        heap, now = self._heap, time.monotonic()
+        heap, now, due = self._heap, time.monotonic(), []
         while heap and heap[0][0] <= now:
-            _, _, call = heapq.heappop(heap)
+            due.append(heapq.heappop(heap)[2])
+        for call in due:  # what they add waits: by the time of a turn that is late it would be due again, for ever
             try:
                 call()
             except Exception:

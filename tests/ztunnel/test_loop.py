@@ -191,3 +191,17 @@ def test_what_is_left_to_be_done_keeps_no_turn_waiting_and_fails_alone(
     with caplog.at_level(logging.CRITICAL):
         loop.turn(60.0)  # nothing is ready: it would wait
     assert reader.log == ["crashed: a bug", "afterwards"] and not loop.afterwards
+
+
+@pytest.mark.timeout(10)
+def test_what_comes_again_and_again_waits_for_the_next_turn_however_late_this_one_is() -> None:
+    loop = Loop()
+    calls: list[float] = []
+    loop.now -= 10  # the machine stood still since the turn began
+    loop.every(0.25, lambda: calls.append(loop.now))
+    loop._timers.on_event(IN)
+    assert len(calls) == 1
+    loop.turn(0)
+    assert len(calls) == 2
+    loop.turn(0)
+    assert len(calls) == 2, "once in its time, as soon as turns are in time again"
