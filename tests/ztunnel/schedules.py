@@ -223,18 +223,22 @@ class Schedule:
                 self._begin()
             if self.later and random.random() < 0.2:
                 self.later.pop(random.randrange(len(self.later)))()
-            busy = [one for account in self.accounts for one in (account.client, account.server) if one and not one.closed]
+            busy = self._busy()
             for application in busy:
                 if random.random() < 0.8:
                     application.step()
             if random.random() < 0.6:
                 self.loop.turn(0 if len(busy) > 2 else 0.0003)
             self._meddle()
-            if not (left or busy or self.later):
+            if not (left or self.later or self._busy()):
                 break
         else:
             raise AssertionError("connections hang")
         self._check()
+
+    def _busy(self) -> list[Application]:
+        everyone = [one for account in self.accounts for one in (account.client, account.server)]
+        return [one for one in everyone if one is not None and not one.closed]
 
     def _begin(self) -> None:
         number = self.random.randrange(len(self.tunnels)) if self.tunnels else -1
@@ -267,6 +271,10 @@ class Schedule:
     def _check(self) -> None:
         until = time.monotonic() + 10
         while not (self._at_rest() and all(account.ended_with for account in self.accounts)):
+            while self.later:  # requests whose clients left before they came
+                self.later.pop()()
+            for application in self._busy():
+                application.step()
             self.loop.turn(0.003)
             assert time.monotonic() < until, "windows differ, streams are left, or somebody has not heard of an end"
         for account in self.accounts:
