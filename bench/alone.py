@@ -22,8 +22,6 @@ from lab.client import Lab
 RATES = (500, 1000, 2000)
 _SMALL = {"rate": 500, "connections": 8}
 """Small messages beside bulk: on so many connections that some share a tunnel with it, whichever worker has it."""
-_HELD = 1000
-_SETTLE_S, _SETTLE_TIMES, _SETTLED_BYTES = 0.7, 4, 300_000
 _HBONE_PORT = 15008
 _BOOT_TIMEOUT_S = 30.0
 CROWD = 100
@@ -82,44 +80,6 @@ def idle_memory(made: Stage) -> Judged:
     """The largest worker's proportional share of memory, idle after all loads."""
     sizes = [accounts.pss_bytes(pid) / 1e6 for node in ("a", "b") for pid in workers_of(made, node)]
     return Judged.at_most("memory of a worker (PSS), idle, warm", max(sizes), 30.0, "MB")
-
-
-def held_memory(found: Sequence[Contender]) -> list[Judged]:
-    """What 1,000 idle connections cost both nodes' proxies and the kernel on their behalf, less the applications' sockets."""
-    rows, own = [], 0.0
-    for one in sorted(found, key=lambda one: one.name != contenders.DIRECT):
-        if one.name not in (contenders.DIRECT, *contenders.PROXIED):
-            continue
-        proxies = [pid for pid in one.pids() if accounts.command_of(pid) not in contenders.ASIDE]
-        before = sum(map(accounts.pss_bytes, proxies)), _settled_kernel_bytes()
-        one.client.run("hold", host=one.host, port=one.port, connections=_HELD)
-        after = sum(map(accounts.pss_bytes, proxies)), _settled_kernel_bytes()
-        one.client.run("release")
-        user, kernel = ((late - early) / 1e6 for early, late in zip(before, after, strict=True))
-        if one.name == contenders.DIRECT:
-            own = kernel
-            continue
-        limit = 12.0 if one.name == contenders.WEFT else None
-        row = Judged.at_most(
-            f"memory of 1,000 idle connections, both nodes, kernel included: {one.name}", user + kernel - own, limit, "MB"
-        )
-        rows.append(row.noted(f"(processes {user:.1f}, kernel {kernel - own:.1f})"))
-    return rows
-
-
-def _settled_kernel_bytes() -> int:
-    """What the kernel holds when it has given back what was freed lately, or after a few seconds on a busy machine.
-
-    Without what it remembers of files that nobody has open: some megabytes, which come and go with whoever looks at files.
-    """
-    accounts.forget_files()
-    now = accounts.kernel_bytes()
-    for _ in range(_SETTLE_TIMES):
-        time.sleep(_SETTLE_S)
-        before, now = now, accounts.kernel_bytes()
-        if abs(now - before) < _SETTLED_BYTES:
-            break
-    return now
 
 
 def policy_rows(image: Image | None) -> list[Judged]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from bench import accounts, alone, budget, contenders, events, large_mesh
+from bench import accounts, alone, budget, contenders, events, idle_connections, large_mesh
 from bench.contenders import Contender, Load
 from bench.figures import Sample
 from bench.image import Image
@@ -102,7 +102,7 @@ class Run:
             for pid in one.pids() if one.name != contenders.WEFT else ():
                 self._weigh(pid, one.name)
         self.results.alone.append(alone.idle_memory(self.made))
-        self.results.alone += alone.held_memory(self.found)
+        self.results.alone += idle_connections.held_memory(self.made, self.found, self.rounds // 2 or 1)
 
     def _weigh(self, pid: int, name: str) -> None:
         self.results.memory.append({"process": name, "state": "idle, warm", "pss_bytes": accounts.pss_bytes(pid)})

@@ -25,6 +25,7 @@ _LOAD, _SERVER = (Path(__file__).with_name(name) for name in ("load.py", "load_s
 _SLACK_S = 60.0
 _WEFT = (sys.executable, "-m", "cli.main")
 _CONGESTION = "net.ipv4.tcp_congestion_control"
+_TIME_WAITS, _TIME_WAIT_S = "net.ipv4.tcp_max_tw_buckets", 61.0
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
 
@@ -216,15 +217,39 @@ def force_cubic(layout: Layout) -> None:
 
     Namespaces may choose only what the machine allows to everybody: cubic is added to that list for this moment, if it has to.
     """
-    names = [layout.fabric_netns, layout.control_netns, *(layout.node_netns(node) for node in NODES)]
-    names += [layout.pod_netns(place.node, place.key) for place in PODS]
     allowed = _ALLOWED.read_text()
     try:
         if "cubic" not in allowed.split():
             _ALLOWED.write_text(f"{allowed.strip()} cubic")
-        for name in names:
-            command = ["nsenter", f"--net={netns_path(name)}", "--", "sysctl", "-qw", f"{_CONGESTION}=cubic"]
-            subprocess.run(command, check=True, timeout=10)
+        _set_everywhere(layout, _CONGESTION, "cubic")
     finally:
         if "cubic" not in allowed.split():
             _ALLOWED.write_text(allowed)
+
+
+@contextmanager
+def without_time_wait(layout: Layout) -> Iterator[None]:
+    """For the body, connections that end leave nothing in the kernel; those of before are waited for, a minute.
+
+    Else 500 bytes of each of some ten thousand would go at any time, and be taken for memory that others give back.
+    """
+    before = _set_everywhere(layout, _TIME_WAITS, "0")
+    try:
+        time.sleep(_TIME_WAIT_S)
+        yield
+    finally:
+        _set_everywhere(layout, _TIME_WAITS, before)
+
+
+def _set_everywhere(layout: Layout, name: str, value: str) -> str:
+    """Set a sysctl in every namespace of the lab; returns what the first one had."""
+    names = [layout.fabric_netns, layout.control_netns, *(layout.node_netns(node) for node in NODES)]
+    names += [layout.pod_netns(place.node, place.key) for place in PODS]
+    before = ""
+    for netns in names:
+        enter = ["nsenter", f"--net={netns_path(netns)}", "--", "sysctl"]
+        if not before:
+            asked = subprocess.run([*enter, "-n", name], check=True, capture_output=True, text=True, timeout=10)
+            before = asked.stdout.strip()
+        subprocess.run([*enter, "-qw", f"{name}={value}"], check=True, timeout=10)
+    return before
