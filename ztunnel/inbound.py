@@ -45,7 +45,7 @@ class Inbound(Tracked):
 
     def check(self) -> str:
         """Register, then ask the policies; why not, or nothing."""
-        self.pod.connections[self] = None
+        self.pod.connections += 1
         self.ledger.register(self)
         verdict = self.ledger.judge(self)
         return "" if verdict.allowed else DENIED + verdict.reason
@@ -76,12 +76,15 @@ class Inbound(Tracked):
         """See ztunnel.dial.Owner."""
         raise NotImplementedError
 
+    def left(self) -> None:
+        """See ztunnel.ledger.Tracked."""
+        self.pod.connections -= 1
+
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""
         if self._dial is not None:
             self._dial.cancel()
             self._dial = None
-        self.pod.connections.pop(self, None)
         super().ended(flag, error)
 
 
@@ -154,11 +157,10 @@ class InboundRequest(Inbound):
         self.pod.count_stream(1)
         return super().check()
 
-    def ended(self, flag: Flag, error: str) -> None:
+    def left(self) -> None:
         """See ztunnel.ledger.Tracked."""
-        if self in self.pod.connections:
-            self.pod.count_stream(-1)
-        super().ended(flag, error)
+        self.pod.count_stream(-1)
+        super().left()
 
     def start(self, sid: int, stream: TunnelStream | None = None) -> Stream | None:
         """Check and connect; the stream (a new one, unless the request waited in it), unless it was rejected at once."""

@@ -17,6 +17,8 @@ DENIED = "connection closed due to policy rejection: "
 CHANGED = "connection closed due to policy change: "
 DRAINED = "connection closed due to connection drain"
 
+SocketAddress = tuple[Address, int]
+
 
 class Pump(Protocol):
     """What moves a connection's bytes: ztunnel.stream or ztunnel.passthrough."""
@@ -61,12 +63,16 @@ class Tracked:
         """It is over: write it down."""
         if self.ledger.open.pop(self.record.number, None) is None:
             return
+        self.left()
         record = self.record
         record.flag, record.error = flag, error
         record.duration_ns = time.monotonic_ns() - self.began_ns
         self.count()
         self.pump = None
         self.ledger.emit(Closed(record, self.was_open))
+
+    def left(self) -> None:
+        """The ledger has it no more: give back what it held of its pod's limits."""
 
     def abort(self, flag: Flag, error: str) -> None:
         """End it from outside, wherever it stands."""
@@ -138,14 +144,15 @@ class Ledger:
         if counts:
             self.emit(Progress(counts))
 
+    def of_pod(self, uid: str) -> list[Tracked]:
+        """All that belong to one pod."""
+        return [tracked for tracked in self.open.values() if tracked.record.pod_uid == uid]
+
     def records(self) -> list[ConnectionRecord]:
         """The open connections, with their bytes so far."""
         for tracked in self.open.values():
             tracked.count()
         return [copy(tracked.record) for tracked in self.open.values() if tracked.was_open]
-
-
-SocketAddress = tuple[Address, int]
 
 
 def _log_verdict(level: int, connection: Connection, verdict: Verdict, policies: Iterable[Policy]) -> None:

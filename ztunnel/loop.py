@@ -102,7 +102,8 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: list[Handler | None] = []
+        """By descriptor."""
         self.modify = self._epoll.modify
         """(fd, mask): change what a watched descriptor waits for."""
         self.dirty: dict[Flushable, None] = {}
@@ -129,22 +130,34 @@ class Loop:
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
         """Call `handler.on_event` while the descriptor is ready for `mask`; who watched it before does not any more."""
-        (self._epoll.modify if fd in self._handlers else self._epoll.register)(fd, mask)
+        (self._epoll.modify if self._handler(fd) is not None else self._epoll.register)(fd, mask)
         self._handlers[fd] = handler
+
+    def _handler(self, fd: int) -> Handler | None:
+        """Whose a descriptor is; from here on there is a place for it. -1, a socket that is closed already, is nobody's."""
+        if fd < 0:
+            return None
+        handlers = self._handlers
+        if fd >= len(handlers):
+            handlers.extend([None] * (fd + 1 - len(handlers)))
+        return handlers[fd]
 
     def watch_shared(self, fd: int, handler: Handler) -> None:
         """Watch a listener that other processes watch too: the kernel wakes one of them."""
+        self._handler(fd)
         self._handlers[fd] = handler
         self._epoll.register(fd, IN | _EXCLUSIVE)
 
     def forget(self, fd: int) -> None:
         """Stop watching; before the descriptor is closed, always: unless `forget_closing` is called."""
-        if self._handlers.pop(fd, None) is not None:
+        if self._handler(fd) is not None:
+            self._handlers[fd] = None
             self._epoll.unregister(fd)
 
     def forget_closing(self, fd: int) -> None:
         """The same for a descriptor that is closed at once and has no duplicate: closing it is what ends the watch."""
-        self._handlers.pop(fd, None)
+        if self._handler(fd) is not None:
+            self._handlers[fd] = None
 
     def linger(self, what: Flushable) -> None:
         """Flush it after LINGER_S, unless `hurry` says that it went earlier."""
@@ -192,7 +205,7 @@ class Loop:
             self.now = clock()
             self.alone = len(ready) == 1
             for fd, events in ready:
-                handler = handlers.get(fd)
+                handler = handlers[fd]
                 if handler is not None:
                     try:
                         handler.on_event(events)

@@ -51,20 +51,19 @@ def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress,
     node = pod.node
     request = Request(client, peer[0], *destination)
     if node.demands is not None:
-        _ask(pod, sock, peer, request)
+        _ask(pod, sock, peer, request, destination)
         return
-    Outbound(pod, sock, peer, request).start(pod.ways.find(request))
+    Outbound(pod, sock, peer, client, destination).start(pod.ways.find(request))
 
 
-def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
+def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request, destination: SocketAddress) -> None:
     """Route a connection once all is known that its route depends on; never past what could not be known."""
     node, network = pod.node, pod.node.config.network
 
     def go(known: socket.socket, error: str) -> None:
         way = Refused(error) if error else pod.ways.find(request)
-        Outbound(pod, known, peer, request).start(way)
+        Outbound(pod, known, peer, request.client, destination).start(way)
 
-    destination = (request.destination, request.port)
     missing = partial(missing_outbound, node.inventory, network, request)
     WaitingConnection(pod, sock, peer, destination, "outbound", lambda *_: None).ask(missing, go)
 
@@ -90,8 +89,9 @@ class Outbound(Tracked):
         "pod",
     )
 
-    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
-        destination = (request.destination, request.port)
+    def __init__(
+        self, pod: Pod, sock: socket.socket, peer: SocketAddress, client: Workload, destination: SocketAddress
+    ) -> None:
         record = ConnectionRecord(
             pod.node.ledger.next_number(),
             pod.uid,
@@ -100,11 +100,11 @@ class Outbound(Tracked):
             peer,
             destination,
             original_destination=destination,
-            source_workload=request.client.uid,
+            source_workload=client.uid,
         )
         super().__init__(pod.node.ledger, record)
         self.pod = pod
-        self._client: Workload = request.client
+        self._client = client
         self._attempts = 0
         self._avoid = NOBODY
         self._early = b""
@@ -124,7 +124,7 @@ class Outbound(Tracked):
 
     def start(self, way: Way | Refused) -> None:
         """Go where the decision says."""
-        self.pod.connections[self] = None
+        self.pod.connections += 1
         self.ledger.register(self)
         if isinstance(way, Refused):
             self._name(way)
@@ -200,8 +200,8 @@ class Outbound(Tracked):
 
     def _go(self, way: Way) -> None:
         self._way, route = way, way.route
-        if way.key is not None:
-            self._start_tunnelled(way, way.key)
+        if way.key is not None and way.peer is not None:
+            self._start_tunnelled(way, way.key, way.peer)
         elif route.address is not None:
             self._start_plain(route, route.address)
         else:
@@ -267,9 +267,9 @@ class Outbound(Tracked):
         self.pod.node.strangers.pop(self, None)
         self._not_taken(flag, error)
 
-    def _start_tunnelled(self, way: Way, key: Key) -> None:
+    def _start_tunnelled(self, way: Way, key: Key, peer: SocketAddress) -> None:
         record = self.record
-        record.destination = key.address, key.port
+        record.destination = peer
         record.hbone_destination = way.authority
         record.source_identity = key.source
         record.destination_identity = way.identity
@@ -338,6 +338,10 @@ class Outbound(Tracked):
         """See ztunnel.pool.Waiter."""
         self._not_taken(flag, error)
 
+    def left(self) -> None:
+        """See ztunnel.ledger.Tracked."""
+        self.pod.connections -= 1
+
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""
         if self._dial is not None:
@@ -353,7 +357,6 @@ class Outbound(Tracked):
                 self.pod.pool.cancel(way.key, self)
                 self.pod.node.vault.forget_waiter(self._client.identity, self)
             sock.close()
-        self.pod.connections.pop(self, None)
         if error and self._attempts > 1 and not self.was_open:
             error += f" (after {self._attempts - 1} other endpoints failed)"
         super().ended(flag, error)

@@ -15,7 +15,7 @@ from ztunnel.flow_feed import Line, connection_event
 from ztunnel.metrics import Series, TcpMetrics
 
 _MAX_REMEMBERED = 8192
-_MAX_TAILS = 2048
+_MAX_TAILS = _MAX_ALIKE = 2048
 """Of a kilobyte each."""
 
 _names: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
@@ -32,6 +32,9 @@ _names: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
 )
 _place: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
     "destination", "hbone_destination", "policy", "asked_policies"
+)
+_shared: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
+    "pod_uid", "destination", "original_destination", "hbone_destination", "policy", "asked_policies"
 )
 
 
@@ -68,6 +71,7 @@ class Directory:
         self._metrics = metrics
         self._parties: dict[tuple[object, ...], Parties] = {}
         self._tails: dict[tuple[object, ...], bytes] = {}
+        self._alike: dict[tuple[object, ...], ConnectionRecord] = {}
 
     def of(self, record: ConnectionRecord) -> Parties:
         """The parties of a connection."""
@@ -78,6 +82,16 @@ class Directory:
                 self.forget()
             parties = self._parties[names] = Parties(facts_of(record, self._inventory), self._metrics)
         return parties
+
+    def alike(self, parties: Parties, record: ConnectionRecord) -> ConnectionRecord:
+        """One record for all open connections that differ in number, source, time and bytes alone."""
+        key = (parties, *_shared(record))
+        first = self._alike.get(key)
+        if first is None:
+            if len(self._alike) >= _MAX_ALIKE:
+                self._alike.clear()
+            first = self._alike[key] = record
+        return first
 
     def line(self, parties: Parties, record: ConnectionRecord, over: bool, untold: bool) -> Line:
         """What readers of flows are told of a connection that fares well: that it opened, or is `over` (`untold`: both)."""
@@ -97,3 +111,4 @@ class Directory:
         """Names may stand for something else now."""
         self._parties.clear()
         self._tails.clear()
+        self._alike.clear()

@@ -6,7 +6,7 @@ from mesh.workload import Workload
 from ztunnel.baggage import baggage_of
 from ztunnel.channel import AddPod, Flag
 from ztunnel.dial import Netns
-from ztunnel.ledger import DRAINED, Tracked
+from ztunnel.ledger import DRAINED
 from ztunnel.limits import Held, Holder, Usage
 from ztunnel.node import Node
 from ztunnel.pool import Pool
@@ -63,7 +63,8 @@ class Pod:
         self.listeners: list[Closable] = []
         self.dns: DNS | None = None
         self.tunnels: dict[Tunnel, None] = {}
-        self.connections: dict[Tracked, None] = {}
+        self.connections = 0
+        """In the ledger."""
         self.guests: dict[Guest, None] = {}
         self.draining = False
         self.closed = False
@@ -76,7 +77,7 @@ class Pod:
     @property
     def held_connections(self) -> int:
         """Connections of its applications and its peers' tunnels, and those that wait."""
-        return len(self.connections) + len(self.tunnels) + len(self.guests)
+        return self.connections + len(self.tunnels) + len(self.guests)
 
     def has_room(self) -> bool:
         """Whether the pod, and the node, may have one more connection; counted where not."""
@@ -140,6 +141,6 @@ class Pod:
         self.pool.close(DRAINED)
         for tunnel in list(self.tunnels):
             tunnel.end(DRAINED)
-        for tracked in list(self.connections):
+        for tracked in self.node.ledger.of_pod(self.uid):
             tracked.abort("-", DRAINED)
         self.netns.close()

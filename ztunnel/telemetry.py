@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from mesh.inventory import Inventory
@@ -39,14 +40,27 @@ _Key = TypeVar("_Key")
 
 
 class _Open:
-    """A connection that is open: its record, its series, and the bytes counted so far."""
+    """A connection that is open: its series, the bytes counted so far, and what a record needs that others do not share."""
 
-    __slots__ = ("received", "record", "sent", "series")
+    __slots__ = ("alike", "opened_unix_ns", "received", "sent", "series", "source")
 
-    def __init__(self, record: ConnectionRecord, series: Series) -> None:
-        self.record = record
+    def __init__(self, record: ConnectionRecord, alike: ConnectionRecord, series: Series) -> None:
+        self.alike = alike
+        self.source = record.source
+        self.opened_unix_ns = record.opened_unix_ns
         self.series = series
         self.sent = self.received = 0
+
+    def record(self, number: int) -> ConnectionRecord:
+        """Its record as it was told, with the bytes of now."""
+        return replace(
+            self.alike,
+            number=number,
+            source=self.source,
+            opened_unix_ns=self.opened_unix_ns,
+            bytes_sent=self.sent,
+            bytes_received=self.received,
+        )
 
 
 class Telemetry:
@@ -111,24 +125,24 @@ class Telemetry:
 
     def _opened(self, worker: int, record: ConnectionRecord) -> None:
         parties = self._directory.of(record)
-        known = self._begin(parties, record)
+        series = self._begin(parties, record)
         if sum(map(len, self._open.values())) < MAX_OPEN:
-            self._open[worker][record.number] = known
+            self._open[worker][record.number] = _Open(record, self._directory.alike(parties, record), series)
         if self._flows.admits():
             self._flows.put(self._directory.line(parties, record, over=False, untold=False))
 
-    def _begin(self, parties: Parties, record: ConnectionRecord) -> _Open:
+    def _begin(self, parties: Parties, record: ConnectionRecord) -> Series:
         if self.level <= Level.DEBUG:
             fields = access_log.connection_fields(parties.facts(record))
             self._log(Level.DEBUG, "connection opened", fields, record.opened_unix_ns)
         series = parties.series("-")
         series.opened += 1
         self._count_socket(record, 1)
-        return _Open(record, series)
+        return series
 
     def _count(self, known: _Open, sent: int, received: int) -> None:
         sent, received = max(sent, known.sent), max(received, known.received)
-        known.series.moved(known.record.direction, sent - known.sent, received - known.received)
+        known.series.moved(known.alike.direction, sent - known.sent, received - known.received)
         known.sent, known.received = sent, received
 
     def _count_closed(self, parties: Parties, record: ConnectionRecord) -> None:
@@ -150,10 +164,10 @@ class Telemetry:
         record = message.record
         parties = self._directory.of(record)
         if message.was_open and message.told:
-            known = self._open[worker].pop(record.number, None) or _Open(record, parties.series("-"))
+            known = self._open[worker].pop(record.number, None) or _Open(record, record, parties.series("-"))
         else:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
-            known = self._begin(parties, record)
+            known = _Open(record, record, self._begin(parties, record))
         self._count(known, record.bytes_sent, record.bytes_received)
         self._count_closed(parties, record)
         level = Level.ERROR if record.error else Level.INFO
@@ -196,9 +210,8 @@ class Telemetry:
 
     def worker_died(self, worker: int) -> None:
         """A worker is gone, and with it every connection that it carried."""
-        for known in list(self._open[worker].values()):
-            record = known.record
-            record.bytes_sent, record.bytes_received = known.sent, known.received
+        for number, known in list(self._open[worker].items()):
+            record = known.record(number)
             record.duration_ns = max(time.time_ns() - record.opened_unix_ns, 0)
             record.error = "connection closed: the data worker that carried it ended"
             self._closed(worker, Closed(record, was_open=True))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mesh.identity import Identity
 from mesh.workload import Address, Workload
 from ztunnel.balance import NOBODY
+from ztunnel.ledger import SocketAddress
 from ztunnel.node import Node
 from ztunnel.outliers import Choice
 from ztunnel.pool import Key
@@ -24,6 +25,8 @@ class Way(NamedTuple):
     route: Route
     key: Key | None = None
     """Of the tunnel; None: there is none, or it is not known yet to which address."""
+    peer: SocketAddress | None = None
+    """Where the tunnel goes, once for all that go there."""
     authority: str = ""
     """Of the request in it."""
     identity: Identity | None = None
@@ -35,7 +38,8 @@ def way_of(request: Request, route: Route) -> Way:
     if route.protocol == "TCP" or route.address is None:
         return Way(route)
     key = Key(request.client.identity, route.expected, request.source, route.address, route.port)
-    return Way(route, key, str(route.authority), route.workload.identity if route.workload else None)
+    identity = route.workload.identity if route.workload else None
+    return Way(route, key, (route.address, route.port), str(route.authority), identity)
 
 
 class Ways:
