@@ -467,7 +467,7 @@ def test_profiles_of_the_supervisor_and_its_workers(play: Any) -> None:
             seen = {texts[one.label[0].str] for one in profile.sample}
             assert seen & {"worker 0", "worker 1"}
             assert cost != "cpu" or "supervisor" in seen
-            assert "Loop.turn" in {texts[one.name] for one in profile.function}
+            assert "Loop._turn" in {texts[one.name] for one in profile.function}
         await node.end()
 
     play(scenario)
