@@ -104,6 +104,8 @@ class Loop:
         self._epoll = select.epoll()
         self._handlers: list[Handler | None] = []
         """By descriptor."""
+        self._new: set[int] = set()
+        """Descriptors watched since the last wait: what it told of such a number is about one that was closed meanwhile."""
         self.modify = self._epoll.modify
         """(fd, mask): change what a watched descriptor waits for."""
         self.dirty: dict[Flushable, None] = {}
@@ -130,7 +132,11 @@ class Loop:
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
         """Call `handler.on_event` while the descriptor is ready for `mask`; who watched it before does not any more."""
-        (self._epoll.modify if self._handler(fd) is not None else self._epoll.register)(fd, mask)
+        if self._handler(fd) is not None:
+            self._epoll.modify(fd, mask)
+        else:
+            self._epoll.register(fd, mask)
+            self._new.add(fd)
         self._handlers[fd] = handler
 
     def _handler(self, fd: int) -> Handler | None:
@@ -147,6 +153,7 @@ class Loop:
         self._handler(fd)
         self._handlers[fd] = handler
         self._epoll.register(fd, IN | _EXCLUSIVE)
+        self._new.add(fd)
 
     def forget(self, fd: int) -> None:
         """Stop watching; before the descriptor is closed, always: unless `forget_closing` is called."""
@@ -194,19 +201,21 @@ class Loop:
         self._turn(longest_wait_s, once=True)
 
     def _turn(self, longest_wait_s: float | None, once: bool) -> None:
-        poll, clock, handlers = self._epoll.poll, time.monotonic, self._handlers
+        poll, clock, handlers, new = self._epoll.poll, time.monotonic, self._handlers, self._new
         dirty, afterwards, left_over, lingering = self.dirty, self.afterwards, self._left_over, self._lingering
         while True:
             wait_s = longest_wait_s
             if dirty or left_over or afterwards or lingering:
                 wait_s = self._wait_s(longest_wait_s)
             self.greetings = self.lookups = 0
+            if new:
+                new.clear()
             ready = poll(wait_s, _EVENTS_PER_TURN)
             self.now = clock()
             self.alone = len(ready) == 1
             for fd, events in ready:
                 handler = handlers[fd]
-                if handler is not None:
+                if handler is not None and not (new and fd in new):
                     try:
                         handler.on_event(events)
                     except Exception as error:  # the one catch point of a connection: it alone ends

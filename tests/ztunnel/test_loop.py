@@ -205,3 +205,41 @@ def test_what_comes_again_and_again_waits_for_the_next_turn_however_late_this_on
     assert len(calls) == 2
     loop.turn(0)
     assert len(calls) == 2, "once in its time, as soon as turns are in time again"
+
+
+def test_what_was_told_of_a_closed_descriptor_is_not_said_to_who_has_its_number_now() -> None:
+    """Of two that are ready the first one called closes the other, and something new gets its number."""
+    loop = Loop()
+    pipes = [os.pipe(), os.pipe()]
+    log: list[str] = []
+    fresh: list[tuple[int, int]] = []
+
+    class Closing:
+        def __init__(self, own: int, other: int) -> None:
+            self.own, self.other = own, other
+
+        def on_event(self, _events: int) -> None:
+            os.read(self.own, 10)
+            loop.forget(self.other)
+            os.close(self.other)
+            fresh.append(os.pipe())
+            assert fresh[0][0] == self.other, "the lowest number that is free"
+            loop.watch(self.other, IN, newcomer)
+
+        def crashed(self, error: Exception) -> None:
+            raise error
+
+    newcomer = Reader(loop, 0)
+    reads = [read for read, _ in pipes]
+    for own, other in (reads, reads[::-1]):
+        loop.watch(own, IN, Closing(own, other))
+    for _, write in pipes:
+        os.write(write, b"x")
+    newcomer.on_event = lambda _events: log.append("told")  # type: ignore[method-assign]
+    loop.turn(1.0)
+    assert not log
+    os.write(fresh[0][1], b"y")
+    loop.turn(1.0)
+    assert log == ["told"]
+    for fd in {fresh[0][0], fresh[0][1], *reads, *(write for _, write in pipes)}:
+        os.close(fd)
