@@ -146,7 +146,7 @@ class Schedule:
 
     def __init__(self, seed: int, credentials: Credentials) -> None:
         self.random, self.loop = Random(seed), Loop()
-        self._own = set(self.loop._handlers)
+        self._own = self._watched()
         """What the loop itself watches."""
         self.held = Held(self.random.choice((512 << 20, 512 << 20, 200_000)), self.loop.held)
         self.accounts: list[Account] = []
@@ -268,6 +268,9 @@ class Schedule:
             for one, other in both
         )
 
+    def _watched(self) -> set[int]:
+        return {fd for fd, handler in enumerate(self.loop._handlers) if handler is not None}
+
     def _check(self) -> None:
         until = time.monotonic() + 10
         while not (self._at_rest() and all(account.ended_with for account in self.accounts)):
@@ -285,7 +288,7 @@ class Schedule:
             if server is not None:
                 server.check(client, self.cut or bool(refused))
         everyone = [tunnel for pair in self.tunnels for tunnel in pair if tunnel.open]
-        assert self.loop._handlers.keys() - self._own == {tunnel._fd for tunnel in everyone}, "sockets are left"
+        assert self._watched() - self._own == {tunnel._fd for tunnel in everyone}, "sockets are left"
         assert not self.held.bytes and not self.loop.held.bytes, "buffers are left"
         for tunnel in everyone:
             tunnel.close("-", "")
