@@ -28,6 +28,7 @@ from mesh.identity import Identity
 from mesh.manifests import (
     AuthorizationPolicy,
     Deployment,
+    Gateway,
     Namespace,
     Node,
     Object,
@@ -115,7 +116,8 @@ class Index:
         for namespace in {(one.after or one.before).name for one in changes if one.touches(Namespace)}:  # type: ignore[union-attr]
             stale.add(namespace)
             dirty |= self._pods_in.get(namespace, set())
-        if self._replace_topology():
+        shaping = any(change.touches(Namespace, Node, Gateway, Pod, Deployment) for change in changes)
+        if shaping and self._replace_topology():
             stale.update(self._services_in)
             dirty.update(self.pods)
         dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses, dirty, stale)
