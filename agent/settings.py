@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mesh.exclusions import Exclusions, read_ports, read_ranges
 from wire.grpc_tls import host_and_port
-from wire.places import NODE_NAME, NodePlaces, Places
+from wire.places import NodePlaces, Places, check_node_name
 
 METRICS_PORT = 15090
 CONTROL_PORT = 15012
@@ -66,8 +66,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--uninstall", action="store_true", help="withdraw every pod, take the redirect away, and end")
     given = parser.parse_args(arguments)
     try:
-        if not NODE_NAME.fullmatch(given.node):
-            raise ValueError(f"--node {given.node!r}: not a node's name: lower-case letters, digits, '-' and '.'")
+        check_node_name(given.node, f"--node {given.node!r}")
         if not 0 <= given.metrics_port <= 65535:
             raise ValueError(f"--metrics-port {given.metrics_port}: not a port from 0 to 65535")
         places = Places.from_environment().node(given.node)

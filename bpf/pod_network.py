@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bpf.layout import MARK_DELIVER, MARK_MASK
 from bpf.netlink import CREATE, EXCL, Netlink
-from wire.netns import entered
+from wire.netns import entered, port_bounds
 
 PRIORITY = 32764
 TABLE = 100
@@ -84,8 +84,8 @@ def restore(netns_fd: int, home_fd: int, before: Before) -> None:
 def local_ports(netns_fd: int, home_fd: int) -> int:
     """How many local ports a pod has for connections it dials: the bound on its captured connections, in each family."""
     with entered(netns_fd, home_fd):
-        low, high = (_read("ipv4/ip_local_port_range") or "32768 60999").split()
-    return int(high) - int(low) + 1
+        first, last = port_bounds(_read("ipv4/ip_local_port_range") or "")
+    return last - first + 1
 
 
 def _families(disabled: bool = False) -> tuple[socket.AddressFamily, ...]:

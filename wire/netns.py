@@ -53,3 +53,12 @@ def netns_cookie(netns_fd: int, home_fd: int) -> int:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     with sock:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+
+
+def port_bounds(text: str) -> tuple[int, int]:
+    """The first and the last of `ip_local_port_range`; the kernel's own default where that says nothing sensible."""
+    try:
+        low, high = (int(word) for word in text.split())
+    except ValueError:
+        low, high = 0, 0
+    return (low, high) if 0 < low <= high < 65536 else (32768, 60999)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """What a node may be called: its folders are."""
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
@@ -101,6 +101,12 @@ class NodePlaces:
     def bpffs(self) -> Path:
         """The lab's bpffs of this node; on a real node programs are pinned under /sys/fs/bpf/weft."""
         return self.run / "bpf"
+
+
+def check_node_name(name: str, said: str) -> None:
+    """Refuse what no node can be called; `said`: where it was said, and how. Raises: ValueError."""
+    if not _NODE_NAME.fullmatch(name):
+        raise ValueError(f"{said}: not a node's name: lower-case letters, digits, '-' and '.'")
 
 
 def _folder(name: str, environment: Mapping[str, str], default: str) -> Path:

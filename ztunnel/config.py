@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.trust_domains import read_aliases
 from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
-from wire.places import NODE_NAME, Places
+from wire.places import Places, check_node_name
 from ztunnel.channel import PORTS, SOCKS
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
@@ -127,9 +127,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     node = flags.node or environment.get("NODE_NAME", "")
     if not node:
         raise ValueError("NODE_NAME is not set: give --node NAME")
-    if not NODE_NAME.fullmatch(node):
-        said = f"--node {node!r}" if flags.node else f"NODE_NAME={node!r}"
-        raise ValueError(f"{said}: not a node's name: lower-case letters, digits, '-' and '.'")
+    check_node_name(node, f"--node {node!r}" if flags.node else f"NODE_NAME={node!r}")
     installation = Places.from_environment(environment)
     places = installation.node(node)
     namespace = environment.get("POD_NAMESPACE", "")
@@ -294,13 +292,15 @@ def _spire(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _ports(environment: Mapping[str, str]) -> list[int]:
     """Where operators ask: admin, metrics, readiness; 0: nowhere."""
+    ports: list[int] = []
     taken: dict[int, str] = {}
     for name, default in (("ADMIN_PORT", 15000), ("STATS_PORT", 15020), ("READINESS_PORT", 15021)):
         port = integer(name, environment, default, 0, 65535)
         if port and port in taken:
             raise ValueError(f"{name}='{port}': {taken[port]} has that port: choose another, or 0 for none")
-        taken[port or -len(taken) - 1] = name
-    return [max(port, 0) for port in taken]
+        taken[port] = name
+        ports.append(port)
+    return ports
 
 
 def _log_level(environment: Mapping[str, str]) -> str:

@@ -15,11 +15,11 @@ from random import random
 from typing import Protocol, cast
 
 from mesh.workload import Address
-from wire.netns import entered
+from wire.netns import entered, port_bounds
 from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
 from ztunnel.loop import OUT, Deadlines, Loop
-from ztunnel.source_ports import SourcePorts, port_bounds, reserved_ports
+from ztunnel.source_ports import SourcePorts, reserved_ports
 from ztunnel.tuning import Tuning
 
 # Not in Python's socket module.
@@ -152,21 +152,18 @@ class Netns:
 
     def release_idle(self) -> None:
         """Give back the stock from which nothing was taken since the last call."""
-        for kind in self._stock.keys() - self._taken:
-            for sock in self._stock.pop(kind):
-                sock.close()
+        self._give_back(self._stock.keys() - self._taken)
         self._taken.clear()
 
-    def _empty(self) -> None:
-        for stock in self._stock.values():
-            for sock in stock:
+    def _give_back(self, kinds: set[tuple[int, bool]]) -> None:
+        for kind in kinds:
+            for sock in self._stock.pop(kind):
                 sock.close()
-        self._stock.clear()
 
     def close(self) -> None:
         """Give everything back."""
         self._closed = True
-        self._empty()
+        self._give_back(set(self._stock))
         os.close(self.fd)
 
 

@@ -62,9 +62,11 @@ class Inbound(Tracked):
         except OSError as error:
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
+        remake = None
         if source is None:
             reset_on_close(sock)
-        remake = partial(self.pod.netns.remake_socket, family, source) if source is not None else None
+        else:
+            remake = partial(self.pod.netns.remake_socket, family, source)
         self._dial = Dial(node.loop, node.dials, self, sock, address, port, remake)
         self._dial.start()
 

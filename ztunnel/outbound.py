@@ -240,31 +240,28 @@ class Outbound(Tracked):
         way = self.pod.ways.find(self._request)
         if self._dial is None or (isinstance(way, Way) and way.route.workload is None):
             return
-        self._hang_up()
+        self._dial.cancel()
+        self._dial_over()
         if isinstance(way, Refused):
             self._name(way)
             self.ended(way.flag, way.reason)
         else:
             self._try(way)
 
-    def _hang_up(self) -> None:
-        assert self._dial is not None
-        self._dial.cancel()
+    def _dial_over(self) -> None:
         self._dial = None
         self.pod.node.strangers.pop(self, None)
 
     def connected(self, sock: socket.socket) -> None:
         """See ztunnel.dial.Owner."""
-        self._dial = None
-        self.pod.node.strangers.pop(self, None)
+        self._dial_over()
         client, self._sock = self._sock, None
         assert client is not None
         self.pump = Passthrough(self.pod.node.loop, self, client, sock, self.pod.holder.held, self._early)
 
     def not_connected(self, flag: Flag, error: str) -> None:
         """See ztunnel.dial.Owner."""
-        self._dial = None
-        self.pod.node.strangers.pop(self, None)
+        self._dial_over()
         self._not_taken(flag, error)
 
     def _start_tunnelled(self, way: Way, key: Key, peer: SocketAddress) -> None:
@@ -345,7 +342,8 @@ class Outbound(Tracked):
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""
         if self._dial is not None:
-            self._hang_up()
+            self._dial.cancel()
+            self._dial_over()
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.end()

@@ -44,15 +44,6 @@ class SourcePorts:
             self._in_a_row, self._left = 0, _LEFT_TO_KERNEL
 
 
-def port_bounds(text: str) -> tuple[int, int]:
-    """The first and the last of `ip_local_port_range`; the kernel's own default where that says nothing sensible."""
-    try:
-        low, high = (int(word) for word in text.split())
-    except ValueError:
-        low, high = 0, 0
-    return (low, high) if 0 < low <= high < 65536 else (32768, 60999)
-
-
 def reserved_ports(text: str) -> frozenset[int]:
     """Those of `ip_local_reserved_ports`, as in `8080,9148-9150`."""
     found: set[int] = set()

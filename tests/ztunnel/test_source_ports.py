@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ztunnel.world import VIP, run, world
-from ztunnel.source_ports import SourcePorts, port_bounds, reserved_ports
+from wire.netns import port_bounds
+from ztunnel.source_ports import SourcePorts, reserved_ports
 
 unit = pytest.mark.unit
 PORTS = st.integers(1, 65535)
