@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -135,7 +135,7 @@ class HttpServer:
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
         self._waiting: dict[asyncio.Task[None], None] = {}
-        """Those that have not said (all of) what they want, oldest first."""
+        """Those that have not said (all of) what they want, or not read the answer, oldest first."""
 
     async def listen_unix(self, path: Path, mode: int = 0o600) -> None:
         """Listen at `path`, in place of what is there; nobody but `mode` allows ever connects."""
@@ -155,19 +155,33 @@ class HttpServer:
         try:
             if len(self._connections) > self._max_connections and not self._make_room():
                 await _send(writer, Response(503, b"too many connections\n"), close=True)
-                return
-            while await self._serve_one(reader, writer, first):
-                first = b""
-        except (OSError, EOFError, TimeoutError):
+            else:
+                with suppress(EOFError):  # who asks no more may read on
+                    while await self._serve_one(reader, writer, first):
+                        first = b""
+            with self._patiently():
+                await _finish(writer)
+        except (OSError, TimeoutError):
             pass  # the peer went away, or sits on the connection
         except asyncio.CancelledError:
             pass  # close(): asyncio's server would report this task as failed
         finally:
             self._connections.discard(task)
-            writer.transport.abort() if task.cancelling() else writer.close()
+            writer.transport.abort()
+
+    @contextmanager
+    def _patiently(self) -> Iterator[None]:
+        """The body waits for the peer: the connection may have to make room for others."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[task] = None
+        try:
+            yield
+        finally:
+            self._waiting.pop(task, None)
 
     def _make_room(self) -> bool:
-        """Cut who has waited longest: somebody who opens connections and says nothing must not keep others out."""
+        """Cut whom we have waited for longest: who opens connections and says or reads nothing must not keep others out."""
         for task in self._waiting:
             del self._waiting[task]
             task.cancel()
@@ -175,24 +189,23 @@ class HttpServer:
         return False
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes) -> bool:
-        task = asyncio.current_task()
-        assert task is not None
-        self._waiting[task] = None
         try:
-            request = await _read_request(reader, first)
+            with self._patiently():
+                request = await _read_request(reader, first)
         except HttpError as error:
             await _send(writer, Response(error.status, error.reason.encode() + b"\n"), close=True)
             await _discard(reader, writer)
             return False
-        finally:
-            self._waiting.pop(task, None)
         response = await self._answer(request)
         if response.stream is not None:
             await _send_stream(reader, writer, response, response.stream)
             return False
         close = request.headers.get("connection", "").lower() == "close"
         packed = len(response.body) >= _PACK_ABOVE_BYTES and _takes_gzip(request.headers.get("accept-encoding", ""))
-        await _send(writer, await asyncio.to_thread(_pack, response) if packed else response, close, packed)
+        if packed:
+            response = await asyncio.to_thread(_pack, response)
+        with self._patiently():
+            await _send(writer, response, close, packed)
         return not close
 
     async def _answer(self, request: Request) -> Response:
@@ -293,6 +306,13 @@ async def _send(writer: asyncio.StreamWriter, response: Response, close: bool, p
     writer.write(_head(response, framing) + response.body)
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writer.drain()
+
+
+async def _finish(writer: asyncio.StreamWriter) -> None:
+    """Close; what is still to be sent has its time, and no more: a peer that never reads would keep it for ever."""
+    writer.close()
+    async with asyncio.timeout(WRITE_TIMEOUT_S):
+        await writer.wait_closed()
 
 
 async def _send_stream(

@@ -3,11 +3,12 @@
 import asyncio
 import gzip
 import os
+import select
 import shutil
 import socket
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,68 @@ def test_only_so_many_connections_are_served(tmp_path: Path) -> None:
         async with asyncio.timeout(5):
             while (await http.request(path, "GET", "/hello")).status == 503:
                 pass
+
+    with_server(tmp_path, scenario)
+
+
+LARGE = b"x" * http.MAX_BODY_BYTES
+
+
+async def deaf(path: Path, body: bytes = LARGE) -> socket.socket:
+    """A peer that asks for a long answer and does not read it."""
+    loop, sock = asyncio.get_running_loop(), socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    await loop.sock_connect(sock, str(path))
+    await loop.sock_sendall(sock, b"POST /echo HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    return sock
+
+
+async def rest(sock: socket.socket) -> int:
+    """How much is there for it to read by now, to the end."""
+    size = 0
+    while data := await asyncio.get_running_loop().sock_recv(sock, 1 << 20):
+        size += len(data)
+    return size
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other end has closed, now or soon."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(5000))
+
+
+@pytest.mark.parametrize("asks_more", [False, True])
+def test_who_does_not_read_an_answer_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks_more: bool) -> None:
+    for name in ("WRITE_TIMEOUT_S", "IDLE_TIMEOUT_S"):
+        monkeypatch.setattr(http, name, 0.1)
+
+    async def scenario(_: World, path: Path) -> None:
+        for body in (LARGE, LARGE[:280_000]):  # more, and a little more than the kernel takes
+            with await deaf(path, body) as sock:
+                if not asks_more:
+                    sock.shutdown(socket.SHUT_WR)
+                assert await asyncio.to_thread(hung_up, sock)
+                assert await rest(sock) < len(body)
+
+    with_server(tmp_path, scenario)
+
+
+def test_who_does_not_read_keeps_nobody_out(tmp_path: Path) -> None:
+    async def scenario(_: World, path: Path) -> None:
+        with ExitStack() as stack:
+            peers = [stack.enter_context(await deaf(path)) for _ in range(3)]
+            assert (await http.request(path, "GET", "/hello")).status == 200
+            assert await rest(peers[0]) < len(LARGE), "who was waited for longest was cut"
+
+    with_server(tmp_path, scenario)
+
+
+def test_who_asks_no_more_reads_all_of_the_answer(tmp_path: Path) -> None:
+    async def scenario(_: World, path: Path) -> None:
+        with await deaf(path) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            assert await rest(sock) > len(LARGE)
 
     with_server(tmp_path, scenario)
 
