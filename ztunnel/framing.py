@@ -117,8 +117,15 @@ class FrameWriter:
         self.push_packed(pack(message, len(fds)), fds)
 
     def push_packed(self, frame: bytes, fds: Sequence[int] = ()) -> None:
-        """Queue a frame that `pack` made: one packing serves several writers."""
-        self._pending.append((memoryview(frame), [os.dup(fd) for fd in fds]))
+        """Queue a frame that `pack` made: one packing serves several writers. Raises: OSError without descriptors left."""
+        own: list[int] = []
+        try:
+            for fd in fds:
+                own += [os.dup(fd)]  # each is in the list, to be closed, before the next can fail
+        except OSError:
+            _close_all(own)
+            raise
+        self._pending.append((memoryview(frame), own))
         self.pending_bytes += len(frame)
 
     def flush(self, sock: socket.socket) -> bool:

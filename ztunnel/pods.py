@@ -87,10 +87,14 @@ class Pods:
         self._pods[pod.uid] = (pod, sockets)
         self._on_change()
         # Workers that have not begun are told of all pods when they do.
-        waits = self._workers.have_begun or not self.ahead_of_workers
-        if waits and (refusal := await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())):
-            await self.stop(pod.uid)
-            raise StartError(refusal)
+        if self._workers.have_begun or not self.ahead_of_workers:
+            try:
+                refusal = await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())
+            except OSError as error:  # no descriptors are left to hand on: whoever was told must forget
+                refusal = str(error)
+            if refusal:
+                await self.stop(pod.uid)
+                raise StartError(refusal)
         self.started += 1
         _log.info("serving pod %s/%s", pod.namespace, pod.name)
 

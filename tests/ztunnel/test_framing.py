@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import resource
 import socket
 import struct
 
@@ -106,6 +107,20 @@ def test_a_message_that_waits_keeps_its_descriptor_open() -> None:
     assert os.read(read_end, 1) == b""
     os.close(read_end)
     assert open_fds() == before and pickle.loads(framing.pack(1)[5:]) == 1
+
+
+def test_a_message_for_which_no_descriptors_are_left_leaves_none_behind() -> None:
+    before, limits = open_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    writer = framing.FrameWriter()
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            writer.push(channel.AddPod("u", "ns", "pod", "sa"), [0] * 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not writer.pending_bytes and open_fds() == before
 
 
 def test_a_list_is_several_messages() -> None:

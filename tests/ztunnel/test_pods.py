@@ -1,6 +1,7 @@
 """Pods as the supervisor holds them: a pod's DNS that could not be served is tried again, and the pod alone waits for it."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,11 @@ import pytest
 
 from tests.ztunnel.world import run
 from wire.netns import entered, open_home
-from ztunnel.channel import AddDNS, AddPod
+from ztunnel.channel import AddDNS, AddPod, RemovePod
 from ztunnel.dns_config import dns_places
 from ztunnel.pod_sockets import Openings
 from ztunnel.pods import Pods
-from ztunnel.zds import PodInfo
+from ztunnel.zds import PodInfo, StartError
 
 pytestmark = pytest.mark.kernel
 
@@ -23,11 +24,15 @@ class Told:
     """Workers that agree to everything."""
 
     have_begun = True
+    exhausted = False
+    """No descriptors are left to hand on."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Any, list[tuple[str, int]]]] = []
 
     async def add_pod(self, message: AddPod, uid: str, fds: Sequence[int]) -> str:
+        if self.exhausted:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return ""
 
     def broadcast(self, message: Any, fds: Sequence[int] = ()) -> None:
@@ -70,5 +75,20 @@ def test_dns_is_served_as_soon_as_its_port_is_free(netns_fd: int) -> None:
     assert told.messages == [(AddDNS("u1"), [("127.0.0.1", 15053)] * 2)] and not pods.dns_troubles()
     (_, fds), *others = pods.statements()
     assert len(fds) == 8 and not others, "a worker that starts later is told of all"
+    pods.close()
+    os.close(home_fd)
+
+
+def test_a_pod_of_which_workers_cannot_be_told_is_not_served(netns_fd: int) -> None:
+    """The agent hears why, and it is tried again: some workers may know it, others would let its connections wait for ever."""
+    told, home_fd = Told(), open_home()
+    pods = Pods(told, home_fd, Openings(0x539), lambda: None, lambda: None)  # type: ignore[arg-type]
+    told.exhausted = True
+    with pytest.raises(StartError, match="Too many open files"):
+        asyncio.run(pods.start(PodInfo("u1", "shop", "web", "web"), netns_fd))
+    assert not pods.running() and told.messages == [(RemovePod("u1"), [])]
+    told.exhausted = False
+    asyncio.run(pods.start(PodInfo("u1", "shop", "web", "web"), netns_fd))
+    assert list(pods.running()) == ["u1"]
     pods.close()
     os.close(home_fd)
