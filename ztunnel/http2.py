@@ -338,8 +338,11 @@ class Connection(Intake):
         self.owner.retired()
 
     def tick(self, now: float) -> bool:
-        """Send a keep-alive PING when it is due; False when the last one was never answered."""
-        if self._ping_sent and now >= self._ping_sent + PING_TIMEOUT_S:
+        """Send a keep-alive PING when it is due; False when the last one was not answered, nor anything else said since.
+
+        Behind bulk on a slow link the answer takes longer than a PING may, though the peer is plainly there.
+        """
+        if self._ping_sent and now >= max(self._ping_sent, self.now) + PING_TIMEOUT_S:
             return False
         if now >= self._next_ping:
             self._next_ping = now + PING_INTERVAL_S

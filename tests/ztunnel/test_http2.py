@@ -315,6 +315,15 @@ def test_ping_is_answered_and_sent_and_its_silence_noticed() -> None:
     assert server.http.tick(130.0)
 
 
+def test_who_says_anything_is_there_though_its_answer_is_late() -> None:
+    """Bulk on a slow link: the PING, or its answer, waits behind it for longer than its time."""
+    client, server = pair()
+    open_stream(client, server)
+    assert server.http.tick(110.0)
+    server.hears(frame(DATA, 0, 1, b"bulk"), 125.0)
+    assert server.http.tick(144.9) and not server.http.tick(145.0)
+
+
 def test_shutdown_sends_two_goaways_around_a_ping() -> None:
     client, server = pair()
     mine, theirs = open_stream(client, server)
