@@ -23,6 +23,8 @@ from ztunnel.channel import MAX_FDS, MAX_FRAME_BYTES
 
 _HEADER = struct.Struct("!IB")
 _RECEIVE_BYTES = 256 << 10  # a socket pair's default buffer holds about 208 KiB: one call empties it
+_LOST = -1
+"""In the place of a message's descriptors, for which there was no room here."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
@@ -53,6 +55,7 @@ class FrameReader:
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[tuple[object, list[int]]]:
         """Take one receive call's bytes and descriptors; return the messages that are complete, in order.
 
+        A message whose descriptors were lost on the way comes with none.
         Raises: FrameError for a header beyond the bounds, missing or surplus descriptors; then all are closed.
         """
         self._fds.extend(fds)
@@ -74,7 +77,7 @@ class FrameReader:
             length, fd_count = _HEADER.unpack_from(self._buffer, offset)
             if length > MAX_FRAME_BYTES or fd_count > MAX_FDS:
                 raise FrameError(f"frame of {length} bytes with {fd_count} descriptors: beyond the channel's bounds")
-            if len(self._fds) < fd_count:
+            if len(self._fds) < fd_count and _LOST not in self._fds:
                 raise FrameError(f"frame names {fd_count} descriptors, {len(self._fds)} came")
             end = offset + _HEADER.size + length
             if len(self._buffer) < end:
@@ -84,11 +87,17 @@ class FrameReader:
             if isinstance(message, list) and not fd_count:
                 messages += [(one, []) for one in message]
             else:
-                messages.append((message, [self._fds.popleft() for _ in range(fd_count)]))
+                messages.append((message, self._take_descriptors(fd_count)))
             offset = end
         if offset == len(self._buffer) and self._fds:
             raise FrameError(f"{len(self._fds)} descriptors came that no frame names")
         return offset
+
+    def _take_descriptors(self, count: int) -> list[int]:
+        if count and self._fds[0] == _LOST:
+            self._fds.popleft()
+            return []
+        return [self._fds.popleft() for _ in range(count)]
 
     def close(self) -> None:
         """Close the descriptors of an unfinished frame and forget its bytes."""
@@ -161,10 +170,7 @@ def send(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] = ())
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One recvmsg for `FrameReader.feed`; no bytes mean that the peer closed its end.
-
-    Raises: FrameError when descriptors were lost to a full descriptor table.
-    """
+    """One recvmsg for `FrameReader.feed`; no bytes mean that the peer closed its end."""
     data, ancillary, flags, _ = sock.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
@@ -172,7 +178,7 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if flags & socket.MSG_CTRUNC:
         _close_all(fds)
-        raise FrameError("descriptors were lost on the way: raise the limit of open files (RLIMIT_NOFILE)")
+        return data, [_LOST]
     return data, list(fds)
 
 

@@ -112,7 +112,8 @@ class Worker:
         first_dns = 1 + len(message.ports)
         if len(fds) < first_dns:
             _close_all(fds)
-            self._link.emit(PodAdded(message.uid, f"expected {first_dns} descriptors or more, got {len(fds)}"))
+            mend = "" if fds else ": too many are open, raise the limit (RLIMIT_NOFILE)"
+            self._link.emit(PodAdded(message.uid, f"expected {first_dns} descriptors or more, got {len(fds)}{mend}"))
             return
         old = self._pods.pop(message.uid, None)
         if old is not None:

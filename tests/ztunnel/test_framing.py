@@ -123,6 +123,28 @@ def test_a_message_for_which_no_descriptors_are_left_leaves_none_behind() -> Non
     assert not writer.pending_bytes and open_fds() == before
 
 
+def test_a_message_whose_descriptors_find_no_room_comes_without() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    before, limits = open_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    pod, other = channel.AddPod("u", "ns", "pod", "sa"), channel.RemovePod("u")
+    reader, heard = framing.FrameReader(), []
+    with ours, theirs:
+        for message, count in ((other, 0), (pod, 5), (other, 0), (pod, 1)):
+            framing.send(ours, framing.pack(message, count), [0] * count)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
+        try:
+            while len(heard) < 4:
+                heard += reader.feed(*framing.receive(theirs))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        lost, (found,) = heard[1][1], heard[3][1]
+        os.close(found)
+        assert [message for message, _ in heard] == [other, pod, other, pod] and lost == []
+        assert open_fds() == before
+
+
 def test_a_list_is_several_messages() -> None:
     batch: list[object] = [channel.RemovePod("a"), channel.RemovePod("b")]
     reader = framing.FrameReader()

@@ -15,12 +15,14 @@ import pytest
 from mesh.workload import TunnelProtocol
 from tests.ztunnel.world import CLIENT, SERVER, VIP, World, assert_reset, world
 from ztunnel.channel import (
+    AddPod,
     CertificateFailed,
     Closed,
     Connections,
     ForgetCertificate,
     NeedCertificate,
     Opened,
+    PodAdded,
     Profile,
     ProfileKind,
     Progress,
@@ -483,3 +485,20 @@ def test_running_out_of_descriptors_delays_but_does_not_break(mesh: World, app: 
         assert accept(app).recv(1) == b"x"
     for client in clients:
         client.close()
+
+
+def test_a_pod_for_which_no_descriptors_are_left_costs_nobody_a_connection(mesh: World, app: socket.socket) -> None:
+    client = mesh.client.connect(VIP, 80)
+    client.sendall(b"x")
+    served = accept(app)
+    worker = mesh.client.worker
+    before = resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir(f"/proc/{worker.process.pid}/fd"))
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (in_use + 2, before[1]))
+    worker.tell(AddPod("late", "shop", "late", "late"), [0] * 4)
+    assert "raise the limit (RLIMIT_NOFILE)" in worker.wait_for(PodAdded).error
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, before)
+    served.sendall(b"goes on")
+    assert client.recv(7) == b"goes on"
+    assert len(os.listdir(f"/proc/{worker.process.pid}/fd")) <= in_use
+    client.close()
