@@ -27,6 +27,8 @@ REFRESH_JITTER = 0.05
 MAX_PREFETCHES = 256
 """Istio's ztunnel's bound of what waits for a fetch that no connection asked for."""
 _SHORTEST_REFRESH_S = 1.0
+_LONGEST_WAIT_S = MAX_BACKOFF_S * (1 + JITTER)
+"""Of who has no certificate."""
 
 
 class Priority(IntEnum):
@@ -92,6 +94,10 @@ class _Entry:
     """Why the last attempt failed; empty when it did not."""
     backoff_s: float = FIRST_BACKOFF_S
 
+    def is_due(self, now: float) -> bool:
+        # Where the clock was set back what was meant for a moment from then is years away.
+        return self.due_at <= now or (self.certificate is None and self.due_at > now + _LONGEST_WAIT_S)
+
     def valid(self, now: float) -> bool:
         return self.certificate is not None and self.certificate.not_after > now
 
@@ -133,7 +139,7 @@ class Certificates:
         """The identity to fetch now, which counts as being fetched from here on; None: nothing is due, or enough are."""
         if len(self._fetching) >= MAX_FETCHES:
             return None
-        due = [(-entry.priority, entry.due_at, identity) for identity, entry in self._waiting() if entry.due_at <= now]
+        due = [(-entry.priority, entry.due_at, identity) for identity, entry in self._waiting() if entry.is_due(now)]
         if not due:
             return None
         identity = min(due)[2]

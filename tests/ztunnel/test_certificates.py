@@ -53,6 +53,18 @@ def test_who_waits_hears_of_a_failure_at_once_and_later_requests_do_not_hammer_t
     assert certificates.next_due_at() == pytest.approx(now + DAY / 2 + 1.2), "success reset the backoff; +20 % jitter"
 
 
+def test_a_clock_that_is_set_back_delays_no_attempt_beyond_the_longest_pause() -> None:
+    """A machine that starts in the wrong year finds every certificate invalid, until somebody tells it the time."""
+    certificates, wrong, right = Certificates(), 300 * DAY, 100 * DAY
+    certificates.request(WEB, Priority.REALTIME, wrong)
+    assert certificates.start(wrong) == WEB
+    certificates.failed(WEB, "certificate is not valid now", wrong, jitter=1)
+    assert certificates.start(wrong - 170) is None, "a small step takes no longer than a pause may"
+    assert certificates.start(right) == WEB
+    assert certificates.fetched(good := issue(WEB, right, right + DAY), right) == [Issued(good)]
+    assert certificates.start(right) is None
+
+
 def test_an_old_certificate_serves_until_it_expires_and_is_tried_again_no_later_than_that() -> None:
     certificates = Certificates()
     certificates.request(WEB, Priority.WARMUP, now=0)
