@@ -49,10 +49,11 @@ class ServerCertificate:
         return grpc.dynamic_ssl_server_credentials(self.renewed(), self.renewed, require_client_certificate)
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """A new certificate where there is none or it has passed its half-life, else None: keep it."""
+        """A new certificate where there is none, it has passed its half-life or begins in the future, else None: keep it."""
         now, roots = self._clock(), self._trust.roots
         with self._lock:
-            if now < self._renew_at and roots is self._roots:
+            since = self._renew_at - SERVER_LIFETIME_S / 2  # before it, the clock was set back: nobody would take it yet
+            if since <= now < self._renew_at and roots is self._roots:
                 return None
             self._roots = roots
             self._renew_at = now + SERVER_LIFETIME_S / 2
