@@ -13,6 +13,7 @@ from agent.flow_log import FlowLog
 from agent.status import Diagnostics
 from mesh.proto.agent_pb2 import StatusResponse
 from wire.http_unix import Request, Response
+from wire.seldom import Seldom
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -23,13 +24,17 @@ class Metrics:
     def __init__(self, diagnostics: Diagnostics, flows: FlowLog) -> None:
         self._diagnostics = diagnostics
         self._flows = flows
+        self._newest = Seldom(self._render)
 
     async def answer(self, _: Request) -> Response:
-        """The state of this moment."""
+        """The state of this moment, or of one just before."""
+        return Response(body=await self._newest.get(), content_type=CONTENT_TYPE)
+
+    async def _render(self) -> bytes:
         status = await self._diagnostics.gather()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Once([*of_status(status, self._diagnostics.local_ports), *of_flows(self._flows)]))
-        return Response(body=generate_latest(registry), content_type=CONTENT_TYPE)
+        return bytes(generate_latest(registry))
 
 
 class _Once(Collector):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wire.http_unix import HttpError, HttpServer, Request, Response
+from wire.seldom import Seldom
 from ztunnel import succession
 from ztunnel.channel import ConnectionRecord, ProfileKind
 from ztunnel.config_dump import JSON, dump_connection_fully
@@ -71,7 +72,8 @@ class Admin:
         }
         self._local = HttpServer({**every, f"POST {succession.PATH}": self._succeed})
         self._all = HttpServer(every)
-        self._only_metrics = HttpServer({route: every[route] for route in ("GET /metrics", "GET /stats/prometheus")})
+        self._scraped = Seldom(self._render)
+        self._only_metrics = HttpServer(dict.fromkeys(("GET /metrics", "GET /stats/prometheus"), self._scrape))
         self._only_ready = HttpServer({"GET /healthz/ready": self._ready})
         self._where: tuple[Path, int, int, int] | None = None
 
@@ -151,10 +153,14 @@ class Admin:
             return Response(500, ("not ready, waiting for: " + "; ".join(missing) + "\n").encode())
         return Response(200, b"ready\n")
 
+    async def _render(self) -> bytes:
+        return render(self._proxy.families())
+
     async def _metrics(self, request: Request) -> Response:
-        asked = "application/openmetrics-text" in request.headers.get("accept", "")
-        content_type = _OPENMETRICS if asked else "text/plain; charset=utf-8"
-        return Response(200, render(self._proxy.families()), content_type)
+        return _exposition(request, await self._render())
+
+    async def _scrape(self, request: Request) -> Response:
+        return _exposition(request, await self._scraped.get())
 
     async def _logging(self, request: Request) -> Response:
         levels = self._proxy.log_levels
@@ -170,6 +176,11 @@ class Admin:
     async def _quit(self, _: Request) -> Response:
         self._proxy.quit()
         return Response(200, b"shutdown now\n")
+
+
+def _exposition(request: Request, metrics: bytes) -> Response:
+    asked = "application/openmetrics-text" in request.headers.get("accept", "")
+    return Response(200, metrics, _OPENMETRICS if asked else "text/plain; charset=utf-8")
 
 
 def _whole(request: Request, name: str, usual: int, most: int) -> int:
