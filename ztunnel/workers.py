@@ -204,7 +204,7 @@ class Workers:
             started_at = time.monotonic()
             try:
                 ending = _how_it_ended(await self._one_life(index))
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # the latter: no thread is left to wait for its end (Python 3.11)
                 ending = f"cannot be started: {error}"
             if self._ending:
                 return

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -162,6 +163,23 @@ def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(
 
     asyncio.run(main())
     assert "worker 0 cannot be started: " in caplog.text and "starting another in 0.4 s" in caplog.text
+
+
+def test_where_the_system_starts_no_threads_the_other_workers_go_on(run: Any, eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        other, usual = world.workers.pids[1], threading.stack_size()
+        threading.stack_size(1 << 46)  # no thread finds room for that: Python 3.11 needs one for each child process
+        try:
+            os.kill(world.workers.pids[0], signal.SIGKILL)
+            await eventually(lambda: world.deaths == [0])
+            await eventually(lambda: world.workers.restarts > 1 or world.workers.alive == [0, 1])
+        finally:
+            threading.stack_size(usual)
+        await eventually(lambda: world.workers.alive == [0, 1])
+        assert world.workers.pids[1] == other
+
+    run(scenario)
 
 
 def test_a_worker_that_reads_nothing_is_replaced(tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
