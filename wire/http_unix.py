@@ -1,8 +1,8 @@
 """A small HTTP/1.1 server and client for admin endpoints, over unix and TCP sockets. Everything is bounded in size and time.
 
-For a handful of trusted readers (operators' tools, the agent, Prometheus, kubelet), not for the open world: no TLS, no
-uploads, no chunked requests. A response body may be a stream without end: it is sent in chunks, and its source is closed as
-soon as the reader goes away.
+For a handful of readers (operators' tools, the agent, Prometheus, kubelet), whom others that reach the same port cannot keep
+out: no TLS, no uploads, no chunked requests. A response body may be a stream without end: it is sent in chunks, and its source
+is closed as soon as the reader goes away.
 """
 
 import asyncio
@@ -27,6 +27,8 @@ HEAD_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 30.0
 _MAX_CONNECTIONS = 64
+_MAX_STRANGERS = 16
+"""Connections, where the whole network may come: each may have us hold an answer that it does not read."""
 
 _log = logging.getLogger(__name__)
 Target = Path | tuple[str, int]
@@ -129,13 +131,21 @@ def _content_length(headers: Mapping[str, str], limit: int) -> int:
 class HttpServer:
     """Serves routes, written `GET /path`, on any number of sockets, to at most `max_connections` peers at a time."""
 
-    def __init__(self, routes: Mapping[str, Handler], max_connections: int = _MAX_CONNECTIONS) -> None:
+    def __init__(
+        self, routes: Mapping[str, Handler], max_connections: int = _MAX_CONNECTIONS, max_body_bytes: int = MAX_BODY_BYTES
+    ) -> None:
         self._routes = routes
         self._max_connections = max_connections
+        self._max_body_bytes = max_body_bytes
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
         self._waiting: dict[asyncio.Task[None], None] = {}
         """Those that have not said (all of) what they want, or not read the answer, oldest first."""
+
+    @classmethod
+    def for_strangers(cls, routes: Mapping[str, Handler]) -> "HttpServer":
+        """For a port that the whole network reaches: few at a time, and none has anything to send."""
+        return cls(routes, _MAX_STRANGERS, max_body_bytes=0)
 
     async def listen_unix(self, path: Path, mode: int = 0o600) -> None:
         """Listen at `path`, in place of what is there; nobody but `mode` allows ever connects."""
@@ -191,7 +201,7 @@ class HttpServer:
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes) -> bool:
         try:
             with self._patiently():
-                request = await _read_request(reader, first)
+                request = await _read_request(reader, first, self._max_body_bytes)
         except HttpError as error:
             await _send(writer, Response(error.status, error.reason.encode() + b"\n"), close=True)
             await _discard(reader, writer)
@@ -259,14 +269,14 @@ def _bind(path: Path, mode: int) -> socket.socket:
     return sock
 
 
-async def _read_request(reader: asyncio.StreamReader, first: bytes) -> Request:
+async def _read_request(reader: asyncio.StreamReader, first: bytes, max_body_bytes: int) -> Request:
     try:
         async with asyncio.timeout(HEAD_TIMEOUT_S if first else IDLE_TIMEOUT_S):
             head = first + await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError as error:
         raise HttpError(431, f"request head beyond {MAX_HEAD_BYTES} bytes") from error
     request = parse_request(head)
-    length = _content_length(request.headers, MAX_BODY_BYTES)
+    length = _content_length(request.headers, max_body_bytes)
     async with asyncio.timeout(HEAD_TIMEOUT_S):
         body = await reader.readexactly(length)
     return Request(request.method, request.path, request.query, request.headers, body)

@@ -73,8 +73,9 @@ class Admin:
         self._local = HttpServer({**every, f"POST {succession.PATH}": self._succeed})
         self._all = HttpServer(every)
         self._scraped = Seldom(self._render)
-        self._only_metrics = HttpServer(dict.fromkeys(("GET /metrics", "GET /stats/prometheus"), self._scrape))
-        self._only_ready = HttpServer({"GET /healthz/ready": self._ready})
+        scrapes = dict.fromkeys(("GET /metrics", "GET /stats/prometheus"), self._scrape)
+        self._only_metrics = HttpServer.for_strangers(scrapes)
+        self._only_ready = HttpServer.for_strangers({"GET /healthz/ready": self._ready})
         self._where: tuple[Path, int, int, int] | None = None
 
     @property

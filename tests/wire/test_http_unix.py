@@ -203,6 +203,18 @@ def test_who_does_not_read_keeps_nobody_out(tmp_path: Path) -> None:
     with_server(tmp_path, scenario)
 
 
+def test_strangers_cannot_make_it_hold_what_they_send(tmp_path: Path) -> None:
+    async def scenario(world: World, _: Path) -> None:
+        server, path = http.HttpServer.for_strangers({"GET /hello": world.hello}), tmp_path / "open.sock"
+        await server.listen_unix(path)
+        assert (await http.request(path, "GET", "/hello")).status == 200
+        with pytest.raises(http.HttpError, match=r"413.*at most 0"):
+            (await http.request(path, "GET", "/hello", b"x")).check()
+        await server.close()
+
+    with_server(tmp_path, scenario)
+
+
 def test_who_asks_no_more_reads_all_of_the_answer(tmp_path: Path) -> None:
     async def scenario(_: World, path: Path) -> None:
         with await deaf(path) as sock:
