@@ -22,6 +22,7 @@ _PSEUDO = {b":method", b":authority", b":scheme", b":path", b":protocol"}
 _FORWARDED_NETWORK = b"x-forwarded-network"
 _USUAL = {b"baggage", b"forwarded", b"traceparent", _FORWARDED_NETWORK}
 _CONNECT = (b":method", b"CONNECT")
+_OK = (b":status", b"200")
 _breaks_line = re.compile(rb"[\0\n\r]").search
 _SHORT_BYTES = 1024
 """Of an authority and a baggage that are remembered."""
@@ -174,6 +175,8 @@ def response_fields(status: int, baggage: bytes = b"") -> Repeating:
 
 def read_status(fields: Fields) -> int:
     """The status of a response; 0 when it has none that is a number."""
+    if fields and fields[0] == _OK:
+        return 200
     for name, value in fields:
         if name == b":status" and len(value) == 3 and value.isdigit():
             return int(value)

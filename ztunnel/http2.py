@@ -96,9 +96,10 @@ class Connection(Intake):
         """Take a whole frame that is not plain DATA. Raises: ProtocolError."""
         if kind == DATA:
             self._padded_data(payload)
-        elif kind in (HEADERS, CONTINUATION):
-            take = self._reader.begin if kind == HEADERS else self._reader.go_on
-            fields = take(sid, self._flags, payload)
+        elif kind == HEADERS:
+            self.headers(sid, self._flags, payload)
+        elif kind == CONTINUATION:
+            fields = self._reader.go_on(sid, self._flags, payload)
             if fields is not None:
                 self._headers(sid, fields)
         elif kind == WINDOW_UPDATE:
@@ -124,6 +125,12 @@ class Connection(Intake):
         if self._flags & END_STREAM and self._stream is stream:
             self.end_of_peer(stream)
         self._stream = None
+
+    def headers(self, sid: int, flags: int, payload: bytes) -> None:
+        """See Intake."""
+        fields = self._reader.begin(sid, flags, payload)
+        if fields is not None:
+            self._headers(sid, fields)
 
     def _headers(self, sid: int, fields: Fields) -> None:
         ended = self._reader.ends_stream

@@ -23,6 +23,7 @@ from ztunnel.frames import (
     BULK_FRAME_BYTES,
     CONTINUATION,
     DATA,
+    END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADER_BYTES,
@@ -48,6 +49,8 @@ _EXACT = {PING, RST_STREAM, WINDOW_UPDATE, PRIORITY}
 _ON_CONNECTION = {SETTINGS, PING, GOAWAY}
 _ON_STREAM = {HEADERS, PRIORITY, RST_STREAM, CONTINUATION}
 _unpack = frames.header.unpack_from
+_SHORT_BLOCK_BYTES = 4096
+"""No peer allows less, in a frame or in a list."""
 WORK_PER_TURN = 128
 """In DATA frames, which cost 5 us each with the application's send; a turn of the loop belongs to all tunnels."""
 _WORK_OF_HEADERS, WORK_OF_RESET, _BLOCK_BYTES_PER_WORK, _STREAMS_PER_WORK = 64, 32, 64, 4
@@ -150,6 +153,13 @@ class Intake(ABC):
                         self.delivered(stream, taken)
                     position += length
                     continue
+                if not length and flags == END_STREAM and stream is not None:
+                    self.end_of_peer(stream)
+                    continue
+            elif kind == HEADERS and flags == END_HEADERS and length <= end - position and self._takes_headers(length, sid):
+                self.headers(sid, flags, bytes(view[position : position + length]))
+                position += length
+                continue
             else:
                 stream = None
             self._left, self._kind, self._flags, self._sid, self._stream = length, kind, flags, sid, stream
@@ -157,6 +167,13 @@ class Intake(ABC):
             if self._left and position < end:
                 position = self._take_part(view, position)
         return position
+
+    def _takes_headers(self, length: int, sid: int) -> bool:
+        """Whether nothing is wrong with a header block that is all here, nor much about it."""
+        if not sid or not self.ready or self._reader.stream_id or not 0 < length <= _SHORT_BLOCK_BYTES:
+            return False
+        self.work -= _WORK_OF_HEADERS + length // _BLOCK_BYTES_PER_WORK
+        return True
 
     def _take_part(self, view: memoryview, position: int) -> int:
         """Take as much of a frame as there is; returns where it stopped."""
@@ -206,7 +223,8 @@ class Intake(ABC):
     def _begin_data(self, length: int, flags: int, sid: int) -> Stream | None:
         """Take a DATA frame off the windows."""
         stream = self.streams.get(sid)
-        if flags or length < 2 or stream is None or stream.remote_closed or self._reader.stream_id or length > self._max_frame:
+        usual = length > 1 and not flags or flags == END_STREAM
+        if not usual or stream is None or stream.remote_closed or self._reader.stream_id or length > self._max_frame:
             self._check_data(length, flags, sid, stream)
         self._receive_window = room = self._receive_window - length
         if length >= BULK_FRAME_BYTES:
@@ -299,6 +317,10 @@ class Intake(ABC):
     @abstractmethod
     def dispatch(self, kind: int, sid: int, payload: bytes) -> None:
         """Take a whole frame that is not plain DATA. Raises: ProtocolError."""
+
+    @abstractmethod
+    def headers(self, sid: int, flags: int, payload: bytes) -> None:
+        """Take a whole HEADERS frame. Raises: ProtocolError."""
 
     @abstractmethod
     def opened_as_usual(self) -> None:
