@@ -361,16 +361,22 @@ class PolicySet:
     def __init__(self, groups: Iterable[PolicyGroup]) -> None:
         self._groups = tuple(groups)
         self._verdicts: dict[Connection, Verdict] = {}
+        self._last: tuple[Connection | None, Verdict] = None, Verdict(True, None, "")
+        """Asked for again as the very same object, as a tunnel's next request does, it need not be looked up."""
 
     def verdict(self, connection: Connection) -> Verdict:
         """Decide, or remember what was decided about an equal connection."""
-        verdict = self._verdicts.get(connection)
-        if verdict is None:
+        last, verdict = self._last
+        if connection is last:
+            return verdict
+        known = self._verdicts.get(connection)
+        if known is None:
             if len(self._verdicts) >= _MAX_VERDICTS:
                 self._verdicts.clear()
             peer = _peer_of(connection)
-            verdict = self._verdicts[connection] = _decide(self.candidates(peer), peer, self)
-        return verdict
+            known = self._verdicts[connection] = _decide(self.candidates(peer), peer, self)
+        self._last = connection, known
+        return known
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))

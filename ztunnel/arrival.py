@@ -224,7 +224,8 @@ class Arrival:
                 self._reject(tunnel, sid, outcome.status, outcome.reason)
                 return None
             assert tunnel.peer is not None  # no request is read before the handshake is done
-            errand = self._errand = errand_of(node, workload, self.peer[0], tunnel.peer, request, outcome)
+            ends = self.peer[0], self.local[0]
+            errand = self._errand = errand_of(self.pod, workload, *ends, tunnel.peer, request, outcome)
         return InboundRequest(self.pod, (self.peer, self.local), tunnel, errand).start(sid, stream)
 
     def _go_on(self, stream: TunnelStream, workload: Workload, request: ConnectRequest, error: str) -> None:

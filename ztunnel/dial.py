@@ -67,30 +67,31 @@ class Netns:
         """Of which kinds since the last `release_idle`."""
         self._closed = False
 
-    def make_socket(self, family: int, source: Address | None) -> socket.socket:
+    def make_socket(self, family: int, source: str | None) -> socket.socket:
         """A non-blocking TCP socket; with a `source`, bound to that address although it may be another host's.
 
         A source that cannot be had costs the address, not the connection, as in Istio's ztunnel.
         """
         kind = family, source is not None
-        stock = self._stock.setdefault(kind, [])
+        stock = self._stock.get(kind)
         if not stock:
-            stock += self._make(family, STOCK if kind in self._taken else 1, self._prepare(kind))
+            stock = self._stock[kind] = self._make(family, STOCK if kind in self._taken else 1, self._prepare(kind))
         sock = stock.pop()
-        if not stock and kind in self._taken:
+        if kind not in self._taken:
+            self._taken.add(kind)
+        elif not stock:
             self._loop.afterwards.append((partial(self._restock, kind), self))
-        self._taken.add(kind)
         if source is None:
             return sock
         try:
-            self._bind(sock, _text(source))
+            self._bind(sock, source)
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 _log.warning("cannot keep the source address %s (nor others in this pod): %s", source, error)
         return sock
 
-    def remake_socket(self, family: int, source: Address | None) -> socket.socket:
+    def remake_socket(self, family: int, source: str | None) -> socket.socket:
         """Another one, since the last one's port is in use between the same ends."""
         if self._ports is not None:
             self._ports.clash()
@@ -198,21 +199,22 @@ def set_tcp_options(sock: socket.socket, tuning: Tuning) -> None:
 class Dial:
     """One connection in the making; owns its socket until it hands it over."""
 
+    __slots__ = ("_deadlines", "_loop", "_owner", "_remake", "_sock", "_where")
+
     def __init__(
         self,
         loop: Loop,
         deadlines: Deadlines,
         owner: Owner,
         sock: socket.socket,
-        address: Address,
-        port: int,
+        where: tuple[str, int],
         remake: Callable[[], socket.socket] | None = None,
     ) -> None:
         self._loop = loop
         self._deadlines = deadlines
         self._owner = owner
         self._sock: socket.socket | None = sock
-        self._where = (_text(address), port)
+        self._where = where
         self._remake = remake
 
     def start(self) -> None:
@@ -294,7 +296,8 @@ def _has_peer(sock: socket.socket) -> bool:
 
 
 @lru_cache(4096)
-def _text(address: Address) -> str:
+def text_of(address: Address) -> str:
+    """An address as sockets take it."""
     return str(address)
 
 

@@ -142,6 +142,7 @@ def forwarded_host(value: bytes) -> str:
     return ""
 
 
+@lru_cache(1024)
 def repeating_fields(authority: str, baggage: bytes) -> Repeating:
     """The fields of a request that are the same for every stream to the same target."""
     return (_CONNECT, (b":authority", authority.encode()), (b"baggage", baggage))
@@ -151,11 +152,13 @@ def single_fields(source: tuple[Address, int], hostname: str, trace: bytes, netw
     """The fields of one request alone, encoded; `trace` is 24 random bytes, `network` ours where a gateway passes it on."""
     address, port = source
     before, behind = _around_port(address, hostname)
-    digits = trace.hex()
-    once = literal(b"forwarded", b"%b%d%b" % (before, port, behind)) + _TRACE + f"00-{digits[:32]}-{digits[32:]}-00".encode()
+    said, digits = b"%b%d%b" % (before, port, behind), trace.hex()
+    forwarded = _FORWARDED[len(said)] + said if len(said) < len(_FORWARDED) else literal(b"forwarded", said)
+    once = forwarded + _TRACE + f"00-{digits[:32]}-{digits[32:]}-00".encode()
     return once if network is None else once + literal(_FORWARDED_NETWORK, network.encode())
 
 
+_FORWARDED = [literal(b"forwarded", bytes(length))[: -length or None] for length in range(127)]
 _TRACE = literal(b"traceparent", bytes(55))[:-55]
 """All have the same length."""
 

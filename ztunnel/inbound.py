@@ -11,7 +11,7 @@ from mesh.workload import Address, Workload
 from ztunnel.baggage import Described
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.closing import reset_on_close
-from ztunnel.dial import Dial
+from ztunnel.dial import Dial, text_of
 from ztunnel.flow import Stream
 from ztunnel.gate import Admitted
 from ztunnel.hbone import ConnectRequest, response_fields
@@ -23,6 +23,22 @@ from ztunnel.stream import TunnelStream
 from ztunnel.tunnel import Tunnel
 
 _LOOPBACKS: dict[int, Address] = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
+
+
+class Application(NamedTuple):
+    """Where an application is dialled, and from whose address."""
+
+    family: int
+    where: tuple[str, int]
+    source: str | None
+    """The client's own; None: ours."""
+
+
+def application_at(pod: Pod, client: Address, address: Address, port: int) -> Application:
+    """Dial from the client's own address, where that is possible."""
+    keeps = pod.keeps_source and client != address and client.version == address.version and not address.is_loopback
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return Application(int(family), (text_of(address), port), text_of(client) if keeps else None)
 
 
 class Inbound(Tracked):
@@ -50,15 +66,12 @@ class Inbound(Tracked):
         verdict = self.ledger.judge(self)
         return "" if verdict.allowed else DENIED + verdict.reason
 
-    def dial(self, address: Address, port: int) -> None:
-        """Connect to the application, from the client's own address where that is possible."""
-        node = self.pod.node
-        client = self.record.source[0]
-        keeps = self.pod.keeps_source and client != address and client.version == address.version and not address.is_loopback
-        source = client if keeps else None
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    def dial(self, application: Application) -> None:
+        """Connect to the application."""
+        node, netns = self.pod.node, self.pod.netns
+        family, where, source = application
         try:
-            sock = self.pod.netns.make_socket(family, source)
+            sock = netns.make_socket(family, source)
         except OSError as error:
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
@@ -66,8 +79,8 @@ class Inbound(Tracked):
         if source is None:
             reset_on_close(sock)
         else:
-            remake = partial(self.pod.netns.remake_socket, family, source)
-        self._dial = Dial(node.loop, node.dials, self, sock, address, port, remake)
+            remake = partial(netns.remake_socket, family, source)
+        self._dial = Dial(node.loop, node.dials, self, sock, where, remake)
         self._dial.start()
 
     def connected(self, sock: socket.socket) -> None:
@@ -102,6 +115,9 @@ class Errand(NamedTuple):
     """The client's xDS uid, where its address tells."""
     described: Described | None
     """The client by its own words, where it does not."""
+    application: Application
+    subject: Connection
+    """What policies are asked about."""
     generation: int
     """Of the mesh by which all this is so; -1: of one that was only known in part."""
 
@@ -112,19 +128,24 @@ class Errand(NamedTuple):
 
 
 def errand_of(
-    node: Node, workload: Workload, source: Address, identity: Identity, request: ConnectRequest, admitted: Admitted
+    pod: Pod, workload: Workload, source: Address, local: Address, identity: Identity, request: ConnectRequest, admitted: Admitted
 ) -> Errand:
-    """`source`: from where the tunnel comes; `identity`: what its other end proved."""
+    """`source`, `local`: the addresses between which the tunnel is; `identity`: what its other end proved."""
+    node = pod.node
     client, described = _source_of(node, source, identity, request)
     generation = node.generation if not node.unfinished else -1
     uid = client.uid if client is not None else ""
-    return Errand(request, admitted, workload, str(request.authority), uid, described, generation)
+    subject = Connection(source, identity, local, admitted.port)
+    if admitted.announced is not None and node.config.localhost_app_tunnel:
+        local = _LOOPBACKS[local.version]  # where nobody reaches the application past its proxy
+    application = application_at(pod, source, local, admitted.port)
+    return Errand(request, admitted, workload, str(request.authority), uid, described, application, subject, generation)
 
 
 class InboundRequest(Inbound):
     """One CONNECT stream to an application of this node."""
 
-    __slots__ = ("_admitted", "_stream", "_tunnel")
+    __slots__ = ("_errand", "_stream", "_tunnel")
 
     def __init__(
         self,
@@ -151,8 +172,13 @@ class InboundRequest(Inbound):
         )
         super().__init__(pod, record, workload, errand.admitted.port)
         self._tunnel = tunnel
-        self._admitted = errand.admitted
+        self._errand = errand
         self._stream: TunnelStream | None = None
+
+    @property
+    def subject(self) -> Connection:
+        """See Inbound: the same for all requests of an errand."""
+        return self._errand.subject
 
     def check(self) -> str:
         """See Inbound."""
@@ -176,10 +202,7 @@ class InboundRequest(Inbound):
             self._tunnel.http.adopt(stream, sid)
         stream.owner = self
         self._stream = self.pump = stream
-        local = self.record.destination[0]
-        if self._admitted.announced is not None and self.pod.node.config.localhost_app_tunnel:
-            local = _LOOPBACKS[local.version]  # where nobody reaches the application past its proxy
-        self.dial(local, self._admitted.port)
+        self.dial(self._errand.application)
         return stream
 
     def connected(self, sock: socket.socket) -> None:
@@ -187,7 +210,7 @@ class InboundRequest(Inbound):
         self._dial = None
         stream = self._stream
         assert stream is not None and self.workload is not None
-        announced = self._admitted.announced
+        announced = self._errand.admitted.announced
         if announced is not None and not self._announce(sock, announced):
             return
         says = self.pod.node.config.enhanced_baggage

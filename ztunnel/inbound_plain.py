@@ -7,7 +7,7 @@ from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.dial import endpoint, original_destination
 from ztunnel.gate import service_of
 from ztunnel.hbone import Authority
-from ztunnel.inbound import Inbound
+from ztunnel.inbound import Inbound, application_at
 from ztunnel.ledger import SocketAddress
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
@@ -62,7 +62,7 @@ class InboundPlain(Inbound):
         if refusal:
             self.ended("DENY", refusal)
         else:
-            self.dial(*self.record.destination)
+            self.dial(application_at(self.pod, self.record.source[0], *self.record.destination))
 
     def connected(self, sock: socket.socket) -> None:
         """The application is there: move bytes."""

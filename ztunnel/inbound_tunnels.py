@@ -18,6 +18,8 @@ class InboundTunnels:
         self._all: dict[Tunnel, object] = {}
         """With its source, in the order in which they last carried a stream."""
         self._of: dict[object, dict[Tunnel, None]] = {}
+        self._last: Tunnel | None = None
+        """Of all."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -30,6 +32,7 @@ class InboundTunnels:
         own = self._of.setdefault(source, {})
         self._all[tunnel] = source
         own[tunnel] = None
+        self._last = tunnel
         crowded = own if len(own) > PER_SOURCE else self._all if len(self._all) > TOTAL else ()
         if not crowded:
             return []
@@ -38,15 +41,20 @@ class InboundTunnels:
 
     def used(self, tunnel: Tunnel) -> None:
         """A stream came in: the tunnel is the least likely to be closed for room."""
+        if tunnel is self._last:
+            return
         source = self._all.pop(tunnel, None)
         own = self._of.get(source)
         if own is not None and tunnel in own:
             self._all[tunnel] = source
             del own[tunnel]
             own[tunnel] = None
+            self._last = tunnel
 
     def remove(self, tunnel: Tunnel) -> None:
         """It is closed."""
+        if tunnel is self._last:
+            self._last = None
         source = self._all.pop(tunnel, None)
         own = self._of.get(source)
         if own is not None:

@@ -55,7 +55,8 @@ class Link:
         elif isinstance(message, Closed):
             place = self._fresh.pop(message.record.number, None)
             if place is not None:  # half of what a short connection costs here and there
-                self._batch[place] = Closed(message.record, message.was_open, told=False)
+                message.told = False
+                self._batch[place] = message
                 return
         self._batch.append(message)
 

@@ -8,7 +8,7 @@ from mesh.workload import Address, Workload
 from ztunnel.balance import NOBODY
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.closing import reset_on_close
-from ztunnel.dial import Dial, endpoint, original_destination
+from ztunnel.dial import Dial, endpoint, original_destination, text_of
 from ztunnel.fields import Fields, Repeating
 from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.inner_tunnel import InnerStream, InnerTunnel
@@ -232,7 +232,7 @@ class Outbound(Tracked):
         reset_on_close(sock)
         if route.workload is None:
             node.strangers[self] = None
-        self._dial = Dial(node.loop, node.dials, self, sock, address, route.port)
+        self._dial = Dial(node.loop, node.dials, self, sock, (text_of(address), route.port))
         self._dial.start()
 
     def mesh_changed(self) -> None:

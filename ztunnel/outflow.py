@@ -140,9 +140,10 @@ class Outflow(ABC):
         # or ours alone after a while. Saves a new connection one in three of records, sends and wake-ups of the other node.
         # On a new tunnel our opening waits along with it, unless the client sent so much that it may soon wait for windows.
         untouched = self.http.stream_window
-        if any(stream.remote_closed or not 0 < untouched - stream.receive_window < _MUCH_BYTES for stream in answered):
-            self.loop.dirty[self] = None
-            return
+        for stream in answered:
+            if stream.remote_closed or not 0 < untouched - stream.receive_window < _MUCH_BYTES:
+                self.loop.dirty[self] = None
+                return
         self.loop.linger(self)
         self._patient_bytes = len(self.http.out)
 

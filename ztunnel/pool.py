@@ -16,7 +16,7 @@ from mesh.identity import Identity
 from mesh.workload import Address
 from ztunnel.allowance import Allowance
 from ztunnel.channel import Flag
-from ztunnel.dial import Dial, Netns
+from ztunnel.dial import Dial, Netns, text_of
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.limits import Held
@@ -68,6 +68,7 @@ class _Making:
         self.content_until = 0.0
         """Until then it will do, bulk or not."""
         self._quiet = Allowance(_BULK_BYTES, _BULK_BYTES_PER_S)
+        self._was_quiet = True
         self._seen_bytes = 0
 
     def room(self, most: int) -> bool:
@@ -79,10 +80,14 @@ class _Making:
         """Whether none of its streams moves bulk, or that is no reason for another tunnel now."""
         assert self.tunnel is not None
         http = self.tunnel.http
-        moved, self._seen_bytes = http.bulk_bytes - self._seen_bytes, http.bulk_bytes
+        moved = http.bulk_bytes - self._seen_bytes
+        if not moved and self._was_quiet:
+            return True
+        self._seen_bytes += moved
         if not http.streams:
             return True
-        return self._quiet.spend(now, min(moved, 2 * _BULK_BYTES)) or now < self.content_until
+        self._was_quiet = self._quiet.spend(now, min(moved, 2 * _BULK_BYTES))
+        return self._was_quiet or now < self.content_until
 
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
@@ -131,13 +136,15 @@ class Pool:
         self._netns = netns
         self._streams = node.config.tuning.pool_streams
         self._ready: dict[Key, list[_Making]] = {}
+        self._last: tuple[Key | None, list[_Making]] = None, []
+        """Of `_ready`, what was asked for last: mostly the same again, and a key's hash is half of looking it up."""
         self._making: dict[Key, _Making] = {}
 
     def request(self, key: Key, credentials: Credentials, waiter: Waiter) -> None:
         """Give the waiter a tunnel with room: now, or when it is made."""
         now = self.node.loop.now
         busy = []
-        for member in self._ready.get(key, ()):
+        for member in self._last[1] if key is self._last[0] else self._members(key):
             if member.room(self._streams):
                 if member.calm(now):
                     break
@@ -149,6 +156,13 @@ class Pool:
             member = busy[0]
         assert member.tunnel is not None
         waiter.tunnel_ready(member.tunnel)
+
+    def _members(self, key: Key) -> list[_Making]:
+        members = self._ready.get(key)
+        if members is None:
+            return []
+        self._last = key, members
+        return members
 
     def _wait(self, key: Key, credentials: Credentials, waiter: Waiter, apart: bool) -> None:
         making = self._making.get(key)
@@ -192,7 +206,7 @@ class Pool:
         except OSError as error:
             making.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
-        making.dial = Dial(self.node.loop, self.node.dials, making, sock, key.address, key.port)
+        making.dial = Dial(self.node.loop, self.node.dials, making, sock, (text_of(key.address), key.port))
         making.dial.start()
 
     def made(self, member: _Making) -> None:
@@ -215,6 +229,7 @@ class Pool:
             members.remove(member)
             if not members:
                 del self._ready[key]
+                self._last = None, []
         waiting, member.waiting = list(member.waiting), {}
         for waiter in self._make_do(member, waiting):
             waiter.no_tunnel(flag, error)

@@ -7,7 +7,7 @@ or comes back, or the pod is somebody else. Only where chance had no say: whom i
 from typing import NamedTuple
 
 from mesh.identity import Identity
-from mesh.workload import Address, Workload
+from mesh.workload import Workload
 from ztunnel.balance import NOBODY
 from ztunnel.ledger import SocketAddress
 from ztunnel.node import Node
@@ -47,7 +47,8 @@ class Ways:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._known: dict[tuple[Address, Address, int], Way] = {}
+        self._known: dict[tuple[int, int, int], tuple[Way, Request]] = {}
+        """By the addresses' own identity, as their hash costs more than all else here; the request keeps them alive."""
         self._client: Workload | None = None
         self._generation = -1
         self._aside: frozenset[Choice] = node.outliers.aside
@@ -60,15 +61,15 @@ class Ways:
         if node.generation != self._generation or request.client is not self._client or node.outliers.aside is not self._aside:
             self._known.clear()
             self._generation, self._client, self._aside = node.generation, request.client, node.outliers.aside
-        ends = request[1:]
-        way = self._known.get(ends)
-        if way is not None:
-            return way
+        ends = id(request.source), id(request.destination), request.port
+        known = self._known.get(ends)
+        if known is not None:
+            return known[0]
         found = self._decide(request, avoid)
         if isinstance(found, Way) and found.route.certain and not node.unfinished:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known[ends] = found
+            self._known[ends] = found, request
         return found
 
     def _decide(self, request: Request, avoid: frozenset[str]) -> Way | Refused:

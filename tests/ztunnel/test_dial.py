@@ -35,7 +35,7 @@ def open_sockets() -> int:
 def take(netns: Netns, count: int, source: bool = False) -> list[socket.socket]:
     taken = []
     for _ in range(count):
-        taken.append(netns.make_socket(socket.AF_INET, CLIENT if source else None))
+        taken.append(netns.make_socket(socket.AF_INET, str(CLIENT) if source else None))
         netns._loop.turn(0)
     return taken
 
