@@ -225,7 +225,7 @@ class Arrival:
                 return None
             assert tunnel.peer is not None  # no request is read before the handshake is done
             ends = self.peer[0], self.local[0]
-            errand = self._errand = errand_of(self.pod, workload, *ends, tunnel.peer, request, outcome)
+            errand = self._errand = errand_of(self.pod, workload, ends, tunnel.peer, request, outcome)
         return InboundRequest(self.pod, (self.peer, self.local), tunnel, errand).start(sid, stream)
 
     def _go_on(self, stream: TunnelStream, workload: Workload, request: ConnectRequest, error: str) -> None:

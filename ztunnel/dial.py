@@ -110,6 +110,7 @@ class Netns:
                 ports.clash()
             else:
                 return
+        sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)  # the kernel's need be unique for one destination, too
         sock.bind((host, 0))
 
     def _look_up_ports(self) -> SourcePorts:
@@ -172,9 +173,7 @@ def _set_foreign_options(sock: socket.socket) -> None:
     """For a connection to an application in the pod, whose end the kernel knows, from an address that may not be here."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     reset_on_close(sock)
-    # Ports need only be unique for one destination: ours, and the kernel's, which it then chooses at connect.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports need only be unique for one destination
     level, option = (
         (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if sock.family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_TRANSPARENT)
     )

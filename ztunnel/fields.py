@@ -140,7 +140,7 @@ class FieldReader:
 
     def _remember(self, block: bytes, fields: Fields) -> None:
         first = block.partition(_FORWARDED)[0]
-        if 0 < len(first) <= _LONGEST_KNOWN and 0x80 < min(first) and max(first) < 0xFF:  # a byte for each field
+        if 0 < len(first) <= _LONGEST_KNOWN and min(first) > 0x80 and max(first) < 0xFF:  # a byte for each field
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             begin = fields[: len(first)]

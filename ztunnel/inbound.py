@@ -128,10 +128,10 @@ class Errand(NamedTuple):
 
 
 def errand_of(
-    pod: Pod, workload: Workload, source: Address, local: Address, identity: Identity, request: ConnectRequest, admitted: Admitted
+    pod: Pod, workload: Workload, ends: tuple[Address, Address], identity: Identity, request: ConnectRequest, admitted: Admitted
 ) -> Errand:
-    """`source`, `local`: the addresses between which the tunnel is; `identity`: what its other end proved."""
-    node = pod.node
+    """`ends`: the addresses between which the tunnel is, the client's and ours; `identity`: what its other end proved."""
+    node, (source, local) = pod.node, ends
     client, described = _source_of(node, source, identity, request)
     generation = node.generation if not node.unfinished else -1
     uid = client.uid if client is not None else ""

@@ -146,15 +146,14 @@ class Intake(ABC):
             length, kind = word >> 8, word & 0xFF
             sid &= MAX_WINDOW  # the reserved bit is ignored
             if kind == DATA:
+                if flags == END_STREAM and not length and self._takes_end(sid):
+                    continue
                 stream = self._begin_data(length, flags, sid)
                 if length and not flags and stream is not None and length <= end - position:  # the common kind, all of it here
                     taken = stream.take(view[position : position + length])
                     if taken:
                         self.delivered(stream, taken)
                     position += length
-                    continue
-                if not length and flags == END_STREAM and stream is not None:
-                    self.end_of_peer(stream)
                     continue
             elif kind == HEADERS and flags == END_HEADERS and length <= end - position and self._takes_headers(length, sid):
                 self.headers(sid, flags, bytes(view[position : position + length]))
@@ -167,6 +166,14 @@ class Intake(ABC):
             if self._left and position < end:
                 position = self._take_part(view, position)
         return position
+
+    def _takes_end(self, sid: int) -> bool:
+        """An empty DATA frame that ends its stream, where nothing is wrong with it."""
+        stream = self.streams.get(sid)
+        if stream is None or stream.remote_closed or self._reader.stream_id or not (self.server or stream.answered):
+            return False
+        self.end_of_peer(stream)
+        return True
 
     def _takes_headers(self, length: int, sid: int) -> bool:
         """Whether nothing is wrong with a header block that is all here, nor much about it."""
@@ -223,8 +230,7 @@ class Intake(ABC):
     def _begin_data(self, length: int, flags: int, sid: int) -> Stream | None:
         """Take a DATA frame off the windows."""
         stream = self.streams.get(sid)
-        usual = length > 1 and not flags or flags == END_STREAM
-        if not usual or stream is None or stream.remote_closed or self._reader.stream_id or length > self._max_frame:
+        if flags or length < 2 or stream is None or stream.remote_closed or self._reader.stream_id or length > self._max_frame:
             self._check_data(length, flags, sid, stream)
         self._receive_window = room = self._receive_window - length
         if length >= BULK_FRAME_BYTES:

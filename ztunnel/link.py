@@ -40,25 +40,20 @@ class Link:
             if self._writer.pending_bytes + len(self._batch) * _EVENT_BYTES > MAX_PENDING_BYTES:
                 self.dropped_events += 1
                 return
-            self._add_event(message)
             if not self._flush_due:
                 self._flush_due = True
                 self._loop.call_at(self._loop.now + BATCH_S, self._flush_batch)
+            if isinstance(message, Opened):
+                self._fresh[message.record.number] = len(self._batch)
+            elif isinstance(message, Closed) and (place := self._fresh.pop(message.record.number, -1)) >= 0:
+                message.told = False  # half of what a short connection costs here and there
+                self._batch[place] = message
+                return
+            self._batch.append(message)
         else:
             self._push_batch()
             self._writer.push(message)
             self._write()
-
-    def _add_event(self, message: FromWorker) -> None:
-        if isinstance(message, Opened):
-            self._fresh[message.record.number] = len(self._batch)
-        elif isinstance(message, Closed):
-            place = self._fresh.pop(message.record.number, None)
-            if place is not None:  # half of what a short connection costs here and there
-                message.told = False
-                self._batch[place] = message
-                return
-        self._batch.append(message)
 
     def _flush_batch(self) -> None:
         self._flush_due = False

@@ -271,9 +271,9 @@ class Outbound(Tracked):
         record.source_identity = key.source
         record.destination_identity = way.identity
         vault = self.pod.node.vault
-        credentials = vault.find(key.source)
+        credentials = self._credentials = vault.find(key.source)
         if credentials is not None:
-            self._with_credentials(credentials)
+            self.pod.pool.request(key, credentials, self)
         else:
             vault.wait(key.source, self, self._with_credentials)
 
