@@ -4,16 +4,26 @@ An application's sockets are reset unless the connection ended in order: else th
 was killed with a FIN, and half an answer would look like a whole one. Tunnels need no such care: TLS and HTTP/2 say their end.
 """
 
+import ctypes
 from socket import socket
 
-_SOL_SOCKET, _SO_LINGER = 1, 13  # without enumerations: of each connection
+_SOL_SOCKET, _SO_LINGER = 1, 13
+_RESET, _END = b"\1\0\0\0\0\0\0\0", bytes(8)
+"""struct linger: on, 0 seconds; off."""
+_setsockopt = ctypes.CDLL(None).setsockopt
 
 
 def reset_on_close(sock: socket) -> None:
-    """Make the socket's close a reset, and that of every socket that it accepts."""
-    sock.setsockopt(_SOL_SOCKET, _SO_LINGER, b"\1\0\0\0\0\0\0\0")  # on, 0 seconds
+    """Make the socket's close a reset, and that of every socket that it accepts. Raises: OSError."""
+    _set_linger(sock, _RESET)
 
 
 def end_on_close(sock: socket) -> None:
-    """Make the socket's close an orderly end: all bytes, then FIN."""
-    sock.setsockopt(_SOL_SOCKET, _SO_LINGER, b"\0\0\0\0\0\0\0\0")
+    """Make the socket's close an orderly end: all bytes, then FIN. Raises: OSError."""
+    _set_linger(sock, _END)
+
+
+def _set_linger(sock: socket, value: bytes) -> None:
+    # Python's own call tries its value as a number first, and writes two error messages: 3x as long, three times a connection.
+    if _setsockopt(sock.fileno(), _SOL_SOCKET, _SO_LINGER, value, len(value)):
+        sock.setsockopt(_SOL_SOCKET, _SO_LINGER, value)  # which says why not

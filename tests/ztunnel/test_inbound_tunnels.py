@@ -37,6 +37,16 @@ def test_a_source_loses_its_own_longest_idle() -> None:
     fill(tunnels, AT_ONCE - 1, "crowd")
 
 
+def test_who_carries_a_stream_again_and_again_is_not_the_longest_idle() -> None:
+    tunnels = InboundTunnels()
+    own = fill(tunnels, PER_SOURCE - 1, "crowd")
+    for one in (own[0], own[0], own[-1], own[0], own[0]):
+        tunnels.used(one)
+    own += fill(tunnels, 1, "crowd")
+    tunnels.used(own[1])
+    assert tunnels.add(cast(Any, Tunnel()), "crowd") == own[2 : 2 + AT_ONCE]
+
+
 def test_where_all_are_busy_the_new_one_goes() -> None:
     tunnels, new = InboundTunnels(), cast(Any, Tunnel())
     fill(tunnels, PER_SOURCE, "crowd", streams=1)

@@ -60,6 +60,15 @@ def test_a_way_is_found_once_and_says_all_that_follows(node: Node) -> None:
     assert (first.authority, first.identity, first.route.service) == ("10.0.0.2:8080", SERVER.identity, WEB)
 
 
+def test_an_address_that_is_read_anew_goes_the_same_way(node: Node) -> None:
+    tell(node, CLIENT, SERVER, WEB)
+    ways = Ways(node)
+    first = way(ways.find(TO_WEB))
+    for _ in range(2 * MAX_KNOWN):
+        assert ways.find(TO_WEB._replace(source=ip_address("10.0.0.1"), destination=ip_address("10.96.0.1"))) == first
+    assert len(ways._known) <= MAX_KNOWN
+
+
 def test_another_address_or_port_is_another_way(node: Node) -> None:
     tell(node, CLIENT, SERVER, WEB)
     ways = Ways(node)
