@@ -162,6 +162,7 @@ class HttpServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        closed = False
         try:
             if len(self._connections) > self._max_connections and not self._make_room():
                 await _send(writer, Response(503, b"too many connections\n"), close=True)
@@ -171,13 +172,15 @@ class HttpServer:
                         first = b""
             with self._patiently():
                 await _finish(writer)
+            closed = True
         except (OSError, TimeoutError):
             pass  # the peer went away, or sits on the connection
         except asyncio.CancelledError:
             pass  # close(): asyncio's server would report this task as failed
         finally:
             self._connections.discard(task)
-            writer.transport.abort()
+            if not closed:
+                writer.transport.abort()
 
     @contextmanager
     def _patiently(self) -> Iterator[None]:
