@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from mesh.manifests import EAST_WEST, NETWORK, REMOTE, Gateway, Namespace, Node, Object, Pod
+from mesh.manifests import EAST_WEST, NETWORK, REMOTE, Gateway, Object, Pod, named_networks
 from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress
 
 _GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
@@ -75,9 +75,7 @@ class Topology:
 def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str) -> Topology:
     """Put together what a whole set of objects says."""
     known = list(objects)
-    labelled = (one for one in known if isinstance(one, Namespace) and one.name == root_namespace)
-    root = next((one.labels.get(NETWORK, "") for one in labelled), "")
-    nodes = {one.name: one.labels[NETWORK] for one in known if isinstance(one, Node) and one.labels.get(NETWORK)}
+    root, nodes = named_networks(known, root_namespace)
     gateways = sorted((one for one in known if isinstance(one, Gateway)), key=lambda one: (one.namespace, one.name))
     networks = {root, *nodes.values(), *(pod.labels.get(NETWORK) or root for pod in pods)}
     tunnels = {(one.namespace, one.name): tunnel for one in gateways if (tunnel := one.application_tunnel) is not None}

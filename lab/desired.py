@@ -10,7 +10,7 @@ from lab.addresses import NodeAddresses, node_addresses, overlaps, pod_addresses
 from lab.ledger import Ledger, Placement
 from lab.proxy import ROOT_NAMESPACE, foreign_command
 from lab.wish import PodWish
-from mesh.manifests import NETWORK, Namespace, Node, Object, Pod, Service, is_enrolled, pods_of
+from mesh.manifests import Namespace, Node, Object, Pod, Service, is_enrolled, named_networks, pods_of
 
 
 @dataclass(slots=True)
@@ -35,9 +35,8 @@ def desired(objects: Sequence[Object], ledger: Ledger, mesh: bool, new_uid: Call
     result = Desired(services=[one for one in objects if isinstance(one, Service)])
     schedulable = _nodes([one for one in objects if isinstance(one, Node)], ledger, result)
     namespaces = {one.name: one for one in objects if isinstance(one, Namespace)}
-    root = namespaces[ROOT_NAMESPACE].labels.get(NETWORK, "") if ROOT_NAMESPACE in namespaces else ""
-    own = {one.name: one.labels.get(NETWORK) for one in objects if isinstance(one, Node)}
-    result.networks = {name: own.get(name) or root for name in result.nodes}
+    root, own = named_networks(objects, ROOT_NAMESPACE)
+    result.networks = {name: own.get(name, root) for name in result.nodes}
     pods = {f"{pod.namespace}/{pod.name}": pod for pod in pods_of(objects)}
     for gone in ledger.pods.keys() - pods.keys():
         del ledger.pods[gone]

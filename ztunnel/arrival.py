@@ -89,12 +89,7 @@ class Arrival:
             return False
         self._identity = workload.identity
         self._trust_domain = workload.trust_domain
-        vault = self.pod.node.vault
-        credentials = vault.find(workload.identity)
-        if credentials is not None:
-            self._greet(credentials)
-        else:
-            vault.wait(workload.identity, self, self._greet)
+        self.pod.node.vault.wait(workload.identity, self, self._greet)
         return True
 
     def _no_workload(self) -> None:

@@ -43,7 +43,11 @@ class Vault:
         return self._held.get(identity)
 
     def wait(self, identity: Identity, who: object, waiter: Waiter) -> None:
-        """Call when the identity has a certificate, or will have none; asks for it."""
+        """Call when the identity has a certificate, at once where it has, or will have none; asks for it."""
+        credentials = self.find(identity)
+        if credentials is not None:
+            waiter(credentials)
+            return
         waiting = self._waiting.setdefault(identity, {})
         if len(waiting) >= MAX_WAITING:
             waiter(f"too many connections wait for the certificate of {identity}")

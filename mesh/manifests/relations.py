@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from mesh.manifests.cluster import Namespace, Node
 from mesh.manifests.deployment import Deployment
+from mesh.manifests.gateway import NETWORK
 from mesh.manifests.metadata import Object
 from mesh.manifests.pod import Pod
 from mesh.manifests.problem import Problem
@@ -27,6 +28,14 @@ def pods_of(objects: Iterable[Object]) -> list[Pod]:
         elif isinstance(one, Deployment):
             pods.extend(one.pods())
     return pods
+
+
+def named_networks(objects: Iterable[Object], root_namespace: str) -> tuple[str, dict[str, str]]:
+    """The network of everything that says none, as the root namespace's label has it, and those of nodes that name theirs."""
+    known = list(objects)
+    namespaces = (one for one in known if isinstance(one, Namespace) and one.name == root_namespace)
+    root = next((one.labels.get(NETWORK, "") for one in namespaces), "")
+    return root, {one.name: name for one in known if isinstance(one, Node) and (name := one.labels.get(NETWORK, ""))}
 
 
 def is_enrolled(pod: Pod, namespace: Namespace | None) -> bool:
