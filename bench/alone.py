@@ -14,14 +14,15 @@ from bench.contenders import Contender, Load
 from bench.figures import Figure, Round, Sample, ratio, values
 from bench.image import Image
 from bench.line_up import workers_of
-from bench.stage import LoadError, Stage, load_client
+from bench.stage import LoadError, Stage, ask_names, load_client
 from bench.targets import Judged
-from bench.topology import MESH, PORT, crowd, place
+from bench.topology import MESH, PORT, crowd, far_service, place
 from lab.client import Lab
 
 RATES = (500, 1000, 2000)
 _SMALL = {"rate": 500, "connections": 8}
 """Small messages beside bulk: on so many connections that some share a tunnel with it, whichever worker has it."""
+NAMES_RATE = 1000
 _HBONE_PORT = 15008
 _BOOT_TIMEOUT_S = 30.0
 CROWD = 100
@@ -74,6 +75,28 @@ def beside_bulk(found: Sequence[Contender], rounds: int, seconds: float) -> list
         note = f"[{figure.low:.2f} to {figure.high:.2f}], {median(beside):,.0f} us, alone {median(alone):,.0f} us"
         rows.append(row.noted(note))
     return rows
+
+
+def names(made: Stage, rounds: int, seconds: float) -> Judged:
+    """Questions of a pod for a name of the mesh, while it opens connections one after the other."""
+    service, name = far_service()
+    client, host = made.clients[MESH], made.address(place(MESH, "far"))
+    p50, p99, failed = [], [], 0.0
+    made.apply(service)
+    try:
+        for _ in range(rounds):
+            client.order("exchanges", host=host, port=PORT, seconds=seconds + 1.0)
+            found = ask_names(client.place, name, NAMES_RATE, seconds)
+            client.answer()
+            p50.append(found["p50_us"])
+            p99.append(found["p99_us"])
+            failed += found["failed"]
+    finally:
+        made.delete(service)
+    figure = Figure.of(p99)
+    row = f"DNS, a name of the mesh, {NAMES_RATE:,} questions/s beside new connections, p99 from the moment they were due"
+    note = f"[{figure.low:,.0f} to {figure.high:,.0f}], p50 {median(p50):,.0f} us, {failed:.0f} without an answer"
+    return Judged.at_most(row, figure.median, None, "us").noted(note)
 
 
 def idle_memory(made: Stage) -> Judged:

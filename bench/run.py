@@ -49,6 +49,7 @@ class Run:
             ("memory", self._memory),
             ("policy evaluation", self._policy_cost),
             ("small messages beside bulk", self._beside_bulk),
+            ("names", self._names),
             ("enrolment and policy", self._events),
             ("a new peer for each connection", self._fresh),
             ("start-up", self._start_up),
@@ -113,6 +114,9 @@ class Run:
     def _beside_bulk(self) -> None:
         seconds = 0.5 if self.quick else 1.5
         self.results.alone += alone.beside_bulk(self.found, self.rounds // 2 or 1, seconds)
+
+    def _names(self) -> None:
+        self.results.alone.append(alone.names(self.made, self.rounds // 2 or 1, 0.5 if self.quick else 3.0))
 
     def _events(self) -> None:
         times = 5 if self.quick else 20

@@ -21,7 +21,9 @@ from mesh.proto.control_pb2 import ApplyRequest, DeleteRequest, DescribeRequest,
 from mesh.proto.control_pb2_grpc import ControlStub
 from wire.http_unix import HttpError, request
 
-_LOAD, _SERVER = (Path(__file__).with_name(name) for name in ("load.py", "load_server.py"))
+_LOAD, _SERVER, _NAMES = (Path(__file__).with_name(name) for name in ("load.py", "load_server.py", "name_load.py"))
+_NAMESERVER = "10.96.0.10"
+"""Any will do: the proxy answers in its name."""
 _SLACK_S = 60.0
 _WEFT = (sys.executable, "-m", "cli.main")
 _CONGESTION = "net.ipv4.tcp_congestion_control"
@@ -210,6 +212,17 @@ def load_client(place: Place) -> Iterator[LoadClient]:
                 process.wait(_SLACK_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def ask_names(place: Place, name: str, rate: float, seconds: float) -> dict[str, float]:
+    """Have a pod ask for a name, over and over. Raises: LoadError."""
+    order = [_NAMES.read_text(), _NAMESERVER, "53", name, str(rate), str(seconds)]
+    command = [*_WEFT, "lab", "exec", place.key, "--", "/usr/bin/python3", "-c", *order]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SLACK_S)
+    if said.returncode:
+        raise LoadError(f"questions in {place.key}: {said.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, float] = json.loads(said.stdout)
+    return found
 
 
 def force_cubic(layout: Layout) -> None:

@@ -77,6 +77,17 @@ def crowd(count: int) -> list[dict[str, object]]:
     return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": MESH}, "spec": spec} for name in names]
 
 
+def far_service() -> tuple[str, str]:
+    """A service in front of the server on the other node, and its name in DNS."""
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "far", "namespace": MESH},
+        "spec": {"selector": {"app": "far"}, "ports": [{"port": PORT}]},
+    }
+    return yaml.safe_dump(service), f"far.{MESH}.svc.cluster.local"
+
+
 def deny_policy() -> str:
     """A policy that forbids the enrolled client to reach the server on the other node."""
     source = {"principals": [f"cluster.local/ns/{MESH}/sa/client"]}
