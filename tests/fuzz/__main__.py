@@ -5,7 +5,7 @@ usage: python -m tests.fuzz [--seconds N] [--jobs N] [TARGET...]
 What is interesting is kept in build/fuzz/corpus/TARGET and is where the next run begins; what was found goes into
 build/fuzz/findings/TARGET-KIND-HASH, and `python -m tests.fuzz --replay FILE TARGET` feeds it again. Kinds: crash (an exception
 that the parser may not raise, or a broken promise), timeout (5 s for one input), oom (1 GiB). Edges: branches of weft's and
-hpack's code that inputs reached; none where all the work is OpenSSL's.
+hpack's code that inputs reached.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def _run(name: str, seconds: int) -> None:
         f"-timeout={_SLOW_S}",
         f"-rss_limit_mb={_MEMORY_MIB}",
         f"-artifact_prefix={findings}/{name}-",
-        "-keep_seed=1",  # OpenSSL tells of no coverage: its seeds would be forgotten for the first byte that comes
+        "-keep_seed=1",  # what OpenSSL alone tells apart is no coverage: such seeds would be forgotten
         str(_plant(name)),
     ]
     atheris.Setup([sys.argv[0], *options], target.feed)

@@ -1,8 +1,5 @@
 """What other proxies and whoever reaches 15008 send: HTTP/2, HPACK, CONNECT requests, ClientHello, names in certificates."""
 
-import ssl
-from collections.abc import Callable
-
 import pytest
 from hpack.exceptions import HPACKError
 
@@ -154,28 +151,6 @@ def _names(data: bytes) -> None:
         assert str(PEER) not in names
 
 
-def _tls(context: ssl.SSLContext) -> Callable[[bytes], None]:
-    def feed(data: bytes) -> None:
-        """OpenSSL itself, as a tunnel drives it."""
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = context.wrap_bio(incoming, outgoing, server_side=True)
-        incoming.write(data)
-        try:
-            tls.do_handshake()
-        except ssl.SSLError:
-            return
-        raise AssertionError("a handshake without a certificate")
-
-    return feed
-
-
-def _server_context() -> ssl.SSLContext:
-    from tests.ztunnel.world import Authority as Issuer
-    from ztunnel.tls import Credentials
-
-    return Credentials(Issuer().certificate_for(PEER)).server
-
-
 _START = frame(HEADERS, END_HEADERS, 1, BLOCK)
 _URI = str(PEER).encode()
 TARGETS = (
@@ -191,6 +166,5 @@ TARGETS = (
     Target("authority", _authority, [b"10.0.0.1:80", b"[fd00::1]:443", b"web.demo.svc.cluster.local:8080"], 600),
     Target("baggage-forwarded", _values, [BAGGAGE, b'for="10.244.1.5:45896";host=web.amb.svc.cluster.local']),
     Target("client-hello", _hello, [USUAL, USUAL[:5] + USUAL[5:200]], MAX_HELLO_BYTES + 100),
-    Target("tls-server", _tls(_server_context()), [USUAL, b"\x16\x03\x01\x00\x06\x01\x00\x00\x02\xff\xff"], 20_000),
     Target("certificate-names", _names, [_URI, b"https://x\n" + _URI, b"spiffe://other/ns/a/sa/b\n" + _URI]),
 )

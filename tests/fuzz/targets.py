@@ -1,7 +1,7 @@
 """Every target by its name."""
 
-from tests.fuzz import control, files, peers
+from tests.fuzz import control, files, greetings, peers
 
-_ALL = (*peers.TARGETS, *control.TARGETS, *files.TARGETS)
+_ALL = (*peers.TARGETS, *greetings.TARGETS, *control.TARGETS, *files.TARGETS)
 TARGETS = {target.name: target for target in _ALL}
 assert len(TARGETS) == len(_ALL), "two targets of one name"
