@@ -11,6 +11,9 @@ from ztunnel.config import Config, read_config
 from ztunnel.front import Front
 from ztunnel.log_lines import log_to_stderr
 from ztunnel.openssl_conf import check_pqc
+from ztunnel.spelling import misspelt
+
+_log = logging.getLogger("ztunnel")
 
 
 def main() -> int:
@@ -35,6 +38,8 @@ async def _run(config: Config) -> int:
     front = Front(config)
     try:
         await front.begin()
+        for name, near in misspelt(os.environ):
+            _log.warning("%s is no setting and changes nothing: the nearest one is %s", name, near)
         # Only here: what it imports takes longer than to listen for the pods.
         from ztunnel.supervisor import Supervisor
 
@@ -48,7 +53,7 @@ async def _run(config: Config) -> int:
 def _complain(error: Exception) -> None:
     """For who started us by hand one line without ornament; who reads JSON gets JSON."""
     if os.environ.get("LOG_FORMAT") == "json":
-        logging.getLogger("ztunnel").error("%s", error)
+        _log.error("%s", error)
     else:
         print(f"weft-ztunnel: {error}", file=sys.stderr)
 

@@ -13,20 +13,25 @@ from typing import TYPE_CHECKING, Any
 from mesh.trust_domains import read_aliases
 from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
-from wire.places import Places, check_node_name
+from wire.places import NodePlaces, Places, check_node_name
 from ztunnel.channel import PORTS, SOCKS
 from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
 from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
 from ztunnel.log_levels import read_levels
 from ztunnel.proxy_config import proxy_config
+from ztunnel.spelling import is_service_link
 from ztunnel.tuning import Tuning, read_tuning
 from ztunnel.variables import address, choice, domain, duration, integer, trust_domain, truth, whole_cores
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
 
+_Part = dict[str, Any]
+"""Fields of the configuration that are read together."""
 _MAX_WORKERS = 256
+_LEAST_PATIENCE_S, _MOST_PATIENCE_S = 15.0, 86_400.0
+_LONGEST_LIFE_S = 10 * 365 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,10 @@ class Config:
     instance_ip: str = "1.1.1.1"
     node_metadata: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
+    worker_patience_s: float = 30.0
+    """How long a data worker may hang before it is replaced; 0: for ever."""
     secret_ttl_s: int = 86_400
+    """Of certificates that are asked for; 0: as the CA thinks fit."""
     dedicated_to: tuple[str, str, str] | None = None
     """Namespace, name and service account of the one pod in whose network namespace this proxy runs; None: an agent tells."""
     impersonates: bool = True
@@ -123,74 +131,121 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
     """
     flags = _parser().parse_args(arguments)
     told = {"XDS_ADDRESS": flags.control, "CA_ADDRESS": flags.control} if flags.control else {}
-    environment = {**proxy_config(environment), **told, **environment}
+    ours = {name: value for name, value in environment.items() if not is_service_link(name, environment)}
+    environment = {**proxy_config(environment), **told, **ours}
     node = flags.node or environment.get("NODE_NAME", "")
     if not node:
         raise ValueError("NODE_NAME is not set: give --node NAME")
     check_node_name(node, f"--node {node!r}" if flags.node else f"NODE_NAME={node!r}")
     installation = Places.from_environment(environment)
     places = installation.node(node)
-    namespace = environment.get("POD_NAMESPACE", "")
-    cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
-    metadata = node_metadata(environment)
-    dedicated = _dedicated(environment)
-    ipv6 = truth("IPV6_ENABLED", environment, True)
-    told_here, told_by = local_mesh(environment)
-    admin_port, metrics_port, readiness_port = _ports(environment)
     return Config(
         node=node,
         zds_socket=zds_socket(environment, places),
         admin_socket=places.admin_socket,
         state=places.state,
         installation=installation.prefix,
-        xds=control_endpoint("XDS", environment, places, cluster_id) if environment.get("XDS_ADDRESS") != "" else None,
-        on_demand=_on_demand(environment),
-        local_mesh=told_here,
-        local_mesh_file=told_by,
-        ca=control_endpoint("CA", environment, places, cluster_id),
-        cluster_id=cluster_id,
-        network=environment.get("NETWORK", ""),
-        trust_domain=trust_domain("TRUST_DOMAIN", environment, "cluster.local"),
-        trust_domain_aliases=_aliases(environment),
-        pod_name=environment.get("POD_NAME") or f"ztunnel-{node}",
-        pod_namespace=namespace or "istio-system",
-        service_account=environment.get("SERVICE_ACCOUNT", "") if environment.get("POD_NAME") and namespace else "",
-        instance_ip=address("INSTANCE_IP", environment, "1.1.1.1"),
-        node_metadata=metadata,
-        workers=_workers(flags.workers, environment, _granted(environment, cores)),
-        secret_ttl_s=max(int(duration("SECRET_TTL", environment.get("SECRET_TTL") or "24h")), 1),
-        dedicated_to=_workload_info(environment) if dedicated else None,
-        impersonates=not dedicated,
-        **_spire(environment),
-        fake_ca=_fake_ca(environment),
-        crl=Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
-        pqc=_pqc(environment),
-        tls12=truth("TLS12_ENABLED", environment, False),
-        drain_s=drain_deadline(environment),
-        node_limits=_limits("NODE", environment, NODE),
-        pod_limits=_limits("POD", environment, POD),
-        offender_pause_s=duration("WEFT_OFFENDER_PAUSE", environment.get("WEFT_OFFENDER_PAUSE") or "500ms"),
-        keep_source_address=truth("ENABLE_ORIG_SRC", environment, True),
-        enhanced_baggage=truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
-        localhost_app_tunnel=truth("LOCALHOST_APP_TUNNEL", environment, True),
-        proxy=truth("ENABLE_PROXY", environment, True),
-        socks5=truth("UNSTABLE_ENABLE_SOCKS5", environment, False),
-        port_reuse=truth("INPOD_PORT_REUSE", environment, True),
-        packet_mark=integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
-        admin_port=admin_port,
-        metrics_port=metrics_port,
-        readiness_port=readiness_port,
-        dns_places=dns_places(metadata, ipv6),
-        cluster_domain=domain("CLUSTER_DOMAIN", environment, "cluster.local"),
-        preferred_service_namespace=environment.get("PREFERED_SERVICE_NAMESPACE", ""),
-        ipv6=ipv6,
-        resolv_conf=environment.get("WEFT_RESOLV_CONF") or "/etc/resolv.conf",
-        tuning=read_tuning(environment),
-        log_json=choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
-        log_level=_log_level(environment),
-        policies_at_info=truth("AUTHZ_POLICY_INFO_LOGGING", environment, False),
         proxy_args=" ".join(arguments),
+        **_mesh(environment, places),
+        **_own_pod(environment, node),
+        **_certificates(environment),
+        **_processes(flags.workers, environment, cores),
+        **_connections(environment),
+        **_names(environment),
+        **_operators(environment),
     )
+
+
+def _mesh(environment: Mapping[str, str], places: NodePlaces) -> _Part:
+    """Who tells of the mesh, and what this node is in it."""
+    told_here, told_by = local_mesh(environment)
+    cluster_id = environment.get("ISTIO_META_CLUSTER_ID") or environment.get("CLUSTER_ID") or "Kubernetes"
+    return {
+        "xds": control_endpoint("XDS", environment, places, cluster_id) if environment.get("XDS_ADDRESS") != "" else None,
+        "ca": control_endpoint("CA", environment, places, cluster_id),
+        "on_demand": _on_demand(environment),
+        "local_mesh": told_here,
+        "local_mesh_file": told_by,
+        "cluster_id": cluster_id,
+        "network": environment.get("NETWORK", ""),
+        "trust_domain": trust_domain("TRUST_DOMAIN", environment, "cluster.local"),
+        "trust_domain_aliases": _aliases(environment),
+        "node_metadata": node_metadata(environment),
+    }
+
+
+def _own_pod(environment: Mapping[str, str], node: str) -> _Part:
+    name, namespace = environment.get("POD_NAME"), environment.get("POD_NAMESPACE")
+    return {
+        "pod_name": name or f"ztunnel-{node}",
+        "pod_namespace": namespace or "istio-system",
+        "service_account": environment.get("SERVICE_ACCOUNT", "") if name and namespace else "",
+        "instance_ip": address("INSTANCE_IP", environment, "1.1.1.1"),
+    }
+
+
+def _certificates(environment: Mapping[str, str]) -> _Part:
+    return {
+        "secret_ttl_s": _secret_ttl(environment),
+        **_spire(environment),
+        "fake_ca": _fake_ca(environment),
+        "crl": Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
+        "pqc": _pqc(environment),
+        "tls12": truth("TLS12_ENABLED", environment, False),
+    }
+
+
+def _processes(flag: str | None, environment: Mapping[str, str], cores: int) -> _Part:
+    return {
+        "workers": _workers(flag, environment, _granted(environment, cores)),
+        "worker_patience_s": _worker_patience(environment),
+        "drain_s": drain_deadline(environment),
+    }
+
+
+def _connections(environment: Mapping[str, str]) -> _Part:
+    """Whose are served, where, how many, and how."""
+    dedicated = _dedicated(environment)
+    return {
+        "dedicated_to": _workload_info(environment) if dedicated else None,
+        "impersonates": not dedicated,
+        "packet_mark": integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
+        "node_limits": _limits("NODE", environment, NODE),
+        "pod_limits": _limits("POD", environment, POD),
+        "offender_pause_s": duration("WEFT_OFFENDER_PAUSE", environment.get("WEFT_OFFENDER_PAUSE") or "500ms"),
+        "keep_source_address": truth("ENABLE_ORIG_SRC", environment, True),
+        "enhanced_baggage": truth("ENABLE_RESPONSE_BAGGAGE", environment, True),
+        "localhost_app_tunnel": truth("LOCALHOST_APP_TUNNEL", environment, True),
+        "proxy": truth("ENABLE_PROXY", environment, True),
+        "socks5": truth("UNSTABLE_ENABLE_SOCKS5", environment, False),
+        "port_reuse": truth("INPOD_PORT_REUSE", environment, True),
+        "tuning": read_tuning(environment),
+    }
+
+
+def _names(environment: Mapping[str, str]) -> _Part:
+    """DNS, and what it may answer."""
+    ipv6 = truth("IPV6_ENABLED", environment, True)
+    return {
+        "ipv6": ipv6,
+        "dns_places": dns_places(node_metadata(environment), ipv6),
+        "cluster_domain": domain("CLUSTER_DOMAIN", environment, "cluster.local"),
+        "preferred_service_namespace": environment.get("PREFERED_SERVICE_NAMESPACE", ""),
+        "resolv_conf": environment.get("WEFT_RESOLV_CONF") or "/etc/resolv.conf",
+    }
+
+
+def _operators(environment: Mapping[str, str]) -> _Part:
+    """Where they ask, and what is logged for them."""
+    admin_port, metrics_port, readiness_port = _ports(environment)
+    return {
+        "admin_port": admin_port,
+        "metrics_port": metrics_port,
+        "readiness_port": readiness_port,
+        "log_json": choice("LOG_FORMAT", environment, "plain", ("plain", "json")) == "json",
+        "log_level": _log_level(environment),
+        "policies_at_info": truth("AUTHZ_POLICY_INFO_LOGGING", environment, False),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -243,6 +298,22 @@ def _fake_ca(environment: Mapping[str, str]) -> bool:
         if environment.get(name):
             raise ValueError(f"FAKE_CA='true': {name} is set, so there is a CA: {mend}, unset {name}")
     return True
+
+
+def _worker_patience(environment: Mapping[str, str]) -> float:
+    text = environment.get("WEFT_WORKER_PATIENCE") or "30s"
+    patience_s = duration("WEFT_WORKER_PATIENCE", text)
+    if patience_s and not _LEAST_PATIENCE_S <= patience_s <= _MOST_PATIENCE_S:
+        raise ValueError(f"WEFT_WORKER_PATIENCE={text!r}: from 15s to 24h, or 0s for never")
+    return patience_s
+
+
+def _secret_ttl(environment: Mapping[str, str]) -> int:
+    text = environment.get("SECRET_TTL") or "24h"
+    life_s = duration("SECRET_TTL", text)
+    if 0 < life_s < 1 or life_s > _LONGEST_LIFE_S:
+        raise ValueError(f"SECRET_TTL={text!r}: from 1s to 10y, or 0s for what the CA gives unasked")
+    return int(life_s)
 
 
 def _workload_info(environment: Mapping[str, str]) -> tuple[str, str, str] | None:

@@ -20,6 +20,7 @@ from ztunnel.certificates import Certificate
 
 _BACKDATED_S = 120.0
 """As istiod does: for who has another clock."""
+_UNASKED_S = 86_400
 _ROOT_LIFE_S = 10 * 365 * 86_400.0
 _log = logging.getLogger(__name__)
 
@@ -28,12 +29,12 @@ class FakeCA:
     """Signs whatever identity this proxy wants: a `ztunnel.issuer.Fetcher`."""
 
     def __init__(self, ttl_s: int) -> None:
-        """`ttl_s`: how long a certificate is valid."""
+        """`ttl_s`: how long a certificate is valid; 0: a day."""
         _log.error(
             "FAKE_CA: identities in this mesh are made up by this process and prove nothing to anybody: for tests alone; "
             "unset FAKE_CA and set CA_ADDRESS or CA_PROVIDER"
         )
-        self._ttl_s = ttl_s
+        self._ttl_s = ttl_s or _UNASKED_S
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "weft fake CA, for tests")])
         root = self._certificate(self._name, self._key.public_key(), time.time(), _ROOT_LIFE_S)

@@ -201,6 +201,14 @@ def test_tls_settings() -> None:
     assert (read().crl, read().pqc, read().tls12) == (None, False, False)
 
 
+def test_how_long_a_worker_may_hang() -> None:
+    assert [read(WEFT_WORKER_PATIENCE=text).worker_patience_s for text in ("", "15s", "0s")] == [30.0, 15.0, 0.0]
+
+
+def test_how_long_certificates_live_is_asked_for_or_left_to_the_ca() -> None:
+    assert [read(SECRET_TTL=text).secret_ttl_s for text in ("", "1s", "90m", "0s")] == [86_400, 1, 5400, 0]
+
+
 def test_how_the_ca_knows_this_proxy() -> None:
     config = read(PROV_CERT="/etc/certs", PROXY_MODE="dedicated")
     assert config.ca.client_folder == config.xds.client_folder == Path("/etc/certs")
@@ -342,6 +350,10 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"CA_ADDRESS": "http://ca:1"}, "CA_ADDRESS='http://ca:1': not an address"),
         ("--node n1", {"SECRET_TTL": "1 fortnight"}, "SECRET_TTL='1 fortnight': not a duration: write one like 30s"),
         ("--node n1", {"SECRET_TTL": "-1s"}, "SECRET_TTL='-1s': not a duration"),
+        ("--node n1", {"WEFT_WORKER_PATIENCE": "5s"}, "WEFT_WORKER_PATIENCE='5s': from 15s to 24h, or 0s for never"),
+        ("--node n1", {"WEFT_WORKER_PATIENCE": "2d"}, "WEFT_WORKER_PATIENCE='2d': from 15s to 24h"),
+        ("--node n1", {"SECRET_TTL": "500ms"}, "SECRET_TTL='500ms': from 1s to 10y, or 0s for what the CA gives unasked"),
+        ("--node n1", {"SECRET_TTL": "11y"}, "SECRET_TTL='11y': from 1s to 10y"),
         ("--node n1", {"SECRET_TTL": "h"}, "SECRET_TTL='h': not a duration"),
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"ENABLE_PROXY": "no"}, "ENABLE_PROXY='no': write true or false"),

@@ -21,6 +21,14 @@ def test_a_wrong_setting_is_one_clear_line() -> None:
     assert (line["level"], line["scope"], line["message"]) == ("error", "ztunnel", "NODE_NAME is not set: give --node NAME")
 
 
+def test_a_misspelt_variable_is_a_line_in_the_log(tmp_path: Path) -> None:
+    folders = {"WEFT_RUN_DIR": str(tmp_path), "WEFT_STATE_DIR": "/proc/none", "WEFT_STREAM_PER_POD": "9"}
+    command = [sys.executable, "-m", "ztunnel", "--node", "n1", "--workers", "1"]
+    run = subprocess.run(command, env={**os.environ, **folders}, capture_output=True, text=True, timeout=20)
+    line = "warn\tztunnel\tWEFT_STREAM_PER_POD is no setting and changes nothing: the nearest one is WEFT_STREAMS_PER_POD"
+    assert [one.partition("\t")[2] for one in run.stderr.splitlines()].count(line) == 1
+
+
 @pytest.mark.parametrize("name", ["ADMIN_PORT", "STATS_PORT", "READINESS_PORT"])
 def test_bind_conflict_fails_startup(tmp_path: Path, name: str) -> None:
     others = dict.fromkeys(("ADMIN_PORT", "STATS_PORT", "READINESS_PORT"), "0")
