@@ -56,7 +56,13 @@ class Front:
         self._orders: asyncio.Task[None] | None = None
         self.home_fd = open_home()
         self.workers = Workers(
-            config.workers, self._statements, self._hear, self._worker_died, pqc=config.pqc, told=self._known
+            config.workers,
+            self._statements,
+            self._hear,
+            self._worker_died,
+            pqc=config.pqc,
+            told=self._known,
+            patience_s=config.worker_patience_s,
         )
         self.pods = Pods(
             self.workers,

@@ -55,6 +55,7 @@ def node_families(proxy: Measured, lines_lost: int, istio: str) -> list[Family]:
         counter("workload_manager_proxies_stopped", "Pods stopped", [((), proxy.pods.stopped)]),
         gauge("weft_workers", "Data workers that run", len(proxy.workers.alive)),
         counter("weft_worker_restarts", "Data workers that ended and were replaced", [((), proxy.workers.restarts)]),
+        counter("weft_worker_hangs", "Data workers that were replaced because they hung", [((), proxy.workers.hangs)]),
         counter("weft_access_log_lost", "Access log lines that nobody took", [((), lines_lost)]),
         gauge("process_open_fds", "Open descriptors of the process that has most of them", max(map(open_fds, pids))),
         gauge("process_max_fds", "Bound of open descriptors of a process", resource.getrlimit(resource.RLIMIT_NOFILE)[0]),

@@ -7,6 +7,7 @@ across its end.
 """
 
 import argparse
+import faulthandler
 import gc
 import logging
 import os
@@ -257,6 +258,7 @@ def main(arguments: list[str]) -> None:
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the supervisor says when and how to end
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR2)  # where we are, for the supervisor when we hang, or for whoever wonders
     read_keys_fast()
     with suppress(OSError):  # who confines us may forbid it: then we wait as everybody does
         take_short_slices()

@@ -4,7 +4,8 @@ Each worker has a socket pair with frames both ways (`ztunnel.channel`). What ev
 that is started anew is first told the whole present state, pods with the very same listeners, and so takes up where the other
 fell. The listeners stay open here meanwhile: new connections wait in the kernel's queue or go to the other workers.
 
-A worker that does not read is killed when too much waits for it. Deaths in a row are answered ever more slowly (0.1 s to 5 s).
+A worker that does not read is killed when too much waits for it, and so is one that hangs (`ztunnel.watchdog`), after it was
+asked to say where. Deaths in a row are answered ever more slowly (0.1 s to 5 s).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from subprocess import DEVNULL
 
 from wire.burst import Burst
@@ -34,6 +36,7 @@ from ztunnel.channel import (
     ToWorker,
 )
 from ztunnel.openssl_conf import openssl_conf
+from ztunnel.watchdog import EVERY_S, SPEAKS_EVERY_S, Watchdog, look_at
 
 Statement = tuple[ToWorker, Sequence[int]]
 """A message and the descriptors that go with it."""
@@ -46,11 +49,15 @@ _ANSWER_TIMEOUT_S = 4.0
 _PROFILE_TIMEOUT_S = 10.0
 """For the answer when it is due: what was traced is sorted first."""
 _FAREWELL_S = 1.0
+_LAST_WORDS_S = 0.5
+"""For a worker that hangs, to say where."""
 _SILENT_AFTER_S = 10.0
 """A worker says something every second: who says nothing for so long carries nothing either."""
 _READ_TURNS = 16
 """Receive calls per wake-up: one busy worker must not keep the loop from the others."""
 
+_TRACE = signal.SIGUSR2
+"""Has a worker write to standard error where it is."""
 _MALLOC = "glibc.malloc.tcache_count=200"
 """A handshake takes and gives back thousands of small pieces; 7 of a size at hand, as usual, are too few: 3 % of its time."""
 
@@ -168,10 +175,12 @@ class Workers:
         command: Sequence[str] = (sys.executable, "-m", "ztunnel.worker"),
         pqc: bool = False,
         told: asyncio.Event | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         """`state` gives, for worker N, all that a new worker must be told; `on_death` hears that N's connections are gone.
 
         `pqc`: agree on keys by the post-quantum group alone. `told`: set once there is a state to tell.
+        `patience_s`: how long one may hang before it is replaced; 0: for ever.
         """
         self._count = count
         self._state = state
@@ -187,16 +196,41 @@ class Workers:
         self._queries: dict[int, dict[int, Answer]] = {}
         self._query_number = 0
         self._ending = False
-        self.restarts = 0
+        self._patience_s = patience_s
+        self.restarts = self.hangs = 0
 
     async def run(self) -> None:
         """Keep all workers running, until cancelled: then they are killed."""
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(self._count):
-                    group.create_task(self._keep(index))
+                watching = group.create_task(self._watch()) if self._patience_s else None
+                await asyncio.gather(*(group.create_task(self._keep(index)) for index in range(self._count)))
+                if watching is not None:
+                    watching.cancel()
         finally:
             os.close(self._openssl_fd)
+
+    async def _watch(self) -> None:
+        """Replace workers that hang, one at a time."""
+        watchdog = Watchdog(self._patience_s)
+        while True:
+            await asyncio.sleep(EVERY_S)
+            now = time.monotonic()
+            silent = {one.process.pid: one for one in self._workers.values() if now - one.heard_at > SPEAKS_EVERY_S}
+            found = watchdog.judge(now, {pid: (worker.heard_at, look_at(pid)) for pid, worker in silent.items()})
+            if found is not None:
+                await self._replace(silent[found[0]], found[1])
+
+    async def _replace(self, worker: Worker, evidence: str) -> None:
+        heard_at = worker.heard_at
+        hang = (worker.index, worker.process.pid, time.monotonic() - heard_at, evidence)
+        _log.error("worker %d (process %d) hangs: silent for %.0f s, %s: replacing it", *hang)
+        with suppress(ProcessLookupError):
+            worker.process.send_signal(_TRACE)
+        await asyncio.sleep(_LAST_WORDS_S)
+        if worker.heard_at == heard_at and not self._ending:
+            self.hangs += 1
+            worker.kill()
 
     async def _keep(self, index: int) -> None:
         pause_s = _FIRST_PAUSE_S
