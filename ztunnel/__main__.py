@@ -19,6 +19,7 @@ _log = logging.getLogger("ztunnel")
 def main() -> int:
     """Run until told to end: the exit status."""
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
+    never_dump_core()
     try:
         config = read_config(sys.argv[1:], os.environ, len(os.sched_getaffinity(0)))
         if config.pqc:
@@ -56,6 +57,13 @@ def _complain(error: Exception) -> None:
         _log.error("%s", error)
     else:
         print(f"weft-ztunnel: {error}", file=sys.stderr)
+
+
+def never_dump_core() -> None:
+    """No key gets to a disk in what the kernel writes of a process that crashes: of this one, or of its workers."""
+    # 0 would still hand everything to the program that core_pattern names; 1 is refused for that too, core(5) notwithstanding.
+    most = 0 if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
 
 def _raise_fd_limit() -> None:

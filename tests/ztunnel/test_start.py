@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.kernel
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_wrong_setting_is_one_clear_line() -> None:
@@ -19,6 +21,22 @@ def test_a_wrong_setting_is_one_clear_line() -> None:
     run = subprocess.run(command, env=environment | {"LOG_FORMAT": "json"}, capture_output=True, text=True, timeout=20)
     line = json.loads(run.stderr)
     assert (line["level"], line["scope"], line["message"]) == ("error", "ztunnel", "NODE_NAME is not set: give --node NAME")
+
+
+def crash_dumps_core(folder: Path, code: str) -> bool:
+    """Whether the kernel wrote down what a process held that may dump as much as it likes, runs `code`, and crashes."""
+    begin = "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2); "
+    shell = f"cd {folder} && exec {sys.executable} -c '{begin}{code}; os.abort()'"
+    pid = os.posix_spawn("/bin/sh", ["/bin/sh", "-c", shell], {"PYTHONPATH": str(ROOT)})
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGABRT
+    return os.WCOREDUMP(status)
+
+
+def test_a_crash_leaves_no_key_on_a_disk(tmp_path: Path) -> None:
+    if not crash_dumps_core(tmp_path, "pass"):
+        pytest.skip("no crash leaves anything here: see /proc/sys/kernel/core_pattern")
+    assert not crash_dumps_core(tmp_path, "from ztunnel.__main__ import never_dump_core; never_dump_core()")
 
 
 def test_a_misspelt_variable_is_a_line_in_the_log(tmp_path: Path) -> None:
