@@ -19,6 +19,8 @@ _UNITS_S = {
     **dict.fromkeys(("ns", "nsec", "nanosecond"), 1e-9),
 }
 """What Istio's ztunnel understands."""
+_LONGEST_S = 100 * 365 * _DAY_S
+"""Clocks and timers take this, and not whatever can be written."""
 _PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s?([a-zµ]*)\s?")
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _TRUST_DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,253}")
@@ -31,7 +33,10 @@ def duration(name: str, text: str) -> float:
     parts = _PART.findall(lower)
     if not parts or _PART.sub("", lower) or any(unit not in _UNITS_S for _, unit in parts):
         raise ValueError(f"{name}={text!r}: not a duration: write one like 30s, 1h30m or 500ms")
-    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    found_s = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    if found_s > _LONGEST_S:
+        raise ValueError(f"{name}={text!r}: longer than 100y")
+    return found_s
 
 
 def integer(name: str, environment: Mapping[str, str], default: int, least: int, most: int) -> int:

@@ -354,6 +354,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"WEFT_WORKER_PATIENCE": "2d"}, "WEFT_WORKER_PATIENCE='2d': from 15s to 24h"),
         ("--node n1", {"SECRET_TTL": "500ms"}, "SECRET_TTL='500ms': from 1s to 10y, or 0s for what the CA gives unasked"),
         ("--node n1", {"SECRET_TTL": "11y"}, "SECRET_TTL='11y': from 1s to 10y"),
+        ("--node n1", {"CONNECTION_TERMINATION_DEADLINE": "999999999999y"}, "='999999999999y': longer than 100y"),
         ("--node n1", {"SECRET_TTL": "h"}, "SECRET_TTL='h': not a duration"),
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"ENABLE_PROXY": "no"}, "ENABLE_PROXY='no': write true or false"),
