@@ -6,7 +6,7 @@ import ssl
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -362,6 +362,18 @@ def answering(credentials: Credentials) -> Iterator[tuple[Loop, Tunnel, Peer]]:
         yield loop, tunnel, Peer(loop, theirs, credentials)
 
 
+def overhear(tunnel: Tunnel, send: Callable[[Any], int]) -> list[int]:
+    """What leaves it from now on by `send`, call by call, in bytes."""
+    sent: list[int] = []
+
+    def overheard(data: Any, _flags: int = 0, /) -> int:
+        sent.append(len(data))
+        return send(data)
+
+    tunnel._send = overheard
+    return sent
+
+
 @pytest.mark.parametrize("early", [b"", b"hello"], ids=["request alone", "bytes behind it"])
 def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with_the_request(
     credentials: Credentials, early: bytes
@@ -369,8 +381,7 @@ def test_an_answer_waits_a_moment_for_the_applications_own_where_bytes_came_with
     with answering(credentials) as (loop, tunnel, peer):
         peer.say(CLIENT_OPENING)
         loop.turn(0)
-        sent: list[int] = []
-        tunnel._send = lambda data: sent.append(len(data)) or len(data)  # type: ignore[func-returns-value, assignment]
+        sent = overhear(tunnel, len)
         request = frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT"))
         peer.say(request + (frame(DATA, 0, 1, early) if early else b""))
         loop.turn(0)
@@ -454,9 +465,7 @@ def test_what_applications_say_in_one_turn_leaves_in_one_send(credentials: Crede
         peer.hear()
         for application in applications:
             application.send(b"a word")
-        sent: list[int] = []
-        send = tunnel._send
-        tunnel._send = lambda data: sent.append(len(data)) or send(data)  # type: ignore[func-returns-value, assignment]
+        sent = overhear(tunnel, tunnel._send)
         loop.turn(0)
         said = b"".join(frame(DATA, 0, sid, b"a word") for sid in range(1, 2 * many, 2))
         assert peer.hear() == said and len(sent) == 1
