@@ -69,6 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         check_node_name(given.node, f"--node {given.node!r}")
         if not 0 <= given.metrics_port <= 65535:
             raise ValueError(f"--metrics-port {given.metrics_port}: not a port from 0 to 65535")
+        _check_names()
         places = Places.from_environment().node(given.node)
         control = host_and_port("--control", given.control, CONTROL_PORT) if given.control else ""
         exclusions = Exclusions(
@@ -97,6 +98,14 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
 
 def _variable(name: str) -> str:
     return f"WEFT_EXCLUDE_{name.upper().replace('-', '_')}"
+
+
+def _check_names() -> None:
+    """Refuse a list whose name is misspelt: what it names would be captured all the same."""
+    known = {_variable(name) for name in _EXCLUSIONS}
+    for name in sorted(os.environ.keys() - known):
+        if name.startswith("WEFT_EXCLUDE_"):
+            raise ValueError(f"{name}: no such list: write one of {', '.join(sorted(known))}")
 
 
 def _list(name: str, given: str | None, read: Callable[[str], _T]) -> _T:

@@ -37,6 +37,13 @@ def test_a_bad_list_is_refused_and_named(
     assert f"{where}: 'http' is not a port: write numbers from 1 to 65535" in capsys.readouterr().err
 
 
+def test_a_misspelt_list_is_refused_and_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WEFT_EXCLUDE_INBOUND_PORT", "9100")
+    with pytest.raises(SystemExit):
+        parse(NODE)
+    assert "WEFT_EXCLUDE_INBOUND_PORT: no such list: write one of WEFT_EXCLUDE_INBOUND_PORTS, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
