@@ -268,6 +268,29 @@ def test_an_agent_that_comes_later_is_found(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
+def test_an_agent_that_takes_no_word_is_greeted_again_ever_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def to_nobody(*_: object, **__: object) -> PacketStream:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.close()
+        return PacketStream(ours)
+
+    async def note(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 15:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(zds.PacketStream, "connect", to_nobody)
+    monkeypatch.setattr(zds.asyncio, "sleep", note)
+    client = zds.ZdsClient(tmp_path / "agent", Host())
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(client.run())
+    assert client.last_error == "[Errno 32] Broken pipe"
+    assert all(abs(pause_s / min(0.005 * 2**turn, 15) - 1) <= 0.2 for turn, pause_s in enumerate(pauses))
+    assert len({round(pause_s / 0.005 / 2**turn, 6) for turn, pause_s in enumerate(pauses[:10])}) > 1, "no two nodes in step"
+
+
 @given(st.one_of(st.binary(max_size=100), st.from_type(bytes).map(lambda tail: ADD_WEB + tail)), st.integers(0, 3))
 def test_any_packet_is_a_message_or_refused_with_a_reason(data: bytes, count: int) -> None:
     try:
