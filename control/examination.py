@@ -9,14 +9,24 @@ from dataclasses import dataclass, field
 from operator import is_
 from typing import Generic, TypeVar
 
-from control.services import claim_of
+from control.entries import ENTRY_RANGES, claims_of, clashes
+from control.services import AnyService, claim_of
 from control.vips import Allocation, allocate
 from mesh.authorization import convert
-from mesh.manifests import AuthorizationPolicy, Namespace, Object, PeerAuthentication, Problem, Service, check_references
+from mesh.manifests import (
+    AuthorizationPolicy,
+    Namespace,
+    Object,
+    PeerAuthentication,
+    Problem,
+    Service,
+    ServiceEntry,
+    check_references,
+)
 from mesh.workload import Address, Network
 
 Addresses = Mapping[str, tuple[Address, ...]]
-"""Service addresses by `namespace/name`."""
+"""Service addresses by `namespace/name`; those of ServiceEntries by `control.entries.vip_name`."""
 _Result = TypeVar("_Result")
 
 
@@ -53,6 +63,7 @@ class Examination:
     _inhabited: _Remembered[frozenset[str]] = field(default_factory=_Remembered)
     _references: _Remembered[list[Problem]] = field(default_factory=_Remembered)
     _allocation: _Remembered[Allocation] = field(default_factory=_Remembered)
+    _clashes: _Remembered[list[Problem]] = field(default_factory=_Remembered)
     _security: _Remembered[list[Problem]] = field(default_factory=_Remembered)
 
     def examine(self, objects: Iterable[Object]) -> Findings:
@@ -61,7 +72,7 @@ class Examination:
         security: list[Object] = []
         for one in objects:
             (security if isinstance(one, AuthorizationPolicy | PeerAuthentication) else plain).append(one)
-        services: list[Object] = [one for one in plain if isinstance(one, Service)]
+        services: list[Object] = [one for one in plain if isinstance(one, AnyService)]
         references = self._references.of(plain, check_references)
         allocation = self._allocation.of(services, self._allocate)
         named = {problem.object for problem in references if not problem.warning}
@@ -72,7 +83,8 @@ class Examination:
         ]
         lost = self._security.of(security, self._lost)
         nowhere = self._nowhere(security, self._inhabited.of(plain, _inhabited))
-        return Findings([*references, *collisions, *lost, *nowhere], allocation.addresses)
+        problems = [*references, *collisions, *self._clashes.of(services, _clashes), *lost, *nowhere]
+        return Findings(problems, allocation.addresses)
 
     def _nowhere(self, security: Iterable[Object], inhabited: frozenset[str]) -> Iterable[Problem]:
         """Warnings about policies of namespaces that nothing is in: a misspelt one would do nothing, and say nothing."""
@@ -83,13 +95,20 @@ class Examination:
 
     def _allocate(self, services: Iterable[Object]) -> Allocation:
         claims = (claim_of(one, self.ranges) for one in services if isinstance(one, Service))
-        return allocate(filter(None, claims), self.ranges, self.held)
+        made = allocate(filter(None, claims), self.ranges, self.held)
+        entries = [one for one in services if isinstance(one, ServiceEntry)]
+        made.addresses |= allocate((claim for one in entries for claim in claims_of(one)), ENTRY_RANGES, self.held).addresses
+        return made
 
     def _lost(self, security: list[Object]) -> list[Problem]:
         """Warnings about what proxies cannot enforce."""
         policies = [one for one in security if isinstance(one, AuthorizationPolicy)]
         modes = [one for one in security if isinstance(one, PeerAuthentication)]
         return list(convert(policies, modes, self.root_namespace).problems)
+
+
+def _clashes(services: list[Object]) -> list[Problem]:
+    return list(clashes(services))
 
 
 def _inhabited(objects: list[Object]) -> frozenset[str]:

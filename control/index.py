@@ -6,22 +6,27 @@ pod that becomes ready costs one encoding, in a mesh of any size.
 
     pod, its report, its node                 -> that workload
     service                                   -> itself, and the workloads that it selects or did select
+    ServiceEntry                              -> the same; of its like all, as one may share a host with another
+    WorkloadEntry                             -> what is no pod in its namespace
     namespace                                 -> its services and workloads
     networks, gateways                        -> all services and workloads
-    pods, where there are several networks    -> the services of their namespace, which name their identities
+    pods and the like, on several networks    -> the services of their namespace, which name their identities
     AuthorizationPolicy, PeerAuthentication   -> all policies; then the workloads whose list came out different
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from control.entries import entry_services, entry_workloads
 from control.lookup import service_aliases, workload_aliases, workload_groups
 from control.reports import Key, PodReport
-from control.services import hostname_of, mesh_service
+from control.selection import Selection
+from control.services import AnyService, hostname_of, mesh_service
 from control.table import Resources, Table
 from control.topology import Topology, topology
-from control.workloads import MeshNames, gateway_workload, mesh_workload, workload_uid
+from control.workloads import MeshNames, entry_workload, gateway_workload, mesh_workload, workload_uid
 from mesh.authorization import Conversion, Listed, convert
 from mesh.delta import Resource
 from mesh.identity import Identity
@@ -35,6 +40,8 @@ from mesh.manifests import (
     PeerAuthentication,
     Pod,
     Service,
+    ServiceEntry,
+    WorkloadEntry,
     service_selects,
 )
 from mesh.policy import Policy
@@ -45,7 +52,10 @@ from mesh.workload import Service as MeshService
 
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 Addresses = Mapping[str, tuple[Address, ...]]
-"""Service addresses by `namespace/name`."""
+"""Service addresses by `namespace/name`; those of ServiceEntries by `control.entries.vip_name`."""
+_Outsider = ServiceEntry | WorkloadEntry
+_SHAPING = (Namespace, Node, Gateway, Pod, Deployment, ServiceEntry, WorkloadEntry)
+"""What may say something of networks and gateways."""
 
 
 class _Change(NamedTuple):
@@ -80,8 +90,11 @@ class Index:
     """Pods by the title of the object that they come from."""
     _pods_in: dict[str, set[Key]] = field(default_factory=dict)
     _services_in: dict[str, dict[str, Service]] = field(default_factory=dict)
-    _candidates: dict[tuple[str, str, str], dict[str, Service]] = field(default_factory=dict)
-    """Services by their namespace and one label that they select."""
+    _selection: Selection = field(default_factory=Selection)
+    _outsiders_in: dict[str, dict[str, _Outsider]] = field(default_factory=dict)
+    """By title."""
+    _outside: dict[str, tuple[set[str], set[str]]] = field(default_factory=dict)
+    """Services and workloads that a namespace's outsiders became, by resource name."""
     _listed: dict[Key, Listed] = field(default_factory=dict)
     _addresses: Addresses = field(default_factory=dict)
     _reports: Mapping[Key, PodReport] = field(default_factory=dict)
@@ -116,14 +129,23 @@ class Index:
         for namespace in {(one.after or one.before).name for one in changes if one.touches(Namespace)}:  # type: ignore[union-attr]
             stale.add(namespace)
             dirty |= self._pods_in.get(namespace, set())
-        shaping = any(change.touches(Namespace, Node, Gateway, Pod, Deployment) for change in changes)
-        if shaping and self._replace_topology():
+        outside = self._replace_outsiders([change for change in changes if change.touches(ServiceEntry, WorkloadEntry)])
+        stale |= outside if len(self.topology.networks) > 1 else set()
+        shaping = any(change.touches(*_SHAPING) for change in changes)
+        reshaped = shaping and self._replace_topology()
+        if reshaped:
             stale.update(self._services_in)
             dirty.update(self.pods)
-        dirty |= self._replace_services([change for change in changes if change.touches(Service)], addresses, dirty, stale)
-        if any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes):
+        services = [change for change in changes if change.touches(Service, ServiceEntry)]
+        dirty |= self._replace_services(services, addresses, dirty, stale)
+        secured = any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes)
+        if secured:
             dirty |= self._replace_policies()
         self._replace_workloads(dirty)
+        outside |= stale | {(one.after or one.before).namespace for one in services}  # type: ignore[union-attr]
+        if reshaped or secured or any(change.touches(ServiceEntry) for change in changes):
+            outside = self._outsiders_in.keys() | self._outside.keys()
+        self._remake_outsiders(outside)
 
     def replace_reports(self, reports: Mapping[Key, PodReport], changed: Iterable[Key]) -> None:
         """Make pod reports current; `changed` are the pods for which they differ from before."""
@@ -191,6 +213,52 @@ class Index:
         self.topology = current
         return True
 
+    def _replace_outsiders(self, changes: Iterable[_Change]) -> set[str]:
+        """Take changed ones in, for `_remake_outsiders`; returns their namespaces."""
+        namespaces = set()
+        for before, after in changes:
+            if before is not None:
+                del self._outsiders_in[before.namespace][before.title]
+                namespaces.add(before.namespace)
+            if isinstance(after, _Outsider):
+                self._outsiders_in.setdefault(after.namespace, {})[after.title] = after
+                namespaces.add(after.namespace)
+        return namespaces
+
+    def _remake_outsiders(self, namespaces: Iterable[str]) -> None:
+        """Make what is no pod in some namespaces, and the services that are not of Kubernetes, anew."""
+        names = self._names_behind(namespaces)
+        hosts = Counter(host for entry in self._entries() for host in entry.hosts)
+        for namespace in namespaces:
+            services: dict[str, MeshService] = {}
+            workloads: dict[str, Workload] = {}
+            owner = self._owner(namespace)
+            for one in self._outsiders_in.get(namespace, {}).values():
+                listed = self.conversion.listed_by(namespace, one.labels)
+                if isinstance(one, WorkloadEntry):
+                    behind = self._selection.of(namespace, one.labels)
+                    made = [entry_workload(self.names, one, behind, listed, owner, self.topology)]
+                else:
+                    made = [*entry_workloads(self.names, one, listed, owner, self.topology)]
+                    told = entry_services(one, self._addresses, hosts, owner, self.topology, names.get(one.title, ()))
+                    services.update((service.key, service) for service in told)
+                workloads.update((workload.uid, workload) for workload in made)
+            self._put_outside(namespace, services, workloads)
+
+    def _put_outside(self, namespace: str, services: Mapping[str, MeshService], workloads: Mapping[str, Workload]) -> None:
+        known_services, known_workloads = self._outside.pop(namespace, (set(), set()))
+        for key in known_services | services.keys():
+            self.services.put(key, services.get(key))
+        for uid in known_workloads | workloads.keys():
+            self.workloads.put(uid, workloads.get(uid))
+        if services or workloads:
+            self._outside[namespace] = (set(services), set(workloads))
+
+    def _entries(self) -> Iterator[ServiceEntry]:
+        """The ServiceEntries that anybody is to see."""
+        outsiders = (one for several in self._outsiders_in.values() for one in several.values())
+        return (one for one in outsiders if isinstance(one, ServiceEntry) and one.is_told)
+
     def _replace_services(
         self, changes: Iterable[_Change], addresses: Addresses, known: set[Key], namespaces: Iterable[str]
     ) -> set[Key]:
@@ -199,28 +267,32 @@ class Index:
         Returns the pods that changed services mean, but for those already `known` to be dirty.
         """
         dirty: set[Key] = set()
-        stale = {name for name in addresses.keys() | self._addresses.keys() if addresses.get(name) != self._addresses.get(name)}
+        known_names = addresses.keys() | self._addresses.keys()
+        stale = {name for name in known_names if addresses.get(name) != self._addresses.get(name) and "//" not in name}
         stale |= {f"{namespace}/{name}" for namespace in namespaces for name in self._services_in.get(namespace, {})}
         self._addresses = addresses
         for before, after in changes:
             for one in (before, after):
-                if isinstance(one, Service):
-                    stale.add(f"{one.namespace}/{one.name}")
+                if isinstance(one, AnyService):
                     others = self._pods_in.get(one.namespace, set()) - known
                     dirty.update(key for key in others if service_selects(one, self.pods[key]))
+                if isinstance(one, Service):
+                    stale.add(f"{one.namespace}/{one.name}")
+            if isinstance(before, AnyService):
+                self._selection.drop(before)
             if isinstance(before, Service):
-                self._drop_service(before)
+                del self._services_in[before.namespace][before.name]
+            if isinstance(after, AnyService):
+                self._selection.add(after)
             if isinstance(after, Service):
                 self._services_in.setdefault(after.namespace, {})[after.name] = after
-                for label in _first_label(after):
-                    self._candidates.setdefault(label, {})[after.name] = after
         names = self._names_behind({name.partition("/")[0] for name in stale})
         for name in stale:
             namespace, _, short = name.partition("/")
             service = self._services_in.get(namespace, {}).get(short)
             made = None
             if service is not None:
-                where, owner, several = addresses.get(name, ()), self._owner(namespace), names.get(name, ())
+                where, owner, several = addresses.get(name, ()), self._owner(namespace), names.get(service.title, ())
                 made = mesh_service(service, where, self.ranges, owner, self.topology, several)
             self.services.put(f"{namespace}/{hostname_of(namespace, short)}", made)
         return dirty
@@ -230,7 +302,7 @@ class Index:
         return found if isinstance(found, Namespace) else None
 
     def _names_behind(self, namespaces: Iterable[str]) -> Mapping[str, set[str]]:
-        """Who stands behind the services of some namespaces, by `namespace/name`; empty where nobody is on another network.
+        """Who stands behind the services of some namespaces, by title; empty where nobody is on another network.
 
         Who is reached through a gateway can be expected by this alone (facts: 4.1, inner tunnel).
         """
@@ -238,25 +310,20 @@ class Index:
         if len(self.topology.networks) < 2:
             return behind
         for namespace in namespaces:
-            for key in self._pods_in.get(namespace, ()):
-                pod = self.pods[key]
-                identity = str(Identity(self.names.trust_domain, namespace, pod.spec.service_account))
-                for service in self._services_of(pod):
-                    behind.setdefault(f"{namespace}/{service.name}", set()).add(identity)
+            for title, account in self._accounts_behind(namespace):
+                behind.setdefault(title, set()).add(str(Identity(self.names.trust_domain, namespace, account)))
         return behind
 
-    def _drop_service(self, service: Service) -> None:
-        del self._services_in[service.namespace][service.name]
-        for label in _first_label(service):
-            del self._candidates[label][service.name]
-            if not self._candidates[label]:
-                del self._candidates[label]
-
-    def _services_of(self, pod: Pod) -> list[Service]:
-        """The services that a pod stands behind, by name."""
-        labels = ((pod.namespace, key, value) for key, value in pod.labels.items())
-        candidates = {name: service for label in labels for name, service in self._candidates.get(label, {}).items()}
-        return [candidates[name] for name in sorted(candidates) if service_selects(candidates[name], pod)]
+    def _accounts_behind(self, namespace: str) -> Iterator[tuple[str, str]]:
+        for pod in (self.pods[key] for key in self._pods_in.get(namespace, ())):
+            for service in self._selection.of(namespace, pod.labels):
+                yield service.title, pod.spec.service_account
+        for one in self._outsiders_in.get(namespace, {}).values():
+            if isinstance(one, ServiceEntry):
+                yield from ((one.title, endpoint.service_account or "default") for endpoint in one.endpoints)
+            else:
+                account = one.endpoint.service_account or "default"
+                yield from ((service.title, account) for service in self._selection.of(namespace, one.labels))
 
     def _replace_policies(self) -> set[Key]:
         self.conversion = convert(
@@ -280,12 +347,7 @@ class Index:
             pod, report = self.pods.get(key), self._reports.get(key)
             made = None
             if pod is not None and report is not None and report.node in self.nodes:
-                services = self._services_of(pod)
+                services = self._selection.of(pod.namespace, pod.labels)
                 node, owner = self.nodes[report.node], self._owner(pod.namespace)
                 made = mesh_workload(self.names, pod, report, services, self._listed[key], node, owner, self.topology)
             self.workloads.put(workload_uid(self.names, *key), made)
-
-
-def _first_label(service: Service) -> list[tuple[str, str, str]]:
-    """Namespace, key and value of one label that a service selects; empty where it selects nothing."""
-    return [(service.namespace, *pair) for pair in sorted(service.selector.items())[:1]]

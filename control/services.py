@@ -1,13 +1,25 @@
-"""A Kubernetes Service as a service of the mesh, and the ports by which a pod serves it. Pure; filled in as istiod does."""
+"""A Kubernetes Service as a service of the mesh, and the ports by which others serve it. Pure; filled in as istiod does."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from control.topology import Topology
 from control.vips import Claim
 from mesh import workload as nouns
-from mesh.manifests import USE_WAYPOINT, WAYPOINT_PORT, Namespace, Pod, Service, canary_wish, waypoint_wish
+from mesh.manifests import (
+    USE_WAYPOINT,
+    WAYPOINT_PORT,
+    Endpoint,
+    Namespace,
+    Pod,
+    Service,
+    ServiceEntry,
+    ServicePort,
+    canary_wish,
+    waypoint_wish,
+)
 from mesh.workload import (
     Address,
+    AppProtocol,
     BalancingMode,
     GatewayAddress,
     IPFamilies,
@@ -18,6 +30,7 @@ from mesh.workload import (
     WeightedWaypoint,
 )
 
+AnyService = Service | ServiceEntry
 DNS_DOMAIN = "cluster.local"
 _VERSIONS = {"IPv4": 4, "IPv6": 6}
 _FAMILIES: dict[tuple[int, ...], IPFamilies] = {(4,): IPFamilies.IPV4_ONLY, (6,): IPFamilies.IPV6_ONLY}
@@ -28,6 +41,19 @@ _DISTRIBUTIONS = {
     "PreferSameZone": (Scope.NETWORK, Scope.REGION, Scope.ZONE),
     "PreferSameNode": (Scope.NETWORK, Scope.REGION, Scope.ZONE, Scope.SUBZONE, Scope.NODE),
 }
+_INGRESS = "istio.io/ingress-use-waypoint"
+"""A label of services and namespaces; a service's own wins."""
+_PROTOCOLS = {
+    "http": AppProtocol.HTTP11,
+    "kubernetes.io/ws": AppProtocol.HTTP11,
+    "http2": AppProtocol.HTTP2,
+    "kubernetes.io/h2c": AppProtocol.HTTP2,
+    "grpc": AppProtocol.GRPC,
+    "tcp": AppProtocol.TCP,
+    "tls": AppProtocol.TLS,
+    "https": AppProtocol.TLS,
+    "kubernetes.io/wss": AppProtocol.TLS,
+}
 
 
 def hostname_of(namespace: str, name: str) -> str:
@@ -35,9 +61,10 @@ def hostname_of(namespace: str, name: str) -> str:
     return f"{name}.{namespace}.svc.{DNS_DOMAIN}"
 
 
-def key_of(service: Service) -> str:
-    """Its resource name."""
-    return f"{service.namespace}/{hostname_of(service.namespace, service.name)}"
+def keys_of(service: AnyService) -> tuple[str, ...]:
+    """Its resource names: one for each name by which clients know it."""
+    hosts = service.hosts if isinstance(service, ServiceEntry) else (hostname_of(service.namespace, service.name),)
+    return tuple(f"{service.namespace}/{host}" for host in hosts)
 
 
 def versions_of(service: Service, ranges: Sequence[Network]) -> tuple[int, ...]:
@@ -79,7 +106,7 @@ def waypoint_named(wish: tuple[str, str]) -> GatewayAddress:
     return GatewayAddress(NamespacedHostname(wish[0], hostname_of(*wish)), WAYPOINT_PORT)
 
 
-def _shares(service: Service, owner: Namespace | None, first: GatewayAddress) -> tuple[WeightedWaypoint, ...]:
+def shares(service: AnyService, owner: Namespace | None, first: GatewayAddress) -> tuple[WeightedWaypoint, ...]:
     """What a service's two waypoints get each; empty where it has one. A wrong wish for a second one is none."""
     try:
         wish = canary_wish(service, owner)
@@ -121,30 +148,73 @@ def mesh_service(
         ports=ports,
         subject_alt_names=tuple(sorted(identities)),
         waypoint=waypoint,
-        weighted_waypoints=_shares(service, owner, waypoint) if waypoint is not None else (),
+        weighted_waypoints=shares(service, owner, waypoint) if waypoint is not None else (),
         preferences=preferences,
         mode=mode,
         allow_unhealthy=service.publish_not_ready,
         ip_families=_FAMILIES.get(versions_of(service, ranges), IPFamilies.DUAL),
         canonical=True,
         by_client_address=service.by_client_address,
+        app_protocols=protocols_of(service),
+        ingress_use_waypoint=waypoint is not None and ingress_wish((service.labels, labels)),
     )
 
 
 def _balancing(service: Service, owner: Namespace | None) -> tuple[BalancingMode, tuple[Scope, ...]]:
     if service.internal_traffic_local:
         return BalancingMode.STRICT, (Scope.NODE,)
-    levels = [service.metadata, *([owner.metadata] if owner is not None else [])]
-    noted = next((one.annotations[_DISTRIBUTION] for one in levels if _DISTRIBUTION in one.annotations), "")
-    preferences = _DISTRIBUTIONS.get(service.traffic_distribution or noted, ())
+    said = service.traffic_distribution
+    preferences = _DISTRIBUTIONS.get(said, ()) if said else noted_preferences(service, owner)
     return (BalancingMode.FAILOVER if preferences else BalancingMode.UNSPECIFIED), preferences
 
 
-def ports_of(pod: Pod, service: Service) -> dict[int, int]:
-    """By which of its ports a pod serves each port of a service; a named port that the pod lacks is left out."""
-    ports: dict[int, int] = {}
-    for port in service.ports:
-        target = port.target if isinstance(port.target, int) else pod.spec.port_named(port.target, port.protocol)
-        if target:
-            ports.setdefault(port.port, target)
-    return ports
+def noted_preferences(service: AnyService, owner: Namespace | None) -> tuple[Scope, ...]:
+    """Which endpoints an annotation prefers."""
+    levels = [service.metadata, *([owner.metadata] if owner is not None else [])]
+    noted = next((one.annotations[_DISTRIBUTION] for one in levels if _DISTRIBUTION in one.annotations), "")
+    return _DISTRIBUTIONS.get(noted, ())
+
+
+def ingress_wish(labels: Iterable[Mapping[str, str]]) -> bool:
+    """Whether the first labels that speak of it want gateways to go by way of the waypoint too."""
+    return next((one[_INGRESS] for one in labels if _INGRESS in one), "").lower() == "true"
+
+
+def protocols_of(service: AnyService) -> dict[int, AppProtocol]:
+    """What its ports say that they speak: by a field, else by the first part of their name."""
+    said = {port.port: _PROTOCOLS.get((port.app_protocol or port.name.partition("-")[0]).lower()) for port in service.ports}
+    return {port: protocol for port, protocol in said.items() if protocol is not None}
+
+
+def served_by_pod(pod: Pod, services: Iterable[AnyService]) -> dict[str, dict[int, int]]:
+    """By which of its ports a pod serves each port of services; a named port that the pod lacks is left out."""
+
+    def target(_: AnyService, port: ServicePort) -> int | None:
+        return port.target if isinstance(port.target, int) else pod.spec.port_named(port.target, port.protocol)
+
+    return _served(services, target)
+
+
+def served_by_endpoint(endpoint: Endpoint, services: Iterable[AnyService]) -> dict[str, dict[int, int]]:
+    """The same for who is no pod: a Service names its target port, a ServiceEntry's own port is looked up by its name."""
+
+    def target(service: AnyService, port: ServicePort) -> int | None:
+        if isinstance(service, ServiceEntry) and port.name in endpoint.ports:
+            return endpoint.ports[port.name]
+        return port.target if isinstance(port.target, int) else endpoint.ports.get(port.target)
+
+    return _served(services, target)
+
+
+def _served(
+    services: Iterable[AnyService], target: Callable[[AnyService, ServicePort], int | None]
+) -> dict[str, dict[int, int]]:
+    served: dict[str, dict[int, int]] = {}
+    for service in services:
+        ports: dict[int, int] = {}
+        for port in service.ports:
+            found = target(service, port)
+            if found:
+                ports.setdefault(port.port, found)
+        served |= dict.fromkeys(keys_of(service), ports)
+    return served

@@ -8,7 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from mesh.manifests import EAST_WEST, NETWORK, REMOTE, Gateway, Object, Pod, named_networks
+from mesh.manifests import (
+    EAST_WEST,
+    NETWORK,
+    REMOTE,
+    Endpoint,
+    Gateway,
+    Object,
+    Pod,
+    ServiceEntry,
+    WorkloadEntry,
+    named_networks,
+)
 from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress
 
 _GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
@@ -67,9 +78,9 @@ class Topology:
         """The way into a network; None where there is none."""
         return next((one.where for one in self.gateways if one.network == network), None)
 
-    def tunnel_of(self, pod: Pod) -> ApplicationTunnel | None:
+    def tunnel_of(self, namespace: str, labels: Mapping[str, str]) -> ApplicationTunnel | None:
         """How the pods of a waypoint want connections; None for all others."""
-        return self.tunnels.get((pod.namespace, pod.labels.get(_GATEWAY_NAME, "")))
+        return self.tunnels.get((namespace, labels.get(_GATEWAY_NAME, "")))
 
 
 def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str) -> Topology:
@@ -78,10 +89,17 @@ def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str
     root, nodes = named_networks(known, root_namespace)
     gateways = sorted((one for one in known if isinstance(one, Gateway)), key=lambda one: (one.namespace, one.name))
     networks = {root, *nodes.values(), *(pod.labels.get(NETWORK) or root for pod in pods)}
+    networks.update(endpoint.network or root for one in known for endpoint in _endpoints(one))
     tunnels = {(one.namespace, one.name): tunnel for one in gateways if (tunnel := one.application_tunnel) is not None}
     purposes = {(one.namespace, one.name): one.purpose for one in gateways}
     ways = tuple(way for one in gateways for way in _ways(one))
     return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes)
+
+
+def _endpoints(one: Object) -> Iterable[Endpoint]:
+    if isinstance(one, ServiceEntry):
+        return one.endpoints
+    return (one.endpoint,) if isinstance(one, WorkloadEntry) else ()
 
 
 def _ways(gateway: Gateway) -> Iterable[NetworkGateway]:

@@ -50,6 +50,17 @@ class BalancingMode(IntEnum):
     PASSTHROUGH = 3
 
 
+class AppProtocol(IntEnum):
+    """What a service's port is said to speak (numbers are the wire's)."""
+
+    UNKNOWN = 0
+    HTTP11 = 1
+    HTTP2 = 2
+    GRPC = 3
+    TCP = 4
+    TLS = 5
+
+
 class IPFamilies(IntEnum):
     """Which address families a service uses (numbers are the wire's)."""
 
@@ -186,6 +197,10 @@ class Service:
     """Hidden from other namespaces."""
     by_client_address: bool = False
     """Connections from one address go to one endpoint (Kubernetes: sessionAffinity ClientIP)."""
+    app_protocols: dict[int, AppProtocol] = field(default_factory=dict)
+    """By service port, where one is said. For others to read: no ztunnel has a use for it, and it is not read back."""
+    ingress_use_waypoint: bool = False
+    """Whether gateways into the mesh are to go by way of its waypoint too. Likewise."""
 
     @property
     def key(self) -> str:

@@ -8,7 +8,8 @@ does not start is that pod's trouble (Istio's ztunnel makes the whole node wait 
 
 Losing the connection stops no pod. A connection whose snapshot was complete is followed by the next at once; one that ended
 before, after a pause that doubles, so that an agent that breaks off again and again is not stormed. It begins at 20 ms, and
-where the agent did not even take our first word at 5 ms, give or take a fifth. Words of refusals are Istio's ztunnel's, to the letter.
+where the agent did not even take our first word at 5 ms, give or take a fifth. Words of refusals are Istio's ztunnel's, to the
+letter.
 """
 
 import asyncio

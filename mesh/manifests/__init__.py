@@ -29,6 +29,8 @@ from mesh.manifests.relations import (
     waypoint_wish,
 )
 from mesh.manifests.service import Service, ServicePort
+from mesh.manifests.service_entry import ServiceEntry
+from mesh.manifests.workload_entry import Endpoint, WorkloadEntry
 
 __all__ = [
     "DATAPLANE_MODE",
@@ -44,6 +46,7 @@ __all__ = [
     "Container",
     "ContainerPort",
     "Deployment",
+    "Endpoint",
     "Gateway",
     "ManifestSet",
     "Metadata",
@@ -61,9 +64,11 @@ __all__ = [
     "Problem",
     "Service",
     "ServiceAccount",
+    "ServiceEntry",
     "ServicePort",
     "Source",
     "VolumeMount",
+    "WorkloadEntry",
     "canary_wish",
     "check_references",
     "from_dict",

@@ -194,6 +194,21 @@ class Cursor:
                 taken[name] = text
         return taken
 
+    def number_map(self, key: str, keys: Check, low: int, high: int) -> dict[str, int]:
+        """Take a mapping of whole numbers within bounds."""
+        taken = {}
+        for name, one in self._mapping(key, "a mapping of numbers").items():
+            where = f"{key}[{name}]"
+            if self._checked(where, name, keys) is None:
+                continue
+            if isinstance(one, bool) or not isinstance(one, int):
+                self._expect(where, one, "a whole number")
+            elif not low <= one <= high:
+                self.refuse(where, f"{one} is not between {low} and {high}")
+            else:
+                taken[name] = one
+        return taken
+
     def keyed_children(self, key: str) -> dict[str, "Cursor"]:
         """Take a mapping of mappings."""
         taken = {}

@@ -8,11 +8,23 @@ from mesh.manifests.metadata import Object
 from mesh.manifests.peer_authentication import PeerAuthentication
 from mesh.manifests.pod import Pod
 from mesh.manifests.service import Service
+from mesh.manifests.service_entry import ServiceEntry
+from mesh.manifests.workload_entry import WorkloadEntry
 
-KINDS: dict[str, type[Object]] = {
-    kind.KIND: kind
-    for kind in (Node, Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, AuthorizationPolicy, PeerAuthentication)
-}
+_READ: tuple[type[Object], ...] = (
+    Node,
+    Namespace,
+    ServiceAccount,
+    Pod,
+    Deployment,
+    WorkloadEntry,
+    Service,
+    ServiceEntry,
+    Gateway,
+    AuthorizationPolicy,
+    PeerAuthentication,
+)
+KINDS: dict[str, type[Object]] = {kind.KIND: kind for kind in _READ}
 """What weft reads, by kind; in an order in which later kinds refer to earlier ones."""
 
 _SKIPPED = {
@@ -36,8 +48,7 @@ _SKIPPED = {
     "gateway.networking.k8s.io": "BackendTLSPolicy GRPCRoute GatewayClass HTTPRoute ListenerSet ReferenceGrant "
     "TCPRoute TLSRoute UDPRoute",
     "install.istio.io": "IstioOperator",
-    "networking.istio.io": "DestinationRule EnvoyFilter Gateway ProxyConfig ServiceEntry Sidecar VirtualService "
-    "WorkloadEntry WorkloadGroup",
+    "networking.istio.io": "DestinationRule EnvoyFilter Gateway ProxyConfig Sidecar VirtualService WorkloadGroup",
     "networking.k8s.io": "IPAddress Ingress IngressClass NetworkPolicy ServiceCIDR",
     "node.k8s.io": "RuntimeClass",
     "policy": "Eviction PodDisruptionBudget PodSecurityPolicy",

@@ -9,6 +9,8 @@ from mesh.manifests.metadata import Object
 from mesh.manifests.pod import Pod
 from mesh.manifests.problem import Problem
 from mesh.manifests.service import Service
+from mesh.manifests.service_entry import ServiceEntry
+from mesh.manifests.workload_entry import WorkloadEntry
 from mesh.workload import Network
 
 DATAPLANE_MODE = "istio.io/dataplane-mode"
@@ -57,7 +59,7 @@ def waypoint_wish(namespace: str, labels: Mapping[str, str]) -> tuple[str, str] 
     return None if name in ("", "none") else (labels.get(_WAYPOINT_NAMESPACE) or namespace, name)
 
 
-def canary_wish(service: Service, owner: Namespace | None) -> tuple[tuple[str, str], int] | None:
+def canary_wish(service: Service | ServiceEntry, owner: Namespace | None) -> tuple[tuple[str, str], int] | None:
     """A second waypoint that a service asks for, beside that of `waypoint_wish`, and its share in percent.
 
     What its namespace says counts only where the service names no waypoint of its own. Raises: ValueError for a wrong share.
@@ -79,9 +81,9 @@ def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bo
     return all(labels.get(key) == value for key, value in (selector or {}).items())
 
 
-def service_selects(service: Service, pod: Pod) -> bool:
-    """Whether a pod belongs to a service; a service without selector has no pods."""
-    return bool(service.selector) and service.namespace == pod.namespace and selects(service.selector, pod.labels)
+def service_selects(service: Service | ServiceEntry, one: Pod | WorkloadEntry) -> bool:
+    """Whether somebody stands behind a service; behind one without selector nobody does by labels."""
+    return bool(service.selector) and service.namespace == one.namespace and selects(service.selector, one.labels)
 
 
 def check_references(objects: Iterable[Object]) -> list[Problem]:
@@ -154,13 +156,13 @@ def _waypoints(objects: list[Object]) -> list[Problem]:
     services = {(one.namespace, one.name): one for one in objects if isinstance(one, Service)}
     owners = {one.name: one for one in objects if isinstance(one, Namespace)}
     problems = []
-    asking: list[Object] = [one for one in objects if isinstance(one, (Service, Namespace))]
+    asking: list[Object] = [one for one in objects if isinstance(one, (Service, ServiceEntry, WorkloadEntry, Namespace))]
     for one in (*asking, *pods_of(objects)):
         wish = waypoint_wish(one.name if isinstance(one, Namespace) else one.namespace, one.labels)
         reason = _unreachable(wish, services) if wish is not None else ""
         if reason:
             problems.append(_warn(one, f"metadata.labels[{USE_WAYPOINT}]", reason))
-    for service in services.values():
+    for service in (one for one in objects if isinstance(one, (Service, ServiceEntry))):
         problems += _canaries(service, owners.get(service.namespace), services)
     return problems
 
@@ -174,7 +176,9 @@ def _unreachable(wish: tuple[str, str], services: Mapping[tuple[str, str], Servi
     return ""
 
 
-def _canaries(service: Service, owner: Namespace | None, services: Mapping[tuple[str, str], Service]) -> list[Problem]:
+def _canaries(
+    service: Service | ServiceEntry, owner: Namespace | None, services: Mapping[tuple[str, str], Service]
+) -> list[Problem]:
     where = f"metadata.labels[{_CANARY}]"
     try:
         wish = canary_wish(service, owner)

@@ -1,8 +1,10 @@
 """`istio.workload.Address`: a workload or a service."""
 
+from collections.abc import Mapping
 from enum import IntEnum
 from functools import lru_cache
 from sys import intern
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from mesh.proto import extension_pb2 as extension
@@ -10,6 +12,7 @@ from mesh.proto import workload_pb2 as wire
 from mesh.resources.field import PORT_BITS, parse, pick, read_address, shared_strings
 from mesh.workload import (
     ApplicationTunnel,
+    AppProtocol,
     BalancingMode,
     GatewayAddress,
     IPFamilies,
@@ -36,6 +39,7 @@ _WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
 _NETWORK_MODES = (NetworkMode.STANDARD, NetworkMode.HOST_NETWORK)
 _COMMONS, _COMMON_BYTES = 512, 2048
 """What workloads have in common, of at most so many bytes, that is kept for the next one that says the same."""
+_UNSAID: Mapping[int, AppProtocol] = MappingProxyType({})
 _E = TypeVar("_E", bound=IntEnum)
 
 
@@ -252,9 +256,9 @@ def _put_gateway(message: Any, gateway: GatewayAddress) -> None:
     message.hbone_mtls_port = gateway.hbone_port
 
 
-def _put_ports(messages: Any, ports: dict[int, int]) -> None:
+def _put_ports(messages: Any, ports: dict[int, int], protocols: Mapping[int, AppProtocol] = _UNSAID) -> None:
     for service_port, target_port in ports.items():
-        messages.add(service_port=service_port, target_port=target_port)
+        messages.add(service_port=service_port, target_port=target_port, app_protocol=protocols.get(service_port, 0))
 
 
 def _put_optional(message: Any, workload: Workload) -> None:
@@ -315,7 +319,7 @@ def encode_service(service: Service) -> bytes:
     message.name, message.namespace, message.hostname = service.name, service.namespace, service.hostname
     for vip in service.vips:
         _put_network_address(message.addresses.add(), vip)
-    _put_ports(message.ports, service.ports)
+    _put_ports(message.ports, service.ports, service.app_protocols)
     message.subject_alt_names.extend(service.subject_alt_names)
     if service.waypoint:
         _put_gateway(message.waypoint, service.waypoint)
@@ -328,6 +332,7 @@ def encode_service(service: Service) -> bytes:
         message.load_balancing.health_policy = int(service.allow_unhealthy)
     message.ip_families = service.ip_families
     message.canonical = service.canonical
+    message.ingress_use_waypoint = service.ingress_use_waypoint
     message.visibility = wire.NAMESPACE if service.namespace_only else wire.PUBLIC
     if service.by_client_address:
         one = message.extensions.add(name=SESSION_AFFINITY)

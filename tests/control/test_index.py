@@ -42,6 +42,18 @@ kind: PeerAuthentication
 metadata: {name: s, namespace: demo}
 spec: {mtls: {mode: STRICT}}
 """
+ENTRY = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: outside, namespace: demo}
+spec: {hosts: [outside.example], resolution: STATIC, ports: [{number: 80, name: http}], SPEC}
+"""
+VM = """
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm, namespace: demo, labels: {app: web, tier: back}}
+spec: {address: 192.0.2.9, network: far}
+"""
 UID = "Kubernetes//Pod/demo/web-0"
 KEY = "demo/web.demo.svc.cluster.local"
 
@@ -223,6 +235,11 @@ def test_every_way_to_a_state_leads_to_the_same_resources() -> None:
         STRICT,
         *(pod(f"web-{number}", label) for number in range(4) for label in ("tier: front", "tier: back")),
         POD.replace("NAME", "web-9").replace("LABEL", "x: y"),
+        ENTRY.replace("SPEC", "workloadSelector: {labels: {app: web}}"),
+        ENTRY.replace("SPEC", "workloadSelector: {labels: {tier: back}}, exportTo: ['.']"),
+        ENTRY.replace("SPEC", "endpoints: [{address: 192.0.2.1}, {network: far}]").replace("demo", "other"),
+        VM,
+        VM.replace("tier: back", "tier: front").replace("192.0.2.9", "192.0.2.8"),
         """
 apiVersion: apps/v1
 kind: Deployment
@@ -242,6 +259,7 @@ spec:
         if dice.random() < 0.5:
             current = {one.title: one for text in dice.sample(pool, dice.randint(0, len(pool))) for one in objects(text)}
             addresses = {"demo/web": (ip_address(f"10.96.0.{dice.randint(1, 3)}"),)} if dice.random() < 0.7 else {}
+            addresses |= {f"{one.namespace}//outside.example": (ip_address("240.240.0.1"),) for one in current.values()}
             walked.replace_objects(list(current.values()), addresses)
         else:
             name = dice.choice(names)

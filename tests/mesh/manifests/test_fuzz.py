@@ -19,6 +19,24 @@ SEEDS = """
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: n, annotations: {a: b}}}
 ---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: demo, labels: {istio.io/use-waypoint: gw}}
+spec:
+  hosts: [db.example]
+  addresses: [192.0.2.1, 198.51.100.0/24]
+  ports: [{number: 5432, name: tcp, protocol: TCP, targetPort: 5433}]
+  resolution: DNS
+  location: MESH_EXTERNAL
+  endpoints: [{address: a.example, ports: {tcp: 1}, weight: 2, locality: r/z, network: n, serviceAccount: s, labels: {a: b}}]
+  exportTo: ["."]
+  subjectAltNames: [x]
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm, namespace: demo}
+spec: {address: 192.0.2.9, labels: {app: db}, weight: 2}
+---
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web, namespace: demo}

@@ -1,0 +1,110 @@
+"""A ServiceEntry as services of the mesh, one for each of its hosts, and its endpoints as workloads. Pure.
+
+Filled in as istiod does, but: `exportTo` counts, and an endpoint that names no network is on the mesh's own, whatever the one
+before it says.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import ip_network
+
+from control.services import (
+    DNS_DOMAIN,
+    AnyService,
+    ingress_wish,
+    keys_of,
+    noted_preferences,
+    protocols_of,
+    shares,
+    waypoint_of,
+)
+from control.topology import Topology
+from control.vips import Claim
+from control.workloads import MeshNames, endpoint_workload, waypoint_of_workload
+from mesh.authorization import Listed
+from mesh.manifests import Endpoint, Namespace, Object, Problem, ServiceEntry
+from mesh.workload import Address, BalancingMode, Network, NetworkAddress, Service, Workload
+
+ENTRY_RANGES: tuple[Network, ...] = (ip_network("240.240.0.0/16"), ip_network("2001:2::/48"))
+"""Out of which hosts are given addresses: Istio's own, which nobody routes."""
+
+
+def vip_name(namespace: str, host: str) -> str:
+    """Under which a host's addresses are remembered; no Service is called so."""
+    return f"{namespace}//{host}"
+
+
+def claims_of(entry: ServiceEntry) -> Iterator[Claim]:
+    """What addresses its hosts are to be given."""
+    for host in entry.hosts:
+        if entry.is_told and entry.gets_addresses(host):
+            yield Claim(vip_name(entry.namespace, host), (4, 6))
+
+
+def entry_services(
+    entry: ServiceEntry,
+    addresses: Mapping[str, tuple[Address, ...]],
+    shared: Mapping[str, int],
+    owner: Namespace | None,
+    topology: Topology,
+    identities: Iterable[str],
+) -> Iterator[Service]:
+    """Its services. `shared`: how many have a host; `identities` as of `control.services.mesh_service`."""
+    if not entry.is_told:
+        return
+    labels = owner.labels if owner is not None else {}
+    waypoint = waypoint_of(entry.namespace, topology, entry.labels, labels)
+    preferences = noted_preferences(entry, owner)
+    passes = entry.resolution == "NONE"
+    for host in entry.hosts:
+        given = addresses.get(vip_name(entry.namespace, host), ()) if entry.gets_addresses(host) else ()
+        vips = [*entry.addresses, *map(ip_network, given)]
+        yield Service(
+            name=entry.name,
+            namespace=entry.namespace,
+            hostname=host,
+            vips=tuple(_vip(network, vip) for network in dict.fromkeys(("", *topology.networks)) for vip in vips),
+            ports={port.port: port.target for port in entry.ports if isinstance(port.target, int)},
+            subject_alt_names=tuple(dict.fromkeys((*entry.subject_alt_names, *sorted(identities)))),
+            waypoint=waypoint,
+            weighted_waypoints=shares(entry, owner, waypoint) if waypoint is not None else (),
+            preferences=preferences,
+            mode=BalancingMode.PASSTHROUGH if passes else BalancingMode.FAILOVER if preferences else BalancingMode.UNSPECIFIED,
+            allow_unhealthy=passes,
+            canonical=shared[host] == 1 and not host.endswith(f".svc.{DNS_DOMAIN}"),
+            namespace_only=entry.is_private,
+            app_protocols=protocols_of(entry),
+            ingress_use_waypoint=waypoint is not None and ingress_wish((entry.labels, labels)),
+        )
+
+
+def _vip(network: str, vip: Network) -> NetworkAddress:
+    return NetworkAddress(network, vip.network_address, vip.prefixlen if vip.prefixlen < vip.max_prefixlen else None)
+
+
+def entry_workloads(
+    names: MeshNames, entry: ServiceEntry, policies: Listed, owner: Namespace | None, topology: Topology
+) -> Iterator[Workload]:
+    """Those whom it lists; where DNS is to say who they are, one for each host."""
+    if not entry.is_told:
+        return
+    where = f"{names.cluster}/networking.istio.io/ServiceEntry/{entry.namespace}/{entry.name}"
+    for endpoint in entry.endpoints:
+        waypoint = waypoint_of_workload(entry.namespace, endpoint.labels, owner, topology)
+        uid = f"{where}/{endpoint.address or endpoint.network}"
+        yield endpoint_workload(names, uid, entry.metadata, endpoint, (entry,), policies, topology, waypoint)
+    for host in entry.hosts if entry.is_resolved else ():
+        services = (replace(entry, hosts=(host,)),)
+        yield endpoint_workload(names, f"{where}/{host}", entry.metadata, Endpoint(host), services, policies, topology, None)
+
+
+def clashes(objects: Iterable[Object]) -> Iterator[Problem]:
+    """Hosts that somebody else of their namespace has: proxies know a service by its namespace and hostname."""
+    owners: dict[str, str] = {}
+    services = [one for one in objects if isinstance(one, AnyService)]
+    for one in sorted(services, key=lambda one: isinstance(one, ServiceEntry)):
+        for key in keys_of(one):
+            first = owners.setdefault(key, one.title)
+            if first != one.title:
+                host = key.partition("/")[2]
+                yield Problem("", 0, one.title, "spec.hosts", f"{host} is the name of {first}: take it out of one of them")

@@ -1,0 +1,182 @@
+"""ServiceEntry: a service that is not of Kubernetes, such as a database outside or virtual machines under one name."""
+
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any, ClassVar, Self
+
+from mesh.manifests.cursor import Cursor
+from mesh.manifests.metadata import Metadata, Object, present
+from mesh.manifests.names import dns_label, dns_subdomain, label_key, label_value, network
+from mesh.manifests.service import ServicePort
+from mesh.manifests.workload_entry import Endpoint
+from mesh.workload import Network
+
+STATIC, DNS, NONE = "STATIC", "DNS", "NONE"
+_RESOLUTIONS = (NONE, STATIC, DNS, "DNS_ROUND_ROBIN")
+_PROTOCOLS = ("TCP", "TLS", "HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "MONGO", "MYSQL", "REDIS", "UDP")
+_MAX_HOSTS, _MAX_PORTS, _MAX_ADDRESSES, _MAX_ENDPOINTS = 256, 256, 256, 4096
+"""As Kubernetes bounds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEntry(Object):
+    """Names and addresses for endpoints that it lists, selects, or leaves to DNS or to who dials."""
+
+    KIND: ClassVar[str] = "ServiceEntry"
+    API_VERSIONS: ClassVar[tuple[str, ...]] = (
+        "networking.istio.io/v1",
+        "networking.istio.io/v1beta1",
+        "networking.istio.io/v1alpha3",
+    )
+
+    hosts: tuple[str, ...] = ()
+    addresses: tuple[Network, ...] = ()
+    """A plain address is a network of one."""
+    ports: tuple[ServicePort, ...] = ()
+    resolution: str = NONE
+    """NONE: connections go where they were dialled; STATIC; DNS (DNS_ROUND_ROBIN is the same here)."""
+    endpoints: tuple[Endpoint, ...] = ()
+    selector: dict[str, str] = field(default_factory=dict)
+    """Pods and WorkloadEntries of its namespace by labels; empty: none."""
+    export_to: tuple[str, ...] = ()
+    """`*` everybody, `.` its own namespace, `~` nobody; empty: everybody."""
+    subject_alt_names: tuple[str, ...] = ()
+    location: str = ""
+    """Of no effect: an endpoint's own labels say what it speaks."""
+
+    @classmethod
+    def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
+        """Read spec."""
+        spec = cursor.child("spec", required=True)
+        if spec is None:
+            return cls(metadata)
+        selector = spec.child("workloadSelector")
+        made = cls(
+            metadata,
+            hosts=spec.texts("hosts", _host, required="the names by which it is called"),
+            addresses=tuple(ip_network(text) for text in spec.texts("addresses", network)),
+            ports=tuple(_read_port(entry) for entry in spec.children("ports")),
+            resolution=spec.choice("resolution", _RESOLUTIONS, NONE),
+            endpoints=tuple(Endpoint.read(entry) for entry in spec.children("endpoints")),
+            selector=selector.text_map("labels", label_key, label_value) if selector is not None else {},
+            export_to=spec.texts("exportTo"),
+            subject_alt_names=spec.texts("subjectAltNames"),
+            location=spec.choice("location", ("", "MESH_EXTERNAL", "MESH_INTERNAL"), ""),
+        )
+        if selector is not None:
+            selector.finish()
+        spec.finish()
+        if not spec.mistakes:
+            made._check(spec)
+        return made
+
+    def body(self) -> dict[str, Any]:
+        """Write spec."""
+        return {
+            "spec": present(
+                hosts=list(self.hosts),
+                addresses=[_written(one) for one in self.addresses],
+                ports=[_port_dict(port) for port in self.ports],
+                location=self.location,
+                resolution=self.resolution,
+                endpoints=[one.to_dict() for one in self.endpoints],
+                workloadSelector=present(labels=self.selector),
+                exportTo=list(self.export_to),
+                subjectAltNames=list(self.subject_alt_names),
+            )
+        }
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether it is for DNS to say where its hosts are: it lists and selects nobody."""
+        return self.resolution not in (NONE, STATIC) and not self.endpoints and not self.selector
+
+    @property
+    def is_told(self) -> bool:
+        """Whether anybody is to see it."""
+        return self.export_to != ("~",)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only its own namespace is to see it."""
+        return bool(self.export_to) and set(self.export_to) <= {".", "~", self.namespace}
+
+    def gets_addresses(self, host: str) -> bool:
+        """Whether one of its hosts is given addresses, as it has none of its own."""
+        return not self.addresses and self.resolution != NONE and not host.startswith("*.")
+
+    def _check(self, spec: Cursor) -> None:
+        counts = (
+            ("hosts", len(self.hosts), _MAX_HOSTS),
+            ("addresses", len(self.addresses), _MAX_ADDRESSES),
+            ("ports", len(self.ports), _MAX_PORTS),
+            ("endpoints", len(self.endpoints), _MAX_ENDPOINTS),
+        )
+        for key, count, most in counts:
+            if count > most:
+                spec.refuse(key, f"{count} of them, at most {most} are possible: share them among several ServiceEntries")
+        if len(set(self.hosts)) < len(self.hosts):
+            spec.refuse("hosts", "one host occurs twice")
+        self._check_ports(spec)
+        self._check_endpoints(spec)
+        unknown = sorted(set(self.export_to) - {"*", ".", "~", self.namespace})
+        if unknown and "*" not in self.export_to:
+            spec.warn("exportTo", f"proxies know services of all namespaces and of one: {', '.join(unknown)} counts as '*'")
+        if "~" in self.export_to and len(self.export_to) > 1:
+            spec.refuse("exportTo", "'~' stands alone: it shows the service to nobody")
+
+    def _check_ports(self, spec: Cursor) -> None:
+        if not self.ports:
+            spec.refuse("ports", "at least one port")
+        if len({port.port for port in self.ports}) < len(self.ports):
+            spec.refuse("ports", "one port occurs twice")
+        if len({port.name for port in self.ports}) < len(self.ports):
+            spec.refuse("ports", "two ports of one name")
+
+    def _check_endpoints(self, spec: Cursor) -> None:
+        if self.endpoints and self.selector:
+            spec.refuse("workloadSelector", "either endpoints or a workloadSelector")
+        if self.resolution == NONE and (self.endpoints or self.selector):
+            spec.refuse("resolution", "NONE goes to the address that was dialled, and to no endpoint: write STATIC or DNS")
+        if self.resolution == STATIC:
+            for index, one in enumerate(self.endpoints):
+                if one.hostname:
+                    spec.refuse(f"endpoints[{index}].address", f"{one.hostname!r} is no IP address: write resolution: DNS")
+            if not self.endpoints and not self.selector:
+                spec.warn("endpoints", "nobody stands behind it: list endpoints, or select some by workloadSelector")
+        if self.is_resolved and (wild := next((host for host in self.hosts if host.startswith("*.")), "")):
+            spec.refuse("hosts", f"{wild!r} is nothing that DNS could be asked for: list endpoints, or write resolution: NONE")
+        places = [one.address or one.network for one in self.endpoints]
+        if len(set(places)) < len(places):
+            twice = next(place for index, place in enumerate(places) if place in places[:index])
+            spec.refuse("endpoints", f"{twice} occurs twice: proxies know an endpoint by its address")
+
+
+def _host(text: str) -> None:
+    dns_subdomain(text.removeprefix("*."))
+    if text.rpartition(".")[2].isdigit():
+        raise ValueError(f"{text!r} is an address, no name: write it under addresses")
+
+
+def _read_port(entry: Cursor) -> ServicePort:
+    number = entry.number("number", 1, 65535, 1, required=True)
+    protocol = entry.text("protocol", "TCP")
+    if protocol.upper() not in _PROTOCOLS:
+        entry.refuse("protocol", f"{protocol!r} is none of {', '.join(_PROTOCOLS)}")
+    made = ServicePort(
+        number,
+        entry.number("targetPort", 1, 65535, number),
+        entry.text("name", required=True, check=dns_label),
+        app_protocol=protocol.upper(),
+    )
+    entry.finish()
+    return made
+
+
+def _port_dict(port: ServicePort) -> dict[str, Any]:
+    target = port.target if port.target != port.port else None
+    return present(number=port.port, name=port.name, protocol=port.app_protocol, targetPort=target)
+
+
+def _written(one: Network) -> str:
+    return str(one.network_address) if one.prefixlen == one.max_prefixlen else str(one)

@@ -1,0 +1,281 @@
+"""ServiceEntries and WorkloadEntries: from the manifest to what a proxy decides."""
+
+from collections import Counter
+from collections.abc import Mapping
+from ipaddress import ip_address
+
+import pytest
+
+from control.entries import ENTRY_RANGES, vip_name
+from control.examination import Examination
+from control.index import Index
+from mesh.manifests import parse
+from mesh.proto import workload_pb2
+from mesh.resources import encode_service
+from mesh.workload import AppProtocol, BalancingMode, Locality, Scope, Service, TunnelProtocol, Workload
+from tests.control.told import indexed, replace, running, told
+from ztunnel.route import Refused, Request, Route, decide
+
+pytestmark = pytest.mark.unit
+
+BASE = """
+{apiVersion: v1, kind: Node, metadata: {name: n1}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: demo, labels: {app: client}}
+spec: {serviceAccountName: client, containers: [{name: c, command: [x]}]}
+"""
+ENTRY = """
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: NAME, namespace: demo, MARKS}
+spec: {hosts: [HOST], ports: [{number: 80, name: http, targetPort: 8080, protocol: HTTP}], SPEC}
+"""
+WORKLOAD = """
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: NAME, namespace: demo, labels: {app: db}, MARKS}
+spec: {SPEC}
+"""
+KEY, VIP = "demo/db.example", "240.240.0.9"
+VIPS = {vip_name("demo", "db.example"): VIP}
+TWO = "resolution: STATIC, endpoints: [{address: 192.0.2.1, weight: 3}, {address: 192.0.2.2, ports: {http: 81}}]"
+DNS = "resolution: DNS"
+SELECTED = "resolution: STATIC, workloadSelector: {labels: {app: db}}"
+NO_MARKS = "creationTimestamp: ''"
+
+
+def entry(spec: str = TWO, marks: str = NO_MARKS, name: str = "db", host: str = "db.example") -> str:
+    return ENTRY.replace("SPEC", spec).replace("MARKS", marks).replace("NAME", name).replace("HOST", host)
+
+
+def workload(spec: str, name: str = "vm", marks: str = NO_MARKS) -> str:
+    return WORKLOAD.replace("SPEC", spec).replace("MARKS", marks).replace("NAME", name)
+
+
+def made(manifests: str, vips: Mapping[str, str] = VIPS) -> Index:
+    return indexed(BASE + manifests, [running("client", "10.244.1.1")], vips)
+
+
+def decided(index: Index, address: str = VIP, chance: float = 0.5, port: int = 80) -> Route | Refused:
+    inventory = told(index)
+    client = inventory.workload_of_pod("demo", "client", "client")
+    assert client is not None
+    return decide(inventory, "", Request(client, client.addresses[0], ip_address(address), port), chance)
+
+
+def outside(index: Index) -> dict[str, Workload]:
+    return {uid.partition("io/")[2]: one for uid, one in index.workloads.nouns.items() if "networking" in uid}
+
+
+def test_listed_endpoints_share_connections_by_their_weights_and_have_their_own_ports() -> None:
+    index = made(entry())
+    found = index.services.nouns[KEY]
+    assert (found.name, found.hostname, found.canonical, found.ports) == ("db", "db.example", True, {80: 8080})
+    assert [str(vip) for vip in found.vips] == [f"/{VIP}"]
+    routes = [decided(index, chance=chance / 8) for chance in range(8)]
+    places = Counter((str(one.address), one.port, one.protocol) for one in routes if isinstance(one, Route))
+    assert places == {("192.0.2.1", 8080, "TCP"): 6, ("192.0.2.2", 81, "TCP"): 2}
+    assert set(outside(index)) == {"ServiceEntry/demo/db/192.0.2.1", "ServiceEntry/demo/db/192.0.2.2"}
+    first = outside(index)["ServiceEntry/demo/db/192.0.2.1"]
+    assert (first.capacity, first.workload_name, first.canonical_name, first.workload_type) == (3, "db", "db", "pod")
+    assert first.protocol is TunnelProtocol.NONE and first.service_account == "default"
+
+
+def test_without_endpoints_dns_says_where_each_host_is() -> None:
+    index = made(entry(DNS, host="db.example, other.example"))
+    assert {one.hostname: set(one.services) for one in outside(index).values()} == {
+        "db.example": {KEY},
+        "other.example": {"demo/other.example"},
+    }
+    route = decided(index)
+    assert isinstance(route, Route) and (route.address, route.hostname, route.port) == (None, "db.example", 8080)
+
+
+def test_resolution_none_goes_where_it_was_dialled() -> None:
+    index = made(entry("addresses: [198.51.100.0/24]"))
+    found = index.services.nouns[KEY]
+    assert (found.mode, found.allow_unhealthy) == (BalancingMode.PASSTHROUGH, True)
+    assert [str(vip) for vip in found.vips] == ["/198.51.100.0/24"] and not outside(index)
+    route = decided(index, "198.51.100.77", port=99)
+    assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("198.51.100.77", 99, "TCP")
+
+
+def test_a_range_of_addresses_leads_to_endpoints() -> None:
+    index = made(entry(f"{TWO}, addresses: [198.51.100.0/24, 203.0.113.7]"))
+    assert [str(vip) for vip in index.services.nouns[KEY].vips] == ["/198.51.100.0/24", "/203.0.113.7"], "and gets none"
+    for address in ("198.51.100.77", "203.0.113.7"):
+        route = decided(index, address)
+        assert isinstance(route, Route) and str(route.address).startswith("192.0.2.")
+
+
+def test_workload_entries_are_selected_by_their_labels_by_both_kinds_of_services() -> None:
+    service = """
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: demo},
+ spec: {selector: {app: db}, ports: [{name: a, port: 80, targetPort: web}, {name: b, port: 81}]}}
+"""
+    index = made(
+        entry(SELECTED) + service + workload("address: 192.0.2.9, weight: 5, ports: {http: 82, web: 8000}, network: ''")
+    )
+    (found,) = outside(index).values()
+    assert found.services == {KEY: {80: 82}, "demo/db.demo.svc.cluster.local": {80: 8000, 81: 81}}
+    assert (found.uid, found.name, found.capacity) == (
+        "Kubernetes/networking.istio.io/WorkloadEntry/demo/vm",
+        "vm",
+        5,
+    )
+    route = decided(index)
+    assert isinstance(route, Route) and (str(route.address), route.port) == ("192.0.2.9", 82)
+    replace(index, BASE + entry(SELECTED.replace("db", "other")) + service, VIPS)
+    assert isinstance(decided(index), Refused) and not outside(index)
+
+
+def test_a_service_entry_selects_pods() -> None:
+    index = made(entry(SELECTED.replace("app: db", "app: client")))
+    assert index.workloads.nouns["Kubernetes//Pod/demo/client"].services == {KEY: {80: 8080}}
+    route = decided(index)
+    assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("10.244.1.1", 15008, "HBONE")
+    replace(index, BASE, VIPS)
+    assert index.workloads.nouns["Kubernetes//Pod/demo/client"].services == {}
+    assert KEY not in index.services.nouns
+
+
+def test_what_a_workload_entry_says_of_itself() -> None:
+    marks = "annotations: {ambient.istio.io/redirection: enabled, istio.io/autoRegistrationGroup: vms}"
+    more = "labels: {version: v7, istio.io/use-waypoint: gw}"
+    (found,) = outside(made(workload(f"address: vm.example, locality: r/z, serviceAccount: sa, {more}", marks=marks))).values()
+    assert (found.protocol, found.native_tunnel, found.workload_name) == (TunnelProtocol.HBONE, False, "vms")
+    assert (found.hostname, found.addresses, found.locality) == ("vm.example", (), Locality("r", "z", ""))
+    assert (found.service_account, found.canonical_name, found.canonical_revision) == ("sa", "db", "v7")
+    assert str(found.waypoint) == "demo/gw.demo.svc.cluster.local"
+    native = workload("address: 192.0.2.1, labels: {networking.istio.io/tunnel: http}")
+    (found,) = outside(made(native)).values()
+    assert (found.protocol, found.native_tunnel) == (TunnelProtocol.HBONE, True)
+
+
+def test_policies_of_its_labels_are_listed() -> None:
+    policy = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: demo}
+spec: {selector: {matchLabels: {app: db}}, rules: [{}]}
+"""
+    vm = workload("address: 192.0.2.9")
+    index = made(vm)
+    for texts, keys in ((vm + policy, ("demo/p",)), (vm, ())):
+        replace(index, BASE + texts, VIPS)
+        assert [one.authorization_policies for one in outside(index).values()] == [keys]
+
+
+def test_another_network_is_reached_through_its_gateway_and_names_who_answers() -> None:
+    gateway = """
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: far, namespace: demo, labels: {topology.istio.io/network: far}}
+spec:
+  gatewayClassName: istio-remote
+  addresses: [{value: 192.0.2.7}]
+  listeners: [{name: l, port: 15009, protocol: HBONE}]
+"""
+    index = made(gateway + entry("resolution: STATIC, endpoints: [{network: far, serviceAccount: db}]"))
+    assert index.services.nouns[KEY].subject_alt_names == ("spiffe://cluster.local/ns/demo/sa/db",)
+    route = decided(index)
+    assert isinstance(route, Route) and (route.protocol, str(route.address), route.port) == ("DOUBLEHBONE", "192.0.2.7", 15009)
+    vm = workload("address: 10.9.9.9, network: far, serviceAccount: vm")
+    replace(index, BASE + gateway + entry(SELECTED) + vm, VIPS)
+    assert index.services.nouns[KEY].subject_alt_names == ("spiffe://cluster.local/ns/demo/sa/vm",)
+    assert isinstance(route := decided(index), Route) and route.protocol == "DOUBLEHBONE"
+
+
+def test_a_waypoint_is_not_gone_past() -> None:
+    index = made(entry(marks="labels: {istio.io/use-waypoint: gw, istio.io/ingress-use-waypoint: 'true'}"))
+    found = index.services.nouns[KEY]
+    assert str(found.waypoint) == "demo/gw.demo.svc.cluster.local" and found.ingress_use_waypoint
+    refused = decided(index)
+    assert isinstance(refused, Refused) and refused.reason.startswith("unknown waypoint: demo/gw.demo")
+
+
+def test_to_whom_it_is_shown_and_how_it_is_preferred() -> None:
+    near = "annotations: {networking.istio.io/traffic-distribution: PreferClose}"
+    index = made(entry(f"{TWO}, exportTo: ['.'], subjectAltNames: [x]", near))
+    found = index.services.nouns[KEY]
+    assert found.namespace_only and found.subject_alt_names == ("x",)
+    assert (found.mode, found.preferences) == (BalancingMode.FAILOVER, (Scope.NETWORK, Scope.REGION, Scope.ZONE))
+    replace(index, BASE + entry(f"{TWO}, exportTo: ['~']"), VIPS)
+    assert not index.services.nouns and not outside(index)
+
+
+def test_a_host_is_canonical_where_nobody_else_has_it_and_it_is_not_of_kubernetes() -> None:
+    other = entry().replace("namespace: demo", "namespace: other")
+    index = made(entry() + other)
+    assert [one.canonical for one in index.services.nouns.values()] == [False, False]
+    replace(index, BASE + entry(), VIPS)
+    assert [one.canonical for one in index.services.nouns.values()] == [True]
+    assert not made(entry(host="web.shop.svc.cluster.local")).services.nouns["demo/web.shop.svc.cluster.local"].canonical
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol"),
+    [
+        ("{number: 80, name: a, protocol: gRPC}", AppProtocol.GRPC),
+        ("{number: 80, name: a, protocol: HTTPS}", AppProtocol.TLS),
+        ("{number: 80, name: a, protocol: MYSQL}", AppProtocol.UNKNOWN),
+    ],
+)
+def test_what_a_port_speaks_is_said_on_the_wire(port: str, protocol: AppProtocol) -> None:
+    text = entry().replace("{number: 80, name: http, targetPort: 8080, protocol: HTTP}", port)
+    message = workload_pb2.Address.FromString(encode_service(made(text).services.nouns[KEY])).service
+    assert [one.app_protocol for one in message.ports] == [protocol]
+
+
+def examined(text: str, held: Mapping[str, tuple[str, ...]] | None = None) -> tuple[list[str], dict[str, list[str]]]:
+    found = parse({"x": text})
+    assert not found.problems
+    kept = {name: tuple(map(ip_address, several)) for name, several in (held or {}).items()}
+    findings = Examination("istio-system", (), kept).examine(found.objects)
+    addresses = {name: [str(one) for one in several] for name, several in findings.addresses.items()}
+    return [f"{one.object}: {one.field}: {one.reason}" for one in findings.problems], addresses
+
+
+def test_hosts_without_addresses_are_given_some_and_keep_them() -> None:
+    _, first = examined(entry(DNS, host="db.example, other.example"))
+    assert set(first) == {"demo//db.example", "demo//other.example"}
+    for several in first.values():
+        assert all(ip_address(one) in kept for one, kept in zip(several, ENTRY_RANGES, strict=True))
+    held = {"demo//db.example": ("240.240.7.7", "2001:2::7")}
+    assert examined(entry(), held)[1] == {"demo//db.example": ["240.240.7.7", "2001:2::7"]}
+    for without in ("resolution: NONE", f"{TWO}, addresses: [192.0.2.3]", f"{TWO}, exportTo: ['~']"):
+        assert not examined(entry(without), held)[1]
+    assert set(examined(entry(host="db.example, '*.wild.example'"))[1]) == {"demo//db.example"}
+
+
+def test_two_of_one_host_in_a_namespace_are_refused() -> None:
+    service = "---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: demo}, spec: {clusterIP: None}}"
+    problems, _ = examined(entry() + entry(name="again"))
+    assert problems == [
+        "ServiceEntry demo/again: spec.hosts: db.example is the name of ServiceEntry demo/db: take it out of one of them"
+    ]
+    problems, _ = examined(entry(host="web.demo.svc.cluster.local") + service)
+    assert len(problems) == 1 and "is the name of Service demo/web" in problems[0]
+
+
+def test_a_service_says_what_its_ports_speak_and_whether_gateways_go_by_its_waypoint() -> None:
+    ports = "[{name: http-a, port: 1}, {name: grpc, port: 2}, {name: x, port: 3, appProtocol: kubernetes.io/h2c}"
+    ports += ", {name: y, port: 4}]"
+    text = f"---\n{{apiVersion: v1, kind: Service, metadata: {{name: web, namespace: demo, LABELS}}, spec: {{ports: {ports}}}}}"
+    marks = "labels: {istio.io/use-waypoint: gw}"
+
+    def of(more: str) -> Service:
+        return made(text.replace("LABELS", marks) + more).services.nouns["demo/web.demo.svc.cluster.local"]
+
+    found = of("")
+    assert found.app_protocols == {1: AppProtocol.HTTP11, 2: AppProtocol.GRPC, 3: AppProtocol.HTTP2}
+    assert not found.ingress_use_waypoint
+    wish = "\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: demo, labels: {istio.io/ingress-use-waypoint: 'true'}}}"
+    assert of(wish).ingress_use_waypoint

@@ -1,0 +1,119 @@
+"""ServiceEntry and WorkloadEntry: what is read, written back, and said of mistakes."""
+
+import pytest
+
+from mesh.manifests import ServiceEntry, WorkloadEntry, check_references, from_dict, parse
+from mesh.workload import Locality
+
+pytestmark = pytest.mark.unit
+
+ENTRY = """
+apiVersion: networking.istio.io/VERSION
+kind: ServiceEntry
+metadata: {name: db, namespace: demo, LABELS}
+spec: {hosts: [db.example], SPEC}
+"""
+PORTS = "ports: [{number: 5432, name: tcp, protocol: TCP}]"
+STATIC = f"{PORTS}, resolution: STATIC, endpoints: [{{address: 192.0.2.1}}]"
+WORKLOAD = """
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm, namespace: demo, labels: {app: db, tier: meta}}
+spec: {SPEC}
+"""
+
+
+def entry(spec: str = STATIC, labels: str = "labels: {}", version: str = "v1") -> str:
+    return ENTRY.replace("SPEC", spec).replace("LABELS", labels).replace("VERSION", version)
+
+
+def workload(spec: str) -> str:
+    return WORKLOAD.replace("SPEC", spec)
+
+
+def said(text: str) -> list[tuple[bool, str, str]]:
+    return [(problem.warning, problem.field, problem.reason) for problem in parse({"f": text}).problems]
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1", "v1alpha3"])
+def test_a_service_entry(version: str) -> None:
+    more = (
+        "addresses: [198.51.100.1, 203.0.113.0/24, '2001:db8::/32'], location: MESH_INTERNAL, resolution: DNS, "
+        "ports: [{number: 80, name: http, protocol: http, targetPort: 8080}, {number: 443, name: tls}], "
+        "endpoints: [{address: one.example, ports: {http: 81}, weight: 3, locality: r/z/s, network: far, serviceAccount: sa},"
+        " {network: farther}], exportTo: ['.'], subjectAltNames: ['spiffe://cluster.local/ns/demo/sa/x']"
+    )
+    (made,) = parse({"f": entry(more, version=version)}).of(ServiceEntry)
+    assert [str(one) for one in made.addresses] == ["198.51.100.1/32", "203.0.113.0/24", "2001:db8::/32"]
+    assert [(port.port, port.target, port.app_protocol) for port in made.ports] == [(80, 8080, "HTTP"), (443, 443, "TCP")]
+    first, second = made.endpoints
+    assert (first.ip, first.hostname, first.ports, first.weight) == (None, "one.example", {"http": 81}, 3)
+    assert (first.place, second.place, second.network) == (Locality("r", "z", "s"), Locality(), "farther")
+    assert made.is_private and made.is_told and not made.is_resolved and not made.gets_addresses("db.example")
+    assert from_dict(made.to_dict()) == made
+
+
+def test_a_workload_entry_has_the_labels_of_both_its_ends() -> None:
+    (made,) = parse({"f": workload("address: 192.0.2.9, labels: {tier: spec}, weight: 7, ports: {pg: 5432}")}).of(WorkloadEntry)
+    assert made.labels == {"app": "db", "tier": "spec"} and str(made.endpoint.ip) == "192.0.2.9"
+    assert from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize(
+    ("words", "private", "told"),
+    [("[]", False, True), ("['*']", False, True), ("[demo]", True, True), ("['~']", True, False), ("['.', '*']", False, True)],
+)
+def test_to_whom_it_is_shown(words: str, private: bool, told: bool) -> None:
+    (made,) = parse({"f": entry(f"{STATIC}, exportTo: {words}")}).of(ServiceEntry)
+    assert (made.is_private, made.is_told) == (private, told)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "reason"),
+    [
+        (entry().replace("[db.example]", "[]"), "spec.hosts", "required: the names by which it is called"),
+        (entry().replace("db.example", "192.0.2.1"), "spec.hosts[0]", "'192.0.2.1' is an address, no name: write it under add"),
+        (entry().replace("db.example", "'*'"), "spec.hosts[0]", "'*' is no object name"),
+        (entry().replace("[db.example]", "[a.b, a.b]"), "spec.hosts", "one host occurs twice"),
+        (entry(f"{STATIC}, addresses: [10.0.0.1/8]"), "spec.addresses[0]", "'10.0.0.1/8' is no CIDR"),
+        (entry("resolution: NONE"), "spec.ports", "at least one port"),
+        (entry("ports: [{number: 1, name: a}, {number: 1, name: b}]"), "spec.ports", "one port occurs twice"),
+        (entry("ports: [{number: 1, name: a}, {number: 2, name: a}]"), "spec.ports", "two ports of one name"),
+        (entry("ports: [{number: 0, name: a}]"), "spec.ports[0].number", "0 is not between 1 and 65535"),
+        (entry("ports: [{number: 1}]"), "spec.ports[0].name", "required"),
+        (entry("ports: [{number: 1, name: a, protocol: X}]"), "spec.ports[0].protocol", "'X' is none of TCP, TLS"),
+        (entry(f"{PORTS}, resolution: DYNAMIC_DNS"), "spec.resolution", "'DYNAMIC_DNS' is none of NONE, STATIC, DNS"),
+        (entry(f"{PORTS}, endpoints: [{{address: 192.0.2.1}}]"), "spec.resolution", "NONE goes to the address that was dia"),
+        (entry(STATIC.replace("192.0.2.1", "a.example")), "spec.endpoints[0].address", "'a.example' is no IP address: write"),
+        (entry(f"{STATIC}, workloadSelector: {{labels: {{a: b}}}}"), "spec.workloadSelector", "either endpoints or a workload"),
+        (entry(f"{PORTS}, resolution: DNS").replace("db.example", "'*.example'"), "spec.hosts", "'*.example' is nothing that"),
+        (entry(f"{STATIC[:-1]}, {{address: 192.0.2.1}}]"), "spec.endpoints", "192.0.2.1 occurs twice: proxies know an endp"),
+        (entry(f"{STATIC}, exportTo: ['~', '.']"), "spec.exportTo", "'~' stands alone: it shows the service to nobody"),
+        (entry(f"{STATIC}, surprise: 1"), "spec.surprise", "no such field"),
+        (workload("weight: 1"), "spec.address", "required, where no network says behind which gateway it is"),
+        (workload("address: 'unix:///tmp/x'"), "spec.address", "'unix:///tmp/x': a socket in a file system is reached by"),
+        (workload("address: 192.0.2.1, weight: -1"), "spec.weight", "-1 is not between 0 and 4294967295"),
+        (workload("address: 192.0.2.1, locality: a//b"), "spec.locality", "'a//b': write REGION, REGION/ZONE or REGION/ZONE/"),
+        (workload("address: 192.0.2.1, ports: {http: 70000}"), "spec.ports[http]", "70000 is not between 1 and 65535"),
+        (workload("address: 192.0.2.1, ports: {http: web}"), "spec.ports[http]", "expected a whole number, got the text 'web'"),
+    ],
+)
+def test_mistakes(text: str, field: str, reason: str) -> None:
+    ((warning, where, what),) = said(text)
+    assert (warning, where) == (False, field) and what.startswith(reason), what
+
+
+def test_what_has_not_the_wanted_effect_is_a_warning() -> None:
+    assert said(entry(f"{PORTS}, resolution: STATIC")) == [
+        (True, "spec.endpoints", "nobody stands behind it: list endpoints, or select some by workloadSelector")
+    ]
+    assert said(entry(f"{STATIC}, exportTo: [other]")) == [
+        (True, "spec.exportTo", "proxies know services of all namespaces and of one: other counts as '*'")
+    ]
+
+
+def test_a_waypoint_that_is_not_there_is_a_warning() -> None:
+    wish = "labels: {istio.io/use-waypoint: gw}"
+    found = parse({"a": entry(labels=wish), "b": workload("address: 192.0.2.1").replace("tier: meta", wish[9:-1])})
+    assert not found.problems
+    assert [problem.object for problem in check_references(found.objects)] == ["ServiceEntry demo/db", "WorkloadEntry demo/vm"]
