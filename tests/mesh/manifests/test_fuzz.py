@@ -89,7 +89,7 @@ metadata: {name: p, namespace: demo}
 spec: {mtls: {mode: STRICT}, selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: DISABLE}}}
 """
 OBJECTS = [one.to_dict() for one in parse({"seeds": SEEDS}).objects]
-assert len(OBJECTS) == 7
+assert len(OBJECTS) == 9
 
 oddities = st.recursive(
     st.none()
