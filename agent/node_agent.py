@@ -183,7 +183,7 @@ class NodeAgent:
 
     async def _serve_metrics(self) -> None:
         metrics = Metrics(self._diagnostics, self.flows)
-        await HttpServer.for_strangers({"GET /metrics": metrics.answer}).serve(("", self._settings.metrics_port))
+        await HttpServer({"GET /metrics": metrics.answer}, max_body_bytes=0).serve(("", self._settings.metrics_port))
 
     def _register_hubble(self, server: grpc.aio.Server) -> None:
         address = f"unix://{self._settings.places.hubble_socket}"

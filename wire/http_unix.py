@@ -26,9 +26,10 @@ MAX_REPLY_BYTES = 256 << 20
 HEAD_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 30.0
-_MAX_CONNECTIONS = 64
-_MAX_STRANGERS = 16
-"""Connections, where the whole network may come: each may have us hold an answer that it does not read."""
+_MAX_CONNECTIONS = 128
+"""More than asyncio accepts at a time: nobody is cut before it could be heard."""
+_MAX_UNREAD = 16
+"""Answers whose readers take their time."""
 
 _log = logging.getLogger(__name__)
 Target = Path | tuple[str, int]
@@ -139,13 +140,10 @@ class HttpServer:
         self._max_body_bytes = max_body_bytes
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
-        self._waiting: dict[asyncio.Task[None], None] = {}
-        """Those that have not said (all of) what they want, or not read the answer, oldest first."""
-
-    @classmethod
-    def for_strangers(cls, routes: Mapping[str, Handler]) -> "HttpServer":
-        """For a port that the whole network reaches: few at a time, and none has anything to send."""
-        return cls(routes, _MAX_STRANGERS, max_body_bytes=0)
+        self._asking: dict[asyncio.Task[None], None] = {}
+        """Those that have not said (all of) what they want, oldest first."""
+        self._reading: dict[asyncio.Task[None], None] = {}
+        """Those that have not read (enough of) the answer, oldest first."""
 
     async def listen_unix(self, path: Path, mode: int = 0o600) -> None:
         """Listen at `path`, in place of what is there; nobody but `mode` allows ever connects."""
@@ -162,48 +160,40 @@ class HttpServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        closed = False
+        writer.transport.set_write_buffer_limits(0)  # what was sent is with the kernel
         try:
             if len(self._connections) > self._max_connections and not self._make_room():
                 await _send(writer, Response(503, b"too many connections\n"), close=True)
-            else:
-                with suppress(EOFError):  # who asks no more may read on
-                    while await self._serve_one(reader, writer, first):
-                        first = b""
-            with self._patiently():
-                await _finish(writer)
-            closed = True
+                return
+            while await self._serve_one(reader, writer, first):
+                first = b""
+        except EOFError:
+            pass  # the peer asks no more
         except (OSError, TimeoutError):
-            pass  # the peer went away, or sits on the connection
+            writer.transport.abort()  # it went away, or sits on the connection
         except asyncio.CancelledError:
-            pass  # close(): asyncio's server would report this task as failed
+            writer.transport.abort()  # close(): asyncio's server would report this task as failed
         finally:
             self._connections.discard(task)
-            if not closed:
-                writer.transport.abort()
+            writer.close()
 
     @contextmanager
-    def _patiently(self) -> Iterator[None]:
+    def _waiting(self, among: dict[asyncio.Task[None], None]) -> Iterator[None]:
         """The body waits for the peer: the connection may have to make room for others."""
         task = asyncio.current_task()
         assert task is not None
-        self._waiting[task] = None
+        among[task] = None
         try:
             yield
         finally:
-            self._waiting.pop(task, None)
+            among.pop(task, None)
 
     def _make_room(self) -> bool:
-        """Cut whom we have waited for longest: who opens connections and says or reads nothing must not keep others out."""
-        for task in self._waiting:
-            del self._waiting[task]
-            task.cancel()
-            return True
-        return False
+        return _cut_oldest(self._asking) or _cut_oldest(self._reading)
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes) -> bool:
         try:
-            with self._patiently():
+            with self._waiting(self._asking):
                 request = await _read_request(reader, first, self._max_body_bytes)
         except HttpError as error:
             await _send(writer, Response(error.status, error.reason.encode() + b"\n"), close=True)
@@ -217,7 +207,9 @@ class HttpServer:
         packed = len(response.body) >= _PACK_ABOVE_BYTES and _takes_gzip(request.headers.get("accept-encoding", ""))
         if packed:
             response = await asyncio.to_thread(_pack, response)
-        with self._patiently():
+        if len(self._reading) >= _MAX_UNREAD:
+            _cut_oldest(self._reading)
+        with self._waiting(self._reading):
             await _send(writer, response, close, packed)
         return not close
 
@@ -257,6 +249,15 @@ class HttpServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _cut_oldest(waiting: dict[asyncio.Task[None], None]) -> bool:
+    """Cut whom we have waited for longest: who opens connections and says or reads nothing must not keep others out."""
+    for task in waiting:
+        del waiting[task]
+        task.cancel()
+        return True
+    return False
 
 
 def _bind(path: Path, mode: int) -> socket.socket:
@@ -319,13 +320,6 @@ async def _send(writer: asyncio.StreamWriter, response: Response, close: bool, p
     writer.write(_head(response, framing) + response.body)
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writer.drain()
-
-
-async def _finish(writer: asyncio.StreamWriter) -> None:
-    """Close; what is still to be sent has its time, and no more: a peer that never reads would keep it for ever."""
-    writer.close()
-    async with asyncio.timeout(WRITE_TIMEOUT_S):
-        await writer.wait_closed()
 
 
 async def _send_stream(

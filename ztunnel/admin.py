@@ -74,8 +74,8 @@ class Admin:
         self._all = HttpServer(every)
         self._scraped = Seldom(self._render)
         scrapes = dict.fromkeys(("GET /metrics", "GET /stats/prometheus"), self._scrape)
-        self._only_metrics = HttpServer.for_strangers(scrapes)
-        self._only_ready = HttpServer.for_strangers({"GET /healthz/ready": self._ready})
+        self._only_metrics = HttpServer(scrapes, max_body_bytes=0)
+        self._only_ready = HttpServer({"GET /healthz/ready": self._ready}, max_body_bytes=0)
         self._where: tuple[Path, int, int, int] | None = None
 
     @property

@@ -169,10 +169,10 @@ async def deaf(path: Path, body: bytes = LARGE) -> socket.socket:
     return sock
 
 
-async def rest(sock: socket.socket) -> int:
-    """How much is there for it to read by now, to the end."""
+async def rest(sock: socket.socket, most: int = 1 << 30) -> int:
+    """How much is there for it to read by now, to the end, or up to so much."""
     size = 0
-    while data := await asyncio.get_running_loop().sock_recv(sock, 1 << 20):
+    while size < most and (data := await asyncio.get_running_loop().sock_recv(sock, min(1 << 20, most - size))):
         size += len(data)
     return size
 
@@ -210,13 +210,27 @@ def test_who_does_not_read_keeps_nobody_out(tmp_path: Path) -> None:
     with_server(tmp_path, scenario)
 
 
-def test_strangers_cannot_make_it_hold_what_they_send(tmp_path: Path) -> None:
+def test_a_server_that_takes_no_bodies_holds_none(tmp_path: Path) -> None:
     async def scenario(world: World, _: Path) -> None:
-        server, path = http.HttpServer.for_strangers({"GET /hello": world.hello}), tmp_path / "open.sock"
+        server, path = http.HttpServer({"GET /hello": world.hello}, max_body_bytes=0), tmp_path / "open.sock"
         await server.listen_unix(path)
         assert (await http.request(path, "GET", "/hello")).status == 200
         with pytest.raises(http.HttpError, match=r"413.*at most 0"):
             (await http.request(path, "GET", "/hello", b"x")).check()
+        await server.close()
+
+    with_server(tmp_path, scenario)
+
+
+def test_answers_that_nobody_reads_are_few(tmp_path: Path) -> None:
+    async def scenario(world: World, _: Path) -> None:
+        server, path = http.HttpServer({"POST /echo": world.echo}), tmp_path / "open.sock"
+        await server.listen_unix(path)
+        with ExitStack() as stack:
+            peers = [stack.enter_context(await deaf(path)) for _ in range(20)]
+            assert all([await asyncio.to_thread(hung_up, sock) for sock in peers[:4]])
+            for sock in peers[4:]:
+                assert await rest(sock, len(LARGE)) == len(LARGE)
         await server.close()
 
     with_server(tmp_path, scenario)
