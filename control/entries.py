@@ -1,4 +1,4 @@
-"""A ServiceEntry as services of the mesh, one for each of its hosts, and its endpoints as workloads. Pure.
+"""A ServiceEntry as services of the mesh, one for each of its hosts; its endpoints, and an EndpointSlice's, as workloads. Pure.
 
 Filled in as istiod does, but: `exportTo` counts, and an endpoint that names no network is on the mesh's own, whatever the one
 before it says.
@@ -22,8 +22,9 @@ from control.topology import Topology
 from control.vips import Claim
 from control.workloads import MeshNames, endpoint_workload, waypoint_of_workload
 from mesh.authorization import Listed
-from mesh.manifests import Endpoint, Namespace, Object, Problem, ServiceEntry
-from mesh.workload import Address, BalancingMode, Network, NetworkAddress, Service, Workload
+from mesh.manifests import Endpoint, EndpointSlice, Namespace, Object, Problem, ServiceEntry
+from mesh.manifests import Service as ServiceObject
+from mesh.workload import Address, BalancingMode, Network, NetworkAddress, NetworkMode, Service, Workload
 
 ENTRY_RANGES: tuple[Network, ...] = (ip_network("240.240.0.0/16"), ip_network("2001:2::/48"))
 """Out of which hosts are given addresses: Istio's own, which nobody routes."""
@@ -67,7 +68,7 @@ def entry_services(
             ports={port.port: port.target for port in entry.ports if isinstance(port.target, int)},
             subject_alt_names=tuple(dict.fromkeys((*entry.subject_alt_names, *sorted(identities)))),
             waypoint=waypoint,
-            weighted_waypoints=shares(entry, owner, waypoint) if waypoint is not None else (),
+            weighted_waypoints=shares(entry, owner, waypoint, topology) if waypoint is not None else (),
             preferences=preferences,
             mode=BalancingMode.PASSTHROUGH if passes else BalancingMode.FAILOVER if preferences else BalancingMode.UNSPECIFIED,
             allow_unhealthy=passes,
@@ -96,6 +97,32 @@ def entry_workloads(
     for host in entry.hosts if entry.is_resolved else ():
         services = (replace(entry, hosts=(host,)),)
         yield endpoint_workload(names, f"{where}/{host}", entry.metadata, Endpoint(host), services, policies, topology, None)
+
+
+def slice_workloads(
+    names: MeshNames, one: EndpointSlice, service: ServiceObject | None, topology: Topology
+) -> Iterator[Workload]:
+    """Those of whom an EndpointSlice knows the addresses and nothing else, which may be somebody else's too."""
+    if service is None:
+        return
+    numbers = {name: port for name, port, protocol in one.ports if protocol == "TCP"}
+    ports = {port.port: numbers[port.name] for port in service.ports if port.protocol == "TCP" and port.name in numbers}
+    for endpoint in one.endpoints:
+        if not endpoint.pod:
+            yield Workload(
+                uid=f"{names.cluster}/discovery.k8s.io/EndpointSlice/{one.namespace}/{one.name}/{endpoint.addresses[0]}",
+                name=one.name,
+                namespace=one.namespace,
+                addresses=endpoint.addresses,
+                network=topology.root,
+                trust_domain=names.trust_domain,
+                service_account="",
+                workload_type="deployment",  # 0 on the wire: not said
+                healthy=endpoint.is_ready,
+                cluster_id=names.cluster,
+                services=dict.fromkeys(keys_of(service), ports),
+                network_mode=NetworkMode.HOST_NETWORK,
+            )
 
 
 def clashes(objects: Iterable[Object]) -> Iterator[Problem]:

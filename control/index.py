@@ -7,7 +7,7 @@ pod that becomes ready costs one encoding, in a mesh of any size.
     pod, its report, its node                 -> that workload
     service                                   -> itself, and the workloads that it selects or did select
     ServiceEntry                              -> the same; of its like all, as one may share a host with another
-    WorkloadEntry                             -> what is no pod in its namespace
+    WorkloadEntry, EndpointSlice              -> what is no pod in their namespace
     namespace                                 -> its services and workloads
     networks, gateways                        -> all services and workloads
     pods and the like, on several networks    -> the services of their namespace, which name their identities
@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from control.entries import entry_services, entry_workloads
+from control.entries import entry_services, entry_workloads, slice_workloads
 from control.lookup import service_aliases, workload_aliases, workload_groups
 from control.reports import Key, PodReport
 from control.selection import Selection
 from control.services import AnyService, hostname_of, mesh_service
 from control.table import Resources, Table
-from control.topology import Topology, topology
+from control.topology import Topology, is_waypoint, topology
 from control.workloads import MeshNames, entry_workload, gateway_workload, mesh_workload, workload_uid
 from mesh.authorization import Conversion, Listed, convert
 from mesh.delta import Resource
@@ -33,6 +33,7 @@ from mesh.identity import Identity
 from mesh.manifests import (
     AuthorizationPolicy,
     Deployment,
+    EndpointSlice,
     Gateway,
     Namespace,
     Node,
@@ -53,9 +54,9 @@ from mesh.workload import Service as MeshService
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 Addresses = Mapping[str, tuple[Address, ...]]
 """Service addresses by `namespace/name`; those of ServiceEntries by `control.entries.vip_name`."""
-_Outsider = ServiceEntry | WorkloadEntry
+_Outsider = ServiceEntry | WorkloadEntry | EndpointSlice
 _SHAPING = (Namespace, Node, Gateway, Pod, Deployment, ServiceEntry, WorkloadEntry)
-"""What may say something of networks and gateways."""
+"""What may say something of networks and gateways; waypoints are Services."""
 
 
 class _Change(NamedTuple):
@@ -129,9 +130,11 @@ class Index:
         for namespace in {(one.after or one.before).name for one in changes if one.touches(Namespace)}:  # type: ignore[union-attr]
             stale.add(namespace)
             dirty |= self._pods_in.get(namespace, set())
-        outside = self._replace_outsiders([change for change in changes if change.touches(ServiceEntry, WorkloadEntry)])
+        outside = self._replace_outsiders(
+            [change for change in changes if change.touches(ServiceEntry, WorkloadEntry, EndpointSlice)]
+        )
         stale |= outside if len(self.topology.networks) > 1 else set()
-        shaping = any(change.touches(*_SHAPING) for change in changes)
+        shaping = any(change.touches(*_SHAPING) or any(map(is_waypoint, change)) for change in changes)
         reshaped = shaping and self._replace_topology()
         if reshaped:
             stale.update(self._services_in)
@@ -238,6 +241,9 @@ class Index:
                 if isinstance(one, WorkloadEntry):
                     behind = self._selection.of(namespace, one.labels)
                     made = [entry_workload(self.names, one, behind, listed, owner, self.topology)]
+                elif isinstance(one, EndpointSlice):
+                    service = self._services_in.get(namespace, {}).get(one.service)
+                    made = [*slice_workloads(self.names, one, service, self.topology)]
                 else:
                     made = [*entry_workloads(self.names, one, listed, owner, self.topology)]
                     told = entry_services(one, self._addresses, hosts, owner, self.topology, names.get(one.title, ()))
@@ -321,7 +327,7 @@ class Index:
         for one in self._outsiders_in.get(namespace, {}).values():
             if isinstance(one, ServiceEntry):
                 yield from ((one.title, endpoint.service_account or "default") for endpoint in one.endpoints)
-            else:
+            elif isinstance(one, WorkloadEntry):
                 account = one.endpoint.service_account or "default"
                 yield from ((service.title, account) for service in self._selection.of(namespace, one.labels))
 

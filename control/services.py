@@ -106,14 +106,18 @@ def waypoint_named(wish: tuple[str, str]) -> GatewayAddress:
     return GatewayAddress(NamespacedHostname(wish[0], hostname_of(*wish)), WAYPOINT_PORT)
 
 
-def shares(service: AnyService, owner: Namespace | None, first: GatewayAddress) -> tuple[WeightedWaypoint, ...]:
-    """What a service's two waypoints get each; empty where it has one. A wrong wish for a second one is none."""
+def shares(
+    service: AnyService, owner: Namespace | None, first: GatewayAddress, topology: Topology
+) -> tuple[WeightedWaypoint, ...]:
+    """What a service's two waypoints get each; empty where it has one. A wrong wish for a second one is none, and so is one for
+    a waypoint that is not there: it goes through the first one, as all of it would without the wish.
+    """
     try:
         wish = canary_wish(service, owner)
     except ValueError:
         return ()
     second = waypoint_named(wish[0]) if wish is not None else first
-    if wish is None or second == first:
+    if wish is None or second == first or wish[0] not in topology.waypoints:
         return ()
     return WeightedWaypoint(first, 100 - wish[1]), WeightedWaypoint(second, wish[1])
 
@@ -148,7 +152,7 @@ def mesh_service(
         ports=ports,
         subject_alt_names=tuple(sorted(identities)),
         waypoint=waypoint,
-        weighted_waypoints=shares(service, owner, waypoint) if waypoint is not None else (),
+        weighted_waypoints=shares(service, owner, waypoint, topology) if waypoint is not None else (),
         preferences=preferences,
         mode=mode,
         allow_unhealthy=service.publish_not_ready,

@@ -12,10 +12,12 @@ from mesh.manifests import (
     EAST_WEST,
     NETWORK,
     REMOTE,
+    WAYPOINT_PORT,
     Endpoint,
     Gateway,
     Object,
     Pod,
+    Service,
     ServiceEntry,
     WorkloadEntry,
     named_networks,
@@ -69,6 +71,8 @@ class Topology:
     """By the gateway whose pods want them."""
     purposes: Mapping[Key, str] = field(default_factory=dict)
     """Whom waypoints are for, by gateway."""
+    waypoints: frozenset[Key] = frozenset()
+    """The Services that tunnels can be dialled to."""
 
     def network_of(self, pod: Pod, node: str) -> str:
         """Where a pod is: by its own label, its node's, the root namespace's."""
@@ -93,7 +97,13 @@ def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str
     tunnels = {(one.namespace, one.name): tunnel for one in gateways if (tunnel := one.application_tunnel) is not None}
     purposes = {(one.namespace, one.name): one.purpose for one in gateways}
     ways = tuple(way for one in gateways for way in _ways(one))
-    return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes)
+    waypoints = frozenset((one.namespace, one.name) for one in known if is_waypoint(one))
+    return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes, waypoints)
+
+
+def is_waypoint(one: Object | None) -> bool:
+    """Whether it is a Service that tunnels can be dialled to."""
+    return isinstance(one, Service) and any(port.port == WAYPOINT_PORT for port in one.ports)
 
 
 def _endpoints(one: Object) -> Iterable[Endpoint]:

@@ -8,6 +8,7 @@ from mesh.manifests.authorization_policy import AuthorizationPolicy, Condition, 
 from mesh.manifests.cluster import Namespace, Node, ServiceAccount
 from mesh.manifests.container import POD_FIELDS, Container, ContainerPort, Probe, VolumeMount
 from mesh.manifests.deployment import Deployment
+from mesh.manifests.endpoint_slice import EndpointSlice
 from mesh.manifests.gateway import EAST_WEST, NETWORK, REMOTE, Gateway
 from mesh.manifests.kinds import KINDS
 from mesh.manifests.manifest_set import ManifestSet, Origin, from_dict, parse
@@ -47,6 +48,7 @@ __all__ = [
     "ContainerPort",
     "Deployment",
     "Endpoint",
+    "EndpointSlice",
     "Gateway",
     "ManifestSet",
     "Metadata",

@@ -3,6 +3,7 @@
 from mesh.manifests.authorization_policy import AuthorizationPolicy
 from mesh.manifests.cluster import Namespace, Node, ServiceAccount
 from mesh.manifests.deployment import Deployment
+from mesh.manifests.endpoint_slice import EndpointSlice
 from mesh.manifests.gateway import Gateway
 from mesh.manifests.metadata import Object
 from mesh.manifests.peer_authentication import PeerAuthentication
@@ -19,6 +20,7 @@ _READ: tuple[type[Object], ...] = (
     Deployment,
     WorkloadEntry,
     Service,
+    EndpointSlice,
     ServiceEntry,
     Gateway,
     AuthorizationPolicy,
@@ -41,7 +43,6 @@ _SKIPPED = {
     "batch": "CronJob Job",
     "certificates.k8s.io": "CertificateSigningRequest ClusterTrustBundle PodCertificateRequest",
     "coordination.k8s.io": "Lease LeaseCandidate",
-    "discovery.k8s.io": "EndpointSlice",
     "events.k8s.io": "Event",
     "extensions.istio.io": "WasmPlugin",
     "flowcontrol.apiserver.k8s.io": "FlowSchema PriorityLevelConfiguration",

@@ -192,5 +192,11 @@ def _canaries(
         return [_warn(service, where, f"no effect without a first waypoint (label {USE_WAYPOINT})")]
     if first == wish[0]:
         return [_warn(service, where, "no effect: it is the first waypoint")]
-    reason = _unreachable(wish[0], services) if wish[1] else ""
-    return [_warn(service, where, reason)] if reason else []
+    if not _unreachable(wish[0], services) or not wish[1]:
+        return []
+    name = "/".join(wish[0])
+    return [
+        _warn(
+            service, where, f"there is no Service {name} with port {WAYPOINT_PORT}: the first waypoint gets all until there is"
+        )
+    ]

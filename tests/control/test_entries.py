@@ -12,7 +12,7 @@ from control.index import Index
 from mesh.manifests import parse
 from mesh.proto import workload_pb2
 from mesh.resources import encode_service
-from mesh.workload import AppProtocol, BalancingMode, Locality, Scope, Service, TunnelProtocol, Workload
+from mesh.workload import AppProtocol, BalancingMode, Locality, NetworkMode, Scope, Service, TunnelProtocol, Workload
 from tests.control.told import indexed, replace, running, told
 from ztunnel.route import Refused, Request, Route, decide
 
@@ -279,3 +279,30 @@ def test_a_service_says_what_its_ports_speak_and_whether_gateways_go_by_its_wayp
     assert not found.ingress_use_waypoint
     wish = "\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: demo, labels: {istio.io/ingress-use-waypoint: 'true'}}}"
     assert of(wish).ingress_use_waypoint
+
+
+def test_who_stands_behind_a_service_without_selector() -> None:
+    service = (
+        "\n---\n{apiVersion: v1, kind: Service, metadata: {name: pg, namespace: demo}, spec: {ports: [{name: p, port: 80}]}}"
+    )
+    hand_written = """
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: pg-1, namespace: demo, labels: {kubernetes.io/service-name: pg}}
+addressType: IPv4
+endpoints: [{addresses: [192.0.2.1], conditions: {ready: false}}, {addresses: [192.0.2.2]}]
+ports: [{name: p, port: 5433}]
+"""
+    vips = {"demo/pg": "10.96.0.7"}
+    index = indexed(BASE + hand_written, [running("client", "10.244.1.1")], vips)
+    assert not [uid for uid in index.workloads.nouns if "EndpointSlice" in uid], "without its Service it is nobody's"
+    replace(index, BASE + hand_written + service, vips)
+    found = {uid: one for uid, one in index.workloads.nouns.items() if "EndpointSlice" in uid}
+    where = "Kubernetes/discovery.k8s.io/EndpointSlice/demo/pg-1/192.0.2."
+    assert {uid: one.healthy for uid, one in found.items()} == {f"{where}1": False, f"{where}2": True}
+    assert {one.network_mode for one in found.values()} == {NetworkMode.HOST_NETWORK}
+    route = decided(index, "10.96.0.7")
+    assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("192.0.2.2", 5433, "TCP")
+    replace(index, BASE + service, vips)
+    assert isinstance(decided(index, "10.96.0.7"), Refused)

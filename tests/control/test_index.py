@@ -54,6 +54,14 @@ kind: WorkloadEntry
 metadata: {name: vm, namespace: demo, labels: {app: web, tier: back}}
 spec: {address: 192.0.2.9, network: far}
 """
+SLICE = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: slice, namespace: demo, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [192.0.2.5]}]
+ports: [{name: raw, port: 81}]
+"""
 UID = "Kubernetes//Pod/demo/web-0"
 KEY = "demo/web.demo.svc.cluster.local"
 
@@ -238,6 +246,8 @@ def test_every_way_to_a_state_leads_to_the_same_resources() -> None:
         ENTRY.replace("SPEC", "workloadSelector: {labels: {app: web}}"),
         ENTRY.replace("SPEC", "workloadSelector: {labels: {tier: back}}, exportTo: ['.']"),
         ENTRY.replace("SPEC", "endpoints: [{address: 192.0.2.1}, {network: far}]").replace("demo", "other"),
+        SLICE,
+        SLICE.replace("192.0.2.5", "192.0.2.6"),
         VM,
         VM.replace("tier: back", "tier: front").replace("192.0.2.9", "192.0.2.8"),
         """

@@ -171,6 +171,21 @@ def test_weighted_waypoints(inherited: bool) -> None:
     assert [str(one.address) for one in outcomes if isinstance(one, Route)] == ["10.244.1.2"] * 2 + ["10.244.1.3"] * 2
 
 
+def test_a_second_waypoint_counts_while_it_is_there() -> None:
+    mesh = NODES.replace("far", "near") + pod("client") + pod("web") + service("web", wished("25")) + pod("gw")
+    first, second = service("gw", port=15008), pod("new") + service("new", port=15008)
+    index = made(mesh + first)
+    for there in (False, True, False):
+        replace(index, mesh + first + (second if there else ""), VIPS)
+        assert len(index.services.nouns[WEB].weighted_waypoints) == (2 if there else 0)
+        outcomes = [decided(index, chance) for chance in (0.1, 0.9)]
+        addresses = [str(one.address) for one in outcomes if isinstance(one, Route)]
+        assert addresses == ["10.244.1.2", "10.244.1.3" if there else "10.244.1.2"]
+    replace(index, mesh, VIPS)
+    outcome = decided(index)
+    assert isinstance(outcome, Refused) and outcome.reason.startswith("unknown waypoint: demo/gw."), "never past the first"
+
+
 def test_a_service_that_names_its_waypoint_does_not_inherit_a_second_one() -> None:
     own = service("web", "labels: {istio.io/use-waypoint: gw}")
     found = made(NODES + pod("web") + own + WAYPOINTS + namespace(wished("25"))).services.nouns[WEB]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.manifests import ServiceEntry, WorkloadEntry, check_references, from_dict, parse
+from mesh.manifests import EndpointSlice, ServiceEntry, WorkloadEntry, check_references, from_dict, parse
 from mesh.workload import Locality
 
 pytestmark = pytest.mark.unit
@@ -117,3 +117,58 @@ def test_a_waypoint_that_is_not_there_is_a_warning() -> None:
     found = parse({"a": entry(labels=wish), "b": workload("address: 192.0.2.1").replace("tier: meta", wish[9:-1])})
     assert not found.problems
     assert [problem.object for problem in check_references(found.objects)] == ["ServiceEntry demo/db", "WorkloadEntry demo/vm"]
+
+
+SLICE = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, namespace: demo, labels: {LABELS}}
+addressType: IPv4
+endpoints: [ENDPOINTS]
+ports: [{name: pg, port: 5433, protocol: TCP, appProtocol: x}]
+"""
+
+
+def endpoint_slice(endpoints: str, labels: str = "kubernetes.io/service-name: db") -> str:
+    return SLICE.replace("ENDPOINTS", endpoints).replace("LABELS", labels)
+
+
+def test_an_endpoint_slice() -> None:
+    text = "{addresses: [192.0.2.1], nodeName: x}, {addresses: [192.0.2.2], conditions: {ready: false, serving: true}}"
+    (made,) = parse({"f": endpoint_slice(text)})
+    assert isinstance(made, EndpointSlice) and made.service == "db" and made.ports == (("pg", 5433, "TCP"),)
+    assert [(str(one.addresses[0]), one.is_ready) for one in made.endpoints] == [("192.0.2.1", True), ("192.0.2.2", False)]
+    assert from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "warning", "field", "reason"),
+    [
+        (endpoint_slice("{addresses: []}"), False, "endpoints[0].addresses", "required: where it is"),
+        (
+            endpoint_slice("{addresses: ['::1']}"),
+            False,
+            "endpoints[0].addresses",
+            "an address that is not of IPv4, the slice's",
+        ),
+        (endpoint_slice("{addresses: [x]}"), False, "endpoints[0].addresses[0]", "'x' is no IP address"),
+        (endpoint_slice("{addresses: [192.0.2.1]}, {addresses: [192.0.2.1]}"), False, "endpoints", "one address occurs twice"),
+        (endpoint_slice("").replace("5433", "0"), False, "ports[0].port", "0 is not between 1 and 65535"),
+        (
+            endpoint_slice("", "a: b"),
+            True,
+            "metadata.labels[kubernetes.io/service-name]",
+            "missing: it stands behind no Service",
+        ),
+        (endpoint_slice("").replace("IPv4", "FQDN"), True, "addressType", "FQDN has no effect: write a ServiceEntry with"),
+        (
+            endpoint_slice("{addresses: [192.0.2.1], targetRef: {kind: Pod, name: p, uid: u, namespace: demo}}"),
+            True,
+            "endpoints[0].targetRef",
+            "left out: pods stand behind a Service by its selector",
+        ),
+    ],
+)
+def test_mistakes_in_slices(text: str, warning: bool, field: str, reason: str) -> None:
+    ((found, where, what),) = said(text)
+    assert (found, where) == (warning, field) and what.startswith(reason), what
