@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from agent.enrolment import EnrolmentFailed
 from agent.node_agent import NodeAgent, lock, open_redirect, remove_pins
 from agent.settings import Settings, parse
+from wire.descriptors import take_all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     return_code = 0
+    take_all()
     try:
         lock(settings)
         asyncio.run(_uninstall(settings) if settings.uninstall else _run(settings))

@@ -4,6 +4,7 @@ The agent holds a descriptor of every enrolled pod's namespace, so the namespace
 gone when nobody else holds it: its path is no longer that namespace, and no process of the pod's cgroup is in it.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from wire.netns import netns_cookie, netns_id
 
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _CLONE_NEWNET = 0x40000000
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Says nothing about a namespace: who took it for gone would take its pod out of the mesh."""
 
 
 def boot_id() -> str:
@@ -40,7 +43,8 @@ def find(request: PodRequest, home_fd: int) -> tuple[Pod, int]:
 def find_again(pod: Pod, home_fd: int) -> int | None:
     """Open the namespace of a recorded pod: by its path, else through the processes of its cgroup, else through any process.
 
-    None when it is gone. The cookie decides: inode numbers are used again, cookies are not.
+    None when it is gone. The cookie decides: inode numbers are used again, cookies are not. Raises: OSError where that
+    cannot be told now.
     """
     if pod.boot_id != boot_id():
         return None
@@ -55,8 +59,12 @@ def find_again(pod: Pod, home_fd: int) -> int | None:
 
 
 def is_alive(pod: Pod) -> bool:
-    """Whether somebody but weft still holds the pod's namespace. Exact as long as the agent holds it too."""
-    return any(_id_of(path) == pod.netns_id for path in (pod.request.netns, *_process_namespaces(pod)))
+    """Whether somebody but weft still holds the pod's namespace, or that cannot be told now. Exact as long as the agent holds
+    it too."""
+    try:
+        return any(_id_of(path) == pod.netns_id for path in (pod.request.netns, *_process_namespaces(pod)))
+    except OSError:
+        return True
 
 
 def _process_namespaces(pod: Pod) -> Iterator[str]:
@@ -69,12 +77,18 @@ def _process_namespaces(pod: Pod) -> Iterator[str]:
 
 
 def _cgroup_processes(folder: Path) -> Iterator[str]:
-    for path, _, files in os.walk(folder):
+    for path, _, files in os.walk(folder, onerror=_unless_exhausted):
         if "cgroup.procs" in files:
             try:
                 yield from Path(path, "cgroup.procs").read_text().split()
-            except OSError:
+            except OSError as error:
+                _unless_exhausted(error)
                 continue  # went away, or a threaded cgroup whose processes are listed above it
+
+
+def _unless_exhausted(error: OSError) -> None:
+    if error.errno in _EXHAUSTED:
+        raise error
 
 
 def _id_of(path: str) -> tuple[int, int] | None:
@@ -86,13 +100,14 @@ def _id_of(path: str) -> tuple[int, int] | None:
 
 
 def _open(path: str) -> int | None:
-    """Open a path if it is a network namespace; nothing else is ever opened."""
+    """Open a path if it is a network namespace; nothing else is ever opened. Raises: OSError where that cannot be told now."""
     own = os.stat("/proc/self/ns/net")
     try:
         if os.stat(path).st_dev != own.st_dev:
             return None
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    except OSError as error:
+        _unless_exhausted(error)
         return None
     if os.fstat(fd).st_dev == own.st_dev and fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
         return fd

@@ -27,6 +27,7 @@ from control.store import DATABASE_FILE, Store
 from control.tokens import Tokens
 from control.trust import Trust
 from control.workloads import MeshNames
+from wire.descriptors import take_all
 from wire.places import Places
 
 _log = logging.getLogger("control")
@@ -105,6 +106,7 @@ def main(arguments: list[str]) -> int:
         _log.error("%s", error)
         return 2
     configuration = parse(arguments, places)
+    take_all()
     state = places.control_state
     try:
         make_folder(state)

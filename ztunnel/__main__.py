@@ -7,6 +7,7 @@ import resource
 import ssl
 import sys
 
+from wire.descriptors import take_all
 from ztunnel.config import Config, read_config
 from ztunnel.front import Front
 from ztunnel.log_lines import log_to_stderr
@@ -27,7 +28,7 @@ def main() -> int:
     except ValueError as error:
         _complain(error)
         return 2
-    _raise_fd_limit()
+    take_all()
     try:
         return asyncio.run(_run(config))
     except (OSError, ValueError) as error:
@@ -64,12 +65,6 @@ def never_dump_core() -> None:
     # 0 would still hand everything to the program that core_pattern names; 1 is refused for that too, core(5) notwithstanding.
     most = 0 if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else 1
     resource.setrlimit(resource.RLIMIT_CORE, (most, most))
-
-
-def _raise_fd_limit() -> None:
-    # Two descriptors per connection: a node's share of them is whatever the system allows.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

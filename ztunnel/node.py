@@ -1,7 +1,6 @@
 """What all connections of one worker share: the loop, what is known of the mesh, certificates, the ledger, and the limits."""
 
 import logging
-import resource
 from collections.abc import Callable
 from functools import partial
 from random import random
@@ -10,6 +9,7 @@ from typing import Protocol
 from mesh.identity import Identity
 from mesh.inventory import Inventory, PolicyStore
 from mesh.workload import Address, NetworkAddress, Workload
+from wire.descriptors import take_all
 from wire.netns import open_home
 from ztunnel import handshakes
 from ztunnel.baggage import Descriptions
@@ -43,12 +43,9 @@ DNS_IDLE_S = 5.0
 """How long a TCP client of DNS may say nothing."""
 
 
-def raise_fd_limit() -> int:
-    """Take all descriptors that the system grants, and say how many connections they are good for: two each."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(64, min(MAX_CONNECTIONS, (hard - _RESERVED_FDS) // 2))
+def _most_connections() -> int:
+    """As many as the descriptors are good for that the system grants: two each."""
+    return max(64, min(MAX_CONNECTIONS, (take_all() - _RESERVED_FDS) // 2))
 
 
 class Stranger(Protocol):
@@ -112,7 +109,7 @@ class Node:
         self.inbound_tunnels = InboundTunnels()
         self.early_failures = EarlyFailures(emit)
         self.penance = Penance(config.offender_pause_s)
-        self._max_connections = min(raise_fd_limit(), config.node_limits.connections)
+        self._max_connections = min(_most_connections(), config.node_limits.connections)
         self._waiting: dict[object, Callable[[], bool]] = {}
         self.chance = random
 

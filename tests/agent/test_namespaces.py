@@ -1,6 +1,7 @@
 """A pod's namespace is found by its path and, when that is gone, through its processes; a look-alike is not taken for it."""
 
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,31 @@ def test_found_through_its_processes_when_the_path_is_gone(home: int, cgroup: Pa
             process.kill()
             process.wait()
     assert not is_alive(pod)
+    os.close(fd)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    limits, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_pod_is_not_taken_for_gone_when_no_descriptors_are_left(home: int, cgroup: Path) -> None:
+    """An agent that cannot open anything must not take pods out of the mesh."""
+    with namespace():
+        pod, fd = find(request(cgroup=str(cgroup.parent)), home)
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            find_again(pod, home)
+    with no_descriptors():
+        assert is_alive(pod), "its processes cannot be asked"
+        with pytest.raises(OSError, match="Too many open files"):
+            find_again(pod, home)
+    assert not is_alive(pod) and find_again(pod, home) is None
     os.close(fd)
 
 
