@@ -56,6 +56,7 @@ async def serve(ground: Ground) -> None:
         configuration.trust_domain,
         configuration.root_namespace,
         configuration.trust_domain_aliases,
+        configuration.waypoint_policies,
     )
     tokens = Tokens(ground.store)
     cluster = Cluster(names, configuration.service_ranges, ground.store, tokens)

@@ -40,6 +40,7 @@ class Configuration:
     trust_domain: str
     trust_domain_aliases: frozenset[str]
     root_namespace: str
+    waypoint_policies: bool
     cluster: str
     workload_ttl_s: int
     account_keys: Path | None
@@ -81,6 +82,11 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         help="a further trust domain of this mesh, repeatable: policies that name one mean all, nodes keep their certificates",
     )
     parser.add_argument("--root-namespace", default="istio-system", help="whose policies hold everywhere")
+    parser.add_argument(
+        "--waypoint-policies",
+        action="store_true",
+        help="who has a waypoint is reached from it alone, or by whom an AuthorizationPolicy allows (default: by everybody)",
+    )
     parser.add_argument("--cluster", default="Kubernetes", help="first part of every workload's uid; the clusterid header")
     parser.add_argument("--workload-ttl", type=_duration, default=86400, help="of certificates: 90m, 24h, or seconds (24h)")
     parser.add_argument(
@@ -99,6 +105,7 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         trust_domain=flags.trust_domain,
         trust_domain_aliases=frozenset(flags.trust_domain_alias),
         root_namespace=flags.root_namespace,
+        waypoint_policies=flags.waypoint_policies,
         cluster=flags.cluster,
         workload_ttl_s=flags.workload_ttl,
         account_keys=flags.service_account_keys,

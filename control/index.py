@@ -14,18 +14,19 @@ pod that becomes ready costs one encoding, in a mesh of any size.
     AuthorizationPolicy, PeerAuthentication   -> all policies; then the workloads whose list came out different
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from control.entries import entry_services, entry_workloads, slice_workloads
 from control.lookup import service_aliases, workload_aliases, workload_groups
+from control.outsiders import Outsiders
 from control.reports import Key, PodReport
 from control.selection import Selection
 from control.services import AnyService, hostname_of, mesh_service
 from control.table import Resources, Table
-from control.topology import Topology, is_waypoint, topology
+from control.topology import Topology, speaks_of_waypoints, topology
+from control.waypoint_policies import guarded, waypoint_policy
 from control.workloads import MeshNames, entry_workload, gateway_workload, mesh_workload, workload_uid
 from mesh.authorization import Conversion, Listed, convert
 from mesh.delta import Resource
@@ -54,7 +55,8 @@ from mesh.workload import Service as MeshService
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 Addresses = Mapping[str, tuple[Address, ...]]
 """Service addresses by `namespace/name`; those of ServiceEntries by `control.entries.vip_name`."""
-_Outsider = ServiceEntry | WorkloadEntry | EndpointSlice
+_ACCOUNTS = (Pod, Deployment, Service, WorkloadEntry)
+"""What may say as whom a waypoint speaks."""
 _SHAPING = (Namespace, Node, Gateway, Pod, Deployment, ServiceEntry, WorkloadEntry)
 """What may say something of networks and gateways; waypoints are Services."""
 
@@ -92,10 +94,9 @@ class Index:
     _pods_in: dict[str, set[Key]] = field(default_factory=dict)
     _services_in: dict[str, dict[str, Service]] = field(default_factory=dict)
     _selection: Selection = field(default_factory=Selection)
-    _outsiders_in: dict[str, dict[str, _Outsider]] = field(default_factory=dict)
-    """By title."""
-    _outside: dict[str, tuple[set[str], set[str]]] = field(default_factory=dict)
-    """Services and workloads that a namespace's outsiders became, by resource name."""
+    _outsiders: Outsiders = field(default_factory=Outsiders)
+    _guards: dict[str, Policy] = field(default_factory=dict)
+    """The policies of waypoints, by key; none unless they are wanted."""
     _listed: dict[Key, Listed] = field(default_factory=dict)
     _addresses: Addresses = field(default_factory=dict)
     _reports: Mapping[Key, PodReport] = field(default_factory=dict)
@@ -130,25 +131,24 @@ class Index:
         for namespace in {(one.after or one.before).name for one in changes if one.touches(Namespace)}:  # type: ignore[union-attr]
             stale.add(namespace)
             dirty |= self._pods_in.get(namespace, set())
-        outside = self._replace_outsiders(
-            [change for change in changes if change.touches(ServiceEntry, WorkloadEntry, EndpointSlice)]
-        )
+        outside = self._outsiders.replace(changes)
         stale |= outside if len(self.topology.networks) > 1 else set()
-        shaping = any(change.touches(*_SHAPING) or any(map(is_waypoint, change)) for change in changes)
+        shaping = any(change.touches(*_SHAPING) or any(map(speaks_of_waypoints, change)) for change in changes)
         reshaped = shaping and self._replace_topology()
         if reshaped:
             stale.update(self._services_in)
             dirty.update(self.pods)
         services = [change for change in changes if change.touches(Service, ServiceEntry)]
         dirty |= self._replace_services(services, addresses, dirty, stale)
+        if self.names.waypoint_policies and (reshaped or any(change.touches(*_ACCOUNTS) for change in changes)):
+            self._replace_guards()
         secured = any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes)
         if secured:
             dirty |= self._replace_policies()
-        self._replace_workloads(dirty)
         outside |= stale | {(one.after or one.before).namespace for one in services}  # type: ignore[union-attr]
-        if reshaped or secured or any(change.touches(ServiceEntry) for change in changes):
-            outside = self._outsiders_in.keys() | self._outside.keys()
-        self._remake_outsiders(outside)
+        everywhere = reshaped or secured or any(change.touches(ServiceEntry) for change in changes)
+        self._remake_outsiders(self._outsiders.namespaces if everywhere else self._outsiders.namespaces & outside)
+        self._replace_workloads(dirty)
 
     def replace_reports(self, reports: Mapping[Key, PodReport], changed: Iterable[Key]) -> None:
         """Make pod reports current; `changed` are the pods for which they differ from before."""
@@ -216,27 +216,14 @@ class Index:
         self.topology = current
         return True
 
-    def _replace_outsiders(self, changes: Iterable[_Change]) -> set[str]:
-        """Take changed ones in, for `_remake_outsiders`; returns their namespaces."""
-        namespaces = set()
-        for before, after in changes:
-            if before is not None:
-                del self._outsiders_in[before.namespace][before.title]
-                namespaces.add(before.namespace)
-            if isinstance(after, _Outsider):
-                self._outsiders_in.setdefault(after.namespace, {})[after.title] = after
-                namespaces.add(after.namespace)
-        return namespaces
-
     def _remake_outsiders(self, namespaces: Iterable[str]) -> None:
         """Make what is no pod in some namespaces, and the services that are not of Kubernetes, anew."""
-        names = self._names_behind(namespaces)
-        hosts = Counter(host for entry in self._entries() for host in entry.hosts)
+        names, hosts = self._names_behind(namespaces), self._outsiders.hosts()
         for namespace in namespaces:
             services: dict[str, MeshService] = {}
             workloads: dict[str, Workload] = {}
             owner = self._owner(namespace)
-            for one in self._outsiders_in.get(namespace, {}).values():
+            for one in self._outsiders.of(namespace):
                 listed = self.conversion.listed_by(namespace, one.labels)
                 if isinstance(one, WorkloadEntry):
                     behind = self._selection.of(namespace, one.labels)
@@ -249,21 +236,11 @@ class Index:
                     told = entry_services(one, self._addresses, hosts, owner, self.topology, names.get(one.title, ()))
                     services.update((service.key, service) for service in told)
                 workloads.update((workload.uid, workload) for workload in made)
-            self._put_outside(namespace, services, workloads)
-
-    def _put_outside(self, namespace: str, services: Mapping[str, MeshService], workloads: Mapping[str, Workload]) -> None:
-        known_services, known_workloads = self._outside.pop(namespace, (set(), set()))
-        for key in known_services | services.keys():
-            self.services.put(key, services.get(key))
-        for uid in known_workloads | workloads.keys():
-            self.workloads.put(uid, workloads.get(uid))
-        if services or workloads:
-            self._outside[namespace] = (set(services), set(workloads))
-
-    def _entries(self) -> Iterator[ServiceEntry]:
-        """The ServiceEntries that anybody is to see."""
-        outsiders = (one for several in self._outsiders_in.values() for one in several.values())
-        return (one for one in outsiders if isinstance(one, ServiceEntry) and one.is_told)
+            keys, uids = self._outsiders.became(namespace, services, workloads)
+            for key in keys:
+                self.services.put(key, services.get(key))
+            for uid in uids:
+                self.workloads.put(uid, self._guarded(workloads.get(uid)))
 
     def _replace_services(
         self, changes: Iterable[_Change], addresses: Addresses, known: set[Key], namespaces: Iterable[str]
@@ -312,9 +289,10 @@ class Index:
 
         Who is reached through a gateway can be expected by this alone (facts: 4.1, inner tunnel).
         """
+        return self._identities_behind(namespaces) if len(self.topology.networks) > 1 else {}
+
+    def _identities_behind(self, namespaces: Iterable[str]) -> Mapping[str, set[str]]:
         behind: dict[str, set[str]] = {}
-        if len(self.topology.networks) < 2:
-            return behind
         for namespace in namespaces:
             for title, account in self._accounts_behind(namespace):
                 behind.setdefault(title, set()).add(str(Identity(self.names.trust_domain, namespace, account)))
@@ -324,7 +302,7 @@ class Index:
         for pod in (self.pods[key] for key in self._pods_in.get(namespace, ())):
             for service in self._selection.of(namespace, pod.labels):
                 yield service.title, pod.spec.service_account
-        for one in self._outsiders_in.get(namespace, {}).values():
+        for one in self._outsiders.of(namespace):
             if isinstance(one, ServiceEntry):
                 yield from ((one.title, endpoint.service_account or "default") for endpoint in one.endpoints)
             elif isinstance(one, WorkloadEntry):
@@ -338,7 +316,7 @@ class Index:
             self.names.root_namespace,
         )
         domains = TrustDomains(self.names.trust_domain, self.names.trust_domain_aliases)
-        current = {policy.key: domains.expand(policy) for policy in self.conversion.policies}
+        current = {policy.key: domains.expand(policy) for policy in self.conversion.policies} | self._guards
         for key in self.policies.nouns.keys() - current.keys():
             self.policies.put(key, None)
         for key, policy in current.items():
@@ -356,4 +334,17 @@ class Index:
                 services = self._selection.of(pod.namespace, pod.labels)
                 node, owner = self.nodes[report.node], self._owner(pod.namespace)
                 made = mesh_workload(self.names, pod, report, services, self._listed[key], node, owner, self.topology)
-            self.workloads.put(workload_uid(self.names, *key), made)
+            self.workloads.put(workload_uid(self.names, *key), self._guarded(made))
+
+    def _guarded(self, workload: Workload | None) -> Workload | None:
+        return guarded(workload, self.services.nouns) if workload is not None and self.names.waypoint_policies else workload
+
+    def _replace_guards(self) -> None:
+        """Make the policies of all waypoints that anybody asks for, who may all have come to be others."""
+        wishes = self.topology.wishes
+        identities = self._identities_behind({namespace for namespace, _ in wishes})
+        made = [waypoint_policy(one, identities.get(f"Service {one[0]}/{one[1]}", ())) for one in wishes]
+        domains = TrustDomains(self.names.trust_domain, self.names.trust_domain_aliases)
+        before, self._guards = self._guards, {policy.key: domains.expand(policy) for policy in made}
+        for key in before.keys() | self._guards.keys():
+            self.policies.put(key, self._guards.get(key))

@@ -4,7 +4,7 @@ Filled in as istiod does. Beyond it, a node's label says on which network its po
 several networks, whose services have one address in all of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -15,12 +15,15 @@ from mesh.manifests import (
     WAYPOINT_PORT,
     Endpoint,
     Gateway,
+    Namespace,
     Object,
     Pod,
     Service,
     ServiceEntry,
     WorkloadEntry,
     named_networks,
+    second_wish,
+    waypoint_wish,
 )
 from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress
 
@@ -73,6 +76,8 @@ class Topology:
     """Whom waypoints are for, by gateway."""
     waypoints: frozenset[Key] = frozenset()
     """The Services that tunnels can be dialled to."""
+    wishes: frozenset[Key] = frozenset()
+    """The waypoints that anybody asks for, there or not."""
 
     def network_of(self, pod: Pod, node: str) -> str:
         """Where a pod is: by its own label, its node's, the root namespace's."""
@@ -89,7 +94,7 @@ class Topology:
 
 def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str) -> Topology:
     """Put together what a whole set of objects says."""
-    known = list(objects)
+    known, pods = list(objects), list(pods)
     root, nodes = named_networks(known, root_namespace)
     gateways = sorted((one for one in known if isinstance(one, Gateway)), key=lambda one: (one.namespace, one.name))
     networks = {root, *nodes.values(), *(pod.labels.get(NETWORK) or root for pod in pods)}
@@ -98,12 +103,25 @@ def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str
     purposes = {(one.namespace, one.name): one.purpose for one in gateways}
     ways = tuple(way for one in gateways for way in _ways(one))
     waypoints = frozenset((one.namespace, one.name) for one in known if is_waypoint(one))
-    return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes, waypoints)
+    wishes = frozenset(wish for one in (*known, *pods) for wish in _wishes(one))
+    return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes, waypoints, wishes)
 
 
-def is_waypoint(one: Object | None) -> bool:
+def _wishes(one: Object) -> Iterator[Key]:
+    namespace = one.name if isinstance(one, Namespace) else one.namespace
+    for wish in (waypoint_wish(namespace, one.labels), second_wish(namespace, one.labels)):
+        if wish is not None:
+            yield wish
+
+
+def is_waypoint(one: Object) -> bool:
     """Whether it is a Service that tunnels can be dialled to."""
     return isinstance(one, Service) and any(port.port == WAYPOINT_PORT for port in one.ports)
+
+
+def speaks_of_waypoints(one: Object | None) -> bool:
+    """Whether it is a Service that is one, or asks for one."""
+    return isinstance(one, Service) and (is_waypoint(one) or next(_wishes(one), None) is not None)
 
 
 def _endpoints(one: Object) -> Iterable[Endpoint]:

@@ -28,6 +28,8 @@ class MeshNames:
     trust_domain: str = "cluster.local"
     root_namespace: str = "istio-system"
     trust_domain_aliases: frozenset[str] = frozenset()
+    waypoint_policies: bool = False
+    """Whether who has a waypoint is to let it in alone (`control.waypoint_policies`)."""
 
 
 def workload_uid(names: MeshNames, namespace: str, name: str) -> str:

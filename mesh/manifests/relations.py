@@ -59,6 +59,12 @@ def waypoint_wish(namespace: str, labels: Mapping[str, str]) -> tuple[str, str] 
     return None if name in ("", "none") else (labels.get(_WAYPOINT_NAMESPACE) or namespace, name)
 
 
+def second_wish(namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
+    """Namespace and name of the service that labels ask for as a second waypoint; None where they ask for none."""
+    name = labels.get(_CANARY, "none")
+    return None if name in ("", "none") else (labels.get(_CANARY_NAMESPACE) or namespace, name)
+
+
 def canary_wish(service: Service | ServiceEntry, owner: Namespace | None) -> tuple[tuple[str, str], int] | None:
     """A second waypoint that a service asks for, beside that of `waypoint_wish`, and its share in percent.
 
@@ -67,13 +73,13 @@ def canary_wish(service: Service | ServiceEntry, owner: Namespace | None) -> tup
     levels = [service.metadata]
     if owner is not None and USE_WAYPOINT not in service.labels:
         levels.append(owner.metadata)
-    labels = next((one.labels for one in levels if _CANARY in one.labels), {})
-    if labels.get(_CANARY, "none") in ("", "none"):
+    wish = second_wish(service.namespace, next((one.labels for one in levels if _CANARY in one.labels), {}))
+    if wish is None:
         return None
     share = next((one.annotations[_CANARY_WEIGHT] for one in levels if _CANARY_WEIGHT in one.annotations), "0")
     if not share.isascii() or not share.isdigit() or int(share) > 100:
         raise ValueError(f"{share!r} is no share: write a number of percent from 0 to 100")
-    return (labels.get(_CANARY_NAMESPACE) or service.namespace, labels[_CANARY]), int(share)
+    return wish, int(share)
 
 
 def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:

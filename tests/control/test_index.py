@@ -228,7 +228,8 @@ def test_one_pod_costs_one_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoded == [names[-1]] and made.take() == {}
 
 
-def test_every_way_to_a_state_leads_to_the_same_resources() -> None:
+@pytest.mark.parametrize("names", [MeshNames(), MeshNames(waypoint_policies=True)])
+def test_every_way_to_a_state_leads_to_the_same_resources(names: MeshNames) -> None:
     """Objects, addresses and reports come and go in random steps; a fresh index of the last state must agree each time."""
     dice = random.Random(7)
     pool = [
@@ -236,6 +237,10 @@ def test_every_way_to_a_state_leads_to_the_same_resources() -> None:
         NODE.replace("zone: z", "zone: other"),
         service(),
         service("publishNotReadyAddresses: true"),
+        service().replace("name: web,", "name: web, labels: {istio.io/use-waypoint: gw},"),
+        service().replace("name: web,", "name: web, labels: {istio.io/use-waypoint: gw, istio.io/use-waypoint-canary: new},"),
+        *(service().replace("name: web", f"name: {name}").replace("81}", "15008}") for name in ("gw", "new")),
+        namespace("istio.io/use-waypoint: new"),
         service("clusterIP: None").replace("app: web", "tier: front"),
         policy("a"),
         policy("a").replace("app: web", "tier: back"),
@@ -260,8 +265,8 @@ spec:
   template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, command: [x]}]}}
 """,
     ]
-    names = [*(f"web-{number}" for number in range(4)), "web-9", "api-0", "api-1", "api-2"]
-    walked = Index(MeshNames(), RANGES)
+    pods = [*(f"web-{number}" for number in range(4)), "web-9", "api-0", "api-1", "api-2"]
+    walked = Index(names, RANGES)
     current: dict[str, Object] = {}
     reports: dict[tuple[str, str], PodReport] = {}
     published: dict[str, dict[str, object]] = {}
@@ -272,14 +277,14 @@ spec:
             addresses |= {f"{one.namespace}//outside.example": (ip_address("240.240.0.1"),) for one in current.values()}
             walked.replace_objects(list(current.values()), addresses)
         else:
-            name = dice.choice(names)
+            name = dice.choice(pods)
             reports = dict(reports)
             known = reports.pop(("demo", name), None)
             if known is None or dice.random() < 0.5:
                 reports["demo", name] = report(name, f"10.244.1.{dice.randint(1, 9)}", ready=dice.random() < 0.5)
             walked.replace_reports(reports, [("demo", name)])
         published |= walked.take()
-        fresh = Index(MeshNames(), RANGES)
+        fresh = Index(names, RANGES)
         fresh.replace_reports(reports, ())
         fresh.replace_objects(list(current.values()), walked._addresses)
         assert published == fresh.take()
