@@ -11,7 +11,7 @@ import pytest
 
 from lab.layout import netns_path
 from lab.world import eventually
-from tests.lab.mesh import NODES, PODS, Mesh, pod
+from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, pod
 from tests.ztunnel.nameserver import Nameserver, zone
 from wire.http_unix import request
 from wire.netns import entered, open_home
@@ -26,6 +26,20 @@ spec: {clusterIP: None, ipFamilyPolicy: PreferDualStack, selector: {app: far}, p
 ---
 """
 OPTED_OUT = pod("frank", "a").replace("metadata: {", 'metadata: {annotations: {ambient.istio.io/dns-capture: "false"}, ')
+ENTRY = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: NAME, namespace: shop}
+spec: {hosts: [NAME.example], ports: [{number: 81, name: tcp, targetPort: PORT}], SPEC}
+---
+"""
+SELECTED = """
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm, namespace: shop, labels: {tier: vm}}
+spec: {address: ADDRESS, ports: {tcp: PORT}}
+---
+"""
 CLIENT = """
 import socket, struct, sys
 address, how, wire = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
@@ -50,6 +64,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         patch.setenv("WEFT_RESOLV_CONF", str(resolv_conf))
         with Mesh(NODES + PODS + HEADLESS + OPTED_OUT) as made:
             resolv_conf.write_text(f"nameserver {made.address('far')}\n")
+            made.puppet("outsider").echo(ECHO_PORT)
             yield made
 
 
@@ -58,7 +73,11 @@ def nameserver(mesh: Mesh) -> Iterator[Nameserver]:
     """In pod `far`, on the other node."""
     netns, home = os.open(netns_path(mesh.pod("shop/far")["netns"]), os.O_RDONLY), open_home()
     with entered(netns, home):
-        made = Nameserver(zone({"www.example.": ["60 A 192.0.2.1"]}), mesh.address("far"), 53)
+        made = Nameserver(
+            zone({"www.example.": ["60 A 192.0.2.1"], "vm.example.": [f"60 A {mesh.address('outsider')}"]}),
+            mesh.address("far"),
+            53,
+        )
     yield made
     made.close()
     for fd in (netns, home):
@@ -106,6 +125,25 @@ def test_programs_resolve_names_in_the_usual_way(mesh: Mesh, nameserver: Nameser
         began = time.monotonic()
         assert "gaierror" in mesh.run(f"shop/{name}", "python3", "-c", resolve, "absent.example").stderr
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "more"),
+    [
+        ("listed", "resolution: STATIC, endpoints: [{address: ADDRESS}]", ""),
+        ("named", "resolution: DNS, endpoints: [{address: vm.example}]", ""),
+        ("selected", "resolution: STATIC, workloadSelector: {labels: {tier: vm}}", SELECTED),
+    ],
+)
+def test_what_is_outside_is_reached_by_its_name(mesh: Mesh, nameserver: Nameserver, name: str, spec: str, more: str) -> None:
+    """`outsider` is in no mesh; its addresses come from the manifest or, where that has but a name, from the nameserver."""
+    text = (ENTRY + more).replace("NAME", name).replace("SPEC", spec)
+    mesh.apply(text.replace("PORT", str(ECHO_PORT)).replace("ADDRESS", mesh.address("outsider")))
+    client = mesh.puppet("client")
+    eventually(lambda: client.fate(f"{name}.example", 81) == "answered", 10)
+    mesh.await_access_log("a", f'dst.service="{name}.example"', f"dst.addr={mesh.address('outsider')}:{ECHO_PORT}")
+    assert client.fate(f"{name}.example", 82) == "reset", "and by no other port"
+    mesh.delete(text.replace("PORT", "1").replace("ADDRESS", "192.0.2.1"))
 
 
 def test_a_pod_that_opted_out_asks_whom_it_means(mesh: Mesh) -> None:
