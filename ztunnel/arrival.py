@@ -27,6 +27,7 @@ from ztunnel.pod import Pod
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
+from ztunnel.verification import Verified
 from ztunnel.waiting import WaitingRequest
 
 
@@ -154,10 +155,10 @@ class Arrival:
 
     # --- what the tunnel asks
 
-    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+    def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
         """See ztunnel.tunnel_owner.Owner."""
-        self.pod.node.revocations.check(tunnel)
-        return check_client(names, self._trust_domain, self.pod.node.config.trust_domain_aliases)
+        self.pod.node.revocations.check(tunnel.server, peer.chain)
+        return check_client(peer.names, self._trust_domain, self.pod.node.config.trust_domain_aliases)
 
     def established(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""

@@ -24,6 +24,7 @@ from ztunnel.stream import Owner as StreamOwner
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_server
 from ztunnel.tunnel import Tunnel
+from ztunnel.verification import Verified
 
 
 class Owner(Protocol):
@@ -98,10 +99,10 @@ class InnerTunnel:
 
     # --- what the inner tunnel tells
 
-    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+    def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
         """See ztunnel.tunnel_owner.Owner."""
-        self._node.revocations.check(tunnel)
-        return check_server(names, self._expected, self._domains)
+        self._node.revocations.check(tunnel.server, peer.chain)
+        return check_server(peer.names, self._expected, self._domains)
 
     def established(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""

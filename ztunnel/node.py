@@ -71,7 +71,7 @@ class Node:
         self.policies = PolicyStore()
         self.ledger = Ledger(emit, self.policies, logging.INFO if config.policies_at_info else logging.DEBUG)
         self.hellos = Hellos()
-        self.vault = Vault(loop, emit, self.hellos.forget, config.tls12)
+        self.vault = Vault(loop, emit, self.hellos.forget, config.tls12, config.tuning.verified_certificates)
         self.descriptions = Descriptions()
         self.revocations = Revocations(emit, lambda call: loop.call_at(loop.now + _NEXT_TURN_S, call))
         self.holder = Holder(config.node_limits, loop.held)

@@ -23,6 +23,7 @@ from ztunnel.limits import Held
 from ztunnel.node import Node
 from ztunnel.tls import Credentials, check_server
 from ztunnel.tunnel import Tunnel
+from ztunnel.verification import Verified
 
 MAX_WAITING = 4096
 _APART = 2
@@ -102,9 +103,9 @@ class _Making:
         self.dial = None
         self.pool.failed(self, flag, error if flag == "NETWORK_POLICY" else f"io error: {error}")
 
-    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
-        self.pool.node.revocations.check(tunnel)
-        return check_server(names, self.key.expected, self.pool.node.domains_of(self.key.source))
+    def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
+        self.pool.node.revocations.check(tunnel.server, peer.chain)
+        return check_server(peer.names, self.key.expected, self.pool.node.domains_of(self.key.source))
 
     def established(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel

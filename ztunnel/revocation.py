@@ -3,15 +3,16 @@
 A chain is looked at whole; a certificate that no list names is good. Where no list is configured nothing here costs anything.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from ztunnel.channel import Direction, Flag, Revocation
 from ztunnel.der import Malformed, certificate_key
-from ztunnel.tls import PeerRefused
+from ztunnel.verification import PeerRefused
 
 Revoked = Mapping[bytes, frozenset[bytes]]
 """Issuer's name (DER) -> serial numbers (content octets)."""
+_CERT_REVOKED = 23  # X509_V_ERR_*; becomes alert 44
 _PER_TURN = 64
 """Connections that are looked at in one turn of the loop: reading a chain takes tens of microseconds."""
 
@@ -20,6 +21,7 @@ class PeerRevoked(PeerRefused):
     """The peer's chain holds a revoked certificate."""
 
     flag: Flag = "CERT_REVOKED"
+    verify_code = _CERT_REVOKED
 
 
 class Connected(Protocol):
@@ -54,23 +56,22 @@ class Revocations:
         if idle and self._unchecked:
             self._soon(self._recheck)
 
-    def check(self, connection: Connected) -> None:
-        """Raises: PeerRevoked."""
-        if self._revoked and (reason := self._reason(connection)):
+    def check(self, server: bool, chain: Sequence[bytes]) -> None:
+        """A peer's verified chain, DER, leaf first; `server`: whether the peer is a client. Raises: PeerRevoked."""
+        if self._revoked and (reason := self._reason(server, chain)):
             raise PeerRevoked(reason)
 
     def _recheck(self) -> None:
         for connection in self._unchecked[:_PER_TURN]:
-            if connection.open and connection.established and (reason := self._reason(connection)):
+            if connection.open and connection.established and (reason := self._reason(connection.server, connection.chain())):
                 connection.end(f"connection closed: {reason}", "CERT_REVOKED")
         del self._unchecked[:_PER_TURN]
         if self._unchecked:
             self._soon(self._recheck)
 
-    def _reason(self, connection: Connected) -> str:
-        direction: Direction = "inbound" if connection.server else "outbound"
+    def _reason(self, server: bool, chain: Sequence[bytes]) -> str:
+        direction: Direction = "inbound" if server else "outbound"
         try:
-            chain = connection.chain()
             if not chain:
                 raise Malformed("it is empty")
             for place, der in enumerate(chain):

@@ -1,22 +1,19 @@
-"""Workload TLS: contexts for an identity, and the checks that Python's `ssl` cannot make by itself.
+"""Workload TLS: contexts for an identity, and who a peer may be.
 
 TLS 1.3 (1.2 where it is asked for), mutual, ALPN h2, no tickets, no server name. Suites and groups of 1.3 come from
-ztunnel.openssl_conf. The chain, its times
-and its key usage are verified by OpenSSL during the handshake; trust domain and SPIFFE names after it and before the first
-byte is read, as there is no verify callback. A peer that fails there is reset, where Istio's ztunnel sends alert 46.
+ztunnel.openssl_conf. A peer's chain, its times, its key usage and its names are asked for during the handshake (see
+ztunnel.verification).
 
 Keys are read from a memfd: `ssl` loads paths only, and a key never touches a disk.
 """
 
-import _ssl
-import ctypes
 import os
 import ssl
-import sys
-from collections.abc import Iterable
 
 from mesh.identity import Identity, first_identity
-from ztunnel.channel import Flag, SetCertificate
+from ztunnel.channel import SetCertificate
+from ztunnel.openssl import BOUND
+from ztunnel.verification import PeerRefused, Verifications, Verifier
 
 # X509_V_ERR_*
 _EXPIRED = 10
@@ -40,50 +37,48 @@ _TLS12_SUITES = ":".join(
 
 
 _MAX_SESSIONS = 512
-_MAX_NAMES, _USUAL_DER_BYTES = 256, 4096
-_names: dict[bytes, list[str]] = {}
-"""What certificates say: those of peers that come again. Whether one is to be trusted is OpenSSL's to say, each time."""
-_CTRL_MODE, _MODE_NO_AUTO_CHAIN = 33, 8  # openssl/ssl.h
-_FIRST_LOOKED_AT, _LAST_LOOKED_AT = (3, 11), (3, 13)
-"""Releases of CPython whose Modules/_ssl.c begins its PySSLContext with the SSL_CTX."""
 
 
-class PeerRefused(Exception):
-    """The peer is not who it must be; the text says why."""
+class Context(ssl.SSLContext):
+    """Of one identity, for one role."""
 
-    flag: Flag = "IDENTITY_ERROR"
+    verifier: Verifier
+    asked: object
+    """OpenSSL has a pointer to it."""
 
 
 class Credentials:
     """One identity's certificate, as contexts for both roles. Made again when the certificate changes."""
 
-    def __init__(self, certificate: SetCertificate, tls12: bool = False) -> None:
+    def __init__(self, certificate: SetCertificate, tls12: bool = False, known: Verifications | None = None) -> None:
+        """`known`: the certificates of peers that were verified before; None: none is remembered."""
+        self._known = Verifications(0) if known is None else known
         self.identity = certificate.identity
         self.expires_unix_s = certificate.expires_unix_s
-        self._server = _server_context(certificate, tls12)
+        self._server = _server_context(certificate, tls12, self._known)
         self._again = certificate if tls12 else None
         """For further server contexts: each remembers the sessions of TLS 1.2 that it began, and cannot be told not to."""
         self._greeted = 0
-        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, certificate, tls12)
+        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, certificate, tls12, self._known)
 
     @property
-    def server(self) -> ssl.SSLContext:
+    def server(self) -> Context:
         """For one connection that comes in."""
         if self._again is not None:
             self._greeted += 1
             if self._greeted > _MAX_SESSIONS:
-                self._server, self._greeted = _server_context(self._again, tls12=True), 1
+                self._server, self._greeted = _server_context(self._again, True, self._known), 1
         return self._server
 
 
-def _server_context(certificate: SetCertificate, tls12: bool) -> ssl.SSLContext:
-    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, tls12)
+def _server_context(certificate: SetCertificate, tls12: bool, known: Verifications) -> Context:
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, tls12, known)
     context.num_tickets = 0
     return context
 
 
-def _context(protocol: int, certificate: SetCertificate, tls12: bool) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
+def _context(protocol: int, certificate: SetCertificate, tls12: bool, known: Verifications) -> Context:
+    context = Context(protocol)
     context.check_hostname = False
     context.minimum_version = ssl.TLSVersion.TLSv1_2 if tls12 else ssl.TLSVersion.TLSv1_3
     if tls12:
@@ -91,7 +86,10 @@ def _context(protocol: int, certificate: SetCertificate, tls12: bool) -> ssl.SSL
         context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(["h2"])
-    _no_auto_chain(context)
+    if BOUND is not None:
+        BOUND.send_no_root(context)
+    context.verifier = Verifier(BOUND, known, certificate.roots_pem, server=protocol == ssl.PROTOCOL_TLS_SERVER)
+    context.asked = context.verifier.attach(context)
     context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
     fd = os.memfd_create("identity", os.MFD_CLOEXEC)
     try:
@@ -100,51 +98,6 @@ def _context(protocol: int, certificate: SetCertificate, tls12: bool) -> ssl.SSL
     finally:
         os.close(fd)
     return context
-
-
-def _no_auto_chain(context: ssl.SSLContext) -> None:
-    """Send the chain that was loaded, and nothing else.
-
-    By default OpenSSL builds a chain at every handshake where a file holds the leaf alone: it verifies our own certificate, and
-    sends the root too, which the peer parses for nothing. That is 30 % of a handshake's CPU at both ends. Python has no name
-    for the mode; the pointer behind a context's head is its SSL_CTX, in releases where somebody looked. In others, and where
-    `_ssl` does not tell the library that it uses, the default stays.
-    """
-    if sys.implementation.name != "cpython" or not _FIRST_LOOKED_AT <= sys.version_info[:2] <= _LAST_LOOKED_AT:
-        return  # a wrong guess would write into somebody else's memory
-    try:
-        control = ctypes.CDLL(_ssl.__file__).SSL_CTX_ctrl
-    except (AttributeError, OSError):
-        return
-    control.argtypes, control.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_void_p), ctypes.c_long
-    pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
-    control(pointer, _CTRL_MODE, _MODE_NO_AUTO_CHAIN, None)
-
-
-def names_of(peer: ssl.SSLObject) -> list[str]:
-    """The URI names of the peer's verified certificate.
-
-    Raises: PeerRefused for a resumed session, in which nothing was verified: neither dates nor roots nor revocation.
-    """
-    if peer.session_reused:
-        raise PeerRefused("the peer resumed a session: only whole handshakes are served")
-    der = peer.getpeercert(binary_form=True) or b""
-    known = _names.get(der)
-    if known is None:
-        certificate = peer.getpeercert()
-        names: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ()) if certificate else ()  # type: ignore[assignment]
-        known = [value for kind, value in names if kind == "URI"]
-        if len(der) <= _USUAL_DER_BYTES:
-            if len(_names) >= _MAX_NAMES:
-                del _names[next(iter(_names))]
-            _names[der] = known
-    return known
-
-
-def chain_of(peer: ssl.SSLObject) -> list[bytes]:
-    """The peer's verified chain, DER, leaf first."""
-    # Public from Python 3.13 on; the object below has it since 3.10.
-    return [one.public_bytes(_ssl.ENCODING_DER) for one in peer._sslobj.get_verified_chain() or ()]  # type: ignore[attr-defined]
 
 
 def check_client(names: list[str], trust_domain: str, aliases: frozenset[str] = frozenset()) -> Identity:

@@ -37,6 +37,8 @@ class Tuning:
     """ENDPOINT_ATTEMPTS: how many endpoints of a service one connection is offered to at most; 1: never another one."""
     outlier_failures: int = 5
     """OUTLIER_FAILURES: after so many failures in a row an endpoint is set aside for a while; 0: never."""
+    verified_certificates: int = 512
+    """WEFT_VERIFIED_CERTIFICATES: how many certificates of peers a worker need not verify when they come again; 0: none."""
 
     sizes: Sizes = SIZES
     """HTTP2_STREAM_WINDOW_SIZE, HTTP2_CONNECTION_WINDOW_SIZE, HTTP2_FRAME_SIZE: what peers of tunnels may send."""
@@ -65,6 +67,7 @@ def read_tuning(environment: Mapping[str, str]) -> Tuning:
         endpoint_attempts=integer("ENDPOINT_ATTEMPTS", environment, default.endpoint_attempts, 1, 10),
         questions_per_s=float(integer("WEFT_QUESTIONS_PER_POD", environment, int(default.questions_per_s), 1, 1_000_000)),
         outlier_failures=integer("OUTLIER_FAILURES", environment, default.outlier_failures, 0, 1000),
+        verified_certificates=integer("WEFT_VERIFIED_CERTIFICATES", environment, default.verified_certificates, 0, 65_536),
         sizes=_sizes(environment),
     )
 

@@ -15,7 +15,6 @@ that makes us queue far beyond that (by asking for answers that it does not read
 """
 
 import ssl
-from functools import partial
 from socket import AF_UNIX, IPPROTO_TCP, TCP_NOTSENT_LOWAT, socket
 
 from mesh.identity import Identity
@@ -31,8 +30,9 @@ from ztunnel.http2 import Connection
 from ztunnel.limits import Held
 from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
 from ztunnel.outflow import HIGH_WATER, Outflow
-from ztunnel.tls import PeerRefused, chain_of, names_of, reason_of
+from ztunnel.tls import reason_of
 from ztunnel.tunnel_owner import Owner
+from ztunnel.verification import PeerRefused, Verified
 from ztunnel.wreck import Wreck
 
 _RECORD_BYTES = 16384
@@ -47,6 +47,7 @@ class Tunnel(Outflow):
     """One end of a tunnel; owns its socket."""
 
     __slots__ = (
+        "_claim",
         "_handshakes",
         "_hello",
         "_late",
@@ -54,11 +55,11 @@ class Tunnel(Outflow):
         "_rest",
         "_room",
         "_source",
-        "chain",
         "lost_streams",
         "owner",
         "peer",
         "server",
+        "verified",
     )
 
     def __init__(
@@ -88,7 +89,8 @@ class Tunnel(Outflow):
         if sock.family != AF_UNIX:  # an inner tunnel's
             sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
         self._hello = Hello() if server else None
-        self.chain = partial(chain_of, self._tls)
+        self.verified: Verified | None = None
+        self._claim: Identity | None = None
         handshakes.add(self, loop.now, self._timed_out)
         loop.watch(self._fd, IN, self)
         if self._outgoing.pending:
@@ -243,8 +245,7 @@ class Tunnel(Outflow):
 
     def _handshake(self) -> bool:
         try:
-            self._tls.do_handshake()
-            self.peer = self.owner.check_peer(self, names_of(self._tls))
+            self._tls.context.verifier.shake_hands(self._tls, self)  # type: ignore[attr-defined]
         except ssl.SSLWantReadError:
             self._push()
             return False
@@ -253,12 +254,24 @@ class Tunnel(Outflow):
             self.close("TLS_FAILURE", f"tls handshake error: {reason_of(error)}")
             return False
         except PeerRefused as error:
-            reset_on_close(self._sock)
+            if error.alerted:
+                self._push()
+            else:
+                reset_on_close(self._sock)
             self.close(error.flag, f"tls handshake error: {error}")
             return False
+        self.peer = self._claim
         self.established = True
         self.owner.established(self)
         return self.open
+
+    def judge(self, peer: Verified) -> None:
+        """See ztunnel.verification.Asking."""
+        self._claim = self.owner.check_peer(self, peer)
+
+    def chain(self) -> list[bytes]:
+        """See ztunnel.revocation.Connected."""
+        return self.verified.chain if self.verified is not None else []
 
     # --- sending
 

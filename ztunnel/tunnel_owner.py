@@ -6,6 +6,7 @@ from mesh.identity import Identity
 from ztunnel.channel import Flag
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
+from ztunnel.verification import Verified
 
 if TYPE_CHECKING:
     from ztunnel.tunnel import Tunnel
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 class Owner(Protocol):
     """Who made a tunnel and answers for its peer."""
 
-    def check_peer(self, tunnel: "Tunnel", names: list[str]) -> Identity:
-        """Who the peer is, by its URI names. Raises: PeerRefused."""
+    def check_peer(self, tunnel: "Tunnel", peer: Verified) -> Identity:
+        """Who the peer is, by its certificate. Raises: PeerRefused."""
 
     def established(self, tunnel: "Tunnel") -> None:
         """The handshake is done and the peer is who it must be."""

@@ -8,6 +8,7 @@ from mesh.identity import Identity
 from ztunnel.channel import CertificateFailed, ForgetCertificate, NeedCertificate, SetCertificate
 from ztunnel.loop import Deadlines, Loop
 from ztunnel.tls import Credentials
+from ztunnel.verification import Verifications
 
 WAIT_S = 10.0
 MAX_WAITING = 4096
@@ -25,12 +26,17 @@ class Vault:
         ask: Callable[[NeedCertificate], None],
         replaced: Callable[[Credentials | None], None] = lambda _: None,
         tls12: bool = False,
+        verified_certificates: int = 0,
     ) -> None:
-        """`replaced`: told of credentials for which no new connection begins any more; of None where there were none."""
+        """`replaced`: told of credentials for which no new connection begins any more; of None where there were none.
+
+        `verified_certificates`: how many of peers are remembered; 0: none.
+        """
         self._loop = loop
         self._ask = ask
         self._replaced = replaced
         self._tls12 = tls12
+        self._verifications = Verifications(verified_certificates)
         self._held: dict[Identity, Credentials] = {}
         self._waiting: dict[Identity, dict[object, Waiter]] = {}
         self.deadlines = Deadlines(WAIT_S)
@@ -75,7 +81,7 @@ class Vault:
     def set(self, certificate: SetCertificate) -> None:
         """Take a certificate in; connections that are open keep the old one."""
         try:
-            credentials = Credentials(certificate, self._tls12)
+            credentials = Credentials(certificate, self._tls12, self._verifications)
         except (ssl.SSLError, ValueError, OSError) as error:
             _log.error("certificate of %s is of no use: %s", certificate.identity, error)
             self._tell(certificate.identity, f"certificate of {certificate.identity} is of no use: {error}")

@@ -14,7 +14,8 @@ from ztunnel.client_hello import MAX_HELLO_BYTES, Hello, offered_protocols
 from ztunnel.fields import FieldReader, Fields, list_bytes
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, SERVER_OPENING, SERVER_STREAMS, ProtocolError, frame
 from ztunnel.hbone import Authority, BadRequest, Malformed, _read, forwarded_host, parse_authority, read_request, read_status
-from ztunnel.tls import PeerRefused, check_client, check_server
+from ztunnel.tls import check_client, check_server
+from ztunnel.verification import PeerRefused
 
 PEER = Identity("cluster.local", "demo", "web")
 

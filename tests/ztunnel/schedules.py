@@ -28,6 +28,7 @@ from ztunnel.passthrough import Passthrough
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
+from ztunnel.verification import Verified
 
 MOST_STEPS = 60_000
 _BYTES = Random(0).randbytes(1 << 22)
@@ -300,9 +301,9 @@ class Door:
     def __init__(self, schedule: Schedule, number: int) -> None:
         self._schedule, self._number = schedule, number
 
-    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
+    def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
         """See ztunnel.tunnel_owner.Owner."""
-        return check_client(names, "cluster.local")
+        return check_client(peer.names, "cluster.local")
 
     def established(self, tunnel: Tunnel) -> None:
         """See ztunnel.tunnel_owner.Owner."""

@@ -35,6 +35,7 @@ def test_tuning_is_istios_unless_it_is_set() -> None:
         "USER_TIMEOUT_ENABLED": "true",
         "ENDPOINT_ATTEMPTS": "1",
         "OUTLIER_FAILURES": "0",
+        "WEFT_VERIFIED_CERTIFICATES": "0",
         "HTTP2_STREAM_WINDOW_SIZE": "65535",
         "HTTP2_CONNECTION_WINDOW_SIZE": "2147483647",
         "HTTP2_FRAME_SIZE": "16384",
@@ -42,7 +43,7 @@ def test_tuning_is_istios_unless_it_is_set() -> None:
     tuning = read_tuning(environment)
     assert (tuning.connect_timeout_s, tuning.pool_idle_s, tuning.pool_streams) == (1.5, 60.0, 7)
     assert (tuning.keepalive_s, tuning.keepalive_interval_s, tuning.keepalive_probes, tuning.user_timeout_s) == (30, 10, 3, 60)
-    assert (tuning.endpoint_attempts, tuning.outlier_failures) == (1, 0)
+    assert (tuning.endpoint_attempts, tuning.outlier_failures, tuning.verified_certificates) == (1, 0, 0)
     assert tuning.sizes == Sizes(65535, 2**31 - 1, 16384)
     assert read_tuning({"CONNECT_TIMEOUT": "2m"}).making_s > 3 * 120, "each endpoint has its time, however long"
     assert read_tuning({"KEEPALIVE_ENABLED": "false"}).keepalive_s == 0

@@ -13,9 +13,10 @@ from ztunnel.channel import ForgetCertificate
 from ztunnel.handshakes import Handshakes
 from ztunnel.hellos import AHEAD, End, Hellos, end_of
 from ztunnel.loop import Loop
-from ztunnel.tls import Credentials, names_of
+from ztunnel.tls import Credentials
 from ztunnel.tunnel import Tunnel
 from ztunnel.vault import Vault
+from ztunnel.verification import read_verified
 
 pytestmark = pytest.mark.unit
 
@@ -61,7 +62,7 @@ def test_each_is_used_once_and_is_as_good_as_a_new_one() -> None:
     for client in (first, third):
         server = end_of(serving.server, server=True)
         shake_hands(client, server)
-        assert names_of(client.tls) == [str(SERVER)] and names_of(server.tls) == [str(CLIENT)]
+        assert read_verified(client.tls).names == [str(SERVER)] and read_verified(server.tls).names == [str(CLIENT)]
     assert second.outgoing.read() != made.take(whose).outgoing.read()
 
 

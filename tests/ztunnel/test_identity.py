@@ -10,7 +10,8 @@ from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, assert_reset, world
 from ztunnel.channel import SetCertificate
 from ztunnel.frames import CLIENT_OPENING
-from ztunnel.tls import Credentials, PeerRefused, check_client, check_server
+from ztunnel.tls import Credentials, check_client, check_server
+from ztunnel.verification import PeerRefused
 
 pytestmark = pytest.mark.kernel
 

@@ -18,7 +18,8 @@ from tests.ztunnel.world import CLIENT
 from ztunnel import key_engine
 from ztunnel.channel import SetCertificate
 from ztunnel.key_engine import read_keys_fast
-from ztunnel.tls import Credentials, names_of
+from ztunnel.tls import Credentials
+from ztunnel.verification import read_verified
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +65,7 @@ def test_every_kind_of_key_is_served_and_a_forged_signature_is_refused(leaf: str
     honest = credentials(key, root_key, root)
     pair = Pair(honest.client, honest.server)
     pair.shake_hands()
-    assert names_of(pair.client) == names_of(pair.server) == [str(CLIENT)]
+    assert read_verified(pair.client).names == read_verified(pair.server).names == [str(CLIENT)]
     forger = credentials(KINDS[leaf](), KINDS[issuer](), root)  # the right names, not signed by the root that both trust
     for client, server in ((forger, honest), (honest, forger)):
         with pytest.raises(ssl.SSLError) as refused:

@@ -130,7 +130,7 @@ def test_a_revoked_intermediate_a_chain_that_cannot_be_read_and_a_large_crowd() 
     told: list[Revocation] = []
     later: list[Callable[[], None]] = []
     revocations = Revocations(told.append, later.append)
-    revocations.check(Peer(leaf, above))
+    revocations.check(True, [leaf, above])
     direction: Direction = "inbound"
     crowd = [Peer(leaf), Peer(leaf, above), *(Peer(leaf) for _ in range(200)), Peer(leaf, above)]
     revocations.set(lists, crowd)
@@ -138,9 +138,9 @@ def test_a_revoked_intermediate_a_chain_that_cannot_be_read_and_a_large_crowd() 
         later.pop(0)()
     assert [bool(one.ended) for one in crowd] == [False, True, *[False] * 200, True]
     with pytest.raises(PeerRevoked, match="intermediate certificate revoked"):
-        revocations.check(Peer(leaf, above))
+        revocations.check(True, [leaf, above])
     with pytest.raises(PeerRevoked, match="cannot be looked up"):
-        revocations.check(Peer(leaf, b"\x30\x03x"))
+        revocations.check(True, [leaf, b"\x30\x03x"])
     with pytest.raises(PeerRevoked, match="cannot be looked up in the revocation lists: it is empty"):
-        revocations.check(Peer())
+        revocations.check(True, [])
     assert told == [Revocation(direction, known=True)] * 3 + [Revocation(direction, known=False)] * 2

@@ -17,6 +17,7 @@ from ztunnel.loop import Deadlines, Loop
 from ztunnel.stream import EARLY_BYTES, TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
+from ztunnel.verification import Verified
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(20)]
 
@@ -55,8 +56,8 @@ class Door:
     def __init__(self) -> None:
         self.reader = Reader()
 
-    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
-        return check_client(names, "cluster.local")
+    def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
+        return check_client(peer.names, "cluster.local")
 
     def established(self, tunnel: Tunnel) -> None:
         pass

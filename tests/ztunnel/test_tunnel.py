@@ -36,6 +36,7 @@ from ztunnel.loop import Loop
 from ztunnel.stream import NOBODY, TunnelStream
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
+from ztunnel.verification import Verified
 from ztunnel.wreck import STREAMS_PER_TURN
 
 pytestmark = pytest.mark.unit
@@ -48,8 +49,8 @@ class Door:
         self.tunnels: dict[Tunnel, None] = {}
         self.errors: list[str] = []
 
-    def check_peer(self, tunnel: Tunnel, names: list[str]) -> Identity:
-        return check_client(names, "cluster.local")
+    def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
+        return check_client(peer.names, "cluster.local")
 
     def established(self, tunnel: Tunnel) -> None:
         pass

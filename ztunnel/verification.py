@@ -1,0 +1,202 @@
+"""Whether a peer is who it must be, asked inside the handshake: OpenSSL verifies its chain, and its owner its names.
+
+OpenSSL asks us where it would verify (SSL_CTX_set_cert_verify_callback), so that a peer whose names are refused reads an alert.
+And a chain that comes again, byte for byte, from the leaf's signature to the last certificate that was sent, is not verified
+again: with the same roots, for the same role, and while every certificate of it is valid, the answer would be the same. That
+it has the key, each peer proves in each handshake; revocation lists are asked each time (see ztunnel.revocation).
+
+Nothing is accepted by silence: a handshake that ends without an answer of ours is refused.
+"""
+
+import _ssl
+import hashlib
+import ssl
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ztunnel.channel import Flag
+from ztunnel.openssl import OpenSSL, Verify
+
+_OK, _UNSPECIFIED, _NOT_PERMITTED = 0, 1, 47  # X509_V_*; the last one becomes alert 46, certificate_unknown
+_MAX_PRESENTED, _MAX_BYTES = 4, 8192
+"""Longer chains are verified each time."""
+
+
+class PeerRefused(Exception):
+    """The peer is not who it must be; the text says why."""
+
+    flag: Flag = "IDENTITY_ERROR"
+    verify_code = _NOT_PERMITTED
+    """By which OpenSSL chooses the alert."""
+    alerted = False
+    """The peer is told, once what waits is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A peer's certificate, up to a root of ours."""
+
+    names: list[str]
+    """Its URI names."""
+    chain: list[bytes]
+    """DER, leaf first, with the root."""
+    not_before: int = 0
+    not_after: int = 0
+    """Of all of them, unix seconds."""
+
+
+class Asking(Protocol):
+    """One end of a handshake."""
+
+    verified: Verified | None
+    """The peer's certificate; None until it was verified, and accepted, in this handshake."""
+
+    def judge(self, peer: Verified) -> None:
+        """The peer's chain is good: is it who it must be? That it has the key is not proved yet. Raises: PeerRefused."""
+
+
+class Verifications:
+    """Those that one worker remembers, the least recently seen forgotten first."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: unix seconds."""
+        self.most = most
+        self._clock = clock
+        self._known: dict[tuple[bytes, ...], Verified] = {}
+        self._issuers: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, key: tuple[bytes, ...]) -> Verified | None:
+        """What was verified, if it is valid now."""
+        found = self._known.pop(key, None)
+        if found is None or not found.not_before <= self._clock() < found.not_after:
+            return None
+        self._known[key] = found
+        return found
+
+    def keep(self, key: tuple[bytes, ...], verified: Verified) -> None:
+        """Remember one, of `most` at least one."""
+        verified.chain[0] = key[1]
+        if verified.chain[1:] == self._issuers:
+            verified.chain[1:] = self._issuers  # the same objects
+        self._issuers = verified.chain[1:]
+        while len(self._known) >= self.most:
+            del self._known[next(iter(self._known))]
+        self._known[key] = verified
+
+
+class Verifier:
+    """What one context's handshakes ask of peers. A thread has one handshake at a time."""
+
+    def __init__(self, calls: OpenSSL | None, known: Verifications, roots_pem: bytes, server: bool) -> None:
+        """`server`: whether its peers are clients. Without `calls` all is asked after the handshake."""
+        self._calls = calls
+        self._known = known
+        self._realm = hashlib.sha256(roots_pem).digest() + (b"server" if server else b"client")
+        self._asking: Asking | None = None
+        self._refusal: BaseException | None = None
+
+    def attach(self, context: ssl.SSLContext) -> object:
+        """Have it asked by the context's handshakes; what is returned must live as long as the context."""
+        if self._calls is None:
+            return None
+        verify = Verify(self._verify)
+        self._calls.ask(context, verify)
+        return verify
+
+    def shake_hands(self, tls: ssl.SSLObject, asking: Asking) -> None:
+        """Go on with a handshake.
+
+        Raises: PeerRefused; ssl.SSLWantReadError until more has come; other ssl.SSLError.
+        """
+        self._asking, self._refusal = asking, None
+        try:
+            tls.do_handshake()
+        except ssl.SSLError:
+            if self._refusal is None:
+                raise
+        finally:
+            self._asking = None
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise refusal
+        if tls.session_reused:
+            raise PeerRefused("the peer resumed a session: only whole handshakes are served")
+        if self._calls is None:
+            verified = read_verified(tls)
+            asking.judge(verified)
+            asking.verified = verified
+        if asking.verified is None:
+            raise PeerRefused("the peer's certificate was not verified in this handshake")
+
+    def _verify(self, store: int, _argument: object) -> int:
+        """OpenSSL asks. Whatever is raised here would be lost, and the answer anything."""
+        try:
+            return self._judge(store)
+        except BaseException as error:
+            self._refuse(store, error)
+            return 0
+
+    def _refuse(self, store: int, error: BaseException) -> None:
+        assert self._calls is not None
+        self._refusal = error
+        if isinstance(error, PeerRefused):
+            error.alerted = True
+            self._calls.set_error(store, error.verify_code)
+        else:
+            self._calls.set_error(store, _UNSPECIFIED)
+
+    def _judge(self, store: int) -> int:
+        calls = self._calls
+        assert calls is not None
+        key = self._key(calls, store)
+        verified = self._known.find(key) if key else None
+        if verified is not None:
+            calls.set_error(store, _OK)
+        else:
+            if calls.verify(store) != 1:
+                return 0
+            verified = _read(calls, store)
+            if key:
+                self._known.keep(key, verified)
+        if self._asking is not None:
+            self._asking.judge(verified)
+            self._asking.verified = verified
+        return 1
+
+    def _key(self, calls: OpenSSL, store: int) -> tuple[bytes, ...]:
+        """All that the answer depends on but the time; empty: it is not to be remembered."""
+        presented = calls.presented(store)
+        count = calls.count(presented)
+        if not self._known.most or not 0 < count <= _MAX_PRESENTED or calls.at(presented, 0) != calls.leaf(store):
+            return ()
+        key = (self._realm, *(calls.der(calls.at(presented, place)) for place in range(count)))
+        return key if sum(map(len, key)) <= _MAX_BYTES else ()
+
+
+def _read(calls: OpenSSL, store: int) -> Verified:
+    chain = calls.chain(store)
+    certificates = [calls.at(chain, place) for place in range(calls.count(chain))]
+    times = list(map(calls.validity, certificates))
+    names = calls.uris(certificates[0])
+    calls.clear_errors()
+    return Verified(
+        names,
+        list(map(calls.der, certificates)),
+        max(first for first, _ in times),
+        min(last for _, last in times),
+    )
+
+
+def read_verified(peer: ssl.SSLObject) -> Verified:
+    """The same of a handshake that is done, as far as Python's `ssl` tells it. Nothing was verified in one that was resumed."""
+    certificate = peer.getpeercert()
+    alternatives: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ()) if certificate else ()  # type: ignore[assignment]
+    # Public from Python 3.13 on; the object below has it since 3.10.
+    chain = peer._sslobj.get_verified_chain() or ()  # type: ignore[attr-defined]
+    names = [value for kind, value in alternatives if kind == "URI"]
+    return Verified(names, [one.public_bytes(_ssl.ENCODING_DER) for one in chain])
