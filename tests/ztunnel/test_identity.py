@@ -102,6 +102,13 @@ def test_a_wrong_client_is_refused_with_its_reason(
     assert failure.flag in ("TLS_FAILURE", "IDENTITY_ERROR")
 
 
+def test_a_client_of_another_trust_domain_reads_why(mesh: World) -> None:
+    raw = mesh.client.connect(mesh.server.address, 15008, mark=0x539)
+    with signed(FOREIGN)(mesh).wrap_socket(raw) as tls, pytest.raises(ssl.SSLError, match="ALERT_CERTIFICATE_UNKNOWN"):
+        tls.recv(1)
+    assert mesh.server.worker.early("").flag == "IDENTITY_ERROR"
+
+
 def test_garbage_instead_of_a_handshake(mesh: World) -> None:
     with mesh.client.connect(mesh.server.address, 15008, mark=0x539) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
