@@ -495,7 +495,7 @@ def test_a_pod_for_which_no_descriptors_are_left_costs_nobody_a_connection(mesh:
     before = resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE)
     in_use = len(os.listdir(f"/proc/{worker.process.pid}/fd"))
     resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (in_use + 2, before[1]))
-    worker.tell(AddPod("late", "shop", "late", "late"), [0] * 64)  # more than it may give back meanwhile
+    worker.tell(AddPod("late", "shop", "late", "late"), [0] * 9)  # more than it may give back meanwhile
     assert "raise the limit (RLIMIT_NOFILE)" in worker.wait_for(PodAdded).error
     resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, before)
     served.sendall(b"goes on")
