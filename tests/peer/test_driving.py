@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,41 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(90)]
 
 LATE = pod("late", "b")
 HBONE = 15008
+OUTSIDE = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: listed, namespace: shop}
+spec:
+  hosts: [listed.example]
+  ports: [{number: 81, name: tcp, targetPort: PORT}]
+  resolution: STATIC
+  endpoints: [{address: ADDRESS, weight: 3, locality: r/z/s}]
+  exportTo: ["."]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: selected, namespace: shop, annotations: {networking.istio.io/traffic-distribution: PreferClose}}
+spec:
+  hosts: [selected.example]
+  ports: [{number: 81, name: tcp, protocol: TCP}]
+  resolution: STATIC
+  workloadSelector: {labels: {tier: outside}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: machine, namespace: shop, labels: {tier: outside}}
+spec: {address: ADDRESS, ports: {tcp: PORT}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: bare, namespace: shop}, spec: {ports: [{name: tcp, port: 81}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: bare-1, namespace: shop, labels: {kubernetes.io/service-name: bare}}
+addressType: IPv4
+endpoints: [{addresses: [ADDRESS]}]
+ports: [{name: tcp, port: PORT}]
+---
+"""
 
 
 def served(cross: CrossMesh) -> dict[str, str]:
@@ -35,6 +71,27 @@ def test_it_knows_every_pod_and_has_its_certificate_from_our_ca(cross: CrossMesh
     for name, workload in theirs.items():
         shown = {key: ours[name].get(key) for key in workload}
         assert shown == workload, f"both tell the same of {name}"
+
+
+def test_what_is_outside_is_known_to_both_alike_and_reached(cross: CrossMesh) -> None:
+    text = OUTSIDE.replace("PORT", str(ECHO_PORT)).replace("ADDRESS", cross.address("outsider-a"))
+    hosts = ("listed.example", "selected.example", "bare.shop.svc.cluster.local")
+
+    def told(of: str) -> dict[str, Any]:
+        dump = cross.config_dump(of)
+        found = {one["hostname"]: one for one in dump["services"] if one["hostname"] in hosts}
+        found |= {one["uid"]: one for one in dump["workloads"] if "//" not in one["uid"]}
+        assert len(found) == 6, found.keys()
+        return found
+
+    with cross.having(text):
+        known = {of: eventually(lambda of=of: told(of)) for of in ("a", "b")}
+        for name, theirs in known["b"].items():
+            assert {key: known["a"][name].get(key) for key in theirs} == theirs, f"both tell the same of {name}"
+        for of in ("a", "b"):
+            for host in hosts:
+                vip = next(one.rpartition("/")[2] for one in known[of][host]["vips"] if ":" not in one)
+                eventually(lambda of=of, vip=vip: cross.puppet(f"client-{of}").fate(vip, 81) == "answered")
 
 
 def test_a_new_pod_is_served_and_a_deleted_one_is_not(cross: CrossMesh) -> None:
