@@ -135,10 +135,14 @@ class FlowLog(EventLog):
     def add(self, told: ConnectionEvent | EventLine, pods: PodIndex, now_s: float) -> None:
         """Add what was told; `pods` are the node's own, now."""
         ends = Ends(told, pods) if isinstance(told, ConnectionEvent) else self._ends_of(told.shared, pods)
+        moments = 1
         if told.untold:
-            self._count("opened", ends, now_s)
+            if told.phase == "closed":
+                moments = 2
+            else:
+                self._count("opened", ends, now_s)
             self.append(Seen(told, ends, opening=True))
-        self._count(told.phase, ends, now_s)
+        self._count(told.phase, ends, now_s, moments)
         self.append(Seen(told, ends))
 
     def _ends_of(self, shared: Shared, pods: PodIndex) -> Ends:
@@ -150,10 +154,11 @@ class FlowLog(EventLog):
             ends = self._ends[shared] = Ends(shared.likeness, pods)
         return ends
 
-    def _count(self, phase: Phase, ends: Ends, now_s: float) -> None:
-        self.seen += 1
-        self.by_verdict[verdict_of(phase)] += 1
-        self._count_second(int(now_s))
+    def _count(self, phase: Phase, ends: Ends, now_s: float, moments: int = 1) -> None:
+        """`moments`: of this verdict, at once."""
+        self.seen += moments
+        self.by_verdict[verdict_of(phase)] += moments
+        self._count_second(int(now_s), moments)
         for key in ends.namespaces:
             if key in self._namespaces or len(self._namespaces) < MAX_NAMESPACES:
                 self._namespaces[key] = now_s
@@ -163,11 +168,11 @@ class FlowLog(EventLog):
         self.lost[flow_pb2.LostEventSource.Name(source)] += count
         self.append(flow_pb2.LostEvent(source=source, num_events_lost=count))
 
-    def _count_second(self, second: int) -> None:
+    def _count_second(self, second: int, moments: int) -> None:
         if self._seconds and self._seconds[-1][0] == second:
-            self._seconds[-1] = (second, self._seconds[-1][1] + 1)
-        else:
-            self._seconds.append((second, 1))
+            self._seconds[-1] = (second, self._seconds[-1][1] + moments)
+            return
+        self._seconds.append((second, moments))
         while self._seconds[0][0] <= second - RATE_WINDOW_S:
             self._seconds.popleft()
 

@@ -148,11 +148,12 @@ class FlowFeed:
         reader.wake.set()
 
     def _within_budget(self) -> bool:
-        now = self._clock()
-        self._budget = min(_BURST, self._budget + (now - self._filled_at) * _PER_SECOND)
-        self._filled_at = now
-        if self._budget < 1:
-            return False
+        if self._budget < 1:  # not before: the clock costs more than the rest
+            now = self._clock()
+            self._budget = min(_BURST, self._budget + (now - self._filled_at) * _PER_SECOND)
+            self._filled_at = now
+            if self._budget < 1:
+                return False
         self._budget -= 1
         return True
 

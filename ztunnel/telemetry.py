@@ -163,6 +163,20 @@ class Telemetry:
     def _closed(self, worker: int, message: Closed) -> None:
         record = message.record
         parties = self._directory.of(record)
+        if message.told or not message.was_open or record.flag != "-" or self.level <= Level.DEBUG:
+            self._count_whole(worker, parties, message)
+        else:  # most connections: they came and went unnoticed
+            series = parties.series("-")
+            series.opened += 1
+            series.closed += 1
+            series.moved(record.direction, record.bytes_sent, record.bytes_received)
+        level = Level.ERROR if record.error else Level.INFO
+        if self.level <= level:
+            self._log(level, "connection complete", access_log.closing_fields(parties.facts(record)), time.time_ns())
+        self._tell_closed(parties, message)
+
+    def _count_whole(self, worker: int, parties: Parties, message: Closed) -> None:
+        record = message.record
         if message.was_open and message.told:
             known = self._open[worker].pop(record.number, None) or _Open(record, record, parties.series("-"))
         else:
@@ -170,10 +184,6 @@ class Telemetry:
             known = _Open(record, record, self._begin(parties, record))
         self._count(known, record.bytes_sent, record.bytes_received)
         self._count_closed(parties, record)
-        level = Level.ERROR if record.error else Level.INFO
-        if self.level <= level:
-            self._log(level, "connection complete", access_log.closing_fields(parties.facts(record)), time.time_ns())
-        self._tell_closed(parties, message)
 
     def _tell_closed(self, parties: Parties, message: Closed) -> None:
         record = message.record
