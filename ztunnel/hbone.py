@@ -132,7 +132,7 @@ _read_again = lru_cache(512)(_read)
 
 def forwarded_host(value: bytes) -> str:
     """The `host` parameter of a `forwarded` field, without quotes; empty when there is none or it is not ASCII."""
-    if b"host" not in value.lower():
+    if value.lower().find(b"host") < 0:  # `in` would try whether the word is a number, and write an error message
         return ""
     for part in value.split(b","):
         for pair in part.split(b";"):
