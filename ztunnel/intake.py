@@ -146,7 +146,7 @@ class Intake(ABC):
             length, kind = word >> 8, word & 0xFF
             sid &= MAX_WINDOW  # the reserved bit is ignored
             if kind == DATA:
-                if flags == END_STREAM and not length and self._takes_end(sid):
+                if not length and flags == END_STREAM and self._takes_end(sid):
                     continue
                 stream = self._begin_data(length, flags, sid)
                 if length and not flags and stream is not None and length <= end - position:  # the common kind, all of it here
