@@ -9,12 +9,14 @@ import pytest
 from control.entries import ENTRY_RANGES, vip_name
 from control.examination import Examination
 from control.index import Index
+from mesh.delta import DeltaServer, Request, Snapshot
 from mesh.manifests import parse
 from mesh.proto import workload_pb2
-from mesh.resources import encode_service
+from mesh.resources import ADDRESS_TYPE, encode_service
 from mesh.workload import AppProtocol, BalancingMode, Locality, NetworkMode, Scope, Service, TunnelProtocol, Workload
 from tests.control.told import indexed, replace, running, told
-from ztunnel.route import Refused, Request, Route, decide
+from ztunnel.route import Refused, Route, decide
+from ztunnel.route import Request as Wish
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +66,7 @@ def decided(index: Index, address: str = VIP, chance: float = 0.5, port: int = 8
     inventory = told(index)
     client = inventory.workload_of_pod("demo", "client", "client")
     assert client is not None
-    return decide(inventory, "", Request(client, client.addresses[0], ip_address(address), port), chance)
+    return decide(inventory, "", Wish(client, client.addresses[0], ip_address(address), port), chance)
 
 
 def outside(index: Index) -> dict[str, Workload]:
@@ -306,3 +308,16 @@ ports: [{name: p, port: 5433}]
     assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("192.0.2.2", 5433, "TCP")
     replace(index, BASE + service, vips)
     assert isinstance(decided(index, "10.96.0.7"), Refused)
+
+
+@pytest.mark.parametrize("asked", [KEY, f"/{VIP}", "/198.51.100.7"])
+def test_on_demand_a_service_brings_whoever_stands_behind_it(asked: str) -> None:
+    """Also where its one endpoint is called as it is itself: what is sent is not said to be gone."""
+    index = made(entry(DNS) if asked != "/198.51.100.7" else entry(f"{DNS}, addresses: [198.51.100.0/24]"))
+    server = DeltaServer([ADDRESS_TYPE], home="@n2")
+    server.receive(Request(ADDRESS_TYPE, (asked,)))
+    told = server.push(ADDRESS_TYPE, Snapshot(index.take()[ADDRESS_TYPE]), "1")
+    assert told is not None
+    names = {one.name for one in told.resources}
+    assert names == {KEY, "Kubernetes/networking.istio.io/ServiceEntry/demo/db/db.example"}
+    assert not names & set(told.removed)

@@ -55,6 +55,12 @@ kind: PeerAuthentication
 metadata: {name: all, namespace: demo}
 spec: {mtls: {mode: STRICT}}
 """
+OUTSIDE = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: demo}
+spec: {hosts: [db.example], resolution: DNS, ports: [{number: 5432, name: tcp}]}
+"""
 WEB_0 = {"name": "web-0", "node": "n1", "addresses": ["10.244.1.2", "fd00:244:1::2"]}
 UID_0 = "Kubernetes//Pod/demo/web-0"
 WEB_KEY = "demo/web.demo.svc.cluster.local"
@@ -351,7 +357,7 @@ def test_nothing_is_told_before_the_first_good_state(new_control: Callable[[], A
 def test_a_restart_forgets_nothing(new_control: Callable[[], Any]) -> None:
     control = new_control()
     control.start("--service-cidr", "10.97.0.0/16")
-    control.apply(NODES + "---" + WEB)
+    control.apply(NODES + "---" + WEB + "---" + OUTSIDE)
     control.report(WEB_0)
     stream = open_stream(control)
     first = both(stream)
@@ -361,7 +367,7 @@ def test_a_restart_forgets_nothing(new_control: Callable[[], Any]) -> None:
     control.start("--service-cidr", "10.97.0.0/16")
     again = open_stream(control)
     second = both(again)
-    assert names(second[ADDRESS_TYPE]) == [UID_0, WEB_KEY], "reported pods stay until they are reported anew"
+    assert {UID_0, WEB_KEY, "demo/db.example"} < set(names(second[ADDRESS_TYPE])), "reported pods stay until they are anew"
     for type_url, response in first.items():
         assert list(second[type_url].resources) == list(response.resources)
     control.token("n1")
