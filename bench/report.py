@@ -54,6 +54,9 @@ def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Ima
         "python": image.python if image else f"{sys.version.split()[0]} ({os.path.realpath(sys.executable)})",
         "openssl": openssl,
         "key exchange of every proxy": group_of(openssl),
+        "certificates that weft remembers (WEFT_VERIFIED_CERTIFICATES)": os.environ.get(
+            "WEFT_VERIFIED_CERTIFICATES", "as it does unset"
+        ),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),

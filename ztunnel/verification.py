@@ -123,7 +123,10 @@ class Verifier:
             self._asking = None
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # else it refers to itself, and OpenSSL's memory would wait for a collector
         if tls.session_reused:
             raise PeerRefused("the peer resumed a session: only whole handshakes are served")
         if self._calls is None:

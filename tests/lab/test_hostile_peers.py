@@ -96,13 +96,13 @@ CLIENTS: dict[str, Case] = {
     "forged signature": (lambda root: papers(Forger(root), ME), "TLSV1_ALERT_DECRYPT_ERROR", "certificate signature failure"),
     "other trust domain": (
         lambda root: papers(root, FOREIGN),
-        "reset",
+        "CERTIFICATE_UNKNOWN",
         f"wrong trust domain: peer is {FOREIGN}, this mesh is cluster.local",
     ),
-    "no name": (lambda root: papers(root), "reset", "wrong SAN: peer has no workload identity, got []"),
+    "no name": (lambda root: papers(root), "CERTIFICATE_UNKNOWN", "wrong SAN: peer has no workload identity, got []"),
     "no SPIFFE name": (
         lambda root: papers(root, "https://example.com/ns/shop/sa/client"),
-        "reset",
+        "CERTIFICATE_UNKNOWN",
         "wrong SAN: peer has no workload identity, got ['https://example.com/ns/shop/sa/client']",
     ),
     "expired": (lambda root: papers(root, ME, expired=True), "SSLV3_ALERT_CERTIFICATE_EXPIRED", "certificate expired"),
@@ -173,11 +173,15 @@ SECRET = "the application's secret"
 SERVERS: dict[str, Case] = {
     "another pod": (
         lambda root: papers(root, NAMES["far"]),
-        "",
+        "CERTIFICATE_UNKNOWN",
         f"wrong SAN: peer did not present the expected SAN ({NAMES['bank']}), got ['{NAMES['far']}']",
     ),
-    "other trust domain": (lambda root: papers(root, FOREIGN), "", "wrong SAN: peer did not present the expected SAN"),
-    "no name": (lambda root: papers(root), "", f"expected SAN ({NAMES['bank']}), got []"),
+    "other trust domain": (
+        lambda root: papers(root, FOREIGN),
+        "CERTIFICATE_UNKNOWN",
+        "wrong SAN: peer did not present the expected SAN",
+    ),
+    "no name": (lambda root: papers(root), "CERTIFICATE_UNKNOWN", f"expected SAN ({NAMES['bank']}), got []"),
     "untrusted issuer": (lambda _: papers(Authority(), NAMES["bank"]), "UNKNOWN_CA", "untrusted issuer: "),
     "forged signature": (lambda root: papers(Forger(root), NAMES["bank"]), "DECRYPT_ERROR", "certificate signature failure"),
     "expired": (lambda root: papers(root, NAMES["bank"], expired=True), "CERTIFICATE_EXPIRED", "certificate expired"),

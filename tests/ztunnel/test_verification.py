@@ -1,8 +1,11 @@
 """Peers' certificates that come again: never accepted where OpenSSL, asked once more, would refuse them. Real handshakes."""
 
+import contextlib
 import ctypes
+import gc
 import ssl
 import tempfile
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -275,6 +278,22 @@ def test_who_is_refused_by_name_is_told_and_the_next_one_is_served(mesh: Mesh) -
         assert mesh.alert() == "SSLV3_ALERT_CERTIFICATE_UNKNOWN"
     assert mesh.meets(HONEST) is not None
     assert mesh.verified == 1
+
+
+def test_nothing_of_who_was_refused_waits_for_a_collector(mesh: Mesh) -> None:
+    def refuse(names: list[str]) -> None:
+        raise PeerRefused("no")
+
+    judge = Judge(refuse)
+    gone = weakref.ref(judge)
+    gc.disable()
+    try:
+        with contextlib.suppress(PeerRefused):
+            mesh.meets(HONEST, judge)
+        del judge
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, MemoryError, KeyboardInterrupt, SystemExit])
