@@ -17,6 +17,7 @@ _FIRST_LOOKED_AT, _LAST_LOOKED_AT = (3, 11), (3, 13)
 _CTRL_MODE, _MODE_NO_AUTO_CHAIN = 33, 8  # openssl/ssl.h
 _ALT_NAMES, _URI = 85, 6  # NID_subject_alt_name, GEN_URI
 _USUAL_BYTES = 16384
+_address, _reference, _text = ctypes.addressof, ctypes.byref, ctypes.string_at
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 Verify = ctypes.CFUNCTYPE(_I, _P, _P)
 """int (*)(X509_STORE_CTX *, void *): 1 accepts, 0 refuses. When Python code raises, what OpenSSL reads is not defined."""
@@ -25,7 +26,7 @@ Verify = ctypes.CFUNCTYPE(_I, _P, _P)
 class OpenSSL:
     """The calls. Raises: AttributeError where one is missing."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.PyDLL) -> None:
         def call(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
             found: Any = library[name]
             found.restype, found.argtypes = result, arguments
@@ -49,8 +50,6 @@ class OpenSSL:
         self._free_names = call("GENERAL_NAMES_free", None, _P)
         self._text, self._text_bytes = call("ASN1_STRING_get0_data", _P, _P), call("ASN1_STRING_length", _I, _P)
         self._buffer = (ctypes.c_char * _USUAL_BYTES)()
-        self._address = ctypes.addressof(self._buffer)
-        self._encoded = memoryview(self._buffer).cast("B")
 
     def send_no_root(self, context: ssl.SSLContext) -> None:
         """Send the chain that was loaded, and nothing else.
@@ -66,17 +65,14 @@ class OpenSSL:
 
     def der(self, certificate: int) -> bytes:
         """A certificate as it came, its signature included. Raises: ValueError."""
-        size = self._encode(certificate, None)
-        if not size > 0:
+        encode = self._encode
+        size = encode(certificate, None)
+        if size <= 0:
             raise ValueError("OpenSSL cannot encode the certificate")
-        if size <= _USUAL_BYTES:
-            buffer, address = self._encoded, self._address
-        else:
-            large = (ctypes.c_char * size)()
-            buffer, address = memoryview(large).cast("B"), ctypes.addressof(large)
-        if self._encode(certificate, ctypes.byref(_P(address))) != size:
+        buffer = self._buffer if size <= _USUAL_BYTES else (ctypes.c_char * size)()
+        if encode(certificate, _reference(_P(_address(buffer)))) != size:
             raise ValueError("OpenSSL encodes the certificate in two ways")
-        return bytes(buffer[:size])
+        return _text(buffer, size)
 
     def validity(self, certificate: int) -> tuple[int, int]:
         """From when until when, in unix seconds. Raises: ValueError."""
@@ -116,7 +112,7 @@ def bind() -> OpenSSL | None:
     if sys.implementation.name != "cpython" or not _FIRST_LOOKED_AT <= sys.version_info[:2] <= _LAST_LOOKED_AT:
         return None
     try:
-        return OpenSSL(ctypes.CDLL(_ssl.__file__))
+        return OpenSSL(ctypes.PyDLL(_ssl.__file__))  # it would cost more to give the interpreter away for so short
     except (AttributeError, OSError):
         return None
 

@@ -12,14 +12,14 @@ import _ssl
 import hashlib
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from ztunnel.channel import Flag
 from ztunnel.openssl import OpenSSL, Verify
 
-_OK, _UNSPECIFIED, _NOT_PERMITTED = 0, 1, 47  # X509_V_*; the last one becomes alert 46, certificate_unknown
+_UNSPECIFIED, _NOT_PERMITTED = 1, 47  # X509_V_*; the last one becomes alert 46, certificate_unknown
 _MAX_PRESENTED, _MAX_BYTES = 4, 8192
 """Longer chains are verified each time."""
 
@@ -58,7 +58,7 @@ class Asking(Protocol):
 
 
 class Verifications:
-    """Those that one worker remembers, the least recently seen forgotten first."""
+    """Those that one worker remembers; the oldest is forgotten first."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.time) -> None:
         """`clock`: unix seconds."""
@@ -72,18 +72,21 @@ class Verifications:
 
     def find(self, key: tuple[bytes, ...]) -> Verified | None:
         """What was verified, if it is valid now."""
-        found = self._known.pop(key, None)
-        if found is None or not found.not_before <= self._clock() < found.not_after:
+        found = self._known.get(key)
+        if found is not None and not found.not_before <= self._clock() < found.not_after:
+            del self._known[key]
             return None
-        self._known[key] = found
         return found
 
     def keep(self, key: tuple[bytes, ...], verified: Verified) -> None:
-        """Remember one, of `most` at least one."""
+        """Remember one, unless it is large."""
+        if not self.most or len(key) > _MAX_PRESENTED + 1 or sum(map(len, key)) > _MAX_BYTES:
+            return
         verified.chain[0] = key[1]
         if verified.chain[1:] == self._issuers:
             verified.chain[1:] = self._issuers  # the same objects
         self._issuers = verified.chain[1:]
+        self._known.pop(key, None)
         while len(self._known) >= self.most:
             del self._known[next(iter(self._known))]
         self._known[key] = verified
@@ -98,7 +101,8 @@ class Verifier:
         self._known = known
         self._realm = hashlib.sha256(roots_pem).digest() + (b"server" if server else b"client")
         self._asking: Asking | None = None
-        self._refusal: BaseException | None = None
+        self._refusals: list[BaseException] = []
+        """Of the handshake that goes on: none or one."""
 
     def attach(self, context: ssl.SSLContext) -> object:
         """Have it asked by the context's handshakes; what is returned must live as long as the context."""
@@ -113,72 +117,65 @@ class Verifier:
 
         Raises: PeerRefused; ssl.SSLWantReadError until more has come; other ssl.SSLError.
         """
-        self._asking, self._refusal = asking, None
+        self._asking = asking
+        self._refusals.clear()
         try:
             tls.do_handshake()
         except ssl.SSLError:
-            if self._refusal is None:
+            if not self._refusals:
                 raise
         finally:
             self._asking = None
-        refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            try:
-                raise refusal
-            finally:
-                del refusal  # else it refers to itself, and OpenSSL's memory would wait for a collector
+        if self._refusals:
+            raise self._refusals.pop()  # by no name: it would refer to itself, and OpenSSL's memory wait for a collector
+        if asking.verified is None:
+            self._after(tls, asking)
+
+    def _after(self, tls: ssl.SSLObject, asking: Asking) -> None:
+        """A handshake is done in which OpenSSL did not ask."""
         if tls.session_reused:
             raise PeerRefused("the peer resumed a session: only whole handshakes are served")
-        if self._calls is None:
-            verified = read_verified(tls)
-            asking.judge(verified)
-            asking.verified = verified
-        if asking.verified is None:
+        if self._calls is not None:
             raise PeerRefused("the peer's certificate was not verified in this handshake")
+        verified = read_verified(tls)
+        asking.judge(verified)
+        asking.verified = verified
 
     def _verify(self, store: int, _argument: object) -> int:
-        """OpenSSL asks. Whatever is raised here would be lost, and the answer anything."""
-        try:
-            return self._judge(store)
-        except BaseException as error:
-            self._refuse(store, error)
-            return 0
-
-    def _refuse(self, store: int, error: BaseException) -> None:
-        assert self._calls is not None
-        self._refusal = error
-        if isinstance(error, PeerRefused):
-            error.alerted = True
-            self._calls.set_error(store, error.verify_code)
-        else:
-            self._calls.set_error(store, _UNSPECIFIED)
-
-    def _judge(self, store: int) -> int:
-        calls = self._calls
+        """OpenSSL asks. What is raised here would be lost, and the answer anything. Long, as each call costs: it runs cold."""
+        calls, asking = self._calls, self._asking
         assert calls is not None
-        key = self._key(calls, store)
-        verified = self._known.find(key) if key else None
-        if verified is not None:
-            calls.set_error(store, _OK)
-        else:
-            if calls.verify(store) != 1:
-                return 0
-            verified = _read(calls, store)
-            if key:
+        try:
+            key: tuple[bytes, ...]
+            if calls.count(calls.presented(store)) == 1:
+                key = self._realm, calls.der(calls.leaf(store))
+            else:
+                key = self._realm, *_presented(calls, store)
+            verified = self._known.find(key)
+            if verified is None:
+                if calls.verify(store) != 1:
+                    return 0
+                verified = _read(calls, store)
                 self._known.keep(key, verified)
-        if self._asking is not None:
-            self._asking.judge(verified)
-            self._asking.verified = verified
+            if asking is not None:
+                asking.judge(verified)
+                asking.verified = verified
+        except BaseException as error:
+            self._refusals.append(error)
+            if isinstance(error, PeerRefused):
+                error.alerted = True
+                calls.set_error(store, error.verify_code)
+            else:
+                calls.set_error(store, _UNSPECIFIED)
+            return 0
         return 1
 
-    def _key(self, calls: OpenSSL, store: int) -> tuple[bytes, ...]:
-        """All that the answer depends on but the time; empty: it is not to be remembered."""
-        presented = calls.presented(store)
-        count = calls.count(presented)
-        if not self._known.most or not 0 < count <= _MAX_PRESENTED or calls.at(presented, 0) != calls.leaf(store):
-            return ()
-        key = (self._realm, *(calls.der(calls.at(presented, place)) for place in range(count)))
-        return key if sum(map(len, key)) <= _MAX_BYTES else ()
+
+def _presented(calls: OpenSSL, store: int) -> Iterator[bytes]:
+    """What the peer sent, DER; too much of it is not remembered."""
+    presented = calls.presented(store)
+    for place in range(min(calls.count(presented), _MAX_PRESENTED + 1)):
+        yield calls.der(calls.at(presented, place))
 
 
 def _read(calls: OpenSSL, store: int) -> Verified:

@@ -138,7 +138,7 @@ def secret(key: Any) -> bytes:
 
 def test_who_comes_again_is_verified_once_and_is_the_same(mesh: Mesh) -> None:
     first, second = mesh.meets(HONEST), mesh.meets(HONEST)
-    assert mesh.verified == 1 and first is second is not None
+    assert mesh.verified == 1 and first is not None and first is second
     assert first.names == [str(CLIENT)]
     assert first.chain == [der(HONEST), AUTHORITY.certificate.public_bytes(DER)]
     leaf = x509.load_pem_x509_certificate(HONEST.chain_pem)
@@ -331,14 +331,16 @@ def test_an_answer_without_a_verdict_is_not_one(mesh: Mesh, answer: int, monkeyp
     assert mesh.refuses(HONEST)
 
 
-def test_few_are_remembered_the_last_ones_and_none_that_is_large() -> None:
+def test_few_are_remembered_and_the_oldest_is_forgotten_first() -> None:
     known = Verifications(2)
-    kept = Verified([], [b"x", b"root"], 0, 1 << 40)
-    for name in (b"a", b"b"):
-        known.keep((b"r", name), kept)
-    assert known.find((b"r", b"a")) is kept
-    known.keep((b"r", b"c"), Verified([], [b"c", b"root"], 0, 1 << 40))
-    assert known.find((b"r", b"b")) is None and known.find((b"r", b"a")) is kept and len(known) == 2
+    for name in (b"a", b"b", b"a", b"c"):
+        known.keep((b"r", name), Verified([], [name, b"root"], 0, 1 << 40))
+    assert known.find((b"r", b"b")) is None and len(known) == 2
+    a, c = (known.find((b"r", name)) for name in (b"a", b"c"))
+    assert a is not None and c is not None and a.chain[1] is c.chain[1], "issuers are there once"
+    known.keep((b"r", b"x" * 9000), Verified([], [b"d"], 0, 1 << 40))
+    known.keep((b"r", b"1", b"2", b"3", b"4", b"5"), Verified([], [b"1"], 0, 1 << 40))
+    assert len(known) == 2
 
 
 def test_a_long_chain_and_a_memory_of_none_are_verified_each_time(mesh: Mesh) -> None:
@@ -378,16 +380,16 @@ def test_an_interpreter_that_nobody_looked_into_asks_after_the_handshake(mesh: M
 @pytest.mark.parametrize("versions", [(3, 0), (3, 10)])
 def test_no_memory_of_other_interpreters_is_touched(versions: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openssl, "_LAST_LOOKED_AT", versions)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("it was asked for its memory"))
+    monkeypatch.setattr(ctypes, "PyDLL", lambda _: pytest.fail("it was asked for its memory"))
     assert openssl.bind() is None
 
 
 def test_a_library_without_one_of_the_calls_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Without(ctypes.CDLL):
+    class Without(ctypes.PyDLL):
         def __getitem__(self, name: Any) -> Any:
             if name == "GENERAL_NAMES_free":
                 raise AttributeError(name)
             return super().__getitem__(name)
 
-    monkeypatch.setattr(ctypes, "CDLL", Without)
+    monkeypatch.setattr(ctypes, "PyDLL", Without)
     assert openssl.bind() is None
