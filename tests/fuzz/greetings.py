@@ -17,6 +17,7 @@ from ztunnel.hellos import end_of
 from ztunnel.loop import Loop
 from ztunnel.tls import Credentials
 from ztunnel.tunnel import Tunnel
+from ztunnel.verification import Verifications
 
 _ROUNDS = 6
 """Both ends have said all that they have to say."""
@@ -161,7 +162,7 @@ def _greet(data: bytes) -> None:
 
 
 _ca = Authority()
-_server, _CLIENTS = Credentials(_ca.certificate_for(SERVER)), _clients(_ca)
+_server, _CLIENTS = Credentials(_ca.certificate_for(SERVER), known=Verifications(4)), _clients(_ca)  # who comes again is known
 _loop, _flight = Loop(), Handshakes(512)
 _UNDAMAGED, _CUT = b"\x00\x00", b"\x01\x00"
 TARGETS = (
