@@ -108,7 +108,11 @@ class Verifier:
         """Have it asked by the context's handshakes; what is returned must live as long as the context."""
         if self._calls is None:
             return None
-        verify = Verify(self._verify)
+        try:
+            verify = Verify(self._verify)
+        except MemoryError:  # where no memory may be executed that was written before
+            self._calls = None
+            return None
         self._calls.ask(context, verify)
         return verify
 

@@ -359,20 +359,24 @@ def test_a_long_chain_and_a_memory_of_none_are_verified_each_time(mesh: Mesh) ->
     assert mesh.verified == 7
 
 
-@pytest.mark.parametrize("mend", [True, False])
-def test_an_interpreter_that_nobody_looked_into_asks_after_the_handshake(mesh: Mesh, mend: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr(tls, "BOUND", None)
+def no_memory(_: object) -> Any:
+    raise MemoryError
 
-    def judge(names: list[str]) -> None:
-        if not mend:
-            raise PeerRefused("no")
 
-    if mend:
-        for _ in range(2):
-            found = mesh.meets(HONEST, Judge(judge))
-            assert found is not None and found.names == [str(CLIENT)] and len(found.chain) == 2
-    else:
-        assert mesh.refuses(HONEST, Judge(judge)) == "no"
+@pytest.mark.parametrize(("where", "name", "what"), [(tls, "BOUND", None), (verification, "Verify", no_memory)])
+def test_where_openssl_cannot_ask_peers_are_judged_after_the_handshake(
+    mesh: Mesh, where: Any, name: str, what: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an interpreter that nobody looked into, or where no code can be made for OpenSSL to call."""
+    monkeypatch.setattr(where, name, what)
+
+    def refuse(names: list[str]) -> None:
+        raise PeerRefused(f"not {names}")
+
+    for _ in range(2):
+        found = mesh.meets(HONEST)
+        assert found is not None and found.names == [str(CLIENT)] and len(found.chain) == 2
+        assert mesh.refuses(HONEST, Judge(refuse)) == f"not {[str(CLIENT)]}"
     assert mesh.refuses(Authority("foreign").certificate_for(CLIENT, roots=AUTHORITY.pem)).startswith("untrusted issuer")
     assert mesh.verified == 0 and len(mesh.known) == 0
 
