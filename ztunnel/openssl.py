@@ -7,6 +7,7 @@ or in a release of CPython that nobody looked into: a wrong guess would touch so
 import _ssl
 import calendar
 import ctypes
+import mmap
 import ssl
 import sys
 from collections.abc import Callable
@@ -16,8 +17,8 @@ _FIRST_LOOKED_AT, _LAST_LOOKED_AT = (3, 11), (3, 13)
 """Releases of CPython whose Modules/_ssl.c begins its PySSLContext with the SSL_CTX."""
 _CTRL_MODE, _MODE_NO_AUTO_CHAIN = 33, 8  # openssl/ssl.h
 _ALT_NAMES, _URI = 85, 6  # NID_subject_alt_name, GEN_URI
-_USUAL_BYTES = 16384
-_address, _reference, _text = ctypes.addressof, ctypes.byref, ctypes.string_at
+_MOST_BYTES = 1 << 17
+"""More than OpenSSL takes from a peer: SSL_MAX_CERT_LIST_DEFAULT."""
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 Verify = ctypes.CFUNCTYPE(_I, _P, _P)
 """int (*)(X509_STORE_CTX *, void *): 1 accepts, 0 refuses. When Python code raises, what OpenSSL reads is not defined."""
@@ -49,7 +50,10 @@ class OpenSSL:
         self._name = call("GENERAL_NAME_get0_value", _P, _P, _P)
         self._free_names = call("GENERAL_NAMES_free", None, _P)
         self._text, self._text_bytes = call("ASN1_STRING_get0_data", _P, _P), call("ASN1_STRING_length", _I, _P)
-        self._buffer = (ctypes.c_char * _USUAL_BYTES)()
+        self._encoded = memoryview(mmap.mmap(-1, _MOST_BYTES))  # of which pages are there that were needed
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._encoded))
+        self._place = _P()
+        self._reference = ctypes.byref(self._place)
 
     def send_no_root(self, context: ssl.SSLContext) -> None:
         """Send the chain that was loaded, and nothing else.
@@ -67,12 +71,12 @@ class OpenSSL:
         """A certificate as it came, its signature included. Raises: ValueError."""
         encode = self._encode
         size = encode(certificate, None)
-        if size <= 0:
-            raise ValueError("OpenSSL cannot encode the certificate")
-        buffer = self._buffer if size <= _USUAL_BYTES else (ctypes.c_char * size)()
-        if encode(certificate, _reference(_P(_address(buffer)))) != size:
-            raise ValueError("OpenSSL encodes the certificate in two ways")
-        return _text(buffer, size)
+        if not 0 < size <= _MOST_BYTES:
+            raise ValueError(f"OpenSSL makes {size} bytes of a certificate")
+        self._place.value = self._address
+        if encode(certificate, self._reference) != size:
+            raise ValueError("OpenSSL encodes a certificate in two ways")
+        return self._encoded[:size].tobytes()
 
     def validity(self, certificate: int) -> tuple[int, int]:
         """From when until when, in unix seconds. Raises: ValueError."""

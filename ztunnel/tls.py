@@ -105,6 +105,8 @@ def check_client(names: list[str], trust_domain: str, aliases: frozenset[str] = 
     identity = first_identity(names)
     if identity is None:
         raise PeerRefused(f"wrong SAN: peer has no workload identity, got {names[:4]}")
+    if identity.trust_domain == trust_domain:
+        return identity
     ours = first_identity([name for name in names if name.startswith(f"spiffe://{trust_domain}/")])
     if ours is None and aliases:
         ours = next((one for one in map(_identity_of, names) if one is not None and one.trust_domain in aliases), None)
