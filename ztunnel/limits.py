@@ -1,8 +1,9 @@
 """How much one pod, and all pods of the node together, may hold at a time; and what is held.
 
 Four kinds: `connections` of applications and peers, `streams` of peers' tunnels, `handshakes` in flight, and `buffered_bytes`
-that wait for slow receivers. Limits are a node's and divided evenly among its data workers, so that no worker asks another: the
-kernel spreads connections, and one worker may be full a little before the node is. Checking one is a comparison.
+that wait for slow receivers. Limits are a node's and divided evenly among its data workers, so that no worker asks another: one
+may be full a little before the node is. Who is half full is home to no more connections (ztunnel.headroom). Checking a limit is
+a comparison.
 """
 
 from collections.abc import Iterator
@@ -72,6 +73,10 @@ class Holder:
             return False
         self.count(kind)
         return True
+
+    def half_full(self, connections: int) -> bool:
+        """Whether it had better have no more of what goes to other workers as well."""
+        return 2 * connections > self.limits.connections or 2 * self.held.bytes > self.limits.buffered_bytes
 
     def count(self, kind: Kind) -> None:
         """One was refused."""

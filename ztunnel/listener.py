@@ -1,4 +1,9 @@
-"""Accepting connections on a listener that all workers share."""
+"""Accepting connections on a listener that all workers share.
+
+The kernel wakes the worker that is first in line of those that wait for anything to happen. A pod's own connections have a home
+(ztunnel.headroom): the others stand behind it in that line, so they are woken where it is in the middle of a turn, and then
+leave who has come to it for a moment. While the home is busy, or away, who has taken a connection goes to the end of the line.
+"""
 
 import errno
 import logging
@@ -19,6 +24,10 @@ _SINGLES = 16
 """So many events in a row that bring one connection each are a reason to look for a second one."""
 LAST_ACCEPTS = 1024
 """As many as the kernel queues."""
+COURTESY_S = 0.01
+"""How long the others leave connections to a pod's home: as long as it takes to accept a hundred that come at once."""
+_SETTLED_S = 0.5
+"""By then the home of a new pod listens, however late it began."""
 PAUSE_S = 0.1
 """After the system ran out of something: accepting again at once would only spin."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -30,8 +39,13 @@ Accept = Callable[[Pod, socket.socket, SocketAddress], None]
 class Listener:
     """One of a pod's three listeners; owns its descriptor."""
 
-    def __init__(self, pod: Pod, fd: int, accept: Accept, at_once: int = ACCEPTS_PER_EVENT) -> None:
+    def __init__(self, pod: Pod, fd: int, accept: Accept, at_once: int = ACCEPTS_PER_EVENT, has_home: bool = False) -> None:
+        """`has_home`: whether one worker takes all connections as long as it has time."""
         self._pod = pod
+        self._headroom = pod.node.headroom if has_home else None
+        self._home = self._headroom.home_of(pod.uid) if self._headroom is not None else 0
+        self._behind = False
+        """The home, where that is another worker, stands before us in the line."""
         self._at_once = at_once
         self._accept = accept
         self._sock = Socket(fileno=fd)
@@ -47,6 +61,8 @@ class Listener:
         self._full = 0
         """Events in a row that brought as many as were expected."""
         self._watch()
+        if self._headroom is not None and self._home != self._headroom.own:
+            self._pod.node.loop.call_at(self._pod.node.loop.now + _SETTLED_S, self._fall_behind)
 
     def _watch(self) -> None:
         if self._open:
@@ -54,6 +70,41 @@ class Listener:
 
     def on_event(self, _events: int) -> None:
         """Connections wait, unless another worker was faster."""
+        headroom = self._headroom
+        if headroom is None:
+            self._take_who_waits()
+        elif not headroom.has_time(self._home, self._pod.node.loop.now):
+            self._take_who_waits()
+            self._to_the_end()
+            self._behind = False
+        elif self._home == headroom.own:
+            self._take_who_waits()
+        elif self._behind:
+            self._leave_to_home()
+        else:
+            self._take_who_waits()
+            self._fall_behind()
+
+    def _leave_to_home(self) -> None:
+        loop = self._pod.node.loop
+        loop.forget(self._sock.fileno())
+        loop.call_at(loop.now + COURTESY_S, self._come_back)
+
+    def _come_back(self) -> None:
+        self._watch()
+        if self._open:
+            self._take_who_waits()  # whoever is still there
+
+    def _fall_behind(self) -> None:
+        self._to_the_end()
+        self._behind = True
+
+    def _to_the_end(self) -> None:
+        if self._open and self._pod.node.loop.watches(self._sock.fileno()):
+            self._pod.node.loop.forget(self._sock.fileno())
+            self._watch()
+
+    def _take_who_waits(self) -> None:
         accepted = 0
         while accepted < self._expected:
             try:
@@ -83,7 +134,7 @@ class Listener:
         """Take who has come before the listener closes; bounded, as others may still come."""
         self._expected = LAST_ACCEPTS
         if self._open:
-            self.on_event(0)
+            self._take_who_waits()
 
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
         sock.setblocking(False)

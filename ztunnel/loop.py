@@ -155,6 +155,10 @@ class Loop:
         self._epoll.register(fd, IN | _EXCLUSIVE)
         self._new.add(fd)
 
+    def watches(self, fd: int) -> bool:
+        """Whether anybody hears of a descriptor."""
+        return self._handler(fd) is not None
+
     def forget(self, fd: int) -> None:
         """Stop watching; before the descriptor is closed, always: unless `forget_closing` is called."""
         if self._handler(fd) is not None:

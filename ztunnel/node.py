@@ -20,6 +20,7 @@ from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.early_failures import EarlyFailures
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import RESERVED_PORTS
+from ztunnel.headroom import Headroom
 from ztunnel.hellos import Hellos
 from ztunnel.http2 import PING_INTERVAL_S
 from ztunnel.inbound_tunnels import InboundTunnels
@@ -58,10 +59,14 @@ class Stranger(Protocol):
 class Node:
     """One per worker."""
 
-    def __init__(self, loop: Loop, config: Configure, emit: Callable[[FromWorker], None]) -> None:
+    def __init__(
+        self, loop: Loop, config: Configure, emit: Callable[[FromWorker], None], headroom: Headroom | None = None
+    ) -> None:
         self.loop = loop
         self.config = config
         self.emit = emit
+        self.headroom = headroom
+        """None: there is no other worker."""
         self.home_fd = open_home()
         self.inventory = Inventory()
         self.generation = 0

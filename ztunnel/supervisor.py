@@ -165,7 +165,7 @@ class Supervisor:
                 policies_at_info=config.policies_at_info,
                 search_domains=read_search(config.resolv_conf) if config.dedicated_to is not None else None,
             ),
-            (),
+            [self.workers.headroom_fd] if config.workers > 1 else (),
         )
         if self._crl is not None:
             yield self._crl.statement(), ()

@@ -14,7 +14,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -46,8 +47,10 @@ from ztunnel.channel import (
     WorkerStatus,
 )
 from ztunnel.dns_service import DNSService
+from ztunnel.headroom import Headroom
 from ztunnel.inbound_plain import accept_plain
 from ztunnel.key_engine import read_keys_fast
+from ztunnel.limits import Holder
 from ztunnel.link import Link
 from ztunnel.listener import ACCEPTS_PER_EVENT, STRANGERS_PER_EVENT, Listener
 from ztunnel.log_lines import apply_levels, log_to_stderr
@@ -96,8 +99,9 @@ class Worker:
 
     def _take(self, message: object, fds: list[int]) -> None:
         if isinstance(message, Configure) and self._node is None:
-            self._node = Node(self._loop, message, self._link.emit)
-            self._loop.every(TICK_S, self._node.tick)
+            self._node = Node(self._loop, message, self._link.emit, Headroom(fds[0], message.worker) if fds else None)
+            _close_all(fds)
+            self._loop.every(TICK_S, self._tick)
             self._loop.every(STATUS_S, self._report)
             self._loop.every(COLLECT_S, self._collect)
             return
@@ -125,7 +129,7 @@ class Worker:
         try:
             for port in message.ports:
                 at_once = STRANGERS_PER_EVENT if port == HBONE else ACCEPTS_PER_EVENT
-                pod.listeners.append(Listener(pod, left.pop(0), _ACCEPTS[port], at_once))
+                pod.listeners.append(Listener(pod, left.pop(0), _ACCEPTS[port], at_once, has_home=port == OUTBOUND))
             services, left = left, []
             if services:
                 pod.dns = DNSService(pod, services)
@@ -193,6 +197,18 @@ class Worker:
         self._loop.call_at(self._loop.now + message.seconds, lambda: node.emit(Profile(message.number, end())))
 
     # --- time
+
+    def _tick(self) -> None:
+        assert self._node is not None
+        self._node.tick()
+        if self._node.headroom is not None:
+            full = any(holder.half_full(connections) for holder, connections in self._holders(self._node))
+            self._node.headroom.renew(self._loop.now, time.process_time(), full)
+
+    def _holders(self, node: Node) -> Iterator[tuple[Holder, int]]:
+        yield node.holder, node.connections
+        for pod in self._pods.values():
+            yield pod.holder, pod.held_connections
 
     def _report(self) -> None:
         assert self._node is not None

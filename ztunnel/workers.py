@@ -35,6 +35,7 @@ from ztunnel.channel import (
     TakeProfile,
     ToWorker,
 )
+from ztunnel.headroom import make_table, withdraw
 from ztunnel.openssl_conf import openssl_conf
 from ztunnel.watchdog import EVERY_S, SPEAKS_EVERY_S, Watchdog, look_at
 
@@ -188,6 +189,7 @@ class Workers:
         self._on_message = on_message
         self._on_death = on_death
         self._command = command
+        self.headroom_fd = make_table(count)
         self._openssl_fd = keep_in_memory("openssl.cnf", openssl_conf(ssl.OPENSSL_VERSION_INFO, pqc))
         self._workers: dict[int, Worker] = {}
         self._ready = asyncio.Event()
@@ -209,6 +211,7 @@ class Workers:
                     watching.cancel()
         finally:
             os.close(self._openssl_fd)
+            os.close(self.headroom_fd)
 
     async def _watch(self) -> None:
         """Replace workers that hang, one at a time."""
@@ -265,6 +268,7 @@ class Workers:
         finally:
             worker.kill()
             self._workers.pop(index, None)
+            withdraw(self.headroom_fd, index)
             self._on_death(index)
             self._changed.set()
             await worker.process.wait()

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_a_dead_worker_takes_its_own_connections_along_and_no_others(mesh: Mesh,
         eventually(lambda worker=worker: len(set(mesh.workers(node)) - {worker}) == len(workers))
         dead = killed_index(mesh, node)
         assert sum(not lives(wire) for wire in held) == carried[dead], (carried, dead)
+        eventually(lambda: all(until > time.monotonic() for until in promises(mesh, node)))
+
+
+def promises(mesh: Mesh, node: str) -> list[float]:
+    """Until when each worker of a node is ready to be home to pods' connections."""
+    folder = Path(f"/proc/{mesh.program(node, 'ztunnel')}/fd")
+    table = next(file for file in folder.iterdir() if os.readlink(file).startswith("/memfd:headroom"))
+    numbers = memoryview(table.read_bytes()).cast("d").tolist()
+    assert len(numbers) == len(mesh.workers(node))
+    return numbers
 
 
 def killed_index(mesh: Mesh, node: str) -> int:

@@ -1,14 +1,18 @@
-"""Accepting: who comes alone is not looked for twice, who comes in a crowd is taken in batches."""
+"""Accepting: who comes alone is not looked for twice, a crowd is taken in batches, and a pod's home comes first."""
 
+import os
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from ztunnel.headroom import Headroom, make_table
 from ztunnel.ledger import SocketAddress
-from ztunnel.listener import Listener
+from ztunnel.listener import COURTESY_S, Listener
 from ztunnel.loop import Loop
 from ztunnel.pod import Pod
 from ztunnel.tuning import Tuning
@@ -38,7 +42,7 @@ class Place:
         self.clients: list[socket.socket] = []
         own = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.address = own.getsockname()
-        node = SimpleNamespace(loop=Loop(), config=SimpleNamespace(tuning=Tuning()))
+        node = SimpleNamespace(loop=Loop(), config=SimpleNamespace(tuning=Tuning()), headroom=None)
         pod = SimpleNamespace(node=node, uid="pod", has_room=lambda: True)
         self.listener = Listener(cast("Pod", pod), own.detach(), self._take, at_once=8)
         self.sock = Counting(self.listener._sock)
@@ -84,3 +88,129 @@ def test_who_waits_when_the_listener_closes_is_taken(place: Place) -> None:
     place.come(100)
     place.listener.accept_rest()
     assert len(place.taken) == 100
+
+
+class Line:
+    """Two workers in line at one listener: the pod's home, and another one that was there first."""
+
+    def __init__(self) -> None:
+        own = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.address = own.getsockname()
+        self.table = make_table(2)
+        views = [Headroom(self.table, own) for own in range(2)]
+        self.home = views[0].home_of("pod")
+        self.loops = [Loop(), Loop()]
+        self.taken: list[list[socket.socket]] = [[], []]
+        self.clients: list[socket.socket] = []
+        self.views = views
+        self.listeners: dict[int, Listener] = {}
+        for worker in (1 - self.home, self.home):
+            node = SimpleNamespace(loop=self.loops[worker], config=SimpleNamespace(tuning=Tuning()), headroom=views[worker])
+            pod = SimpleNamespace(node=node, uid="pod", has_room=lambda: True)
+            take = self._take(self.taken[worker])
+            self.listeners[worker] = Listener(cast("Pod", pod), os.dup(own.fileno()), take, has_home=True)
+        own.close()
+
+    @staticmethod
+    def _take(taken: list[socket.socket]) -> Callable[[Pod, socket.socket, SocketAddress], None]:
+        return lambda _pod, sock, _peer: taken.append(sock)
+
+    def promise(self) -> None:
+        """The home has time, for the rest of the test."""
+        self.views[self.home].renew(time.monotonic() + 60, 0.0, full=False)
+
+    def settle(self) -> None:
+        """The other one goes behind the home, as it does when the pod is no longer new."""
+        other = self.loops[1 - self.home]
+        while not self.listeners[1 - self.home]._behind:
+            other.turn(1.0)
+
+    def come(self) -> None:
+        self.clients.append(socket.create_connection(self.address))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """At the home, and elsewhere."""
+        return len(self.taken[self.home]), len(self.taken[1 - self.home])
+
+    def close(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+        for sock in (*self.taken[0], *self.taken[1], *self.clients):
+            sock.close()
+        os.close(self.table)
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    made = Line()
+    yield made
+    made.close()
+
+
+def serve_one_by_one(line: Line, count: int) -> None:
+    """Both workers wait for connections, each of which comes when the one before is taken."""
+    threads = [threading.Thread(target=loop.run) for loop in line.loops]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(1, count + 1):
+            line.come()
+            deadline = time.monotonic() + 10
+            while sum(line.counts) < number and time.monotonic() < deadline:
+                time.sleep(0.0001)
+    finally:
+        for loop in line.loops:
+            loop.running = False
+        for loop, thread in zip(line.loops, threads, strict=True):
+            loop.call_at(0.0, lambda: None)  # wakes it
+            thread.join(10)
+    assert sum(line.counts) == count
+
+
+def test_a_pods_home_takes_all_who_come_while_it_has_time(line: Line) -> None:
+    line.promise()
+    line.settle()
+    serve_one_by_one(line, 50)
+    assert line.counts == (50, 0)
+
+
+def test_without_a_home_that_has_time_workers_take_turns(line: Line) -> None:
+    serve_one_by_one(line, 50)
+    assert min(line.counts) >= 10
+
+
+def test_who_comes_in_the_middle_of_the_homes_turn_waits_for_its_end(line: Line) -> None:
+    line.promise()
+    line.settle()
+    line.come()
+    home, other = line.loops[line.home], line.loops[1 - line.home]
+    other.turn(1.0)
+    assert line.counts == (0, 0)
+    home.turn(1.0)
+    other.turn(1.0)
+    assert line.counts == (1, 0)
+
+
+def test_another_worker_takes_who_waits_when_the_home_does_not_come(line: Line) -> None:
+    line.promise()
+    line.settle()
+    line.come()
+    other = line.loops[1 - line.home]
+    begin = time.monotonic()
+    while not sum(line.counts):
+        other.turn(1.0)
+    assert line.counts == (0, 1)
+    assert time.monotonic() - begin >= COURTESY_S
+
+
+def test_who_was_in_line_before_the_home_leaves_nobody_waiting_for_that(line: Line) -> None:
+    line.promise()
+    line.come()
+    line.loops[1 - line.home].turn(1.0)
+    assert line.counts == (0, 1)
+    line.come()
+    line.loops[1 - line.home].turn(1.0)
+    assert line.counts == (0, 1)
+    line.loops[line.home].turn(1.0)
+    assert line.counts == (1, 1)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ztunnel import channel, workers
+from ztunnel.headroom import Headroom
 
 pytestmark = pytest.mark.unit
 
@@ -128,8 +129,12 @@ def test_a_dead_worker_is_replaced_with_all_it_must_know(run: Any, eventually: A
         await eventually(lambda: len(world.workers.alive) == 2)
         pids = world.workers.pids
         world.state = [(channel.AddPod("1", "ns", "pod", "sa"), [NULL])]
+        seen = Headroom(world.workers.headroom_fd, 0)
+        seen.renew(now := time.monotonic(), 0.0, full=False)
+        assert seen.has_time(0, now)
         world.workers.broadcast(channel.RemovePod("die"))
         await eventually(lambda: sorted(world.deaths) == [0, 1] and len(world.workers.alive) == 2)
+        assert not seen.has_time(0, now), "it promised to take connections"
         assert set(world.workers.pids.values()).isdisjoint(pids.values()) and world.workers.restarts == 2
         world.workers.broadcast(ASK)
         await eventually(lambda: world.gauges(0) and world.gauges(1))

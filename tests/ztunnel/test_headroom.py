@@ -1,0 +1,71 @@
+"""Who of a node's workers has time: each promises for itself, and all see it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from ztunnel.headroom import Headroom, make_table, withdraw
+
+pytestmark = pytest.mark.unit
+
+
+class Table:
+    """A table, and three workers' views of it."""
+
+    def __init__(self) -> None:
+        self.fd = make_table(3)
+        self.views = [Headroom(self.fd, own) for own in range(3)]
+
+    def with_time(self, now: float) -> list[list[int]]:
+        """Who has time, as each of them sees it."""
+        return [[worker for worker in range(3) if view.has_time(worker, now)] for view in self.views]
+
+
+@pytest.fixture
+def table() -> Iterator[Table]:
+    made = Table()
+    yield made
+    os.close(made.fd)
+
+
+def test_nobody_has_time_who_has_not_said_so(table: Table) -> None:
+    assert table.with_time(1000.0) == [[], [], []]
+    table.views[1].renew(1000.0, 0.5, full=False)
+    assert table.with_time(1000.0) == [[1], [1], [1]]
+
+
+def test_a_promise_that_is_not_renewed_ends(table: Table) -> None:
+    table.views[1].renew(1000.0, 0.5, full=False)
+    table.views[2].renew(1000.0, 0.5, full=False)
+    table.views[2].renew(1000.25, 0.5, full=False)
+    assert table.with_time(1000.5) == [[1, 2]] * 3
+    assert table.with_time(1000.75) == [[2]] * 3
+    assert table.with_time(1001.0) == [[]] * 3
+
+
+def test_who_is_busy_or_nearly_full_promises_nothing_until_that_is_over(table: Table) -> None:
+    worker = table.views[0]
+    worker.renew(1000.0, 5.0, full=False)
+    worker.renew(1000.25, 5.2, full=False)  # four fifths of a CPU
+    assert table.with_time(1000.25) == [[]] * 3
+    worker.renew(1000.5, 5.3, full=False)
+    assert table.with_time(1000.5) == [[0]] * 3
+    worker.renew(1000.75, 5.3, full=True)
+    assert table.with_time(1000.75) == [[]] * 3
+    worker.renew(1001.0, 5.3, full=False)
+    assert table.with_time(1001.0) == [[0]] * 3
+
+
+def test_the_promise_of_a_worker_that_is_gone_goes_with_it(table: Table) -> None:
+    for view in table.views:
+        view.renew(1000.0, 0.0, full=False)
+    withdraw(table.fd, 1)
+    assert table.with_time(1000.1) == [[0, 2]] * 3
+
+
+def test_all_workers_agree_on_a_pods_home_and_pods_spread_over_them(table: Table) -> None:
+    uids = [f"7d0c7f5e-{number:04x}-4d5e-8f00-1b2c3d4e5f60" for number in range(300)]
+    homes = [[view.home_of(uid) for uid in uids] for view in table.views]
+    assert homes[0] == homes[1] == homes[2]
+    assert all(60 < homes[0].count(worker) < 140 for worker in range(3))
