@@ -13,7 +13,7 @@ import hashlib
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ztunnel.channel import Flag
@@ -82,7 +82,6 @@ class Verifications:
         """Remember one, unless it is large."""
         if not self.most or len(key) > _MAX_PRESENTED + 1 or sum(map(len, key)) > _MAX_BYTES:
             return
-        verified.chain[0] = key[1]
         if verified.chain[1:] == self._issuers:
             verified.chain[1:] = self._issuers  # the same objects
         self._issuers = verified.chain[1:]
@@ -159,7 +158,7 @@ class Verifier:
             if verified is None:
                 if calls.verify(store) != 1:
                     return 0
-                verified = _read(calls, store)
+                verified = _read(calls, store, key[1], self._known.most > 0)
                 self._known.keep(key, verified)
             if asking is not None:
                 asking.judge(verified)
@@ -178,22 +177,22 @@ class Verifier:
 def _presented(calls: OpenSSL, store: int) -> Iterator[bytes]:
     """What the peer sent, DER; too much of it is not remembered."""
     presented = calls.presented(store)
-    for place in range(min(calls.count(presented), _MAX_PRESENTED + 1)):
+    yield calls.der(calls.leaf(store))  # the first of them
+    for place in range(1, min(calls.count(presented), _MAX_PRESENTED + 1)):
         yield calls.der(calls.at(presented, place))
 
 
-def _read(calls: OpenSSL, store: int) -> Verified:
+def _read(calls: OpenSSL, store: int, leaf: bytes, lasting: bool) -> Verified:
+    """What was verified; its times only if it is to be remembered."""
     chain = calls.chain(store)
     certificates = [calls.at(chain, place) for place in range(calls.count(chain))]
-    times = list(map(calls.validity, certificates))
     names = calls.uris(certificates[0])
     calls.clear_errors()
-    return Verified(
-        names,
-        list(map(calls.der, certificates)),
-        max(first for first, _ in times),
-        min(last for _, last in times),
-    )
+    verified = Verified(names, [leaf, *map(calls.der, certificates[1:])])
+    if not lasting:
+        return verified
+    times = list(map(calls.validity, certificates))
+    return replace(verified, not_before=max(first for first, _ in times), not_after=min(last for _, last in times))
 
 
 def read_verified(peer: ssl.SSLObject) -> Verified:
