@@ -54,3 +54,7 @@ class Headroom:
         busy = (cpu_s - self._seen_cpu_s) > _BUSY * (now - self._seen_s)
         self._seen_s, self._seen_cpu_s = now, cpu_s
         self._until[self.own] = 0.0 if busy or full else now + _PROMISE_S
+
+    def take_back(self) -> None:
+        """Promise no more, from now on: what comes would wait behind bulk."""
+        self._until[self.own] = 0.0

@@ -14,7 +14,7 @@ from ztunnel.flow import Stream
 from ztunnel.hellos import End
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
-from ztunnel.loop import IN, OUT, Loop
+from ztunnel.loop import BULKY_BYTES, IN, OUT, Loop
 
 HIGH_WATER = 256 << 10
 """What may be ahead of a small message, here and again in the kernel: at 1 GB/s a quarter of a millisecond each."""
@@ -38,6 +38,7 @@ class Outflow(ABC):
         "_read",
         "_reading",
         "_send",
+        "_sends_small",
         "_sock",
         "_tls",
         "_waiting",
@@ -71,6 +72,8 @@ class Outflow(ABC):
         self._read, self._write, self._written = tls.read, tls.write, self._outgoing.read
         self._waiting: deque[memoryview] | None = None
         """None until something has had to wait."""
+        self._sends_small = False
+        """The last frame of data was a small one. Two in a row are no remains of bulk."""
         self._reading = False
         self._answered: list[Stream] = []
         self._patient_bytes = 0
@@ -149,13 +152,16 @@ class Outflow(ABC):
 
     def send_small(self, data: memoryview) -> None:
         """Add a small DATA frame to this turn's write; where nothing else can come in this turn, write it now."""
-        out = self.http.out
-        if not out and self.loop.alone:
+        out, loop = self.http.out, self.loop
+        if self._sends_small:
+            loop.small_at = loop.now
+        self._sends_small = True
+        if not out and loop.alone:
             self._write(data)
             self._push()
             return
         out += data
-        self.loop.dirty[self] = None
+        loop.dirty[self] = None
         if len(out) > _SMALL_BYTES:
             self._write_small()
 
@@ -167,6 +173,9 @@ class Outflow(ABC):
             self._taken_out()
         self._write(data)
         self.http.bulk_bytes += len(data)
+        self._sends_small = False
+        if len(data) > BULKY_BYTES:
+            self.loop.bulky = True
         self._push()
 
     def _push(self) -> None:

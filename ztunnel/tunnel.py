@@ -28,7 +28,7 @@ from ztunnel.frames import SETTINGS_ACK, Code, ProtocolError
 from ztunnel.hellos import End
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
-from ztunnel.loop import GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
+from ztunnel.loop import BULKY_BYTES, GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
 from ztunnel.outflow import HIGH_WATER, Outflow
 from ztunnel.tls import reason_of
 from ztunnel.tunnel_owner import Owner
@@ -119,6 +119,8 @@ class Tunnel(Outflow):
             self._lost("connection closed by the peer")
             return
         self._incoming.write(_cipher[:count])
+        if count > BULKY_BYTES:
+            self.loop.bulky = True
         if not self.established:
             if not self._speaks_http2(_cipher[:count]):
                 return

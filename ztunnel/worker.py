@@ -54,7 +54,7 @@ from ztunnel.limits import Holder
 from ztunnel.link import Link
 from ztunnel.listener import ACCEPTS_PER_EVENT, STRANGERS_PER_EVENT, Listener
 from ztunnel.log_lines import apply_levels, log_to_stderr
-from ztunnel.loop import Loop
+from ztunnel.loop import MANY_BULKY_TURNS, Loop
 from ztunnel.node import Node
 from ztunnel.outbound import accept_outbound
 from ztunnel.pod import Pod
@@ -101,6 +101,8 @@ class Worker:
         if isinstance(message, Configure) and self._node is None:
             self._node = Node(self._loop, message, self._link.emit, Headroom(fds[0], message.worker) if fds else None)
             _close_all(fds)
+            if self._node.headroom is not None:
+                self._loop.on_bulk = self._node.headroom.take_back
             self._loop.every(TICK_S, self._tick)
             self._loop.every(STATUS_S, self._report)
             self._loop.every(COLLECT_S, self._collect)
@@ -203,7 +205,8 @@ class Worker:
         self._node.tick()
         if self._node.headroom is not None:
             full = any(holder.half_full(connections) for holder, connections in self._holders(self._node))
-            self._node.headroom.renew(self._loop.now, time.process_time(), full)
+            bulky, self._loop.bulky_turns = self._loop.bulky_turns >= MANY_BULKY_TURNS, 0
+            self._node.headroom.renew(self._loop.now, time.process_time(), full or bulky)
 
     def _holders(self, node: Node) -> Iterator[tuple[Holder, int]]:
         yield node.holder, node.connections

@@ -57,6 +57,13 @@ def test_who_is_busy_or_nearly_full_promises_nothing_until_that_is_over(table: T
     assert table.with_time(1001.0) == [[0]] * 3
 
 
+def test_who_begins_to_move_bulk_takes_its_promise_back(table: Table) -> None:
+    for worker in table.views:
+        worker.renew(1000.0, 0.5, full=False)
+    table.views[1].take_back()
+    assert table.with_time(1000.0) == [[0, 2]] * 3
+
+
 def test_the_promise_of_a_worker_that_is_gone_goes_with_it(table: Table) -> None:
     for view in table.views:
         view.renew(1000.0, 0.0, full=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ztunnel.alarm import Alarm
-from ztunnel.loop import IN, OVERTIME_S, Deadlines, Loop
+from ztunnel.loop import IN, MANY_BULKY_TURNS, OVERTIME_S, Deadlines, Loop
 
 pytestmark = pytest.mark.unit
 
@@ -243,3 +243,13 @@ def test_what_was_told_of_a_closed_descriptor_is_not_said_to_who_has_its_number_
     assert log == ["told"]
     for fd in {fresh[0][0], fresh[0][1], *reads, *(write for _, write in pipes)}:
         os.close(fd)
+
+
+def test_bulk_is_told_of_once_it_lasts() -> None:
+    loop, told = Loop(), list[int]()
+    loop.on_bulk = lambda: told.append(loop.bulky_turns)
+    for _ in range(2 * MANY_BULKY_TURNS):
+        loop.bulky = True
+        loop.turn(0)
+    loop.turn(0)
+    assert told == [MANY_BULKY_TURNS]

@@ -16,6 +16,7 @@ from ztunnel.channel import Flag
 from ztunnel.fields import Fields, literal
 from ztunnel.flow import Stream
 from ztunnel.frames import (
+    BULK_FRAME_BYTES,
     CLIENT_OPENING,
     DATA,
     END_HEADERS,
@@ -470,4 +471,43 @@ def test_what_applications_say_in_one_turn_leaves_in_one_send(credentials: Crede
         loop.turn(0)
         said = b"".join(frame(DATA, 0, sid, b"a word") for sid in range(1, 2 * many, 2))
         assert peer.hear() == said and len(sent) == 1
+        tunnel.close("-", "")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gives"),
+    [([10, 10, 100_000], True), ([10, 100_000, 10, 100_000], False), ([10, 10, 20_000], False)],
+    ids=["small messages", "remains of bulk", "no bulk"],
+)
+def test_bulk_gives_the_cpu_away_where_small_messages_come_too(
+    credentials: Credentials, monkeypatch: pytest.MonkeyPatch, sizes: list[int], gives: bool
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("ztunnel.loop.sched_yield", lambda: given.append("away"))
+    with answering(credentials) as (loop, tunnel, peer):
+        peer.say(CLIENT_OPENING)
+        loop.turn(0)
+        for size in sizes:
+            assert not given
+            data = memoryview(frame(DATA, 0, 1, bytes(size)))
+            (tunnel.send_large if size > BULK_FRAME_BYTES else tunnel.send_small)(data)
+            loop.turn(0)
+            peer.hear()
+        assert given == ["away"] * gives
+        tunnel.close("-", "")
+
+
+def test_bulk_that_comes_gives_the_cpu_away_too(credentials: Credentials, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("ztunnel.loop.sched_yield", lambda: given.append("away"))
+    with answering(credentials) as (loop, tunnel, peer):
+        peer.say(CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, literal(b":method", b"CONNECT")))
+        loop.turn(0)
+        for _ in range(2):
+            tunnel.send_small(memoryview(frame(DATA, 0, 1, b"a word")))
+        for size in (20_000, 40_000, 80_000, 100_000):  # a tunnel reads more at once the more it brings
+            peer.say(frame(DATA, 0, 1, bytes(size)))
+            for _ in range(6):
+                loop.turn(0)
+        assert given
         tunnel.close("-", "")
