@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from control.authority import MAX_LIFETIME_S
+from control.entry_addresses import ENTRY_RANGES
 from control.service_accounts import ACCOUNT, ISSUER
 from mesh.trust_domains import read_aliases
 from mesh.workload import Network
@@ -132,9 +133,15 @@ def _listener(text: str) -> Listener:
 
 def _range(text: str) -> Network:
     try:
-        return ip_network(text)
+        found = ip_network(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no CIDR range: {error}") from None
+    for one in ENTRY_RANGES:
+        if found.version == one.version and found.overlaps(one):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} overlaps {one}, which hosts of ServiceEntries get addresses of: choose another"
+            )
+    return found
 
 
 def _trust_domain(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
 
+from control.entry_addresses import vip_name
 from control.services import (
     DNS_DOMAIN,
     AnyService,
@@ -19,27 +20,11 @@ from control.services import (
     waypoint_of,
 )
 from control.topology import Topology
-from control.vips import Claim
 from control.workloads import MeshNames, endpoint_workload, waypoint_of_workload
 from mesh.authorization import Listed
 from mesh.manifests import Endpoint, EndpointSlice, Namespace, Object, Problem, ServiceEntry
 from mesh.manifests import Service as ServiceObject
 from mesh.workload import Address, BalancingMode, Network, NetworkAddress, NetworkMode, Service, Workload
-
-ENTRY_RANGES: tuple[Network, ...] = (ip_network("240.240.0.0/16"), ip_network("2001:2::/48"))
-"""Out of which hosts are given addresses: Istio's own, which nobody routes."""
-
-
-def vip_name(namespace: str, host: str) -> str:
-    """Under which a host's addresses are remembered; no Service is called so."""
-    return f"{namespace}//{host}"
-
-
-def claims_of(entry: ServiceEntry) -> Iterator[Claim]:
-    """What addresses its hosts are to be given."""
-    for host in entry.hosts:
-        if entry.is_told and entry.gets_addresses(host):
-            yield Claim(vip_name(entry.namespace, host), (4, 6))
 
 
 def entry_services(

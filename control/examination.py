@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from operator import is_
 from typing import Generic, TypeVar
 
-from control.entries import ENTRY_RANGES, claims_of, clashes
+from control.entries import clashes
+from control.entry_addresses import ENTRY_RANGES, allocate_entries, claimed_addresses
 from control.services import AnyService, claim_of
 from control.vips import Allocation, allocate
 from mesh.authorization import convert
 from mesh.manifests import (
     AuthorizationPolicy,
     Namespace,
+    Node,
     Object,
     PeerAuthentication,
     Problem,
@@ -26,7 +28,7 @@ from mesh.manifests import (
 from mesh.workload import Address, Network
 
 Addresses = Mapping[str, tuple[Address, ...]]
-"""Service addresses by `namespace/name`; those of ServiceEntries by `control.entries.vip_name`."""
+"""Service addresses by `namespace/name`; those of ServiceEntries by `control.entry_addresses.vip_name`."""
 _Result = TypeVar("_Result")
 
 
@@ -62,7 +64,8 @@ class Examination:
     """Addresses of services now; set it after each change that was made."""
     _inhabited: _Remembered[frozenset[str]] = field(default_factory=_Remembered)
     _references: _Remembered[list[Problem]] = field(default_factory=_Remembered)
-    _allocation: _Remembered[Allocation] = field(default_factory=_Remembered)
+    _allocation: _Remembered[tuple[Allocation, list[Problem]]] = field(default_factory=_Remembered)
+    _claimed: _Remembered[list[Problem]] = field(default_factory=_Remembered)
     _clashes: _Remembered[list[Problem]] = field(default_factory=_Remembered)
     _security: _Remembered[list[Problem]] = field(default_factory=_Remembered)
 
@@ -74,7 +77,7 @@ class Examination:
             (security if isinstance(one, AuthorizationPolicy | PeerAuthentication) else plain).append(one)
         services: list[Object] = [one for one in plain if isinstance(one, AnyService)]
         references = self._references.of(plain, check_references)
-        allocation = self._allocation.of(services, self._allocate)
+        allocation, exhausted = self._allocation.of(services, self._allocate)
         named = {problem.object for problem in references if not problem.warning}
         collisions = [
             Problem("", 0, f"Service {service}", "spec.clusterIP", reason)
@@ -83,7 +86,9 @@ class Examination:
         ]
         lost = self._security.of(security, self._lost)
         nowhere = self._nowhere(security, self._inhabited.of(plain, _inhabited))
-        problems = [*references, *collisions, *self._clashes.of(services, _clashes), *lost, *nowhere]
+        placed: list[Object] = [one for one in plain if isinstance(one, Node | ServiceEntry)]
+        claimed = self._claimed.of(placed, lambda objects: list(claimed_addresses(objects, self.ranges)))
+        problems = [*references, *collisions, *exhausted, *claimed, *self._clashes.of(services, _clashes), *lost, *nowhere]
         return Findings(problems, allocation.addresses)
 
     def _nowhere(self, security: Iterable[Object], inhabited: frozenset[str]) -> Iterable[Problem]:
@@ -93,12 +98,13 @@ class Examination:
                 reason = f"nothing is in namespace {one.namespace}: it concerns no pod"
                 yield Problem("", 0, one.title, "metadata.namespace", reason, True)
 
-    def _allocate(self, services: Iterable[Object]) -> Allocation:
+    def _allocate(self, services: Iterable[Object]) -> tuple[Allocation, list[Problem]]:
         claims = (claim_of(one, self.ranges) for one in services if isinstance(one, Service))
         made = allocate(filter(None, claims), self.ranges, self.held)
-        entries = [one for one in services if isinstance(one, ServiceEntry)]
-        made.addresses |= allocate((claim for one in entries for claim in claims_of(one)), ENTRY_RANGES, self.held).addresses
-        return made
+        entries = (one for one in services if isinstance(one, ServiceEntry))
+        given, problems = allocate_entries(entries, ENTRY_RANGES, self.held)
+        made.addresses |= given.addresses
+        return made, problems
 
     def _lost(self, security: list[Object]) -> list[Problem]:
         """Warnings about what proxies cannot enforce."""

@@ -54,7 +54,7 @@ from mesh.workload import Service as MeshService
 
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 Addresses = Mapping[str, tuple[Address, ...]]
-"""Service addresses by `namespace/name`; those of ServiceEntries by `control.entries.vip_name`."""
+"""Service addresses by `namespace/name`; those of ServiceEntries by `control.entry_addresses.vip_name`."""
 _ACCOUNTS = (Pod, Deployment, Service, WorkloadEntry)
 """What may say as whom a waypoint speaks."""
 _SHAPING = (Namespace, Node, Gateway, Pod, Deployment, ServiceEntry, WorkloadEntry)

@@ -109,9 +109,10 @@ def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str
 
 def _wishes(one: Object) -> Iterator[Key]:
     namespace = one.name if isinstance(one, Namespace) else one.namespace
-    for wish in (waypoint_wish(namespace, one.labels), second_wish(namespace, one.labels)):
-        if wish is not None:
-            yield wish
+    for labels in (one.labels, *(endpoint.labels for endpoint in _endpoints(one))):
+        for wish in (waypoint_wish(namespace, labels), second_wish(namespace, labels)):
+            if wish is not None:
+                yield wish
 
 
 def is_waypoint(one: Object) -> bool:

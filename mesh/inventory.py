@@ -166,11 +166,13 @@ class Inventory:
         return max(reversed((*claims,)), key=_claim_rank, default=None)
 
     def workload_of_pod(self, namespace: str, name: str, service_account: str) -> Workload | None:
-        """Find the workload that stands for a pod, by what ZDS says of the pod."""
-        for workload in self._by_pod.of(namespace, name):
-            if workload.service_account == service_account:
-                return workload
-        return None
+        """Find the workload that stands for a pod, by what ZDS says of the pod.
+
+        Who is no pod may have the same name and account: endpoints of a ServiceEntry, and of services, are called as that is.
+        They are never a pod; a WorkloadEntry is, where there is no pod, as a machine with a proxy of its own is one.
+        """
+        claims = [one for one in self._by_pod.of(namespace, name) if one.service_account == service_account]
+        return min(filter(_may_be_pod, claims), key=_is_entry, default=None)
 
     def workload_by_hostname(self, namespace: str, hostname: str) -> Workload | None:
         """Find a workload by the hostname that it has itself, as a gateway outside the cluster may."""
@@ -263,6 +265,14 @@ _service_key = attrgetter("key")
 
 def _own_addresses(workload: Workload) -> Sequence[Address]:
     return workload.addresses if workload.network_mode is not NetworkMode.HOST_NETWORK else ()
+
+
+def _may_be_pod(workload: Workload) -> bool:
+    return "/networking.istio.io/ServiceEntry/" not in workload.uid and "/discovery.k8s.io/" not in workload.uid
+
+
+def _is_entry(workload: Workload) -> bool:
+    return "/networking.istio.io/WorkloadEntry/" in workload.uid
 
 
 def _claim_rank(workload: Workload) -> tuple[bool, bool]:

@@ -35,6 +35,8 @@ def test_flags() -> None:
         "--listen 10.0.0.1:65536",
         "--listen 10.0.0.1:-1",
         "--service-cidr 10.0.0.1/24",
+        "--service-cidr 240.240.7.0/24",
+        "--service-cidr 2001::/16",
         "--workload-ttl 1s",
         "--workload-ttl 91d",
         "--workload-ttl 5.5m",

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from control.entries import ENTRY_RANGES, vip_name
+from control.entry_addresses import ENTRY_RANGES, vip_name
 from control.examination import Examination
 from control.index import Index
 from mesh.delta import DeltaServer, Request, Snapshot
@@ -236,11 +236,14 @@ def test_what_a_port_speaks_is_said_on_the_wire(port: str, protocol: AppProtocol
     assert [one.app_protocol for one in message.ports] == [protocol]
 
 
+RANGES = (ip_network("10.96.0.0/16"), ip_network("fd00:96::/112"))
+
+
 def examined(text: str, held: Mapping[str, tuple[str, ...]] | None = None) -> tuple[list[str], dict[str, list[str]]]:
     found = parse({"x": text})
     assert not found.problems
     kept = {name: tuple(map(ip_address, several)) for name, several in (held or {}).items()}
-    findings = Examination("istio-system", (), kept).examine(found.objects)
+    findings = Examination("istio-system", RANGES, kept).examine(found.objects)
     addresses = {name: [str(one) for one in several] for name, several in findings.addresses.items()}
     return [f"{one.object}: {one.field}: {one.reason}" for one in findings.problems], addresses
 
@@ -255,6 +258,65 @@ def test_hosts_without_addresses_are_given_some_and_keep_them() -> None:
     for without in ("resolution: NONE", f"{TWO}, addresses: [192.0.2.3]", f"{TWO}, exportTo: ['~']"):
         assert not examined(entry(without), held)[1]
     assert set(examined(entry(host="db.example, '*.wild.example'"))[1]) == {"demo//db.example"}
+
+
+NODES = """
+{apiVersion: v1, kind: Node, metadata: {name: n2}, spec: {podCIDRs: [10.244.2.0/24, 'fd00:2::/64']}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("resolution", "address", "reason"),
+    [
+        ("NONE", "10.96.0.7", "10.96.0.7/32 is in the service range 10.96.0.0/16, whose addresses are of Services alone"),
+        ("DNS", "fd00:96::/113", "fd00:96::/113 is in the service range fd00:96::/112, whose addresses are of Services alone"),
+        ("NONE", "10.0.0.0/8", ""),
+        (
+            "DNS",
+            "10.244.1.9",
+            "10.244.1.9/32 holds addresses of pods, of Node n1: they would be reached at its endpoints instead",
+        ),
+        (
+            "DNS",
+            "10.244.0.0/16",
+            "10.244.0.0/16 holds addresses of pods, of Node n2: they would be reached at its endpoints instead",
+        ),
+        (
+            "DNS",
+            "10.244.2.255",
+            "10.244.2.255/32 holds addresses of pods, of Node n2: they would be reached at its endpoints instead",
+        ),
+        ("DNS", "'::/0'", "::/0 holds addresses of pods, of Node n2: they would be reached at its endpoints instead"),
+        ("NONE", "10.244.1.9", ""),
+        ("DNS", "10.244.3.0/24", ""),
+        ("DNS", "10.243.255.255", ""),
+        ("DNS", "'fd00:3::'", ""),
+        ("DNS", "10.96.0.0/15", ""),
+    ],
+)
+def test_addresses_of_services_and_pods_are_not_an_entrys_to_have(resolution: str, address: str, reason: str) -> None:
+    problems, _ = examined(NODES + entry(f"resolution: {resolution}, addresses: [{address}]"))
+    assert problems == ([f"ServiceEntry demo/db: spec.addresses: {reason}"] if reason else [])
+
+
+def test_an_address_that_a_host_was_given_is_not_anothers_to_name() -> None:
+    other = entry(f"{TWO}, addresses: [240.240.7.7]", name="other", host="other.example")
+    held = {"demo//db.example": ("240.240.7.7", "2001:2::7")}
+    problems, _ = examined(entry() + other, held)
+    assert problems == ["ServiceEntry demo/other: spec.addresses: 240.240.7.7 is given to host demo/db.example: choose another"]
+    assert not examined(entry() + other, {"demo//db.example": ("240.240.7.8", "2001:2::7")})[0]
+
+
+def test_when_all_addresses_are_given_away_the_next_entry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.examination.ENTRY_RANGES", (ip_network("240.240.0.0/30"), ip_network("2001:2::/64")))
+    first, second = entry(host="a.example, b.example"), entry(name="next", host="c.example")
+    assert not examined(first)[0]
+    problems, _ = examined(first + second)
+    assert len(problems) == 1 and problems[0].startswith(
+        "ServiceEntry demo/next: spec.addresses: all addresses of 240.240.0.0/30"
+    )
 
 
 def test_two_of_one_host_in_a_namespace_are_refused() -> None:

@@ -109,3 +109,22 @@ def test_the_waypoints_of_pods_and_of_a_second_share_are_let_in_too() -> None:
     plain = MESH.replace("labels: {istio.io/use-waypoint: gw}", "creationTimestamp: ''")
     index.replace_objects(parse({"x": plain + pods("web")}).objects, {})
     assert not index.policies.nouns.keys() & set(wanted) and lets_in(index, None), "nobody asks for one any more"
+
+
+def test_the_waypoint_of_an_endpoint_that_is_listed_has_its_policy_too() -> None:
+    """A list of policies that nobody knows would let everybody in."""
+    entry = """
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: demo}
+spec:
+  hosts: [db.example]
+  ports: [{number: 80, name: http}]
+  resolution: STATIC
+  endpoints: [{address: 192.0.2.1, labels: {istio.io/use-waypoint: mine}}]
+"""
+    index = made(MESH + entry)
+    (found,) = (one for one in index.workloads.nouns.values() if one.name == "db")
+    assert found.authorization_policies == ("demo/istio_allow_waypoint_demo_mine",)
+    assert set(found.authorization_policies) <= index.policies.nouns.keys()

@@ -170,6 +170,16 @@ def test_the_workload_of_a_pod_needs_the_right_account() -> None:
     assert known.workload_of_pod("other", "a", "sa") is None
 
 
+def test_who_is_called_as_a_pod_is_and_is_none_does_not_stand_for_it() -> None:
+    """Its policies and its waypoint would be the pod's."""
+    listed = pod(uid="K/networking.istio.io/ServiceEntry/ns/a/192.0.2.1")
+    behind = pod(uid="K/discovery.k8s.io/EndpointSlice/ns/a/192.0.2.1")
+    machine, one = pod(uid="K/networking.istio.io/WorkloadEntry/ns/a"), pod()
+    assert inventory(listed, behind).workload_of_pod("ns", "a", "default") is None
+    assert inventory(listed, machine).workload_of_pod("ns", "a", "default") == machine, "a machine with a proxy of its own"
+    assert inventory(listed, behind, machine, one).workload_of_pod("ns", "a", "default") == one
+
+
 # --- services by address
 
 
