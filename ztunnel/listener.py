@@ -93,7 +93,8 @@ class Listener:
     def _come_back(self) -> None:
         self._watch()
         if self._open:
-            self._take_who_waits()  # whoever is still there
+            self._expected = self._at_once  # all who are still there: where the home hangs, the next would wait as long again
+            self._take_who_waits()
 
     def _fall_behind(self) -> None:
         self._to_the_end()

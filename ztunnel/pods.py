@@ -88,15 +88,18 @@ class Pods:
         self._on_change()
         # Workers that have not begun are told of all pods when they do.
         if self._workers.have_begun or not self.ahead_of_workers:
-            try:
-                refusal = await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())
-            except OSError as error:  # no descriptors are left to hand on: whoever was told must forget
-                refusal = str(error)
-            if refusal:
-                await self.stop(pod.uid)
+            if refusal := await self._tell_of(pod, sockets):
+                await self.stop(pod.uid)  # whoever was told must forget
                 raise StartError(refusal)
         self.started += 1
         _log.info("serving pod %s/%s", pod.namespace, pod.name)
+
+    async def _tell_of(self, pod: PodInfo, sockets: PodSockets) -> str:
+        """Have every worker serve a pod; why not, or nothing."""
+        try:
+            return await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())
+        except OSError as error:  # no descriptors are left to hand on
+            return str(error)
 
     async def keep_dns(self) -> None:
         """Try again to serve the DNS of pods where it could not be served, until cancelled."""
@@ -117,8 +120,14 @@ class Pods:
         except OSError:
             return  # the namespace has gone, and the agent will say so
         self._pods[uid] = (pod, replace(sockets, dns=[*sockets.dns, *opened], dns_trouble=trouble))
-        if opened:
+        if not opened:
+            return
+        try:
             self._workers.broadcast(AddDNS(uid), [sock.fileno() for sock in opened])
+        except OSError as error:
+            where = pod.namespace, pod.name, error
+            _log.error("pod %s/%s: its DNS is not served by every worker: %s: raise the limit (RLIMIT_NOFILE)", *where)
+        else:
             _log.info("pod %s/%s: DNS is served%s", pod.namespace, pod.name, f", but not on {trouble}" if trouble else "")
 
     async def start_own(self, pod: PodInfo) -> None:
@@ -130,7 +139,7 @@ class Pods:
             return
         self._own = (pod, sockets)
         self._on_change()
-        refusal = await self._workers.add_pod(self._add_pod(pod), pod.uid, sockets.fds())
+        refusal = await self._tell_of(pod, sockets)
         if refusal:
             _log.error("the proxy's own pod is not served by every worker: %s", refusal)
 

@@ -66,6 +66,7 @@ STATUS_S = 1.0
 COLLECT_S = 60.0
 FAREWELL_S = 1.0
 _ACCEPTS = {OUTBOUND: accept_outbound, INBOUND: accept_plain, HBONE: accept_hbone, SOCKS: accept_socks}
+_DNS_TROUBLE = "pod %s/%s: its DNS cannot be served here: %s"
 _log = logging.getLogger("ztunnel.worker")
 
 
@@ -148,13 +149,16 @@ class Worker:
         if pod is None or self._draining:
             _close_all(fds)
             return
+        if not fds:  # lost on the way
+            _log.error(_DNS_TROUBLE, pod.namespace, pod.name, "too many descriptors are open, raise the limit (RLIMIT_NOFILE)")
+            return
         try:
             if pod.dns is None:
                 pod.dns = DNSService(pod, fds)
             else:
                 pod.dns.add(fds)
         except OSError as error:  # this pod's trouble, not that of all connections here
-            _log.error("pod %s/%s: its DNS cannot be served here: %s", pod.namespace, pod.name, error)
+            _log.error(_DNS_TROUBLE, pod.namespace, pod.name, error)
 
     def _remove_pod(self, _node: Node, message: RemovePod, _fds: list[int]) -> None:
         pod = self._pods.pop(message.uid, None)

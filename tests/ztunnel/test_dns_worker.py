@@ -114,7 +114,7 @@ def test_a_pod_whose_connections_are_not_carried_has_its_dns(mesh: World) -> Non
         mesh.client.connect(VIP, 80)
 
 
-def test_a_pod_without_dns_gets_it_when_its_port_is_free(mesh: World) -> None:
+def test_a_pod_without_dns_gets_it_when_its_port_is_free(mesh: World, folder: Path) -> None:
     mesh.client.worker.tell(RemovePod(mesh.client.name))
     sockets = open_pod_sockets(mesh.client.fd, mesh.home_fd, Openings(0x539))
     mesh.client.worker.tell(AddPod(mesh.client.name, "shop", "client", "client"), sockets.fds())
@@ -125,7 +125,9 @@ def test_a_pod_without_dns_gets_it_when_its_port_is_free(mesh: World) -> None:
         sockets.dns.extend(opened)
         mesh.client.worker.tell(AddDNS(mesh.client.name), [sock.fileno() for sock in opened])
         assert ask(mesh.client, "web.").answer
+    mesh.client.worker.tell(AddDNS(mesh.client.name))  # as when they found no room
     mesh.client.worker.tell(AddDNS("gone"), [mesh.client.fd])
     mesh.client.worker.tell(AddDNS(mesh.client.name), [mesh.client.fd])  # no socket: costs nobody the worker
     sockets.close()
     assert ask(mesh.client, "web.").answer
+    assert "its DNS cannot be served here: too many descriptors are open, raise the limit" in (folder / "log").read_text()

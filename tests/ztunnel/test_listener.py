@@ -204,6 +204,30 @@ def test_another_worker_takes_who_waits_when_the_home_does_not_come(line: Line) 
     assert time.monotonic() - begin >= COURTESY_S
 
 
+def test_a_crowd_is_left_to_the_home_once_and_not_one_after_the_other(line: Line) -> None:
+    line.promise()
+    line.settle()
+    for _ in range(50):
+        line.come()
+    while not sum(line.counts):
+        line.loops[1 - line.home].turn(1.0)
+    assert line.counts == (0, 50)
+
+
+def test_who_was_left_to_the_home_is_taken_when_its_listener_closes(line: Line) -> None:
+    line.promise()
+    line.settle()
+    line.come()
+    line.loops[1 - line.home].turn(1.0)
+    assert line.counts == (0, 0)
+    listener = line.listeners[1 - line.home]
+    listener.accept_rest()
+    listener.close()
+    time.sleep(COURTESY_S)
+    line.loops[1 - line.home].turn(0)  # when it would have come back
+    assert line.counts == (0, 1)
+
+
 def test_who_was_in_line_before_the_home_leaves_nobody_waiting_for_that(line: Line) -> None:
     line.promise()
     line.come()

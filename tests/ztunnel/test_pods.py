@@ -36,6 +36,8 @@ class Told:
         return ""
 
     def broadcast(self, message: Any, fds: Sequence[int] = ()) -> None:
+        if fds and self.exhausted:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         places = []
         for fd in fds:
             with socket.socket(fileno=os.dup(fd)) as sock:
@@ -90,5 +92,34 @@ def test_a_pod_of_which_workers_cannot_be_told_is_not_served(netns_fd: int) -> N
     told.exhausted = False
     asyncio.run(pods.start(PodInfo("u1", "shop", "web", "web"), netns_fd))
     assert list(pods.running()) == ["u1"]
+    pods.close()
+    os.close(home_fd)
+
+
+def test_dns_of_which_workers_cannot_be_told_is_reported_and_costs_nobody_else(
+    netns_fd: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    told, home_fd = Told(), open_home()
+    pods = Pods(told, home_fd, Openings(0x539, dns_places({}, ipv6=False)), lambda: None, lambda: None)  # type: ignore[arg-type]
+    with entered(netns_fd, home_fd):
+        taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    taken.bind(("127.0.0.1", 15053))
+    asyncio.run(pods.start(PodInfo("u1", "shop", "web", "web"), netns_fd))
+    taken.close()
+    told.exhausted = True
+    pods.retry_dns()
+    assert "pod shop/web: its DNS is not served by every worker: [Errno 24] Too many open files" in caplog.text
+    assert list(pods.running()) == ["u1"] and not told.messages
+    pods.close()
+    os.close(home_fd)
+
+
+def test_an_own_pod_of_which_workers_cannot_be_told_is_reported(netns_fd: int, caplog: pytest.LogCaptureFixture) -> None:
+    told, home_fd = Told(), open_home()
+    pods = Pods(told, netns_fd, Openings(0x539), lambda: None, lambda: None)  # type: ignore[arg-type]
+    told.exhausted = True
+    with entered(netns_fd, home_fd):
+        asyncio.run(pods.start_own(PodInfo("own", "istio-system", "ztunnel", "ztunnel")))
+    assert "the proxy's own pod is not served by every worker: [Errno 24] Too many open files" in caplog.text
     pods.close()
     os.close(home_fd)
