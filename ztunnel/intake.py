@@ -50,7 +50,7 @@ _ON_CONNECTION = {SETTINGS, PING, GOAWAY}
 _ON_STREAM = {HEADERS, PRIORITY, RST_STREAM, CONTINUATION}
 _unpack = frames.header.unpack_from
 _SHORT_BLOCK_BYTES = 4096
-"""No peer allows less, in a frame or in a list."""
+"""Either end takes more, in a frame and in a list."""
 WORK_PER_TURN = 128
 """In DATA frames, which cost 5 us each with the application's send; a turn of the loop belongs to all tunnels."""
 _WORK_OF_HEADERS, WORK_OF_RESET, _BLOCK_BYTES_PER_WORK, _STREAMS_PER_WORK = 64, 32, 64, 4
@@ -176,7 +176,7 @@ class Intake(ABC):
         return True
 
     def _takes_headers(self, length: int, sid: int) -> bool:
-        """Whether nothing is wrong with a header block that is all here, nor much about it."""
+        """Whether nothing is wrong with a header block that is all here, nor much about it; then its work is counted."""
         if not sid or not self.ready or self._reader.stream_id or not 0 < length <= _SHORT_BLOCK_BYTES:
             return False
         self.work -= _WORK_OF_HEADERS + length // _BLOCK_BYTES_PER_WORK

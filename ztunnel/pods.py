@@ -87,10 +87,10 @@ class Pods:
         self._pods[pod.uid] = (pod, sockets)
         self._on_change()
         # Workers that have not begun are told of all pods when they do.
-        if self._workers.have_begun or not self.ahead_of_workers:
-            if refusal := await self._tell_of(pod, sockets):
-                await self.stop(pod.uid)  # whoever was told must forget
-                raise StartError(refusal)
+        waits = self._workers.have_begun or not self.ahead_of_workers
+        if waits and (refusal := await self._tell_of(pod, sockets)):
+            await self.stop(pod.uid)  # whoever was told must forget
+            raise StartError(refusal)
         self.started += 1
         _log.info("serving pod %s/%s", pod.namespace, pod.name)
 

@@ -256,11 +256,12 @@ def test_an_answer_that_crosses_our_reset_is_no_offence() -> None:
     assert mine.heard == [] and open_stream(client, server)[0].heard == ["answer 200"]
 
 
-def test_a_server_may_not_send_bytes_before_its_answer() -> None:
+@pytest.mark.parametrize("data", [frame(DATA, 0, 1, b"x"), frame(DATA, END_STREAM, 1)], ids=["bytes", "their end"])
+def test_a_server_may_not_send_bytes_before_its_answer(data: bytes) -> None:
     client, _ = pair()
     client.http.request(Recorder(), REQUEST, b"")
     with pytest.raises(ProtocolError, match="before its response"):
-        client.hears(frame(DATA, 0, 1, b"x"))
+        client.hears(data)
 
 
 def test_a_rejected_request_leaves_the_connection_in_use() -> None:
@@ -405,6 +406,18 @@ def hostile(block: bytes) -> list[HostileCase]:
         ("RST_STREAM on idle stream", frames.rst_stream(7, 0), Code.PROTOCOL_ERROR),
         ("WINDOW_UPDATE on idle stream", window_update(7, 1), Code.PROTOCOL_ERROR),
         ("DATA after END_STREAM", start + frame(DATA, END_STREAM, 1) + frame(DATA, 0, 1, b"x"), Code.STREAM_CLOSED),
+        ("END_STREAM twice", start + frame(DATA, END_STREAM, 1) * 2, Code.STREAM_CLOSED),
+        ("END_STREAM on idle stream", frame(DATA, END_STREAM, 1), Code.PROTOCOL_ERROR),
+        (
+            "headers interrupted by END_STREAM",
+            start + frame(HEADERS, 0, 3, block) + frame(DATA, END_STREAM, 1),
+            Code.PROTOCOL_ERROR,
+        ),
+        (
+            "headers interrupted by others",
+            frame(HEADERS, 0, 1, block) + frame(HEADERS, END_HEADERS, 3, block),
+            Code.PROTOCOL_ERROR,
+        ),
         ("second HEADERS", start + start, Code.PROTOCOL_ERROR),
         ("interrupted headers", frame(HEADERS, 0, 1, block) + frame(PING, 0, 0, bytes(8)), Code.PROTOCOL_ERROR),
         ("CONTINUATION alone", frame(CONTINUATION, END_HEADERS, 1, block), Code.PROTOCOL_ERROR),
@@ -553,6 +566,9 @@ CONVERSATION = (
     + frame(DATA, PADDED, 1, b"\x02second..")
     + frame(HEADERS, END_HEADERS | END_STREAM, 3, BLOCK)
     + frame(DATA, END_STREAM, 1, b"third")
+    + frame(HEADERS, END_HEADERS, 5, BLOCK)
+    + frame(DATA, 0, 5, b"fourth")
+    + frame(DATA, END_STREAM, 5)
 )
 
 
