@@ -157,7 +157,7 @@ class Inventory:
         return self._workloads.get(uid)
 
     def workload_by_address(self, network: str, address: Address) -> Workload | None:
-        """Find who owns an address: pods before others, then HBONE before plain, then the newest claim.
+        """Find who owns an address: pods before gateways before others, then HBONE before plain, then the newest claim.
 
         Workloads on their node's network own none.
         """
@@ -275,8 +275,9 @@ def _is_entry(workload: Workload) -> bool:
     return "/networking.istio.io/WorkloadEntry/" in workload.uid
 
 
-def _claim_rank(workload: Workload) -> tuple[bool, bool]:
-    return "//Pod/" in workload.uid, workload.protocol is TunnelProtocol.HBONE
+def _claim_rank(workload: Workload) -> tuple[bool, bool, bool]:
+    uid = workload.uid
+    return "//Pod/" in uid, uid.startswith("NetworkGateway/"), workload.protocol is TunnelProtocol.HBONE
 
 
 class PolicyStore:

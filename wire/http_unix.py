@@ -196,8 +196,9 @@ class HttpServer:
             with self._waiting(self._asking):
                 request = await _read_request(reader, first, self._max_body_bytes)
         except HttpError as error:
-            await _send(writer, Response(error.status, error.reason.encode() + b"\n"), close=True)
-            await _discard(reader, writer)
+            with self._waiting(self._reading):
+                await _send(writer, Response(error.status, error.reason.encode() + b"\n"), close=True)
+                await _discard(reader, writer)
             return False
         response = await self._answer(request)
         if response.stream is not None:

@@ -11,7 +11,7 @@ from mesh.workload import Address
 SERVICE = "kubernetes.io/service-name"
 """The label that names its Service."""
 _VERSIONS = {"IPv4": 4, "IPv6": 6}
-_MAX_ENDPOINTS, _MAX_PORTS = 1000, 100
+_MAX_ENDPOINTS, _MAX_ADDRESSES, _MAX_PORTS = 1000, 100, 100
 """As Kubernetes bounds them."""
 
 
@@ -28,6 +28,8 @@ class SliceEndpoint:
     def read(cls, cursor: Cursor, version: int) -> Self:
         """Read one entry of endpoints."""
         addresses = tuple(map(address, cursor.texts("addresses", address, required="where it is")))
+        if len(addresses) > _MAX_ADDRESSES:
+            cursor.refuse("addresses", f"{len(addresses)} of them, at most {_MAX_ADDRESSES} are possible")
         if any(one.version != version for one in addresses):
             cursor.refuse("addresses", f"an address that is not of IPv{version}, the slice's addressType")
         conditions, target = cursor.child("conditions"), cursor.child("targetRef")

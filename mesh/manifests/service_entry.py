@@ -1,5 +1,6 @@
 """ServiceEntry: a service that is not of Kubernetes, such as a database outside or virtual machines under one name."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any, ClassVar, Self
@@ -146,9 +147,8 @@ class ServiceEntry(Object):
                 spec.warn("endpoints", "nobody stands behind it: list endpoints, or select some by workloadSelector")
         if self.is_resolved and (wild := next((host for host in self.hosts if host.startswith("*.")), "")):
             spec.refuse("hosts", f"{wild!r} is nothing that DNS could be asked for: list endpoints, or write resolution: NONE")
-        places = [one.address or one.network for one in self.endpoints]
-        if len(set(places)) < len(places):
-            twice = next(place for index, place in enumerate(places) if place in places[:index])
+        places = Counter(one.address or one.network for one in self.endpoints)
+        if twice := next((place for place, count in places.items() if count > 1), ""):
             spec.refuse("endpoints", f"{twice} occurs twice: proxies know an endpoint by its address")
 
 

@@ -138,6 +138,15 @@ def test_overlapping_workload_ip() -> None:
     assert known.workload_by_address("", ADDRESS) is None
 
 
+def test_an_entry_does_not_take_the_address_of_a_gateway() -> None:
+    """Its identity would be expected of the gateway, and nobody reached behind it."""
+    way = pod("way", uid="NetworkGateway/far/10.0.0.1/15008", network="far")
+    entry = pod("we", uid="K/networking.istio.io/WorkloadEntry/ns/we", network="far", protocol=TunnelProtocol.HBONE)
+    for things in ((way, entry), (entry, way)):
+        assert inventory(*things).workload_by_address("far", ADDRESS) == way
+    assert inventory(way, pod("one", network="far")).workload_by_address("far", ADDRESS) == pod("one", network="far")
+
+
 def test_of_equal_claims_the_newest_counts() -> None:
     known = inventory(pod("old"), pod("new"))
     found = known.workload_by_address("", ADDRESS)

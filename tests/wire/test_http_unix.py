@@ -210,6 +210,19 @@ def test_who_does_not_read_keeps_nobody_out(tmp_path: Path) -> None:
     with_server(tmp_path, scenario)
 
 
+def test_who_is_refused_and_stays_keeps_nobody_out(tmp_path: Path) -> None:
+    async def scenario(_: World, path: Path) -> None:
+        peers = [await asyncio.open_unix_connection(str(path)) for _ in range(3)]
+        for reader, writer in peers:
+            writer.write(b"no request\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+        assert (await http.request(path, "GET", "/hello")).status == 200
+        for _, writer in peers:
+            writer.close()
+
+    with_server(tmp_path, scenario)
+
+
 def test_a_server_that_takes_no_bodies_holds_none(tmp_path: Path) -> None:
     async def scenario(world: World, _: Path) -> None:
         server, path = http.HttpServer({"GET /hello": world.hello}, max_body_bytes=0), tmp_path / "open.sock"

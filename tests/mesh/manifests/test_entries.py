@@ -151,6 +151,12 @@ def test_an_endpoint_slice() -> None:
             "endpoints[0].addresses",
             "an address that is not of IPv4, the slice's",
         ),
+        (
+            endpoint_slice(f"{{addresses: [{', '.join(f'192.0.2.{last}' for last in range(101))}]}}"),
+            False,
+            "endpoints[0].addresses",
+            "101 of them, at most 100 are possible",
+        ),
         (endpoint_slice("{addresses: [x]}"), False, "endpoints[0].addresses[0]", "'x' is no IP address"),
         (endpoint_slice("{addresses: [192.0.2.1]}, {addresses: [192.0.2.1]}"), False, "endpoints", "one address occurs twice"),
         (endpoint_slice("").replace("5433", "0"), False, "ports[0].port", "0 is not between 1 and 65535"),
