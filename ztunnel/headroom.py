@@ -36,6 +36,8 @@ class Headroom:
         self.own = own
         self._until = memoryview(mmap.mmap(fd, os.fstat(fd).st_size)).cast("d")
         """Monotonic seconds."""
+        self.lapsed_at = [0.0] * len(self._until)
+        """When each worker was last seen without a promise, by `renew`."""
         self._seen_s = self._seen_cpu_s = 0.0
 
     def home_of(self, uid: str) -> int:
@@ -51,6 +53,9 @@ class Headroom:
 
         `full`: it may soon have to refuse connections that others have room for.
         """
+        for worker, until in enumerate(self._until):
+            if until <= now:
+                self.lapsed_at[worker] = now
         busy = (cpu_s - self._seen_cpu_s) > _BUSY * (now - self._seen_s)
         self._seen_s, self._seen_cpu_s = now, cpu_s
         self._until[self.own] = 0.0 if busy or full else now + _PROMISE_S

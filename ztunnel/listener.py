@@ -44,8 +44,8 @@ class Listener:
         self._pod = pod
         self._headroom = pod.node.headroom if has_home else None
         self._home = self._headroom.home_of(pod.uid) if self._headroom is not None else 0
-        self._behind = False
-        """The home, where that is another worker, stands before us in the line."""
+        self._behind_since = 0.0
+        """When we went behind the home, where that is another worker: it stands before us while it keeps its promise."""
         self._at_once = at_once
         self._accept = accept
         self._sock = Socket(fileno=fd)
@@ -76,10 +76,10 @@ class Listener:
         elif not headroom.has_time(self._home, self._pod.node.loop.now):
             self._take_who_waits()
             self._to_the_end()
-            self._behind = False
+            self._behind_since = 0.0
         elif self._home == headroom.own:
             self._take_who_waits()
-        elif self._behind:
+        elif self._behind_since > headroom.lapsed_at[self._home]:  # else it may have gone to the end meanwhile
             self._leave_to_home()
         else:
             self._take_who_waits()
@@ -98,7 +98,7 @@ class Listener:
 
     def _fall_behind(self) -> None:
         self._to_the_end()
-        self._behind = True
+        self._behind_since = self._pod.node.loop.now
 
     def _to_the_end(self) -> None:
         if self._open and self._pod.node.loop.watches(self._sock.fileno()):

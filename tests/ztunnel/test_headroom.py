@@ -64,6 +64,18 @@ def test_who_begins_to_move_bulk_takes_its_promise_back(table: Table) -> None:
     assert table.with_time(1000.0) == [[0, 2]] * 3
 
 
+def test_who_lapsed_for_a_while_is_remembered(table: Table) -> None:
+    first, second, _ = table.views
+    second.renew(1000.0, 0.5, full=False)
+    first.renew(1000.0, 0.5, full=False)
+    assert first.lapsed_at == [1000.0, 0.0, 1000.0]
+    second.take_back()
+    first.renew(1000.25, 0.5, full=False)
+    second.renew(1000.25, 0.5, full=False)
+    first.renew(1000.5, 0.5, full=False)
+    assert first.lapsed_at == [1000.0, 1000.25, 1000.5]
+
+
 def test_the_promise_of_a_worker_that_is_gone_goes_with_it(table: Table) -> None:
     for view in table.views:
         view.renew(1000.0, 0.0, full=False)

@@ -122,7 +122,7 @@ class Line:
     def settle(self) -> None:
         """The other one goes behind the home, as it does when the pod is no longer new."""
         other = self.loops[1 - self.home]
-        while not self.listeners[1 - self.home]._behind:
+        while not self.listeners[1 - self.home]._behind_since:
             other.turn(1.0)
 
     def come(self) -> None:
@@ -202,6 +202,21 @@ def test_another_worker_takes_who_waits_when_the_home_does_not_come(line: Line) 
         other.turn(1.0)
     assert line.counts == (0, 1)
     assert time.monotonic() - begin >= COURTESY_S
+
+
+def test_nobody_is_left_to_a_home_that_went_to_the_end_meanwhile(line: Line) -> None:
+    line.promise()
+    line.settle()
+    home, other = line.loops[line.home], line.loops[1 - line.home]
+    line.views[line.home].take_back()
+    line.come()
+    home.turn(1.0)
+    assert line.counts == (1, 0)
+    line.views[1 - line.home].renew(time.monotonic(), 0.0, full=False)  # and sees that the home has no time
+    line.promise()
+    line.come()
+    other.turn(1.0)
+    assert line.counts == (1, 1)
 
 
 def test_a_crowd_is_left_to_the_home_once_and_not_one_after_the_other(line: Line) -> None:
