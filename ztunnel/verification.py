@@ -1,9 +1,9 @@
 """Whether a peer is who it must be, asked inside the handshake: OpenSSL verifies its chain, and its owner its names.
 
 OpenSSL asks us where it would verify (SSL_CTX_set_cert_verify_callback), so that a peer whose names are refused reads an alert.
-And a chain that comes again, byte for byte, from the leaf's signature to the last certificate that was sent, is not verified
-again: with the same roots, for the same role, and while every certificate of it is valid, the answer would be the same. That
-it has the key, each peer proves in each handshake; revocation lists are asked each time (see ztunnel.revocation).
+And a chain that comes again, byte for byte, the whole leaf and whatever certificates came with it, is not verified again:
+with the same roots, for the same role, and while every certificate of it is valid, the answer would be the same. That it has
+the key, each peer proves in each handshake; revocation lists are asked each time (see ztunnel.revocation).
 
 Nothing is accepted by silence: a handshake that ends without an answer of ours is refused.
 """
