@@ -71,10 +71,10 @@ def ask(server: tuple[str, int], name: str, rate: float, seconds: float) -> dict
         wait_s = (begin + sent * step - clock()) / 1e9 if sent < total else _PATIENCE_S
         for sock in select.select(socks, [], [], max(wait_s, 0.0))[0]:
             answer = sock.recv(4096)
-            due = due_at.pop(_HEAD.unpack_from(answer)[0], 0)
+            due = due_at.pop(_HEAD.unpack_from(answer)[0], 0)  # 0: a second answer, or a late one to who asked at first
             if due and is_address(answer):
                 took.append(clock() - due)
-            else:
+            elif due:
                 wrong += 1
     took.sort()
     p50_us, p99_us = (took[min(len(took) - 1, int(len(took) * share))] / 1000 if took else 0.0 for share in (0.5, 0.99))

@@ -1,4 +1,4 @@
-"""The load generator for DNS against a nameserver that loses some questions: what it counts is what happened."""
+"""The load generator for DNS against a nameserver that loses questions and repeats itself: what it counts is what happened."""
 
 import json
 import socket
@@ -32,7 +32,8 @@ def nameserver() -> Iterator[int]:
                 number = int.from_bytes(data[:2], "big")
                 if number % 10 != _LOST:
                     flags, count = (b"\x81\x83", b"\0\0") if number % 10 == _UNKNOWN else (b"\x81\x80", b"\0\1")
-                    sock.sendto(data[:2] + flags + data[4:6] + count + data[8:], peer)
+                    for _ in range(2):
+                        sock.sendto(data[:2] + flags + data[4:6] + count + data[8:], peer)
 
         thread = threading.Thread(target=serve)
         thread.start()
