@@ -46,6 +46,8 @@ class Listener:
         self._home = self._headroom.home_of(pod.uid) if self._headroom is not None else 0
         self._behind_since = 0.0
         """When we went behind the home, where that is another worker: it stands before us while it keeps its promise."""
+        self._settled = False
+        """The home of a new pod listens by now."""
         self._at_once = at_once
         self._accept = accept
         self._sock = Socket(fileno=fd)
@@ -62,7 +64,19 @@ class Listener:
         """Events in a row that brought as many as were expected."""
         self._watch()
         if self._headroom is not None and self._home != self._headroom.own:
-            self._pod.node.loop.call_at(self._pod.node.loop.now + _SETTLED_S, self._fall_behind)
+            self._pod.node.loop.call_at(self._pod.node.loop.now + _SETTLED_S, self._settle)
+
+    def _settle(self) -> None:
+        self._settled = True
+        self._fall_behind()
+
+    def stand_behind(self) -> None:
+        """To be called now and then: a home that has time again is to stand before us when somebody comes, not only after."""
+        headroom = self._headroom
+        if headroom is None or not self._settled or self._behind_since > headroom.lapsed_at[self._home]:
+            return
+        if headroom.has_time(self._home, self._pod.node.loop.now):
+            self._fall_behind()
 
     def _watch(self) -> None:
         if self._open:

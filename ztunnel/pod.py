@@ -24,6 +24,9 @@ class Guest(Protocol):
 class Closable(Protocol):
     """A listener."""
 
+    def stand_behind(self) -> None:
+        """Go behind the pod's home in the line, if it has time again."""
+
     def accept_rest(self) -> None:
         """Take what waits in the kernel's queue."""
 

@@ -211,6 +211,9 @@ class Worker:
             full = any(holder.half_full(connections) for holder, connections in self._holders(self._node))
             bulky, self._loop.bulky_turns = self._loop.bulky_turns >= MANY_BULKY_TURNS, 0
             self._node.headroom.renew(self._loop.now, time.process_time(), full or bulky)
+            for pod in self._pods.values():
+                for listener in pod.listeners:
+                    listener.stand_behind()
 
     def _holders(self, node: Node) -> Iterator[tuple[Holder, int]]:
         yield node.holder, node.connections

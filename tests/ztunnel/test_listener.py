@@ -219,6 +219,24 @@ def test_nobody_is_left_to_a_home_that_went_to_the_end_meanwhile(line: Line) -> 
     assert line.counts == (1, 1)
 
 
+def test_who_stood_before_a_home_without_time_goes_behind_it_before_somebody_comes(line: Line) -> None:
+    line.promise()
+    line.settle()
+    home, other = line.loops[line.home], line.loops[1 - line.home]
+    line.views[line.home].take_back()
+    line.come()
+    home.turn(1.0)
+    line.views[1 - line.home].renew(time.monotonic(), 0.0, full=False)
+    line.promise()
+    other.turn(0)
+    line.listeners[1 - line.home].stand_behind()
+    line.come()
+    other.turn(1.0)
+    assert line.counts == (1, 0)
+    home.turn(1.0)
+    assert line.counts == (2, 0)
+
+
 def test_a_crowd_is_left_to_the_home_once_and_not_one_after_the_other(line: Line) -> None:
     line.promise()
     line.settle()
