@@ -46,8 +46,7 @@ class Listener:
         self._home = self._headroom.home_of(pod.uid) if self._headroom is not None else 0
         self._behind_since = 0.0
         """When we went behind the home, where that is another worker: it stands before us while it keeps its promise."""
-        self._settled = False
-        """The home of a new pod listens by now."""
+        self._settled_at = pod.node.loop.now + _SETTLED_S
         self._at_once = at_once
         self._accept = accept
         self._sock = Socket(fileno=fd)
@@ -63,19 +62,14 @@ class Listener:
         self._full = 0
         """Events in a row that brought as many as were expected."""
         self._watch()
-        if self._headroom is not None and self._home != self._headroom.own:
-            self._pod.node.loop.call_at(self._pod.node.loop.now + _SETTLED_S, self._settle)
-
-    def _settle(self) -> None:
-        self._settled = True
-        self._fall_behind()
 
     def stand_behind(self) -> None:
-        """To be called now and then: a home that has time again is to stand before us when somebody comes, not only after."""
-        headroom = self._headroom
-        if headroom is None or not self._settled or self._behind_since > headroom.lapsed_at[self._home]:
+        """To be called now and then: a home that has time is to stand before us when somebody comes, not only after."""
+        headroom, now = self._headroom, self._pod.node.loop.now
+        if headroom is None or self._home == headroom.own or now < self._settled_at:
             return
-        if headroom.has_time(self._home, self._pod.node.loop.now):
+        stale = self._behind_since <= max(self._settled_at, headroom.lapsed_at[self._home])
+        if stale and headroom.has_time(self._home, now):
             self._fall_behind()
 
     def _watch(self) -> None:

@@ -121,9 +121,21 @@ class Line:
 
     def settle(self) -> None:
         """The other one goes behind the home, as it does when the pod is no longer new."""
-        other = self.loops[1 - self.home]
-        while not self.listeners[1 - self.home]._behind_since:
-            other.turn(1.0)
+        other, listener = self.loops[1 - self.home], self.listeners[1 - self.home]
+        while not listener._behind_since:
+            other.turn(0.1)
+            listener.stand_behind()
+
+    def lapse(self) -> None:
+        """The home has no time for a moment, in which it takes a connection and goes to the end; the other one sees that."""
+        self.promise()
+        self.settle()
+        self.views[self.home].take_back()
+        self.come()
+        self.loops[self.home].turn(1.0)
+        assert self.counts == (1, 0)
+        self.views[1 - self.home].renew(time.monotonic(), 0.0, full=False)
+        self.promise()
 
     def come(self) -> None:
         self.clients.append(socket.create_connection(self.address))
@@ -205,29 +217,15 @@ def test_another_worker_takes_who_waits_when_the_home_does_not_come(line: Line) 
 
 
 def test_nobody_is_left_to_a_home_that_went_to_the_end_meanwhile(line: Line) -> None:
-    line.promise()
-    line.settle()
-    home, other = line.loops[line.home], line.loops[1 - line.home]
-    line.views[line.home].take_back()
+    line.lapse()
     line.come()
-    home.turn(1.0)
-    assert line.counts == (1, 0)
-    line.views[1 - line.home].renew(time.monotonic(), 0.0, full=False)  # and sees that the home has no time
-    line.promise()
-    line.come()
-    other.turn(1.0)
+    line.loops[1 - line.home].turn(1.0)
     assert line.counts == (1, 1)
 
 
 def test_who_stood_before_a_home_without_time_goes_behind_it_before_somebody_comes(line: Line) -> None:
-    line.promise()
-    line.settle()
+    line.lapse()
     home, other = line.loops[line.home], line.loops[1 - line.home]
-    line.views[line.home].take_back()
-    line.come()
-    home.turn(1.0)
-    line.views[1 - line.home].renew(time.monotonic(), 0.0, full=False)
-    line.promise()
     other.turn(0)
     line.listeners[1 - line.home].stand_behind()
     line.come()
