@@ -1,4 +1,4 @@
-"""The tables of settings, metrics and files in ARCHITECTURE.md are whole."""
+"""The tables of files, settings and metrics in ztunnel/README.md are whole."""
 
 import re
 from pathlib import Path
@@ -14,11 +14,11 @@ PROXY = {path.stem: path.read_text() for path in (ROOT / "ztunnel").glob("*.py")
 
 
 def section(title: str) -> str:
-    return (ROOT / "ARCHITECTURE.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return (ROOT / "ztunnel" / "README.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
 def test_every_variable_is_in_the_table() -> None:
-    table = section("Settings of the proxy")
+    table = section("Settings")
     readers = [PROXY[name] for name in ("config", "control_plane", "proxy_config", "tuning", "__main__")]
     readers.append((ROOT / "wire" / "places.py").read_text())
     variables = {name for text in readers for name in re.findall(r'"([A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9])"', text)}
@@ -30,12 +30,12 @@ def test_every_variable_is_in_the_table() -> None:
 
 
 def test_every_metric_is_in_the_table() -> None:
-    table = section("Metrics of the proxy")
+    table = section("Metrics")
     counted = set(re.findall(r'"((?:weft|istio|workload_manager|process)_[a-z_]+)"', "".join(PROXY.values())))
     abbreviated = {"istio_tcp_connections_closed", "istio_tcp_connections_failed"}
     assert len(counted) > 30 and {name for name in counted if f"`{name}`" not in table} == abbreviated
 
 
 def test_every_file_is_in_the_table() -> None:
-    named = set(re.findall(r"`([a-z0-9_]+)`", section("The data path")))
+    named = set(re.findall(r"`([a-z0-9_]+)`", section("Files")))
     assert {name for name in PROXY if not name.startswith("__")} - named == set()
