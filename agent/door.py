@@ -12,7 +12,8 @@ from pathlib import Path
 
 from agent import plugin
 from agent.enrolment import Enrolment, EnrolmentFailed
-from wire.http_unix import HttpError, HttpServer, Request, Response
+from wire.http_messages import HttpError, Request, Response
+from wire.http_server import HttpServer
 
 GRPC_PREFACE = b"PRI "
 _FIRST_BYTES_TIMEOUT_S = 10.0

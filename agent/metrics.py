@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from agent.flow_log import FlowLog
 from agent.status import Diagnostics
 from mesh.proto.agent_pb2 import StatusResponse
-from wire.http_unix import Request, Response
+from wire.http_messages import Request, Response
 from wire.seldom import Seldom
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -46,7 +46,7 @@ from mesh.proto import agent_pb2_grpc, flow_pb2, observer_pb2_grpc, peer_pb2_grp
 from mesh.workload import Address
 from wire.cgroup import cgroup_id
 from wire.grpc_tls import Endpoint
-from wire.http_unix import HttpServer
+from wire.http_server import HttpServer
 from wire.mesh_cache import MeshCache
 from wire.netns import netns_cookie, open_home
 from wire.xds import NodeMetadata, XdsClient

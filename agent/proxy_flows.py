@@ -11,7 +11,8 @@ from pathlib import Path
 from mesh.event_line import EventLine, read_event
 from mesh.flows import ConnectionEvent
 from wire.burst import Burst
-from wire.http_unix import HttpError, open_stream, read_lines
+from wire.http_client import open_stream, read_lines
+from wire.http_messages import HttpError
 
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
 WATCH_S = 0.5

@@ -9,7 +9,7 @@ from typing import Any
 from bench.figures import Figure
 from bench.stage import LoadError, Stage
 from bench.topology import MESH, PODS, PORT, deny_policy
-from wire.http_unix import request
+from wire.http_client import request
 
 _TIMEOUT_S = 20.0
 _SPARE = next(place for place in PODS if place.name == "spare")

@@ -8,7 +8,7 @@ from bench.line_up import workers_of
 from bench.stage import LoadError, Stage, pids_of
 from bench.targets import Judged
 from mesh.proto.control_pb2 import ApplyRequest, ManifestFile, PodReport, ReportPodsRequest, StatusRequest
-from wire.http_unix import request
+from wire.http_client import request
 
 _NODE = "a"
 _POLL_S = 0.005

@@ -19,7 +19,8 @@ from bench.topology import NODES, PODS, SOURCES, Place, manifests
 from lab.layout import Layout, netns_path
 from mesh.proto.control_pb2 import ApplyRequest, DeleteRequest, DescribeRequest, ManifestFile
 from mesh.proto.control_pb2_grpc import ControlStub
-from wire.http_unix import HttpError, request
+from wire.http_client import request
+from wire.http_messages import HttpError
 
 _LOAD, _SERVER, _NAMES = (Path(__file__).with_name(name) for name in ("load.py", "load_server.py", "name_load.py"))
 _NAMESERVER = "10.96.0.10"

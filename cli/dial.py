@@ -16,7 +16,8 @@ from cli.failure import Failure, explained, warn
 from mesh.proto.agent_pb2 import StatusRequest, StatusResponse
 from mesh.proto.agent_pb2_grpc import AgentStub
 from mesh.proto.control_pb2_grpc import ControlStub
-from wire.http_unix import HttpError, request
+from wire.http_client import request
+from wire.http_messages import HttpError
 from wire.places import NodePlaces, Places
 
 TIMEOUT_S = 5.0

@@ -11,7 +11,7 @@ import sys
 from lab.api import Api
 from lab.daemon import Daemon
 from lab.layout import Layout
-from wire.http_unix import HttpServer
+from wire.http_server import HttpServer
 
 
 async def serve(layout: Layout, mesh: bool) -> None:

@@ -7,7 +7,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from wire.http_unix import Handler, HttpError, HttpServer, Request, Response, request
+from wire.http_client import request
+from wire.http_messages import HttpError, Request, Response
+from wire.http_server import Handler, HttpServer
 
 _PORTS = {"/config_dump": 15000, "/metrics": 15020, "/healthz/ready": 15021}
 _TIMEOUT_S = 5.0

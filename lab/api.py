@@ -17,7 +17,8 @@ from lab.node import NodeRun
 from lab.pod import PodState
 from lab.process import LaunchError
 from mesh.proto import control_pb2
-from wire.http_unix import Handler, HttpError, Request, Response
+from wire.http_messages import HttpError, Request, Response
+from wire.http_server import Handler
 
 
 class Api:

@@ -20,7 +20,8 @@ from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.node import program_environment
 from lab.process import popen, spawn
 from mesh.manifests import Node, Problem, parse
-from wire.http_unix import HttpError, request
+from wire.http_client import request
+from wire.http_messages import HttpError
 
 READY_TIMEOUT_S = 120.0
 _DAEMON_TIMEOUT_S = 20.0

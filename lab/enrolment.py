@@ -7,7 +7,8 @@ from typing import Any
 
 from lab.layout import UPLINK, Layout, netns_path
 from lab.wish import PodWish
-from wire.http_unix import HttpError, request
+from wire.http_client import request
+from wire.http_messages import HttpError
 
 _TIMEOUT_S = 15.0
 """An agent that has just started may be compiling its programs; istio-cni gives up after 5 s and is asked again."""

@@ -22,7 +22,8 @@ from lab.steps import to_its_end
 from lab.supervision import Program, ProgramState
 from lab.syscalls import detach, mount
 from wire import keyring
-from wire.http_unix import HttpError, request
+from wire.http_client import request
+from wire.http_messages import HttpError
 from wire.places import NodePlaces
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wire.http_unix import HttpServer, Request, Response
+from wire.http_messages import Request, Response
+from wire.http_server import HttpServer
 
 _MAX_CONNECTIONS = 256
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from lab.launch import Launch
 from lab.process import LaunchError, run_joined
 from mesh.manifests import Probe
-from wire.http_unix import HttpError, request
+from wire.http_client import request
+from wire.http_messages import HttpError
 
 _SLACK_S = 5.0
 

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from wire.http_unix import HttpError, HttpServer, Request, Response
+from wire.http_messages import HttpError, Request, Response
+from wire.http_server import HttpServer
 from wire.seldom import Seldom
 from ztunnel import succession
 from ztunnel.channel import ConnectionRecord, ProfileKind

@@ -17,7 +17,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from wire.http_unix import HttpError, open_stream
+from wire.http_client import open_stream
+from wire.http_messages import HttpError
 
 PATH = "/succeed"
 _TIMEOUT_S = 2.0

@@ -13,7 +13,8 @@ from agent import proxy_flows
 from agent.proxy_flows import ProxyFlows
 from mesh.event_line import EventLine, write_event, write_lost
 from mesh.flows import ConnectionEvent, FlowEndpoint
-from wire.http_unix import HttpError, HttpServer, Request, Response
+from wire.http_messages import HttpError, Request, Response
+from wire.http_server import HttpServer
 
 pytestmark = pytest.mark.unit
 

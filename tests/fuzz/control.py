@@ -37,7 +37,7 @@ from tests.mesh.test_resources import ANN, MANUAL, MESH_DENY, NONE, PORT_LEVEL, 
 from tests.ztunnel.world import Authority
 from wire import xds_response
 from wire.fds import Packet
-from wire.http_unix import HttpError, _content_length, parse_request
+from wire.http_messages import HttpError, content_length, parse_request
 from ztunnel.ca import FetchError, read_chain
 from ztunnel.crl_file import read_lists
 from ztunnel.der import Malformed, certificate_key
@@ -166,7 +166,7 @@ def _http(data: bytes) -> None:
     with suppress(HttpError):
         request = parse_request(data)
         assert request.path.startswith("/") and request.method.isalpha()
-        assert 0 <= _content_length(request.headers, 1 << 20) <= 1 << 20
+        assert 0 <= content_length(request.headers, 1 << 20) <= 1 << 20
 
 
 def _plugin(data: bytes) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 from lab.process import listener_of, popen
 from lab.world import World, eventually
 from tests.lab.puppet import ARGV, Puppet
-from wire import http_unix
 from wire.cgroup import cgroup2_mount
+from wire.http_client import request
 
 NODES = """
 apiVersion: v1
@@ -135,7 +135,7 @@ class Mesh(World):
     def config_dump(self, node: str) -> Any:
         """What a node's proxy knows."""
         target = self.layout.places.node(node).admin_socket
-        return json.loads(asyncio.run(http_unix.request(target, "GET", "/config_dump")).check())
+        return json.loads(asyncio.run(request(target, "GET", "/config_dump")).check())
 
     def admin(self, node: str) -> int:
         """The process that answers on the admin socket of a node's proxy; 0: none does."""
@@ -226,7 +226,7 @@ class Mesh(World):
 
     def metrics(self, node: str) -> str:
         """What a node's proxy shows Prometheus."""
-        reply = asyncio.run(http_unix.request(self.layout.places.node(node).admin_socket, "GET", "/metrics"))
+        reply = asyncio.run(request(self.layout.places.node(node).admin_socket, "GET", "/metrics"))
         return reply.check().decode()
 
     def await_access_log(self, node: str, *words: str) -> str:

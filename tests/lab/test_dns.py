@@ -13,7 +13,7 @@ from lab.layout import netns_path
 from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, pod
 from tests.ztunnel.nameserver import Nameserver, zone
-from wire.http_unix import request
+from wire.http_client import request
 from wire.netns import entered, open_home
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]

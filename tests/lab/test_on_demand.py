@@ -11,7 +11,7 @@ import pytest
 from lab.proxy import ANNOTATION
 from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, NODES, Mesh, pod, service
-from wire import http_unix
+from wire.http_client import request
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(90)]
 
@@ -31,7 +31,7 @@ def mesh() -> Iterator[Mesh]:
 
 def known(mesh: Mesh, kind: str = "workloads") -> set[str]:
     """What the proxy of node a knows."""
-    reply = asyncio.run(http_unix.request(mesh.layout.places.node("a").admin_socket, "GET", "/config_dump"))
+    reply = asyncio.run(request(mesh.layout.places.node("a").admin_socket, "GET", "/config_dump"))
     return {one["name"] for one in json.loads(reply.check())[kind]}
 
 

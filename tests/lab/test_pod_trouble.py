@@ -14,7 +14,7 @@ from lab.world import World, eventually
 from mesh.proto import agent_pb2, agent_pb2_grpc
 from tests.lab.host import BASE, pod
 from tests.lab.test_mesh import NAMESPACE, REFUSED, program
-from wire.http_unix import request
+from wire.http_client import request
 from wire.netns import entered, open_home
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]

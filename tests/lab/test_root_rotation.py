@@ -9,7 +9,7 @@ import pytest
 
 from lab.proxy import ANNOTATION
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh
-from wire import http_unix
+from wire.http_client import request
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -30,7 +30,7 @@ def short_lived() -> str:
 
 def trusted(mesh: Mesh, node: str) -> set[tuple[str, ...]]:
     """What the identities of a node's proxy trust: the roots' serial numbers."""
-    reply = asyncio.run(http_unix.request(mesh.layout.places.node(node).admin_socket, "GET", "/config_dump"))
+    reply = asyncio.run(request(mesh.layout.places.node(node).admin_socket, "GET", "/config_dump"))
     certificates = json.loads(reply.check())["certificates"]
     assert certificates and all(one["state"] == "Available" for one in certificates)
     return {tuple(root["serialNumber"] for root in one["rootCerts"]) for one in certificates}

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from wire.http_unix import request
+from wire.http_client import request
 from ztunnel.admin import Admin, Proxy
 from ztunnel.succession import succeed
 

@@ -26,7 +26,7 @@ from mesh.resources import ADDRESS_TYPE, encode_service, encode_workload
 from mesh.workload import Service, TunnelProtocol, Workload
 from wire import keyring
 from wire.fds import PacketStream
-from wire.http_unix import open_stream, read_lines, request
+from wire.http_client import open_stream, read_lines, request
 from wire.netns import entered, open_home
 
 pytestmark = pytest.mark.kernel

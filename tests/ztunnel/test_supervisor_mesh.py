@@ -13,7 +13,7 @@ from mesh.proto.zds_pb2 import SnapshotSent, WorkloadRequest
 from mesh.resources import ADDRESS_TYPE, encode_workload
 from tests.ztunnel import test_supervisor
 from tests.ztunnel.test_supervisor import WEB, Control, Node, until_closed
-from wire.http_unix import open_stream, read_lines, request
+from wire.http_client import open_stream, read_lines, request
 
 pytestmark = pytest.mark.kernel
 

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server and client for admin endpoints, over unix and TCP sockets. Everything is bounded in size and time.
+"""A small HTTP/1.1 server for admin endpoints, over unix and TCP sockets. Everything is bounded in size and time.
 
 For a handful of readers (operators' tools, the agent, Prometheus, kubelet), whom others that reach the same port cannot keep
 out: no TLS, no uploads, no chunked requests. A response body may be a stream without end: it is sent in chunks, and its source
@@ -7,22 +7,28 @@ is closed as soon as the reader goes away.
 
 import asyncio
 import gzip
-import json
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+
+from wire.http_messages import (
+    MAX_BODY_BYTES,
+    MAX_HEAD_BYTES,
+    HttpError,
+    Request,
+    Response,
+    Target,
+    content_length,
+    parse_request,
+    takes_gzip,
+)
 
 _PACK_ABOVE_BYTES, _PACK_LEVEL = 1024, 1
-MAX_HEAD_BYTES = 16 << 10
-MAX_BODY_BYTES = 1 << 20
-MAX_REPLY_BYTES = 256 << 20
-"""A config dump of a large mesh is tens of megabytes."""
 HEAD_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 30.0
@@ -32,101 +38,7 @@ _MAX_UNREAD = 16
 """Answers whose readers take their time."""
 
 _log = logging.getLogger(__name__)
-Target = Path | tuple[str, int]
-"""A unix socket's path, or host and port."""
-
-
-class HttpError(Exception):
-    """An answer other than success, for a handler to raise or a client to meet."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"HTTP {status}: {reason}")
-        self.status = status
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request as handlers see it; header names in lower case, the last of several values wins."""
-
-    method: str
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What a handler answers; `stream` instead of `body` for a body without known end."""
-
-    status: int = 200
-    body: bytes = b""
-    content_type: str = "text/plain; charset=utf-8"
-    stream: AsyncGenerator[bytes, None] | None = None
-
-    @classmethod
-    def json(cls, value: object, status: int = 200) -> "Response":
-        """A JSON document."""
-        return cls(status, json.dumps(value).encode() + b"\n", "application/json")
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a server answered to a client."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def check(self) -> bytes:
-        """The body of a success. Raises: HttpError with the server's words otherwise."""
-        if self.status // 100 != 2:
-            raise HttpError(self.status, self.body.decode(errors="replace").strip())
-        return self.body
-
-
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-def parse_request(head: bytes) -> Request:
-    """Read a request head, up to and with its empty line.
-
-    Raises: HttpError 400 for what is no HTTP/1.1 request, 501 for a chunked one.
-    """
-    try:
-        line, *fields = head.decode("ascii").removesuffix("\r\n\r\n").split("\r\n")
-        method, target, version = line.split(" ")
-        url = urlsplit(target)
-        headers = _parse_fields(fields)
-    except ValueError as error:
-        raise HttpError(400, f"not a request: {error}") from error
-    if version not in ("HTTP/1.1", "HTTP/1.0") or not method.isalpha() or not url.path.startswith("/"):
-        raise HttpError(400, f"not a request: {line[:100]!r}")
-    if "transfer-encoding" in headers:
-        raise HttpError(501, "chunked requests are not served: send a content-length")
-    if version == "HTTP/1.0":
-        headers.setdefault("connection", "close")
-    return Request(method, url.path, dict(parse_qsl(url.query, keep_blank_values=True)), headers)
-
-
-def _parse_fields(lines: list[str]) -> dict[str, str]:
-    headers = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():
-            raise ValueError(f"bad header {line[:100]!r}")
-        headers[name.lower()] = value.strip()
-    return headers
-
-
-def _content_length(headers: Mapping[str, str], limit: int) -> int:
-    text = headers.get("content-length", "0")
-    if not (text.isascii() and text.isdigit()):
-        raise HttpError(400, f"bad content-length {text[:40]!r}")
-    if len(text) > 12 or int(text) > limit:
-        raise HttpError(413, f"body of {text[:40]} bytes: at most {limit} are taken")
-    return int(text)
 
 
 class HttpServer:
@@ -205,7 +117,7 @@ class HttpServer:
             await _send_stream(reader, writer, response, response.stream)
             return False
         close = request.headers.get("connection", "").lower() == "close"
-        packed = len(response.body) >= _PACK_ABOVE_BYTES and _takes_gzip(request.headers.get("accept-encoding", ""))
+        packed = len(response.body) >= _PACK_ABOVE_BYTES and takes_gzip(request.headers.get("accept-encoding", ""))
         if packed:
             response = await asyncio.to_thread(_pack, response)
         if len(self._reading) >= _MAX_UNREAD:
@@ -281,7 +193,7 @@ async def _read_request(reader: asyncio.StreamReader, first: bytes, max_body_byt
     except asyncio.LimitOverrunError as error:
         raise HttpError(431, f"request head beyond {MAX_HEAD_BYTES} bytes") from error
     request = parse_request(head)
-    length = _content_length(request.headers, max_body_bytes)
+    length = content_length(request.headers, max_body_bytes)
     async with asyncio.timeout(HEAD_TIMEOUT_S):
         body = await reader.readexactly(length)
     return Request(request.method, request.path, request.query, request.headers, body)
@@ -300,15 +212,6 @@ async def _discard(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 def _head(response: Response, framing: str) -> bytes:
     reason = HTTPStatus(response.status).phrase
     return f"HTTP/1.1 {response.status} {reason}\r\ncontent-type: {response.content_type}\r\n{framing}\r\n".encode()
-
-
-def _takes_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding has gzip, and not with a quality of nothing (RFC 9110 section 12.5.3)."""
-    for one in accepted.lower().split(","):
-        name, _, quality = one.replace(" ", "").partition(";q=")
-        if name == "gzip":
-            return quality.strip("0.") != "" or not quality
-    return False
 
 
 def _pack(response: Response) -> Response:
@@ -349,95 +252,3 @@ async def _send_stream(
         watching = group.create_task(until_gone())
         await asyncio.wait([copying])
         watching.cancel()
-
-
-async def request(
-    target: Target, method: str, path: str, body: bytes = b"", timeout_s: float = 10.0, max_bytes: int = MAX_REPLY_BYTES
-) -> Reply:
-    """Send one request and read the whole reply.
-
-    Raises: OSError when nobody listens; TimeoutError; HttpError 502 for a reply that is no HTTP or beyond `max_bytes`.
-    """
-    async with asyncio.timeout(timeout_s), open_stream(target, method, path, body) as (status, headers, pieces):
-        whole = bytearray()
-        async for piece in pieces:
-            whole += piece
-            if len(whole) > max_bytes:
-                raise HttpError(502, f"{path}: reply beyond {max_bytes} bytes")
-        return Reply(status, headers, bytes(whole))
-
-
-@asynccontextmanager
-async def open_stream(
-    target: Target, method: str, path: str, body: bytes = b"", timeout_s: float = 10.0
-) -> AsyncIterator[tuple[int, Mapping[str, str], AsyncIterator[bytes]]]:
-    """Send one request; give status, headers and the body in pieces as they come, for as long as the server goes on.
-
-    `timeout_s` bounds the time until the head of the reply. Raises: as `request`.
-    """
-    async with asyncio.timeout(timeout_s):
-        reader, writer = await _connect(target)
-    try:
-        async with asyncio.timeout(timeout_s):
-            writer.write(
-                f"{method} {path} HTTP/1.1\r\nhost: weft\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
-            await writer.drain()
-            status, headers = await _read_reply_head(reader)
-        async with aclosing(_pieces(reader, headers)) as pieces:
-            yield status, headers, pieces
-    finally:
-        writer.transport.abort()  # not close: that would wait for a server that does not read
-        with suppress(OSError):
-            await writer.wait_closed()
-
-
-async def read_lines(pieces: AsyncIterator[bytes], max_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
-    """Cut a stream at its line ends. Raises: HttpError 502 for a line beyond `max_bytes`."""
-    rest = b""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            yield line
-        if len(rest) > max_bytes:
-            raise HttpError(502, f"line beyond {max_bytes} bytes")
-    if rest:
-        yield rest
-
-
-async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    if isinstance(target, Path):
-        return await asyncio.open_unix_connection(str(target))
-    return await asyncio.open_connection(*target)
-
-
-async def _read_reply_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        line, *fields = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
-        version, status = line.split(" ")[:2]
-        if not version.startswith("HTTP/1."):
-            raise ValueError(f"not a reply: {line[:100]!r}")
-        return int(status), _parse_fields(fields)
-    except (ValueError, EOFError, asyncio.LimitOverrunError) as error:
-        raise HttpError(502, f"no HTTP reply: {error}") from error
-
-
-async def _pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
-    try:
-        if headers.get("transfer-encoding") == "chunked":
-            while size := int((await reader.readline()).split(b";")[0], 16):
-                if size > MAX_REPLY_BYTES:
-                    raise HttpError(502, f"chunk of {size} bytes")
-                yield await reader.readexactly(size)
-                await reader.readexactly(2)
-            return
-        left = int(headers.get("content-length", MAX_REPLY_BYTES))
-        while left > 0 and (piece := await reader.read(min(left, 64 << 10))):
-            left -= len(piece)
-            yield piece
-        if left > 0 and "content-length" in headers:
-            raise EOFError(f"{left} bytes are missing")
-    except (ValueError, EOFError) as error:
-        raise HttpError(502, f"reply broke off: {error}") from error

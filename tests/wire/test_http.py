@@ -17,7 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import http_unix as http
+from wire import http_server
+from wire.http_client import open_stream, read_lines, request
+from wire.http_messages import MAX_BODY_BYTES, MAX_HEAD_BYTES, HttpError, Request, Response, Target, parse_request
+from wire.http_server import HttpServer
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +30,7 @@ class World:
 
     def __init__(self) -> None:
         self.stream_closed = asyncio.Event()
-        self.server = http.HttpServer(
+        self.server = HttpServer(
             {
                 "GET /hello": self.hello,
                 "POST /echo": self.echo,
@@ -38,19 +41,19 @@ class World:
             max_connections=3,
         )
 
-    async def hello(self, request: http.Request) -> http.Response:
-        return http.Response.json({"name": request.query.get("name", "")})
+    async def hello(self, request: Request) -> Response:
+        return Response.json({"name": request.query.get("name", "")})
 
-    async def echo(self, request: http.Request) -> http.Response:
-        return http.Response(200, request.body)
+    async def echo(self, request: Request) -> Response:
+        return Response(200, request.body)
 
-    async def fail(self, _: http.Request) -> http.Response:
+    async def fail(self, _: Request) -> Response:
         raise RuntimeError("a secret detail")
 
-    async def refuse(self, _: http.Request) -> http.Response:
-        raise http.HttpError(409, "pod demo/web: already there")
+    async def refuse(self, _: Request) -> Response:
+        raise HttpError(409, "pod demo/web: already there")
 
-    async def count(self, _: http.Request) -> http.Response:
+    async def count(self, _: Request) -> Response:
         async def numbers() -> AsyncGenerator[bytes, None]:
             try:
                 for number in range(10**9):
@@ -59,7 +62,7 @@ class World:
             finally:
                 self.stream_closed.set()
 
-        return http.Response(200, stream=numbers())
+        return Response(200, stream=numbers())
 
 
 def with_server(tmp_path: Path, scenario: Callable[[World, Path], Awaitable[None]]) -> None:
@@ -81,21 +84,21 @@ def with_server(tmp_path: Path, scenario: Callable[[World, Path], Awaitable[None
 
 def test_requests_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World, path: Path) -> None:
-        assert (await http.request(path, "GET", "/hello?name=a%20b")).check() == b'{"name": "a b"}\n'
-        assert (await http.request(path, "POST", "/echo", b"x" * 1_000_000)).body == b"x" * 1_000_000
+        assert (await request(path, "GET", "/hello?name=a%20b")).check() == b'{"name": "a b"}\n'
+        assert (await request(path, "POST", "/echo", b"x" * 1_000_000)).body == b"x" * 1_000_000
         port = await world.server.listen_tcp("127.0.0.1", 0)
-        assert (await http.request(("127.0.0.1", port), "POST", "/echo", b"tcp")).body == b"tcp"
+        assert (await request(("127.0.0.1", port), "POST", "/echo", b"tcp")).body == b"tcp"
         for method, target, status, words in [
             ("GET", "/nowhere", 404, "/nowhere: not here"),
             ("GET", "/echo", 405, "/echo: use POST"),
             ("GET", "/refuse", 409, "pod demo/web: already there"),
             ("GET", "/fail", 500, "internal error: see the log"),
         ]:
-            with pytest.raises(http.HttpError) as refusal:
-                (await http.request(path, method, target)).check()
+            with pytest.raises(HttpError) as refusal:
+                (await request(path, method, target)).check()
             assert (refusal.value.status, refusal.value.reason) == (status, words)
-        with pytest.raises(http.HttpError, match=r"413.*at most"):
-            (await http.request(path, "POST", "/echo", b"x" * (http.MAX_BODY_BYTES + 1))).check()
+        with pytest.raises(HttpError, match=r"413.*at most"):
+            (await request(path, "POST", "/echo", b"x" * (MAX_BODY_BYTES + 1))).check()
         assert os.stat(path).st_mode & 0o777 == 0o600
 
     with_server(tmp_path, scenario)
@@ -111,7 +114,7 @@ def test_requests_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         (b"POST /echo HTTP/1.1\r\ncontent-length: -1\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n\r\n", 413),
         (b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", 501),
-        (b"GET /hello HTTP/1.1\r\nx: " + b"y" * http.MAX_HEAD_BYTES + b"\r\n\r\n", 431),
+        (b"GET /hello HTTP/1.1\r\nx: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n", 431),
     ],
 )
 def test_what_is_no_good_request_is_answered_and_closed(tmp_path: Path, sent: bytes, status: int) -> None:
@@ -133,7 +136,7 @@ def test_a_connection_serves_several_requests_and_gives_way_when_it_says_no_more
                 writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
                 assert (await reader.readuntil(b'""}\n')).startswith(b"HTTP/1.1 200 OK")
         peers[0][1].write(b"GET /he")  # the beginning of a request is none
-        assert (await http.request(path, "GET", "/hello")).status == 200
+        assert (await request(path, "GET", "/hello")).status == 200
         assert await peers[0][0].read() == b"", "who waited longest was cut"
         for reader, writer in peers[1:]:
             writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
@@ -147,17 +150,17 @@ def test_only_so_many_connections_are_served(tmp_path: Path) -> None:
     async def scenario(world: World, path: Path) -> None:
         async with AsyncExitStack() as stack:
             for _ in range(3):
-                _, _, pieces = await stack.enter_async_context(http.open_stream(path, "GET", "/count"))
+                _, _, pieces = await stack.enter_async_context(open_stream(path, "GET", "/count"))
                 await anext(pieces)
-            assert (await http.request(path, "GET", "/hello")).status == 503
+            assert (await request(path, "GET", "/hello")).status == 503
         async with asyncio.timeout(5):
-            while (await http.request(path, "GET", "/hello")).status == 503:
+            while (await request(path, "GET", "/hello")).status == 503:
                 pass
 
     with_server(tmp_path, scenario)
 
 
-LARGE = b"x" * http.MAX_BODY_BYTES
+LARGE = b"x" * MAX_BODY_BYTES
 
 
 async def deaf(path: Path, body: bytes = LARGE) -> socket.socket:
@@ -187,7 +190,7 @@ def hung_up(sock: socket.socket) -> bool:
 @pytest.mark.parametrize("asks_more", [False, True])
 def test_who_does_not_read_an_answer_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks_more: bool) -> None:
     for name in ("WRITE_TIMEOUT_S", "IDLE_TIMEOUT_S"):
-        monkeypatch.setattr(http, name, 0.1)
+        monkeypatch.setattr(http_server, name, 0.1)
 
     async def scenario(_: World, path: Path) -> None:
         for body in (LARGE, LARGE[:280_000]):  # more, and a little more than the kernel takes
@@ -204,7 +207,7 @@ def test_who_does_not_read_keeps_nobody_out(tmp_path: Path) -> None:
     async def scenario(_: World, path: Path) -> None:
         with ExitStack() as stack:
             peers = [stack.enter_context(await deaf(path)) for _ in range(3)]
-            assert (await http.request(path, "GET", "/hello")).status == 200
+            assert (await request(path, "GET", "/hello")).status == 200
             assert await rest(peers[0]) < len(LARGE), "who was waited for longest was cut"
 
     with_server(tmp_path, scenario)
@@ -216,7 +219,7 @@ def test_who_is_refused_and_stays_keeps_nobody_out(tmp_path: Path) -> None:
         for reader, writer in peers:
             writer.write(b"no request\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
-        assert (await http.request(path, "GET", "/hello")).status == 200
+        assert (await request(path, "GET", "/hello")).status == 200
         for _, writer in peers:
             writer.close()
 
@@ -225,11 +228,11 @@ def test_who_is_refused_and_stays_keeps_nobody_out(tmp_path: Path) -> None:
 
 def test_a_server_that_takes_no_bodies_holds_none(tmp_path: Path) -> None:
     async def scenario(world: World, _: Path) -> None:
-        server, path = http.HttpServer({"GET /hello": world.hello}, max_body_bytes=0), tmp_path / "open.sock"
+        server, path = HttpServer({"GET /hello": world.hello}, max_body_bytes=0), tmp_path / "open.sock"
         await server.listen_unix(path)
-        assert (await http.request(path, "GET", "/hello")).status == 200
-        with pytest.raises(http.HttpError, match=r"413.*at most 0"):
-            (await http.request(path, "GET", "/hello", b"x")).check()
+        assert (await request(path, "GET", "/hello")).status == 200
+        with pytest.raises(HttpError, match=r"413.*at most 0"):
+            (await request(path, "GET", "/hello", b"x")).check()
         await server.close()
 
     with_server(tmp_path, scenario)
@@ -237,7 +240,7 @@ def test_a_server_that_takes_no_bodies_holds_none(tmp_path: Path) -> None:
 
 def test_answers_that_nobody_reads_are_few(tmp_path: Path) -> None:
     async def scenario(world: World, _: Path) -> None:
-        server, path = http.HttpServer({"POST /echo": world.echo}), tmp_path / "open.sock"
+        server, path = HttpServer({"POST /echo": world.echo}), tmp_path / "open.sock"
         await server.listen_unix(path)
         with ExitStack() as stack:
             peers = [stack.enter_context(await deaf(path)) for _ in range(20)]
@@ -263,9 +266,9 @@ def test_who_asks_no_more_reads_all_of_the_answer(tmp_path: Path) -> None:
 
 def test_a_stream_ends_with_its_reader(tmp_path: Path) -> None:
     async def scenario(world: World, path: Path) -> None:
-        async with http.open_stream(path, "GET", "/count") as (status, _, pieces):
+        async with open_stream(path, "GET", "/count") as (status, _, pieces):
             assert status == 200
-            lines = http.read_lines(pieces)
+            lines = read_lines(pieces)
             assert [await anext(lines) for _ in range(3)] == [b"0", b"1", b"2"]
         await world.stream_closed.wait()
 
@@ -274,10 +277,10 @@ def test_a_stream_ends_with_its_reader(tmp_path: Path) -> None:
 
 def test_close_ends_streams(tmp_path: Path) -> None:
     async def scenario(world: World, path: Path) -> None:
-        async with http.open_stream(path, "GET", "/count") as (_, _, pieces):
+        async with open_stream(path, "GET", "/count") as (_, _, pieces):
             await anext(pieces)
             await world.server.close()
-            with pytest.raises((http.HttpError, ConnectionError)):
+            with pytest.raises((HttpError, ConnectionError)):
                 async for _ in pieces:
                     pass
         assert world.stream_closed.is_set()
@@ -290,18 +293,18 @@ def test_a_server_serves_until_it_is_cancelled(tmp_path: Path, unix: bool) -> No
     async def scenario() -> None:
         world = World()
         with socket.create_server(("127.0.0.1", 0)) as free:
-            target: http.Target = tmp_path / "serve.sock" if unix else ("127.0.0.1", free.getsockname()[1])
+            target: Target = tmp_path / "serve.sock" if unix else ("127.0.0.1", free.getsockname()[1])
         serving = asyncio.ensure_future(world.server.serve(target))
 
         async def answers() -> bool:
             try:
-                return (await http.request(target, "GET", "/hello")).status == 200
+                return (await request(target, "GET", "/hello")).status == 200
             except OSError:
                 return False
 
         while not await answers():  # noqa: ASYNC110  the server begins meanwhile
             await asyncio.sleep(0)
-        async with http.open_stream(target, "GET", "/count") as (_, _, pieces):
+        async with open_stream(target, "GET", "/count") as (_, _, pieces):
             await anext(pieces)
             serving.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -331,8 +334,8 @@ def test_curl_understands_it(tmp_path: Path) -> None:
 def test_any_head_is_read_or_refused(head: bytes) -> None:
     for text in (head, b"GET /" + head + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + head + b"\r\n\r\n"):
         try:
-            assert http.parse_request(text).path.startswith("/")
-        except http.HttpError as error:
+            assert parse_request(text).path.startswith("/")
+        except HttpError as error:
             assert error.status in (400, 501)
 
 
@@ -344,10 +347,10 @@ def test_a_long_body_is_packed_for_who_takes_it(tmp_path: Path, accepted: str, p
     body = b"istio_tcp_connections_opened_total 1\n" * 100
 
     async def scenario() -> None:
-        async def answer(_: http.Request) -> http.Response:
-            return http.Response(200, body)
+        async def answer(_: Request) -> Response:
+            return Response(200, body)
 
-        server = http.HttpServer({"GET /metrics": answer})
+        server = HttpServer({"GET /metrics": answer})
         await server.listen_unix(tmp_path / "s")
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
         head = f"GET /metrics HTTP/1.1\r\naccept-encoding: {accepted}\r\nconnection: close\r\n\r\n"
