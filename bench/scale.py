@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mesh.identity import Identity
-from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch
+from mesh.matching import Connection
+from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.workload import Address
 
 NAMESPACES, PODS_EACH, SERVICES_EACH, POLICIES_EACH = 100, 100, 10, 100

@@ -14,7 +14,8 @@ from sys import intern
 from typing import NamedTuple
 
 from mesh.groups import Groups, PairGroups
-from mesh.policy import Policy, PolicyGroup, PolicySet, Scope
+from mesh.policy import Policy, Scope
+from mesh.policy_set import PolicyGroup, PolicySet
 from mesh.workload import Address, NamespacedHostname, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
 
 _Question = tuple[str, tuple[str, ...]]

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from mesh.identity import Identity
-from mesh.policy import Connection
+from mesh.matching import Connection
 from mesh.workload import Address, Workload
 from ztunnel.baggage import Described
 from ztunnel.channel import ConnectionRecord, Flag

@@ -8,7 +8,9 @@ from copy import copy
 from typing import Protocol
 
 from mesh.inventory import PolicyStore
-from mesh.policy import Connection, Policy, Verdict, evaluate, policy_matches
+from mesh.matching import Connection, policy_matches
+from mesh.policy import Policy
+from mesh.policy_set import Verdict, evaluate
 from mesh.workload import Address, Workload
 from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, Progress
 from ztunnel.log_lines import RBAC

@@ -10,7 +10,7 @@ from bench.scale import objects, policies, reports, stranger
 from bench.topology import NODES, crowd
 from mesh.inventory import PolicyStore
 from mesh.manifests import Pod, parse
-from mesh.policy import evaluate
+from mesh.policy_set import evaluate
 from mesh.workload import Workload
 
 pytestmark = pytest.mark.unit

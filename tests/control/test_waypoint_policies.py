@@ -10,7 +10,8 @@ from control.workloads import MeshNames
 from mesh.identity import Identity
 from mesh.inventory import PolicyStore
 from mesh.manifests import parse
-from mesh.policy import Connection, evaluate
+from mesh.matching import Connection
+from mesh.policy_set import evaluate
 from mesh.resources import decode_authorization, encode_policy
 from mesh.workload import Workload
 from tests.control.told import running

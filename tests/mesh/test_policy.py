@@ -10,22 +10,9 @@ from hypothesis import strategies as st
 
 from mesh.identity import Identity
 from mesh.inventory import PolicyStore
-from mesh.policy import (
-    Action,
-    Connection,
-    Match,
-    Policy,
-    PolicyGroup,
-    PolicySet,
-    Rule,
-    Scope,
-    ServiceAccountMatch,
-    StringMatch,
-    Verdict,
-    _peer_of,
-    evaluate,
-    policy_matches,
-)
+from mesh.matching import Connection, policy_matches
+from mesh.policy import Action, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, _peer_of
+from mesh.policy_set import PolicyGroup, PolicySet, Verdict, evaluate
 from mesh.workload import Workload
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.identity import Identity
-from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch, policy_matches
+from mesh.matching import Connection, policy_matches
+from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.trust_domains import TrustDomains, read_aliases
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,8 @@ import pytest
 
 from mesh.identity import Identity
 from mesh.inventory import PolicyStore
-from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch
+from mesh.matching import Connection
+from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.workload import Workload
 from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
 from ztunnel.ledger import Ledger, Tracked

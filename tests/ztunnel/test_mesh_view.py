@@ -10,7 +10,9 @@ import pytest
 from mesh.delta import Resource
 from mesh.identity import Identity
 from mesh.local_mesh import LocalMesh
-from mesh.policy import Action, Connection, Match, Policy, Scope, StringMatch, evaluate
+from mesh.matching import Connection
+from mesh.policy import Action, Match, Policy, Scope, StringMatch
+from mesh.policy_set import evaluate
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
 from mesh.trust_domains import TrustDomains
 from mesh.workload import Service, TunnelProtocol, Workload
