@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from lab.world import eventually
 from tests.disk import fill, small_disk
+from tests.lab.world import eventually
 
 pytestmark = pytest.mark.kernel
 

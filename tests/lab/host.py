@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lab.world import World
+from tests.lab.world import World
 from wire import keyring
 from wire.cgroup import cgroup2_mount
 

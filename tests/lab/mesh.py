@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from lab.process import listener_of, popen
-from lab.world import World, eventually
 from tests.lab.puppet import ARGV, Puppet
+from tests.lab.world import World, eventually
 from wire.cgroup import cgroup2_mount
 from wire.http_client import request
 

@@ -8,9 +8,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from lab.process import popen
-from lab.world import World
 from tests.lab.mesh import OPTIONS
 from tests.lab.puppet import Puppet
+from tests.lab.world import World
 from tests.ztunnel.world import Authority
 
 H2 = ["h2"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.world import eventually
+from tests.lab.world import eventually
 
 PROGRAM = Path(__file__).with_name("inside.py").read_text()
 ARGV = ("python3", "-u", "-c", PROGRAM)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab.world import eventually
 from mesh.identity import Identity
 from tests.lab.mesh import ECHO_PORT, Mesh, pod
+from tests.lab.world import eventually
 from wire import keyring
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]

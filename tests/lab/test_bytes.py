@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.memory import Memory
 from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.puppet import Listener, Puppet, Wire
+from tests.lab.world import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 

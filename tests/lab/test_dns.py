@@ -10,8 +10,8 @@ import dns.rcode
 import pytest
 
 from lab.layout import netns_path
-from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, pod
+from tests.lab.world import eventually
 from tests.ztunnel.nameserver import Nameserver, zone
 from wire.http_client import request
 from wire.netns import entered, open_home

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lab.capture import Capture
-from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.puppet import Wire
+from tests.lab.world import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.attacks import CROWDS, TAKEN, Crowd, attacks, goaway_code
 from tests.lab.memory import Memory
 from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.papers import data, text
 from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, TOPOLOGY, Victim
+from tests.lab.world import eventually
 from tests.ztunnel.test_http2 import hostile
 from ztunnel.frames import CLIENT_OPENING, PING, Code, frame
 

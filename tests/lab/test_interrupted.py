@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lab.client import Lab
-from lab.world import eventually, unique_layout
+from tests.lab.world import eventually, unique_layout
 
 pytestmark = pytest.mark.lab
 

@@ -11,8 +11,8 @@ import pytest
 from lab import netns, teardown
 from lab.client import Lab, LabError, ManifestError
 from lab.layout import Layout
-from lab.world import World, eventually, unique_layout
 from tests.lab.host import BASE, daemon_pid, deployment, host_network, leftovers, pod, processes, runs
+from tests.lab.world import World, eventually, unique_layout
 from wire import keyring
 from wire.places import Places
 

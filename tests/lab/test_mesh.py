@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.world import World, eventually
 from tests.lab.host import BASE, host_network, leftovers, pod, processes, runs
+from tests.lab.world import World, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 

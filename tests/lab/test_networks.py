@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh
+from tests.lab.world import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 

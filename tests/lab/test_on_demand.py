@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from lab.proxy import ANNOTATION
-from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, NODES, Mesh, pod, service
+from tests.lab.world import eventually
 from wire.http_client import request
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(90)]

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from lab.world import World, eventually
 from mesh.proto import agent_pb2, agent_pb2_grpc
 from tests.lab.host import BASE, pod
 from tests.lab.test_mesh import NAMESPACE, REFUSED, program
+from tests.lab.world import World, eventually
 from wire.http_client import request
 from wire.netns import entered, open_home
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, authentication, pod
 from tests.lab.puppet import Puppet, Wire
+from tests.lab.world import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 

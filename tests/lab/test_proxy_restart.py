@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, NODES, Mesh, pod
+from tests.lab.world import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 

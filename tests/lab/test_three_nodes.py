@@ -9,8 +9,8 @@ from itertools import product
 import pytest
 
 from lab.layout import SOURCE_ROOT
-from lab.world import World
 from tests.lab.mesh import Mesh
+from tests.lab.world import World
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
 

@@ -14,7 +14,7 @@ import pytest
 from lab import netns
 from lab.client import LabError
 from lab.layout import SOURCE_ROOT
-from lab.world import World
+from tests.lab.world import World
 
 pytestmark = pytest.mark.lab
 

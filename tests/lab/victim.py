@@ -3,12 +3,12 @@
 from typing import Any
 
 from lab.process import popen
-from lab.world import eventually
 from tests.lab import puppet
 from tests.lab.attacks import Attack, connect, goaway_code
 from tests.lab.mesh import ECHO_PORT, NODES, OPTIONS, Mesh, authentication, pod
 from tests.lab.papers import LabAuthority, attacker_in, data, papers, text
 from tests.lab.puppet import Puppet
+from tests.lab.world import eventually
 from ztunnel.frames import CLIENT_OPENING
 
 HBONE, DEAF_PORT, ATTACKED_PORT = 15008, 7001, 7002

@@ -8,8 +8,8 @@ import subprocess
 from typing import Any
 
 from lab.proxy import ANNOTATION
-from lab.world import eventually
 from tests.lab.mesh import ECHO_PORT, Mesh, authentication, pod, service
+from tests.lab.world import eventually
 
 __all__ = [
     "CROSSINGS",

@@ -15,8 +15,8 @@ from lab.layout import SOURCE_ROOT, netns_path
 from lab.node import control_authority, program_environment
 from lab.process import popen
 from lab.proxy import Surroundings
-from lab.world import eventually
 from tests.lab.mesh import Mesh
+from tests.lab.world import eventually
 
 _QUIET: dict[str, Any] = {"stdin": subprocess.DEVNULL}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.puppet import Wire
+from tests.lab.world import eventually
 from tests.peer.cross import DRAIN_S, ECHO_PORT, VERSIONS, CrossMesh
 from tests.peer.successor import Successor
 

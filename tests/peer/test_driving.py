@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.mesh import pod
+from tests.lab.world import eventually
 from tests.peer.cross import CROSSINGS, ECHO_PORT, CrossMesh, authentication
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(90)]

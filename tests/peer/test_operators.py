@@ -8,8 +8,8 @@ import dns.message
 import dns.rcode
 import pytest
 
-from lab.world import eventually
 from tests.lab.test_dns import CLIENT
+from tests.lab.world import eventually
 from tests.peer.cross import ECHO_PORT, CrossMesh, authorization
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.puppet import Wire
+from tests.lab.world import eventually
 from tests.peer.cross import CROSSINGS, ECHO_PORT, OTHER_PORT, VERSIONS, CrossMesh, authentication, authorization
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]

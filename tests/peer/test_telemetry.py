@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.mesh import pod, service
+from tests.lab.world import eventually
 from tests.peer.cross import ECHO_PORT, CrossMesh
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from lab.world import eventually
+from tests.lab.world import eventually
 from tests.peer.cross import ECHO_PORT, OTHER_PORT, VERSIONS, CrossMesh, authentication, authorization
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.world import eventually
 from tests.lab.mesh import pod
+from tests.lab.world import eventually
 from tests.peer.cross import CROSSINGS, ECHO_PORT, CrossMesh
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(90)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.world import eventually
+from tests.lab.world import eventually
 from wire import keyring
 
 pytestmark = pytest.mark.kernel

@@ -1,4 +1,4 @@
-"""Throw-away labs for tests and benchmarks: inline manifests in, a running lab out, nothing left behind.
+"""Throw-away labs for tests: inline manifests in, a running lab out, nothing left behind.
 
     with World(MANIFESTS) as world:
         done = world.run("shop/client", "curl", "-s", "http://web/")
