@@ -240,13 +240,16 @@ class Outbound(Tracked):
         way = self.pod.ways.find(self._request)
         if self._dial is None or (isinstance(way, Way) and way.route.workload is None):
             return
-        self._dial.cancel()
-        self._dial_over()
+        self._give_up_dial(self._dial)
         if isinstance(way, Refused):
             self._name(way)
             self.ended(way.flag, way.reason)
         else:
             self._try(way)
+
+    def _give_up_dial(self, dial: Dial) -> None:
+        dial.cancel()
+        self._dial_over()
 
     def _dial_over(self) -> None:
         self._dial = None
@@ -342,8 +345,7 @@ class Outbound(Tracked):
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""
         if self._dial is not None:
-            self._dial.cancel()
-            self._dial_over()
+            self._give_up_dial(self._dial)
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.end()

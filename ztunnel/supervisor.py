@@ -18,7 +18,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.resources import ADDRESS_TYPE
@@ -30,7 +29,7 @@ from wire.xds import NodeMetadata, XdsClient
 from ztunnel import config_dump, dashboard
 from ztunnel.access_log import Level
 from ztunnel.admin import Admin
-from ztunnel.ca import CertificateClient
+from ztunnel.certificate_source import certificate_source, sealing_token
 from ztunnel.channel import (
     Answered,
     Configure,
@@ -46,11 +45,10 @@ from ztunnel.channel import (
 from ztunnel.config import Config
 from ztunnel.control_plane import read_local_file
 from ztunnel.crl_file import CrlFile
-from ztunnel.delegated_identity import DelegatedIdentities
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.front import Front
 from ztunnel.gaps import Gaps
-from ztunnel.issuer import CertificateMessage, Fetcher, Issuer
+from ztunnel.issuer import CertificateMessage, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
@@ -64,7 +62,6 @@ from ztunnel.residents import Residents
 from ztunnel.shown_config import dump_config
 from ztunnel.telemetry import Telemetry
 from ztunnel.workers import Statement
-from ztunnel.workload_api import WorkloadApi
 from ztunnel.zds import PodInfo, StartError, ZdsProtocolError
 
 if TYPE_CHECKING:
@@ -94,8 +91,8 @@ class Supervisor:
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
         self._gaps = Gaps(self.view, self.pods.infos, config.network)
-        self._ca = _certificate_source(config)
-        keys = KeyStore(config.installation, config.node, _sealing_token(config))
+        self._ca = certificate_source(config)
+        keys = KeyStore(config.installation, config.node, sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self._tell_certificate)
         self._output = LineOutput(sys.stdout.fileno())
         self.flows = FlowFeed(time.monotonic)
@@ -367,27 +364,6 @@ class Supervisor:
             _log.warning("second signal: ending at once")
             os._exit(128 + number)  # the workers follow when their channel closes
         self._end.set()
-
-
-def _sealing_token(config: Config) -> Path | None:
-    """What keys are kept under for a successor; none where an agent on the node has them at once, and as they are by then.
-
-    Made-up ones are nobody's to go on with.
-    """
-    elsewhere = config.spire_admin or config.spiffe_endpoint or config.fake_ca
-    return config.ca.token if isinstance(config.ca.token, Path) and not elsewhere else None
-
-
-def _certificate_source(config: Config) -> Fetcher:
-    if config.spire_admin:
-        return DelegatedIdentities(config.spire_admin)
-    if config.spiffe_endpoint:
-        return WorkloadApi(config.spiffe_endpoint)
-    if config.fake_ca:
-        from ztunnel.fake_ca import FakeCA  # only here: nobody else has it in memory
-
-        return FakeCA(config.secret_ttl_s)
-    return CertificateClient(config.ca, config.secret_ttl_s, config.impersonates)
 
 
 def _node_metadata(config: Config) -> NodeMetadata:

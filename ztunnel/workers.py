@@ -1,6 +1,6 @@
 """The data workers: processes that carry the traffic, started, told everything, heard, and replaced when they die.
 
-Each worker has a socket pair with frames both ways (`ztunnel.channel`). What every worker must know is sent to all; a worker
+What every worker must know is sent to all; a worker
 that is started anew is first told the whole present state, pods with the very same listeners, and so takes up where the other
 fell. The listeners stay open here meanwhile: new connections wait in the kernel's queue or go to the other workers.
 
@@ -12,15 +12,12 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from subprocess import DEVNULL
 
-from wire.burst import Burst
 from ztunnel import framing
 from ztunnel.channel import (
     ConnectionRecord,
@@ -38,130 +35,24 @@ from ztunnel.channel import (
 from ztunnel.headroom import make_table, withdraw
 from ztunnel.openssl_conf import openssl_conf
 from ztunnel.watchdog import EVERY_S, SPEAKS_EVERY_S, Watchdog, look_at
+from ztunnel.worker_process import Worker, how_it_ended
 
 Statement = tuple[ToWorker, Sequence[int]]
 """A message and the descriptors that go with it."""
 
 Answer = Connections | Profile
-_MAX_PENDING_BYTES = 256 << 20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 0.1, 5.0, 30.0
 _ANSWER_TIMEOUT_S = 4.0
 """Agents wait 5 s for the answer to an Add, and the first one may come while workers still start."""
 _PROFILE_TIMEOUT_S = 10.0
 """For the answer when it is due: what was traced is sorted first."""
-_FAREWELL_S = 1.0
 _LAST_WORDS_S = 0.5
 """For a worker that hangs, to say where."""
 _SILENT_AFTER_S = 10.0
 """A worker says something every second: who says nothing for so long carries nothing either."""
-_READ_TURNS = 16
-"""Receive calls per wake-up: one busy worker must not keep the loop from the others."""
-
 _TRACE = signal.SIGUSR2
 """Has a worker write to standard error where it is."""
-_MALLOC = "glibc.malloc.tcache_count=200"
-"""A handshake takes and gives back thousands of small pieces; 7 of a size at hand, as usual, are too few: 3 % of its time."""
-
 _log = logging.getLogger(__name__)
-
-
-class Worker:
-    """One running worker process and the supervisor's end of its channel."""
-
-    def __init__(self, index: int, on_message: Callable[[int, FromWorker], None]) -> None:
-        self.index = index
-        self.gone = asyncio.Event()
-        self.heard_at = 0.0
-        """When it said something last, or was told everything."""
-        self._on_message = on_message
-        self._reader, self._writer = framing.FrameReader(), framing.FrameWriter()
-        self._burst = Burst()
-        self._loop = asyncio.get_running_loop()
-
-    async def start(self, command: Sequence[str], openssl_fd: int) -> None:
-        """Start the process, with OpenSSL's configuration in a descriptor. OSError when it cannot be started."""
-        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.setblocking(False)
-        try:
-            self.process = await asyncio.create_subprocess_exec(
-                *command,
-                "--channel",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno(), openssl_fd],
-                stdin=DEVNULL,
-                env={"GLIBC_TUNABLES": _MALLOC, **os.environ, "OPENSSL_CONF": f"/proc/self/fd/{openssl_fd}"},
-            )
-        except BaseException:
-            self._sock.close()
-            raise
-        finally:
-            theirs.close()
-        self._loop.add_reader(self._sock, self._receive)
-
-    def tell(self, frame: bytes, fds: Sequence[int] = ()) -> None:
-        """Queue a packed message; the worker is killed when it does not keep up."""
-        if self.gone.is_set():
-            return
-        self._writer.push_packed(frame, fds)
-        if self._writer.pending_bytes > _MAX_PENDING_BYTES:
-            _log.error("worker %d reads nothing: replacing it", self.index)
-            self.kill()
-        else:
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            if self._writer.flush(self._sock):
-                self._loop.remove_writer(self._sock)
-            else:
-                self._loop.add_writer(self._sock, self._flush)
-        except OSError:
-            self._hang_up()
-
-    def _receive(self) -> None:
-        self.heard_at = self._loop.time()
-        try:
-            for _ in range(_READ_TURNS):
-                data, fds = framing.receive(self._sock)
-                if not data:
-                    self._hang_up()
-                    return
-                for message, _ in self._reader.feed(data, fds):
-                    self._burst.give_way()
-                    self._on_message(self.index, message)  # type: ignore[arg-type]
-        except BlockingIOError:
-            return
-        except (OSError, framing.FrameError) as error:
-            _log.error("worker %d: channel broken: %s", self.index, error)
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        if not self.gone.is_set():
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
-            self._writer.close()
-            self._reader.close()
-            self._sock.close()
-            self.gone.set()
-
-    def kill(self) -> None:
-        """End the process at once, and the channel with it."""
-        self._hang_up()
-        if self.process.returncode is None:
-            self.process.kill()
-
-    async def wait(self) -> int:
-        """Wait for the end of the process, or of its channel; the other has a moment to follow, for the last words in it."""
-        exited = asyncio.ensure_future(self.process.wait())
-        gone = asyncio.ensure_future(self.gone.wait())
-        try:
-            await asyncio.wait([exited, gone], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([exited, gone], timeout=_FAREWELL_S)
-        finally:
-            gone.cancel()
-            self.kill()
-            await exited
-        return exited.result()
 
 
 class Workers:
@@ -240,7 +131,7 @@ class Workers:
         while True:
             started_at = time.monotonic()
             try:
-                ending = _how_it_ended(await self._one_life(index))
+                ending = how_it_ended(await self._one_life(index))
             except (OSError, RuntimeError) as error:  # the latter: no thread is left to wait for its end (Python 3.11)
                 ending = f"cannot be started: {error}"
             if self._ending:
@@ -376,9 +267,3 @@ def keep_in_memory(name: str, text: str) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     os.write(fd, text.encode())
     return fd
-
-
-def _how_it_ended(code: int) -> str:
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with status {code}"

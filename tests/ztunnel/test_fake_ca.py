@@ -13,10 +13,10 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from mesh.identity import Identity
 from wire.grpc_tls import Endpoint
+from ztunnel.certificate_source import sealing_token
 from ztunnel.certificates import Certificate
 from ztunnel.config import Config
 from ztunnel.fake_ca import FakeCA
-from ztunnel.supervisor import _sealing_token
 
 pytestmark = pytest.mark.unit
 
@@ -60,4 +60,4 @@ def test_its_keys_are_not_kept_for_a_successor(tmp_path: Path) -> None:
     ca = Endpoint("ca:15012", None, tmp_path / "token", "Kubernetes")
     for fake in (False, True):
         config = Config("n1", tmp_path, tmp_path, tmp_path, "w", None, False, ca, fake_ca=fake)
-        assert (_sealing_token(config) is None) == fake
+        assert (sealing_token(config) is None) == fake

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ztunnel import channel, workers
+from ztunnel import channel, worker_process, workers
 from ztunnel.headroom import Headroom
 
 pytestmark = pytest.mark.unit
@@ -188,7 +188,7 @@ def test_where_the_system_starts_no_threads_the_other_workers_go_on(run: Any, ev
 
 
 def test_a_worker_that_reads_nothing_is_replaced(tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_MAX_PENDING_BYTES", 1 << 20)
+    monkeypatch.setattr(worker_process, "_MAX_PENDING_BYTES", 1 << 20)
 
     async def main() -> None:
         sleeper = tmp_path / "sleeper.py"
