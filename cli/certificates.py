@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, proxy_json, report_failures
+from cli.group import Group
 from cli.health import certificates as leaf_certificates
 from cli.moments import parse_duration, span
 from cli.nodes import node_option
@@ -18,6 +19,7 @@ _MAX_OVERLAP_S = 180 * 86400
 
 
 @click.group(
+    cls=Group,
     invoke_without_command=True,
     epilog="""
 \b

@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cli.failure import Failure, warn
+from cli.group import Group
 from cli.manifests import read_manifests
 from cli.nodes import node_option
 from cli.output import NOTHING, output_option, print_json, print_table, printable
@@ -42,7 +43,7 @@ def _reported() -> Iterator[None]:
         raise click.exceptions.Exit(1) from None
 
 
-@click.group()
+@click.group(cls=Group)
 def lab() -> None:
     """A throw-away mesh on this machine: nodes and pods out of network namespaces and cgroups."""
 

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cli.failure import warn
+from cli.group import Group
 from wire.places import PlacesError
 
 # gRPC's library writes remarks of its own to stderr, a goaway of a stopping agent for one: ours says what a user needs.
@@ -45,7 +46,7 @@ _HELP = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """Commands by name; help and completion of the names load none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -258,8 +258,10 @@ class NodeRun:
     async def _proxy_unready(self) -> str:
         try:
             (await request(self.places.admin_socket, "GET", "/healthz/ready", timeout_s=_READY_TIMEOUT_S)).check()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return "it does not answer yet"
         except (OSError, TimeoutError, HttpError) as error:
-            return str(error)
+            return str(error) or "it does not answer"
         return ""
 
     async def delete(self) -> None:

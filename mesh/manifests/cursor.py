@@ -254,7 +254,7 @@ class Cursor:
         """The keys that were taken."""
         return sorted(self._taken)
 
-    def finish(self, ignored: Collection[str] = (), harmless: Collection[str] = (), unknown: str = "no such field") -> None:
+    def finish(self, ignored: Collection[str] = (), harmless: Collection[str] = (), unknown: str = "") -> None:
         """End the reading: `ignored` keys are worth a warning, `harmless` ones are not, any other left over is a mistake."""
         for key, value in self._value.items():
             if key in self._taken or key in harmless or value is None:
@@ -262,4 +262,10 @@ class Cursor:
             if key in ignored:
                 self.warn(key, "has no effect in weft")
             else:
-                self.refuse(key, unknown)
+                self.refuse(key, unknown or self._no_such(key))
+
+    def _no_such(self, key: str) -> str:
+        from difflib import get_close_matches  # only here: the worth of a mistake, not of every start
+
+        near = get_close_matches(key, self._taken, 1)
+        return f"no such field: {near[0]} is the nearest" if near else "no such field"

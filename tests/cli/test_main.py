@@ -73,6 +73,13 @@ def test_exit_codes_of_the_program() -> None:
     assert code_and_error("nonsense")[0] == 2 and code_and_error("observe", "--nonsense")[0] == 2
 
 
+@pytest.mark.parametrize("said", ["stats", "lab staus", "certificates rotat-root"])
+def test_a_misspelt_command_names_the_nearest(world: "World", said: str) -> None:
+    result = world.weft(*said.split())
+    wanted = "rotate-root" if "root" in said else "status"
+    assert (result.exit_code, result.stderr.splitlines()[-1].endswith(f"Did you mean {wanted!r}?")) == (2, True)
+
+
 def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
     code = "import cli.main, cli.version; cli.version.own_version = lambda: 1 / 0; cli.main.main()"
     run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=60)

@@ -284,7 +284,7 @@ def test_what_a_cluster_adds_to_an_object_does_no_harm() -> None:
         (pod(containers=[5]), "spec.containers[0]", "expected a mapping, got the value '5'"),
         (pod(hostNetwork="yes"), "spec.hostNetwork", "expected true or false, got the text 'yes'"),
         (pod(restartPolicy="Sometimes"), "spec.restartPolicy", "'Sometimes' is none of Always, OnFailure, Never"),
-        (pod(containerz=[]), "spec.containerz", "no such field"),
+        (pod(containerz=[]), "spec.containerz", "no such field: containers is the nearest"),
         (pod(nodeName="N1"), "spec.nodeName", "'N1' is no object name"),
         (pod("Bad_Name"), "metadata.name", "'Bad_Name' is no object name"),
         (pod("x" * 254), "metadata.name", "is no object name"),
@@ -373,7 +373,7 @@ def test_what_a_cluster_adds_to_an_object_does_no_harm() -> None:
         (policy({"form": []}), "spec.rules[0].form", "no such field"),
         (policy({"from": []}), "spec.rules[0].from", "an empty list"),
         (policy({"from": [{"source": {}}]}), "spec.rules[0].from[0].source", "an empty entry matches nothing"),
-        (policy({"from": [{"source": {"principal": ["a"]}}]}), "spec.rules[0].from[0].source.principal", "no such field"),
+        (policy({"from": [{"source": {"principal": ["a"]}}]}), "spec.rules[0].from[0].source.principal", "no such field: principals is the nearest"),
         (
             policy({"from": [{"source": {"principals": ["spiffe://td/ns/a/sa/b"]}}]}),
             "spec.rules[0].from[0].source.principals[0]",
