@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mesh.identity import Identity
 from mesh.inventory import PolicyStore
-from mesh.matching import Connection, policy_matches
-from mesh.policy import Action, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, _peer_of
+from mesh.matching import Connection, peer_of, policy_matches
+from mesh.policy import Action, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch
 from mesh.policy_set import PolicyGroup, PolicySet, Verdict, evaluate
 from mesh.workload import Workload
 
@@ -243,7 +243,7 @@ def test_of_many_policies_only_those_that_can_match_are_asked() -> None:
     assert evaluate(watched, TLS) == Verdict(True, "ns/mine", "")
     refused = evaluate(watched, OTHER)
     assert (refused.allowed, refused.asked) == (False, ("ns/0", "ns/1", "ns/2", "ns/3"))
-    assert len(watched.candidates(_peer_of(TLS))) == 1
+    assert len(watched.candidates(peer_of(TLS))) == 1
 
 
 def test_a_verdict_is_remembered_for_what_is_equal_in_everything_that_policies_ask_for() -> None:
