@@ -12,6 +12,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import HealthCheck, settings
+
+# The same inputs each time, however long a busy machine takes over one: what is new is looked for by `make fuzz`.
+settings.register_profile("weft", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("weft")
 
 PEER = "ZTUNNEL_BIN"
 """Names Istio's own ztunnel binary, beside which tests marked `peer` stand."""

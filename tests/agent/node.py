@@ -26,7 +26,7 @@ NODE = "n1"
 ADDRESSES = {"a": ("10.214.0.2/24", "fd14::2/64"), "b": ("10.214.0.3/24", "fd14::3/64")}
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 40.0) -> Any:
     """What `condition` returns once that is true."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -135,13 +135,13 @@ class Node:
             assert process.poll() is None, (self.folder / "agent.log").read_text()[-3000:]
             return bool(self.status().node)
 
-        wait_until(serves, "the agent", 30)
+        wait_until(serves, "the agent")
         return process
 
     def stop_agent(self, process: "subprocess.Popen[bytes]") -> None:
         """SIGTERM, and a clean end."""
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0, self.log()
+        assert process.wait(40) == 0, self.log()
 
     def start_proxy(self) -> "subprocess.Popen[bytes]":
         """The scripted proxy; its output is read with `proxy_says`."""
@@ -199,14 +199,14 @@ class Node:
     def status(self) -> agent_pb2.StatusResponse:
         """weft.agent.Agent/Status, through agent.sock."""
         with grpc.insecure_channel(f"unix:{self.places.agent_socket}") as channel:
-            return agent_pb2_grpc.AgentStub(channel).Status(agent_pb2.StatusRequest(), timeout=5)
+            return agent_pb2_grpc.AgentStub(channel).Status(agent_pb2.StatusRequest(), timeout=20)
 
     def flows(self, **request: Any) -> list[flow_pb2.Flow]:
         """Stored flows."""
         with grpc.insecure_channel(f"unix:{self.places.hubble_socket}") as channel:
             stub = observer_pb2_grpc.ObserverStub(channel)
             return [
-                one.flow for one in stub.GetFlows(observer_pb2.GetFlowsRequest(**request), timeout=5) if one.HasField("flow")
+                one.flow for one in stub.GetFlows(observer_pb2.GetFlowsRequest(**request), timeout=20) if one.HasField("flow")
             ]
 
     # what apps do
@@ -215,14 +215,14 @@ class Node:
         """Connect from a pod; what came back first, or the error's name."""
         script = (
             "import socket,sys\n"
-            "try:\n s=socket.create_connection((sys.argv[1],int(sys.argv[2])),3)\n print(s.recv(200).decode().strip())\n"
+            "try:\n s=socket.create_connection((sys.argv[1],int(sys.argv[2])),15)\n print(s.recv(200).decode().strip())\n"
             "except OSError as e: print(type(e).__name__)"
         )
         process = self.start(
             name, cgroup or f"pods/{name}", sys.executable, "-c", script, address, str(port), stdout=subprocess.PIPE
         )
         assert process.stdout is not None
-        return process.communicate(timeout=20)[0].decode().strip()
+        return process.communicate(timeout=40)[0].decode().strip()
 
 
 def read_line(process: "subprocess.Popen[bytes]") -> str:

@@ -1,7 +1,6 @@
 """A pod's namespace is found by its path and, when that is gone, through its processes; a look-alike is not taken for it."""
 
 import os
-import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import pytest
 
 from agent.namespaces import find, find_again, is_alive
 from agent.pod import PodRequest
+from tests.descriptors import few_descriptors
 from wire.cgroup import cgroup2_mount
 from wire.netns import open_home
 
@@ -82,24 +82,13 @@ def test_found_through_its_processes_when_the_path_is_gone(home: int, cgroup: Pa
     os.close(fd)
 
 
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    limits, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
 def test_a_pod_is_not_taken_for_gone_when_no_descriptors_are_left(home: int, cgroup: Path) -> None:
     """An agent that cannot open anything must not take pods out of the mesh."""
     with namespace():
         pod, fd = find(request(cgroup=str(cgroup.parent)), home)
-        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        with few_descriptors(0), pytest.raises(OSError, match="Too many open files"):
             find_again(pod, home)
-    with no_descriptors():
+    with few_descriptors(0):
         assert is_alive(pod), "its processes cannot be asked"
         with pytest.raises(OSError, match="Too many open files"):
             find_again(pod, home)

@@ -168,9 +168,9 @@ def test_metrics_and_a_second_agent_and_uninstall(node: Node) -> None:
     agent = node.start_agent()
     node.start_proxy()
     node.enrol("a", Annotations={INBOUND_PORTS: "http"})
-    script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:15090/metrics', timeout=5).read().decode())"
+    script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:15090/metrics', timeout=20).read().decode())"
     scrape = node.start("node", "host", sys.executable, "-c", script, stdout=subprocess.PIPE)
-    text = scrape.communicate(timeout=20)[0].decode()
+    text = scrape.communicate(timeout=40)[0].decode()
     for line in (
         'weft_agent_pods{state="enrolled"} 1.0',
         'weft_agent_captured_connections{family="ipv4",namespace="demo",pod="pod-a"} 0.0',
@@ -181,7 +181,7 @@ def test_metrics_and_a_second_agent_and_uninstall(node: Node) -> None:
         assert line in text
     arguments = [sys.executable, "-m", "agent", "--node", "n1", "--cgroup", str(node.cgroup)]
     second = node.start("node", "agent", *arguments, stderr=subprocess.PIPE)
-    assert b"another agent of node n1 runs" in second.communicate(timeout=20)[1] and second.returncode == 1
+    assert b"another agent of node n1 runs" in second.communicate(timeout=40)[1] and second.returncode == 1
     node.stop_agent(agent)
     assert node.start("node", "agent", *arguments, "--uninstall").wait(60) == 0
     assert {path.name for path in node.places.bpffs.iterdir()} <= {"maps.debug", "progs.debug"}  # the kernel's own
@@ -209,7 +209,7 @@ def listening(node: Node, pod: str, port: int) -> Iterator[None]:
 def connected(node: Node, pod: str, address: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     """A program in a pod that holds a connection open, prints what it reads, and ends with it."""
     script = (
-        "import socket,sys\ns=socket.create_connection((sys.argv[1],int(sys.argv[2])),3)\n"
+        "import socket,sys\ns=socket.create_connection((sys.argv[1],int(sys.argv[2])),15)\n"
         "while b:=s.recv(100): sys.stdout.write(b.decode()); sys.stdout.flush()"
     )
     process = node.start(pod, f"pods/{pod}", sys.executable, "-c", script, address, str(port), stdout=subprocess.PIPE)
@@ -227,7 +227,7 @@ def test_a_running_pod_enters_and_leaves_without_an_outage(node: Node) -> None:
         "import socket\n"
         "while True:\n"
         " try:\n"
-        "  with socket.create_connection(('10.214.0.3',8080),3) as s: said=s.recv(200).decode().strip()\n"
+        "  with socket.create_connection(('10.214.0.3',8080),15) as s: said=s.recv(200).decode().strip()\n"
         " except OSError as e: said=repr(e)\n"
         " print(said,flush=True)"
     )

@@ -40,7 +40,7 @@ def conversation(node: Node, server: str, client: str, address: str) -> Iterator
         "print('ready',flush=True)\nheld=[]\nwhile True:\n c,_=s.accept(); c.sendall(b'x'); held.append(c)"
     )
     dial = (
-        "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),3)\ns.recv(1); s.settimeout(None)\n"
+        "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),15)\ns.recv(1); s.settimeout(None)\n"
         "print('open',flush=True)\n"
         "try: print('closed' if not s.recv(1) else 'data',flush=True)\nexcept OSError as e: print(type(e).__name__,flush=True)"
     )
@@ -115,7 +115,7 @@ def test_one_at_an_excluded_port_is_kept_whatever_policies_say(node: Node, contr
 def conversation_from_host(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
     """A process of the node itself, connected to pod a's server that another conversation started."""
     dial = (
-        "import socket\ns=socket.create_connection(('10.214.0.2',8080),3)\ns.recv(1); s.settimeout(None)\n"
+        "import socket\ns=socket.create_connection(('10.214.0.2',8080),15)\ns.recv(1); s.settimeout(None)\n"
         "print('open',flush=True); s.recv(1)"
     )
     process = node.start("node", "host", sys.executable, "-c", dial, stdout=subprocess.PIPE)

@@ -19,7 +19,7 @@ import collections, json, pathlib, socket, sys
 seen = collections.Counter()
 while not pathlib.Path(sys.argv[3]).exists():
     try:
-        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 3) as sock:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 15) as sock:
             seen[sock.recv(200).decode().strip()] += 1
     except OSError as error:
         seen[type(error).__name__] += 1
@@ -47,7 +47,7 @@ def test_an_upgrade_under_traffic(node: Node, tmp_path: Path, outdated: list[str
         node.start_agent()
         until_says(proxy, "snapshot_sent")
         done.touch()
-        heard = json.loads(app.communicate(timeout=20)[0])
+        heard = json.loads(app.communicate(timeout=40)[0])
         # A connection whose SYN leaves between two programs finds its storage gone where that map is another, and is refused.
         refused = heard.pop("ConnectionRefusedError", 0) + heard.pop("OSError", 0) if "sockets" in outdated else 0
         assert set(heard) == {"10.214.0.3:8080"} and heard["10.214.0.3:8080"] > 50 and refused <= 2, node.log()

@@ -160,12 +160,15 @@ def test_adds_go_to_the_newest_proxy_withdrawals_to_all(tmp_path: Path) -> None:
     asyncio.run(two_proxies(tmp_path / "zds"))
 
 
-async def late_answer(path: Path) -> None:
+async def late_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(path, Book()) as (server, _):
         proxy = await connect(path)
         await exchange(proxy)
+        await until(lambda: server.synced)
+        monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.2)
         with pytest.raises(ProxyAway, match="did not answer"):
             await server.add(WEB)
+        monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 20.0)  # what follows takes the time that it takes
         adding = asyncio.create_task(server.add(ONE))
         assert (await proxy.receive()).data == ADD_WEB
         await proxy.send(SUCCESS)  # late, and not the answer to what was asked since
@@ -177,25 +180,24 @@ async def late_answer(path: Path) -> None:
 
 
 def test_a_late_answer_is_not_taken_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.2)
-    asyncio.run(late_answer(tmp_path / "zds"))
+    asyncio.run(late_answer(tmp_path / "zds", monkeypatch))
 
 
 @pytest.mark.parametrize(
-    ("packets", "reason"),
+    ("packets", "short", "reason"),
     [
-        ([], "no hello"),
-        ([b"\xff"], "not a hello"),
-        ([HELLO], "during the snapshot"),
-        ([HELLO, NOTHING], "no acknowledgement"),
-        ([HELLO, SUCCESS, SUCCESS, SUCCESS], "nobody asked for"),
+        ([], "HELLO_TIMEOUT_S", "no hello"),
+        ([b"\xff"], "", "not a hello"),
+        ([HELLO], "ACK_TIMEOUT_S", "during the snapshot"),
+        ([HELLO, NOTHING], "", "no acknowledgement"),
+        ([HELLO, SUCCESS, SUCCESS, SUCCESS], "", "nobody asked for"),
     ],
 )
 def test_a_proxy_out_of_step_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packets: list[bytes], reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packets: list[bytes], short: str, reason: str
 ) -> None:
-    monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(zds_connection, "HELLO_TIMEOUT_S", 0.2)
+    for name in ("HELLO_TIMEOUT_S", "ACK_TIMEOUT_S"):
+        monkeypatch.setattr(zds_connection, name, 0.2 if name == short else 20.0)
 
     async def scenario() -> None:
         async with serving(tmp_path / "zds", Book(WEB)) as (server, _):
@@ -292,7 +294,7 @@ async def one_does_not_answer(path: Path) -> None:
 
 
 def test_a_withdrawal_reaches_every_proxy_whoever_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 2.0)
     asyncio.run(one_does_not_answer(tmp_path / "zds"))
 
 

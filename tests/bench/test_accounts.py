@@ -36,7 +36,7 @@ def test_cpu_of_another_process() -> None:
         machine = machine_cpu_s()
         process.stdout.readline()
         used = cpu_s([process.pid])
-        assert 0.2 <= used < 0.6
+        assert 0.2 <= used < 1
         assert machine_cpu_s() - machine >= 0.15
         process.kill()
     assert cpu_s([process.pid]) == 0.0  # gone: counts nothing

@@ -48,7 +48,7 @@ def test_other_sources_replace_the_programs_under_traffic(
     def dial_on() -> list[str]:
         seen: list[str] = []
         while not done.exists():
-            with socket.create_connection((f"10.9.{len(seen) % 250}.7", 80), timeout=2) as sock:
+            with socket.create_connection((f"10.9.{len(seen) % 250}.7", 80), timeout=10) as sock:
                 seen.append(sock.getpeername()[0])
                 sock.recv(1)  # in step with the proxy: its queue is not the matter here
         return summary(seen)

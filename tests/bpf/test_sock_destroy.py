@@ -52,7 +52,7 @@ def test_more_connections_than_one_answer_holds(world: Any) -> None:
         held = []
         for _ in range(300):
             with world.entered("c"):
-                held.append(socket.create_connection((world.pods["c"].ip4, 80), timeout=2))
+                held.append(socket.create_connection((world.pods["c"].ip4, 80), timeout=10))
             held.append(server.accept()[0])
         found = connections(world.namespaces["c"], world.home)
         assert len(found) == 600

@@ -196,7 +196,7 @@ class Mesh(World):
     def weft(self, *arguments: str, code: int = 0) -> str:
         """Standard output of the `weft` command for this lab, which must end with `code`."""
         running = self.start_weft(*arguments)
-        output, error = running.communicate(timeout=30)
+        output, error = running.communicate(timeout=60)
         assert running.returncode == code, f"{arguments}: exit {running.returncode}: {error}"
         return output
 
@@ -222,7 +222,7 @@ class Mesh(World):
             assert matching, f"no flow with {words!r} in {[flow.get('Summary') for flow in found]}"
             return matching[-1]
 
-        return eventually(look, 10)
+        return eventually(look)
 
     def metrics(self, node: str) -> str:
         """What a node's proxy shows Prometheus."""
@@ -238,7 +238,7 @@ class Mesh(World):
             assert found, f"no line with {words} among {lines[-10:]}"
             return found[-1]
 
-        return eventually(look, 10)
+        return eventually(look)
 
 
 def _command(pid: int) -> bytes:

@@ -70,7 +70,7 @@ def test_not_one_connection_notices_a_restart_of_the_agents(mesh: Mesh, how: sig
             agent = mesh.program(node, "agent")
             os.kill(agent, how)
             eventually(lambda node=node, agent=agent: agent not in mesh.processes(node, "agent"))
-            eventually(lambda node=node, agent=agent: agent_serves(mesh, node, agent), 40)
+            eventually(lambda node=node, agent=agent: agent_serves(mesh, node, agent))
             more()
 
 
@@ -79,7 +79,7 @@ def test_the_next_agent_enrols_and_withdraws(mesh: Mesh) -> None:
     former = mesh.program("a", "agent")
     mesh.apply(LATE)
     os.kill(former, signal.SIGKILL)
-    eventually(lambda: agent_serves(mesh, "a", former), 40)
+    eventually(lambda: agent_serves(mesh, "a", former))
     late = mesh.puppet("late")
     assert late.fate(mesh.address("far"), ECHO_PORT) == "answered" and source_is_proved(mesh, "late")
     mesh.apply(LATE.replace("app: late", "app: late, istio.io/dataplane-mode: none"))
@@ -107,7 +107,7 @@ def test_not_one_connection_notices_a_control_plane_that_dies(mesh: Mesh) -> Non
         os.kill(control, signal.SIGKILL)
         more()
         eventually(lambda: mesh.cgroup_pids(".control") not in ([], [control]))
-        eventually(lambda: agent_control_connected(mesh), 30)
+        eventually(lambda: agent_control_connected(mesh))
         mesh.await_ready()
 
 
@@ -129,17 +129,17 @@ def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh
             eventually(lambda: mesh.program("a", "agent") not in (0, agent))
         mesh.kill_proxy("a")
         for source, to in ((client, "outsider"), (outsider, "near"), (client, "far"), (client, "near"), (near, "far")):
-            eventually(lambda source=source, to=to: source.fate(mesh.address(to), ECHO_PORT) == "answered", 30)
+            eventually(lambda source=source, to=to: source.fate(mesh.address(to), ECHO_PORT) == "answered")
         assert source_is_proved(mesh, "client")
 
         keyring.forget(f"{scope}{identity('near')}")
         mesh.kill_proxy("a")
-        eventually(lambda: client.fate(mesh.address("far"), ECHO_PORT) == "answered", 30)
-        eventually(lambda: outsider.fate(mesh.address("near"), ECHO_PORT) == "answered", 30)
+        eventually(lambda: client.fate(mesh.address("far"), ECHO_PORT) == "answered")
+        eventually(lambda: outsider.fate(mesh.address("near"), ECHO_PORT) == "answered")
         assert client.fate(mesh.address("near"), ECHO_PORT) == near.fate(mesh.address("far"), ECHO_PORT) == "reset"
         mesh.await_flow("no acceptable identity: CA", "--from-pod", "shop/near", "--to-pod", "shop/far", "--node", "a")
-    eventually(lambda: near.fate(mesh.address("far"), ECHO_PORT) == "answered", 40)
-    eventually(lambda: client.fate(mesh.address("near"), ECHO_PORT) == "answered", 40)
+    eventually(lambda: near.fate(mesh.address("far"), ECHO_PORT) == "answered")
+    eventually(lambda: client.fate(mesh.address("near"), ECHO_PORT) == "answered")
     mesh.await_ready()
     assert_no_workload_key_on_disk(mesh)
 

@@ -140,7 +140,7 @@ def test_what_is_outside_is_reached_by_its_name(mesh: Mesh, nameserver: Nameserv
     text = (ENTRY + more).replace("NAME", name).replace("SPEC", spec)
     mesh.apply(text.replace("PORT", str(ECHO_PORT)).replace("ADDRESS", mesh.address("outsider")))
     client = mesh.puppet("client")
-    eventually(lambda: client.fate(f"{name}.example", 81) == "answered", 10)
+    eventually(lambda: client.fate(f"{name}.example", 81) == "answered")
     mesh.await_access_log("a", f'dst.service="{name}.example"', f"dst.addr={mesh.address('outsider')}:{ECHO_PORT}")
     assert client.fate(f"{name}.example", 82) == "reset", "and by no other port"
     mesh.delete(text.replace("PORT", "1").replace("ADDRESS", "192.0.2.1"))

@@ -79,7 +79,7 @@ def test_nothing_goes_plain_while_the_proxy_dies_and_comes_back(mesh: Mesh, tmp_
         mesh.kill_proxy("a")
         eventually(lambda: client.do("progress", load)["failed"] > 10)
         served = client.do("progress", load)["fresh"]
-        eventually(lambda: client.do("progress", load)["fresh"] > served + 10, 40)
+        eventually(lambda: client.do("progress", load)["fresh"] > served + 10)
         client.do("halt", load)
     assert marker.encode() not in capture.raw()
     assert capture.tls_records(15008) > 0

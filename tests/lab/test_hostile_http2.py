@@ -100,7 +100,7 @@ def test_crowds_at_the_door(victim: Victim, crowd: Crowd) -> None:
     )
     victim.past(20)
     if crowd.ends:
-        eventually(lambda: victim.attacker.do("cut", number) == crowd.count, 25)
+        eventually(lambda: victim.attacker.do("cut", number) == crowd.count)
         victim.mesh.await_flow("timed out or evicted", "--from-pod", "shop/attacker", "--to-pod", "shop/far")
     victim.attacker.do("disperse", number)
 

@@ -111,7 +111,7 @@ def test_an_excluded_inbound_port_of_a_strict_pod_is_reached_in_plain_text_as_as
 def test_a_program_that_dies_is_started_again(world: World, part: str) -> None:
     before = program(world, "a", part)
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: program(world, "a", part) not in (0, before), 30)
+    eventually(lambda: program(world, "a", part) not in (0, before))
     eventually(lambda: not world.status()["unready"], 60)
     eventually(lambda: ask(world, "client") == 0)
 
@@ -129,12 +129,12 @@ def test_no_program_starts_before_its_pod_is_enrolled(world: World) -> None:
         late = pod("late", "[sleep, infinity]", "nodeName: a")
         world.apply(late + "---" + plain, wait=False)
         eventually(lambda: world.pod("shop/plain")["ready"])
-        eventually(lambda: "not enrolled: the agent does not answer" in world.pod("shop/late")["reason"], 40)
+        eventually(lambda: "not enrolled: the agent does not answer" in world.pod("shop/late")["reason"])
         assert world.pod("shop/late")["containers"] == []
         assert (Path(world.pod("shop/late")["cgroup"]) / "cgroup.procs").read_text() == ""
     finally:
         os.kill(agent, signal.SIGCONT)
-    eventually(lambda: world.pod("shop/late")["ready"] and world.pod("shop/late")["enrolled"], 40)
+    eventually(lambda: world.pod("shop/late")["ready"] and world.pod("shop/late")["enrolled"])
     world.delete(late + "---" + plain)
 
 

@@ -79,7 +79,7 @@ def test_a_service_on_another_network_is_reached_through_its_gateway(mesh: Mesh)
     assert mesh.puppet("client").ask(far, ECHO_PORT, "one network") == "one network"
 
     mesh.apply(NETWORKS)
-    eventually(lambda: [mesh.config_dump(node)["config"]["network"] for node in ("a", "b")] == ["near", "far"], 20)
+    eventually(lambda: [mesh.config_dump(node)["config"]["network"] for node in ("a", "b")] == ["near", "far"])
     assert all(pid not in before for pid in (mesh.program(node, "ztunnel") for node in ("a", "b")))
     assert mesh.puppet("client").ask(vip(mesh, "near"), ECHO_PORT, "at home") == "at home"
     assert mesh.puppet("client").fate(far, ECHO_PORT) == "reset"
@@ -89,6 +89,6 @@ def test_a_service_on_another_network_is_reached_through_its_gateway(mesh: Mesh)
     mesh.apply(relay.replace("WHERE", ""))
     address = mesh.address("gateway")
     mesh.apply(relay.replace("WHERE", f"{{value: {address}}}"))
-    eventually(lambda: mesh.puppet("client").ask(far, ECHO_PORT, "through the gateway"), 10)
+    eventually(lambda: mesh.puppet("client").ask(far, ECHO_PORT, "through the gateway"))
     mesh.await_access_log("a", f"dst.addr={address}:15008", 'dst.service="far.shop.svc.cluster.local"', "/sa/far")
     mesh.await_access_log("b", f"src.addr={address}:", 'src.identity="spiffe://cluster.local/ns/shop/sa/client"', "/sa/far")

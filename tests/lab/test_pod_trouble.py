@@ -111,10 +111,10 @@ def test_a_pod_that_holds_a_port_of_the_proxy_is_refused_reported_and_tried_agai
             assert ask(world, "client", "good") == 0 and node_is_ready(world)
             if port == 15008:
                 os.kill(program(world, "a", "ztunnel"), signal.SIGKILL)
-                eventually(lambda: node_is_ready(world) and agent_status(world).proxy.ready, 30)
+                eventually(lambda: node_is_ready(world) and agent_status(world).proxy.ready)
                 eventually(lambda: ask(world, "client", "good") == 0)
                 assert state_of(world, "taken")[0] == "pending"
-        eventually(lambda: state_of(world, "taken")[0] == "enrolled", 20)
+        eventually(lambda: state_of(world, "taken")[0] == "enrolled")
         eventually(lambda: ask(world, "client", "taken") == 0)
     finally:
         world.apply(server("taken", False))

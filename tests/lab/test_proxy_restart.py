@@ -42,7 +42,7 @@ def test_a_thousand_connections_a_second_do_not_notice_that_the_proxy_is_replace
     kept.send("after!")
     assert kept.receive(6) == "after!", "it goes on in the process that drains"
     kept.close()
-    eventually(lambda: former not in mesh.processes("a", "ztunnel"), 20)
+    eventually(lambda: former not in mesh.processes("a", "ztunnel"))
     counts = {path: mesh.puppet(path[0]).do("halt", load) for path, load in loads.items()}
     assert not any(one["failed"] for one in counts.values()), counts
     assert all(one["fresh"] > 100 for one in counts.values()), counts
@@ -56,11 +56,11 @@ def test_a_successor_that_ends_gives_everything_back(mesh: Mesh) -> None:
     agent = mesh.program("a", "agent")
     with mesh.frozen([agent]):  # no successor learns of pods: it does not become ready
         restart = mesh.start_weft("lab", "restart", "--node", "a")
-        fresh = eventually(lambda: max(set(mesh.supervisors("a")) - {former}, default=0), 20)
-        eventually(lambda: mesh.admin("a") == fresh, 20)
+        fresh = eventually(lambda: max(set(mesh.supervisors("a")) - {former}, default=0))
+        eventually(lambda: mesh.admin("a") == fresh)
         os.kill(fresh, signal.SIGKILL)
         _, error = restart.communicate(timeout=30)
         assert restart.returncode == 1 and "ended with code 137" in error
-    eventually(lambda: mesh.admin("a") == former, 20)
+    eventually(lambda: mesh.admin("a") == former)
     assert mesh.program("a", "ztunnel") == former
     mesh.await_ready()

@@ -75,7 +75,7 @@ class Victim:
             now = self.client.do("progress", self._load)
             return bool(min(now[kind] - before[kind] for kind in ("fresh", "kept")) >= count or now["failed"])
 
-        eventually(more, 30)
+        eventually(more)
 
     def finish(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the good ones saw: those of the mesh, and the honest peer."""

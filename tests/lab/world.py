@@ -33,7 +33,7 @@ def unique_layout() -> Layout:
     return Layout(Places(Path(f"/run/{name}"), Path(f"/var/lib/{name}"), name))
 
 
-def eventually(check: Callable[[], T], timeout_s: float = 15.0) -> T:
+def eventually(check: Callable[[], T], timeout_s: float = 40.0) -> T:
     """What `check` returns once it is true (or returns None, raising neither AssertionError nor LookupError).
 
     Raises: AssertionError with its newest value when the time is up.

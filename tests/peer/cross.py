@@ -87,7 +87,7 @@ class CrossMesh(Mesh):
     def fetch(self, of: str, port: int, path: str) -> str:
         """What a node's proxy answers on one of its own ports."""
         with self.on_node(of, ["curl", "-sSf", "-m", "5", f"http://127.0.0.1:{port}{path}"], **_PIPES) as process:
-            out, err = process.communicate(timeout=10)
+            out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
         return str(out)
 
@@ -121,4 +121,4 @@ class AccessLog:
             assert found, f"no line with {words} among {self.lines()[-10:]}"
             return found[-1]
 
-        return eventually(look, 10)
+        return eventually(look)

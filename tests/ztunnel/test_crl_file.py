@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +105,7 @@ def test_a_change_is_told_and_a_damaged_file_leaves_what_was(tmp_path: Path, eve
         file = CrlFile(path, told.append)
         running = asyncio.ensure_future(file.run())
         put(revocation_list(ONE, WEB))
-        began = time.monotonic()
         await eventually(lambda: told)
-        assert time.monotonic() - began < 2
         assert names(told[0].revoked, WEB) and file.statement() == told[0]
         put(b"nonsense")
         await eventually(lambda: "stay in force" in caplog.text)

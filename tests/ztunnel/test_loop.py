@@ -123,14 +123,16 @@ def test_deadlines_expire_oldest_first_and_not_before_time() -> None:
     deadlines.evict_oldest()
 
 
-def test_what_lingers_is_flushed_in_time_and_once(pipes: list[tuple[int, int]]) -> None:
+def test_what_lingers_is_flushed_in_time_and_once(pipes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop()
+    monkeypatch.setattr(time, "monotonic", lambda: loop.now)  # no time passes
     patient, hasty = (Reader(loop, read) for read, _ in pipes)
     for one in (patient, hasty, patient):
         loop.linger(one)
     loop.hurry(hasty)
     loop.turn(0)
     assert not patient.log, "not before its time"
+    monkeypatch.undo()
     while not patient.log:
         loop.turn(1.0)
     loop.turn(0)
@@ -197,8 +199,8 @@ def test_what_is_left_to_be_done_keeps_no_turn_waiting_and_fails_alone(
 def test_what_comes_again_and_again_waits_for_the_next_turn_however_late_this_one_is() -> None:
     loop = Loop()
     calls: list[float] = []
-    loop.now -= 10  # the machine stood still since the turn began
-    loop.every(0.25, lambda: calls.append(loop.now))
+    loop.now -= 1000  # the machine stood still since the turn began
+    loop.every(100, lambda: calls.append(loop.now))
     loop._timers.on_event(IN)
     assert len(calls) == 1
     loop.turn(0)

@@ -1,6 +1,5 @@
 """Metrics of the proxy itself."""
 
-import os
 import subprocess
 import sys
 
@@ -12,15 +11,22 @@ pytestmark = pytest.mark.unit
 
 
 def test_descriptors_of_any_process_are_counted() -> None:
-    script = "import os, sys; [os.open('/dev/null', 0) for _ in range(100)]; print('there', flush=True); sys.stdin.read()"
+    script = (
+        "import os, sys\n"
+        "for count in (100, 50):\n"
+        "    [os.open('/dev/null', 0) for _ in range(count)]\n"
+        "    print('there', flush=True)\n"
+        "    sys.stdin.readline()"
+    )
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"there\n"
-        assert 103 <= open_fds(process.pid) <= 110
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        before = open_fds(process.pid)
+        assert 103 <= before <= 110
+        process.stdin.write(b"more\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"there\n"
+        assert open_fds(process.pid) == before + 50
         process.kill()
         process.wait()
         assert open_fds(process.pid) == 0
-    before = open_fds(os.getpid())
-    fds = [os.dup(2) for _ in range(50)]
-    assert open_fds(os.getpid()) == before + 50
-    for fd in fds:
-        os.close(fd)

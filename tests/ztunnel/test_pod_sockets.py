@@ -1,6 +1,5 @@
 """A pod's listeners, in real network namespaces: both families, one, taken ports, and nothing left behind."""
 
-import gc
 import os
 import socket
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import open_descriptors
 from wire.netns import entered, open_home
 from ztunnel.channel import HBONE, INBOUND, OUTBOUND
 from ztunnel.dns_config import dns_places
@@ -79,12 +79,11 @@ def test_with_ipv6_turned_off_the_other_family_alone_is_served(fds: tuple[int, i
 def test_a_taken_port_is_named_and_nothing_stays_open(fds: tuple[int, int]) -> None:
     with entered(*fds):
         taken = socket.create_server(("::", INBOUND), family=socket.AF_INET6, dualstack_ipv6=True)
-    gc.collect()  # what other tests left for it would close its descriptors meanwhile
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with taken, pytest.raises(BindError) as refusal:
         open_pod_sockets(*fds, Openings(0x539))
     assert str(refusal.value) == 'Bind([::]:15006, Os { code: 98, kind: AddrInUse, message: "Address already in use" })'
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert open_descriptors() <= before
     with pytest.raises(ConnectionRefusedError):
         connect(fds, "127.0.0.1", HBONE)
 
