@@ -16,9 +16,11 @@ from mesh.proto import flow_pb2, observer_pb2
 pytestmark = pytest.mark.unit
 
 VECTORS = Path(__file__).parent / "hubble"
-RESPONSES = [json_format.Parse(line, observer_pb2.GetFlowsResponse()) for line in (VECTORS / "flows.jsonl").open()]
+RESPONSES = [
+    json_format.Parse(line, observer_pb2.GetFlowsResponse()) for line in (VECTORS / "flows.jsonl").read_text().splitlines()
+]
 FLOWS = [response.flow for response in RESPONSES if response.HasField("flow")]
-CASES = [json.loads(line) for line in (VECTORS / "filters.jsonl").open()]
+CASES = [json.loads(line) for line in (VECTORS / "filters.jsonl").read_text().splitlines()]
 DEVIATIONS = {
     # Addresses compare as addresses: another way to write the same one selects the same flows.
     "--ip fd00:0:0::7": ["f18", "f19", "f20"],

@@ -21,6 +21,13 @@ WAYPOINT_SERVICE = Service("wp", "shop", "wp.shop.svc.cluster.local", (), {15008
 @pytest.fixture
 def mesh() -> Iterator[World]:
     """Each worker knows its own pod."""
+    with on_demand(Tuning(workload_timeout_s=15)) as made:
+        yield made
+
+
+@pytest.fixture
+def hasty() -> Iterator[World]:
+    """And gives what it asks for a short time."""
     with on_demand(Tuning(workload_timeout_s=1.5)) as made:
         yield made
 
@@ -69,42 +76,47 @@ def test_what_the_control_plane_does_not_know_is_passed_through(mesh: World) -> 
     assert mesh.client.worker.closed().protocol == "TCP"
 
 
-def test_nobody_gets_past_a_waypoint_that_is_not_known_yet(mesh: World) -> None:
+def test_nobody_gets_past_a_waypoint_that_is_not_told_of(hasty: World) -> None:
+    web = replace(hasty.service, waypoint=WAYPOINT)
+    with hasty.client.connect(VIP, 80) as client:
+        asked(hasty.client, f"/{VIP}")
+        tell(hasty.client, web, hasty.server.workload, answers={f"/{VIP}": ""})
+        asked(hasty.client, WAYPOINT_SERVICE.key)
+        assert_reset(lambda: client)
+    assert f"did not tell of {WAYPOINT_SERVICE.key} within 1.5 s" in hasty.client.worker.closed().error
+
+
+def test_a_connection_goes_by_a_waypoint_that_becomes_known_while_it_waits(mesh: World) -> None:
     web = replace(mesh.service, waypoint=WAYPOINT)
     served = replace(mesh.server.workload, services={WAYPOINT_SERVICE.key: {}})
-    for known in (False, True):
-        with mesh.server.listen(80) as listener, mesh.client.connect(VIP, 80) as client:
-            asked(mesh.client, f"/{VIP}" if not known else WAYPOINT_SERVICE.key)
-            if not known:
-                tell(mesh.client, web, mesh.server.workload, answers={f"/{VIP}": ""})
-                asked(mesh.client, WAYPOINT_SERVICE.key)
-                assert_reset(lambda: client)
-                assert f"did not tell of {WAYPOINT_SERVICE.key} within 1.5 s" in mesh.client.worker.closed().error
-                continue
-            tell(mesh.client, WAYPOINT_SERVICE, served, answers={WAYPOINT_SERVICE.key: ""})
-            client.sendall(b"early")
-            # The waypoint asks too: whose address is that, and who am I to it?
-            asked(mesh.server, f"/{VIP}")
-            tell(mesh.server, web, served, answers={f"/{VIP}": ""})
-            asked(mesh.server, WAYPOINT_SERVICE.key)
-            tell(mesh.server, WAYPOINT_SERVICE, answers={WAYPOINT_SERVICE.key: ""})
-            server, _ = listener.accept()
-            with server:
-                assert server.recv(100) == b"early"
+    with mesh.server.listen(80) as listener, mesh.client.connect(VIP, 80) as client:
+        asked(mesh.client, f"/{VIP}")
+        tell(mesh.client, web, mesh.server.workload, answers={f"/{VIP}": ""})
+        asked(mesh.client, WAYPOINT_SERVICE.key)
+        tell(mesh.client, WAYPOINT_SERVICE, served, answers={WAYPOINT_SERVICE.key: ""})
+        client.sendall(b"early")
+        # The waypoint asks too: whose address is that, and who am I to it?
+        asked(mesh.server, f"/{VIP}")
+        tell(mesh.server, web, served, answers={f"/{VIP}": ""})
+        asked(mesh.server, WAYPOINT_SERVICE.key)
+        tell(mesh.server, WAYPOINT_SERVICE, answers={WAYPOINT_SERVICE.key: ""})
+        server, _ = listener.accept()
+        with server:
+            assert server.recv(100) == b"early"
     assert mesh.server.worker.closed().hbone_destination == f"{VIP}:80"
 
 
-def test_an_inbound_request_without_answer_or_refused_is_503(mesh: World) -> None:
-    stranger = replace(mesh.service, vips=(NetworkAddress("", ip_address("10.199.0.9")),), waypoint=WAYPOINT)
-    served = replace(mesh.server.workload, services={WAYPOINT_SERVICE.key: {}})
-    tell(mesh.client, stranger, WAYPOINT_SERVICE, served, answers={})
+def test_an_inbound_request_without_answer_or_refused_is_503(hasty: World) -> None:
+    stranger = replace(hasty.service, vips=(NetworkAddress("", ip_address("10.199.0.9")),), waypoint=WAYPOINT)
+    served = replace(hasty.server.workload, services={WAYPOINT_SERVICE.key: {}})
+    tell(hasty.client, stranger, WAYPOINT_SERVICE, served, answers={})
     for answers, words in (({}, "did not tell of /10.199.0.9"), ({"/10.199.0.9": "unknown enum"}, "/10.199.0.9: unknown enum")):
-        with mesh.client.connect("10.199.0.9", 80) as client:
-            asked(mesh.server, "/10.199.0.9")
-            tell(mesh.server, answers=answers)
+        with hasty.client.connect("10.199.0.9", 80) as client:
+            asked(hasty.server, "/10.199.0.9")
+            tell(hasty.server, answers=answers)
             assert_reset(lambda: client)
-        assert "503" in mesh.client.worker.closed().error
-        assert words in mesh.server.worker.early("10.199.0.9").error
+        assert "503" in hasty.client.worker.closed().error
+        assert words in hasty.server.worker.early("10.199.0.9").error
 
 
 def test_a_peer_that_names_strangers_uses_up_its_own_share() -> None:
