@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import dns.flags
 import dns.message
@@ -24,10 +24,8 @@ class Nameserver:
         self._behave = behave
         self.asked: list[tuple[str, dns.message.Message]] = []
         self.sources: list[tuple[str, int]] = []
-        self._tcp = socket.create_server((address, port), family=family)
+        self._tcp, self._udp = _bound(address, port, family)
         self.port: int = self._tcp.getsockname()[1]
-        self._udp = socket.socket(family, socket.SOCK_DGRAM)
-        self._udp.bind((address, self.port))
         self._wake, self._stop = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -46,7 +44,8 @@ class Nameserver:
                         for answer in self._answers(data, "udp"):
                             self._udp.sendto(answer, peer)
                     else:
-                        self._serve_stream()
+                        with suppress(OSError):  # who asked has gone meanwhile
+                            self._serve_stream()
 
     def _serve_stream(self) -> None:
         sock, _ = self._tcp.accept()
@@ -75,6 +74,21 @@ class Nameserver:
         self._thread.join(10)
         for sock in (self._udp, self._tcp, self._wake):
             sock.close()
+
+
+def _bound(address: str, port: int, family: int) -> tuple[socket.socket, socket.socket]:
+    """TCP and UDP on one port; where any will do, one that neither has taken."""
+    while True:
+        tcp, udp = socket.create_server((address, port), family=family), socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            udp.bind((address, tcp.getsockname()[1]))
+        except OSError:
+            tcp.close()
+            udp.close()
+            if port:
+                raise
+        else:
+            return tcp, udp
 
 
 def zone(records: Mapping[str, list[str]], max_udp_bytes: int = 65535) -> Behaviour:

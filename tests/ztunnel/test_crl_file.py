@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.world import CLIENT, SERVER, Authority
+from wire import followed_file
 from ztunnel import crl_file
 from ztunnel.channel import SetRevoked
 from ztunnel.crl_file import CrlFile, read_lists
@@ -93,7 +94,10 @@ def test_a_file_that_cannot_be_read_at_the_start_is_an_error_that_names_it(
         CrlFile(path, lambda _: None)
 
 
-def test_a_change_is_told_and_a_damaged_file_leaves_what_was(tmp_path: Path, eventually: Any, caplog: Any) -> None:
+def test_a_change_is_told_and_a_damaged_file_leaves_what_was(
+    tmp_path: Path, eventually: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followed_file, "LOOK_S", 0.02)
     path, told = tmp_path / "ca-crl.pem", []
 
     def put(data: bytes) -> None:

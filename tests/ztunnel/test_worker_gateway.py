@@ -45,11 +45,13 @@ class Relay:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            far = self._mesh.pods["gateway"].connect(self._mesh.server.address, 15008, mark=0x539)
-            self.passed += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                source.settimeout(None)
-                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+            self.passed.append(near)
+            with suppress(OSError):  # closed meanwhile
+                far = self._mesh.pods["gateway"].connect(self._mesh.server.address, 15008, mark=0x539)
+                self.passed.append(far)
+                for source, sink in ((near, far), (far, near)):
+                    source.settimeout(None)
+                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         try:
