@@ -184,7 +184,7 @@ def hung_up(sock: socket.socket) -> bool:
     """Whether the other end has closed, now or soon."""
     poll = select.poll()
     poll.register(sock, 0)
-    return bool(poll.poll(5000))
+    return bool(poll.poll(20_000))
 
 
 @pytest.mark.parametrize("asks_more", [False, True])

@@ -216,6 +216,7 @@ def test_a_question_before_the_workload_is_known_waits_and_then_fails(bench: Ben
     bench.node.inventory.apply([CLIENT], [])
     bench.node.inventory_changed()
     assert len(texts(bench.hear(sock))) == 2
+    bench.node.workload_waits.timeout_s = 0.2
     bench.node.inventory.apply([], [CLIENT.uid])
     bench.node.inventory_changed()
     assert bench.ask("web.").rcode() == dns.rcode.SERVFAIL
