@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from agent.mesh_view import MeshView
 from agent.pod import Pod
 from agent.pod_index import PodIndex
+from bpf.events import Event
 from bpf.layout import Reason
-from bpf.redirect import Event
 from mesh.flows import ConnectionEvent, Direction, FlowEndpoint
 from mesh.proto import flow_pb2
 from mesh.workload import Address, Workload

@@ -10,9 +10,10 @@ from contextlib import nullcontext
 from agent.agent_events import AgentEvents
 from mesh.delta import Resource
 from mesh.identity import Identity
-from mesh.inventory import Inventory, PolicyStore
+from mesh.inventory import Inventory
 from mesh.matching import Connection
 from mesh.policy_set import Verdict, evaluate
+from mesh.policy_store import PolicyStore
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
 from mesh.workload import Address, Workload
 from wire.memory import collector_at_rest, give_back

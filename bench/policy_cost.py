@@ -11,9 +11,9 @@ from ipaddress import IPv4Address
 from statistics import median
 
 from bench.scale import NAMESPACES, POLICIES_EACH, policies, stranger
-from mesh.inventory import PolicyStore
 from mesh.policy import Policy, Scope
 from mesh.policy_set import evaluate
+from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 
 _TIMES = 200

@@ -7,17 +7,16 @@ that fails closed (addresses and pod before the inbound link) and removed in the
 
 import os
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bpf import libbpf, listeners
+from bpf.events import Events
 from bpf.excluded import NODE, ExcludedMaps
 from bpf.layout import (
     MAPS,
     AddressBytes,
-    EventRecord,
     FlowKey,
     ListenerKey,
     LocalKey,
@@ -36,7 +35,6 @@ from mesh.workload import Address
 _UID = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _ONE = (1).to_bytes(4, "little")
 _FIRST = (0).to_bytes(4, "little")
-_REFUSALS = frozenset(Reason(number) for number in range(Reason.NO_LISTENER, Reason.EXCLUDED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +88,6 @@ class ProgramState:
     id: int
     attached: int
     """Links: one for a program of the node's cgroup, one per enrolled pod for `lookup`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A connection that the kernel refused, or let past the proxy (HOST, EXCLUDED)."""
-
-    time_ns: int
-    """Wall clock."""
-    reason: Reason
-    netns_cookie: int
-    """Of the pod; of the node for HOST; 0 where the programs could not know."""
-    cgroup_id: int
-    """Of the process that dialled; 0 where the programs could not know."""
-    source: Address | None
-    """None: refused before it was bound."""
-    source_port: int
-    destination: Address | None
-    """What the app dialled, also where the connection was captured."""
-    destination_port: int
-
-    @property
-    def refused(self) -> bool:
-        """Whether the connection came to nothing."""
-        return self.reason in _REFUSALS
-
-    @property
-    def family(self) -> int:
-        """4 or 6."""
-        return self.destination.version if self.destination else 4
 
 
 class Redirect:
@@ -280,7 +249,7 @@ class Redirect:
             states.append(ProgramState(program.name, number, attached))
         return states
 
-    def open_events(self) -> "Events":
+    def open_events(self) -> Events:
         """A reader of events; there should be one at a time, because each event goes to one reader."""
         return Events(self._maps["events"].fileno())
 
@@ -306,41 +275,6 @@ class Redirect:
             with libbpf.open_pin(path) as link:
                 found[path.name] = libbpf.link_info(link.fd).target.netns.netns_ino != 0
         return found
-
-
-class Events:
-    """Reads events; `fileno()` for the event loop."""
-
-    def __init__(self, map_fd: int) -> None:
-        self._ring = libbpf.RingBuffer(map_fd)
-
-    def fileno(self) -> int:
-        """Readable when there are events."""
-        return self._ring.fileno()
-
-    def read(self) -> list[Event]:
-        """The events that are there, at most 256; never blocks."""
-        to_wall_ns = time.time_ns() - time.monotonic_ns()
-        return [_event(raw, to_wall_ns) for raw in self._ring.read()]
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._ring.close()
-
-
-def _event(raw: bytes, to_wall_ns: int) -> Event:
-    record = EventRecord.from_buffer_copy(raw)
-    source, destination = record.flow.source, record.flow.destination
-    return Event(
-        time_ns=record.time + to_wall_ns,
-        reason=Reason(record.reason),
-        netns_cookie=record.netns,
-        cgroup_id=record.cgroup,
-        source=unpack_address(bytes(source.address)),
-        source_port=source.port,
-        destination=unpack_address(bytes(destination.address)),
-        destination_port=destination.port,
-    )
 
 
 def _check(pod: PodRedirect) -> None:

@@ -1,4 +1,4 @@
-"""The channel between ztunnel's supervisor and one data worker: the messages, and their framing over a socket pair.
+"""The channel between ztunnel's supervisor and one data worker: the messages on it.
 
 Both ends are weft's own processes of the same privilege (the worker is the supervisor's child and inherits its end of the
 socket pair as a numbered descriptor), so messages are pickled values of mesh.* and of this module; a frame (ztunnel.framing)
@@ -9,7 +9,6 @@ Order matters and is kept: the supervisor sends inventory and certificates befor
 every AddPod is answered by PodAdded.
 """
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
@@ -19,6 +18,7 @@ from mesh.policy import Policy
 from mesh.workload import Service, Workload
 from ztunnel.baggage import Described
 from ztunnel.limits import NODE, POD, Limits, Usage
+from ztunnel.query_counts import QueryCounts, QueryLabels
 from ztunnel.tuning import Tuning
 
 MAX_FDS = 9
@@ -363,39 +363,6 @@ class WorkerStatus:
     gauges: dict[str, int]
     usage: dict[str, Usage] = field(default_factory=dict)
     """What each pod (by uid) and the node (under "") holds of its limits."""
-
-
-QueryLabels = tuple[str, str, str, str]
-"""Type and protocol in lower case, the client's canonical name and revision."""
-BUCKETS_S = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
-"""How long nameservers take, in Istio's steps."""
-
-
-@dataclass(slots=True)
-class QueryCounts:
-    """What one kind of question came to."""
-
-    requests: int = 0
-    upstream_requests: int = 0
-    upstream_failures: int = 0
-    """No server answered, or none with a record of what was asked for."""
-    seconds: float = 0.0
-    """Sum of what nameservers took."""
-    durations: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
-    """Answers within each of BUCKETS_S but not the one before; the last are slower than all."""
-
-    def took(self, seconds: float) -> None:
-        """A nameserver answered, or none did in the end."""
-        self.seconds += seconds
-        self.durations[bisect_left(BUCKETS_S, seconds)] += 1
-
-    def add(self, other: "QueryCounts") -> None:
-        """Sum up."""
-        self.requests += other.requests
-        self.upstream_requests += other.upstream_requests
-        self.upstream_failures += other.upstream_failures
-        self.seconds += other.seconds
-        self.durations = [ours + theirs for ours, theirs in zip(self.durations, other.durations, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

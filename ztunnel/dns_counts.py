@@ -3,8 +3,9 @@
 from typing import Literal
 
 from mesh.workload import Workload
-from ztunnel.channel import DNSCounts, QueryCounts, QueryLabels
+from ztunnel.channel import DNSCounts
 from ztunnel.dns_message import Question
+from ztunnel.query_counts import QueryCounts, QueryLabels
 
 MAX_KEYS = 512
 Protocol = Literal["udp", "tcp"]

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from mesh.inventory import Inventory
-from ztunnel.channel import BUCKETS_S, DNSCounts, QueryCounts, QueryLabels
+from ztunnel.channel import DNSCounts
 from ztunnel.metrics import MAX_SERIES, UNKNOWN, Family, Labels, counter, histogram, workload_labels
+from ztunnel.query_counts import BUCKETS_S, QueryCounts, QueryLabels
 
 _NAMES = ("request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision")
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Protocol
 
-from mesh.inventory import PolicyStore
 from mesh.matching import Connection, policy_matches
 from mesh.policy import Policy
 from mesh.policy_set import Verdict, evaluate
+from mesh.policy_store import PolicyStore
 from mesh.workload import Address, Workload
 from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, Progress
 from ztunnel.log_lines import RBAC

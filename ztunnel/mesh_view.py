@@ -6,8 +6,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from mesh.delta import Resource
-from mesh.inventory import Inventory, PolicyStore
+from mesh.inventory import Inventory
 from mesh.policy import Policy
+from mesh.policy_store import PolicyStore
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
 from mesh.trust_domains import TrustDomains
 from mesh.workload import Service, Workload

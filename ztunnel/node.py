@@ -7,7 +7,8 @@ from random import random
 from typing import Protocol
 
 from mesh.identity import Identity
-from mesh.inventory import Inventory, PolicyStore
+from mesh.inventory import Inventory
+from mesh.policy_store import PolicyStore
 from mesh.workload import Address, NetworkAddress, Workload
 from wire.descriptors import take_all
 from wire.netns import open_home

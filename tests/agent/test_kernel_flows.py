@@ -11,8 +11,8 @@ from agent.kernel_flows import REFUSALS, KernelFlows
 from agent.mesh_view import MeshView
 from agent.pod import Pod, PodRequest
 from agent.pod_index import PodIndex
+from bpf.events import Event
 from bpf.layout import Reason
-from bpf.redirect import Event
 from mesh.flows import connection_flow
 from mesh.proto import flow_pb2
 from mesh.workload import NetworkAddress, Service, Workload

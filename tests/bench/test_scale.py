@@ -8,9 +8,9 @@ import pytest
 from bench.policy_cost import cost_us
 from bench.scale import objects, policies, reports, stranger
 from bench.topology import NODES, crowd
-from mesh.inventory import PolicyStore
 from mesh.manifests import Pod, parse
 from mesh.policy_set import evaluate
+from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 
 pytestmark = pytest.mark.unit

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from bpf import pod_network
+from bpf.events import Event
 from bpf.layout import MARK_PROXY, PORT_INBOUND, PORT_OUTBOUND, Tag
 from bpf.libbpf import Map
 from bpf.loader import load
-from bpf.redirect import Event, PodRedirect, Redirect
+from bpf.redirect import PodRedirect, Redirect
 from mesh.exclusions import NOTHING, Exclusions
 from wire.cgroup import cgroup2_mount, cgroup_id
 from wire.netns import entered, netns_cookie, open_home

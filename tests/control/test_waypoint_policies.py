@@ -8,10 +8,10 @@ from control.index import Index
 from control.waypoint_policies import waypoint_policy
 from control.workloads import MeshNames
 from mesh.identity import Identity
-from mesh.inventory import PolicyStore
 from mesh.manifests import parse
 from mesh.matching import Connection
 from mesh.policy_set import evaluate
+from mesh.policy_store import PolicyStore
 from mesh.resources import decode_authorization, encode_policy
 from mesh.workload import Workload
 from tests.control.told import running

@@ -19,7 +19,8 @@ from control.answer import Content, from_proto, to_wire
 from control.stream import Stream
 from mesh.delta import Resource, Snapshot
 from mesh.identity import Identity
-from mesh.inventory import Inventory, PolicyStore
+from mesh.inventory import Inventory
+from mesh.policy_store import PolicyStore
 from mesh.resources import (
     ADDRESS_TYPE,
     AUTHORIZATION_TYPE,

@@ -8,9 +8,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mesh.dump import dump_policy, dump_service, dump_workload
 from mesh.event_line import EventLine, read_event, read_line, write_event
 from mesh.identity import Identity
-from mesh.inventory import Inventory, PolicyStore
+from mesh.inventory import Inventory
 from mesh.local_mesh import read_local_mesh
 from mesh.manifests import parse
+from mesh.policy_store import PolicyStore
 from tests.fuzz.target import Cursor, Target
 from tests.mesh.manifests.test_fuzz import SEEDS
 from tests.mesh.test_event_line import CLOSED, EVENT

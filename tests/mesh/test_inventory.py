@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.inventory import Inventory, PolicyStore
+from mesh.inventory import Inventory
 from mesh.policy import Action, Policy, Scope
+from mesh.policy_store import PolicyStore
 from mesh.workload import NamespacedHostname, NetworkAddress, NetworkMode, Service, TunnelProtocol, Workload
 
 pytestmark = pytest.mark.unit

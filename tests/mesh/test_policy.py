@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.identity import Identity
-from mesh.inventory import PolicyStore
 from mesh.matching import Connection, peer_of, policy_matches
 from mesh.policy import Action, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch
 from mesh.policy_set import PolicyGroup, PolicySet, Verdict, evaluate
+from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 
 pytestmark = pytest.mark.unit

@@ -6,10 +6,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from mesh.inventory import Inventory
 from mesh.workload import Workload
 from ztunnel import dns_counts, dns_metrics, metrics
-from ztunnel.channel import DNSCounts, QueryCounts
+from ztunnel.channel import DNSCounts
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.dns_response import question_for
+from ztunnel.query_counts import QueryCounts
 
 pytestmark = pytest.mark.unit
 

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mesh.inventory import Inventory, PolicyStore
+from mesh.inventory import Inventory
 from mesh.policy import Action, Policy, Scope
+from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 from ztunnel import gaps
 from ztunnel.gaps import Gaps

@@ -6,9 +6,9 @@ from ipaddress import ip_address
 import pytest
 
 from mesh.identity import Identity
-from mesh.inventory import PolicyStore
 from mesh.matching import Connection
 from mesh.policy import Action, Match, Policy, Scope, StringMatch
+from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
 from ztunnel.ledger import Ledger, Tracked
