@@ -7,6 +7,7 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
 
 from ztunnel.frames import END_HEADERS, HPACK_TABLE_BYTES, PADDED, PRIORITISED, Code, ProtocolError
+from ztunnel.header_weight import weigh
 
 Fields = list[tuple[bytes, bytes]]
 Repeating = tuple[tuple[bytes, bytes], ...]
@@ -95,6 +96,7 @@ class FieldReader:
         try:
             read = self._read_plain(block)
             if read is None:
+                weigh(block)
                 self._known.clear()
                 fields = list(self._decoder.decode(block, raw=True))
                 self.list_bytes = list_bytes(fields)

@@ -43,8 +43,8 @@ from ztunnel.frames import (
 
 _CONTROL_BOUNDS = {SETTINGS: 384, PING: 8, RST_STREAM: 4, WINDOW_UPDATE: 4, PRIORITY: 5, GOAWAY: 16 << 10}
 """Longest payload of each control frame; 64 settings are ten times what anybody sends."""
-_LONGEST_PADDED_BYTES = 1 << 20
-"""Frames with padding are collected whole, however large others may be."""
+_LONGEST_PADDED_BYTES = 64 << 10
+"""Frames with padding are collected whole, on nobody's account: 192 tunnels of one source could hold as many MiB else."""
 _EXACT = {PING, RST_STREAM, WINDOW_UPDATE, PRIORITY}
 _ON_CONNECTION = {SETTINGS, PING, GOAWAY}
 _ON_STREAM = {HEADERS, PRIORITY, RST_STREAM, CONTINUATION}
@@ -313,6 +313,11 @@ class Intake(ABC):
     def _spend(self, allowance: Allowance, what: str, cost: float = 1.0) -> None:
         if not allowance.spend(self.now, cost):
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def charge(self, what: str, now: float) -> None:
+        """Count what came beneath frames: as much as a control frame. Raises: ProtocolError."""
+        self.now = now
+        self._spend(self._control, what)
 
     def _is_idle(self, sid: int) -> bool:
         """A stream id that nobody has used yet."""

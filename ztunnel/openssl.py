@@ -15,7 +15,10 @@ from typing import Any
 
 _FIRST_LOOKED_AT, _LAST_LOOKED_AT = (3, 11), (3, 13)
 """Releases of CPython whose Modules/_ssl.c begins its PySSLContext with the SSL_CTX."""
-_CTRL_MODE, _MODE_NO_AUTO_CHAIN = 33, 8  # openssl/ssl.h
+_CTRL_MODE, _CTRL_CLEAR_MODE, _CTRL_MAX_CERT_LIST = 33, 78, 51  # openssl/ssl.h
+_MODE_NO_AUTO_CHAIN, _MODE_AUTO_RETRY = 8, 4
+MOST_CHAIN_BYTES = 16 << 10
+"""Of a peer's certificates: nine of RSA with 4,096 bits, 30 of P-256. Each costs up to 0.1 ms, and nobody is known yet."""
 _ALT_NAMES, _URI = 85, 6  # NID_subject_alt_name, GEN_URI
 _MOST_BYTES = 1 << 17
 """More than OpenSSL takes from a peer: SSL_MAX_CERT_LIST_DEFAULT."""
@@ -34,6 +37,9 @@ class OpenSSL:
             return found  # type: ignore[no-any-return]
 
         self._control = call("SSL_CTX_ctrl", _L, _P, _I, _L, _P)
+        self._control_one = call("SSL_ctrl", _L, _P, _I, _L, _P)
+        self._attached = call("X509_STORE_CTX_get_ex_data", _P, _P, _I)
+        self._place_of_connection: int = call("SSL_get_ex_data_X509_STORE_CTX_idx", _I)()
         self._set_verify = call("SSL_CTX_set_cert_verify_callback", None, _P, Verify, _P)
         self.verify = call("X509_verify_cert", _I, _P)
         self.leaf = call("X509_STORE_CTX_get0_cert", _P, _P)
@@ -62,6 +68,22 @@ class OpenSSL:
         and sends the root too, which the peer parses for nothing. That is 30 % of a handshake's CPU at both ends.
         """
         self._control(_pointer(context), _CTRL_MODE, _MODE_NO_AUTO_CHAIN, None)
+
+    def take_short_chains(self, context: ssl.SSLContext) -> None:
+        """Refuse more than MOST_CHAIN_BYTES of certificates before looking at them; by default it is 100 KiB, and 30 ms."""
+        self._control(_pointer(context), _CTRL_MAX_CERT_LIST, MOST_CHAIN_BYTES, None)
+
+    def connection(self, store: int) -> int:
+        """The SSL that verifies by an X509_STORE_CTX."""
+        found: int = self._attached(store, self._place_of_connection)
+        return found
+
+    def pause_after_messages(self, connection: int) -> None:
+        """Have SSL_read end with WANT_READ behind each message that is no data (KeyUpdate, a ticket), though more has come.
+
+        By default it goes on until there is data: who sends nothing but KeyUpdates keeps it for 10 us each, in one call.
+        """
+        self._control_one(connection, _CTRL_CLEAR_MODE, _MODE_AUTO_RETRY, None)
 
     def ask(self, context: ssl.SSLContext, verify: Any) -> None:
         """Have a Verify asked in the place of `verify`; who calls keeps it for as long as the context."""

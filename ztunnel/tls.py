@@ -88,6 +88,7 @@ def _context(protocol: int, certificate: SetCertificate, tls12: bool, known: Ver
     context.set_alpn_protocols(["h2"])
     if BOUND is not None:
         BOUND.send_no_root(context)
+        BOUND.take_short_chains(context)
     context.verifier = Verifier(BOUND, known, certificate.roots_pem, server=protocol == ssl.PROTOCOL_TLS_SERVER)
     context.asked = context.verifier.attach(context)
     context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))

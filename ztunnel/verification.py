@@ -79,8 +79,10 @@ class Verifications:
         return found
 
     def keep(self, key: tuple[bytes, ...], verified: Verified) -> None:
-        """Remember one, unless it is large."""
+        """Remember one, unless it is large, or more was shown than proves it: that can be varied without end by its owner."""
         if not self.most or len(key) > _MAX_PRESENTED + 1 or sum(map(len, key)) > _MAX_BYTES:
+            return
+        if not set(key[2:]) <= set(verified.chain):
             return
         if verified.chain[1:] == self._issuers:
             verified.chain[1:] = self._issuers  # the same objects
@@ -163,6 +165,7 @@ class Verifier:
             if asking is not None:
                 asking.judge(verified)
                 asking.verified = verified
+            calls.pause_after_messages(calls.connection(store))
         except BaseException as error:
             self._refusals.append(error)
             if isinstance(error, PeerRefused):

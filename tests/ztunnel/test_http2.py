@@ -220,10 +220,10 @@ def test_windows_and_frames_are_of_the_sizes_that_an_operator_sets() -> None:
 def test_a_frame_with_padding_is_small_enough_to_be_collected_however_large_others_may_be() -> None:
     client, server = pair(sizes=frames.Sizes(frame=frames.LARGEST_FRAME_BYTES))
     _, theirs = open_stream(client, server)
-    server.hears(frame(DATA, 0, 1, bytes(2 << 20)) + frame(DATA, PADDED, 1, bytes(1 << 20)))
-    assert len(theirs.data) == (3 << 20) - 1
+    server.hears(frame(DATA, 0, 1, bytes(2 << 20)) + frame(DATA, PADDED, 1, bytes(64 << 10)))
+    assert len(theirs.data) == (2 << 20) + (64 << 10) - 1
     with pytest.raises(ProtocolError, match="FRAME_SIZE_ERROR"):
-        server.hears(frame(DATA, PADDED, 1, bytes((1 << 20) + 1)))
+        server.hears(frame(DATA, PADDED, 1, bytes((64 << 10) + 1)))
 
 
 def test_bytes_of_a_stream_that_we_reset_give_the_window_back() -> None:

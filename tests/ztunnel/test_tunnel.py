@@ -5,7 +5,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -166,12 +166,11 @@ class Peer:
     def hear(self) -> bytes:
         """What has come until now."""
         said = b""
-        try:
+        with suppress(BlockingIOError):
             self._incoming.write(self._sock.recv(1 << 18, socket.MSG_DONTWAIT))
-            while self._incoming.pending:
+        while self._incoming.pending:
+            with suppress(ssl.SSLWantReadError):  # a record in part, or a message that is no data
                 said += self._tls.read(1 << 18)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            pass
         return said
 
 

@@ -359,6 +359,20 @@ def test_a_long_chain_and_a_memory_of_none_are_verified_each_time(mesh: Mesh) ->
     assert mesh.verified == 7
 
 
+def test_what_proves_nothing_cannot_be_varied_to_crowd_others_out(mesh: Mesh) -> None:
+    """The owner of one good certificate could show it with another stranger's each time."""
+    mesh.meets(HONEST)
+    for number in range(20):
+        stranger = Authority(f"stranger {number}").pem
+        assert mesh.meets(SetCertificate(CLIENT, HONEST.chain_pem + stranger, HONEST.key_pem, AUTHORITY.pem, 0)) is not None
+    assert len(mesh.known) == 1 and mesh.verified == 21
+    mesh.meets(HONEST)
+    with_root = SetCertificate(CLIENT, HONEST.chain_pem + AUTHORITY.pem, HONEST.key_pem, AUTHORITY.pem, 0)
+    for _ in range(2):
+        mesh.meets(with_root)
+    assert mesh.verified == 22, "whoever shows its root too is remembered"
+
+
 def no_memory(_: object) -> Any:
     raise MemoryError
 
