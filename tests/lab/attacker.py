@@ -5,11 +5,14 @@ lines as tests.lab.inside; so standard library only. The frames come from the te
 """
 
 import base64
+import contextlib
 import itertools
 import json
+import os
 import resource
 import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -20,6 +23,7 @@ from tests.lab.link import Link, Papers
 from tests.lab.witness import Witness
 
 _HEADERS, _RST_STREAM, _GOAWAY = 1, 3, 7
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Inside:
@@ -119,6 +123,74 @@ class Inside:
         for thread in threads:
             thread.join()
         return {"ends": dict(Counter(ends)), "codes": dict(Counter(codes)), "longest_s": max(lives)}
+
+    def undermine(self, host: str, port: int, papers: Papers, opening: str, manner: str, seconds: float) -> dict[str, Any]:
+        """Beneath HTTP/2: `keys`, KeyUpdates that want an answer; `records`, DATA with a record for each of its bytes."""
+        until = time.monotonic() + seconds
+        ends: list[str] = []
+
+        def assault(sock: socket.socket) -> None:
+            link = Link(sock, papers)
+            link.exchange(base64.b64decode(opening), 1, True, lambda: bool(link.sent and link.said), 10)
+            data = b"\0\x08\0\0\0\0\0\0\1" + bytes(2048)
+            link.pour((lambda: link.update_keys(1000)) if manner == "keys" else (lambda: link.records(data)), until)
+            ends.append(link.end)
+
+        while time.monotonic() < until:
+            try:
+                with socket.create_connection((host, port), 10) as sock:
+                    assault(sock)
+            except OSError as error:
+                ends.append(type(error).__name__)
+        return {"ends": dict(Counter(ends)), "codes": {}}
+
+    def flood(self, host: str, port: int, manner: str, words: list[str], seconds: float, at_once: int = 2) -> dict[str, Any]:
+        """Without TLS: `datagrams`; `streams` of words whose answers are read; `asks`, each on a connection of its own;
+        `closes`, connections that are reset as soon as they are there. How many, and what failed."""
+        until = time.monotonic() + seconds
+        done: Counter[str] = Counter()
+        payloads = [base64.b64decode(one) for one in words]
+
+        def storm() -> None:
+            for word in itertools.cycle(payloads):
+                if time.monotonic() >= until:
+                    return
+                try:
+                    getattr(self, f"_{manner}")(host, port, word, until)
+                    done["ended"] += 1
+                except OSError as error:
+                    done[type(error).__name__] += 1
+
+        threads = [threading.Thread(target=storm) for _ in range(at_once)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"ends": dict(done), "codes": {}}
+
+    def _datagrams(self, host: str, port: int, word: bytes, until: float) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((host, port))
+            for _ in range(200):
+                sock.send(word)
+                with contextlib.suppress(BlockingIOError):
+                    while sock.recv(4096, socket.MSG_DONTWAIT):
+                        pass
+
+    def _streams(self, host: str, port: int, word: bytes, until: float) -> None:
+        with socket.create_connection((host, port), 10) as sock:
+            Link(sock, None).exchange(word, 1000, True, lambda: time.monotonic() >= until, 10)
+
+    def _asks(self, host: str, port: int, word: bytes, until: float) -> None:
+        with socket.create_connection((host, port), 10) as sock:
+            sock.settimeout(10)
+            sock.sendall(word)
+            while sock.recv(1 << 16):
+                pass
+
+    def _closes(self, host: str, port: int, word: bytes, until: float) -> None:
+        with socket.create_connection((host, port), 10) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     # Crowds
 
@@ -220,8 +292,18 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def _step_back() -> None:
+    """To the lowest priority, the whole session: where sessions share the CPU evenly (autogroup), niceness counts in one."""
+    os.nice(19)
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write("19")
+
+
 def main() -> None:
-    """Obey until standard input ends."""
+    """Obey until standard input ends; with the argument `patient` only while nobody else wants the CPU."""
+    os.setsid()  # as a pod has a group of its own: not the test's, with all other puppets
+    if "patient" in sys.argv:
+        _step_back()
     inside, writing = Inside(), threading.Lock()
 
     def obey(order: dict[str, Any]) -> None:

@@ -57,6 +57,27 @@ class Crowd:
     """Whether the victim shows all of them out within its time for handshakes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Beneath:
+    """A peer with a certificate, beneath HTTP/2: see tests.lab.attacker.Inside.undermine."""
+
+    name: str
+    manner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """A pod of the victim's node (`near`), or of another one, without TLS: see tests.lab.attacker.Inside.flood."""
+
+    name: str
+    manner: str
+    near: bool
+    port: int
+    words: Sequence[bytes] = (b"",)
+    of_node: bool = False
+    """It goes to the node's address, not to the pod's."""
+
+
 def _streams(block: bytes, end: Callable[[int], bytes] = lambda _: b"") -> bytes:
     return b"".join(frame(HEADERS, END_HEADERS, sid, block) + end(sid) for sid in _SIDS)
 
@@ -121,6 +142,37 @@ CROWDS = (
     Crowd("3,000 half handshakes", "half", 3000),
     Crowd("800 TLS connections that say nothing", "shaken", 800),
     Crowd("800 idle HTTP/2 connections", "idle", 800, ends=False),
+)
+
+
+BENEATH = (Beneath("KeyUpdates", "keys"), Beneath("records of one byte", "records"))
+
+
+def question(name: str) -> bytes:
+    """A DNS message that asks for an IPv4 address."""
+    labels = b"".join(bytes((len(one),)) + one.encode() for one in name.split("."))
+    return b"\x12\x34\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
+
+
+def _framed(message: bytes) -> bytes:
+    return len(message).to_bytes(2, "big") + message
+
+
+_KNOWN, _UNKNOWN = question("far.shop.svc.cluster.local"), [question(f"nobody{number}.example.com") for number in range(500)]
+FLOODS = (
+    Flood("DNS, names of the mesh", "datagrams", True, 53, (_KNOWN,)),
+    Flood("DNS, names of nobody", "datagrams", True, 53, _UNKNOWN),
+    Flood("DNS over TCP, pipelined", "streams", True, 53, (_framed(_KNOWN) * 200,)),
+    Flood(
+        "the metrics port",
+        "asks",
+        False,
+        15020,
+        (b"GET /metrics HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n",),
+        of_node=True,
+    ),
+    Flood("15008, closed at once", "closes", False, 15008),
+    Flood("a pod's own connections, closed at once", "closes", True, 7000),
 )
 
 

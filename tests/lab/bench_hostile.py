@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.tables import markdown
-from tests.lab.attacks import CROWDS, Attack, Crowd, attacks
+from tests.lab.attacks import BENEATH, CROWDS, FLOODS, Attack, Beneath, Crowd, Flood, attacks
 from tests.lab.memory import Memory
-from tests.lab.mesh import ECHO_PORT, Mesh
+from tests.lab.mesh import ECHO_PORT, Mesh, pod, service
 from tests.lab.papers import text
 from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, TOPOLOGY, Victim
 from ztunnel.frames import CLIENT_OPENING, Code
@@ -33,6 +33,7 @@ HEADS = (
     "ends",
     "codes",
 )
+Strike = Attack | Crowd | Beneath | Flood
 TARGET, GROWTH_MIB = 2.0, 16.0
 _WHAT = ("stream", "connection")
 
@@ -47,10 +48,17 @@ class Found(NamedTuple):
     fate: dict[str, Any]
 
 
-def _strike(victim: Victim, attack: Attack | Crowd, seconds: float) -> dict[str, Any]:
+def _strike(victim: Victim, attack: Strike, seconds: float) -> dict[str, Any]:
     """The attack, for that long."""
     if isinstance(attack, Attack):
         return victim.besiege(attack, seconds)
+    if isinstance(attack, Beneath):
+        call = ("undermine", victim.address, HBONE, victim.papers, text(CLIENT_OPENING + victim.open_stream()), attack.manner)
+        return dict(victim.attacker.do(*call, seconds, timeout_s=seconds + 60))
+    if isinstance(attack, Flood):
+        who, where = (victim.neighbour if attack.near else victim.attacker), victim.node if attack.of_node else victim.address
+        words = [text(one) for one in attack.words]
+        return dict(who.do("flood", where, attack.port, attack.manner, words, seconds, timeout_s=seconds + 60))
     call = ("crowd", victim.address, HBONE, victim.papers, attack.count, attack.manner, text(CLIENT_OPENING))
     number = victim.attacker.do(*call, timeout_s=120)
     victim.rest(seconds)
@@ -59,7 +67,7 @@ def _strike(victim: Victim, attack: Attack | Crowd, seconds: float) -> dict[str,
     return {"ends": {"shown out": cut, "held": attack.count - cut}, "codes": {}}
 
 
-def _measure(victim: Victim, attack: Attack | Crowd, seconds: float, rounds: int) -> Found:
+def _measure(victim: Victim, attack: Strike, seconds: float, rounds: int) -> Found:
     quiet: dict[str, list[float]] = {what: [] for what in _WHAT}
     attacked: dict[str, list[float]] = {what: [] for what in _WHAT}
     fate: dict[str, Any] = {}
@@ -100,9 +108,9 @@ def _row(name: str, found: Found) -> list[str]:
     return [*cells, ends, ", ".join(sorted({code(number) for number in found.fate["codes"]}))]
 
 
-def _all(victim: Victim, only: list[str] | None) -> Iterator[Attack | Crowd]:
+def _all(victim: Victim, only: list[str] | None) -> Iterator[Strike]:
     found = attacks(victim.connect(ATTACKED_PORT), victim.connect(15001), victim.connect(DEAF_PORT))
-    yield from (one for one in (*found, *CROWDS) if only is None or any(words in one.name for words in only))
+    yield from (one for one in (*found, *CROWDS, *BENEATH, *FLOODS) if only is None or any(words in one.name for words in only))
 
 
 def _contender(name: str, topology: str, flags: argparse.Namespace) -> str:
@@ -131,11 +139,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4, help="attacked windows")
     parser.add_argument("--only", action="append", metavar="WORDS", help="attacks whose names hold this; may be repeated")
     flags = parser.parse_args()
-    tables = [_contender("weft", TOPOLOGY, flags)]
+    topology = TOPOLOGY + pod("neighbour", "b") + service("far")
+    tables = [_contender("weft", topology, flags)]
     if binary := os.environ.get("ZTUNNEL_BIN"):
         command = f"{shlex.quote(os.path.abspath(binary))} proxy ztunnel"
         node = f"name: b, annotations: {{lab.weft/ztunnel: {command!r}}}"
-        tables.append(_contender("Istio's ztunnel", TOPOLOGY.replace("name: b}", node + "}", 1), flags))
+        tables.append(_contender("Istio's ztunnel", topology.replace("name: b}", node + "}", 1), flags))
     print(f"Good clients beside attackers: at most {TARGET:.0f}x of undisturbed, no failure, {GROWTH_MIB:.0f} MiB.", *tables)
     return 0
 

@@ -7,6 +7,7 @@ Runs in the pod as `python3 -c` of this very text, so standard library only. A l
 import hashlib
 import itertools
 import json
+import os
 import socket
 import struct
 import sys
@@ -262,6 +263,7 @@ def _original_destination(sock: socket.socket) -> list[Any] | None:
 
 def main() -> None:
     """Obey until standard input ends."""
+    os.setsid()  # as a pod has a group of its own where sessions share the CPU: not the test's, with all other puppets
     inside, writing = Inside(), threading.Lock()
     threading.stack_size(256 * 1024)
 

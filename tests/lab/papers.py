@@ -21,7 +21,7 @@ ARGV = ("python3", "-u", "-c", PROGRAM)
 
 def attacker_in(world: World, name: str, patient: bool = False) -> Puppet:
     """Does what tests.lab.attacker.Inside can do, in pod `shop/NAME`; `patient`: at the lowest priority."""
-    argv = ("nice", "-n", "19", *ARGV) if patient else ARGV
+    argv = (*ARGV, "patient") if patient else ARGV
     return Puppet(popen(world.join(f"shop/{name}", argv), **OPTIONS))
 
 

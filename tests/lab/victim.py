@@ -1,5 +1,6 @@
 """A node under attack: the attacker's pod, and all that must not notice."""
 
+from functools import cached_property
 from typing import Any
 
 from lab.process import popen
@@ -9,7 +10,7 @@ from tests.lab.mesh import ECHO_PORT, NODES, OPTIONS, Mesh, authentication, pod
 from tests.lab.papers import LabAuthority, attacker_in, data, papers, text
 from tests.lab.puppet import Puppet
 from tests.lab.world import eventually
-from ztunnel.frames import CLIENT_OPENING
+from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, frame
 
 HBONE, DEAF_PORT, ATTACKED_PORT = 15008, 7001, 7002
 """Attackers' streams lead to an application of their own: what they do to one that they may reach is not the proxy's doing."""
@@ -29,7 +30,7 @@ class Victim:
 
     def __init__(self, mesh: Mesh, patient: bool = False) -> None:
         """`patient`: the attacker gets the CPU only when nobody else wants it."""
-        self.mesh = mesh
+        self.mesh, self._patient = mesh, patient
         self.authority = LabAuthority(mesh)
         self.address = mesh.address("far")
         self.attacker, self.witness = attacker_in(mesh, "attacker", patient), attacker_in(mesh, "witness")
@@ -47,6 +48,20 @@ class Victim:
     def connect(self, port: int) -> bytes:
         """A request that the victim accepts."""
         return connect(f"{self.address}:{port}")
+
+    def open_stream(self) -> bytes:
+        """The frame that begins one."""
+        return frame(HEADERS, END_HEADERS, 1, self.connect(ATTACKED_PORT))
+
+    @cached_property
+    def neighbour(self) -> Puppet:
+        """A hostile pod of the victim's own node, where the topology has one."""
+        return attacker_in(self.mesh, "neighbour", self._patient)
+
+    @property
+    def node(self) -> str:
+        """The address of its node."""
+        return str(next(one for one in self.mesh.status()["nodes"] if one["name"] == "b")["addresses"][0])
 
     def proxy(self) -> list[int]:
         """The processes of the node's proxy."""
@@ -105,6 +120,7 @@ class Victim:
         self.mesh.await_flow(words, "--from-ip", self.mesh.address("attacker"), "--from-port", str(fate["port"]))
 
     def end(self) -> None:
-        """Let attacker, witness and the attacked application go."""
-        for one in (self.attacker, self.witness, self._attacked):
-            one.end()
+        """Let attackers, witness and the attacked application go."""
+        for one in (self.attacker, self.witness, self._attacked, self.__dict__.get("neighbour")):
+            if one is not None:
+                one.end()
