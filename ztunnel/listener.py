@@ -2,7 +2,8 @@
 
 The kernel wakes the worker that is first in line of those that wait for anything to happen. A pod's own connections have a home
 (ztunnel.headroom): the others stand behind it in that line, so they are woken where it is in the middle of a turn, and then
-leave who has come to it for a moment. While the home is busy, or away, who has taken a connection goes to the end of the line.
+leave who has come to it for a moment. While the home is busy, or away, who has taken a connection goes to the end of the line,
+and so does who has taken one of others, which have no home.
 """
 
 import errno
@@ -43,6 +44,8 @@ class Listener:
         """`has_home`: whether one worker takes all connections as long as it has time."""
         self._pod = pod
         self._headroom = pod.node.headroom if has_home else None
+        self._takes_turns = not has_home and pod.node.headroom is not None
+        """Tunnels of others last: whoever is first in line would have all of them, however much they carry later."""
         self._home = self._headroom.home_of(pod.uid) if self._headroom is not None else 0
         self._behind_since = 0.0
         """When we went behind the home, where that is another worker: it stands before us while it keeps its promise."""
@@ -80,7 +83,8 @@ class Listener:
         """Connections wait, unless another worker was faster."""
         headroom = self._headroom
         if headroom is None:
-            self._take_who_waits()
+            if self._take_who_waits() and self._takes_turns:
+                self._to_the_end()
         elif not headroom.has_time(self._home, self._pod.node.loop.now):
             self._take_who_waits()
             self._to_the_end()
@@ -113,7 +117,7 @@ class Listener:
             self._pod.node.loop.forget(self._sock.fileno())
             self._watch()
 
-    def _take_who_waits(self) -> None:
+    def _take_who_waits(self) -> int:
         accepted = 0
         while accepted < self._expected:
             try:
@@ -124,10 +128,11 @@ class Listener:
                 continue
             except OSError as error:
                 self._survive(error)
-                return
+                return accepted
             accepted += 1
             self._take(Socket(*self._kind, accepted_fd), endpoint(raw))
         self._expect(accepted)
+        return accepted
 
     def _expect(self, accepted: int) -> None:
         # Asking once more than there are connections costs a call for each: ask for more only where more than one came at

@@ -28,6 +28,9 @@ OVERTIME_S = 0.001
 """How long a turn goes on with what earlier ones left; one piece of it at least."""
 _BUSY_OVERTIME = 1 / 4
 """The part of it in a turn that others take part in."""
+_FEW = 3
+"""Tunnels that may each do the work of a turn before anybody looks at the clock."""
+LATE_S = 0.001
 GREETINGS_PER_TURN = 2
 """Handshakes that a turn moves on at once: half a millisecond each. More are left for later."""
 LINGER_S = 0.002
@@ -122,6 +125,8 @@ class Loop:
         self.now = time.monotonic()
         self.alone = False
         """One descriptor is ready in this turn: what it brings has nobody to leave with."""
+        self.crowded = False
+        """So many are ready that together they may take long, whatever the bounds of each: see `is_late`."""
         self.bulky = False
         """This turn moved more than `BULKY_BYTES` at once: where small messages come too, whose ends may wait for this CPU."""
         self.bulky_turns = 0
@@ -211,6 +216,13 @@ class Loop:
         self.lookups += 1
         return self.lookups <= LOOKUPS_PER_TURN
 
+    def is_late(self) -> bool:
+        """Whether this turn has used its time up, or others wait already: who comes now goes on source by source, behind them.
+
+        Asked where many are ready: all of them may be one source's, or take as long as they are let.
+        """
+        return bool(self._left_over) or time.monotonic() - self.now > LATE_S
+
     def run(self) -> None:
         """Turn until `running` is false."""
         self._turn(None, once=False)
@@ -231,7 +243,8 @@ class Loop:
                 new.clear()
             ready = poll(wait_s, _EVENTS_PER_TURN)
             self.now = clock()
-            self.alone = len(ready) == 1
+            count = len(ready)
+            self.alone, self.crowded = count == 1, count > _FEW
             for fd, events in ready:
                 handler = handlers[fd]
                 if handler is not None and not (new and fd in new):
@@ -277,6 +290,8 @@ class Loop:
 
     def _go_on(self, overtime_s: float) -> None:
         until = time.monotonic() + overtime_s
+        if self.crowded:
+            until = max(until, self.now + self.overtime_s)
         while (what := self.rota.take()) is not None:
             try:
                 what.go_on()

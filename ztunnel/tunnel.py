@@ -6,9 +6,9 @@ direction small frames of all streams collect in `http.out`; the loop flushes ev
 write and one send. A large payload goes out at once, its frame header in front of it in the same buffer, so that both fill
 whole TLS records.
 
-A turn of the loop belongs to all tunnels. Who sends more frames than the work of one turn (see ztunnel.intake), or begins a
-handshake when the turn has moved on enough of them, goes on when its source's turn comes (ztunnel.rota); meanwhile its socket
-is not read. A tunnel reads little at once until it has shown that it moves bytes: what is left over stays small.
+A turn of the loop belongs to all tunnels. Who sends more frames than the work of one turn (see ztunnel.intake), begins a
+handshake when the turn has moved on enough of them, or comes when many others have used up the turn's time, goes on when its
+source's turn comes (ztunnel.rota); meanwhile its socket is not read. A tunnel reads little at once until it has shown that it moves bytes: what is left over stays small.
 
 What the socket does not take waits in a queue; above HIGH_WATER streams stop reading from their applications, and a peer
 that makes us queue far beyond that (by asking for answers that it does not read) is dropped.
@@ -109,7 +109,10 @@ class Tunnel(Outflow):
         if events & OUT:
             self._send_waiting()
         if events != OUT and self.open and not self._late:
-            self._readable()
+            if self.loop.crowded and self.loop.is_late():
+                self._leave()
+            else:
+                self._readable()
 
     def _readable(self) -> None:
         try:
@@ -132,13 +135,20 @@ class Tunnel(Outflow):
                 self._leave()
                 return
             self.loop.greetings += 1
-        self.go_on()
+        self._use()
         if count == len(self._room) < _IO_BYTES and self.established and not self._late:
             self._room = _cipher[: 2 * count]
 
     def go_on(self) -> None:
-        """Do as much with what has come as one turn allows."""
+        """See ztunnel.rota.Continued."""
         self._late = False
+        if self._rest or self._incoming.pending:
+            self._use()
+        else:
+            self._readable()
+
+    def _use(self) -> None:
+        """Do as much with what has come as one turn allows."""
         if not self.established and not self._handshake():
             return
         self._reading = True

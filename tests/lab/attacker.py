@@ -146,7 +146,8 @@ class Inside:
 
     def flood(self, host: str, port: int, manner: str, words: list[str], seconds: float, at_once: int = 2) -> dict[str, Any]:
         """Without TLS: `datagrams`; `streams` of words whose answers are read; `asks`, each on a connection of its own;
-        `closes`, connections that are reset as soon as they are there. How many, and what failed."""
+        `closes`, connections that are reset as soon as they are there; `bursts` of 400 that come at once and go. How many, and
+        what failed."""
         until = time.monotonic() + seconds
         done: Counter[str] = Counter()
         payloads = [base64.b64decode(one) for one in words]
@@ -191,6 +192,14 @@ class Inside:
     def _closes(self, host: str, port: int, word: bytes, until: float) -> None:
         with socket.create_connection((host, port), 10) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    def _bursts(self, host: str, port: int, word: bytes, until: float) -> None:
+        with contextlib.ExitStack() as all_of_them:
+            for _ in range(400):
+                sock = all_of_them.enter_context(socket.socket())
+                sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    sock.connect((host, port))
 
     # Crowds
 

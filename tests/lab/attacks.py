@@ -173,6 +173,7 @@ FLOODS = (
     ),
     Flood("15008, closed at once", "closes", False, 15008),
     Flood("a pod's own connections, closed at once", "closes", True, 7000),
+    Flood("a pod's own connections, 400 at a time", "bursts", True, 7000),
 )
 
 

@@ -93,7 +93,7 @@ def test_who_waits_when_the_listener_closes_is_taken(place: Place) -> None:
 class Line:
     """Two workers in line at one listener: the pod's home, and another one that was there first."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_home: bool = True) -> None:
         own = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.address = own.getsockname()
         self.table = make_table(2)
@@ -108,7 +108,7 @@ class Line:
             node = SimpleNamespace(loop=self.loops[worker], config=SimpleNamespace(tuning=Tuning()), headroom=views[worker])
             pod = SimpleNamespace(node=node, uid="pod", has_room=lambda: True)
             take = self._take(self.taken[worker])
-            self.listeners[worker] = Listener(cast("Pod", pod), os.dup(own.fileno()), take, has_home=True)
+            self.listeners[worker] = Listener(cast("Pod", pod), os.dup(own.fileno()), take, has_home=has_home)
         own.close()
 
     @staticmethod
@@ -190,6 +190,17 @@ def test_a_pods_home_takes_all_who_come_while_it_has_time(line: Line) -> None:
 def test_without_a_home_that_has_time_workers_take_turns(line: Line) -> None:
     serve_one_by_one(line, 50)
     assert min(line.counts) >= 10
+
+
+def test_workers_take_turns_with_who_has_no_home() -> None:
+    """The tunnels of a hundred peers, that come one after the other, must not be in one worker."""
+    line = Line(has_home=False)
+    try:
+        line.promise()  # to nobody of these
+        serve_one_by_one(line, 50)
+        assert min(line.counts) >= 10
+    finally:
+        line.close()
 
 
 def test_who_comes_in_the_middle_of_the_homes_turn_waits_for_its_end(line: Line) -> None:

@@ -254,6 +254,43 @@ def test_a_flooder_gets_a_bounded_part_of_a_turn_and_loses_nothing(neighbours: N
     assert turns > 5 and stream.parts == 1400 and flooder.open
 
 
+def test_a_flood_on_many_tunnels_has_one_place_in_a_turn(neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each within its own bounds, all of them together would keep everybody waiting."""
+    monkeypatch.setattr("ztunnel.loop.LATE_S", 0.0)
+    floods = [neighbours.guest("flooder")[1] for _ in range(30)]
+    _, good = neighbours.guest("good")
+    loop, host = neighbours.loop, neighbours.host
+    loop.overtime_s = 0.0
+    for flood in floods:
+        flood.say(frame(DATA, 0, 1, b"xy") * 100)
+    for _ in range(3):
+        good.say(frame(PING, 0, 0, b"how long"))
+        before = sum(stream.parts for stream in host.streams.values())
+        for _ in range(2):
+            loop.turn(0)
+        assert b"how long" in good.hear()
+        assert 0 < sum(stream.parts for stream in host.streams.values()) - before <= 200
+    while loop.rota.waiting:
+        loop.turn(0)
+    assert sum(stream.parts for stream in host.streams.values()) == 3000
+
+
+def test_where_turns_are_too_short_for_all_each_source_has_as_much_as_the_next(
+    neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ztunnel.loop.LATE_S", 0.0)
+    guests = [neighbours.guest(f"source {number}") for number in range(10)]
+    loop = neighbours.loop
+    loop.overtime_s = 0.0
+    for _ in range(100):
+        for tunnel, peer in guests:
+            if not tunnel._late:
+                peer.say(frame(DATA, 0, 1, b"xy"))
+        loop.turn(0)
+    parts = [neighbours.host.streams[tunnel].parts for tunnel, _ in guests]
+    assert min(parts) >= 9 and max(parts) - min(parts) <= 1
+
+
 def test_the_streams_of_a_lost_tunnel_are_told_in_parts(neighbours: Neighbours) -> None:
     told: list[Stream] = []
 
