@@ -8,7 +8,8 @@ whole TLS records.
 
 A turn of the loop belongs to all tunnels. Who sends more frames than the work of one turn (see ztunnel.intake), begins a
 handshake when the turn has moved on enough of them, or comes when many others have used up the turn's time, goes on when its
-source's turn comes (ztunnel.rota); meanwhile its socket is not read. A tunnel reads little at once until it has shown that it moves bytes: what is left over stays small.
+source's turn comes (ztunnel.rota); meanwhile its socket is not read. A tunnel reads little at once until it has shown that it
+moves bytes: what is left over stays small.
 
 What the socket does not take waits in a queue; above HIGH_WATER streams stop reading from their applications, and a peer
 that makes us queue far beyond that (by asking for answers that it does not read) is dropped.
