@@ -124,7 +124,7 @@ class Arrival:
         node.handshakes.discard(self)
         pod, source = self.pod, self.peer[0]
         tunnel = Tunnel(
-            node.loop, sock, end_of(credentials.server, server=True), True, self, node.handshakes, source, pod.holder.held
+            node.loop, sock, end_of(credentials.server, server=True), True, self, node.handshakes, source, pod.held_of(source)
         )
         node.handshakes.belongs(tunnel, source, pod.uid)
         pod.guests.pop(self, None)

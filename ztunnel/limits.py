@@ -33,27 +33,45 @@ POD = Limits(32_768, 32_768, 1_024, 128 << 20)
 
 
 class Held:
-    """Bytes that wait, of one holder and of the node that it is a part of."""
+    """Bytes that wait, of one holder and of whatever it is a part of."""
 
-    __slots__ = ("_node", "bytes", "limit", "refused")
+    __slots__ = ("__weakref__", "_whole", "bytes", "limit", "refused")
 
-    def __init__(self, limit: int, node: "Held | None" = None) -> None:
+    def __init__(self, limit: int, whole: "Held | None" = None) -> None:
+        """`whole`: what it is a part of."""
         self.limit = limit
         self.bytes = self.refused = 0
-        self._node = node
+        self._whole = whole
 
     def add(self, count: int) -> None:
         """More wait, or (negative) fewer."""
         self.bytes += count
-        if self._node is not None:
-            self._node.bytes += count
+        if self._whole is not None:
+            self._whole.add(count)
 
     def refuses(self) -> bool:
         """Whether nothing more may wait; counted where that is so."""
         if self.bytes > self.limit:
             self.refused += 1
             return True
-        return self._node is not None and self._node.refuses()
+        return self._whole is not None and self._whole.refuses()
+
+
+class PartHeld(Held):
+    """Those of one peer, of what a pod may hold: half at most, so that whoever uses all of its part does so to itself."""
+
+    __slots__ = ("_pod",)
+
+    def __init__(self, pod: Held) -> None:
+        super().__init__(pod.limit // 2, pod)
+        self._pod = pod
+
+    def refuses(self) -> bool:
+        """See Held; counted at the pod."""
+        if self.bytes > self.limit:
+            self._pod.refused += 1
+            return True
+        return super().refuses()
 
 
 class Holder:

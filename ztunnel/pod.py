@@ -1,13 +1,14 @@
 """A pod that this worker serves: its namespace, its listeners, its tunnels both ways, and its connections."""
 
 from typing import Protocol
+from weakref import WeakValueDictionary
 
-from mesh.workload import Workload
+from mesh.workload import Address, Workload
 from ztunnel.baggage import baggage_of
 from ztunnel.channel import AddPod, Flag
 from ztunnel.dial import Netns
 from ztunnel.ledger import DRAINED
-from ztunnel.limits import Held, Holder, Usage
+from ztunnel.limits import Held, Holder, PartHeld, Usage
 from ztunnel.node import Node
 from ztunnel.pool import Pool
 from ztunnel.tunnel import Tunnel
@@ -61,6 +62,7 @@ class Pod:
         """The application sees the client's own address."""
         limits = node.config.pod_limits
         self.holder = Holder(limits, Held(limits.buffered_bytes, node.loop.held))
+        self._held_of: WeakValueDictionary[Address, PartHeld] = WeakValueDictionary()
         self.pool = Pool(node, self.netns, self.holder.held)
         self.ways = Ways(node)
         self.listeners: list[Closable] = []
@@ -90,6 +92,13 @@ class Pod:
         """The same for one more stream of a peer's tunnel."""
         node = self.node.holder
         return not (self.holder.refuses("streams", self.holder.streams) or node.refuses("streams", node.streams))
+
+    def held_of(self, source: Address) -> PartHeld:
+        """On whose account bytes of a peer's tunnels wait."""
+        held = self._held_of.get(source)
+        if held is None:
+            held = self._held_of[source] = PartHeld(self.holder.held)
+        return held
 
     def count_stream(self, change: int) -> None:
         """A stream began (1), or ended (-1)."""

@@ -1,10 +1,16 @@
 """What a pod and the node may hold: compared, counted, divided among workers."""
 
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
 import pytest
 
 from tests.ztunnel.test_config import read
 from ztunnel import limits
-from ztunnel.limits import Held, Holder, Limits
+from ztunnel.limits import Held, Holder, Limits, PartHeld
+from ztunnel.pod import Pod
 
 pytestmark = pytest.mark.unit
 
@@ -34,6 +40,27 @@ def test_bytes_wait_on_the_account_of_the_pod_and_of_the_node() -> None:
     assert other.refuses() and node.refused == 1 and other.refused == 0, "it is the node that is full"
     one.add(-110)
     assert node.bytes == other.bytes == 80 and not other.refuses()
+
+
+def test_one_peer_has_half_of_what_waits_for_a_pod_at_most() -> None:
+    node = Held(1000)
+    pod = Held(100, node)
+    greedy, good = PartHeld(pod), PartHeld(pod)
+    greedy.add(60)
+    assert greedy.refuses() and pod.refused == 1, "an operator sees it at the pod"
+    assert not good.refuses() and node.bytes == pod.bytes == 60
+    good.add(45)
+    assert good.refuses() and pod.refused == 2, "it is the pod that is full"
+    greedy.add(-60)
+    assert not good.refuses() and node.bytes == good.bytes == 45
+
+
+def test_tunnels_of_one_peer_have_one_account_which_goes_with_the_last() -> None:
+    pod = cast("Any", SimpleNamespace(_held_of=WeakValueDictionary(), holder=Holder(FEW, Held(FEW.buffered_bytes))))
+    one, other = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+    first = Pod.held_of(pod, one)
+    assert Pod.held_of(pod, one) is first and Pod.held_of(pod, other) is not first
+    assert first.limit == 50 and list(pod._held_of) == [one], "the other one has no tunnel any more"
 
 
 @pytest.mark.parametrize(("workers", "share"), [(1, 100), (3, 34), (200, 1)])
