@@ -271,7 +271,7 @@ class Enrolment:
     def _plan(self, uid: str) -> list[Step]:
         desired = {uid: self._desired[uid]} if uid in self._desired else {}
         actual = {uid: self._actual[uid]} if uid in self._actual else {}
-        return plan(desired, actual, complete=True)
+        return plan(desired, actual)
 
     async def _apply(self, step: Step) -> None:
         uid, wanted = step.pod.uid, self._desired.get(step.pod.uid)

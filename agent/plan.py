@@ -10,12 +10,11 @@ A pod in the mesh has five layers, each made on top of those before:
 
 So a pod with running programs enters without one refused connection. When no proxy takes the pod, it is captured all the
 same, and refused until one does: capture rests on register, not on announce. A pod that leaves is released from capture
-before the proxy is told, again so that nothing is refused in between; its record goes last. Nothing that is not desired is
-taken away before the desired set is complete: a starting agent that has read half of its records must not tear down the
-other half.
+before the proxy is told, again so that nothing is refused in between; its record goes last. What is not desired goes: so a
+starting agent plans for no pod before it has read all of its records.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -51,16 +50,15 @@ class Step:
         return f"{'add' if self.add else 'remove'} {self.layer} of {self.pod}"
 
 
-def plan(desired: Mapping[str, Pod], actual: Mapping[str, Actual], complete: bool) -> list[Step]:
+def plan(desired: Mapping[str, Pod], actual: Mapping[str, Actual]) -> list[Step]:
     """The steps from `actual` to `desired`, both by uid; withdrawals before enrolments.
 
-    `complete`: the desired set is whole, so that what is missing in it is to go. A pod that came back under its uid in
-    another namespace is withdrawn and enrolled anew in any case.
+    A pod that came back under its uid in another namespace is withdrawn and enrolled anew.
     """
     steps: list[Step] = []
     for uid, present in sorted(actual.items()):
         wanted = desired.get(uid)
-        if (wanted is None and complete) or (wanted is not None and not same_place(wanted, present.pod)):
+        if wanted is None or not same_place(wanted, present.pod):
             steps += [Step(False, layer, present.pod) for layer in DOWN if layer in present.layers]
     for uid, pod in sorted(desired.items()):
         found = actual.get(uid)
@@ -105,11 +103,3 @@ def after(actual: Mapping[str, Actual], step: Step) -> dict[str, Actual]:
 def unannounced(actual: Mapping[str, Actual]) -> dict[str, Actual]:
     """The state once the proxy is gone: whoever comes next is told of every pod again."""
     return {uid: replace(one, layers=one.layers - {"announce"}) for uid, one in actual.items()}
-
-
-def pending(desired: Mapping[str, Pod], actual: Mapping[str, Actual]) -> Iterable[Pod]:
-    """Desired pods that are not all the way in."""
-    for uid, pod in desired.items():
-        present = actual.get(uid)
-        if present is None or "announce" not in present.layers or not same_place(pod, present.pod):
-            yield pod

@@ -31,13 +31,6 @@ class MapType(IntEnum):
     RINGBUF = 27
 
 
-class LinkType(IntEnum):
-    """Kinds of link (the kernel's numbers)."""
-
-    CGROUP = 3
-    NETNS = 5
-
-
 class MapInfo(ct.Structure):
     """The head of the kernel's bpf_map_info, as far as every 6.x kernel fills it."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from lab import logs, neighbours, teardown
 from lab.launch import Launch
-from lab.layout import SOURCE_ROOT, Layout, netns_path
+from lab.layout import SOURCE_ROOT, Layout
 from lab.node import program_environment
 from lab.process import popen, spawn
 from mesh.manifests import Node, Problem, parse
@@ -48,21 +48,6 @@ def problem_line(problem: Mapping[str, Any]) -> str:
     """A problem in one line: file, document, object, field, reason."""
     where = f"{problem['file']} document {problem['document']}" if problem["document"] else problem["file"]
     return ": ".join(str(part) for part in (where, problem["object"], problem["field"], problem["reason"]) if part)
-
-
-def read_manifests(path: Path) -> dict[str, str]:
-    """The YAML text of a file, or of every *.yaml and *.yml of a folder, by name.
-
-    Raises: LabError when there is none.
-    """
-    try:
-        paths = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.suffix in (".yaml", ".yml"))
-        files = {str(one): one.read_text() for one in paths}
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabError(f"cannot read {path}: {error}") from error
-    if not files:
-        raise LabError(f"{path} holds no *.yaml file")
-    return files
 
 
 class Lab:
@@ -293,17 +278,6 @@ class Lab:
                 process.kill()
                 raise
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
-
-    def on_node(self, node: str, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
-        """Start a program of a node's host: in its network namespace and its cgroup `host`, on this machine's files."""
-        layout = self.layout
-        launch = Launch(
-            tuple(argv),
-            str(layout.node_cgroup(node) / "host"),
-            netns=str(netns_path(layout.node_netns(node))),
-            env=program_environment(layout),
-        )
-        return popen(launch, **options)
 
     # The wire
 

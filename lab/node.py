@@ -5,7 +5,6 @@ cgroup, and the agent knows the host's own processes and the proxy by theirs.
 """
 
 import asyncio
-import logging
 import os
 import shutil
 import sys
@@ -26,7 +25,6 @@ from wire.http_client import request
 from wire.http_messages import HttpError
 from wire.places import NodePlaces
 
-_log = logging.getLogger(__name__)
 XDS_PORT = 15012
 _READY_TIMEOUT_S = 2.0
 _POLL_S = 0.05

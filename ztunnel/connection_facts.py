@@ -9,8 +9,6 @@ from mesh.inventory import Inventory
 from mesh.workload import Address, Service, Workload
 from ztunnel.channel import ConnectionRecord
 
-HBONE_PORT = 15008
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:

@@ -65,12 +65,12 @@ class Demands:
         names, error = self._open(missing()) if rounds else (set(), "")
         if error or not names:
             if error:
-                self._later(who, go, error)
+                self._later(go, error)
             return bool(error)
         new = [name for name in names if name not in self._by_name]
         refusal = self._refusal(asker, names, len(new))
         if refusal:
-            self._later(who, go, refusal)
+            self._later(go, refusal)
             return True
         self._waiters[who] = _Waiter(asker, missing, go, names, rounds - 1)
         self._per_asker[asker.key] = self._per_asker.get(asker.key, 0) + 1
@@ -104,7 +104,7 @@ class Demands:
                 left.add(name)
         return left, ""
 
-    def _later(self, who: object, go: Callable[[str], None], error: str) -> None:
+    def _later(self, go: Callable[[str], None], error: str) -> None:
         self.refused += 1
         self._loop.call_at(self._loop.now, lambda: go(error))
 

@@ -6,7 +6,6 @@ one at once; one that is silent, after TIMEOUT_S.
 """
 
 import errno
-import logging
 import socket
 import struct
 from collections.abc import Callable
@@ -30,7 +29,6 @@ MAX_EXCHANGES = 1024
 PLAIN = Wishes()
 _MAX_STRAYS = 16
 """Datagrams that answer something else, per attempt: then somebody guesses, and the next attempt has other numbers."""
-_log = logging.getLogger("ztunnel.worker")
 
 
 class Origin(Protocol):

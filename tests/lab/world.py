@@ -10,7 +10,7 @@ import itertools
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
@@ -19,7 +19,10 @@ from typing import Any, TypeVar
 
 from lab import logs
 from lab.client import Lab
-from lab.layout import Layout
+from lab.launch import Launch
+from lab.layout import Layout, netns_path
+from lab.node import program_environment
+from lab.process import popen
 from wire.places import Places
 
 T = TypeVar("T")
@@ -113,6 +116,17 @@ class World(Lab):
         done: subprocess.CompletedProcess[str] = self.run(pod, *argv, timeout_s=timeout_s)
         assert done.returncode == 0, f"{argv} in {pod}: exit {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def on_node(self, node: str, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
+        """Start a program of a node's host: in its network namespace and its cgroup `host`, on this machine's files."""
+        layout = self.layout
+        launch = Launch(
+            tuple(argv),
+            str(layout.node_cgroup(node) / "host"),
+            netns=str(netns_path(layout.node_netns(node))),
+            env=program_environment(layout),
+        )
+        return popen(launch, **options)
 
     def newest_logs(self, lines: int = 40) -> str:
         """The end of every log, for a failed test."""
