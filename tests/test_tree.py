@@ -1,6 +1,7 @@
-"""The folder tree explains the architecture: who may import whom, and that files stay small enough to read."""
+"""The folder tree explains the architecture: who may import whom, that files stay small enough to read, and links lead on."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,22 @@ def test_files_are_one_noun() -> None:
         assert path.stem not in VAGUE_NAMES, f"{path.relative_to(ROOT)}: name the noun it holds"
         lines = len(path.read_text().splitlines())
         assert lines <= LONGEST_FILE, f"{path.relative_to(ROOT)} has {lines} lines: it is more than one noun"
+
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
+
+
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as forges make them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_in_documents_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), f"{link}: no such file"
+            assert not anchor or anchor in anchors(target), f"{link}: no such heading"
