@@ -5,8 +5,6 @@ servers take no connection from elsewhere, so such a connection is joined to a p
 """
 
 import asyncio
-import os
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from agent import plugin
 from agent.enrolment import Enrolment, EnrolmentFailed
 from wire.http_messages import HttpError, Request, Response
 from wire.http_server import HttpServer
+from wire.unix_socket import bind
 
 GRPC_PREFACE = b"PRI "
 _FIRST_BYTES_TIMEOUT_S = 10.0
@@ -31,7 +30,7 @@ class Door:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        server = await asyncio.start_unix_server(self._meet, sock=_bind(self._path))
+        server = await asyncio.start_unix_server(self._meet, sock=bind(self._path))
         try:
             async with server:
                 await server.serve_forever()
@@ -95,16 +94,3 @@ async def _done(step: Callable[[], Awaitable[None]]) -> Response:
 
 async def _healthy(_: Request) -> Response:
     return Response(body=b"ok\n")
-
-
-def _bind(path: Path) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(str(path))
-        os.chmod(path, 0o600)  # nobody can connect before it listens
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -6,7 +6,6 @@ withdrawal goes to all.
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple, Protocol
 from agent.zds_connection import NoProxy, ProxyAway, ProxyPeer, ZdsConnection
 from agent.zds_messages import MAX_PACKET_BYTES, Announcement
 from wire.fds import PacketStream
+from wire.unix_socket import bind
 
 ACCEPT_INTERVAL_S = 0.2
 _BACKLOG = 8
@@ -72,11 +72,7 @@ class ZdsServer:
                 listener.close()
 
     def _listen(self) -> socket.socket:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(str(self._path))
-        os.chmod(self._path, 0o600)
+        listener = bind(self._path, kind=socket.SOCK_SEQPACKET)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
         return listener

@@ -8,8 +8,6 @@ is closed as soon as the reader goes away.
 import asyncio
 import gzip
 import logging
-import os
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
@@ -27,6 +25,7 @@ from wire.http_messages import (
     parse_request,
     takes_gzip,
 )
+from wire.unix_socket import bind
 
 _PACK_ABOVE_BYTES, _PACK_LEVEL = 1024, 1
 HEAD_TIMEOUT_S = 10.0
@@ -59,7 +58,7 @@ class HttpServer:
 
     async def listen_unix(self, path: Path, mode: int = 0o600) -> None:
         """Listen at `path`, in place of what is there; nobody but `mode` allows ever connects."""
-        self._servers.append(await asyncio.start_unix_server(self.handle, sock=_bind(path, mode), limit=MAX_HEAD_BYTES))
+        self._servers.append(await asyncio.start_unix_server(self.handle, sock=bind(path, mode), limit=MAX_HEAD_BYTES))
 
     async def listen_tcp(self, host: str, port: int) -> int:
         """Listen on a TCP port; the port that it is (for port 0). OSError when it is taken."""
@@ -171,19 +170,6 @@ def _cut_oldest(waiting: dict[asyncio.Task[None], None]) -> bool:
         task.cancel()
         return True
     return False
-
-
-def _bind(path: Path, mode: int) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(str(path))
-        os.chmod(path, mode)  # nobody can connect before the socket listens
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 async def _read_request(reader: asyncio.StreamReader, first: bytes, max_body_bytes: int) -> Request:
