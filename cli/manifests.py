@@ -124,8 +124,8 @@ Examples:
 def apply(sources: tuple[str, ...], dry_run: bool, output: str) -> None:
     """Put manifests in force, all of them or none.
 
-    Kubernetes' own kinds: Node, Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, AuthorizationPolicy,
-    PeerAuthentication.
+    Kubernetes' and Istio's kinds: Node, Namespace, ServiceAccount, Pod, Deployment, Service, EndpointSlice, ServiceEntry,
+    WorkloadEntry, Gateway, AuthorizationPolicy, PeerAuthentication.
     """
     files = read_manifests(sources)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mesh.manifests.kinds import KINDS
 from mesh.proto.control_pb2 import ApplyResponse, ObjectChange, Problem
 
 if TYPE_CHECKING:
@@ -106,3 +107,8 @@ def test_no_control_plane(world: "World", tmp_path: Path) -> None:
 def test_a_file_is_required(world: "World") -> None:
     result = world.weft("apply")
     assert result.exit_code == 2 and "'-f' / '--filename'" in result.stderr
+
+
+def test_the_help_names_every_kind(world: "World") -> None:
+    words = world.weft("apply", "--help").stdout.replace(",", " ").replace(".", " ").split()
+    assert KINDS.keys() - words == set()
