@@ -14,8 +14,9 @@ from mesh.trust_domains import read_aliases
 from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
 from wire.places import NodePlaces, Places, check_node_name
+from ztunnel.certificate_settings import certificate_settings
 from ztunnel.channel import PORTS, SOCKS
-from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, socket_address, zds_socket
+from ztunnel.control_plane import control_endpoint, local_mesh, node_metadata, zds_socket
 from ztunnel.dns_config import dns_places
 from ztunnel.limits import KINDS, NODE, POD, Limits
 from ztunnel.log_levels import read_levels
@@ -31,7 +32,6 @@ _Part = dict[str, Any]
 """Fields of the configuration that are read together."""
 _MAX_WORKERS = 256
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S = 15.0, 86_400.0
-_LONGEST_LIFE_S = 10 * 365 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         installation=installation.prefix,
         **_mesh(environment, places),
         **_own_pod(environment, node),
-        **_certificates(environment),
+        **certificate_settings(environment),
         **_processes(flags.workers, environment, cores),
         **_connections(environment),
         **_names(environment),
@@ -178,17 +178,6 @@ def _own_pod(environment: Mapping[str, str], node: str) -> _Part:
         "pod_namespace": namespace or "istio-system",
         "service_account": environment.get("SERVICE_ACCOUNT", "") if name and namespace else "",
         "instance_ip": address("INSTANCE_IP", environment, "1.1.1.1"),
-    }
-
-
-def _certificates(environment: Mapping[str, str]) -> _Part:
-    return {
-        "secret_ttl_s": _secret_ttl(environment),
-        **_spire(environment),
-        "fake_ca": _fake_ca(environment),
-        "crl": Path(environment["CRL_PATH"]) if environment.get("CRL_PATH") else None,
-        "pqc": _pqc(environment),
-        "tls12": truth("TLS12_ENABLED", environment, False),
     }
 
 
@@ -284,33 +273,12 @@ def _dedicated(environment: Mapping[str, str]) -> bool:
     return dedicated
 
 
-def _fake_ca(environment: Mapping[str, str]) -> bool:
-    """Identities that prove nothing are for a mesh that is a file: whoever has another one set this by mistake."""
-    if not truth("FAKE_CA", environment, False):
-        return False
-    mend = "unset FAKE_CA, or, for a test"
-    if environment.get("XDS_ADDRESS") != "" or not (environment.get("LOCAL_XDS_PATH") or environment.get("LOCAL_XDS")):
-        raise ValueError(f"FAKE_CA='true': never in a mesh with a control plane: {mend}, set XDS_ADDRESS='' and LOCAL_XDS_PATH")
-    for name in ("CA_ADDRESS", "CA_PROVIDER", "KUBERNETES_SERVICE_HOST"):
-        if environment.get(name):
-            raise ValueError(f"FAKE_CA='true': {name} is set, so there is a CA: {mend}, unset {name}")
-    return True
-
-
 def _worker_patience(environment: Mapping[str, str]) -> float:
     text = environment.get("WEFT_WORKER_PATIENCE") or "30s"
     patience_s = duration("WEFT_WORKER_PATIENCE", text)
     if patience_s and not _LEAST_PATIENCE_S <= patience_s <= _MOST_PATIENCE_S:
         raise ValueError(f"WEFT_WORKER_PATIENCE={text!r}: from 15s to 24h, or 0s for never")
     return patience_s
-
-
-def _secret_ttl(environment: Mapping[str, str]) -> int:
-    text = environment.get("SECRET_TTL") or "24h"
-    life_s = duration("SECRET_TTL", text)
-    if 0 < life_s < 1 or life_s > _LONGEST_LIFE_S:
-        raise ValueError(f"SECRET_TTL={text!r}: from 1s to 10y, or 0s for what the CA gives unasked")
-    return int(life_s)
 
 
 def _workload_info(environment: Mapping[str, str]) -> tuple[str, str, str] | None:
@@ -345,19 +313,6 @@ def _limits(holder: str, environment: Mapping[str, str], default: Limits) -> Lim
     return Limits(*(integer(name, environment, getattr(default, kind), 1, 1 << 40) for kind, name in names.items()))
 
 
-def _spire(environment: Mapping[str, str]) -> dict[str, str]:
-    """The agent that gives certificates, where one does; of two sockets the one that has all pods' wins."""
-    if choice("CA_PROVIDER", environment, "Citadel", ("Citadel", "spire")) == "Citadel":
-        return {}
-    for variable, field_name in (("SPIRE_ADMIN_SOCKET", "spire_admin"), ("SPIFFE_ENDPOINT_SOCKET", "spiffe_endpoint")):
-        if value := environment.get(variable):
-            return {field_name: socket_address(variable, value)}
-    raise ValueError(
-        "CA_PROVIDER='spire': SPIRE_ADMIN_SOCKET is not set: name the SPIRE agent's admin socket "
-        "(or, for the identities of this proxy alone, SPIFFE_ENDPOINT_SOCKET)"
-    )
-
-
 def _ports(environment: Mapping[str, str]) -> list[int]:
     """Where operators ask: admin, metrics, readiness; 0: nowhere."""
     ports: list[int] = []
@@ -385,12 +340,3 @@ def _aliases(environment: Mapping[str, str]) -> frozenset[str]:
         return read_aliases(environment.get("TRUST_DOMAIN_ALIASES", "").split(","))
     except ValueError as error:
         raise ValueError(f"TRUST_DOMAIN_ALIASES: {error}") from None
-
-
-def _pqc(environment: Mapping[str, str]) -> bool:
-    policy = environment.get("COMPLIANCE_POLICY", "")
-    if policy not in ("", "pqc"):
-        raise ValueError(f"COMPLIANCE_POLICY={policy!r}: write pqc or leave it empty")
-    if policy and truth("TLS12_ENABLED", environment, False):
-        raise ValueError("TLS12_ENABLED='true': TLS 1.2 has no post-quantum group: leave it out with COMPLIANCE_POLICY='pqc'")
-    return bool(policy)
