@@ -82,10 +82,10 @@ class MeshView:
             refused = self._take_in(type_url, resources, ())
             retained[type_url] = [one for one in resources if one.name not in refused]
             self.restored += len(retained[type_url])
-        if self.local is None:
-            # One that ended between its first addresses and its first policies knows a part: no better than nothing.
-            self._awaited = {type_url for type_url in TYPE_URLS if not self._cache.answered(type_url)}
-            self._unfinished = bool(self._awaited)
+        # One that ended between its first addresses and its first policies knows a part: no better than nothing. Nor is what
+        # this node's own configuration tells all there is: what control has to say of it may be a policy, or a waypoint.
+        self._awaited = {type_url for type_url in TYPE_URLS if not self._cache.answered(type_url)}
+        self._unfinished = bool(self._awaited)
         return retained
 
     async def take(self, update: Update) -> Mapping[str, str]:

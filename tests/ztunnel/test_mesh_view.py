@@ -99,6 +99,27 @@ def test_local_configuration_and_control_side_by_side(tmp_path: Path) -> None:
     assert view.restore() == {ADDRESS_TYPE: [], AUTHORIZATION_TYPE: []}, "what is local is not kept as control's"
 
 
+def test_what_is_local_is_a_part_until_control_has_told_all(tmp_path: Path) -> None:
+    """Else a pod would be served without the policies, and past the waypoints, that only control knows."""
+    changes: list[UpdateInventory | UpdatePolicies] = []
+    view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), changes.append)
+    view.take_local(LocalMesh((WEB,), (SERVICE,), ()))
+    view.restore()
+
+    def unfinished() -> set[bool]:
+        return {one.unfinished for one in view.statements() if isinstance(one, UpdateInventory)}
+
+    assert unfinished() == {True}
+    take(view, ADDRESS_TYPE, {})
+    assert unfinished() == {True}
+    take(view, AUTHORIZATION_TYPE, {POLICY.key: encode_policy(POLICY)})
+    assert unfinished() == {False} and changes[-1] == UpdateInventory([], [], False)
+    again = MeshView(MeshCache(tmp_path / "mesh.sqlite"), lambda _: None)
+    again.take_local(LocalMesh((WEB,), (SERVICE,), ()))
+    again.restore()
+    assert not any(one.unfinished for one in again.statements() if isinstance(one, UpdateInventory)), "the disk has told all"
+
+
 def test_local_configuration_that_changes_is_told_as_far_as_it_is_another_and_control_says_nothing(tmp_path: Path) -> None:
     changes: list[UpdateInventory | UpdatePolicies] = []
     view = MeshView(MeshCache(tmp_path / "mesh.sqlite"), changes.append)
