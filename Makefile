@@ -31,11 +31,13 @@ fuzz:
 	@./setup.sh run test fuzz
 	$(PYTHON) -m tests.fuzz --seconds $(SECONDS) $(TARGETS)
 
-# What moves connections' bytes, under random schedules: `make soak SEED=7` begins with that one.
+# What moves connections' bytes, under random schedules, and then connections while the mesh changes: `make soak SEED=7` begins with
+# that one.
 SEED := 1
 soak:
 	@./setup.sh run test
 	$(PYTHON) -m tests.ztunnel.schedules --seconds $(SECONDS) --seed $(SEED)
+	$(PYTHON) -m tests.ztunnel.mesh_changes --seconds $(SECONDS) --seed $(SEED)
 
 # IMAGE=1: weft's processes run from the node image's root file system.
 bench:

@@ -50,11 +50,11 @@ def _most_connections() -> int:
     return max(64, min(MAX_CONNECTIONS, (take_all() - _RESERVED_FDS) // 2))
 
 
-class Stranger(Protocol):
-    """A connection on its way to who the mesh does not know."""
+class InPlain(Protocol):
+    """A connection that is being dialled in plain."""
 
     def mesh_changed(self) -> None:
-        """The mesh may know by now."""
+        """It may have to go elsewhere by now."""
 
 
 class Node:
@@ -88,8 +88,8 @@ class Node:
         self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
         self.dials = Deadlines(config.tuning.connect_timeout_s)
         self.workload_waits = Deadlines(config.tuning.workload_timeout_s)
-        self.strangers: dict[Stranger, None] = {}
-        """Connections that dial who the mesh does not know."""
+        self.in_plain: dict[InPlain, None] = {}
+        """Connections that dial who is not of the mesh, or is not known to be."""
         self.outliers = Outliers(config.tuning.outlier_failures)
         self.retries = 0
         """Connections that were offered to another endpoint."""
@@ -184,8 +184,8 @@ class Node:
             if attempt():
                 self._waiting.pop(who, None)
                 self.workload_waits.discard(who)
-        for stranger in list(self.strangers):
-            stranger.mesh_changed()
+        for one in list(self.in_plain):
+            one.mesh_changed()
 
     def mention(self, name: str) -> None:
         """On demand: ask for what it would be good to know."""

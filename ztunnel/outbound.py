@@ -80,8 +80,10 @@ class Outbound(Tracked):
         "_avoid",
         "_client",
         "_credentials",
+        "_decided",
         "_dial",
         "_early",
+        "_generation",
         "_inner",
         "_sock",
         "_trace",
@@ -105,12 +107,16 @@ class Outbound(Tracked):
         super().__init__(pod.node.ledger, record)
         self.pod = pod
         self._client = client
-        self._attempts = 0
+        self._attempts = 1
         self._avoid = NOBODY
         self._early = b""
         self._sock: socket.socket | None = sock
         self._dial: Dial | None = None
         self._way: Way | None = None
+        self._decided: Way | None = None
+        """What was decided: the way, before its hostname had an address."""
+        self._generation = 0
+        """Of the mesh by which it was decided."""
         self._credentials: Credentials | None = None
         self._inner: InnerTunnel | None = None
         self._trace = b""
@@ -137,7 +143,7 @@ class Outbound(Tracked):
         self.record.destination_service = route.service.key if route.service else ""
 
     def _try(self, way: Way) -> None:
-        self._attempts += 1
+        self._decided, self._generation = way, self.pod.node.generation
         self._name(way.route)
         self.record.protocol = way.route.protocol
         self.record.hop = way.route.hop
@@ -170,13 +176,37 @@ class Outbound(Tracked):
         if self._attempts >= node.config.tuning.endpoint_attempts:
             return None
         outcome = self.pod.ways.find(self._request, self._avoid)
-        return outcome if isinstance(outcome, Way) else None
+        # A service that is gone meanwhile has no other endpoints: its address alone would be dialled in plain.
+        return outcome if isinstance(outcome, Way) and outcome.route.workload is not None else None
 
     def _try_another(self, way: Way) -> None:
         self.pod.node.retries += 1
+        self._attempts += 1
+        self._go_elsewhere(way)
+
+    def _go_elsewhere(self, way: Way | Refused) -> None:
         record = self.record
         record.hbone_destination, record.source_identity, record.destination_identity = "", None, None
-        self._try(way)
+        if isinstance(way, Refused):
+            self._name(way)
+            self.ended(way.flag, way.reason)
+        else:
+            self._try(way)
+
+    def _elsewhere(self) -> Way | Refused | None:
+        """Where the connection would go now, if the mesh changed while it waited and that is elsewhere (`Ways.elsewhere`)."""
+        generation, decided = self.pod.node.generation, self._decided
+        if generation == self._generation or decided is None:
+            return None
+        self._generation = generation
+        return self.pod.ways.elsewhere(self._request, decided.route, self._avoid)
+
+    def _is_rerouted(self) -> bool:
+        """Go there, if there is such a place; whether there was."""
+        way = self._elsewhere()
+        if way is not None:
+            self._go_elsewhere(way)
+        return way is not None
 
     def _declined(self, stream: TunnelStream, untouched: bool) -> bool:
         """See ztunnel.stream.Declined."""
@@ -210,6 +240,8 @@ class Outbound(Tracked):
 
     def _resolved(self, address: Address | None) -> None:
         assert self._way is not None
+        if self._is_rerouted():
+            return
         route = self._way.route
         if address is None:
             self._not_taken("CONNECT", f"no address found for {route.hostname}: ask this node's nameservers")
@@ -230,22 +262,16 @@ class Outbound(Tracked):
             self.not_connected("CONNECT", f"cannot make a socket: {error}")
             return
         reset_on_close(sock)
-        if route.workload is None:
-            node.strangers[self] = None
+        node.in_plain[self] = None
         self._dial = Dial(node.loop, node.dials, self, sock, (text_of(address), route.port))
         self._dial.start()
 
     def mesh_changed(self) -> None:
         """Look again, as long as nobody has answered in plain: who is dialled may be of the mesh by now."""
-        way = self.pod.ways.find(self._request)
-        if self._dial is None or (isinstance(way, Way) and way.route.workload is None):
-            return
-        self._give_up_dial(self._dial)
-        if isinstance(way, Refused):
-            self._name(way)
-            self.ended(way.flag, way.reason)
-        else:
-            self._try(way)
+        way = self._elsewhere()
+        if way is not None and self._dial is not None:
+            self._give_up_dial(self._dial)
+            self._go_elsewhere(way)
 
     def _give_up_dial(self, dial: Dial) -> None:
         dial.cancel()
@@ -253,7 +279,7 @@ class Outbound(Tracked):
 
     def _dial_over(self) -> None:
         self._dial = None
-        self.pod.node.strangers.pop(self, None)
+        self.pod.node.in_plain.pop(self, None)
 
     def connected(self, sock: socket.socket) -> None:
         """See ztunnel.dial.Owner."""
@@ -290,6 +316,8 @@ class Outbound(Tracked):
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.pool.Waiter."""
+        if self._generation != self.pod.node.generation and self._is_rerouted():
+            return
         way, credentials = self._way, self._credentials
         assert way is not None and way.route.address is not None and credentials is not None
         route = way.route
@@ -301,6 +329,12 @@ class Outbound(Tracked):
 
     def inner_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.inner_tunnel.Owner."""
+        way = self._elsewhere()
+        if way is not None:
+            self._inner = None
+            tunnel.end("")
+            self._go_elsewhere(way)
+            return
         self.record.destination_identity = tunnel.peer
         self._open(InnerStream(tunnel, self, self._heard), self.pod.node.config.network)
 

@@ -19,6 +19,14 @@ MAX_KNOWN = 1024
 """Of a pod, in one worker; then all are forgotten."""
 
 
+class _AllBut(frozenset[str]):
+    """All uids but these, as the ones to avoid."""
+
+    def __contains__(self, uid: object) -> bool:
+        """Whether it is to be avoided."""
+        return not super().__contains__(uid)
+
+
 class Way(NamedTuple):
     """A route, and what follows from it."""
 
@@ -72,7 +80,27 @@ class Ways:
             self._known[ends] = found, request
         return found
 
+    def elsewhere(self, request: Request, before: Route, avoid: frozenset[str]) -> Way | Refused | None:
+        """Where a connection would go now that was to take a route before the mesh changed; None: where it was to go.
+
+        Who was chosen by chance is not chosen anew: it only has to be somebody who still can be. And what is on its way to a
+        tunnel, or to who was known, does not go in plain because that one is known no longer: there it is served, or nowhere.
+        """
+        way = self.find(request, avoid)
+        if _leads(way, before):
+            return None
+        if before.workload is not None and _leads(self.find(request, _AllBut((before.workload.uid,))), before):
+            return None
+        if isinstance(way, Way) and way.route.protocol == "TCP" and (before.protocol != "TCP" or way.route.workload is None):
+            return None
+        return way
+
     def _decide(self, request: Request, avoid: frozenset[str]) -> Way | Refused:
         node = self._node
         outcome = decide(node.inventory, node.config.network, request, node.chance(), avoid, node.outliers.aside)
         return way_of(request, outcome) if isinstance(outcome, Route) else outcome
+
+
+def _leads(way: Way | Refused, where: Route) -> bool:
+    """Whether a way has this route, by chance or not."""
+    return isinstance(way, Way) and way.route._replace(certain=where.certain) == where

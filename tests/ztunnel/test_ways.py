@@ -6,8 +6,11 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.workload import (
+    BalancingMode,
     GatewayAddress,
     NamespacedHostname,
     NetworkAddress,
@@ -16,11 +19,12 @@ from mesh.workload import (
     WeightedWaypoint,
     Workload,
 )
+from ztunnel.balance import NOBODY
 from ztunnel.channel import Configure
 from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.outliers import Choice
-from ztunnel.route import Refused, Request
+from ztunnel.route import Refused, Request, Route
 from ztunnel.ways import MAX_KNOWN, Way, Ways
 
 pytestmark = pytest.mark.unit
@@ -159,3 +163,64 @@ def test_what_is_remembered_is_bounded(node: Node) -> None:
     for port in range(2, MAX_KNOWN + 3):
         ways.find(TO_SERVER._replace(port=port))
     assert ways.find(TO_SERVER._replace(port=1)) is not first
+
+
+GATE = replace(WEB, name="gate", hostname="gate.ns.svc.cluster.local", vips=(), ports={15008: 15008})
+GATED = GatewayAddress(NamespacedHostname("ns", GATE.hostname), 15008)
+GATEKEEPER = replace(SERVER, uid="g", name="g", addresses=(ip_address("10.0.0.9"),), services={GATE.key: {15008: 15008}})
+_waypoints = st.none() | st.just(GATED)
+_pods = st.builds(
+    replace,
+    st.just(SERVER),
+    protocol=st.sampled_from(TunnelProtocol),
+    service_account=st.sampled_from(("default", "another")),
+    waypoint=_waypoints,
+    healthy=st.booleans(),
+    services=st.sampled_from((SERVER.services, {})),
+)
+_services = st.builds(
+    replace,
+    st.just(WEB),
+    waypoint=_waypoints,
+    mode=st.sampled_from((BalancingMode.UNSPECIFIED, BalancingMode.PASSTHROUGH)),
+    subject_alt_names=st.sampled_from(((), ("spiffe://cluster.local/ns/ns/sa/third",))),
+)
+meshes = st.tuples(_pods | st.none(), st.just(OTHER) | st.none(), _services | st.none(), st.just(GATE) | st.none()).map(
+    lambda known: [CLIENT, GATEKEEPER, *filter(None, known)]
+)
+CHANCES = (0.0, 0.3, 0.6, 0.99)
+
+
+@given(meshes, meshes, st.sampled_from((TO_WEB, TO_SERVER)), st.sampled_from(CHANCES), st.sampled_from(CHANCES))
+def test_whatever_changes_it_goes_where_it_may_and_never_from_a_tunnel_to_plain(
+    before: list[Workload | Service], after: list[Workload | Service], request: Request, first: float, second: float
+) -> None:
+    node = Node(Loop(), Configure("n", "", "Kubernetes", "cluster.local", 0), lambda _: None)
+    try:
+        node.chance = lambda: first
+        tell(node, *before)
+        ways = Ways(node)
+        way = ways.find(request)
+        if isinstance(way, Refused):
+            return
+        node.inventory.apply(after, [name for one in before for name in (getattr(one, "uid", ""), getattr(one, "key", ""))])
+        node.inventory_changed()
+        node.chance = lambda: second
+        now = ways.elsewhere(request, way.route, NOBODY)
+        may = []
+        for chance in CHANCES:
+            node.chance = lambda chance=chance: chance
+            found = Ways(node).find(request)
+            may.append(found if isinstance(found, Refused) else found.route._replace(certain=False))
+    finally:
+        os.close(node.home_fd)
+    route = way.route._replace(certain=False)
+    in_plain = [one for one in may if isinstance(one, Route) and one.protocol == "TCP"]
+    if now is None:
+        worse = [one for one in in_plain if route.protocol != "TCP" or one.workload is None]
+        assert route in may or worse, "it stays where it still may be, or where it is better off than it would be now"
+    elif isinstance(now, Refused):
+        assert any(isinstance(one, Refused) for one in may)
+    else:
+        assert now.route._replace(certain=False) in may
+        assert now.route.protocol != "TCP" or (route.protocol == "TCP" and now.route.workload is not None)

@@ -18,7 +18,17 @@ from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname,
 from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.world import CLIENT, SERVER, World, assert_reset, run, world
 from ztunnel.baggage import Described
-from ztunnel.channel import Connections, Opened, QueryConnections, RemovePod, SetRevoked, UpdateInventory, WorkerStatus
+from ztunnel.channel import (
+    Connections,
+    ForgetCertificate,
+    NeedCertificate,
+    Opened,
+    QueryConnections,
+    RemovePod,
+    SetRevoked,
+    UpdateInventory,
+    WorkerStatus,
+)
 from ztunnel.crl_file import read_lists
 
 pytestmark = pytest.mark.kernel
@@ -330,3 +340,18 @@ def test_a_gateway_that_goes_away_ends_what_it_carried(mesh: World) -> None:
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     assert mesh.client.worker.closed().error.startswith("h2 failed")
+
+
+def test_a_waypoint_that_comes_while_who_answers_is_greeted_is_not_gone_past(mesh: World) -> None:
+    mesh.server.worker.tell(ForgetCertificate(SERVER))
+    nowhere = GatewayAddress(NamespacedHostname("shop", "gone.shop.svc.cluster.local"), 15008)
+    with mesh.server.listen(8080):
+        client = mesh.client.connect(VIP, 80)
+        mesh.server.worker.wait_for(NeedCertificate)
+        mesh.client.worker.tell(UpdateInventory([replace(far_service(mesh), waypoint=nowhere)], []))
+        mesh.server.worker.tell(mesh.papers)  # type: ignore[attr-defined]
+        assert mesh.client.worker.closed().error.startswith("unknown waypoint: shop/gone.shop.svc.cluster.local")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["tunnels"] <= 1)  # the gateway's own
+    mesh.client.worker.tell(UpdateInventory([far_service(mesh)], []))
