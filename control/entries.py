@@ -59,6 +59,7 @@ def entry_services(
             allow_unhealthy=passes,
             canonical=shared[host] == 1 and not host.endswith(f".svc.{DNS_DOMAIN}"),
             namespace_only=entry.is_private,
+            shown_to=() if entry.is_private else entry.shown_to,
             app_protocols=protocols_of(entry),
             ingress_use_waypoint=waypoint is not None and ingress_wish((entry.labels, labels)),
         )
@@ -90,8 +91,7 @@ def slice_workloads(
     """Those of whom an EndpointSlice knows the addresses and nothing else, which may be somebody else's too."""
     if service is None:
         return
-    numbers = {name: port for name, port, protocol in one.ports if protocol == "TCP"}
-    ports = {port.port: numbers[port.name] for port in service.ports if port.protocol == "TCP" and port.name in numbers}
+    ports = _slice_ports(one, service)
     for endpoint in one.endpoints:
         if not endpoint.pod:
             yield Workload(
@@ -108,6 +108,24 @@ def slice_workloads(
                 services=dict.fromkeys(keys_of(service), ports),
                 network_mode=NetworkMode.HOST_NETWORK,
             )
+
+
+def served_by_slices(
+    pod: str, slices: Iterable[EndpointSlice], services: Mapping[str, ServiceObject]
+) -> dict[str, dict[int, int]]:
+    """By which of its ports a pod serves the services whose slices name it as ready; `services`: of its namespace, by name."""
+    served: dict[str, dict[int, int]] = {}
+    for one in slices:
+        service = services.get(one.service)
+        if service is not None and any(endpoint.pod == pod and endpoint.is_ready for endpoint in one.endpoints):
+            for key in keys_of(service):
+                served[key] = served.get(key, {}) | _slice_ports(one, service)
+    return served
+
+
+def _slice_ports(one: EndpointSlice, service: ServiceObject) -> dict[int, int]:
+    numbers = {name: port for name, port, protocol in one.ports if protocol == "TCP"}
+    return {port.port: numbers[port.name] for port in service.ports if port.protocol == "TCP" and port.name in numbers}
 
 
 def clashes(objects: Iterable[Object]) -> Iterator[Problem]:

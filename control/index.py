@@ -5,9 +5,9 @@ resource, works out which ones a change can touch, makes only those anew, and en
 pod that becomes ready costs one encoding, in a mesh of any size.
 
     pod, its report, its node                 -> that workload
-    service                                   -> itself, and the workloads that it selects or did select
+    service                                   -> itself, and the workloads that it selects or did select, or slices name
     ServiceEntry                              -> the same; of its like all, as one may share a host with another
-    WorkloadEntry, EndpointSlice              -> what is no pod in their namespace
+    WorkloadEntry, EndpointSlice              -> what is no pod in their namespace, and the pods that a slice names
     namespace                                 -> its services and workloads
     networks, gateways                        -> all services and workloads
     pods and the like, on several networks    -> the services of their namespace, which name their identities
@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from control.entries import entry_services, entry_workloads, slice_workloads
+from control.entries import entry_services, entry_workloads, served_by_slices, slice_workloads
 from control.lookup import service_aliases, workload_aliases, workload_groups
-from control.outsiders import Outsiders
+from control.outsiders import Outsiders, pods_of
 from control.reports import Key, PodReport
 from control.selection import Selection
 from control.services import AnyService, hostname_of, mesh_service
@@ -55,7 +55,7 @@ from mesh.workload import Service as MeshService
 TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 Addresses = Mapping[str, tuple[Address, ...]]
 """Service addresses by `namespace/name`; those of ServiceEntries by `control.entry_addresses.vip_name`."""
-_ACCOUNTS = (Pod, Deployment, Service, WorkloadEntry)
+_ACCOUNTS = (Pod, Deployment, Service, WorkloadEntry, EndpointSlice)
 """What may say as whom a waypoint speaks."""
 _SHAPING = (Namespace, Node, Gateway, Pod, Deployment, ServiceEntry, WorkloadEntry)
 """What may say something of networks and gateways; waypoints are Services."""
@@ -132,6 +132,7 @@ class Index:
             stale.add(namespace)
             dirty |= self._pods_in.get(namespace, set())
         outside = self._outsiders.replace(changes)
+        dirty |= {pod for change in changes for one in change for pod in pods_of(one)}
         stale |= outside if len(self.topology.networks) > 1 else set()
         shaping = any(change.touches(*_SHAPING) or any(map(speaks_of_waypoints, change)) for change in changes)
         reshaped = shaping and self._replace_topology()
@@ -261,6 +262,7 @@ class Index:
                     dirty.update(key for key in others if service_selects(one, self.pods[key]))
                 if isinstance(one, Service):
                     stale.add(f"{one.namespace}/{one.name}")
+                    dirty |= self._outsiders.pods_behind(one.namespace, one.name) - known
             if isinstance(before, AnyService):
                 self._selection.drop(before)
             if isinstance(before, Service):
@@ -302,6 +304,8 @@ class Index:
         for pod in (self.pods[key] for key in self._pods_in.get(namespace, ())):
             for service in self._selection.of(namespace, pod.labels):
                 yield service.title, pod.spec.service_account
+            for naming in self._outsiders.naming((namespace, pod.name)):
+                yield f"Service {namespace}/{naming.service}", pod.spec.service_account
         for one in self._outsiders.of(namespace):
             if isinstance(one, ServiceEntry):
                 yield from ((one.title, endpoint.service_account or "default") for endpoint in one.endpoints)
@@ -333,7 +337,8 @@ class Index:
             if pod is not None and report is not None and report.node in self.nodes:
                 services = self._selection.of(pod.namespace, pod.labels)
                 node, owner = self.nodes[report.node], self._owner(pod.namespace)
-                made = mesh_workload(self.names, pod, report, services, self._listed[key], node, owner, self.topology)
+                sliced = served_by_slices(pod.name, self._outsiders.naming(key), self._services_in.get(pod.namespace, {}))
+                made = mesh_workload(self.names, pod, report, services, self._listed[key], node, owner, self.topology, sliced)
             self.workloads.put(workload_uid(self.names, *key), self._guarded(made))
 
     def _guarded(self, workload: Workload | None) -> Workload | None:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from control.reports import Key
+from mesh.groups import Groups
 from mesh.manifests import EndpointSlice, Object, ServiceEntry, WorkloadEntry
 
 Outsider = ServiceEntry | WorkloadEntry | EndpointSlice
@@ -18,6 +20,8 @@ class Outsiders:
     _inside: dict[str, dict[str, Outsider]] = field(default_factory=dict)
     """By namespace and title."""
     _became: dict[str, _Names] = field(default_factory=dict)
+    _naming: Groups[Key, EndpointSlice] = field(default_factory=lambda: Groups(lambda one: one.title))
+    """Slices, by the pods that they name."""
 
     @property
     def namespaces(self) -> set[str]:
@@ -40,12 +44,26 @@ class Outsiders:
             if isinstance(before, Outsider):
                 namespaces.add(before.namespace)
                 del self._inside[before.namespace][before.title]
+                for pod in pods_of(before):
+                    self._naming.discard(pod, before.title)
                 if not self._inside[before.namespace]:
                     del self._inside[before.namespace]
             if isinstance(after, Outsider):
                 namespaces.add(after.namespace)
                 self._inside.setdefault(after.namespace, {})[after.title] = after
+                if isinstance(after, EndpointSlice):
+                    for pod in pods_of(after):
+                        self._naming.add(pod, after)
         return namespaces
+
+    def naming(self, pod: Key) -> Collection[EndpointSlice]:
+        """The slices that name a pod."""
+        return self._naming.of(pod)
+
+    def pods_behind(self, namespace: str, service: str) -> set[Key]:
+        """The pods that slices of a service name."""
+        slices = (one for one in self.of(namespace) if isinstance(one, EndpointSlice) and one.service == service)
+        return {pod for one in slices for pod in pods_of(one)}
 
     def became(self, namespace: str, services: Iterable[str], workloads: Iterable[str]) -> _Names:
         """Note what those of a namespace are now, by resource name; returns that together with what they were before."""
@@ -54,3 +72,8 @@ class Outsiders:
         if any(current):
             self._became[namespace] = current
         return known[0] | current[0], known[1] | current[1]
+
+
+def pods_of(one: Object | None) -> set[Key]:
+    """The pods that an object names, if it is a slice."""
+    return {(one.namespace, pod) for pod in one.pods} if isinstance(one, EndpointSlice) else set()

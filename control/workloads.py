@@ -46,8 +46,12 @@ def mesh_workload(
     node: Node,
     owner: Namespace | None,
     topology: Topology,
+    sliced: Mapping[str, Mapping[int, int]],
 ) -> Workload | None:
-    """The pod as proxies know it; None while it is no endpoint: without addresses, or ended."""
+    """The pod as proxies know it; None while it is no endpoint: without addresses, or ended.
+
+    `sliced`: the services that it serves because slices say so, as `Workload.services`; one that selects it says it better.
+    """
     if not report.addresses or report.is_over:
         return None
     labels = pod.labels
@@ -75,7 +79,7 @@ def mesh_workload(
         authorization_policies=policies.keys,
         healthy=report.ready,
         cluster_id=names.cluster,
-        services=served_by_pod(pod, services),
+        services={**{key: dict(ports) for key, ports in sliced.items()}, **served_by_pod(pod, services)},
         application_tunnel=topology.tunnel_of(pod.namespace, labels),
         locality=_locality(node),
         network_mode=NetworkMode.HOST_NETWORK if host_network else NetworkMode.STANDARD,

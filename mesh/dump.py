@@ -1,6 +1,7 @@
 """Workloads, services and policies as JSON: the keys and values of a ztunnel's config dump, which istioctl reads.
 
-What is empty and optional is left out, as there. One key is weft's own: a workload's `policySources`.
+What is empty and optional is left out, as there. Three keys are weft's own: a workload's `policySources`,
+a service's `sessionAffinity` and `shownTo`.
 """
 
 from collections.abc import Iterable
@@ -118,6 +119,7 @@ def dump_service(service: Service, endpoints: Iterable[Endpoint]) -> JSON:
         "loadBalancer": balancing,
         "ipFamilies": _FAMILIES.get(service.ip_families),
         "sessionAffinity": "ClientIP" if service.by_client_address else "",
+        "shownTo": list(service.shown_to),
     }
     return _present(optional) | {
         "name": service.name,

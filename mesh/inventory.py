@@ -56,14 +56,9 @@ class _CIDRs:
                 yield prefix, service
 
 
-def _visible(service: Service, namespace: str) -> bool:
-    """A namespace-only service is hidden from clients that are known to be elsewhere."""
-    return not service.namespace_only or not namespace or service.namespace == namespace
-
-
 def _choose(services: Iterable[Service], namespace: str) -> Service | None:
     """Among services that share a name or address: the client's namespace, then canonical, then the first by key."""
-    seen = [service for service in services if _visible(service, namespace)]
+    seen = [service for service in services if service.is_shown_to(namespace)]
     return min(seen, key=lambda one: (one.namespace != namespace, not one.canonical, one.key), default=None)
 
 
@@ -183,7 +178,7 @@ class Inventory:
         exact = _choose(self._by_vip.of(network, address), namespace)
         if exact is not None:
             return exact
-        covering = [claim for claim in self._cidrs.covering(network, address) if _visible(claim[1], namespace)]
+        covering = [claim for claim in self._cidrs.covering(network, address) if claim[1].is_shown_to(namespace)]
         best = min(
             covering,
             key=lambda claim: (claim[1].namespace != namespace, -claim[0], not claim[1].canonical, claim[1].key),

@@ -195,6 +195,8 @@ class Service:
     canonical: bool = False
     namespace_only: bool = False
     """Hidden from other namespaces."""
+    shown_to: tuple[str, ...] = ()
+    """The namespaces that see it, where that is neither its own alone nor all of them."""
     by_client_address: bool = False
     """Connections from one address go to one endpoint (Kubernetes: sessionAffinity ClientIP)."""
     app_protocols: dict[int, AppProtocol] = field(default_factory=dict)
@@ -206,3 +208,9 @@ class Service:
     def key(self) -> str:
         """`namespace/hostname`: the resource name, and the key of `Workload.services`."""
         return f"{self.namespace}/{self.hostname}"
+
+    def is_shown_to(self, namespace: str) -> bool:
+        """Whether clients of a namespace (empty: not known) see it."""
+        if not namespace or not (self.namespace_only or self.shown_to):
+            return True
+        return namespace == self.namespace if self.namespace_only else namespace in self.shown_to

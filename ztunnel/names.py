@@ -91,11 +91,7 @@ def _best(inventory: Inventory, zone: Zone, client: Workload, hostname: str) -> 
     services = inventory.services_by_hostname(hostname)
     if not services:  # as with almost all that is tried
         return None
-    named = [
-        service
-        for service in services
-        if _is_answered(service, zone) and (not service.namespace_only or service.namespace == client.namespace)
-    ]
+    named = [one for one in services if _is_answered(one, zone) and one.is_shown_to(client.namespace)]
     return min(
         named,
         key=lambda one: (

@@ -111,6 +111,7 @@ def read_service(cursor: Cursor) -> Service:
         else False,
         ip_families=pick(cursor, "ipFamilies", _FAMILIES, ""),
         canonical=cursor.flag("canonical"),
+        shown_to=cursor.texts("shownTo"),
         namespace_only=pick(cursor, "visibility", {"Public": False, "Namespace": True}, "Public"),
     )
     cursor.child("endpoints")

@@ -22,11 +22,11 @@ class SliceEndpoint:
     addresses: tuple[Address, ...]
     is_ready: bool = True
     pod: str = ""
-    """Where it is a pod, that pod's name."""
+    """Where it is a pod of the mesh, that pod's name: it counts, the addresses do not."""
 
     @classmethod
-    def read(cls, cursor: Cursor, version: int) -> Self:
-        """Read one entry of endpoints."""
+    def read(cls, cursor: Cursor, version: int, namespace: str) -> Self:
+        """Read one entry of endpoints of a slice in a namespace."""
         addresses = tuple(map(address, cursor.texts("addresses", address, required="where it is")))
         if len(addresses) > _MAX_ADDRESSES:
             cursor.refuse("addresses", f"{len(addresses)} of them, at most {_MAX_ADDRESSES} are possible")
@@ -37,8 +37,8 @@ class SliceEndpoint:
         if conditions is not None:
             conditions.finish(harmless=("serving", "terminating"))
         pod = target.text("name") if target is not None and target.text("kind") == "Pod" else ""
-        if pod:
-            cursor.warn("targetRef", "left out: pods stand behind a Service by its selector")
+        if target is not None and pod and target.text("namespace", namespace) != namespace:
+            target.refuse("namespace", f"a pod of another namespace stands behind no Service of {namespace}")
         cursor.finish(ignored=("hints",), harmless=("hostname", "nodeName", "zone", "deprecatedTopology"))
         return cls(addresses, ready, pod)
 
@@ -66,6 +66,11 @@ class EndpointSlice(Object):
         """Its Service's name; empty where it is nobody's."""
         return self.labels.get(SERVICE, "")
 
+    @property
+    def pods(self) -> frozenset[str]:
+        """The pods that it names."""
+        return frozenset(one.pod for one in self.endpoints if one.pod)
+
     @classmethod
     def read(cls, metadata: Metadata, cursor: Cursor) -> Self:
         """Read what stands beside metadata: there is no spec."""
@@ -79,7 +84,7 @@ class EndpointSlice(Object):
         if SERVICE not in metadata.labels:
             cursor.warn(f"metadata.labels[{SERVICE}]", "missing: it stands behind no Service")
         version = _VERSIONS.get(kind)
-        made = tuple(SliceEndpoint.read(entry, version) for entry in endpoints) if version else ()
+        made = tuple(SliceEndpoint.read(entry, version, metadata.namespace) for entry in endpoints) if version else ()
         places = [one.addresses[:1] for one in made]
         if len(set(places)) < len(places):
             cursor.refuse("endpoints", "one address occurs twice: proxies know an endpoint by its first one")

@@ -9,7 +9,7 @@ from mesh.manifests.metadata import Object
 from mesh.manifests.pod import Pod
 from mesh.manifests.problem import Problem
 from mesh.manifests.service import Service
-from mesh.manifests.service_entry import ServiceEntry
+from mesh.manifests.service_entry import DYNAMIC, ServiceEntry
 from mesh.manifests.workload_entry import WorkloadEntry
 from mesh.workload import Network
 
@@ -19,6 +19,7 @@ _CANARY, _CANARY_NAMESPACE = f"{USE_WAYPOINT}-canary", f"{USE_WAYPOINT}-canary-n
 _CANARY_WEIGHT = f"{USE_WAYPOINT}-canary-weight"
 WAYPOINT_PORT = 15008
 _SIDECAR = "sidecar.istio.io/status"
+_NOBODY_FINDS = f"{DYNAMIC} is for a waypoint to resolve, and it has none (label {USE_WAYPOINT}): its hosts are not reached"
 
 
 def pods_of(objects: Iterable[Object]) -> list[Pod]:
@@ -168,9 +169,19 @@ def _waypoints(objects: list[Object]) -> list[Problem]:
         reason = _unreachable(wish, services) if wish is not None else ""
         if reason:
             problems.append(_warn(one, f"metadata.labels[{USE_WAYPOINT}]", reason))
+    problems += [_warn(one, "spec.resolution", _NOBODY_FINDS) for one in objects if _is_lost(one, owners)]
     for service in (one for one in objects if isinstance(one, (Service, ServiceEntry))):
         problems += _canaries(service, owners.get(service.namespace), services)
     return problems
+
+
+def _is_lost(one: Object, owners: Mapping[str, Namespace]) -> bool:
+    """Whether only a waypoint could find where it is, and it has none."""
+    if not isinstance(one, ServiceEntry) or one.resolution != DYNAMIC:
+        return False
+    owner = owners.get(one.namespace)
+    spoken = next((labels for labels in (one.labels, owner.labels if owner else {}) if labels.get(USE_WAYPOINT)), {})
+    return waypoint_wish(one.namespace, spoken) is None
 
 
 def _unreachable(wish: tuple[str, str], services: Mapping[tuple[str, str], Service]) -> str:

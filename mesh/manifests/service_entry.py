@@ -12,8 +12,10 @@ from mesh.manifests.service import ServicePort
 from mesh.manifests.workload_entry import Endpoint
 from mesh.workload import Network
 
-STATIC, DNS, NONE = "STATIC", "DNS", "NONE"
-_RESOLUTIONS = (NONE, STATIC, DNS, "DNS_ROUND_ROBIN")
+STATIC, DNS, NONE, DYNAMIC = "STATIC", "DNS", "NONE", "DYNAMIC_DNS"
+_RESOLUTIONS = (NONE, STATIC, DNS, "DNS_ROUND_ROBIN", DYNAMIC)
+_TELLING = ("HTTP", "TLS", "GRPC", "HTTP2")
+"""Protocols whose first bytes tell a waypoint which host is meant."""
 _PROTOCOLS = ("TCP", "TLS", "HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "MONGO", "MYSQL", "REDIS", "UDP")
 _MAX_HOSTS, _MAX_PORTS, _MAX_ADDRESSES, _MAX_ENDPOINTS = 256, 256, 256, 4096
 """As Kubernetes bounds them."""
@@ -35,12 +37,15 @@ class ServiceEntry(Object):
     """A plain address is a network of one."""
     ports: tuple[ServicePort, ...] = ()
     resolution: str = NONE
-    """NONE: connections go where they were dialled; STATIC; DNS (DNS_ROUND_ROBIN is the same here)."""
+    """NONE: connections go where they were dialled; STATIC; DNS (DNS_ROUND_ROBIN is the same here).
+
+    DYNAMIC_DNS: of hosts with a wildcard its waypoint asks DNS for the one that a client names; no proxy can.
+    """
     endpoints: tuple[Endpoint, ...] = ()
     selector: dict[str, str] = field(default_factory=dict)
     """Pods and WorkloadEntries of its namespace by labels; empty: none."""
     export_to: tuple[str, ...] = ()
-    """`*` everybody, `.` its own namespace, `~` nobody; empty: everybody."""
+    """Namespaces, or `*` everybody, `.` its own namespace, `~` nobody; empty: everybody."""
     subject_alt_names: tuple[str, ...] = ()
     location: str = ""
     """Of no effect: an endpoint's own labels say what it speaks."""
@@ -60,7 +65,7 @@ class ServiceEntry(Object):
             resolution=spec.choice("resolution", _RESOLUTIONS, NONE),
             endpoints=tuple(Endpoint.read(entry) for entry in spec.children("endpoints")),
             selector=selector.text_map("labels", label_key, label_value) if selector is not None else {},
-            export_to=spec.texts("exportTo"),
+            export_to=spec.texts("exportTo", _audience),
             subject_alt_names=spec.texts("subjectAltNames"),
             location=spec.choice("location", ("", "MESH_EXTERNAL", "MESH_INTERNAL"), ""),
         )
@@ -90,7 +95,7 @@ class ServiceEntry(Object):
     @property
     def is_resolved(self) -> bool:
         """Whether it is for DNS to say where its hosts are: it lists and selects nobody."""
-        return self.resolution not in (NONE, STATIC) and not self.endpoints and not self.selector
+        return self.resolution not in (NONE, STATIC, DYNAMIC) and not self.endpoints and not self.selector
 
     @property
     def is_told(self) -> bool:
@@ -100,11 +105,18 @@ class ServiceEntry(Object):
     @property
     def is_private(self) -> bool:
         """Whether only its own namespace is to see it."""
-        return bool(self.export_to) and set(self.export_to) <= {".", "~", self.namespace}
+        return self.shown_to == (self.namespace,)
+
+    @property
+    def shown_to(self) -> tuple[str, ...]:
+        """The namespaces that are to see it; empty: all."""
+        if not self.export_to or "*" in self.export_to:
+            return ()
+        return tuple(sorted({self.namespace if one == "." else one for one in self.export_to}))
 
     def gets_addresses(self, host: str) -> bool:
         """Whether one of its hosts is given addresses, as it has none of its own."""
-        return not self.addresses and self.resolution != NONE and not host.startswith("*.")
+        return not self.addresses and self.resolution != NONE and (self.resolution == DYNAMIC or not host.startswith("*."))
 
     def _check(self, spec: Cursor) -> None:
         counts = (
@@ -120,9 +132,8 @@ class ServiceEntry(Object):
             spec.refuse("hosts", "one host occurs twice")
         self._check_ports(spec)
         self._check_endpoints(spec)
-        unknown = sorted(set(self.export_to) - {"*", ".", "~", self.namespace})
-        if unknown and "*" not in self.export_to:
-            spec.warn("exportTo", f"proxies know services of all namespaces and of one: {', '.join(unknown)} counts as '*'")
+        if self.resolution == DYNAMIC:
+            self._check_dynamic(spec)
         if "~" in self.export_to and len(self.export_to) > 1:
             spec.refuse("exportTo", "'~' stands alone: it shows the service to nobody")
 
@@ -133,6 +144,16 @@ class ServiceEntry(Object):
             spec.refuse("ports", "one port occurs twice")
         if len({port.name for port in self.ports}) < len(self.ports):
             spec.refuse("ports", "two ports of one name")
+
+    def _check_dynamic(self, spec: Cursor) -> None:
+        for key, found in (("addresses", self.addresses), ("endpoints", self.endpoints), ("workloadSelector", self.selector)):
+            if found:
+                spec.refuse(key, f"{DYNAMIC} is for hosts with a wildcard, wherever their waypoint finds them: leave it out")
+        if plain := next((host for host in self.hosts if not host.startswith("*.")), ""):
+            spec.refuse("hosts", f"{plain!r} has no wildcard: write it into an entry of its own with resolution: {DNS}")
+        for index, port in enumerate(self.ports):
+            if port.app_protocol not in _TELLING:
+                spec.refuse(f"ports[{index}].protocol", f"{port.app_protocol} does not name its host: {', '.join(_TELLING)} do")
 
     def _check_endpoints(self, spec: Cursor) -> None:
         if self.endpoints and self.selector:
@@ -150,6 +171,11 @@ class ServiceEntry(Object):
         places = Counter(one.address or one.network for one in self.endpoints)
         if twice := next((place for place, count in places.items() if count > 1), ""):
             spec.refuse("endpoints", f"{twice} occurs twice: proxies know an endpoint by its address")
+
+
+def _audience(text: str) -> None:
+    if text not in ("*", ".", "~"):
+        dns_label(text)
 
 
 def _host(text: str) -> None:

@@ -7,6 +7,8 @@ from sys import intern
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from google.protobuf.struct_pb2 import ListValue, Value
+
 from mesh.proto import extension_pb2 as extension
 from mesh.proto import workload_pb2 as wire
 from mesh.resources.field import PORT_BITS, parse, pick, read_address, shared_strings
@@ -33,6 +35,8 @@ POLICY_SOURCES = "weft.policy-sources"
 """Name of the extension that says which of the user's objects a converted policy comes from."""
 SESSION_AFFINITY = "weft.session-affinity"
 """Name of the extension that keeps a client's connections at one endpoint."""
+SHOWN_TO = "weft.shown-to"
+"""Name of the extension that lists the namespaces which see a service, as a ListValue. Who does not know it shows it to all."""
 
 _DEFAULT_TRUST_DOMAIN = "cluster.local"
 _WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
@@ -222,6 +226,7 @@ def _service(message: Any) -> Service:
         ip_families=_enum(IPFamilies, message.ip_families),
         canonical=message.canonical,
         namespace_only=message.visibility == wire.NAMESPACE,
+        shown_to=tuple(one.string_value for one in _extension(message, SHOWN_TO, ListValue()).values),
         by_client_address=_extension(message, SESSION_AFFINITY, extension.SessionAffinity()).client_address,
     )
 
@@ -337,4 +342,7 @@ def encode_service(service: Service) -> bytes:
     if service.by_client_address:
         one = message.extensions.add(name=SESSION_AFFINITY)
         one.config.Pack(extension.SessionAffinity(client_address=True), deterministic=True)
+    if service.shown_to:
+        one = message.extensions.add(name=SHOWN_TO)
+        one.config.Pack(ListValue(values=[Value(string_value=name) for name in service.shown_to]), deterministic=True)
     return bytes(address.SerializeToString(deterministic=True))

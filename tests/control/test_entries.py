@@ -12,7 +12,7 @@ from control.index import Index
 from mesh.delta import DeltaServer, Request, Snapshot
 from mesh.manifests import parse
 from mesh.proto import workload_pb2
-from mesh.resources import ADDRESS_TYPE, encode_service
+from mesh.resources import ADDRESS_TYPE, decode_address, encode_service
 from mesh.workload import AppProtocol, BalancingMode, Locality, NetworkMode, Scope, Service, TunnelProtocol, Workload
 from tests.control.told import indexed, replace, running, told
 from ztunnel.route import Refused, Route, decide
@@ -104,6 +104,34 @@ def test_resolution_none_goes_where_it_was_dialled() -> None:
     assert [str(vip) for vip in found.vips] == ["/198.51.100.0/24"] and not outside(index)
     route = decided(index, "198.51.100.77", port=99)
     assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("198.51.100.77", 99, "TCP")
+
+
+def test_hosts_that_a_waypoint_finds_are_reached_by_way_of_it_alone() -> None:
+    text = """
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wild, namespace: demo, labels: {WISH}}
+spec: {hosts: ['*.example'], ports: [{number: 443, name: tls, protocol: TLS}], resolution: DYNAMIC_DNS}
+---
+{apiVersion: v1, kind: Service, metadata: {name: gw, namespace: demo}, spec: {selector: {gw: x}, ports: [{port: 15008}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: gw, namespace: demo, labels: {gw: x}}
+spec: {serviceAccountName: gw, containers: [{name: c, command: [x]}]}
+"""
+    vips = {vip_name("demo", "*.example"): "240.240.0.5", "demo/gw": "10.96.0.9"}
+    reports = [running("client", "10.244.1.1"), running("gw", "10.244.1.5")]
+    index = indexed(BASE + text.replace("WISH", "istio.io/use-waypoint: gw"), reports, vips)
+    route = decided(index, "240.240.0.5", port=443)
+    assert isinstance(route, Route) and (route.hop, str(route.address), str(route.authority)) == (
+        "waypoint", "10.244.1.5", "240.240.0.5:443",
+    )  # fmt: skip
+    assert not outside(index), "nobody but the waypoint knows where it is"
+    replace(index, BASE + text.replace("WISH", ""), vips)
+    refused = decided(index, "240.240.0.5", port=443)
+    assert isinstance(refused, Refused) and "no healthy upstream" in refused.reason
 
 
 def test_a_range_of_addresses_leads_to_endpoints() -> None:
@@ -211,6 +239,16 @@ def test_to_whom_it_is_shown_and_how_it_is_preferred() -> None:
     assert (found.mode, found.preferences) == (BalancingMode.FAILOVER, (Scope.NETWORK, Scope.REGION, Scope.ZONE))
     replace(index, BASE + entry(f"{TWO}, exportTo: ['~']"), VIPS)
     assert not index.services.nouns and not outside(index)
+
+
+def test_it_may_be_shown_to_some_namespaces() -> None:
+    index = made(entry(f"{TWO}, exportTo: ['.', other]"))
+    found = decode_address(encode_service(index.services.nouns[KEY]))
+    assert isinstance(found, Service) and found.shown_to == ("demo", "other") and not found.namespace_only
+    assert [found.is_shown_to(one) for one in ("demo", "other", "third", "")] == [True, True, False, True]
+    assert isinstance(decided(index), Route)
+    told = workload_pb2.Address.FromString(encode_service(found)).service
+    assert told.visibility == workload_pb2.PUBLIC, "who does not know of such lists shows it to all, as Istio does"
 
 
 def test_a_host_is_canonical_where_nobody_else_has_it_and_it_is_not_of_kubernetes() -> None:
@@ -370,6 +408,47 @@ ports: [{name: p, port: 5433}]
     assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("192.0.2.2", 5433, "TCP")
     replace(index, BASE + service, vips)
     assert isinstance(decided(index, "10.96.0.7"), Refused)
+
+
+def test_a_slice_may_name_pods() -> None:
+    service = (
+        "\n---\n{apiVersion: v1, kind: Service, metadata: {name: pg, namespace: demo}, spec: {ports: [{name: p, port: PORT}]}}"
+    )
+    spec = "{containers: [{name: c, command: [x]}]}"
+    pod = f"\n---\n{{apiVersion: v1, kind: Pod, metadata: {{name: NAME, namespace: demo}}, spec: {spec}}}"
+    hand_written = """
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: pg-1, namespace: demo, labels: {kubernetes.io/service-name: pg}}
+addressType: IPv4
+endpoints:
+- {addresses: [10.244.1.8], targetRef: {kind: Pod, name: one}}
+- {addresses: [10.244.1.9], targetRef: {kind: Pod, name: two}, conditions: {ready: false}}
+ports: [{name: p, port: 5433}]
+"""
+    pods, key, vips = (
+        pod.replace("NAME", "one") + pod.replace("NAME", "two"),
+        "demo/pg.demo.svc.cluster.local",
+        {"demo/pg": "10.96.0.7"},
+    )
+    reports = [running("client", "10.244.1.1"), running("one", "10.244.1.8"), running("two", "10.244.1.9")]
+    index = indexed(BASE + pods + hand_written, reports, vips)
+
+    def served() -> dict[str, dict[int, int]]:
+        return {one.name: one.services[key] for one in index.workloads.nouns.values() if key in one.services}
+
+    assert not served(), "without its Service it is nobody's"
+    replace(index, BASE + pods + hand_written + service.replace("PORT", "80"), vips)
+    assert served() == {"one": {80: 5433}} and not [uid for uid in index.workloads.nouns if "EndpointSlice" in uid]
+    route = decided(index, "10.96.0.7")
+    assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("10.244.1.8", 15008, "HBONE")
+    replace(index, BASE + pods + hand_written + service.replace("PORT", "81"), vips)
+    assert served() == {"one": {81: 5433}}
+    replace(index, BASE + pods + hand_written.replace("name: one", "name: two") + service.replace("PORT", "81"), vips)
+    assert served() == {"two": {81: 5433}}
+    replace(index, BASE + pods + service.replace("PORT", "81"), vips)
+    assert not served() and isinstance(decided(index, "10.96.0.7"), Refused)
 
 
 @pytest.mark.parametrize("asked", [KEY, f"/{VIP}", "/198.51.100.7"])

@@ -109,6 +109,7 @@ def test_what_few_services_have() -> None:
             allow_unhealthy=True,
             weighted_waypoints=(WeightedWaypoint(WAYPOINT, 3),),
             namespace_only=True,
+            shown_to=("a", "b"),
             ip_families=IPFamilies.AUTOMATIC,
             ports={80: 0},
         ),
@@ -122,7 +123,7 @@ def test_what_few_services_have() -> None:
     }
     assert shown["weightedWaypoints"] == [{"destination": {"destination": str(WAYPOINT), "hboneMtlsPort": 15008}, "weight": 3}]
     assert (shown["visibility"], shown["ports"], shown["endpoints"]) == ("Namespace", {"80": 0}, {})
-    assert "ipFamilies" not in shown
+    assert "ipFamilies" not in shown and shown["shownTo"] == ["a", "b"]
 
 
 def test_every_attribute_of_a_match() -> None:

@@ -214,6 +214,14 @@ def test_namespace_visibility_vip_and_host() -> None:
         assert known.service_by_hostname("svc.x", client) == found
 
 
+def test_a_service_may_be_shown_to_some_namespaces() -> None:
+    hidden = service("one", "svc.x", "10.1.0.1", shown_to=("one", "two"))
+    known = inventory(hidden)
+    for client, found in (("one", hidden), ("two", hidden), ("three", None), ("", hidden)):
+        assert known.service_by_vip("", ip_address("10.1.0.1"), client) == found
+        assert known.service_by_hostname("svc.x", client) == found
+
+
 def test_visibility_filtered_exact_vip_falls_through_to_cidr() -> None:
     hidden = service("one", "exact.x", "10.1.0.1", namespace_only=True)
     wide = service("two", "wide.x", "10.0.0.0/8")
@@ -322,7 +330,7 @@ def policy(name: str, scope: Scope, namespace: str = "ns") -> Policy:
     return Policy(namespace, name, scope, Action.ALLOW)
 
 
-def test_applicable_policies() -> None:
+def test_assert_rbac_with_dest_workload_info() -> None:
     store = PolicyStore()
     mine, theirs = policy("mine", Scope.NAMESPACE), policy("theirs", Scope.NAMESPACE, "other")
     everywhere, listed = policy("mesh", Scope.GLOBAL, "root"), policy("listed", Scope.WORKLOAD_SELECTOR)

@@ -60,12 +60,40 @@ def test_a_workload_entry_has_the_labels_of_both_its_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "private", "told"),
-    [("[]", False, True), ("['*']", False, True), ("[demo]", True, True), ("['~']", True, False), ("['.', '*']", False, True)],
+    ("words", "namespaces", "private"),
+    [
+        ("[]", (), False),
+        ("['*']", (), False),
+        ("[demo]", ("demo",), True),
+        ("['.']", ("demo",), True),
+        ("['.', '*']", (), False),
+        ("[other, '.']", ("demo", "other"), False),
+        ("[other]", ("other",), False),
+    ],
 )
-def test_to_whom_it_is_shown(words: str, private: bool, told: bool) -> None:
+def test_to_whom_it_is_shown(words: str, namespaces: tuple[str, ...], private: bool) -> None:
     (made,) = parse({"f": entry(f"{STATIC}, exportTo: {words}")}).of(ServiceEntry)
-    assert (made.is_private, made.is_told) == (private, told)
+    assert (made.shown_to, made.is_private, made.is_told) == (namespaces, private, True)
+    assert from_dict(made.to_dict()) == made
+
+
+DYNAMIC = "ports: [{number: 443, name: tls, protocol: TLS}], resolution: DYNAMIC_DNS"
+
+
+def test_hosts_that_a_waypoint_finds() -> None:
+    text = entry(DYNAMIC).replace("[db.example]", "['*.example']")
+    (made,) = parse({"f": text}).of(ServiceEntry)
+    assert made.gets_addresses("*.example") and not made.is_resolved
+    assert from_dict(made.to_dict()) == made
+    warned = check_references([made])
+    assert [(one.object, one.field, one.warning) for one in warned] == [("ServiceEntry demo/db", "spec.resolution", True)]
+    marked = entry(DYNAMIC, "labels: {istio.io/use-waypoint: gw}").replace("[db.example]", "['*.example']")
+    assert [one.field for one in check_references(parse({"f": marked}).objects)] == ["metadata.labels[istio.io/use-waypoint]"]
+
+
+def test_it_may_be_shown_to_nobody() -> None:
+    (made,) = parse({"f": entry(f"{STATIC}, exportTo: ['~']")}).of(ServiceEntry)
+    assert not made.is_told
 
 
 @pytest.mark.parametrize(
@@ -82,13 +110,30 @@ def test_to_whom_it_is_shown(words: str, private: bool, told: bool) -> None:
         (entry("ports: [{number: 0, name: a}]"), "spec.ports[0].number", "0 is not between 1 and 65535"),
         (entry("ports: [{number: 1}]"), "spec.ports[0].name", "required"),
         (entry("ports: [{number: 1, name: a, protocol: X}]"), "spec.ports[0].protocol", "'X' is none of TCP, TLS"),
-        (entry(f"{PORTS}, resolution: DYNAMIC_DNS"), "spec.resolution", "'DYNAMIC_DNS' is none of NONE, STATIC, DNS"),
+        (entry(f"{PORTS}, resolution: SOMEHOW"), "spec.resolution", "'SOMEHOW' is none of NONE, STATIC, DNS"),
         (entry(f"{PORTS}, endpoints: [{{address: 192.0.2.1}}]"), "spec.resolution", "NONE goes to the address that was dia"),
         (entry(STATIC.replace("192.0.2.1", "a.example")), "spec.endpoints[0].address", "'a.example' is no IP address: write"),
         (entry(f"{STATIC}, workloadSelector: {{labels: {{a: b}}}}"), "spec.workloadSelector", "either endpoints or a workload"),
         (entry(f"{PORTS}, resolution: DNS").replace("db.example", "'*.example'"), "spec.hosts", "'*.example' is nothing that"),
         (entry(f"{STATIC[:-1]}, {{address: 192.0.2.1}}]"), "spec.endpoints", "192.0.2.1 occurs twice: proxies know an endp"),
         (entry(f"{STATIC}, exportTo: ['~', '.']"), "spec.exportTo", "'~' stands alone: it shows the service to nobody"),
+        (entry(DYNAMIC), "spec.hosts", "'db.example' has no wildcard: write it into an entry of its own"),
+        (
+            entry(f"{DYNAMIC}, addresses: [192.0.2.1]").replace("[db.example]", "['*.example']"),
+            "spec.addresses",
+            "DYNAMIC_DNS is for hosts with a wildcard, wherever their waypoint finds them",
+        ),
+        (
+            entry(f"{DYNAMIC}, endpoints: [{{address: 192.0.2.1}}]").replace("[db.example]", "['*.example']"),
+            "spec.endpoints",
+            "DYNAMIC_DNS is for hosts with a wildcard, wherever their waypoint finds them",
+        ),
+        (
+            entry(DYNAMIC.replace("TLS", "TCP")).replace("[db.example]", "['*.example']"),
+            "spec.ports[0].protocol",
+            "TCP does not name its host: HTTP, TLS, GRPC, HTTP2 do",
+        ),
+        (entry(f"{STATIC}, exportTo: [a.b]"), "spec.exportTo[0]", "'a.b' is no DNS label"),
         (entry(f"{STATIC}, surprise: 1"), "spec.surprise", "no such field"),
         (workload("weight: 1"), "spec.address", "required, where no network says behind which gateway it is"),
         (workload("address: 'unix:///tmp/x'"), "spec.address", "'unix:///tmp/x': a socket in a file system is reached by"),
@@ -106,9 +151,6 @@ def test_mistakes(text: str, field: str, reason: str) -> None:
 def test_what_has_not_the_wanted_effect_is_a_warning() -> None:
     assert said(entry(f"{PORTS}, resolution: STATIC")) == [
         (True, "spec.endpoints", "nobody stands behind it: list endpoints, or select some by workloadSelector")
-    ]
-    assert said(entry(f"{STATIC}, exportTo: [other]")) == [
-        (True, "spec.exportTo", "proxies know services of all namespaces and of one: other counts as '*'")
     ]
 
 
@@ -138,6 +180,11 @@ def test_an_endpoint_slice() -> None:
     (made,) = parse({"f": endpoint_slice(text)})
     assert isinstance(made, EndpointSlice) and made.service == "db" and made.ports == (("pg", 5433, "TCP"),)
     assert [(str(one.addresses[0]), one.is_ready) for one in made.endpoints] == [("192.0.2.1", True), ("192.0.2.2", False)]
+    assert from_dict(made.to_dict()) == made and not made.pods
+    named = "{addresses: [192.0.2.1], targetRef: {kind: Pod, name: p, uid: u, namespace: demo}}"
+    found = parse({"f": endpoint_slice(named)})
+    (made,) = found
+    assert not found.problems and isinstance(made, EndpointSlice) and made.pods == {"p"}
     assert from_dict(made.to_dict()) == made
 
 
@@ -168,10 +215,10 @@ def test_an_endpoint_slice() -> None:
         ),
         (endpoint_slice("").replace("IPv4", "FQDN"), True, "addressType", "FQDN has no effect: write a ServiceEntry with"),
         (
-            endpoint_slice("{addresses: [192.0.2.1], targetRef: {kind: Pod, name: p, uid: u, namespace: demo}}"),
-            True,
-            "endpoints[0].targetRef",
-            "left out: pods stand behind a Service by its selector",
+            endpoint_slice("{addresses: [192.0.2.1], targetRef: {kind: Pod, name: p, namespace: other}}"),
+            False,
+            "endpoints[0].targetRef.namespace",
+            "a pod of another namespace stands behind no Service of demo",
         ),
     ],
 )
