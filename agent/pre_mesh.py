@@ -96,7 +96,7 @@ class PreMesh:
     def _judge(self, pod: Pod, one: Connection, inbound: bool) -> ConnectionEvent | None:
         """What becomes of a connection; None while control has not told enough of the pod to say."""
         request = pod.request
-        workload = self._view.inventory.workload_of_pod(request.namespace, request.name, request.service_account)
+        workload = self._view.inventory.workload_of_pod(request.namespace, request.name, request.service_account, self._node)
         here = (
             FlowEndpoint.of(workload, one.local, one.local_port, pod.flow_labels)
             if workload

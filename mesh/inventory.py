@@ -153,14 +153,22 @@ class Inventory:
         # max() keeps the first of equals, and a group the order of arrival.
         return max(reversed((*claims,)), key=_claim_rank, default=None)
 
-    def workload_of_pod(self, namespace: str, name: str, service_account: str) -> Workload | None:
+    def workload_of_pod(
+        self, namespace: str, name: str, service_account: str, node: str = "", cluster: str = ""
+    ) -> Workload | None:
         """Find the workload that stands for a pod, by what ZDS says of the pod.
 
         Who is no pod may have the same name and account: endpoints of a ServiceEntry, and of services, are called as that is.
-        They are never a pod; a WorkloadEntry is, where there is no pod, as a machine with a proxy of its own is one.
+        They are never a pod; a WorkloadEntry is, where there is no pod, as a machine with a proxy of its own is one. Nor does
+        stand for it who is said to be on another node than `node`: the pod of that name before it moved, or another cluster's.
+        Where both clusters have a node of that name, `cluster` counts.
         """
-        claims = [one for one in self._by_pod.of(namespace, name) if one.service_account == service_account]
-        return min(filter(_may_be_pod, claims), key=_is_entry, default=None)
+        claims = [
+            one
+            for one in self._by_pod.of(namespace, name)
+            if one.service_account == service_account and _may_be_pod(one) and (not node or one.node in ("", node))
+        ]
+        return min(claims, key=lambda one: (_is_entry(one), one.node != node, one.cluster_id != cluster), default=None)
 
     def workload_by_hostname(self, namespace: str, hostname: str) -> Workload | None:
         """Find a workload by the hostname that it has itself, as a gateway outside the cluster may."""

@@ -113,9 +113,11 @@ class Pod:
         """The mesh's view of the pod, as it is now; not before all that goes with it is known."""
         if self._looked_at != self.node.generation and not self.node.unfinished:
             self._looked_at = self.node.generation
-            self._workload = self.node.inventory.workload_of_pod(self.namespace, self.name, self.service_account)
+            node, config = self.node, self.node.config
+            name = self.namespace, self.name, self.service_account
+            self._workload = node.inventory.workload_of_pod(*name, config.node, config.cluster_id)
             if self._workload is None:
-                self.node.mention(f"{self.node.config.cluster_id}//Pod/{self.namespace}/{self.name}")
+                node.mention(f"{config.cluster_id}//Pod/{self.namespace}/{self.name}")
         return self._workload
 
     def baggage(self, workload: Workload) -> bytes:

@@ -90,7 +90,7 @@ class Supervisor:
         self._residents = Residents(config.node, config.impersonates)
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
-        self._gaps = Gaps(self.view, self.pods.infos, config.network)
+        self._gaps = Gaps(self.view, self.pods.infos, config.network, config.node)
         self._ca = certificate_source(config)
         keys = KeyStore(config.installation, config.node, sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self._tell_certificate)

@@ -212,7 +212,7 @@ class Telemetry:
         pod = self._pod(pod_uid)
         if pod is None:
             return None
-        known = self._inventory.workload_of_pod(pod.namespace, pod.name, pod.service_account)
+        known = self._inventory.workload_of_pod(pod.namespace, pod.name, pod.service_account, self._node)
         return known or Workload("", pod.name, pod.namespace, service_account=pod.service_account)
 
     def _log(self, level: Level, message: str, fields: list[access_log.Field], unix_ns: int) -> None:

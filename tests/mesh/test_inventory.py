@@ -190,6 +190,23 @@ def test_who_is_called_as_a_pod_is_and_is_none_does_not_stand_for_it() -> None:
     assert inventory(listed, behind, machine, one).workload_of_pod("ns", "a", "default") == one
 
 
+def test_the_pod_of_a_name_on_another_node_or_of_another_cluster_does_not_stand_for_the_one_here() -> None:
+    """It lists other policies: one that moves here is not judged by what its predecessor elsewhere was labelled."""
+    before, here = pod(node="n2"), pod(node="n1")
+    moved = inventory(before)
+    assert moved.workload_of_pod("ns", "a", "default", "n1") is None and moved.workload_of_pod("ns", "a", "default") == before
+    moved.apply([here], [])
+    assert moved.workload_of_pod("ns", "a", "default", "n1") == here
+    theirs = pod(uid="A//Pod/ns/a", node="n1", cluster_id="A")
+    for order in ((theirs, here), (here, theirs)):
+        both = inventory(*order)
+        assert both.workload_of_pod("ns", "a", "default", "n1", "Kubernetes") == here
+        assert both.workload_of_pod("ns", "a", "default", "n1", "A") == theirs
+    machine, nowhere = pod(uid="K/networking.istio.io/WorkloadEntry/ns/a"), pod()
+    assert inventory(machine, before).workload_of_pod("ns", "a", "default", "n1") == machine
+    assert inventory(nowhere).workload_of_pod("ns", "a", "default", "n1") == nowhere, "nobody says where it is"
+
+
 # --- services by address
 
 
