@@ -2,7 +2,8 @@
 
 Three lists, `workloads`, `services` and `policies`. Two keys differ from the dump, as in Istio's ztunnel: a workload says whom
 it serves with `services: {"NAMESPACE/HOSTNAME": {SERVICE_PORT: TARGET_PORT}}`, and a service needs no `endpoints`. What is left
-out has the defaults of `mesh.resources`. Every mistake is named with its place; a text that has any is not taken at all.
+out has the defaults of `mesh.resources`. A comparison of texts is `{Exact: value}`, as in the dump, or `!Exact value`, as
+Istio's ztunnel reads it. Every mistake is named with its place; a text that has any is not taken at all.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mesh.local_mesh.address import read_service, read_workload
-from mesh.local_mesh.policy import read_policy
+from mesh.local_mesh.policy import COMPARISONS, read_policy
 from mesh.manifests.cursor import Cursor, Notes
 from mesh.manifests.document import MAX_BYTES, documents
 from mesh.policy import Policy
@@ -34,7 +35,7 @@ class LocalMesh:
 
 def read_local_mesh(text: str) -> LocalMesh:
     """Read YAML. Raises: ValueError naming the object, the key, the reason and the mend."""
-    values = [value for _, value in documents(text)]
+    values = [value for _, value in documents(text, COMPARISONS)]
     if len(values) > 1:
         raise ValueError(f"{len(values)} documents: write all lists into one")
     if not values or values[0] is None:

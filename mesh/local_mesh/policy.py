@@ -9,6 +9,8 @@ from mesh.policy import Action, Match, Policy, Scope, ServiceAccountMatch, Strin
 _SCOPES = {one.value: one for one in Scope}
 _ACTIONS = {one.value: one for one in Action}
 _KINDS = ("exact", "prefix", "suffix", "presence")
+COMPARISONS = frozenset(kind.capitalize() for kind in _KINDS)
+"""How texts are compared: keys, or tags."""
 
 
 def read_policy(cursor: Cursor) -> Policy:

@@ -2,11 +2,12 @@
 
 Built from the parser's events, not by a YAML constructor, so that nothing but these values can come out, and that size, depth
 and aliases are bounded while reading: an alias costs as much as what it stands for. Scalars follow YAML 1.2's core schema
-(`yes` and `22:22` are text), a key that occurs twice is an error, and merge keys (`<<`) work as in Kubernetes' tools.
+(`yes` and `22:22` are text), a key that occurs twice is an error, and merge keys (`<<`) work as in Kubernetes' tools. Tags of
+one's own are refused, but for those that a reader names: `!Word value` is then the mapping `{Word: value}`, as in Rust's tools.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,13 +70,16 @@ class _Frame:
     """The key whose value comes next."""
     inherited: list[dict[str, Any]] = field(default_factory=list)
     """Mappings under `<<`."""
+    word: str = ""
+    """Its tag, where that is one of the words."""
 
 
 class _Document:
     """One document that is being built."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Collection[str]) -> None:
         self.value: Any = None
+        self._words = words
         self._frames: list[_Frame] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._nodes = 0
@@ -97,10 +101,16 @@ class _Document:
         if frame is not None and frame.key is None and isinstance(frame.container, dict):
             self._take_key(frame, event)
             return
-        value = _scalar(event)
+        word = self._word(event)
+        value, size = ({word: event.value}, 2) if word else (_scalar(event), 1)
         if event.anchor:
-            self._anchors[event.anchor] = (value, 1)
-        self._add(value, 1)
+            self._anchors[event.anchor] = (value, size)
+        self._add(value, size)
+
+    def _word(self, event: Any) -> str:
+        """The tag without its mark, where it is one of the words."""
+        word = event.tag[1:] if event.tag and event.tag[0] == "!" else ""
+        return word if word in self._words else ""
 
     @staticmethod
     def _take_key(frame: _Frame, event: Any) -> None:
@@ -110,18 +120,21 @@ class _Document:
 
     def _open(self, event: Any) -> None:
         core = _CORE + ("map" if isinstance(event, yaml.MappingStartEvent) else "seq")
-        if event.tag not in (None, "!", core):
+        word = self._word(event)
+        if event.tag not in (None, "!", core) and not word:
             raise ValueError(f"tag {event.tag!r} is not allowed")
         if len(self._frames) >= MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH}")
         if self._frames and isinstance(self._frames[-1].container, dict) and self._frames[-1].key is None:
             raise ValueError("a key must be text")
-        self._frames.append(_Frame({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor))
+        self._frames.append(_Frame({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor, word=word))
 
     def _close(self) -> None:
         frame = self._frames.pop()
         for mapping in frame.inherited:
             frame.container = mapping | frame.container
+        if frame.word:
+            frame.container, frame.size = {frame.word: frame.container}, frame.size + 1
         if frame.anchor:
             self._anchors[frame.anchor] = (frame.container, frame.size)
         # Its parts were counted one by one as they came.
@@ -156,8 +169,8 @@ class _Document:
         frame.inherited.extend(mappings)
 
 
-def documents(text: str) -> Iterator[tuple[int, Any]]:
-    """Read a file's documents one by one: (number from 1, value).
+def documents(text: str, words: Collection[str] = ()) -> Iterator[tuple[int, Any]]:
+    """Read a file's documents one by one: (number from 1, value). `words`: tags that are allowed.
 
     Raises: DocumentError at the first document that is not acceptable; what follows in the file is not read.
     """
@@ -165,12 +178,12 @@ def documents(text: str) -> Iterator[tuple[int, Any]]:
     if size > MAX_BYTES:
         raise DocumentError(0, 0, f"{size} bytes: more than {MAX_BYTES} in one file")
     number, line = 0, 0
-    document = _Document()
+    document = _Document(words)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             line = event.start_mark.line + 1 if event.start_mark else line
             if isinstance(event, yaml.DocumentStartEvent):
-                number, document = number + 1, _Document()
+                number, document = number + 1, _Document(words)
             elif isinstance(event, yaml.DocumentEndEvent):
                 yield number, document.value
             else:

@@ -72,6 +72,8 @@ def test_local_client() -> None:
         service_accounts=(ServiceAccountMatch("a", "b"),),
     )
     assert mesh.policies == (Policy("default", "deny-9999", Scope.NAMESPACE, Action.ALLOW, (((match,), ()),)),)
+    tagged = EXAMPLE.replace("[{Prefix: cluster.local/}, {Presence: []}]", "[!Prefix cluster.local/, !Presence []]")
+    assert tagged != EXAMPLE and read_local_mesh(tagged) == mesh, "the only form that Istio's ztunnel reads"
     assert read_local_mesh("") == read_local_mesh("workloads: []") == LocalMesh()
 
 

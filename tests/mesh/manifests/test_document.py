@@ -67,6 +67,16 @@ def test_refusals(text: str, expected: str) -> None:
     assert reason(text) == expected
 
 
+def test_tags_that_a_reader_names_are_keys_and_others_refused() -> None:
+    text = "[!Exact x, !Exact '1', !Exact 1, !Presence [], &a !Map {b: !Exact c}, *a]"
+    mapped = {"Map": {"b": {"Exact": "c"}}}
+    exact = [{"Exact": "x"}, {"Exact": "1"}, {"Exact": "1"}]
+    assert list(documents(text, ("Exact", "Presence", "Map"))) == [(1, [*exact, {"Presence": []}, mapped, mapped])]
+    assert reason(text) == "line 1: tag '!Exact' is not allowed"
+    with pytest.raises(DocumentError, match="tag '!Map' is not allowed"):
+        list(documents(text, ("Exact", "Presence")))
+
+
 def test_syntax_errors_say_where() -> None:
     with pytest.raises(DocumentError, match="line 4: no valid YAML") as refused:
         read("a: 1\n---\nb:\n  - c: ]\n")
