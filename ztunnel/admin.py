@@ -169,8 +169,8 @@ class Admin:
         try:
             if "reset" in request.query:
                 levels.reset(request.query.get("level", ""))
-            elif "level" in request.query:
-                levels.set(request.query["level"])
+            elif level := request.query.get("level"):
+                levels.set(level)
         except ValueError as error:
             raise HttpError(400, str(error)) from error
         return Response(200, f"current log level is {levels.text}\n".encode())
