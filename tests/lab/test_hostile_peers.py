@@ -254,7 +254,7 @@ def test_only_the_certificate_told_them_apart(mesh: Mesh, authority: LabAuthorit
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("port", [PORT_OUTBOUND, PORT_INBOUND])
-def test_the_proxys_own_ports_lead_nowhere(mesh: Mesh, port: int, version: int) -> None:
+def test_malicious_calls_inpod_lead_nowhere(mesh: Mesh, port: int, version: int) -> None:
     far, own = mesh.address("far", version), {4: "127.0.0.1", 6: "::1"}[version]
     client = mesh.puppet("client")
     with untouched(mesh, PORT):

@@ -43,7 +43,7 @@ def asking(match: Match) -> Policy:
     [((), False), (((),), True), ((((),),), True), ((((Match(),),),), False)],
     ids=["no rule", "no clause", "no match", "empty match"],
 )
-def test_emptiness(rules: tuple[Rule, ...], matches: bool) -> None:
+def test_rbac_empty_policy(rules: tuple[Rule, ...], matches: bool) -> None:
     assert policy_matches(allow(*rules), TLS) is matches
     assert evaluate([allow(*rules)], TLS).allowed is matches
     assert evaluate([deny(*rules)], TLS).allowed is not matches
@@ -91,8 +91,38 @@ EVERYTHING = ip_network("0.0.0.0/0")
         (Match(not_namespaces=exact("namespace") + exact("elsewhere")), False, False, True),
         (Match(namespaces=exact("namespace"), not_namespaces=exact("namespace")), False, False, False),
     ],
+    ids=[
+        "namespaces",
+        "not_namespaces",
+        "namespaces of nobody",
+        "namespaces, empty",
+        "principals",
+        "not_principals",
+        "principals, written with spiffe",
+        "not_principals, presence",
+        "principals, empty prefix",
+        "service_accounts",
+        "not_service_accounts",
+        "source_ips",
+        "not_source_ips",
+        "source_ips, one of two",
+        "source_ips, cidr_range",
+        "source_ips, cidr_range of IPv6",
+        "destination_ips",
+        "not_destination_ips, cidr_range",
+        "ports",
+        "ports, others",
+        "not_ports",
+        "not_ports, others",
+        "namespaces and ports",
+        "namespaces and other ports",
+        "namespaces and not_source_ips",
+        "namespaces, two",
+        "not_namespaces, two",
+        "namespaces and not_namespaces",
+    ],
 )
-def test_attributes(match: Match, tls: bool, other: bool, plain: bool) -> None:
+def test_namespaces_principals_service_accounts_ips_and_ports(match: Match, tls: bool, other: bool, plain: bool) -> None:
     verdicts = tuple(policy_matches(asking(match), connection) for connection in (TLS, OTHER, PLAIN))
     assert verdicts == (tls, other, plain)
 
@@ -121,7 +151,7 @@ def test_plain_text_has_an_empty_namespace_but_no_principal() -> None:
     assert not policy_matches(asking(Match(namespaces=(StringMatch("presence"),))), PLAIN)
 
 
-def test_nesting() -> None:
+def test_rbac_nesting() -> None:
     """(namespace a or b) and port 80: clauses are AND-ed, their matches OR-ed."""
     policy = allow(((Match(namespaces=exact("a")), Match(namespaces=exact("b"))), (Match(destination_ports=(80,)),)))
     for namespace, port, expected in (("a", 80, True), ("b", 80, True), ("b", 81, False), ("c", 80, False)):
@@ -129,7 +159,7 @@ def test_nesting() -> None:
         assert policy_matches(policy, connection) is expected
 
 
-def test_rules_are_alternatives() -> None:
+def test_rbac_multi_rule() -> None:
     policy = allow(((Match(namespaces=exact("a")),),), ((Match(destination_ports=(8080,)),),))
     assert policy_matches(policy, TLS)
     assert not policy_matches(policy, TLS._replace(port=1))
@@ -154,7 +184,7 @@ NO: Rule = ((Match(destination_ports=(1,)),),)
         ([allow(NO), deny(NO)], Verdict(False, None, "allow policies exist, but none allowed", ("ns/allow",))),
     ],
 )
-def test_deny_beats_allow_and_an_allow_policy_shuts_the_door(policies: list[Policy], verdict: Verdict) -> None:
+def test_assert_rbac_logic_deny_allow(policies: list[Policy], verdict: Verdict) -> None:
     assert evaluate(policies, TLS) == verdict
 
 
@@ -258,7 +288,7 @@ def test_a_verdict_is_remembered_for_what_is_equal_in_everything_that_policies_a
     assert evaluate(watched, TLS._replace(port=80)) is not first
 
 
-def test_dry_run_never_changes_the_result() -> None:
+def test_assert_rbac_dry_run_with_real_policies() -> None:
     watching = replace(deny(YES), dry_run=True)
     assert evaluate([watching], TLS) == Verdict(True, None, "")
     assert evaluate([replace(allow(NO), dry_run=True)], TLS) == Verdict(True, None, "")

@@ -215,7 +215,7 @@ TOO_LONG = workload_pb2.NetworkAddress(address=b"\x01\x02\x03\x04", length=33)
         (b"", "unknown address type"),
     ],
 )
-def test_refused_addresses(value: bytes, reason: str) -> None:
+def test_byte_to_ipaddr_refuses(value: bytes, reason: str) -> None:
     with pytest.raises(ValueError) as refused:
         decode_address(value)
     assert str(refused.value) == reason
@@ -346,6 +346,7 @@ services = st.builds(
     ip_families=st.sampled_from(IPFamilies),
     canonical=st.booleans(),
     namespace_only=st.booleans(),
+    shown_to=st.lists(names, max_size=2).map(tuple),
 )
 strings = st.lists(st.builds(StringMatch, st.sampled_from(("exact", "prefix", "suffix")), names), max_size=2).map(
     tuple

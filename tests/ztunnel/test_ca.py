@@ -165,7 +165,7 @@ def test_a_new_root_ends_fetches_under_way_with_a_reason(tmp_path: Path, authori
     with_ca(tmp_path, authority, scenario)
 
 
-def test_the_request_has_one_critical_identity_and_no_subject() -> None:
+def test_csr_has_one_critical_identity_and_no_subject() -> None:
     key, pem = make_request(WEB)
     request = x509.load_pem_x509_csr(pem)
     assert request.is_signature_valid and len(request.subject) == 0 and isinstance(key.curve, ec.SECP256R1)
@@ -174,7 +174,7 @@ def test_the_request_has_one_critical_identity_and_no_subject() -> None:
     assert [name.value for name in extension.value] == [URI]
 
 
-def test_what_the_ca_must_not_answer(authority: Any) -> None:
+def test_empty_chain_wrong_identity_and_what_else_the_ca_must_not_answer(authority: Any) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = authority.workload(key.public_key(), URI).decode()
     roots = authority.root_pem.decode()

@@ -17,7 +17,7 @@ def issue(identity: Identity, not_before: float, not_after: float) -> Certificat
     return Certificate(identity, b"chain", b"key", b"roots", not_before, not_after)
 
 
-def test_the_first_certificate_and_its_refresh_at_half_life() -> None:
+def test_duplicate_requests_are_one_fetch_and_it_is_refreshed_at_half_life() -> None:
     certificates = Certificates()
     assert certificates.request(WEB, Priority.WARMUP, now=100) == []
     assert certificates.request(WEB, Priority.REALTIME, now=101) == []
@@ -32,7 +32,7 @@ def test_the_first_certificate_and_its_refresh_at_half_life() -> None:
     assert certificates.start(half) == WEB
 
 
-def test_who_waits_hears_of_a_failure_at_once_and_later_requests_do_not_hammer_the_ca() -> None:
+def test_backoff_reset_and_who_waits_hears_of_a_failure_at_once() -> None:
     certificates = Certificates()
     certificates.request(WEB, Priority.REALTIME, now=0)
     now, pauses = 0.0, []
@@ -65,7 +65,7 @@ def test_a_clock_that_is_set_back_delays_no_attempt_beyond_the_longest_pause() -
     assert certificates.start(right) is None
 
 
-def test_an_old_certificate_serves_until_it_expires_and_is_tried_again_no_later_than_that() -> None:
+def test_retention_of_an_old_certificate_until_it_expires() -> None:
     certificates = Certificates()
     certificates.request(WEB, Priority.WARMUP, now=0)
     certificates.start(0)
@@ -85,7 +85,7 @@ def test_an_old_certificate_serves_until_it_expires_and_is_tried_again_no_later_
     assert certificates.states(now) == [(WEB, "Unavailable: CA away", None)]
 
 
-def test_urgent_before_warm_before_background_then_the_longest_due_and_never_more_than_the_bound() -> None:
+def test_priority_order_and_concurrency() -> None:
     certificates = Certificates()
     many = [Identity("cluster.local", "demo", f"sa{number:02}") for number in range(20)]
     for number, identity in enumerate(many):
@@ -99,7 +99,7 @@ def test_urgent_before_warm_before_background_then_the_longest_due_and_never_mor
     assert certificates.start(30) == many[13]
 
 
-def test_a_forgotten_identity_leaves_no_key_and_its_late_certificate_is_of_use_only_if_it_came_back() -> None:
+def test_forget_pending_leaves_no_key_and_a_late_certificate_is_of_use_only_to_who_came_back() -> None:
     certificates = Certificates()
     certificates.request(WEB, Priority.REALTIME, 0)
     certificates.start(0)

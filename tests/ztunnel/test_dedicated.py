@@ -112,7 +112,7 @@ def stats_exist(*answers: tuple[int, str]) -> None:
             assert f"\n{name}" in body, name
 
 
-def test_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
+def test_stats_exist_and_one_pod_is_served_without_an_agent(netns: str, tmp_path: Path) -> None:
     netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
     process = start(netns, tmp_path)
     try:
@@ -189,7 +189,7 @@ def test_a_mesh_that_is_a_file_is_followed(netns: str, tmp_path: Path) -> None:
         os.close(home_fd)
 
 
-def test_a_taken_port_fails_the_start(netns: str, tmp_path: Path) -> None:
+def test_bind_conflict_fails_the_start(netns: str, tmp_path: Path) -> None:
     netns_fd, home_fd = os.open(f"/run/netns/{netns}", os.O_RDONLY), open_home()
     with entered(netns_fd, home_fd):
         taken = socket.create_server(("127.0.0.1", 15008))

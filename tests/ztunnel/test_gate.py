@@ -85,7 +85,7 @@ def test_nobody_reaches_a_nodes_own_ports_through_a_pod_that_shares_its_address(
     assert outcome == Rejected(503, "10.244.0.8 is a node's address: what listens there is the node's, not s's")
 
 
-def test_ip_mismatch_says_both() -> None:
+def test_hbone_ip_mismatch_says_both() -> None:
     assert ask("9.9.9.9:80") == Rejected(400, "ip mismatch: 10.244.0.8 != 9.9.9.9")
 
 

@@ -70,7 +70,7 @@ def test_our_requests_say_the_same_in_the_same_order() -> None:
     assert len(block) < 120
 
 
-def test_forwarded_names_the_service() -> None:
+def test_parse_forwarded_host() -> None:
     block = single_fields((ip_address("fd00::1"), 1), "a.fz.svc.cluster.local", bytes(24))
     fields = FieldReader(64 << 10).begin(1, END_HEADERS, block)
     assert fields is not None and fields[0] == (b"forwarded", b'for="[fd00::1]:1";host=a.fz.svc.cluster.local')

@@ -55,7 +55,7 @@ def test_self_calls_are_refused(address: str, port: int) -> None:
     assert "self call" in refusal(route(address, port))
 
 
-def test_known_workloads_by_protocol() -> None:
+def test_known_dest_by_protocol() -> None:
     direct = route("10.0.0.2", 9000, SERVER)
     assert target(direct) == ("HBONE", "10.0.0.2", 15008)
     assert isinstance(direct, Route) and direct.authority == Authority(ip_address("10.0.0.2"), 9000)
@@ -78,7 +78,7 @@ def test_service_names_widen_who_may_answer() -> None:
     assert isinstance(outcome, Route) and outcome.expected == EXPECTED | {"spiffe://td/ns/x/sa/y"}
 
 
-def test_service_without_endpoint_or_port_is_refused() -> None:
+def test_empty_service_and_one_without_the_port_are_refused() -> None:
     assert (
         refusal(route("10.96.0.1", 80, WEB))
         == f"no healthy upstream: 10.96.0.1:80: service {KEY} has no endpoint that is ready"
@@ -88,7 +88,7 @@ def test_service_without_endpoint_or_port_is_refused() -> None:
     assert "no endpoint that is ready" in refusal(route("10.96.0.1", 80, replace(SERVER, healthy=False), WEB))
 
 
-def test_passthrough_service_keeps_the_destination() -> None:
+def test_passthrough_svc_keeps_the_destination() -> None:
     passthrough = replace(WEB, mode=BalancingMode.PASSTHROUGH)
     assert target(route("10.96.0.1", 80, SERVER, passthrough)) == ("TCP", "10.96.0.1", 80)
     everywhere = replace(passthrough, vips=(NetworkAddress("", ip_address("10.0.0.0"), 24),))
@@ -115,7 +115,7 @@ def test_a_workload_with_a_hostname_is_dialled_where_that_leads() -> None:
     assert "self call" in refusal(captured.resolved(ip_address("::1")))
 
 
-def test_families_of_a_dual_stack_workload() -> None:
+def test_multiple_address_workload_and_service_ip_families() -> None:
     dual = replace(WEB, vips=(NetworkAddress("", ip_address("10.96.0.1")), NetworkAddress("", ip_address("fd96::1"))))
     assert target(route("fd96::1", 80, SERVER, dual))[1] == "fd00::2"
     only4 = replace(dual, ip_families=IPFamilies.IPV4_ONLY)

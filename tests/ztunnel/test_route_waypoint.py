@@ -73,7 +73,7 @@ def refusal(outcome: Route | Refused) -> str:
 
 @pytest.mark.parametrize("mode", list(BalancingMode))
 @pytest.mark.parametrize("gateway", [BY_NAME, BY_VIP])
-def test_destination_svc_waypoint(gateway: GatewayAddress, mode: BalancingMode) -> None:
+def test_destination_svc_waypoint_and_passthrough_svc_with_waypoint(gateway: GatewayAddress, mode: BalancingMode) -> None:
     """Whatever the service's own mode: PASSTHROUGH goes through the waypoint too."""
     web = replace(WEB, waypoint=gateway, mode=mode)
     one = taken(route("10.96.0.1", 80, SERVER, web, POD, GATEWAY))

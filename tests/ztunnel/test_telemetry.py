@@ -196,7 +196,7 @@ def test_json_lines_levels_and_a_target_that_would_break_the_line() -> None:
     assert len(world.lines) == 2
 
 
-def test_metrics_of_a_denied_connection_as_recorded() -> None:
+def test_tcp_metrics_of_a_denied_connection_as_recorded() -> None:
     world = World()
     denied = replace(OUTBOUND, direction="inbound", destination_service="amb/hl.amb.svc.cluster.local", flag="DENY", error="no")
     world.close(denied, was_open=False)

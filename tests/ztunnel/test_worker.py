@@ -313,7 +313,7 @@ def test_500_connections_at_once(mesh: World, app: socket.socket) -> None:
         assert mesh.server.worker.closed().error == ""
 
 
-def test_a_closed_port_resets_the_client_and_says_why(mesh: World) -> None:
+def test_server_shutdown_resets_the_client_and_says_why(mesh: World) -> None:
     assert_reset(lambda: mesh.client.connect(mesh.server.address, 9999))
     mine, theirs = mesh.client.worker.closed(), mesh.server.worker.closed()
     assert (mine.flag, mine.error) == ("CONNECT", "http status: 503 Service Unavailable")
@@ -428,7 +428,7 @@ def test_a_removed_pod_says_goaway_and_takes_its_connections_along(mesh: World, 
     server.close()
 
 
-def test_shutdown_lets_what_is_open_finish() -> None:
+def test_ztunnel_shutdown_lets_what_is_open_finish() -> None:
     with world("shutdown") as mesh:
         mesh.start()
         with mesh.server.listen(8080) as listener:
