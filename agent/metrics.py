@@ -1,7 +1,7 @@
 """Prometheus metrics of the agent, all `weft_agent_*`; traffic has Istio's names and is counted by the proxy."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -61,60 +61,54 @@ def _counter(name: str, help_text: str, labels: tuple[str, ...], samples: Iterab
 
 def of_status(status: StatusResponse, local_ports: int) -> list[Metric]:
     """Metrics out of the diagnostics."""
+    wrong = _gauge("problems", "Sentences in the diagnostics that say what is wrong.", (), [((), len(status.problems))])
+    return [*_of_node(status), *_of_pods(status, local_ports), *_of_kernel(status), wrong]
+
+
+def _of_node(status: StatusResponse) -> Iterator[Metric]:
+    yield _gauge("build_info", "The running version.", ("version",), [((status.version,), 1)])
+    yield _gauge("start_time_seconds", "When the agent started, Unix time.", (), [((), status.started_unix_s)])
+    yield _gauge("proxy_connected", "1 while a proxy is connected over ZDS.", (), [((), status.proxy.connected)])
+    yield _gauge("proxy_ready", "1 while the proxy has acknowledged its snapshot.", (), [((), status.proxy.ready)])
+    yield _gauge("control_connected", "1 while the stream to control is open.", (), [((), status.control.connected)])
+    yield _gauge("control_resources", "Resources held of the mesh.", (), [((), status.control.resources)])
+
+
+def _of_pods(status: StatusResponse, local_ports: int) -> Iterator[Metric]:
     states = Counter(pod.state for pod in status.pods)
+    yield _gauge(
+        "pods", "Pods by state.", ("state",), [((state,), states[state]) for state in ("enrolled", "pending", "failed")]
+    )
+    yield _gauge(
+        "pod_troubles",
+        "What is wrong with a pod: that it is not wholly in the mesh, and each of its annotations that is refused.",
+        ("namespace", "pod"),
+        [((pod.namespace, pod.name), (pod.state != "enrolled") + len(pod.troubles)) for pod in status.pods],
+    )
     captured = [
         ((pod.namespace, pod.name, family), used)
         for pod in status.pods
         for family, used in (("ipv4", pod.captured_v4), ("ipv6", pod.captured_v6))
     ]
-    pod_labels = ("namespace", "pod", "family")
-    return [
-        _gauge("build_info", "The running version.", ("version",), [((status.version,), 1)]),
-        _gauge("start_time_seconds", "When the agent started, Unix time.", (), [((), status.started_unix_s)]),
-        _gauge(
-            "pods",
-            "Pods by state.",
-            ("state",),
-            [((state,), states[state]) for state in ("enrolled", "pending", "failed")],
-        ),
-        _gauge(
-            "pod_troubles",
-            "What is wrong with a pod: that it is not wholly in the mesh, and each of its annotations that is refused.",
-            ("namespace", "pod"),
-            [((pod.namespace, pod.name), (pod.state != "enrolled") + len(pod.troubles)) for pod in status.pods],
-        ),
-        _gauge("proxy_connected", "1 while a proxy is connected over ZDS.", (), [((), status.proxy.connected)]),
-        _gauge("proxy_ready", "1 while the proxy has acknowledged its snapshot.", (), [((), status.proxy.ready)]),
-        _gauge("control_connected", "1 while the stream to control is open.", (), [((), status.control.connected)]),
-        _gauge("control_resources", "Resources held of the mesh.", (), [((), status.control.resources)]),
-        _gauge("captured_connections", "Captured outbound connections that are open.", pod_labels, captured),
-        _gauge(
-            "captured_connections_share",
-            "The same, as a share of the pod's local ports; 1 means that no further connection can be captured.",
-            pod_labels,
-            [(labels, used / local_ports) for labels, used in captured],
-        ),
-        _gauge("map_entries", "Used entries of a kernel map.", ("map",), [((one.name,), one.used) for one in status.maps]),
-        _gauge(
-            "map_capacity",
-            "Entries that a kernel map can hold.",
-            ("map",),
-            [((one.name,), one.capacity) for one in status.maps],
-        ),
-        _gauge(
-            "program_attached",
-            "1 where a kernel program is attached.",
-            ("program", "hook"),
-            [((one.name, one.hook), one.attached) for one in status.programs],
-        ),
-        _counter(
-            "kernel_events",
-            "What the kernel programs did, by reason.",
-            ("reason",),
-            [((reason,), count) for reason, count in sorted(status.counters.items())],
-        ),
-        _gauge("problems", "Sentences in the diagnostics that say what is wrong.", (), [((), len(status.problems))]),
-    ]
+    labels = ("namespace", "pod", "family")
+    yield _gauge("captured_connections", "Captured outbound connections that are open.", labels, captured)
+    yield _gauge(
+        "captured_connections_share",
+        "The same, as a share of the pod's local ports; 1 means that no further connection can be captured.",
+        labels,
+        [(pod, used / local_ports) for pod, used in captured],
+    )
+
+
+def _of_kernel(status: StatusResponse) -> Iterator[Metric]:
+    used = [((one.name,), one.used) for one in status.maps]
+    yield _gauge("map_entries", "Used entries of a kernel map.", ("map",), used)
+    room = [((one.name,), one.capacity) for one in status.maps]
+    yield _gauge("map_capacity", "Entries that a kernel map can hold.", ("map",), room)
+    attached = [((one.name, one.hook), one.attached) for one in status.programs]
+    yield _gauge("program_attached", "1 where a kernel program is attached.", ("program", "hook"), attached)
+    counts = [((reason,), count) for reason, count in sorted(status.counters.items())]
+    yield _counter("kernel_events", "What the kernel programs did, by reason.", ("reason",), counts)
 
 
 def of_flows(flows: FlowLog) -> list[Metric]:

@@ -46,24 +46,7 @@ class Settings:
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
     """Read the command line; ends the process with a sentence for what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m agent",
-        description="weft's node agent: enrols pods, serves ZDS to the node's proxy, and the node's flows to Hubble's clients.",
-        epilog="Ends on SIGTERM and leaves the redirect in place: pods stay in the mesh, and the next agent takes over.",
-    )
-    parser.add_argument("--node", required=True, help="name of this node")
-    parser.add_argument("--cgroup", required=True, type=Path, help="the node's cgroup v2 folder; programs attach there")
-    parser.add_argument("--pods-cgroup", type=Path, help="parent of all pods' cgroups (default: CGROUP/pods)")
-    parser.add_argument("--bpffs", type=Path, help="where programs and maps are pinned (default: in the node's run folder)")
-    parser.add_argument("--control", default="", help="HOST:PORT of weft-control")
-    parser.add_argument("--root", type=Path, help="PEM of what signs control's certificate")
-    parser.add_argument("--token", type=Path, help="file with the node's credential for control")
-    parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus metrics; 0 for none")
-    parser.add_argument("--cluster-id", default="Kubernetes")
-    parser.add_argument("--network", default="", help="name of the network that this node's pods are on")
-    for name, what in _EXCLUSIONS.items():
-        parser.add_argument(f"--exclude-{name}", metavar="LIST", help=f"{what}, for every pod ({_variable(name)})")
-    parser.add_argument("--uninstall", action="store_true", help="withdraw every pod, take the redirect away, and end")
+    parser = _parser()
     given = parser.parse_args(arguments)
     try:
         check_node_name(given.node, f"--node {given.node!r}")
@@ -94,6 +77,28 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         exclusions=exclusions,
         uninstall=given.uninstall,
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m agent",
+        description="weft's node agent: enrols pods, serves ZDS to the node's proxy, and the node's flows to Hubble's clients.",
+        epilog="Ends on SIGTERM and leaves the redirect in place: pods stay in the mesh, and the next agent takes over.",
+    )
+    parser.add_argument("--node", required=True, help="name of this node")
+    parser.add_argument("--cgroup", required=True, type=Path, help="the node's cgroup v2 folder; programs attach there")
+    parser.add_argument("--pods-cgroup", type=Path, help="parent of all pods' cgroups (default: CGROUP/pods)")
+    parser.add_argument("--bpffs", type=Path, help="where programs and maps are pinned (default: in the node's run folder)")
+    parser.add_argument("--control", default="", help="HOST:PORT of weft-control")
+    parser.add_argument("--root", type=Path, help="PEM of what signs control's certificate")
+    parser.add_argument("--token", type=Path, help="file with the node's credential for control")
+    parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus metrics; 0 for none")
+    parser.add_argument("--cluster-id", default="Kubernetes")
+    parser.add_argument("--network", default="", help="name of the network that this node's pods are on")
+    for name, what in _EXCLUSIONS.items():
+        parser.add_argument(f"--exclude-{name}", metavar="LIST", help=f"{what}, for every pod ({_variable(name)})")
+    parser.add_argument("--uninstall", action="store_true", help="withdraw every pod, take the redirect away, and end")
+    return parser
 
 
 def _variable(name: str) -> str:

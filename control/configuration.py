@@ -53,11 +53,29 @@ class Configuration:
 
 def parse(arguments: Sequence[str], places: Places) -> Configuration:
     """Read the command line. Ends the process with a usage message where it is wrong."""
+    flags = _parser(places.control_state / "manifests").parse_args(arguments)
+    return Configuration(
+        manifests=flags.manifests,
+        listeners=tuple(flags.listen or [Listener(ip_address("::"), XDS_PORT)]),
+        certificate_listeners=tuple(flags.listen_client_certificate),
+        service_ranges=tuple(flags.service_cidr or map(ip_network, SERVICE_RANGES)),
+        trust_domain=flags.trust_domain,
+        trust_domain_aliases=frozenset(flags.trust_domain_alias),
+        root_namespace=flags.root_namespace,
+        waypoint_policies=flags.waypoint_policies,
+        cluster=flags.cluster,
+        workload_ttl_s=flags.workload_ttl,
+        account_keys=flags.service_account_keys,
+        account_issuer=flags.service_account_issuer,
+        account=flags.service_account,
+    )
+
+
+def _parser(manifests: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m control", description="weft-control: manifests in, delta xDS and certificates out."
     )
-    default = places.control_state / "manifests"
-    parser.add_argument("--manifests", type=Path, default=default, help=f"folder or file of manifests (default {default})")
+    parser.add_argument("--manifests", type=Path, default=manifests, help=f"folder or file of manifests (default {manifests})")
     parser.add_argument(
         "--listen", type=_listener, action="append", help=f"ADDR[:PORT] for node tokens, repeatable (default [::]:{XDS_PORT})"
     )
@@ -97,22 +115,7 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
     )
     parser.add_argument("--service-account-issuer", default=ISSUER, help=f"who signs them (default {ISSUER})")
     parser.add_argument("--service-account", default=ACCOUNT, help=f"NAMESPACE/NAME of nodes' pods (default {ACCOUNT})")
-    flags = parser.parse_args(arguments)
-    return Configuration(
-        manifests=flags.manifests,
-        listeners=tuple(flags.listen or [Listener(ip_address("::"), XDS_PORT)]),
-        certificate_listeners=tuple(flags.listen_client_certificate),
-        service_ranges=tuple(flags.service_cidr or map(ip_network, SERVICE_RANGES)),
-        trust_domain=flags.trust_domain,
-        trust_domain_aliases=frozenset(flags.trust_domain_alias),
-        root_namespace=flags.root_namespace,
-        waypoint_policies=flags.waypoint_policies,
-        cluster=flags.cluster,
-        workload_ttl_s=flags.workload_ttl,
-        account_keys=flags.service_account_keys,
-        account_issuer=flags.service_account_issuer,
-        account=flags.service_account,
-    )
+    return parser
 
 
 def _listener(text: str) -> Listener:
