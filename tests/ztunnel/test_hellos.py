@@ -28,7 +28,7 @@ def credentials(identity: Identity = CLIENT) -> Credentials:
 
 
 def ahead(made: Hellos, whose: Credentials, takes: int = 2) -> list[End]:
-    """Those that a client took, after which one was made ahead."""
+    """Those that a client took, after which some were made ahead."""
     taken = [made.take(whose) for _ in range(takes)]
     made.prepare(whose)
     return taken
@@ -43,14 +43,23 @@ def shake_hands(client: End, server: End) -> None:
             pass
 
 
-def test_one_is_made_ahead_for_who_takes_again_and_again() -> None:
+def test_some_are_made_ahead_for_who_takes_again_and_again() -> None:
     made, whose = Hellos(), credentials()
     ahead(made, whose, takes=1)
     assert len(made) == 0
     ahead(made, whose, takes=1)
-    assert len(made) == 1
-    for _ in range(AHEAD + 3):
-        made.prepare(whose)
+    assert len(made) == AHEAD
+    made.prepare(whose)
+    assert len(made) == AHEAD
+
+
+def test_they_are_made_together_when_none_is_left() -> None:
+    made, whose = Hellos(), credentials()
+    ahead(made, whose)
+    for left in range(AHEAD - 1, 0, -1):
+        ahead(made, whose, takes=1)
+        assert len(made) == left
+    ahead(made, whose, takes=1)
     assert len(made) == AHEAD
 
 
@@ -58,7 +67,7 @@ def test_each_is_used_once_and_is_as_good_as_a_new_one() -> None:
     made, whose, serving = Hellos(), credentials(), credentials(SERVER)
     first, second = ahead(made, whose)
     third = made.take(whose)
-    assert len(made) == 0 and len({end.outgoing.pending for end in (first, second, third)}) == 1
+    assert len(made) == AHEAD - 1 and len({end.outgoing.pending for end in (first, second, third)}) == 1
     for client in (first, third):
         server = end_of(serving.server, server=True)
         shake_hands(client, server)
@@ -82,7 +91,7 @@ def test_none_outlives_its_certificate() -> None:
         held = vault.find(CLIENT)
         assert held is not None
         ahead(made, held)
-        assert len(made) == 1
+        assert len(made) == AHEAD
         end()
         assert len(made) == 0
 
@@ -92,10 +101,10 @@ def test_who_takes_none_for_a_while_keeps_none() -> None:
     ahead(made, whose)
     ahead(made, other)
     made.release_idle()
-    made.take(whose), made.take(whose), made.prepare(whose)
-    assert len(made) == 2
+    made.take(whose)
+    assert len(made) == 2 * AHEAD - 1
     made.release_idle()
-    assert len(made) == 1
+    assert len(made) == AHEAD - 1
     made.release_idle()
     assert len(made) == 0
 
