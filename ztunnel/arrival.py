@@ -215,14 +215,25 @@ class Arrival:
     ) -> Stream | None:
         node, errand = self.pod.node, self._errand
         if errand is None or not errand.is_again(node, workload, request):
-            outcome = admit(node.inventory, node.config.network, workload, self.local[0], request, node.reserved_ports)
+            outcome = self._make_out(tunnel, workload, request)
             if isinstance(outcome, Rejected):
                 self._reject(tunnel, sid, outcome.status, outcome.reason)
                 return None
-            assert tunnel.peer is not None  # no request is read before the handshake is done
-            ends = self.peer[0], self.local[0]
-            errand = self._errand = errand_of(self.pod, workload, ends, tunnel.peer, request, outcome)
+            errand = self._errand = outcome
         return InboundRequest(self.pod, (self.peer, self.local), tunnel, errand).start(sid, stream)
+
+    def _make_out(self, tunnel: Tunnel, workload: Workload, request: ConnectRequest) -> Errand | Rejected:
+        """What a request wants that is not like the tunnel's last: what another tunnel's wanted, or something new."""
+        pod, node, local, peer = self.pod, self.pod.node, self.local[0], tunnel.peer
+        assert peer is not None  # no request is read before the handshake is done
+        ends, last = (self.peer[0], local), pod.errand
+        if last is not None and last.is_between(ends, peer) and last.is_again(node, workload, request):
+            return last
+        outcome = admit(node.inventory, node.config.network, workload, local, request, node.reserved_ports)
+        if isinstance(outcome, Rejected):
+            return outcome
+        pod.errand = errand_of(pod, workload, ends, peer, request, outcome)
+        return pod.errand
 
     def _go_on(self, stream: TunnelStream, workload: Workload, request: ConnectRequest, error: str) -> None:
         """What a request waited for is known, or why not."""

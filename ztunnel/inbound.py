@@ -126,6 +126,11 @@ class Errand(NamedTuple):
         same_mesh = self.generation == node.generation and self.workload is workload and node.demands is None
         return same_mesh and self.request == request
 
+    def is_between(self, ends: tuple[Address, Address], identity: Identity) -> bool:
+        """Whether it is that of a tunnel between these ends; for others nothing of it holds."""
+        subject = self.subject
+        return subject.identity == identity and (subject.source, subject.destination) == ends
+
 
 def errand_of(
     pod: Pod, workload: Workload, ends: tuple[Address, Address], identity: Identity, request: ConnectRequest, admitted: Admitted

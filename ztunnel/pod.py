@@ -1,6 +1,6 @@
 """A pod that this worker serves: its namespace, its listeners, its tunnels both ways, and its connections."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from mesh.workload import Address, Workload
@@ -13,6 +13,9 @@ from ztunnel.node import Node
 from ztunnel.pool import Pool
 from ztunnel.tunnel import Tunnel
 from ztunnel.ways import Ways
+
+if TYPE_CHECKING:
+    from ztunnel.inbound import Errand
 
 
 class Guest(Protocol):
@@ -68,6 +71,8 @@ class Pod:
         self.listeners: list[Closable] = []
         self.dns: DNS | None = None
         self.tunnels: dict[Tunnel, None] = {}
+        self.errand: Errand | None = None
+        """Of the last request that was not like the one before it: a peer's next tunnel mostly wants the same."""
         self.connections = 0
         """In the ledger."""
         self.guests: dict[Guest, None] = {}

@@ -9,7 +9,8 @@ import pytest
 from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.workload import TunnelProtocol
 from tests.strict import STRICT
-from tests.ztunnel.world import VIP, World, assert_reset, world
+from tests.ztunnel.test_statuses import Asker
+from tests.ztunnel.world import CLIENT, VIP, World, assert_reset, world
 from ztunnel.channel import Opened, UpdateInventory, UpdatePolicies
 
 pytestmark = pytest.mark.kernel
@@ -61,6 +62,18 @@ def test_a_request_that_no_policy_allows_gets_401_and_a_record(mesh: World, app:
     mine = mesh.client.worker.closed()
     assert (mine.flag, mine.error) == ("CONNECT", "http status: 401 Unauthorized")
     assert not [message for message in mesh.server.worker.heard if isinstance(message, Opened)]
+
+
+def test_who_asks_the_same_from_the_same_address_is_judged_as_who_it_is(mesh: World, app: socket.socket) -> None:
+    """One tunnel after the other: what is remembered of one is not taken for another's."""
+    mesh.server.worker.tell(UpdatePolicies([allow("client")], []))
+    mesh.server.worker.settle()
+    for account, status in (("client", "200"), ("other", "401"), ("client", "200"), ("client", "200"), ("other", "401")):
+        asker = Asker(mesh, CLIENT._replace(service_account=account))
+        assert asker.ask((":method", "CONNECT"), (":authority", f"{mesh.server.address}:8080"))[0] == status, account
+        asker.close()
+    told = [mesh.server.worker.closed() for _ in range(5)]
+    assert [one.source_identity.service_account for one in told if one.source_identity and one.flag == "DENY"] == ["other"] * 2
 
 
 def test_a_deny_policy_is_named(mesh: World, app: socket.socket) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hpack import Decoder
 
+from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, VIP, World, world
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Code, frame
@@ -20,9 +21,9 @@ CONNECT = (":method", "CONNECT")
 class Asker:
     """A client of the server's proxy that says exactly what it is told to."""
 
-    def __init__(self, mesh: World) -> None:
+    def __init__(self, mesh: World, identity: Identity = CLIENT) -> None:
         sock = mesh.client.connect(mesh.server.address, 15008, mark=0x539)
-        credentials = Credentials(mesh.authority.certificate_for(CLIENT))
+        credentials = Credentials(mesh.authority.certificate_for(identity))
         self._tls = credentials.client.wrap_socket(sock)
         self._tls.sendall(CLIENT_OPENING)
         self._decoder = Decoder()
