@@ -112,6 +112,7 @@ def read_service(cursor: Cursor) -> Service:
         ip_families=pick(cursor, "ipFamilies", _FAMILIES, ""),
         canonical=cursor.flag("canonical"),
         shown_to=cursor.texts("shownTo"),
+        by_client_address=pick(cursor, "sessionAffinity", {"": False, "ClientIP": True}, ""),
         namespace_only=pick(cursor, "visibility", {"Public": False, "Namespace": True}, "Public"),
     )
     cursor.child("endpoints")

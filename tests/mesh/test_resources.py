@@ -347,6 +347,7 @@ services = st.builds(
     canonical=st.booleans(),
     namespace_only=st.booleans(),
     shown_to=st.lists(names, max_size=2).map(tuple),
+    by_client_address=st.booleans(),
 )
 strings = st.lists(st.builds(StringMatch, st.sampled_from(("exact", "prefix", "suffix")), names), max_size=2).map(
     tuple
