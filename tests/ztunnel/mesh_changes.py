@@ -150,9 +150,13 @@ class Story:
         self._now(certified=certified)
 
     def _come_and_go(self) -> None:
-        """The server's pod, or its entry in the mesh, goes or comes back."""
-        server = self._mesh.server
-        if self._random.random() < 0.5:
+        """The server's pod, its worker, or its entry in the mesh, goes and comes back."""
+        server, what = self._mesh.server, self._random.random()
+        if what < 0.2:
+            server.worker.stop()
+            denials = (_DENIAL,) if self._states[-1].denied else ()
+            server.start(self._mesh.inventory, [self._mesh.authority.certificate_for(SERVER)], denials)
+        elif what < 0.6:
             self._tell([UpdateInventory([replace(server.workload, node="elsewhere")], [])], "server")
             self._tell([UpdateInventory([server.workload], [])], "server")
         else:

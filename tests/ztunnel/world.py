@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mesh.identity import Identity
+from mesh.policy import Policy
 from mesh.workload import NetworkAddress, Service, TunnelProtocol, Workload
 from wire.netns import entered, open_home
 from ztunnel.channel import (
@@ -38,6 +39,7 @@ from ztunnel.channel import (
     QueryConnections,
     SetCertificate,
     UpdateInventory,
+    UpdatePolicies,
 )
 from ztunnel.dns_config import dns_places
 from ztunnel.framing import FrameReader, FrameWriter, receive
@@ -259,7 +261,9 @@ class PodWorld:
     def add_address(self, address: str) -> None:
         run("ip", "-n", self.netns, "addr", "add", f"{address}/24", "dev", "eth0")
 
-    def start(self, workloads: list[Workload | Service], certificates: list[SetCertificate]) -> None:
+    def start(
+        self, workloads: list[Workload | Service], certificates: list[SetCertificate], policies: tuple[Policy, ...] = ()
+    ) -> None:
         """Start the worker and give it this pod."""
         self.worker = WorkerProcess(self.log)
         node, network = f"node-{self.name}", self.network
@@ -268,6 +272,7 @@ class PodWorld:
         )
         self.worker.tell(replace(configure, **self.configuration))
         self.worker.tell(UpdateInventory(workloads, []))
+        self.worker.tell(UpdatePolicies(list(policies), []))
         for certificate in certificates:
             self.worker.tell(certificate)
         self.add_pod()
