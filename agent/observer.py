@@ -19,8 +19,8 @@ from agent.flow_log import Event, EventLog, FlowLog, Seen
 from agent.flow_log import time_ns as flow_time_ns
 from agent.query import Fate, Query
 from mesh.flow_filter import select
-from mesh.flows import VERSION
 from mesh.proto import flow_pb2, observer_pb2, observer_pb2_grpc, peer_pb2, peer_pb2_grpc, relay_pb2
+from mesh.version import VERSION
 
 SERVER_VERSION = "1.16.0"
 """Sent as `hubble-server-version`. Clients warn when theirs is older, so this is the oldest that has all that is served."""

@@ -12,8 +12,8 @@ from agent.zds import ZdsServer
 from bpf.layout import Reason
 from bpf.redirect import Redirect
 from mesh.exclusions import Exclusions
-from mesh.flows import VERSION
 from mesh.proto import agent_pb2, agent_pb2_grpc
+from mesh.version import VERSION
 from wire.xds import XdsStatus
 
 _HOOKS = {

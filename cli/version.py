@@ -3,8 +3,6 @@
 import asyncio
 import platform
 import ssl
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 
 import click
 
@@ -12,15 +10,8 @@ from cli.dial import Answer, agent_status, from_nodes, proxy_json
 from cli.failure import Failure
 from cli.output import output_option, print_json
 from cli.status import control_report
+from mesh.version import VERSION
 from wire.places import NodePlaces, Places
-
-
-def own_version() -> str:
-    """The version of this installation."""
-    try:
-        return installed_version("weft")
-    except PackageNotFoundError:
-        return "unknown (not installed: run from a source tree without set-up)"
 
 
 @click.command(
@@ -36,7 +27,7 @@ Examples:
 def version(client: bool, output: str) -> None:
     """Show the versions of this command and of all parts that run; parts that do not answer are left out."""
     versions = {
-        "weft": own_version(),
+        "weft": VERSION,
         "python": platform.python_version(),
         "openssl": ssl.OPENSSL_VERSION,
         "kernel": platform.release(),

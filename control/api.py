@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import grpc
 
@@ -22,6 +21,7 @@ from control.trust import Trust
 from mesh.manifests import Problem
 from mesh.proto import control_pb2 as wire
 from mesh.proto import control_pb2_grpc
+from mesh.version import VERSION
 
 MAX_REQUEST_BYTES = 64 << 20
 WATCH_DELAY_S = 0.003
@@ -113,7 +113,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         """Say how it is."""
         index = self.cluster.index
         return wire.StatusResponse(
-            version=version("weft"),
+            version=VERSION,
             revision=self.cluster.revision,
             started_unix_s=self._started_s,
             objects=len(self.cluster.objects),

@@ -12,10 +12,10 @@ from uuid import UUID
 
 from mesh.identity import Identity
 from mesh.proto import flow_pb2
+from mesh.version import VERSION
 from mesh.workload import Address, Workload
 
 EMITTER = "Weft"
-VERSION = "0.1.0"
 
 Phase = Literal["opened", "closed", "denied", "unauthenticated", "refused", "failed", "kept"]
 """denied: by policy or a default; unauthenticated: the peer proved no acceptable identity; refused: by the kernel, before any

@@ -7,6 +7,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from mesh import version
 from mesh.dump import dump_endpoints, dump_policy, dump_service, dump_workload
 from mesh.identity import Identity
 from ztunnel.access_log import endpoint_text
@@ -15,7 +16,7 @@ from ztunnel.channel import ConnectionRecord
 from ztunnel.mesh_view import MeshView
 from ztunnel.zds import PodInfo
 
-VERSION = "weft-0.1.0"
+VERSION = f"weft-{version.VERSION}"
 JSON = dict[str, Any]
 
 

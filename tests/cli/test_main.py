@@ -81,7 +81,7 @@ def test_a_misspelt_command_names_the_nearest(world: "World", said: str) -> None
 
 
 def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
-    code = "import cli.main, cli.version; cli.version.own_version = lambda: 1 / 0; cli.main.main()"
+    code = "import cli.main, cli.version; cli.version.platform.release = lambda: 1 / 0; cli.main.main()"
     run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert run.stderr == "weft: internal error: ZeroDivisionError: division by zero; WEFT_DEBUG=1 shows where\n"

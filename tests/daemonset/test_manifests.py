@@ -11,6 +11,7 @@ import yaml
 from agent.settings import parse as parse_agent
 from control.configuration import parse as parse_control
 from control.service_accounts import ACCOUNT, AUDIENCE
+from mesh.version import VERSION
 from wire.places import Places
 from ztunnel.config import read_config
 
@@ -87,6 +88,7 @@ def test_a_new_proxy_starts_beside_the_old_one() -> None:
 
 
 def test_the_image_is_this_versions_everywhere() -> None:
+    assert VERSION == _VERSION
     assert {container["image"] for container in _containers().values()} == {f"weft:{_VERSION}"}
     (kustomization,) = [one for one in _objects() if one["kind"] == "Kustomization"]
     assert kustomization["images"] == [{"name": "weft", "newTag": _VERSION}]
