@@ -14,7 +14,7 @@ from ztunnel.access_log import endpoint_text
 from ztunnel.certificates import Certificate
 from ztunnel.channel import ConnectionRecord
 from ztunnel.mesh_view import MeshView
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 VERSION = f"weft-{version.VERSION}"
 JSON = dict[str, Any]

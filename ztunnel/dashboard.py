@@ -7,7 +7,7 @@ from html import escape
 from mesh.identity import Identity
 from ztunnel.certificates import Certificate
 from ztunnel.channel import ConnectionRecord
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}

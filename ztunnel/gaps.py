@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from mesh.workload import Workload
 from ztunnel.mesh_view import MeshView
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 DELAY_S = 1.0
 """A policy may come a moment after the workload that lists it."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from ztunnel.limits import KINDS, Limits, Usage
 from ztunnel.metrics import Family, Labels, Sample, counter
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 _NODE = (("scope", "node"),)
 

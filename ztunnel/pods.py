@@ -9,7 +9,7 @@ from wire.netns import netns_id
 from ztunnel.channel import HBONE, AddDNS, AddPod, RemovePod
 from ztunnel.pod_sockets import BindError, Openings, PodSockets, open_own_sockets, open_pod_sockets, open_rest_of_dns
 from ztunnel.workers import Statement, Workers
-from ztunnel.zds import RETRY_S, PodInfo, StartError
+from ztunnel.zds_session import RETRY_S, PodInfo, StartError
 
 OWN_UID = "own"
 """Stands for the proxy's own pod where others have Kubernetes' uid."""

@@ -62,7 +62,7 @@ from ztunnel.residents import Residents
 from ztunnel.shown_config import dump_config
 from ztunnel.telemetry import Telemetry
 from ztunnel.workers import Statement
-from ztunnel.zds import PodInfo, StartError, ZdsProtocolError
+from ztunnel.zds_session import PodInfo, StartError, ZdsProtocolError
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh

@@ -29,7 +29,7 @@ from ztunnel.limit_metrics import LimitMetrics
 from ztunnel.limits import Limits
 from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge, revocation_families
 from ztunnel.parties import Directory, Parties
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 MAX_OPEN = 200_000
 """Connections whose bytes are counted while they are open; beyond, they count when they end."""

@@ -20,7 +20,7 @@ _READ_TURNS = 16
 _MALLOC = "glibc.malloc.tcache_count=200"
 """A handshake takes and gives back thousands of small pieces; 7 of a size at hand, as usual, are too few: 3 % of its time."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ztunnel.workers")
 
 
 class Worker:

@@ -45,7 +45,7 @@ from ztunnel.der import Malformed, certificate_key
 from ztunnel.dns_message import DNSError
 from ztunnel.dns_query import answer, read_query, refuse, relay
 from ztunnel.dns_response import Wishes, addresses_in, ask, question_for, read_response
-from ztunnel.zds import ReadError, read_request
+from ztunnel.zds_session import ReadError, read_request
 
 WEB = Identity("cluster.local", "demo", "web")
 _CHAIN, _KEY = Authority().issue(str(WEB))

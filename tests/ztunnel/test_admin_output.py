@@ -21,7 +21,7 @@ from ztunnel.config import read_config
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
 from ztunnel.shown_config import dump_config
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 pytestmark = pytest.mark.unit
 

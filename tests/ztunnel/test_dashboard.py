@@ -9,7 +9,7 @@ from mesh.identity import Identity
 from ztunnel.certificates import Certificate
 from ztunnel.channel import ConnectionRecord
 from ztunnel.dashboard import page
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 pytestmark = pytest.mark.unit
 

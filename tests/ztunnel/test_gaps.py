@@ -11,7 +11,7 @@ from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 from ztunnel import gaps
 from ztunnel.gaps import Gaps
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from ztunnel.channel import AddDNS, AddPod, RemovePod
 from ztunnel.dns_config import dns_places
 from ztunnel.pod_sockets import Openings
 from ztunnel.pods import Pods
-from ztunnel.zds import PodInfo, StartError
+from ztunnel.zds_session import PodInfo, StartError
 
 pytestmark = pytest.mark.kernel
 

@@ -21,7 +21,7 @@ from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Ope
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.limits import Usage
 from ztunnel.telemetry import Telemetry
-from ztunnel.zds import PodInfo
+from ztunnel.zds_session import PodInfo
 
 pytestmark = pytest.mark.unit
 

@@ -36,7 +36,7 @@ from tests.zds_packets import (
 )
 from wire.fds import Packet, PacketStream
 from wire.netns import netns_id
-from ztunnel import zds
+from ztunnel import zds, zds_session
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +51,7 @@ class Host:
     """Keeps books about pods; a uid in `broken` cannot be started."""
 
     def __init__(self) -> None:
-        self.pods: dict[str, tuple[zds.PodInfo, tuple[int, int]]] = {}
+        self.pods: dict[str, tuple[zds_session.PodInfo, tuple[int, int]]] = {}
         self.broken: set[str] = set()
         self.attempts: Counter[str] = Counter()
         self.steps: list[str] = []
@@ -62,10 +62,10 @@ class Host:
     def serves(self, uid: str, netns: tuple[int, int]) -> bool:
         return uid in self.pods and self.pods[uid][1] == netns
 
-    async def start(self, pod: zds.PodInfo, netns_fd: int) -> None:
+    async def start(self, pod: zds_session.PodInfo, netns_fd: int) -> None:
         self.attempts[pod.uid] += 1
         if pod.uid in self.broken:
-            raise zds.StartError(BIND_ERROR)
+            raise zds_session.StartError(BIND_ERROR)
         self.steps.append(f"start {pod.name}")
         self.pods[pod.uid] = (pod, netns_id(netns_fd))
 
@@ -134,7 +134,7 @@ def test_snapshot_then_live_and_every_add_idempotent(tmp_path: Path, spaces: lis
     async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
         assert not client.ready
         assert await agent.tell(ADD_WEB, spaces[0]) == SUCCESS
-        assert host.pods[WEB_UID][0] == zds.PodInfo(WEB_UID, "amb", "web-97958b57f-gsv6n", "websa")
+        assert host.pods[WEB_UID][0] == zds_session.PodInfo(WEB_UID, "amb", "web-97958b57f-gsv6n", "websa")
         assert await agent.tell(ADD_ONE, spaces[1]) == SUCCESS
         assert not client.ready
         assert await agent.tell(SNAPSHOT) == SUCCESS
@@ -170,7 +170,7 @@ def test_a_new_snapshot_stops_who_is_not_named_and_keeps_who_is_kept(tmp_path: P
 def test_a_pod_that_does_not_start_is_pending_and_no_reason_for_the_node_to_wait(
     tmp_path: Path, spaces: list[Path], eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zds, "RETRY_S", 0.02)
+    monkeypatch.setattr(zds_session, "RETRY_S", 0.02)
 
     async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
         host.broken = {WEB_UID}
@@ -245,7 +245,7 @@ def test_a_broken_order_is_answered_and_ends_the_client(
         for packet in packets[:-1]:
             assert await agent.tell(packet) == SUCCESS
         assert await agent.tell(packets[-1], *spaces[:fds]) == answer
-        with pytest.raises(zds.ZdsProtocolError, match=words):
+        with pytest.raises(zds_session.ZdsProtocolError, match=words):
             await running
 
     converse(tmp_path, scenario)
@@ -293,8 +293,8 @@ def test_an_agent_that_takes_no_word_is_greeted_again_ever_later(tmp_path: Path,
 @given(st.one_of(st.binary(max_size=100), st.from_type(bytes).map(lambda tail: ADD_WEB + tail)), st.integers(0, 3))
 def test_any_packet_is_a_message_or_refused_with_a_reason(data: bytes, count: int) -> None:
     try:
-        request = zds.read_request(Packet(data, [-1] * count))
-    except zds.ReadError as error:
+        request = zds_session.read_request(Packet(data, [-1] * count))
+    except zds_session.ReadError as error:
         assert str(error)
     else:
         assert isinstance(request, WorkloadRequest)

@@ -21,7 +21,7 @@ from tests.zds_packets import (
 )
 from tests.ztunnel.test_zds import Host
 from wire.fds import Packet
-from ztunnel.zds import RETRY_S, Session, ZdsProtocolError
+from ztunnel.zds_session import RETRY_S, Session, ZdsProtocolError
 
 pytestmark = pytest.mark.unit
 
