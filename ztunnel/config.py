@@ -113,6 +113,8 @@ class Config:
     log_level: str = "info"
     policies_at_info: bool = False
     """Verdicts are logged as information."""
+    proxy_args: str = ""
+    """How it was started: Istio's `proxyArgs` in the config dump, which shows every field of this."""
 
     @property
     def pod_ports(self) -> tuple[int, ...]:
@@ -143,6 +145,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str], cores:
         admin_socket=places.admin_socket,
         state=places.state,
         installation=installation.prefix,
+        proxy_args=" ".join(arguments),
         **_mesh(environment, places),
         **_own_pod(environment, node),
         **certificate_settings(environment),
