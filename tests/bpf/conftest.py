@@ -60,6 +60,7 @@ class World:
         }
         self.before: dict[str, pod_network.Before] = {}
         self.redirect: Redirect
+        self._looked_at: list[Map] = []
 
     def build(self) -> None:
         """Make all of it."""
@@ -88,6 +89,8 @@ class World:
             time.sleep(0.01)
         for fd in (*self.namespaces.values(), self.home):
             os.close(fd)
+        if hasattr(self, "redirect"):
+            self.redirect.close()
         subprocess.run(["umount", str(self.bpffs)], check=False, capture_output=True)
         for name in self.namespaces:
             subprocess.run(["ip", "netns", "del", f"{self.prefix}-{name}"], check=False, capture_output=True)
@@ -202,8 +205,21 @@ class World:
     # what the kernel says
 
     def map(self, name: str) -> Map:
-        """One of the pinned maps."""
-        return Map.pinned(self.bpffs / "maps" / name)
+        """One of the pinned maps, open until the test ends."""
+        found = Map.pinned(self.bpffs / "maps" / name)
+        self._looked_at.append(found)
+        return found
+
+    def close_maps(self) -> None:
+        """Give back what `map` opened."""
+        for one in self._looked_at:
+            one.close()
+        self._looked_at.clear()
+
+    def reopen(self) -> None:
+        """Open what is pinned now, in the place of what was pinned before."""
+        self.redirect.close()
+        self.redirect = Redirect(self.bpffs)
 
     def tag(self, sock: socket.socket) -> Tag | None:
         """What a socket carries."""
@@ -318,6 +334,7 @@ def world(_world: World) -> Iterator[World]:
     finally:
         for name in list(_world.before):
             _world.withdraw(name)
+        _world.close_maps()
 
 
 @pytest.fixture

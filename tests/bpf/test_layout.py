@@ -85,10 +85,13 @@ def test_the_compiler_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = "".join(f'BPF_TABLE("hash", u32, struct {name}, t_{name}, 1);\n' for name in TWINS)
     text = f"#include <uapi/linux/bpf.h>\n{HEADER}\n{tables}"
     probe = BPF(text=text.encode(), cflags=headers.flags(platform.machine()))
-    for name, twin in TWINS.items():
-        compiled = probe[f"t_{name}".encode()].Leaf
-        assert ct.sizeof(compiled) == ct.sizeof(twin), name
-        assert list(offsets(compiled)) == list(offsets(twin)), name
+    try:
+        for name, twin in TWINS.items():
+            compiled = probe[f"t_{name}".encode()].Leaf
+            assert ct.sizeof(compiled) == ct.sizeof(twin), name
+            assert list(offsets(compiled)) == list(offsets(twin)), name
+    finally:
+        probe.cleanup()
 
 
 @pytest.mark.unit

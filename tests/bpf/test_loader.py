@@ -11,7 +11,6 @@ import pytest
 from bpf import libbpf
 from bpf.layout import MAPS, PORT_DNS, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND, Role
 from bpf.loader import CGROUP_PROGRAMS, load, mount_bpffs, source_version
-from bpf.redirect import Redirect
 
 pytestmark = pytest.mark.kernel
 
@@ -89,7 +88,7 @@ def replace_by_another_layout(world: Any, name: str) -> None:
 
 def fill(world: Any) -> None:
     """As the agent does: whoever holds the proxy's listeners, here this process, is asked for them."""
-    world.redirect = Redirect(world.bpffs)
+    world.reopen()
     world.redirect.enrol(world.pod("a"), world.namespaces["a"])
     world.redirect.register_sockets([os.getpid()])
 
@@ -140,7 +139,7 @@ def test_a_map_of_another_layout_is_replaced_alone(world: Any) -> None:
     replace_by_another_layout(world, "bypass")
     loaded = load(world.bpffs, world.cgroup)
     assert (loaded.adopted, loaded.new_maps) == (False, ("bypass",))
-    world.redirect = type(world.redirect)(world.bpffs)
+    world.reopen()
     after = ids(world)[0]
     assert after.pop("bypass") != before[0].pop("bypass")
     assert after == before[0]
@@ -155,17 +154,17 @@ def test_a_map_of_another_capacity_keeps_what_the_agent_wrote(world: Any) -> Non
         spec = next(one for one in MAPS if one.name == name)
         with libbpf.create_map(spec.type, name, spec.sizes, spec.capacity // 2) as old:
             for key, value in written[name].items():
-                libbpf.Map(libbpf.Descriptor(os.dup(old.fd))).put(key, value)
+                libbpf.Map(old).put(key, value)
             libbpf.replace_pin(old.fd, world.bpffs / "maps" / name)
     assert load(world.bpffs, world.cgroup).new_maps == ("pods", "addresses")
-    world.redirect = Redirect(world.bpffs)
+    world.reopen()
     assert {name: dict(world.map(name).items()) for name in written} == written
 
 
 def test_what_counts_the_entries_of_a_map_begins_anew_with_it(world: Any) -> None:
     replace_by_another_layout(world, "origins")
     assert load(world.bpffs, world.cgroup).new_maps == ("usage", "origins")
-    world.redirect = Redirect(world.bpffs)
+    world.reopen()
 
 
 def test_another_cgroup_gets_its_own_links(world: Any) -> None:
