@@ -68,7 +68,7 @@ def get(netns_fd: int, home_fd: int, path: str, port: int, host: str = "127.0.0.
     with entered(netns_fd, home_fd):
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     with sock:
-        sock.settimeout(5)
+        sock.settimeout(10)
         sock.connect((host, port))
         sock.sendall(f"GET {path} HTTP/1.0\r\nhost: x\r\n\r\n".encode())
         answer = b""

@@ -40,7 +40,7 @@ def connect(fds: tuple[int, int], address: str, port: int) -> None:
     with entered(*fds):
         client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     with client:
-        client.settimeout(2)
+        client.settimeout(10)
         client.connect((address, port))
 
 

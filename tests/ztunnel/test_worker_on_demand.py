@@ -122,7 +122,7 @@ def test_an_inbound_request_without_answer_or_refused_is_503(hasty: World) -> No
 def test_a_peer_that_names_strangers_uses_up_its_own_share() -> None:
     """Eight names at once are its share: its ninth CONNECT is 503, while the pod that it asks at asks on."""
     vips = tuple(NetworkAddress("", ip_address(f"10.199.0.{number}")) for number in range(1, 10))
-    with on_demand(Tuning(questions_per_s=0.05)) as mesh, ExitStack() as held:
+    with on_demand(Tuning(questions_per_s=0.05, workload_timeout_s=15)) as mesh, ExitStack() as held:
         service = replace(mesh.service, vips=vips, waypoint=WAYPOINT)
         served = replace(mesh.server.workload, services={WAYPOINT_SERVICE.key: {}})
         tell(mesh.client, service, WAYPOINT_SERVICE, served, answers={})
