@@ -383,20 +383,26 @@ def test_a_service_says_what_its_ports_speak_and_whether_gateways_go_by_its_wayp
     assert of(wish).ingress_use_waypoint
 
 
-def test_who_stands_behind_a_service_without_selector() -> None:
-    service = (
-        "\n---\n{apiVersion: v1, kind: Service, metadata: {name: pg, namespace: demo}, spec: {ports: [{name: p, port: 80}]}}"
-    )
-    hand_written = """
+SELECTING_NOBODY = """
+---
+{apiVersion: v1, kind: Service, metadata: {name: pg, namespace: demo}, spec: {ports: [{name: p, port: PORT}]}}
+"""
+HAND_WRITTEN = """
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: pg-1, namespace: demo, labels: {kubernetes.io/service-name: pg}}
 addressType: IPv4
-endpoints: [{addresses: [192.0.2.1], conditions: {ready: false}}, {addresses: [192.0.2.2]}]
+endpoints: [ENDPOINTS]
 ports: [{name: p, port: 5433}]
 """
-    vips = {"demo/pg": "10.96.0.7"}
+PG, PG_VIP = "demo/pg.demo.svc.cluster.local", "10.96.0.7"
+
+
+def test_who_stands_behind_a_service_without_selector() -> None:
+    service, vips = SELECTING_NOBODY.replace("PORT", "80"), {"demo/pg": PG_VIP}
+    two = "{addresses: [192.0.2.1], conditions: {ready: false}}, {addresses: [192.0.2.2]}"
+    hand_written = HAND_WRITTEN.replace("ENDPOINTS", two)
     index = indexed(BASE + hand_written, [running("client", "10.244.1.1")], vips)
     assert not [uid for uid in index.workloads.nouns if "EndpointSlice" in uid], "without its Service it is nobody's"
     replace(index, BASE + hand_written + service, vips)
@@ -404,51 +410,37 @@ ports: [{name: p, port: 5433}]
     where = "Kubernetes/discovery.k8s.io/EndpointSlice/demo/pg-1/192.0.2."
     assert {uid: one.healthy for uid, one in found.items()} == {f"{where}1": False, f"{where}2": True}
     assert {one.network_mode for one in found.values()} == {NetworkMode.HOST_NETWORK}
-    route = decided(index, "10.96.0.7")
+    route = decided(index, PG_VIP)
     assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("192.0.2.2", 5433, "TCP")
     replace(index, BASE + service, vips)
-    assert isinstance(decided(index, "10.96.0.7"), Refused)
+    assert isinstance(decided(index, PG_VIP), Refused)
 
 
 def test_a_slice_may_name_pods() -> None:
-    service = (
-        "\n---\n{apiVersion: v1, kind: Service, metadata: {name: pg, namespace: demo}, spec: {ports: [{name: p, port: PORT}]}}"
-    )
     spec = "{containers: [{name: c, command: [x]}]}"
-    pod = f"\n---\n{{apiVersion: v1, kind: Pod, metadata: {{name: NAME, namespace: demo}}, spec: {spec}}}"
-    hand_written = """
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: pg-1, namespace: demo, labels: {kubernetes.io/service-name: pg}}
-addressType: IPv4
-endpoints:
-- {addresses: [10.244.1.8], targetRef: {kind: Pod, name: one}}
-- {addresses: [10.244.1.9], targetRef: {kind: Pod, name: two}, conditions: {ready: false}}
-ports: [{name: p, port: 5433}]
-"""
-    pods, key, vips = (
-        pod.replace("NAME", "one") + pod.replace("NAME", "two"),
-        "demo/pg.demo.svc.cluster.local",
-        {"demo/pg": "10.96.0.7"},
+    pods = "".join(
+        f"\n---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: demo}}, spec: {spec}}}"
+        for name in ("one", "two")
     )
+    first = "{addresses: [10.244.1.8], targetRef: {kind: Pod, name: one}}"
+    second = "{addresses: [10.244.1.9], targetRef: {kind: Pod, name: two}, conditions: {ready: false}}"
+    hand_written, vips = HAND_WRITTEN.replace("ENDPOINTS", f"{first}, {second}"), {"demo/pg": PG_VIP}
     reports = [running("client", "10.244.1.1"), running("one", "10.244.1.8"), running("two", "10.244.1.9")]
     index = indexed(BASE + pods + hand_written, reports, vips)
 
-    def served() -> dict[str, dict[int, int]]:
-        return {one.name: one.services[key] for one in index.workloads.nouns.values() if key in one.services}
+    def served(manifests: str) -> dict[str, dict[int, int]]:
+        replace(index, BASE + pods + manifests, vips)
+        return {one.name: one.services[PG] for one in index.workloads.nouns.values() if PG in one.services}
 
-    assert not served(), "without its Service it is nobody's"
-    replace(index, BASE + pods + hand_written + service.replace("PORT", "80"), vips)
-    assert served() == {"one": {80: 5433}} and not [uid for uid in index.workloads.nouns if "EndpointSlice" in uid]
-    route = decided(index, "10.96.0.7")
+    assert not served(hand_written), "without its Service it is nobody's"
+    assert served(hand_written + SELECTING_NOBODY.replace("PORT", "80")) == {"one": {80: 5433}}
+    assert not [uid for uid in index.workloads.nouns if "EndpointSlice" in uid]
+    route = decided(index, PG_VIP)
     assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("10.244.1.8", 15008, "HBONE")
-    replace(index, BASE + pods + hand_written + service.replace("PORT", "81"), vips)
-    assert served() == {"one": {81: 5433}}
-    replace(index, BASE + pods + hand_written.replace("name: one", "name: two") + service.replace("PORT", "81"), vips)
-    assert served() == {"two": {81: 5433}}
-    replace(index, BASE + pods + service.replace("PORT", "81"), vips)
-    assert not served() and isinstance(decided(index, "10.96.0.7"), Refused)
+    service = SELECTING_NOBODY.replace("PORT", "81")
+    assert served(hand_written + service) == {"one": {81: 5433}}
+    assert served(hand_written.replace("name: one", "name: two") + service) == {"two": {81: 5433}}
+    assert not served(service) and isinstance(decided(index, PG_VIP), Refused)
 
 
 @pytest.mark.parametrize("asked", [KEY, f"/{VIP}", "/198.51.100.7"])
