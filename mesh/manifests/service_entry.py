@@ -19,6 +19,7 @@ _TELLING = ("HTTP", "TLS", "GRPC", "HTTP2")
 _PROTOCOLS = ("TCP", "TLS", "HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "MONGO", "MYSQL", "REDIS", "UDP")
 _MAX_HOSTS, _MAX_PORTS, _MAX_ADDRESSES, _MAX_ENDPOINTS = 256, 256, 256, 4096
 """As Kubernetes bounds them."""
+_MAX_NAMESPACES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class ServiceEntry(Object):
             ("addresses", len(self.addresses), _MAX_ADDRESSES),
             ("ports", len(self.ports), _MAX_PORTS),
             ("endpoints", len(self.endpoints), _MAX_ENDPOINTS),
+            ("exportTo", len(self.export_to), _MAX_NAMESPACES),
         )
         for key, count, most in counts:
             if count > most:

@@ -133,6 +133,11 @@ def test_it_may_be_shown_to_nobody() -> None:
             "spec.ports[0].protocol",
             "TCP does not name its host: HTTP, TLS, GRPC, HTTP2 do",
         ),
+        (
+            entry(f"{STATIC}, exportTo: [{', '.join(f'n{number}' for number in range(257))}]"),
+            "spec.exportTo",
+            "257 of them, at most 256 are possible",
+        ),
         (entry(f"{STATIC}, exportTo: [a.b]"), "spec.exportTo[0]", "'a.b' is no DNS label"),
         (entry(f"{STATIC}, surprise: 1"), "spec.surprise", "no such field"),
         (workload("weight: 1"), "spec.address", "required, where no network says behind which gateway it is"),
