@@ -17,7 +17,7 @@ from ztunnel.missing import missing_outbound
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.pool import Key
-from ztunnel.route import Refused, Request, Route
+from ztunnel.route import Refused, Request, Route, in_mesh
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials
 from ztunnel.tunnel import Tunnel
@@ -250,7 +250,10 @@ class Outbound(Tracked):
         if isinstance(outcome, Refused):
             self.ended(outcome.flag, outcome.reason)
             return
-        self._go(way_of(self._request, outcome))
+        found = in_mesh(self.pod.node.inventory, outcome)
+        self._name(found)
+        self.record.protocol = found.protocol
+        self._go(way_of(self._request, found))
 
     def _start_plain(self, route: Route, address: Address) -> None:
         node = self.pod.node

@@ -12,7 +12,7 @@ from ztunnel.balance import NOBODY, Role, sample_waypoint
 from ztunnel.channel import Flag, Hop, Protocol
 from ztunnel.hbone import HBONE_PORT, RESERVED_PORTS, Authority
 from ztunnel.outliers import Choice
-from ztunnel.upstream import NoUpstream, Search, Upstream
+from ztunnel.upstream import NoUpstream, Search, Upstream, parsable
 
 _SELF_PORTS = RESERVED_PORTS | {15080}
 
@@ -125,7 +125,7 @@ def _route(inventory: Inventory, network: str, request: Request, search: Search)
     if meant is None and workload.waypoint is not None and not _is_waypoint(inventory, request, workload.waypoint):
         upstream = _gateway(search, workload.waypoint, "waypoint", _named(workload), None, workload)
         return _to_waypoint(request, search, upstream, None)
-    return _to_workload(upstream)
+    return in_mesh(inventory, _to_workload(upstream))
 
 
 def _endpoint(search: Search, service: Service, request: Request) -> Upstream:
@@ -157,6 +157,22 @@ def _to_workload(upstream: Upstream) -> Route:
     if upstream.workload.protocol is not TunnelProtocol.HBONE:
         return _dialled(upstream, "TCP", port, None, service)
     return _dialled(upstream, "HBONE", HBONE_PORT, Authority(upstream.address or upstream.workload.hostname, port), service)
+
+
+def in_mesh(inventory: Inventory, route: Route) -> Route:
+    """The route, or where it leads in plain to an address of somebody who is in the mesh, the one to that one.
+
+    Who writes down a pod's address as an entry's endpoint has not said that it be reached without mutual TLS.
+    """
+    address, listed = route.address, route.workload
+    if route.protocol != "TCP" or address is None or listed is None:
+        return route
+    owner = inventory.workload_by_address(listed.network, address)
+    if owner is None or owner.protocol is not TunnelProtocol.HBONE:
+        return route
+    names = parsable(route.service.subject_alt_names) if route.service is not None else NOBODY
+    expected, authority = names | {str(owner.identity)}, Authority(address, route.port)
+    return route._replace(protocol="HBONE", port=HBONE_PORT, authority=authority, expected=expected, workload=owner)
 
 
 def _through_gateway(request: Request, search: Search, upstream: Upstream, service: Service | None) -> Route:

@@ -89,7 +89,8 @@ class Ways:
         way = self.find(request, avoid)
         if _leads(way, before):
             return None
-        if before.workload is not None and _leads(self.find(request, _AllBut((before.workload.uid,))), before):
+        chosen = {one.uid for one in (before.workload, before.choice) if one is not None}
+        if chosen and _leads(self.find(request, _AllBut(chosen)), before):
             return None
         if isinstance(way, Way) and way.route.protocol == "TCP" and (before.protocol != "TCP" or way.route.workload is None):
             return None

@@ -16,7 +16,7 @@ from mesh.workload import (
     Workload,
 )
 from ztunnel.hbone import Authority
-from ztunnel.route import Refused, Request, Route, decide
+from ztunnel.route import Refused, Request, Route, decide, in_mesh
 
 pytestmark = pytest.mark.unit
 
@@ -113,6 +113,38 @@ def test_a_workload_with_a_hostname_is_dialled_where_that_leads() -> None:
     assert target(plain.resolved(ip_address("127.0.0.1"))) == ("TCP", "127.0.0.1", 8080)
     captured = plain._replace(port=15001)
     assert "self call" in refusal(captured.resolved(ip_address("::1")))
+
+
+def test_an_entry_that_lists_a_pods_address_is_no_reason_to_go_there_in_plain() -> None:
+    uid = "K/networking.istio.io/ServiceEntry/ns/db/10.0.0.2"
+    listed = Workload(uid, "db", "ns", SERVER.addresses, services={KEY: {80: 5432}})
+    server, named = (
+        replace(SERVER, services={}, service_account="server"),
+        replace(WEB, subject_alt_names=("spiffe://td/ns/x/sa/y",)),
+    )
+    outcome = route("10.96.0.1", 80, listed, server, named)
+    assert target(outcome) == ("HBONE", "10.0.0.2", 15008)
+    assert isinstance(outcome, Route) and str(outcome.authority) == "10.0.0.2:5432" and outcome.workload is server
+    assert outcome.expected == {"spiffe://td/ns/x/sa/y", "spiffe://cluster.local/ns/ns/sa/server"}
+    assert outcome.choice is not None and outcome.choice.uid == uid, "should it fail, the entry's next endpoint is tried"
+    plain = replace(server, protocol=TunnelProtocol.NONE)
+    assert target(route("10.96.0.1", 80, listed, plain, named)) == ("TCP", "10.0.0.2", 5432)
+    elsewhere = replace(server, network="other")
+    assert target(route("10.96.0.1", 80, listed, elsewhere, named)) == ("TCP", "10.0.0.2", 5432)
+
+
+def test_nor_is_a_name_that_leads_there() -> None:
+    inventory = Inventory()
+    server, named = (
+        replace(SERVER, services={}),
+        Workload("n", "n", "ns", hostname="db.example.com", services={KEY: {80: 5432}}),
+    )
+    inventory.apply([CLIENT, server, named, WEB], [])
+    outcome = decide(inventory, "", Request(CLIENT, CLIENT.addresses[0], ip_address("10.96.0.1"), 80), 0.5)
+    assert isinstance(outcome, Route) and outcome.protocol == "TCP"
+    for address, expected in (("10.0.0.2", ("HBONE", "10.0.0.2", 15008)), ("192.0.2.7", ("TCP", "192.0.2.7", 5432))):
+        found = outcome.resolved(ip_address(address))
+        assert isinstance(found, Route) and target(in_mesh(inventory, found)) == expected
 
 
 def test_multiple_address_workload_and_service_ip_families() -> None:

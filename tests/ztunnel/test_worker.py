@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.workload import TunnelProtocol
+from mesh.workload import TunnelProtocol, Workload
 from tests.ztunnel.world import CLIENT, SERVER, VIP, World, assert_reset, world
 from ztunnel.channel import (
     AddPod,
@@ -342,6 +342,23 @@ def test_an_endpoint_with_only_a_hostname_is_dialled_where_that_leads(mesh: Worl
             assert_reset(lambda: mesh.client.connect(VIP, 80))
             assert mesh.client.worker.closed().error.startswith(f"no address found for {hostname}")
     mesh.client.worker.tell(UpdateInventory([mesh.server.workload], []))
+
+
+def test_an_entrys_endpoint_that_is_a_pod_is_reached_by_mutual_tls(mesh: World, app: socket.socket) -> None:
+    """Whether it is written down by its address or by a name that leads there."""
+    uid = "Kubernetes/networking.istio.io/ServiceEntry/shop/db/x"
+    listed = Workload(uid, "db", "shop", services={mesh.service.key: {80: 8080}})
+    for one in (replace(listed, hostname=mesh.server.address), replace(listed, addresses=mesh.server.workload.addresses)):
+        mesh.client.worker.tell(UpdateInventory([replace(mesh.server.workload, services={}), one], []))
+        client, server = connected(mesh, app)
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        client.close()
+        server.close()
+        record = mesh.client.worker.closed()
+        assert (record.protocol, record.destination_identity) == ("HBONE", SERVER)
+        assert record.destination_workload == mesh.server.workload.uid
+    mesh.client.worker.tell(UpdateInventory([mesh.server.workload], [uid]))
 
 
 def test_a_connection_that_no_redirect_sent_is_refused(mesh: World) -> None:
