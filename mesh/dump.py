@@ -44,7 +44,7 @@ def _status(healthy: bool) -> str:
 
 
 def _locality(locality: Locality) -> JSON:
-    return _present({"region": locality.region, "zone": locality.zone, "subzone": locality.subzone})
+    return {} if locality == Locality() else {"region": locality.region, "zone": locality.zone, "subzone": locality.subzone}
 
 
 def dump_workload(workload: Workload) -> JSON:

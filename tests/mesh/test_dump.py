@@ -94,7 +94,7 @@ def test_what_few_workloads_have() -> None:
     assert shown["networkGateway"] == {"destination": "net2/192.0.2.200", "hboneMtlsPort": 15009}
     assert shown["applicationTunnel"] == {"protocol": "PROXY", "port": 15088}
     assert (shown["network"], shown["nativeTunnel"], shown["hostname"]) == ("net1", True, "h")
-    assert shown["locality"] == {"region": "r", "zone": "z"}
+    assert shown["locality"] == {"region": "r", "zone": "z", "subzone": ""}
     assert shown["policySources"] == {"a/b": "PeerAuthentication a/x"}
     assert not {"waypoint", "authorizationPolicies"} & shown.keys()
 
