@@ -1,13 +1,14 @@
 """What a decision would need to know and nobody has told yet, on demand: names to ask the control plane for. Pure.
 
 Each answer may lead to the next question (an address to a service, the service to its waypoint), so whoever asks looks again.
+A service that nobody serves is asked for too: istiod tells of pods that are gone, but not of those that came in their place.
 """
 
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from mesh.inventory import Inventory
-from mesh.workload import Address, GatewayAddress, NetworkAddress, Service, Workload
+from mesh.workload import Address, BalancingMode, GatewayAddress, NetworkAddress, Service, Workload
 from ztunnel.hbone import Authority
 from ztunnel.route import Request
 
@@ -40,8 +41,10 @@ def _has_address(service: Service, network: str, address: Address) -> bool:
 
 
 def _behind(inventory: Inventory, client: Workload, target: Workload | Service) -> Iterator[str]:
-    """Waypoints of a target, and gateways to where it, its waypoints or their endpoints are."""
+    """Waypoints of a target, gateways to where it, its waypoints or their endpoints are, and services that nobody serves."""
     yield from _abroad(inventory, client, target)
+    if target.waypoint is None:
+        yield from _unserved(inventory, target)
     waypoints = [target.waypoint] if target.waypoint is not None else []
     if isinstance(target, Service):
         waypoints += [one.destination for one in target.weighted_waypoints]
@@ -51,6 +54,12 @@ def _behind(inventory: Inventory, client: Workload, target: Workload | Service) 
             yield str(waypoint)
         else:
             yield from _abroad(inventory, client, found)
+            yield from _unserved(inventory, found)
+
+
+def _unserved(inventory: Inventory, target: Workload | Service) -> Iterator[str]:
+    if isinstance(target, Service) and target.mode is not BalancingMode.PASSTHROUGH and not inventory.endpoints(target.key):
+        yield target.key
 
 
 def _abroad(inventory: Inventory, client: Workload, target: Workload | Service) -> Iterator[str]:

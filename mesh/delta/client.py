@@ -10,8 +10,10 @@ NAMES_PER_REQUEST = 256
 MAX_PENDING = 4096
 """Demands without an answer, of one type."""
 MAX_ASKED = 10_000
-"""Names asked for on one stream. A server keeps each, and none is ever taken back: then a new stream begins."""
+"""Names asked for on one stream. A server keeps each: then a new stream begins."""
 ALL = "*"
+NOBODY = "-/-"
+"""Nothing can have this name. To a request that only takes names back istiod answers that everything is gone."""
 
 
 @dataclass(slots=True)
@@ -28,7 +30,7 @@ class _Type:
     unsent: dict[str, None] = field(default_factory=dict)
     """Names that the present stream is to carry yet."""
     carried: set[str] = field(default_factory=set)
-    """Names that it has carried: it tells of whatever will be meant by them."""
+    """Names that it has carried, and those of what it told of and is gone or asked for: its server takes them for asked for."""
     answered: bool = False
 
     def drop(self, name: str) -> None:
@@ -89,11 +91,10 @@ class DeltaClient:
     def demand(self, type_url: str, name: str) -> bool:
         """Ask for one resource of a type on demand, by name or alias; False: it is held, there is nothing to wait for.
 
+        Who asks for what is held by its own name wants to know what has come to belong to it, and is told anew.
         Raises: ValueError when too many demands wait for an answer.
         """
         one = self._types[type_url]
-        if name in one.versions:
-            return False
         if name in one.by_alias:
             if name not in one.carried:  # an earlier stream's: this one would not tell who else comes to have that address
                 one.unsent[name] = None
@@ -102,13 +103,28 @@ class DeltaClient:
             if len(one.pending) >= MAX_PENDING:
                 raise ValueError(f"{MAX_PENDING} names are being asked for already")
             one.pending[name] = one.unsent[name] = None
+            if name in one.versions:
+                self._carry(one, name)
         return True
 
+    def _carry(self, one: _Type, name: str) -> None:
+        if name not in one.carried:
+            one.carried.add(name)
+            self._asked += 1
+
     def next_demand(self) -> Request | None:
-        """The next names to send on the present stream; None: nothing now."""
+        """The next names to send on the present stream; None: nothing now.
+
+        Names that it carries already are taken back first: istiod answers to new names only, and does not tell who has come
+        to have an address that was nobody's, or to serve a service.
+        """
         for url, one in self._types.items():
             if one.unsent:
                 names = tuple(one.unsent)[:NAMES_PER_REQUEST]
+                if again := one.carried.intersection(names):
+                    one.carried -= again
+                    self._asked -= len(again)
+                    return Request(url, (NOBODY,), tuple(name for name in names if name in again))
                 for name in names:
                     del one.unsent[name]
                 one.carried.update(names)
@@ -132,13 +148,18 @@ class DeltaClient:
         if one is None:
             return Request(response.type_url, nonce=response.nonce)
         for name in response.removed:
-            one.drop(name)
+            self._gone(one, name)
         one.keep_all(response, refused)
         one.answered = True
         if not refused:
             return Request(response.type_url, nonce=response.nonce)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         return Request(response.type_url, nonce=response.nonce, error=reasons[: messages.MAX_REASON])
+
+    def _gone(self, one: _Type, name: str) -> None:
+        if one.on_demand and name in one.versions:
+            self._carry(one, name)
+        one.drop(name)
 
     def satisfied(self, response: Response, refused: Mapping[str, str]) -> dict[str, str]:
         """Strike off the demands that a response answers: name -> why it was refused, empty if it was not.

@@ -175,7 +175,7 @@ def test_on_demand_cache_coherency() -> None:
     one.answer(response, refused)
     assert one.satisfied(response, refused) == {"/10.0.0.1": "", "ns/b": "", "/8.8.8.8": "", "bad": "no"}
     assert one.satisfied(response, refused) == {}
-    assert not one.demand(ADDRESS_TYPE, "/10.0.0.1") and not one.demand(ADDRESS_TYPE, "pod")
+    assert not one.demand(ADDRESS_TYPE, "/10.0.0.1")
     assert one.demand(ADDRESS_TYPE, "/8.8.8.8") and one.demand(ADDRESS_TYPE, "bad")
     one.answer(answered(resource("pod", "/10.0.0.2")))
     assert one.demand(ADDRESS_TYPE, "/10.0.0.1"), "its address changed"
@@ -207,8 +207,59 @@ def test_a_new_stream_carries_names_that_are_held_when_they_are_met_again() -> N
     assert one.next_demand() == Request(ADDRESS_TYPE, ("/10.9.1.1",)) and one.next_demand() is None
     assert not one.demand(ADDRESS_TYPE, "/10.9.1.1") and one.next_demand() is None, "once a stream"
     one.open()
-    assert not one.demand(ADDRESS_TYPE, "/10.9.1.1") and not one.demand(ADDRESS_TYPE, "range")
+    assert not one.demand(ADDRESS_TYPE, "/10.9.1.1")
     assert one.next_demand() == Request(ADDRESS_TYPE, ("/10.9.1.1",)) and one.next_demand() is None
+
+
+def test_a_name_that_a_stream_has_carried_is_taken_back_and_asked_for_again() -> None:
+    """Recorded: istiod says nothing to who asks again for a name of the stream's, be it one that was nobody's or one that is
+    gone; and everything is gone, it says, to who only takes names back."""
+    one = demanding(resource("held"))
+    one.open()
+    for name in ("/8.8.8.8", "/10.0.0.1"):
+        one.demand(ADDRESS_TYPE, name)
+    one.next_demand()
+    response = answered(resource("pod", "/10.0.0.1"), removed=("/8.8.8.8",))
+    one.answer(response)
+    one.satisfied(response, {})
+    one.answer(answered(removed=("pod", "held")))
+    for name in ("/8.8.8.8", "/10.0.0.1", "/10.0.0.2", "held"):
+        assert one.demand(ADDRESS_TYPE, name)
+    assert one.next_demand() == Request(ADDRESS_TYPE, (client.NOBODY,), ("/8.8.8.8", "/10.0.0.1", "held"))
+    assert one.next_demand() == Request(ADDRESS_TYPE, ("/8.8.8.8", "/10.0.0.1", "/10.0.0.2", "held"))
+    assert one.next_demand() is None
+    one.satisfied(answered(removed=(client.NOBODY,)), {})
+    one.open()
+    assert one.next_demand() is None, "a new stream asks for what has no answer, and knows of no name"
+
+
+def test_who_asks_for_a_service_that_is_held_is_told_anew_of_what_serves_it() -> None:
+    """Recorded: istiod tells on demand of pods that are gone, not of those that come to serve a service that was asked for."""
+    one = demanding(WEB)
+    for _ in range(2):
+        one.open()
+        assert one.demand(ADDRESS_TYPE, WEB.name)
+        assert one.next_demand() == Request(ADDRESS_TYPE, (client.NOBODY,), (WEB.name,))
+        assert one.next_demand() == Request(ADDRESS_TYPE, (WEB.name,)) and one.next_demand() is None
+        assert one.demand(ADDRESS_TYPE, WEB.name) and one.next_demand() is None, "it is asked for"
+        response = answered(WEB, FAR)
+        one.answer(response)
+        assert one.satisfied(response, {}) == {WEB.name: ""}
+
+
+def test_names_that_are_asked_for_again_are_not_more_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_ASKED", 2)
+    one = demanding()
+    one.open()
+    for _ in range(9):
+        one.demand(ADDRESS_TYPE, "/8.8.8.8")
+        while one.next_demand() is not None:
+            pass
+        one.satisfied(answered(removed=("/8.8.8.8",)), {})
+    assert not one.is_spent
+    one.answer(answered(*map(resource, "abc")))
+    one.answer(answered(removed=tuple("abc")))
+    assert one.is_spent, "it takes what is gone for asked for"
 
 
 def test_demands_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from mesh.inventory import Inventory
 from mesh.workload import (
     ApplicationTunnel,
+    BalancingMode,
     GatewayAddress,
     NamespacedHostname,
     NetworkAddress,
@@ -34,6 +35,7 @@ WAYPOINT_SERVICE = Service("wp", "shop", "wp.shop.svc.cluster.local")
 BY_ADDRESS = GatewayAddress(NetworkAddress("", ip_address("10.9.9.9")), 15008)
 WEB = Service("web", "shop", "web.shop.svc.cluster.local", (NetworkAddress("", DIALLED),), {80: 8080})
 GATEWAY = GatewayAddress(NetworkAddress("net2", ip_address("192.0.2.1")), 15008)
+SERVING = Workload("K//Pod/shop/serving", "serving", "shop", services={WEB.key: {}, "shop/wp.shop.svc.cluster.local": {}})
 ABROAD = Workload("K//Pod/shop/far", "far", "shop", network="net2", network_gateway=GATEWAY, services={WEB.key: {}})
 
 
@@ -41,15 +43,18 @@ ABROAD = Workload("K//Pod/shop/far", "far", "shop", network="net2", network_gate
     ("known", "missing"),
     [
         ([], ["/10.0.0.2"]),
-        ([WEB], []),
-        ([replace(WEB, vips=(NetworkAddress("", ip_address("10.0.0.0"), 8),))], ["/10.0.0.2"]),
+        ([WEB], [WEB.key]),
+        ([WEB, SERVING], []),
+        ([replace(WEB, mode=BalancingMode.PASSTHROUGH)], []),
+        ([replace(WEB, vips=(NetworkAddress("", ip_address("10.0.0.0"), 8),))], ["/10.0.0.2", WEB.key]),
         ([Workload("K//Pod/shop/web", "web", "shop", (DIALLED,))], []),
         ([Workload("K//Pod/shop/web", "web", "shop", (DIALLED,), waypoint=BY_ADDRESS)], ["/10.9.9.9"]),
         ([replace(WEB, waypoint=WAYPOINT)], ["shop/wp.shop.svc.cluster.local"]),
-        ([replace(WEB, waypoint=WAYPOINT), WAYPOINT_SERVICE], []),
+        ([replace(WEB, waypoint=WAYPOINT), WAYPOINT_SERVICE], [WAYPOINT_SERVICE.key]),
+        ([replace(WEB, waypoint=WAYPOINT), WAYPOINT_SERVICE, SERVING], []),
         (
             [replace(WEB, waypoint=WAYPOINT, weighted_waypoints=(WeightedWaypoint(BY_ADDRESS, 1),)), WAYPOINT_SERVICE],
-            ["/10.9.9.9"],
+            [WAYPOINT_SERVICE.key, "/10.9.9.9"],
         ),
         ([WEB, ABROAD], ["net2/192.0.2.1"]),
         ([WEB, ABROAD, Workload("gw", "gw", "istio-system", (ip_address("192.0.2.1"),), network="net2")], []),
