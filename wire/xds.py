@@ -130,8 +130,8 @@ class XdsClient:
         self.ready = False
         """Whether every type was answered at least once."""
         self._reported = ""
-        self._fruitless = 0
-        """Streams that delivered nothing: the next goes by another name of the server, if it has two."""
+        self._unreached = 0
+        """Attempts that reached nobody: the next goes by the other name of the server, if it has two."""
         self.status = XdsStatus()
 
     @property
@@ -172,8 +172,10 @@ class XdsClient:
                 self.status.connected, self._pause_s = False, _FIRST_PAUSE_S
                 if reason == "Complete" and time.monotonic() - began > _LASTED_S:
                     continue
-            else:
-                self._fruitless += 1
+            elif reason == "ConnectionError":
+                self._unreached += 1
+                if self._endpoint.server_name and self._unreached % 2:
+                    continue  # both names of it are one attempt
             self._report_failure()
             # Many nodes lose their control plane at one moment: they should not all come back at another.
             await asyncio.sleep(self._pause_s * (0.5 + random() / 2))
@@ -189,7 +191,7 @@ class XdsClient:
 
     async def _one_stream(self) -> str:
         """Carry one stream to its end, and say why it ended. Raises: what broke it."""
-        async with self._endpoint.open_channel(self._endpoint.root_pem(), self._fruitless) as channel:
+        async with self._endpoint.open_channel(self._endpoint.root_pem(), self._unreached) as channel:
             method = channel.stream_stream(
                 _METHOD,
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,

@@ -274,6 +274,30 @@ def test_what_is_said_outright_needs_no_file_and_either_name_of_the_server_will_
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_who_is_refused_by_one_name_does_not_try_the_other(authority: Any, tmp_path: Path, eventually: Any) -> None:
+    """A token that is not taken any more must not be told as a wrong certificate, nor a new one wait for twice the pauses."""
+
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        control.refusal = "no"
+        await control.start()
+        endpoint = Endpoint(f"127.0.0.1:{control.port}", authority.root_pem, "inline", "Kubernetes", "somebody.else")
+        client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], on_update)
+        running = asyncio.ensure_future(client.run())
+        try:
+            await eventually(lambda: client.status.terminations["Error"] >= 3)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await control.server.stop(None)
+        assert client.status.terminations["ConnectionError"] == 1, "the name that is not in its certificate, once"
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_the_roots_that_this_machine_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Any) -> None:
     endpoint = Endpoint("127.0.0.1:1", None, None, "Kubernetes")
     (tmp_path / "roots.pem").write_bytes(authority.root_pem)
