@@ -106,6 +106,18 @@ def test_a_connection_goes_by_a_waypoint_that_becomes_known_while_it_waits(mesh:
     assert mesh.server.worker.closed().hbone_destination == f"{VIP}:80"
 
 
+def test_a_service_that_nobody_serves_any_more_is_asked_for_again(mesh: World) -> None:
+    """Its pods were replaced: istiod told that the old ones are gone, and nothing of the new ones."""
+    mesh.client.worker.tell(UpdateInventory([mesh.service], []))
+    with mesh.server.listen(8080) as listener, mesh.client.connect(VIP, 80) as client:
+        client.sendall(b"anew")
+        asked(mesh.client, mesh.service.key)
+        tell(mesh.client, mesh.service, mesh.server.workload, answers={mesh.service.key: ""})
+        server, _ = listener.accept()
+        with server:
+            assert server.recv(100) == b"anew"
+
+
 def test_an_inbound_request_without_answer_or_refused_is_503(hasty: World) -> None:
     stranger = replace(hasty.service, vips=(NetworkAddress("", ip_address("10.199.0.9")),), waypoint=WAYPOINT)
     served = replace(hasty.server.workload, services={WAYPOINT_SERVICE.key: {}})
