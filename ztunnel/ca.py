@@ -95,25 +95,17 @@ class CertificateClient:
         self._files: tuple[bytes, tuple[bytes, bytes] | None] = (b"", None)
         self._channel: grpc.aio.Channel | None = None
         self._unreached = 0
-        """Attempts that reached nobody: the next goes by another name of the server, if it has two."""
+        """How often nobody was reached: it says which of its names the server goes by, if it has two."""
 
     async def fetch(self, identity: Identity, now: float) -> Certificate:
-        """One certificate with a key of its own. Raises: FetchError; waits 10 s at most."""
+        """One certificate with a key of its own. Raises: FetchError; waits 20 s at most."""
         key, csr = make_request(identity)
         message = IstioCertificateRequest(csr=csr.decode(), validity_duration=self._ttl_s)
         if self._impersonates:
             message.metadata.update({"ImpersonatedIdentity": str(identity)})
         try:
-            call = (await self._connected()).unary_unary(
-                _METHOD,
-                request_serializer=IstioCertificateRequest.SerializeToString,
-                response_deserializer=IstioCertificateResponse.FromString,
-            )
-            response = await call(message, timeout=_TIMEOUT_S, metadata=self._endpoint.metadata())
+            response = await self._by_either_name(message)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE and self._endpoint.server_name:
-                self._unreached += 1
-                await self.close()
             reason = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
             raise FetchError(f"CA {self._endpoint.address}: {identity}: {reason}") from error
         except (OSError, ValueError) as error:
@@ -125,6 +117,33 @@ class CertificateClient:
             # The call was, not we: another fetch found new files and replaced the channel.
             raise FetchError(f"CA {self._endpoint.address}: the connection was replaced meanwhile") from None
         return read_chain(identity, key, list(response.cert_chain), now)
+
+    async def _by_either_name(self, message: IstioCertificateRequest) -> IstioCertificateResponse:
+        """Ask; where nobody was reached, once more by the other name of the server, if it has two."""
+        unreached = self._unreached
+        try:
+            return await self._ask(message)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or not self._endpoint.server_name:
+                raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling() or self._unreached == unreached:
+                raise
+            # The call was, not we: another fetch went over to the other name.
+        if self._unreached == unreached:  # else another fetch has changed to that name already
+            self._unreached += 1
+            await self.close()
+        return await self._ask(message)
+
+    async def _ask(self, message: IstioCertificateRequest) -> IstioCertificateResponse:
+        call = (await self._connected()).unary_unary(
+            _METHOD,
+            request_serializer=IstioCertificateRequest.SerializeToString,
+            response_deserializer=IstioCertificateResponse.FromString,
+        )
+        response: IstioCertificateResponse = await call(message, timeout=_TIMEOUT_S, metadata=self._endpoint.metadata())
+        return response
 
     async def _connected(self) -> grpc.aio.Channel:
         files = (self._endpoint.root_pem(), self._endpoint.client_pair())
