@@ -13,9 +13,10 @@ import socket
 from collections.abc import Callable
 
 from ztunnel.closing import reset_on_close
-from ztunnel.dial import Socket, endpoint, set_tcp_options
+from ztunnel.dial import endpoint
 from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod
+from ztunnel.pod_netns import Socket, set_tcp_options
 
 ACCEPTS_PER_EVENT = 64
 """Then others get their turn."""

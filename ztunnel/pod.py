@@ -6,10 +6,10 @@ from weakref import WeakValueDictionary
 from mesh.workload import Address, Workload
 from ztunnel.baggage import baggage_of
 from ztunnel.channel import AddPod, Flag
-from ztunnel.dial import Netns
 from ztunnel.ledger import DRAINED
 from ztunnel.limits import Held, Holder, PartHeld, Usage
 from ztunnel.node import Node
+from ztunnel.pod_netns import Netns
 from ztunnel.pool import Pool
 from ztunnel.tunnel import Tunnel
 from ztunnel.ways import Ways

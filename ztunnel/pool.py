@@ -16,11 +16,12 @@ from mesh.identity import Identity
 from mesh.workload import Address
 from ztunnel.allowance import Allowance
 from ztunnel.channel import Flag
-from ztunnel.dial import Dial, Netns, text_of
+from ztunnel.dial import Dial, text_of
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.limits import Held
 from ztunnel.node import Node
+from ztunnel.pod_netns import Netns
 from ztunnel.tls import Credentials, check_server
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified

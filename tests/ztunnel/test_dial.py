@@ -9,8 +9,8 @@ import pytest
 
 from tests.descriptors import open_descriptors
 from wire.netns import open_home
-from ztunnel.dial import STOCK, Netns
 from ztunnel.loop import Loop
+from ztunnel.pod_netns import STOCK, Netns
 from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
