@@ -1,7 +1,9 @@
 """Manifests become objects with defaults, or problems that name file, document, object, field and reason."""
 
 import json
+import re
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -660,3 +662,13 @@ def test_a_mistake_is_named_once() -> None:
     wrong = policy({"from": [{"source": {"principal": ["a"]}}], "to": [{"operation": {"ports": ["99999"]}}]})
     fields = [problem.field for problem in parse({"f": json.dumps(wrong)}).problems]
     assert fields == ["spec.rules[0].from[0].source.principal", "spec.rules[0].to[0].operation.ports[0]"]
+
+
+def test_the_examples_of_the_readme_are_manifests() -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    examples = [re.sub("^    ", "", one, flags=re.MULTILINE) for one in re.findall(r"(?:^    .+\n)+", text, re.MULTILINE)]
+    examples = [one for one in examples if one.startswith("apiVersion:")]
+    assert len(examples) > 1
+    for example in examples:
+        found = parse({"README.md": example})
+        assert len(found.objects) == 1 and not found.problems
