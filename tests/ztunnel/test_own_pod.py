@@ -17,7 +17,7 @@ def test_hbone_metrics_access() -> None:
     """Who scrapes is a workload of the mesh; what is scraped sees the proxy, not the client, and has no other listener."""
     with world("own", "proxy") as mesh:
         proxy = mesh.pods["proxy"]
-        metrics = replace(proxy.workload, service_account="server")
+        metrics = replace(proxy.workload, service_account="server", node="node-server")
         mesh.start()
         mesh.client.worker.tell(UpdateInventory([metrics], []))
         mesh.server.worker.tell(UpdateInventory([metrics], []))
