@@ -10,22 +10,59 @@ import pytest
 
 from mesh.identity import Identity
 from mesh.workload import GatewayAddress, NamespacedHostname, TunnelProtocol
-from tests.ztunnel.world import CLIENT, SERVER, VIP, World, world
-from ztunnel.channel import NeedCertificate, Opened, UpdateInventory, WorkerStatus
+from tests.ztunnel.world import CLIENT, SERVER, VIP, PodWorld, World, run, world
+from ztunnel.channel import (
+    Connections,
+    NeedCertificate,
+    Opened,
+    QueryConnections,
+    RemovePod,
+    UpdateInventory,
+    WorkerStatus,
+)
+from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
 
 NOWHERE = GatewayAddress(NamespacedHostname("shop", "gone.shop.svc.cluster.local"), 15008)
 SOMEBODY = Identity("cluster.local", "shop", "somebody")
+SILENT = "10.198.0.77"
+"""Another address of the server's pod."""
+_DROP = f'iifname "eth0" ip daddr {SILENT} tcp dport {{ 8080, 15008 }} drop;'
+_SILENCE = f"table inet silence {{ chain c {{ type filter hook prerouting priority raw; {_DROP} }}; }}"
 
 
 @pytest.fixture
 def mesh() -> Iterator[World]:
     """A client whose certificate is not there yet, so that its connections wait after they were routed."""
     with world("outdated") as made:
+        for pod in made.pods.values():  # as patient as a busy machine needs
+            pod.configuration["tuning"] = Tuning(connect_timeout_s=60, workload_timeout_s=60)
+        run("ip", "-n", made.server.netns, "addr", "add", f"{SILENT}/24", "dev", "eth0")
         made.client.start(made.inventory, [])
         made.server.start(made.inventory, [made.authority.certificate_for(SERVER)])
         yield made
+
+
+def tell(pod: PodWorld, message: object) -> None:
+    """Tell a pod's worker, which has taken it in when this returns."""
+    pod.worker.tell(message)
+    pod.worker.tell(QueryConnections(7))
+    pod.worker.wait_for(Connections, lambda answer: answer.number == 7)
+
+
+def nft(mesh: World, *words: str, text: str = "") -> None:
+    """In the server's network."""
+    run("ip", "netns", "exec", mesh.server.netns, "nft", *words, text=text)
+
+
+def dialling(mesh: World, address: str, port: int) -> socket.socket:
+    """A client whose connection is on its way to SILENT, where nobody answers until `nft delete table inet silence`."""
+    nft(mesh, "-f", "-", text=_SILENCE)
+    client = mesh.client.connect(address, port)
+    client.sendall(b"secret")
+    mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["connecting"] == 1)
+    return client
 
 
 def waiting(mesh: World, address: str, port: int) -> socket.socket:
@@ -40,7 +77,7 @@ def go_on(mesh: World) -> None:
 
 
 def change(mesh: World, upserts: list[Any], removals: list[str] | None = None) -> None:
-    mesh.client.worker.tell(UpdateInventory(upserts, removals or []))
+    tell(mesh.client, UpdateInventory(upserts, removals or []))
 
 
 def heard(mesh: World, listener: socket.socket) -> str:
@@ -121,14 +158,13 @@ def test_what_has_nothing_to_do_with_it_changes_nothing(mesh: World) -> None:
 def test_who_enters_the_mesh_while_it_is_dialled_is_reached_by_mutual_tls(mesh: World) -> None:
     """It was known, and not of the mesh. By the time it takes the connection, it is."""
     go_on(mesh)
-    plain = replace(mesh.server.workload, protocol=TunnelProtocol.NONE, addresses=(ip_address("10.198.0.77"),))
+    plain = replace(mesh.server.workload, protocol=TunnelProtocol.NONE, addresses=(ip_address(SILENT),))
     change(mesh, [plain])
-    mesh.client.connect("10.198.0.77", 8080).sendall(b"secret")  # nobody has that address yet
-    mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["connecting"] == 1)
-    change(mesh, [replace(plain, protocol=TunnelProtocol.HBONE)])
-    mesh.server.worker.tell(UpdateInventory([replace(plain, protocol=TunnelProtocol.HBONE)], []))
     with mesh.server.listen(8080) as listener:
-        mesh.server.add_address("10.198.0.77")
+        dialling(mesh, SILENT, 8080)
+        for pod in (mesh.client, mesh.server):
+            tell(pod, UpdateInventory([replace(plain, protocol=TunnelProtocol.HBONE)], []))
+        nft(mesh, "delete", "table", "inet", "silence")
         assert heard(mesh, listener) == "HBONE"
 
 
@@ -146,13 +182,13 @@ def test_a_pod_that_moves_here_waits_until_it_is_known_to_be_here(mesh: World) -
 def test_a_service_that_goes_with_its_endpoint_is_not_dialled_in_plain(mesh: World) -> None:
     """An endpoint that refuses is followed by another one, not by the address of a service that is gone."""
     go_on(mesh)
-    ghost = replace(mesh.server.workload, addresses=(ip_address("10.198.0.88"),))
-    change(mesh, [ghost])
-    client = mesh.client.connect(VIP, 80)
-    client.sendall(b"secret")
-    mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["connecting"] == 1)
-    change(mesh, [], [mesh.service.key, ghost.uid])
-    record = mesh.client.worker.closed()  # nobody has the endpoint's address
-    assert record.protocol == "HBONE" and record.destination[0] == ip_address("10.198.0.88")
+    change(mesh, [replace(mesh.server.workload, addresses=(ip_address(SILENT),))])
+    client = dialling(mesh, VIP, 80)
+    change(mesh, [], [mesh.service.key, mesh.server.workload.uid])
+    tell(mesh.server, RemovePod(mesh.server.name))  # so that its port refuses
+    nft(mesh, "delete", "table", "inet", "silence")
+    record = mesh.client.worker.closed()
+    assert (record.protocol, record.destination) == ("HBONE", (ip_address(SILENT), 15008)), record
+    assert "Connection refused" in record.error
     with pytest.raises(ConnectionResetError):
         client.recv(1)

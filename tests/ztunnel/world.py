@@ -258,9 +258,6 @@ class PodWorld:
                 run("ip", family, "-n", self.netns, "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764", "lookup", "100")
                 run("ip", family, "-n", self.netns, "route", "add", "local", "default", "dev", "lo", "table", "100")
 
-    def add_address(self, address: str) -> None:
-        run("ip", "-n", self.netns, "addr", "add", f"{address}/24", "dev", "eth0")
-
     def start(
         self, workloads: list[Workload | Service], certificates: list[SetCertificate], policies: tuple[Policy, ...] = ()
     ) -> None:
