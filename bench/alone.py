@@ -20,6 +20,8 @@ from bench.topology import MESH, PORT, crowd, far_service, place
 from lab.client import Lab
 
 RATES = (500, 1000, 2000)
+PACED = (contenders.WEFT, contenders.ENVOY_HBONE)
+"""Whose requests go at fixed rates: the row is their ratio."""
 _SMALL = {"rate": 500, "connections": 8}
 """Small messages beside bulk: on so many connections that some share a tunnel with it, whichever worker has it."""
 NAMES_RATE = 1000
@@ -30,8 +32,11 @@ _AT_ONCE = 20
 
 
 def paced_loads(quick: bool) -> tuple[Load, ...]:
-    """Requests at a fixed rate, counted from when they were due."""
-    seconds = 0.5 if quick else 1.5
+    """Requests at a fixed rate, counted from when they were due.
+
+    The slowest hundredth are a few moments a second in which somebody else has the CPU: it takes many to say something.
+    """
+    seconds = 0.5 if quick else 3.0
     return tuple(Load(f"paced{rate}", "paced", {"rate": rate, "connections": 8, "seconds": seconds}) for rate in RATES)
 
 

@@ -90,7 +90,8 @@ class Run:
         self.results.notes += [f"the budget is incomplete: apt-get install {package}" for package in budget.missing_tools()]
 
     def _paced(self) -> None:
-        self.paired(self.proxied, alone.paced_loads(self.quick), self.rounds // 2 or 1)
+        judged = [one for one in self.found if one.name in alone.PACED]
+        self.paired(judged, alone.paced_loads(self.quick), self.rounds)
         self.results.alone += alone.paced_rows(self.results.rounds)
 
     def _memory(self) -> None:
