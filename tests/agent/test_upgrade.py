@@ -48,9 +48,12 @@ def test_an_upgrade_under_traffic(node: Node, tmp_path: Path, outdated: list[str
         until_says(proxy, "snapshot_sent")
         done.touch()
         heard = json.loads(app.communicate(timeout=40)[0])
-        # A connection whose SYN leaves between two programs finds its storage gone where that map is another, and is refused.
-        refused = heard.pop("ConnectionRefusedError", 0) + heard.pop("OSError", 0) if "sockets" in outdated else 0
-        assert set(heard) == {"10.214.0.3:8080"} and heard["10.214.0.3:8080"] > 50 and refused <= 2, node.log()
+        # A connection that begins between two programs finds its storage gone where that map is another, and is refused: by the
+        # kernel, or by the proxy, which cannot learn where it was to go.
+        ends = ("ConnectionRefusedError", "ConnectionResetError", "OSError", "") if "sockets" in outdated else ()
+        refused = sum(heard.pop(end, 0) for end in ends)
+        answered = heard.pop("10.214.0.3:8080")
+        assert not heard and answered > 50 and refused * 20 <= answered, (answered, refused, heard, node.log())
         assert node.dial("b", "10.214.0.2", 7777) == "inbound 7777"
         assert node.dial("b", "10.214.0.2", 15008) == "inbound 15008"
     assert [pod.state for pod in node.status().pods] == ["enrolled"]
