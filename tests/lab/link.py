@@ -106,7 +106,7 @@ class Link:
                 self._send()
             if ready[0]:
                 self._receive()
-        self.end = self.end or "silent"
+        self.end = self.end or ("silent" if self._writable else "reset")
 
     def _greet(self) -> None:
         if not self.greeted and self._tls is not None:
