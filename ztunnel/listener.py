@@ -20,6 +20,8 @@ from ztunnel.pod_netns import Socket, set_tcp_options
 
 ACCEPTS_PER_EVENT = 64
 """Then others get their turn."""
+ACCEPTS_BEFORE_CLOCK = 8
+"""A millisecond: between so many, whether the turn is late already (see Loop.is_late)."""
 STRANGERS_PER_EVENT = 8
 """A quarter of a millisecond, where the whole network may come."""
 _SINGLES = 16
@@ -107,7 +109,7 @@ class Listener:
         self._watch()
         if self._open:
             self._expected = self._at_once  # all who are still there: where the home hangs, the next would wait as long again
-            self._take_who_waits()
+            self._take_who_waits(in_time=False)
 
     def _fall_behind(self) -> None:
         self._to_the_end()
@@ -118,9 +120,12 @@ class Listener:
             self._pod.node.loop.forget(self._sock.fileno())
             self._watch()
 
-    def _take_who_waits(self) -> int:
-        accepted = 0
+    def _take_who_waits(self, in_time: bool = True) -> int:
+        """`in_time`: as long as the turn is not late; who is left is told of in the next one."""
+        accepted, late = 0, self._pod.node.loop.is_late
         while accepted < self._expected:
+            if in_time and accepted and not accepted % ACCEPTS_BEFORE_CLOCK and late():
+                return accepted
             try:
                 accepted_fd, raw = self._sock._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
@@ -149,7 +154,7 @@ class Listener:
         """Take who has come before the listener closes; bounded, as others may still come."""
         self._expected = LAST_ACCEPTS
         if self._open:
-            self._take_who_waits()
+            self._take_who_waits(in_time=False)
 
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
         sock.setblocking(False)

@@ -13,7 +13,7 @@ import pytest
 from ztunnel import listener as listener_module
 from ztunnel.headroom import Headroom, make_table
 from ztunnel.ledger import SocketAddress
-from ztunnel.listener import COURTESY_S, Listener
+from ztunnel.listener import ACCEPTS_BEFORE_CLOCK, ACCEPTS_PER_EVENT, COURTESY_S, Listener
 from ztunnel.loop import Loop
 from ztunnel.pod import Pod
 from ztunnel.tuning import Tuning
@@ -83,6 +83,20 @@ def test_a_crowd_is_taken_in_batches_that_double_up_to_a_bound(place: Place) -> 
     assert sizes[:15] == [1] * 15
     assert sizes[15:18] == [2, 4, 8]
     assert max(sizes) == 8
+
+
+def test_a_crowd_has_no_longer_turn_than_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pod's connections cost 0.1 ms each, and its neighbours' wait in the same worker."""
+    place.listener._at_once = place.listener._expected = ACCEPTS_PER_EVENT
+    monkeypatch.setattr("ztunnel.loop.LATE_S", 0.0)
+    place.come(100)
+    assert len(place.taken) == ACCEPTS_BEFORE_CLOCK
+    monkeypatch.setattr("ztunnel.loop.LATE_S", 60.0)
+    place.listener.on_event(1)
+    assert len(place.taken) == ACCEPTS_BEFORE_CLOCK + ACCEPTS_PER_EVENT
+    monkeypatch.setattr("ztunnel.loop.LATE_S", 0.0)
+    place.listener.accept_rest()
+    assert len(place.taken) == 100, "nobody is left behind by a listener that closes"
 
 
 def test_who_waits_when_the_listener_closes_is_taken(place: Place) -> None:
