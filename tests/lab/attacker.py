@@ -125,21 +125,31 @@ class Inside:
         return {"ends": dict(Counter(ends)), "codes": dict(Counter(codes)), "longest_s": max(lives)}
 
     def undermine(self, host: str, port: int, papers: Papers, opening: str, manner: str, seconds: float) -> dict[str, Any]:
-        """Beneath HTTP/2: `keys`, KeyUpdates that want an answer; `records`, DATA with a record for each of its bytes."""
+        """Beneath HTTP/2: `keys`, KeyUpdates that want an answer; `records`, DATA with a record for each of its bytes;
+        `greetings`, one handshake after the other; `tunnels`, 60 at once, each with small DATA as fast as it is taken."""
         until = time.monotonic() + seconds
         ends: list[str] = []
+        first = base64.b64decode(opening)
 
-        def assault(sock: socket.socket) -> None:
-            link = Link(sock, papers)
-            link.exchange(base64.b64decode(opening), 1, True, lambda: bool(link.sent and link.said), 10)
-            data = b"\0\x08\0\0\0\0\0\0\1" + bytes(2048)
-            link.pour((lambda: link.update_keys(1000)) if manner == "keys" else (lambda: link.records(data)), until)
-            ends.append(link.end)
+        def assault(all_of_them: contextlib.ExitStack) -> None:
+            links = []
+            for _ in range(60 if manner == "tunnels" else 1):
+                links.append(Link(all_of_them.enter_context(socket.create_connection((host, port), 10)), papers))
+                links[-1].exchange(first, 1, True, lambda: bool(links[-1].sent and links[-1].said), 10)
+            if manner == "keys":
+                links[0].pour(lambda: links[0].update_keys(1000), until)
+            elif manner == "records":
+                links[0].pour(lambda: links[0].records(_frame_head(2048) + bytes(2048)), until)
+            elif manner == "tunnels":
+                while time.monotonic() < until and not any(link.end for link in links):
+                    for link in links:
+                        link.offer((_frame_head(2) + b"xy") * 120)
+            ends.extend([link.end or "end" for link in links])
 
         while time.monotonic() < until:
             try:
-                with socket.create_connection((host, port), 10) as sock:
-                    assault(sock)
+                with contextlib.ExitStack() as all_of_them:
+                    assault(all_of_them)
             except OSError as error:
                 ends.append(type(error).__name__)
         return {"ends": dict(Counter(ends)), "codes": {}}
@@ -291,6 +301,11 @@ class Inside:
                 return "reset"
             except TimeoutError:
                 return "silent"
+
+
+def _frame_head(length: int) -> bytes:
+    """Of DATA on the first stream."""
+    return length.to_bytes(3, "big") + b"\0\0\0\0\0\1"
 
 
 def _report(link: Link) -> dict[str, Any]:

@@ -145,7 +145,12 @@ CROWDS = (
 )
 
 
-BENEATH = (Beneath("KeyUpdates", "keys"), Beneath("records of one byte", "records"))
+BENEATH = (
+    Beneath("KeyUpdates", "keys"),
+    Beneath("records of one byte", "records"),
+    Beneath("handshakes, closed at once", "greetings"),
+    Beneath("60 tunnels of small DATA", "tunnels"),
+)
 
 
 def question(name: str) -> bytes:

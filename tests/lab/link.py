@@ -108,6 +108,16 @@ class Link:
                 self._receive()
         self.end = self.end or ("silent" if self._writable else "reset")
 
+    def offer(self, data: bytes) -> None:
+        """Send some of it, unless something waits already, and read what is there."""
+        if self._writable and not self._cipher:
+            self._encrypt(data)
+        if self._cipher:
+            self._send()
+        self._receive()
+        if not self._writable:
+            self.end = self.end or "reset"
+
     def _greet(self) -> None:
         if not self.greeted and self._tls is not None:
             try:
