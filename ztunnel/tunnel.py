@@ -25,7 +25,7 @@ from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.closing import reset_on_close
 from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
-from ztunnel.frames import SETTINGS_ACK, Code, ProtocolError
+from ztunnel.frames import HEADER_BYTES, SETTINGS_ACK, Code, ProtocolError
 from ztunnel.hellos import End
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
@@ -43,6 +43,8 @@ _PARSE_ABOVE = _IO_BYTES - _RECORD_BYTES
 _FIRST_ROOM = _cipher[:_RECORD_BYTES]
 RECORDS_PER_TURN = 128
 """0.1 ms: of 16 KiB each there are 16 in what one call receives, of one byte 11,000."""
+_LEAST_OF_RECORDS = RECORDS_PER_TURN * (22 + HEADER_BYTES)
+"""Of a turn's records, with what TLS adds to each: less is not even a frame a record, and counts as a control frame."""
 _RECORDS_PER_MESSAGE = 8
 """A KeyUpdate makes keys for both directions, and an answer."""
 _NOTHING = memoryview(b"")
@@ -167,7 +169,7 @@ class Tunnel(Outflow):
         if self._rest and not self._use_rest():
             return
         incoming, receive = self._incoming, self.http.receive
-        filled, records = 0, RECORDS_PER_TURN
+        filled, records, came = 0, RECORDS_PER_TURN, incoming.pending
         while records > 0 and incoming.pending:
             try:
                 count: int = self._read(_IO_BYTES, _plain[filled:] if filled else _plain)
@@ -191,9 +193,16 @@ class Tunnel(Outflow):
                 filled = 0
                 if not self.open:
                     return
+        if records <= 0:
+            self._leave_records(came - incoming.pending)
         if filled and (used := receive(_plain[:filled], self.loop.now)) < filled:
             self._keep(used, filled)
-        elif records <= 0 and incoming.pending and self.open:
+
+    def _leave_records(self, size: int) -> None:
+        """A turn's records are decrypted, of `size` bytes: leave the others for another. Raises: ProtocolError."""
+        if size < _LEAST_OF_RECORDS:
+            self.http.charge("tiny records", self.loop.now)
+        if self._incoming.pending:
             self._room = _FIRST_ROOM
             self._leave()
 

@@ -129,6 +129,33 @@ def test_tiny_records_have_a_bounded_part_of_a_turn_and_nothing_of_them_is_lost(
     assert turns >= 5 and tunnel.open and not tunnel._incoming.pending and tunnel.http._left == 0
 
 
+def test_who_says_everything_byte_by_byte_loses_the_tunnel_and_who_sends_a_frame_a_record_does_not(
+    neighbours: Neighbours,
+) -> None:
+    tiny, bytewise = neighbours.guest("tiny")
+    whole, honest = neighbours.guest("whole")
+    for peer in (bytewise, honest):
+        peer.say(frame(DATA, 0, 1, bytes(1 << 16))[:9])  # and then its bytes
+    for _ in range(600):
+        for _ in range(RECORDS_PER_TURN):
+            bytewise._tls.write(b"x")
+            honest._tls.write(b"x" * 10)
+        if tiny.open:
+            bytewise._sock.sendall(bytewise._outgoing.read())
+        honest._sock.sendall(honest._outgoing.read())
+        for _ in range(2):
+            neighbours.loop.turn(0)
+        if not tiny.open:
+            break
+        if neighbours.host.streams[tiny].parts and tiny.http._left < RECORDS_PER_TURN:
+            bytewise.say(b"x" * tiny.http._left + frame(DATA, 0, 1, bytes(1 << 16))[:9])
+        if whole.http._left < 10 * RECORDS_PER_TURN:
+            honest.say(b"x" * whole.http._left + frame(DATA, 0, 1, bytes(1 << 16))[:9])
+        neighbours.loop.turn(0)
+    assert not tiny.open and tiny.offence == "ENHANCE_YOUR_CALM" and "tiny records" in neighbours.host.errors[0]
+    assert whole.open
+
+
 def test_a_stranger_is_read_little_of_in_each_turn_however_much_it_sends(neighbours: Neighbours) -> None:
     """A ClientHello may have 128 KiB, of which each byte may come in a record of its own."""
     tunnel, sock = neighbours.tunnel("stranger")
