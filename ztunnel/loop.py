@@ -2,8 +2,9 @@
 
 A turn: wait; call the handler of each ready descriptor (one of them is time: ztunnel.alarm); go on with some of what earlier
 turns left (ztunnel.rota); then flush what the turn left in `dirty` (so that all small frames for one tunnel leave in one TLS
-write and one send); then do what nobody waits for (`afterwards`), and give the CPU away where bulk keeps small
-messages waiting. Handlers must not raise: what one does raise is logged and ends its own object, never the loop.
+write and one send); then do what nobody waits for (`afterwards`), and give the CPU away where bulk keeps small messages
+waiting, or where there is more to do than the turn had time for. Handlers must not raise: what one does raise is logged and
+ends its own object, never the loop.
 """
 
 import heapq
@@ -214,7 +215,13 @@ class Loop:
     def may_look_up(self) -> bool:
         """Count one more DNS message, unless this turn has had its share."""
         self.lookups += 1
+        if self.lookups == LOOKUPS_PER_TURN + 1:
+            self._give_way()
         return self.lookups <= LOOKUPS_PER_TURN
+
+    def _give_way(self) -> None:
+        """Others may have the CPU when this turn has written what it has: it will not sleep, and they would wait for a tick."""
+        self.afterwards.append((sched_yield, self._timers))
 
     def is_late(self) -> bool:
         """Whether this turn has used its time up, or others wait already: who comes now goes on source by source, behind them.
@@ -298,7 +305,9 @@ class Loop:
             except Exception as error:  # as above
                 self._contain(what, error)
             if time.monotonic() >= until:
-                return
+                break
+        if self._left_over:
+            self._give_way()
 
     def _finish_up(self) -> None:
         calls = self.afterwards[:]

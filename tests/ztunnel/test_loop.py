@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ztunnel.alarm import Alarm
-from ztunnel.loop import IN, MANY_BULKY_TURNS, OVERTIME_S, Deadlines, Loop
+from ztunnel.loop import IN, LOOKUPS_PER_TURN, MANY_BULKY_TURNS, OVERTIME_S, Deadlines, Loop
 
 pytestmark = pytest.mark.unit
 
@@ -256,3 +256,38 @@ def test_bulk_is_told_of_once_it_lasts() -> None:
         loop.turn(0)
     loop.turn(0)
     assert told == [MANY_BULKY_TURNS]
+
+
+def test_who_has_more_to_do_than_a_turn_allows_gives_the_cpu_away_when_all_is_written(
+    pipes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It will not sleep, and whoever has got an answer, or waits to ask, may wait for its CPU."""
+    loop, (read, write) = Loop(), pipes[0]
+    reader = Reader(loop, read)
+    monkeypatch.setattr("ztunnel.loop.sched_yield", lambda: reader.log.append("away"))
+
+    class Flood:
+        left = 2
+
+        def go_on(self) -> None:
+            self.left -= 1
+            if self.left:
+                loop.rota.add("flooder", self)
+
+        def crashed(self, error: Exception) -> None:
+            raise error
+
+    loop.watch(read, IN, reader)
+    loop.overtime_s = 0.0
+    loop.rota.add("flooder", Flood())
+    for _ in range(2):
+        os.write(write, b"x")
+        loop.turn(1.0)
+    assert reader.log == ["x", "flush", "away", "x", "flush"], "not any more where nothing is left"
+    reader.log.clear()
+    for _ in range(2):
+        os.write(write, b"x")
+        for _ in range(LOOKUPS_PER_TURN + 2):
+            loop.may_look_up()
+        loop.turn(1.0)
+    assert reader.log == ["x", "flush", "away"] * 2, "once for all the DNS that is too much"
