@@ -183,8 +183,8 @@ class Inside:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect((host, port))
             for _ in range(200):
-                sock.send(word)
-                with contextlib.suppress(BlockingIOError):
+                with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+                    sock.send(word)
                     while sock.recv(4096, socket.MSG_DONTWAIT):
                         pass
 

@@ -72,7 +72,8 @@ class Flood:
     name: str
     manner: str
     near: bool
-    port: int
+    port: int = 0
+    """None: that of the application which attackers may reach."""
     words: Sequence[bytes] = (b"",)
     of_node: bool = False
     """It goes to the node's address, not to the pod's."""
@@ -165,6 +166,7 @@ def _framed(message: bytes) -> bytes:
 
 _KNOWN, _UNKNOWN = question("far.shop.svc.cluster.local"), [question(f"nobody{number}.example.com") for number in range(500)]
 FLOODS = (
+    Flood("UDP to nobody: what the CPU alone does", "datagrams", True, 9, (_KNOWN,)),
     Flood("DNS, names of the mesh", "datagrams", True, 53, (_KNOWN,)),
     Flood("DNS, names of nobody", "datagrams", True, 53, _UNKNOWN),
     Flood("DNS over TCP, pipelined", "streams", True, 53, (_framed(_KNOWN) * 200,)),
@@ -177,8 +179,8 @@ FLOODS = (
         of_node=True,
     ),
     Flood("15008, closed at once", "closes", False, 15008),
-    Flood("a pod's own connections, closed at once", "closes", True, 7000),
-    Flood("a pod's own connections, 400 at a time", "bursts", True, 7000),
+    Flood("a pod's own connections, closed at once", "closes", True),
+    Flood("a pod's own connections, 400 at a time", "bursts", True),
 )
 
 

@@ -58,7 +58,7 @@ def _strike(victim: Victim, attack: Strike, seconds: float) -> dict[str, Any]:
     if isinstance(attack, Flood):
         who, where = (victim.neighbour if attack.near else victim.attacker), victim.node if attack.of_node else victim.address
         words = [text(one) for one in attack.words]
-        return dict(who.do("flood", where, attack.port, attack.manner, words, seconds, timeout_s=seconds + 60))
+        return dict(who.do("flood", where, attack.port or ATTACKED_PORT, attack.manner, words, seconds, timeout_s=seconds + 60))
     call = ("crowd", victim.address, HBONE, victim.papers, attack.count, attack.manner, text(CLIENT_OPENING))
     number = victim.attacker.do(*call, timeout_s=120)
     victim.rest(seconds)
