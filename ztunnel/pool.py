@@ -9,6 +9,7 @@ comes while bulk flows gets another tunnel, of two at most to the same peer, as 
 """
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -27,6 +28,8 @@ from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
 
 MAX_WAITING = 4096
+WAITERS_PER_TURN = 8
+"""0.1 ms each, and thousands may wait for one tunnel: where it offends, it is greeted late."""
 _APART = 2
 """Up to so many tunnels with room are there for one key, for the sake of who would wait behind bulk."""
 _BULK_BYTES, _BULK_BYTES_PER_S = 1 << 20, 8 << 20
@@ -141,6 +144,8 @@ class Pool:
         self._last: tuple[Key | None, list[_Making]] = None, []
         """Of `_ready`, what was asked for last: mostly the same again, and a key's hash is half of looking it up."""
         self._making: dict[Key, _Making] = {}
+        self._left: dict[Waiter, Callable[[Waiter], None]] = {}
+        """Who has yet to be told what became of the tunnel, and how."""
 
     def request(self, key: Key, credentials: Credentials, waiter: Waiter) -> None:
         """Give the waiter a tunnel with room: now, or when it is made."""
@@ -196,6 +201,7 @@ class Pool:
 
     def cancel(self, key: Key, waiter: Waiter) -> None:
         """The waiter is gone; the tunnel is made all the same, for the next one."""
+        self._left.pop(waiter, None)
         making = self._making.get(key)
         if making is not None:
             making.waiting.pop(waiter, None)
@@ -218,8 +224,25 @@ class Pool:
         self._ready.setdefault(key, []).append(member)
         member.idle_since = self.node.loop.now
         waiting, member.waiting = list(member.waiting), {}
-        for waiter in waiting:
-            self.request(key, member.credentials, waiter)
+        self._tell(waiting, partial(self.request, key, member.credentials))
+
+    def _tell(self, waiting: list[Waiter], tell: Callable[[Waiter], None]) -> None:
+        self._left.update(dict.fromkeys(waiting, tell))
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Tell some of those who waited; the others when the pod's turn comes (ztunnel.rota)."""
+        left = self._left
+        for _ in range(min(WAITERS_PER_TURN, len(left))):
+            if left:  # whom they tell may take others away
+                waiter = next(iter(left))
+                left.pop(waiter)(waiter)
+        if left:
+            self.node.loop.rota.add(self, self)
+
+    def crashed(self, error: Exception) -> None:
+        """See ztunnel.loop.Crashing: one of them failed; the others are told all the same."""
+        self.go_on()
 
     def failed(self, member: _Making, flag: Flag, error: str) -> None:
         """A tunnel is gone, or never came up: so are those who wait for it."""
@@ -233,8 +256,7 @@ class Pool:
                 del self._ready[key]
                 self._last = None, []
         waiting, member.waiting = list(member.waiting), {}
-        for waiter in self._make_do(member, waiting):
-            waiter.no_tunnel(flag, error)
+        self._tell(self._make_do(member, waiting), lambda waiter: waiter.no_tunnel(flag, error))
 
     def release_idle(self) -> None:
         """Give back what nobody uses; to be called every second."""
@@ -274,3 +296,6 @@ class Pool:
             elif member.dial is not None:
                 member.dial.cancel()
                 member.not_connected("-", error)
+        while self._left:
+            self.go_on()
+        self.node.loop.rota.discard(self, self)
