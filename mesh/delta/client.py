@@ -27,8 +27,8 @@ class _Type:
     by_alias: dict[str, str] = field(default_factory=dict)
     pending: dict[str, None] = field(default_factory=dict)
     """Names asked for and not answered."""
-    unsent: dict[str, None] = field(default_factory=dict)
-    """Names that the present stream is to carry yet."""
+    unsent: dict[str, bool] = field(default_factory=dict)
+    """Names that the present stream is to carry yet. True: it did, and they are taken back, so they are asked for anyway."""
     carried: set[str] = field(default_factory=set)
     """Names that it has carried, and those of what it told of and is gone or asked for: its server takes them for asked for."""
     answered: bool = False
@@ -84,7 +84,7 @@ class DeltaClient:
         if not one.on_demand:
             return Request(url, initial_versions=dict(one.versions), initial=True)
         one.carried = set(one.pending)
-        one.unsent = {name: None for name in one.unsent if name not in one.pending}
+        one.unsent = {name: False for name in one.unsent if name not in one.pending}
         self._asked += len(one.pending)
         return Request(url, (ALL,), (ALL,), {**one.versions, **dict.fromkeys(one.pending, "")}, initial=True)
 
@@ -97,13 +97,13 @@ class DeltaClient:
         one = self._types[type_url]
         if name in one.by_alias:
             if name not in one.carried:  # an earlier stream's: this one would not tell who else comes to have that address
-                one.unsent[name] = None
+                one.unsent.setdefault(name, False)
             return False
         if name not in one.pending:
             if len(one.pending) >= MAX_PENDING:
                 raise ValueError(f"{MAX_PENDING} names are being asked for already")
-            one.pending[name] = one.unsent[name] = None
-            if name in one.versions:
+            one.pending[name] = None
+            if not one.unsent.setdefault(name, False) and name in one.versions:
                 self._carry(one, name)
         return True
 
@@ -124,6 +124,7 @@ class DeltaClient:
                 if again := one.carried.intersection(names):
                     one.carried -= again
                     self._asked -= len(again)
+                    one.unsent.update(dict.fromkeys(again, True))
                     return Request(url, (NOBODY,), tuple(name for name in names if name in again))
                 for name in names:
                     del one.unsent[name]
@@ -175,7 +176,8 @@ class DeltaClient:
         answers = {name: told[name] for name in one.pending.keys() & told.keys()}
         for name in answers:
             del one.pending[name]
-            one.unsent.pop(name, None)
+            if not one.unsent.get(name):
+                one.unsent.pop(name, None)
         return answers
 
     def excess(self, response: Response) -> dict[str, str]:

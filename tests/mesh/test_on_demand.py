@@ -247,6 +247,20 @@ def test_who_asks_for_a_service_that_is_held_is_told_anew_of_what_serves_it() ->
         assert one.satisfied(response, {}) == {WEB.name: ""}
 
 
+def test_a_name_that_is_taken_back_is_asked_for_whatever_is_told_meanwhile() -> None:
+    """Else its server would tell of it never more: not of its waypoint, nor that it is gone."""
+    one = demanding(WEB)
+    one.open()
+    one.demand(ADDRESS_TYPE, WEB.name)
+    assert one.next_demand() == Request(ADDRESS_TYPE, (client.NOBODY,), (WEB.name,))
+    on_its_way = answered(WEB)
+    one.answer(on_its_way)
+    assert one.satisfied(on_its_way, {}) == {WEB.name: ""}
+    one.demand(ADDRESS_TYPE, WEB.name)
+    assert one.satisfied(on_its_way, {}) == {WEB.name: ""}
+    assert one.next_demand() == Request(ADDRESS_TYPE, (WEB.name,)) and one.next_demand() is None
+
+
 def test_names_that_are_asked_for_again_are_not_more_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_ASKED", 2)
     one = demanding()
