@@ -233,16 +233,17 @@ class Pool:
     def go_on(self) -> None:
         """Tell some of those who waited; the others when the pod's turn comes (ztunnel.rota)."""
         left = self._left
-        for _ in range(min(WAITERS_PER_TURN, len(left))):
-            if left:  # whom they tell may take others away
-                waiter = next(iter(left))
-                left.pop(waiter)(waiter)
-        if left:
-            self.node.loop.rota.add(self, self)
+        try:
+            for _ in range(min(WAITERS_PER_TURN, len(left))):
+                if left:  # whom they tell may take others away
+                    waiter = next(iter(left))
+                    left.pop(waiter)(waiter)
+        finally:  # one of them may fail: the others are told all the same
+            if left:
+                self.node.loop.rota.add(self, self)
 
     def crashed(self, error: Exception) -> None:
-        """See ztunnel.loop.Crashing: one of them failed; the others are told all the same."""
-        self.go_on()
+        """See ztunnel.loop.Crashing: whoever is left has a turn to come."""
 
     def failed(self, member: _Making, flag: Flag, error: str) -> None:
         """A tunnel is gone, or never came up: so are those who wait for it."""

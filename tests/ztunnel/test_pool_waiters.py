@@ -1,5 +1,6 @@
 """Those who wait for one tunnel are told in parts what became of it, each once, and nobody who has gone."""
 
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -70,3 +71,21 @@ def test_a_crowd_is_served_in_parts_by_a_tunnel_that_came_up(monkeypatch: pytest
     while (one := rota.take()) is not None:
         one.go_on()
     assert all(one.told == ["ready"] for one in waiters)
+
+
+class Failing(Waiting):
+    """Must not, and does."""
+
+    def no_tunnel(self, flag: Flag, error: str) -> None:
+        raise AssertionError("a fault of ours")
+
+
+def test_whoever_fails_to_hear_of_it_keeps_nobody_else_from_hearing() -> None:
+    waiters = [Failing(), Waiting(), Failing(), Failing(), *(Waiting() for _ in range(20))]
+    pool, making, rota = pool_of(waiters)
+    with pytest.raises(AssertionError, match="a fault of ours"):
+        pool.failed(making, "CONNECT", "gone")
+    while (one := rota.take()) is not None:
+        with suppress(AssertionError):
+            one.go_on()
+    assert [one.told for one in waiters] == [[] if isinstance(one, Failing) else ["gone"] for one in waiters]
