@@ -16,6 +16,7 @@ from wire.xds import NodeMetadata, Update, XdsClient
 
 pytestmark = pytest.mark.unit
 
+OWN = "/10.244.1.2"
 UID_1 = "Kubernetes//Pod/demo/web-1"
 WEB_1 = {"name": "web-1", "node": "n2", "ready": True, "enrolled": True, "addresses": ["10.244.2.2"]}
 
@@ -79,9 +80,13 @@ def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, ev
             running = tasks.create_task(client.run())
             await eventually(lambda: client.ready)
             assert set(seen) == {UID_0} and policies == ["istio-system/istio_converted_static_strict"]
-            client.demand(ADDRESS_TYPE, ["/8.8.8.8", UID_0])
-            assert answers == {UID_0: ""}, "what is held is answered at once"
+            client.demand(ADDRESS_TYPE, ["/8.8.8.8", OWN])
+            assert answers == {OWN: ""}, "an address of what is held is answered at once"
             await eventually(lambda: "/8.8.8.8" in answers)
+            client.demand(ADDRESS_TYPE, [UID_0])
+            assert UID_0 not in answers, "by its own name it is asked for again: somebody may have come to belong to it"
+            await eventually(lambda: UID_0 in answers)
+            assert set(seen) == {UID_0}
             client.demand(ADDRESS_TYPE, ["/10.244.2.2"])
             await eventually(lambda: "/10.244.2.2" in answers)
             assert set(seen) == {UID_0, UID_1}
@@ -92,6 +97,6 @@ def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, ev
             await asyncio.to_thread(control.report, WEB_0)
             await eventually(lambda: set(seen) == {UID_0, WEB_KEY})
             running.cancel()
-        assert set(answers.values()) == {""} and len(answers) == 5
+        assert set(answers.values()) == {""} and len(answers) == 6
 
     asyncio.run(follow())
