@@ -84,15 +84,17 @@ class DeltaServer:
 
     def _change(self, subscription: _Subscription, request: Request) -> None:
         self._add_names(subscription, set(request.subscribe))
-        for name in request.unsubscribe:
-            subscription.names.discard(name)
-            subscription.looked_up_in = None
-            subscription.kept.discard(name)
-            subscription.unanswered.discard(name)
-            if name == "*":
-                subscription.wildcard = False
-            elif not subscription.wildcard:
-                subscription.sent = {known: version for known, version in subscription.sent.items() if known != name}
+        if not (gone := set(request.unsubscribe)):
+            return
+        subscription.names -= gone
+        subscription.kept -= gone
+        subscription.unanswered -= gone
+        subscription.looked_up_in = None
+        if "*" in gone:
+            subscription.wildcard = False
+        if not subscription.wildcard:
+            # At once for all of them: who takes thousands of names back must not have what it knows copied as often.
+            subscription.sent = {name: version for name, version in subscription.sent.items() if name not in gone}
 
     def _add_names(self, subscription: _Subscription, names: set[str]) -> None:
         if "*" in names:

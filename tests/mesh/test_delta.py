@@ -197,6 +197,28 @@ def test_named_resources_by_name_and_alias() -> None:
     assert names(server.push(ADDRESS_TYPE, current, "2")) == (["b", "c"], ["K//Pod/ns/a"])
 
 
+def test_thousands_of_names_are_taken_back_at_once() -> None:
+    """One walk over what the client has, not one a name: control serves everybody else in the same loop."""
+
+    class Held(dict[str, str]):
+        walks = 0
+
+        def items(self):  # type: ignore[no-untyped-def]
+            Held.walks += 1
+            return super().items()
+
+    server = subscribed("a", "b", "c")
+    current = snapshot(resource("a"), resource("b"), resource("c"))
+    server.push(ADDRESS_TYPE, current, "1")
+    subscription = server._subscriptions[ADDRESS_TYPE]
+    subscription.sent = Held(subscription.sent)
+    server.receive(Request(ADDRESS_TYPE, unsubscribe=("a", "b", *map(str, range(5000))), nonce="1"))
+    assert Held.walks == 1
+    assert server.push(ADDRESS_TYPE, current, "2") is None, "nor is it told that what it took back is gone"
+    server.receive(Request(ADDRESS_TYPE, subscribe=("a",)))
+    assert names(server.push(ADDRESS_TYPE, current, "2")) == (["a"], [])
+
+
 def test_a_name_asked_for_on_a_wildcard_stream_is_answered_at_once() -> None:
     server = subscribed()
     server.push(ADDRESS_TYPE, snapshot(resource("a")), "1")
