@@ -1,9 +1,10 @@
 """What objects mean to each other: the pods there are, whom a selector means, who is in the mesh, what cannot be together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from mesh.manifests.cluster import Namespace, Node
 from mesh.manifests.deployment import Deployment
+from mesh.manifests.endpoint_slice import SERVICE, EndpointSlice
 from mesh.manifests.gateway import NETWORK
 from mesh.manifests.metadata import Object
 from mesh.manifests.pod import Pod
@@ -96,13 +97,13 @@ def service_selects(service: Service | ServiceEntry, one: Pod | WorkloadEntry) -
 def check_references(objects: Iterable[Object]) -> list[Problem]:
     """Find what is wrong only between objects: pods of one name, nodes that share addresses or do not exist.
 
-    Waypoints that are not there are warnings: who wants one may come before it. For a whole set; the problems name objects, not
-    files.
+    Waypoints that are not there are warnings, and so is whom a slice names: who wants one may come before it. For a whole set;
+    the problems name objects, not files.
     """
     known = list(objects)
     nodes = {one.name: one for one in known if isinstance(one, Node)}
     refused = [*_overlaps(list(nodes.values())), *_pod_clashes(known), *_unplaced(known, nodes), *_fixed_addresses(known)]
-    return [*refused, *_waypoints(known)]
+    return [*refused, *_waypoints(known), *_absent(known)]
 
 
 def _refuse(one: Object, field: str, reason: str) -> Problem:
@@ -145,6 +146,21 @@ def _unplaced(objects: list[Object], nodes: Mapping[str, Node]) -> list[Problem]
             field = "spec.nodeName" if isinstance(one, Pod) else "spec.template.spec.nodeName"
             problems.append(_refuse(one, field, f"there is no Node {spec.node_name}"))
     return problems
+
+
+def _absent(objects: list[Object]) -> Iterator[Problem]:
+    """Whom slices name and nobody has written: nobody is reached by them, and nothing else would say so."""
+    slices = [one for one in objects if isinstance(one, EndpointSlice)]
+    pods = {(one.namespace, one.name) for one in pods_of(objects)} if slices else set()
+    services = {(one.namespace, one.name) for one in objects if isinstance(one, Service)} if slices else set()
+    for one in slices:
+        if one.service and (one.namespace, one.service) not in services:
+            reason = f"there is no Service {one.namespace}/{one.service}: it stands behind nobody until there is"
+            yield _warn(one, f"metadata.labels[{SERVICE}]", reason)
+        for index, endpoint in enumerate(one.endpoints):
+            if endpoint.pod and (one.namespace, endpoint.pod) not in pods:
+                reason = f"there is no Pod {one.namespace}/{endpoint.pod}: it is left out until there is"
+                yield _warn(one, f"endpoints[{index}].targetRef.name", reason)
 
 
 def _fixed_addresses(objects: list[Object]) -> list[Problem]:

@@ -125,7 +125,6 @@ class ServiceEntry(Object):
             ("addresses", len(self.addresses), _MAX_ADDRESSES),
             ("ports", len(self.ports), _MAX_PORTS),
             ("endpoints", len(self.endpoints), _MAX_ENDPOINTS),
-            ("exportTo", len(self.export_to), _MAX_NAMESPACES),
         )
         for key, count, most in counts:
             if count > most:
@@ -136,6 +135,9 @@ class ServiceEntry(Object):
         self._check_endpoints(spec)
         if self.resolution == DYNAMIC:
             self._check_dynamic(spec)
+        if len(self.export_to) > _MAX_NAMESPACES:
+            reason = f"{len(self.export_to)} of them, at most {_MAX_NAMESPACES} are possible: show it to all ('*')"
+            spec.refuse("exportTo", reason)
         if "~" in self.export_to and len(self.export_to) > 1:
             spec.refuse("exportTo", "'~' stands alone: it shows the service to nobody")
 

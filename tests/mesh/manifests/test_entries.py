@@ -136,7 +136,7 @@ def test_it_may_be_shown_to_nobody() -> None:
         (
             entry(f"{STATIC}, exportTo: [{', '.join(f'n{number}' for number in range(257))}]"),
             "spec.exportTo",
-            "257 of them, at most 256 are possible",
+            "257 of them, at most 256 are possible: show it to all ('*')",
         ),
         (entry(f"{STATIC}, exportTo: [a.b]"), "spec.exportTo[0]", "'a.b' is no DNS label"),
         (entry(f"{STATIC}, surprise: 1"), "spec.surprise", "no such field"),
@@ -191,6 +191,21 @@ def test_an_endpoint_slice() -> None:
     (made,) = found
     assert not found.problems and isinstance(made, EndpointSlice) and made.pods == {"p"}
     assert from_dict(made.to_dict()) == made
+
+
+def test_whom_a_slice_names_and_nobody_has_written_is_a_warning() -> None:
+    """The service's pods are then fewer than its author means, and each connection would only say that nobody is there."""
+    wanted = endpoint_slice("{addresses: [192.0.2.1], targetRef: {kind: Pod, name: p}}, {addresses: [192.0.2.2]}")
+    found = check_references(parse({"f": wanted}).objects)
+    assert all(one.warning and one.object == "EndpointSlice demo/db-1" for one in found)
+    assert [(one.field, one.reason) for one in found] == [
+        ("metadata.labels[kubernetes.io/service-name]", "there is no Service demo/db: it stands behind nobody until there is"),
+        ("endpoints[0].targetRef.name", "there is no Pod demo/p: it is left out until there is"),
+    ]
+    pod = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: demo}, spec: {containers: [{name: x, command: [x]}]}}"
+    service = "{apiVersion: v1, kind: Service, metadata: {name: db, namespace: demo}, spec: {ports: [{port: 1}]}}"
+    whole = parse({"f": wanted, "pod": pod, "service": service})
+    assert not whole.problems and not check_references(whole.objects)
 
 
 @pytest.mark.parametrize(
