@@ -242,7 +242,7 @@ class Tunnel(Outflow):
 
     def _leave(self) -> None:
         self._late = True
-        self.loop.rota.add(self._source, self)
+        self.loop.rota.add(self._source, self, stranger=self.server and not self.established)
 
     def _after_reading(self) -> None:
         http = self.http

@@ -59,3 +59,27 @@ def test_who_has_ended_is_forgotten() -> None:
     rota.add("source", gone)
     rota.discard("source", gone)
     assert not rota.waiting
+
+
+def test_strangers_have_every_other_turn_and_each_of_their_sources_has_its_own() -> None:
+    rota = Rota()
+    for number in range(4):
+        rota.add("crowd", Task(f"c{number}"), stranger=True)
+    rota.add("newcomer", Task("n"), stranger=True)
+    for source in "ab":
+        for number in range(2):
+            rota.add(source, Task(f"{source}{number}"))
+    assert drained(rota) == ["c0", "a0", "n", "b0", "c1", "a1", "c2", "b1", "c3"]
+    assert not rota.waiting and rota.take() is None
+
+
+def test_a_stranger_who_has_ended_is_forgotten() -> None:
+    rota, gone = Rota(), Task("gone")
+    rota.add("source", gone, stranger=True)
+    rota.discard("source", gone)
+    assert not rota.waiting and rota.take() is None
+    rota.add("source", gone, stranger=True)
+    rota.add("source", Task("left"), stranger=True)
+    rota.add("source", Task("known"))
+    rota.discard("source", gone)
+    assert drained(rota) == ["left", "known"] and not rota.waiting

@@ -291,6 +291,27 @@ def test_where_turns_are_too_short_for_all_each_source_has_as_much_as_the_next(
     assert min(parts) >= 9 and max(parts) - min(parts) <= 1
 
 
+def test_strangers_of_many_sources_keep_nobody_waiting_who_is_here(
+    neighbours: Neighbours, credentials: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all peers of a service come back at once, beside one that never went."""
+    monkeypatch.setattr("ztunnel.loop.LATE_S", 0.0)
+    _, good = neighbours.guest("good")
+    strangers = [neighbours.tunnel(f"stranger {number}") for number in range(40)]
+    for _, sock in strangers:
+        sock.sendall(end_of(credentials.client, server=False).outgoing.read())
+    loop = neighbours.loop
+    loop.overtime_s = 0.0
+    for _ in range(12):
+        good.say(frame(PING, 0, 0, b"how long"))
+        for _ in range(2):
+            loop.turn(0)
+        assert b"how long" in good.hear()
+    while loop.rota.waiting:
+        loop.turn(0)
+    assert all(sock.recv(100) for _, sock in strangers), "all were greeted"
+
+
 def test_the_streams_of_a_lost_tunnel_are_told_in_parts(neighbours: Neighbours) -> None:
     told: list[Stream] = []
 
