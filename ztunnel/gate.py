@@ -39,7 +39,7 @@ def admit(
         return Rejected(503, f"{local} is a node's address: what listens there is the node's, not {workload.name}'s")
     service: Service | None = None
     if isinstance(authority.host, str):
-        service = inventory.service_by_hostname(authority.host, workload.namespace)
+        service = service_named(inventory, workload, authority.host)
         if service is None:
             return Rejected(503, f"unknown hostname {authority.host}")
         port = _served_port(inventory, service, workload, local, authority.port)
@@ -60,6 +60,14 @@ def admit(
     if announced is None:
         return Rejected(503, f"service {authority.host} has no address to announce to the application in a PROXY header")
     return Admitted(final, service, announced)
+
+
+def service_named(inventory: Inventory, workload: Workload, hostname: str) -> Service | None:
+    """The service that a hostname means to a workload: one that it serves, whoever else may see that; else one that it sees."""
+    for key in workload.services:
+        if key.endswith(f"/{hostname}") and (service := inventory.service(key)) is not None:
+            return service
+    return inventory.service_by_hostname(hostname, workload.namespace)
 
 
 def _announced(authority: Authority, service: Service | None, network: str) -> SocketAddress | None:

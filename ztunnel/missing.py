@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from mesh.inventory import Inventory
 from mesh.workload import Address, BalancingMode, GatewayAddress, NetworkAddress, Service, Workload
+from ztunnel.gate import service_named
 from ztunnel.hbone import Authority
 from ztunnel.route import Request
 
@@ -74,7 +75,7 @@ def missing_inbound(inventory: Inventory, network: str, workload: Workload, loca
     """What `ztunnel.gate.admit` would look for in vain."""
     host = authority.host
     if isinstance(host, str):
-        known = inventory.service_by_hostname(host, workload.namespace) is not None
+        known = service_named(inventory, workload, host) is not None
         return [] if known else _first(_hostname(workload, host))
     if host == local or workload.application_tunnel is not None:
         return []

@@ -72,6 +72,16 @@ def test_a_hostname_is_for_who_serves_it_or_stands_in_front_of_it() -> None:
         assert isinstance(ask("web.amb.svc.cluster.local:443", local, web), Rejected), "a named port has no number here"
 
 
+def test_who_serves_a_service_is_reached_by_its_name_whoever_sees_it() -> None:
+    """One that is shown to other namespaces only: its own pods ask for it in vain, and serve it all the same."""
+    hidden = replace(WEB, shown_to=("elsewhere",))
+    outcome = ask("web.amb.svc.cluster.local:80", SERVER, hidden)
+    assert isinstance(outcome, Admitted) and (outcome.port, outcome.service) == (8080, hidden)
+    assert ask("web.amb.svc.cluster.local:80", replace(SERVER, services={}), hidden) == Rejected(
+        503, "unknown hostname web.amb.svc.cluster.local"
+    )
+
+
 @pytest.mark.parametrize("listed", [8080, 0])
 def test_svc_hostname_port_and_named_port(listed: int) -> None:
     """What the workload itself says of a port counts, and alone where the service has only a name for it."""
