@@ -192,7 +192,7 @@ class Story:
         if not self._states[-1].certified:
             self._tell([self._mesh.authority.certificate_for(CLIENT)], "client")
             self._now(certified=True)
-        until = time.monotonic() + 15
+        until = time.monotonic() + 40
         while True:
             self._hear()
             self._mesh.client.worker.listen(0.02)
