@@ -113,9 +113,12 @@ def slice_workloads(
 def served_by_slices(
     pod: str, slices: Iterable[EndpointSlice], services: Mapping[str, ServiceObject]
 ) -> dict[str, dict[int, int]]:
-    """By which of its ports a pod serves the services whose slices name it as ready; `services`: of its namespace, by name."""
+    """By which of its ports a pod serves the services whose slices name it as ready; `services`: of its namespace, by name.
+
+    Of slices that differ about a port the last by name counts, whichever came first.
+    """
     served: dict[str, dict[int, int]] = {}
-    for one in slices:
+    for one in sorted(slices, key=lambda one: one.title):
         service = services.get(one.service)
         if service is not None and any(endpoint.pod == pod and endpoint.is_ready for endpoint in one.endpoints):
             for key in keys_of(service):

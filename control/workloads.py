@@ -59,6 +59,7 @@ def mesh_workload(
     native = _is_native(labels)
     meshed = native or (report.enrolled and not host_network)
     network = topology.network_of(pod, report.node)
+    served = served_by_pod(pod, services)
     return Workload(
         uid=workload_uid(names, pod.namespace, pod.name),
         name=pod.name,
@@ -79,7 +80,7 @@ def mesh_workload(
         authorization_policies=policies.keys,
         healthy=report.ready,
         cluster_id=names.cluster,
-        services={**{key: dict(ports) for key, ports in sliced.items()}, **served_by_pod(pod, services)},
+        services=served | {key: dict(ports) for key, ports in sliced.items() if key not in served},
         application_tunnel=topology.tunnel_of(pod.namespace, labels),
         locality=_locality(node),
         network_mode=NetworkMode.HOST_NETWORK if host_network else NetworkMode.STANDARD,

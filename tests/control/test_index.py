@@ -250,9 +250,17 @@ def test_every_way_to_a_state_leads_to_the_same_resources(names: MeshNames) -> N
         POD.replace("NAME", "web-9").replace("LABEL", "x: y"),
         ENTRY.replace("SPEC", "workloadSelector: {labels: {app: web}}"),
         ENTRY.replace("SPEC", "workloadSelector: {labels: {tier: back}}, exportTo: ['.']"),
+        ENTRY.replace("SPEC", "endpoints: [{address: 192.0.2.1}], exportTo: [other]"),
         ENTRY.replace("SPEC", "endpoints: [{address: 192.0.2.1}, {network: far}]").replace("demo", "other"),
         SLICE,
         SLICE.replace("192.0.2.5", "192.0.2.6"),
+        SLICE.replace("192.0.2.5]", "192.0.2.5], targetRef: {kind: Pod, name: web-0}"),
+        SLICE.replace("192.0.2.5]", "192.0.2.7], targetRef: {kind: Pod, name: api-1}").replace("name: slice", "name: other"),
+        SLICE.replace("192.0.2.5]", "192.0.2.7], targetRef: {kind: Pod, name: web-0}")
+        .replace("name: slice", "name: more")
+        .replace("port: 81", "port: 82"),
+        SLICE.replace("192.0.2.5]", "192.0.2.7], conditions: {ready: false}, targetRef: {kind: Pod, name: web-1}"),
+        SLICE.replace("192.0.2.5]", "192.0.2.7], targetRef: {kind: Pod, name: web-9}").replace("-name: web}", "-name: gw}"),
         VM,
         VM.replace("tier: back", "tier: front").replace("192.0.2.9", "192.0.2.8"),
         """
@@ -289,6 +297,17 @@ spec:
         fresh.replace_objects(list(current.values()), walked._addresses)
         assert published == fresh.take()
         assert walked.workloads.nouns == fresh.workloads.nouns and walked.services.nouns == fresh.services.nouns
+
+
+def test_of_slices_that_differ_about_a_port_the_last_by_name_counts() -> None:
+    """Not whichever came last: a control plane that starts anew would say something else."""
+    first = SLICE.replace("192.0.2.5]", "192.0.2.5], targetRef: {kind: Pod, name: web-0}")
+    last = first.replace("name: slice", "name: then").replace("port: 81", "port: 82")
+    others = [NODE, pod(label="tier: back"), service().replace("app: web", "tier: front")]
+    for arrivals in ([first, last], [last, first]):
+        index = index_of([*others, arrivals[0]], [report()])
+        index.replace_objects(objects(*others, *arrivals), {})
+        assert index.workloads.nouns[UID].services == {KEY: {81: 82}}
 
 
 def namespace(labels: str) -> str:
