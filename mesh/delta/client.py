@@ -28,7 +28,7 @@ class _Type:
     pending: dict[str, None] = field(default_factory=dict)
     """Names asked for and not answered."""
     unsent: dict[str, bool] = field(default_factory=dict)
-    """Names that the present stream is to carry yet. True: it did, and they are taken back, so they are asked for anyway."""
+    """Names that the present stream is to carry yet. True: it did, and they are taken back."""
     carried: set[str] = field(default_factory=set)
     """Names that it has carried, and those of what it told of and is gone or asked for: its server takes them for asked for."""
     answered: bool = False
@@ -175,9 +175,7 @@ class DeltaClient:
             told |= dict.fromkeys((resource.name, *resource.aliases), refused.get(resource.name, ""))
         answers = {name: told[name] for name in one.pending.keys() & told.keys()}
         for name in answers:
-            del one.pending[name]
-            if not one.unsent.get(name):
-                one.unsent.pop(name, None)
+            del one.pending[name]  # and is sent yet, if it was not: else its server would not tell who else comes to be meant
         return answers
 
     def excess(self, response: Response) -> dict[str, str]:

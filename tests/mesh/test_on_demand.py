@@ -247,6 +247,17 @@ def test_who_asks_for_a_service_that_is_held_is_told_anew_of_what_serves_it() ->
         assert one.satisfied(response, {}) == {WEB.name: ""}
 
 
+def test_a_name_that_is_told_of_before_it_was_asked_for_is_asked_for_yet() -> None:
+    """Else its server would not tell who else comes to have that address."""
+    one = demanding()
+    one.open()
+    one.demand(ADDRESS_TYPE, "/10.244.0.8")
+    told = answered(FAR)
+    one.answer(told)
+    assert one.satisfied(told, {}) == {"/10.244.0.8": ""}
+    assert one.next_demand() == Request(ADDRESS_TYPE, ("/10.244.0.8",)) and one.next_demand() is None
+
+
 def test_a_name_that_is_taken_back_is_asked_for_whatever_is_told_meanwhile() -> None:
     """Else its server would tell of it never more: not of its waypoint, nor that it is gone."""
     one = demanding(WEB)
