@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from control.entries import entry_services, entry_workloads, served_by_slices, slice_workloads
 from control.lookup import service_aliases, workload_aliases, workload_groups
-from control.outsiders import Outsiders, pods_of
+from control.outsiders import Outsiders, named_pods
 from control.reports import Key, PodReport
 from control.selection import Selection
 from control.services import AnyService, hostname_of, mesh_service
@@ -132,7 +132,7 @@ class Index:
             stale.add(namespace)
             dirty |= self._pods_in.get(namespace, set())
         outside = self._outsiders.replace(changes)
-        dirty |= {pod for change in changes for one in change for pod in pods_of(one)}
+        dirty |= {pod for change in changes for one in change for pod in named_pods(one)}
         stale |= outside if len(self.topology.networks) > 1 else set()
         shaping = any(change.touches(*_SHAPING) or any(map(speaks_of_waypoints, change)) for change in changes)
         reshaped = shaping and self._replace_topology()

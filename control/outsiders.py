@@ -44,7 +44,7 @@ class Outsiders:
             if isinstance(before, Outsider):
                 namespaces.add(before.namespace)
                 del self._inside[before.namespace][before.title]
-                for pod in pods_of(before):
+                for pod in named_pods(before):
                     self._naming.discard(pod, before.title)
                 if not self._inside[before.namespace]:
                     del self._inside[before.namespace]
@@ -52,7 +52,7 @@ class Outsiders:
                 namespaces.add(after.namespace)
                 self._inside.setdefault(after.namespace, {})[after.title] = after
                 if isinstance(after, EndpointSlice):
-                    for pod in pods_of(after):
+                    for pod in named_pods(after):
                         self._naming.add(pod, after)
         return namespaces
 
@@ -63,7 +63,7 @@ class Outsiders:
     def pods_behind(self, namespace: str, service: str) -> set[Key]:
         """The pods that slices of a service name."""
         slices = (one for one in self.of(namespace) if isinstance(one, EndpointSlice) and one.service == service)
-        return {pod for one in slices for pod in pods_of(one)}
+        return {pod for one in slices for pod in named_pods(one)}
 
     def became(self, namespace: str, services: Iterable[str], workloads: Iterable[str]) -> _Names:
         """Note what those of a namespace are now, by resource name; returns that together with what they were before."""
@@ -74,6 +74,6 @@ class Outsiders:
         return known[0] | current[0], known[1] | current[1]
 
 
-def pods_of(one: Object | None) -> set[Key]:
+def named_pods(one: Object | None) -> set[Key]:
     """The pods that an object names, if it is a slice."""
     return {(one.namespace, pod) for pod in one.pods} if isinstance(one, EndpointSlice) else set()

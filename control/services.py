@@ -6,7 +6,6 @@ from control.topology import Topology
 from control.vips import Claim
 from mesh import workload as nouns
 from mesh.manifests import (
-    USE_WAYPOINT,
     WAYPOINT_PORT,
     Endpoint,
     Namespace,
@@ -15,7 +14,7 @@ from mesh.manifests import (
     ServiceEntry,
     ServicePort,
     canary_wish,
-    waypoint_wish,
+    spoken_wish,
 )
 from mesh.workload import (
     Address,
@@ -95,7 +94,7 @@ def waypoint_of(namespace: str, topology: Topology, *labels: Mapping[str, str]) 
     Whether there is such a waypoint is not asked: who wants one must not be reached past it. One whose Gateway says that it is
     for others is none.
     """
-    wish = waypoint_wish(namespace, next((one for one in labels if one.get(USE_WAYPOINT)), {}))
+    wish = spoken_wish(namespace, *labels)
     if wish is None or topology.purposes.get(wish, "service") not in ("service", "all"):
         return None
     return waypoint_named(wish)

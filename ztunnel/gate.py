@@ -1,5 +1,6 @@
 """What an inbound request may reach: pure checks before policy, sections 5.3 and 5.4 of the facts of Istio's ztunnel."""
 
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -64,10 +65,15 @@ def admit(
 
 def service_named(inventory: Inventory, workload: Workload, hostname: str) -> Service | None:
     """The service that a hostname means to a workload: one that it serves, whoever else may see that; else one that it sees."""
-    for key in workload.services:
-        if key.endswith(f"/{hostname}") and (service := inventory.service(key)) is not None:
+    for key in served_as(workload, hostname):
+        if (service := inventory.service(key)) is not None:
             return service
     return inventory.service_by_hostname(hostname, workload.namespace)
+
+
+def served_as(workload: Workload, hostname: str) -> Iterator[str]:
+    """Keys of the services of a hostname that a workload serves."""
+    return (key for key in workload.services if key.partition("/")[2] == hostname)
 
 
 def _announced(authority: Authority, service: Service | None, network: str) -> SocketAddress | None:

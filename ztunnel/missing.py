@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from mesh.inventory import Inventory
 from mesh.workload import Address, BalancingMode, GatewayAddress, NetworkAddress, Service, Workload
-from ztunnel.gate import service_named
+from ztunnel.gate import served_as, service_named
 from ztunnel.hbone import Authority
 from ztunnel.route import Request
 
@@ -84,7 +84,7 @@ def missing_inbound(inventory: Inventory, network: str, workload: Workload, loca
 
 def _hostname(workload: Workload, host: str) -> Iterator[str]:
     """Whose service a hostname may be: of the namespace that it names, or of our own."""
-    yield from (key for key in workload.services if key.partition("/")[2] == host)
+    yield from served_as(workload, host)
     labels = host.split(".")
     if labels[2:3] == ["svc"]:
         yield f"{labels[1]}/{host}"

@@ -28,6 +28,7 @@ from mesh.manifests.relations import (
     second_wish,
     selects,
     service_selects,
+    spoken_wish,
     waypoint_wish,
 )
 from mesh.manifests.service import Service, ServicePort
@@ -82,5 +83,6 @@ __all__ = [
     "second_wish",
     "selects",
     "service_selects",
+    "spoken_wish",
     "waypoint_wish",
 ]

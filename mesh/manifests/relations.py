@@ -61,6 +61,11 @@ def waypoint_wish(namespace: str, labels: Mapping[str, str]) -> tuple[str, str] 
     return None if name in ("", "none") else (labels.get(_WAYPOINT_NAMESPACE) or namespace, name)
 
 
+def spoken_wish(namespace: str, *labels: Mapping[str, str]) -> tuple[str, str] | None:
+    """What the first labels that speak of a waypoint ask for, as `waypoint_wish`: a service's own go before its namespace's."""
+    return waypoint_wish(namespace, next((one for one in labels if one.get(USE_WAYPOINT)), {}))
+
+
 def second_wish(namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
     """Namespace and name of the service that labels ask for as a second waypoint; None where they ask for none."""
     name = labels.get(_CANARY, "none")
@@ -196,8 +201,7 @@ def _is_lost(one: Object, owners: Mapping[str, Namespace]) -> bool:
     if not isinstance(one, ServiceEntry) or one.resolution != DYNAMIC:
         return False
     owner = owners.get(one.namespace)
-    spoken = next((labels for labels in (one.labels, owner.labels if owner else {}) if labels.get(USE_WAYPOINT)), {})
-    return waypoint_wish(one.namespace, spoken) is None
+    return spoken_wish(one.namespace, one.labels, owner.labels if owner else {}) is None
 
 
 def _unreachable(wish: tuple[str, str], services: Mapping[tuple[str, str], Service]) -> str:
