@@ -51,7 +51,7 @@ def rows(made: Stage) -> list[Judged]:
     name = "10,000 workloads, 1,000 services, 10,000 policies"
     parts = ", ".join(f"{part} {size:.0f}" for part, size in grown.items())
     return [
-        Judged.at_most(f"{name}: memory of one node's proxy", total, 60.0, "MB").noted(f"({parts})"),
+        Judged.at_most(f"{name}: what one node's proxy grows by", total, 60.0, "MB").noted(f"({parts})"),
         Judged.at_most(f"{name}: from push to in force", policies_s + workloads_s, 1.0, "s").noted(
             f"(services and policies {policies_s:.2f}, workloads {workloads_s:.2f})"
         ),

@@ -77,8 +77,10 @@ ROWS = (
     Row("rr64", "round trip, 64 connections, 1 KiB, p50", "p50_us", "us"),
     Row("rr64", "round trip, 64 connections, 1 KiB, p99", "p99_us", "us"),
     Row("rr64", "CPU of the proxies per request, 64 connections", CPU, "us", False, 0.95, 0.7),
-    Row("rr1_64", "CPU of the proxies per request, 1 connection, 64 B", CPU, "us", False, 1.0, 1.1),
-    Row("rr1_1k", "CPU of the proxies per request, 1 connection, 1 KiB", CPU, "us", False, 1.0, 1.1),
+    *(
+        Row(f"rr1_{key}", f"CPU of the proxies per request, 1 connection, {size}", CPU, "us", False, 1.0, 1.1)
+        for key, size in SIZES.items()
+    ),
     *_bulk(),
     Row("crr", "connect + request, same peer (pooled)", "per_s", "1/s", True, 1.35, 1.15),
     Row("crr", "connect + request, same peer, p99", "p99_us", "us"),

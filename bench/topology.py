@@ -39,6 +39,7 @@ PODS = (
     Place(PEER, "far", "b", serves=True),
 )
 DENY = "bench-deny"
+_CLIENT = {"principals": [f"cluster.local/ns/{MESH}/sa/client"]}
 
 
 def place(namespace: str, name: str) -> Place:
@@ -47,7 +48,10 @@ def place(namespace: str, name: str) -> Place:
 
 
 def manifests(server_source: str) -> str:
-    """The bench's objects as YAML. Servers run the load generator from its source: no file of it need be seen in a pod."""
+    """The bench's objects as YAML, a policy that lets the client in among them.
+
+    Servers run the load generator from its source: no file of it need be seen in a pod.
+    """
     serve = ["/usr/bin/python3", "-c", server_source, "--port", str(PORT)]
     idle = ["/usr/bin/sleep", "infinity"]
     objects: list[dict[str, object]] = [
@@ -56,6 +60,7 @@ def manifests(server_source: str) -> str:
     ]
     for namespace, labels in ((MESH, {"istio.io/dataplane-mode": "ambient"}), (PLAIN, {}), (PEER, {})):
         objects.append({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}})
+    objects.append(_policy("bench-allow", {"action": "ALLOW", "rules": [{"from": [{"source": _CLIENT}]}]}))
     for one in PODS:
         meta = {"name": one.name, "namespace": one.namespace}
         objects.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
@@ -90,16 +95,10 @@ def far_service() -> tuple[str, str]:
 
 def deny_policy() -> str:
     """A policy that forbids the enrolled client to reach the server on the other node."""
-    source = {"principals": [f"cluster.local/ns/{MESH}/sa/client"]}
-    return yaml.safe_dump(
-        {
-            "apiVersion": "security.istio.io/v1",
-            "kind": "AuthorizationPolicy",
-            "metadata": {"name": DENY, "namespace": MESH},
-            "spec": {
-                "selector": {"matchLabels": {"app": "far"}},
-                "action": "DENY",
-                "rules": [{"from": [{"source": source}]}],
-            },
-        }
-    )
+    rules = [{"from": [{"source": _CLIENT}]}]
+    return yaml.safe_dump(_policy(DENY, {"selector": {"matchLabels": {"app": "far"}}, "action": "DENY", "rules": rules}))
+
+
+def _policy(name: str, spec: dict[str, object]) -> dict[str, object]:
+    meta = {"name": name, "namespace": MESH}
+    return {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": meta, "spec": spec}

@@ -1,15 +1,18 @@
 """The large mesh is as large as it says, and its parts are valid."""
 
 import json
+from collections.abc import Iterable
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from bench.policy_cost import cost_us
+from bench import policy_cost
 from bench.scale import objects, policies, reports, stranger
 from bench.topology import NODES, crowd
 from mesh.manifests import Pod, parse
-from mesh.policy_set import evaluate
+from mesh.matching import Connection
+from mesh.policy import Policy
+from mesh.policy_set import Verdict, evaluate
 from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 
@@ -45,4 +48,16 @@ def test_no_policy_matches_the_stranger_who_is_refused_by_default() -> None:
     workload = Workload(uid="w", name="server", namespace="ns", addresses=(address,))
     verdict = evaluate(store.applicable(workload), stranger(IPv4Address("10.0.0.1"), address))
     assert not verdict.allowed and verdict.policy is None
-    assert 0 < cost_us(store, workload) < 1e6
+
+
+def test_no_verdict_is_measured_that_is_only_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Connection] = []
+
+    def decide(policies: Iterable[Policy], connection: Connection) -> Verdict:
+        asked.append(connection)
+        return evaluate(policies, connection)
+
+    monkeypatch.setattr(policy_cost, "evaluate", decide)
+    workload = Workload(uid="w", name="server", namespace="ns", addresses=(IPv4Address("10.0.0.2"),))
+    assert 0 < policy_cost.cost_us(PolicyStore(), workload) < 1e6
+    assert len(asked) == len(set(asked)) > 1

@@ -5,7 +5,7 @@ import pytest
 from bench.contenders import ENVOY_HBONE, WEFT, ZTUNNEL
 from bench.figures import Figure, Round
 from bench.tables import across, costs, markdown, near
-from bench.targets import ROWS, Judged, Row, is_met
+from bench.targets import CPU, ROWS, SIZE_BYTES, Judged, Row, is_met
 
 pytestmark = pytest.mark.unit
 _BULK = next(row for row in ROWS if row.load == "up1" and row.figure == "gb_per_s")
@@ -50,6 +50,11 @@ def test_targets_of_bulk_depend_on_whose_tls_library_it_is() -> None:
 def test_every_load_that_is_judged_has_one_name() -> None:
     assert len({(row.load, row.figure) for row in ROWS}) == len(ROWS) == len({row.name for row in ROWS})
     assert all(isinstance(row, Row) for row in ROWS)
+
+
+def test_cpu_and_both_latencies_are_judged_at_one_connection_of_every_size() -> None:
+    judged = {(row.load, row.figure) for row in ROWS if row.envoy and row.ztunnel}
+    assert judged >= {(f"rr1_{size}", figure) for size in SIZE_BYTES for figure in ("p50_us", "p99_us", CPU)}
 
 
 def test_verdicts_are_of_what_is_printed() -> None:

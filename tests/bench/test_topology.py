@@ -14,7 +14,7 @@ from bench.envoy_pair import configurations, make_certificates
 from bench.key_exchange import group_of
 from bench.pair import Ends
 from bench.topology import MESH, NODES, PODS, deny_policy, manifests
-from mesh.manifests import Namespace, Node, Pod, is_enrolled, parse
+from mesh.manifests import AuthorizationPolicy, Namespace, Node, Pod, is_enrolled, parse
 from ztunnel.openssl_conf import openssl_conf
 
 pytestmark = pytest.mark.unit
@@ -30,6 +30,13 @@ def test_manifests_are_valid_and_the_same_pods_are_there_twice() -> None:
     assert {f"{pod.namespace}/{pod.name}" for pod in pods} == {place.key for place in PODS}
     for pod in pods:
         assert is_enrolled(pod, namespaces[pod.namespace]) == (pod.namespace == MESH)
+
+
+def test_a_policy_decides_about_every_connection_of_the_client() -> None:
+    (policy,) = parse({"bench.yaml": manifests("print()")}).of(AuthorizationPolicy)
+    assert (policy.metadata.namespace, policy.selector, policy.action) == (MESH, None, "ALLOW")
+    (denied,) = parse({"deny.yaml": deny_policy()}).of(AuthorizationPolicy)
+    assert policy.rules == denied.rules, "of the client, and of nobody else"
 
 
 def test_the_policy_forbids_the_client_alone() -> None:
