@@ -32,7 +32,7 @@ def control_endpoint(prefix: str, environment: Mapping[str, str], places: NodePl
     default = "https://istiod.istio-system.svc:15012" if "KUBERNETES_SERVICE_HOST" in environment else "https://localhost:15012"
     header = f"{prefix}_HEADER_"
     return Endpoint(
-        host_and_port(f"{prefix}_ADDRESS", environment.get(f"{prefix}_ADDRESS", default), CONTROL_PORT),
+        host_and_port(f"{prefix}_ADDRESS", environment.get(f"{prefix}_ADDRESS") or default, CONTROL_PORT),
         _root(environment.get(f"{prefix}_ROOT_CA", ""), places),
         _token(environment.get("AUTH_TOKEN", ""), places),
         cluster_id,

@@ -1,4 +1,9 @@
-"""What other proxies and whoever reaches 15008 send: HTTP/2, HPACK, CONNECT requests, ClientHello, names in certificates."""
+"""What other proxies and whoever reaches 15008 send: HTTP/2, HPACK, CONNECT requests, ClientHello, names in certificates.
+
+And what they have us write: PROXY headers.
+"""
+
+from ipaddress import ip_address
 
 import pytest
 from hpack.exceptions import HPACKError
@@ -14,6 +19,7 @@ from ztunnel.client_hello import MAX_HELLO_BYTES, Hello, offered_protocols
 from ztunnel.fields import FieldReader, Fields, list_bytes
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, SERVER_OPENING, SERVER_STREAMS, ProtocolError, frame
 from ztunnel.hbone import Authority, BadRequest, Malformed, _read, forwarded_host, parse_authority, read_request, read_status
+from ztunnel.proxy_header import proxy_header
 from ztunnel.tls import check_client, check_server
 from ztunnel.verification import PeerRefused
 
@@ -152,6 +158,29 @@ def _names(data: bytes) -> None:
         assert str(PEER) not in names
 
 
+def _proxy_header(data: bytes) -> None:
+    """What an application is told of a peer: whoever reads it by the protocol's text learns just that, and reads no further."""
+    cursor = Cursor(data)
+    ends = []
+    for _ in range(2):
+        size = 16 if cursor.byte() & 1 else 4
+        ends.append((ip_address(cursor.take(size).ljust(size, b"\0")), cursor.byte() << 8))
+    identity = first_identity([cursor.rest().decode("latin-1")]) or PEER
+    header = proxy_header(ends[0], ends[1], identity)
+    assert header[:13] == b"\r\n\r\n\0\r\nQUIT\n\x21"
+    kind, length = header[13], int.from_bytes(header[14:16], "big")
+    size = {0x11: 12, 0x21: 36, 0x01: 0}[kind]
+    assert len(header) == 16 + length < 1024
+    if size:
+        wide = (size - 4) // 2
+        said = [header[16 + wide * place : 16 + wide * (place + 1)] for place in range(2)]
+        ports = [int.from_bytes(header[16 + 2 * wide + 2 * place :][:2], "big") for place in range(2)]
+        assert [(ip_address(one), port) for one, port in zip(said, ports, strict=True)] == ends
+    else:
+        assert ends[0][0].version != ends[1][0].version
+    assert header[16 + size :] == b"\xd0" + len(str(identity)).to_bytes(2, "big") + str(identity).encode()
+
+
 _START = frame(HEADERS, END_HEADERS, 1, BLOCK)
 _URI = str(PEER).encode()
 TARGETS = (
@@ -167,5 +196,11 @@ TARGETS = (
     Target("authority", _authority, [b"10.0.0.1:80", b"[fd00::1]:443", b"web.demo.svc.cluster.local:8080"], 600),
     Target("baggage-forwarded", _values, [BAGGAGE, b'for="10.244.1.5:45896";host=web.amb.svc.cluster.local']),
     Target("client-hello", _hello, [USUAL, USUAL[:5] + USUAL[5:200]], MAX_HELLO_BYTES + 100),
+    Target(
+        "proxy-header",
+        _proxy_header,
+        [b"\0\x0a\0\0\1\x50\0\x0a\0\0\2\x50" + _URI, b"\1" + bytes(16) + b"\1\0\x0a\0\0\2\x50"],
+        1024,
+    ),
     Target("certificate-names", _names, [_URI, b"https://x\n" + _URI, b"spiffe://other/ns/a/sa/b\n" + _URI]),
 )

@@ -302,8 +302,9 @@ def test_on_demand_goes_without_pods_dns() -> None:
 
 
 def test_no_address_is_no_control_plane() -> None:
-    config = read(XDS_ADDRESS="")
-    assert config.xds is None and config.ca.address == "localhost:15012"
+    config = read(XDS_ADDRESS="", CA_ADDRESS="")
+    assert config.xds is None
+    assert config.ca.address == "localhost:15012", "of the CA: as if it were not set, for who has no use for a CA"
     assert dump_config(config)["xds"] is None
 
 
