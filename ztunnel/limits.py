@@ -60,16 +60,15 @@ class Held:
 class PartHeld(Held):
     """Those of one peer, of what a pod may hold: half at most, so that whoever uses all of its part does so to itself."""
 
-    __slots__ = ("_pod",)
+    __slots__ = ()
 
     def __init__(self, pod: Held) -> None:
         super().__init__(pod.limit // 2, pod)
-        self._pod = pod
 
     def refuses(self) -> bool:
         """See Held; counted at the pod."""
-        if self.bytes > self.limit:
-            self._pod.refused += 1
+        if self.bytes > self.limit and self._whole is not None:
+            self._whole.refused += 1
             return True
         return super().refuses()
 

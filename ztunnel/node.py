@@ -139,7 +139,7 @@ class Node:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a connection is open or on its way to be, or a nameserver is being asked."""
+        """Whether a connection is open or on its way to be, its last bytes wait, or a nameserver is being asked."""
         begun = (
             self.handshakes,
             self.client_handshakes,
@@ -148,7 +148,9 @@ class Node:
             self.vault.deadlines,
             self.socks_clients,
         )
-        return bool(self.ledger.open or self.dns_upstream.under_way) or any(len(one) for one in begun)
+        if self.ledger.open or self.dns_upstream.under_way:
+            return True
+        return any(len(one) for one in begun) or any(tunnel.queued for tunnel in self.tunnels)
 
     def fail_early(
         self,

@@ -8,8 +8,9 @@ what it does not take waits here, up to the stream's window, and reopens windows
 an application's FIN becomes END_STREAM and the other way round. Resets both ways: an application's RST becomes RST_STREAM
 CANCEL, and any RST_STREAM but NO_ERROR becomes a RST.
 
-Bytes that an application sends at once may travel behind its request, before the answer, up to EARLY_BYTES: that saves a
-new connection one round trip between nodes. They go to a peer that has proved its identity, and stop there when it refuses.
+Bytes that an application sends at once may travel behind its request, before the answer, up to EARLY_BYTES of the window that
+is known then: that saves a new connection one round trip between nodes. They go to a peer that has proved its identity, and
+stop there when it refuses.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,8 @@ that makes us queue far beyond that (by asking for answers that it does not read
 """
 
 import ssl
-from socket import AF_UNIX, IPPROTO_TCP, TCP_NOTSENT_LOWAT, socket
+from contextlib import suppress
+from socket import AF_UNIX, IPPROTO_TCP, SHUT_WR, TCP_NOTSENT_LOWAT, socket
 
 from mesh.identity import Identity
 from ztunnel import buffers
@@ -318,10 +319,21 @@ class Tunnel(Outflow):
     # --- sending
 
     def flush(self) -> None:
-        """Write all small frames, and close when nothing is left to do, what has come and waits for its turn included."""
+        """Write all small frames, and end when nothing is left to do, what has come and waits for its turn included."""
         self._write_small()
         if self.http.draining and self.http.finished and self.open and not self.queued and not self._late:
-            self.close("-", "")
+            self._finish()
+
+    def _finish(self) -> None:
+        """Say that this was all, and close when the peer has heard it, and closes.
+
+        What it still says to a socket that is closed is answered with a reset, and what was on its way to it is lost.
+        """
+        if self._sock.family != AF_UNIX:  # else all is at its other end already
+            with suppress(OSError):
+                self._sock.shutdown(SHUT_WR)
+                return
+        self.close("-", "")
 
     # --- what the connection asks of its owner
 
@@ -403,6 +415,8 @@ class Tunnel(Outflow):
         self._rest = _NOTHING
         streams = self.http.abandon()
         self.lost_streams = len(streams)
-        Wreck(self.loop, self._source, streams, flag, error).go_on()
-        self.owner.closed(self, flag, error)
-        self.http.owner = NOBODY  # the two refer to each other, and OpenSSL's memory must not wait for a collector
+        try:
+            Wreck(self.loop, self._source, streams, flag, error).go_on()
+        finally:  # a stream may fail
+            self.owner.closed(self, flag, error)
+            self.http.owner = NOBODY  # the two refer to each other, and OpenSSL's memory must not wait for a collector

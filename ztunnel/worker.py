@@ -252,7 +252,9 @@ class Worker:
     def _end_when_done(self) -> None:
         """End when no connection is open or beginning; tunnels without any have a moment for their GOAWAYs."""
         assert self._node is not None
-        if not self._node.is_busy and (not self._node.tunnels or self._loop.now >= self._tunnels_until):
+        if self._node.is_busy:
+            self._tunnels_until = self._loop.now + FAREWELL_S
+        elif not self._node.tunnels or self._loop.now >= self._tunnels_until:
             self._stop()
 
     def _stop(self) -> None:

@@ -19,11 +19,12 @@ class Wreck:
 
     def go_on(self) -> None:
         """Tell some of them; the others when the source's turn comes (ztunnel.rota)."""
-        for _ in range(min(STREAMS_PER_TURN, len(self._streams))):
-            self._streams.pop().connection_lost(self._flag, self._error)
-        if self._streams:
-            self._loop.rota.add(self._source, self)
+        try:
+            for _ in range(min(STREAMS_PER_TURN, len(self._streams))):
+                self._streams.pop().connection_lost(self._flag, self._error)
+        finally:  # one of them may fail: the others are told all the same
+            if self._streams:
+                self._loop.rota.add(self._source, self)
 
     def crashed(self, error: Exception) -> None:
-        """See ztunnel.loop.Handler: one stream failed; the others are told all the same."""
-        self.go_on()
+        """See ztunnel.loop.Crashing: whoever is left has a turn to come."""

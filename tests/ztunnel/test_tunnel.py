@@ -334,6 +334,26 @@ def test_the_streams_of_a_lost_tunnel_are_told_in_parts(neighbours: Neighbours) 
     assert told == streams, "each once, in order"
 
 
+def test_a_stream_that_fails_when_its_tunnel_is_lost_costs_nobody_else_the_news(neighbours: Neighbours) -> None:
+    told: list[Stream] = []
+
+    class Failing(Deaf):
+        def connection_lost(self, flag: Flag, error: str) -> None:
+            told.append(self)
+            raise RuntimeError("a test")
+
+    loop, (flooder, _) = neighbours.loop, neighbours.guest("flooder")
+    streams = [Failing(flooder) for _ in range(9)]
+    for place, stream in enumerate(streams):
+        flooder.http.adopt(stream, 2 * place + 3)
+    with pytest.raises(RuntimeError):
+        flooder.close("-", "gone")
+    assert neighbours.host.errors == ["gone"], "its owner knows all the same"
+    while loop.rota.waiting:
+        loop.turn(0)
+    assert told == streams
+
+
 def test_nothing_is_left_over_where_buffers_are_full(neighbours: Neighbours) -> None:
     flooder, flood = neighbours.guest("flooder")
     stream = neighbours.host.streams[flooder]
