@@ -262,9 +262,18 @@ class FieldWriter:
         return encoder
 
     def resize(self, table_bytes: int) -> None:
-        """Follow the peer's HEADER_TABLE_SIZE, up to our own bound."""
+        """Follow the peer's HEADER_TABLE_SIZE, up to our own bound.
+
+        The next block says the smallest size since the last one, and the present one (RFC 7541, 4.2). The library would say
+        each, though the peer takes none beyond its last word by then; and nothing at all where the last one was no change.
+        """
+        encoder, size = self._encoder, min(table_bytes, HPACK_TABLE_BYTES)
+        if size == encoder.header_table_size:
+            return
         self._stable.clear()
-        self._encoder.header_table_size = min(table_bytes, HPACK_TABLE_BYTES)
+        smallest = min((size, *encoder.table_size_changes))
+        encoder.header_table_size = size
+        encoder.table_size_changes = [size] if smallest == size else [smallest, size]
 
     def encode(self, fields: Fields | Repeating) -> bytes:
         """Encode in the given order."""

@@ -30,6 +30,7 @@ from ztunnel.frames import (
     Setting,
     Sizes,
 )
+from ztunnel.hbone import read_status
 from ztunnel.intake import WORK_OF_RESET, Intake
 
 PING_INTERVAL_S = 10.0
@@ -143,6 +144,9 @@ class Connection(Intake):
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"second HEADERS on stream {sid}")
             self.end_of_peer(stream)  # trailers: nothing in them for us
         elif stream is not None:
+            if not ended and 100 <= read_status(fields) < 200:
+                self._spend(self._control, "interim answers")
+                return
             stream.answered = True
             stream.peer_answered(fields)
             if ended and self.streams.get(sid) is stream:

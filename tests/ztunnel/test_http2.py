@@ -4,12 +4,13 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from hpack import Decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztunnel import frames
 from ztunnel.channel import Flag
-from ztunnel.fields import Fields, literal
+from ztunnel.fields import Fields, FieldWriter, literal
 from ztunnel.flow import Stream
 from ztunnel.frames import (
     ACK,
@@ -285,6 +286,44 @@ def test_the_201st_stream_is_refused_and_the_others_live() -> None:
         client.http.request(stream, REQUEST, b"")
     talk(client, server)
     assert len(server.http.streams) == 200 and many[200].heard == ["reset 7"] and many[0].heard == []
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (64, 64), (4096,), (0, 4096), (1000, 64, 4096), (64, 4000, 64), (0, 1 << 20)])
+def test_whatever_table_sizes_a_peer_sets_it_can_read_the_next_block(sizes: tuple[int, ...]) -> None:
+    writer, reader = FieldWriter(), Decoder()
+    for _ in range(2):
+        assert [tuple(field) for field in reader.decode(writer.encode(REQUEST), raw=True)] == REQUEST
+    for size in sizes:
+        writer.resize(size)
+    reader.max_allowed_table_size = sizes[-1]  # by then all are acknowledged
+    for _ in range(3):
+        assert [tuple(field) for field in reader.decode(writer.encode(REQUEST), raw=True)] == REQUEST
+    assert reader.header_table_size == min(sizes[-1], 4096)
+
+
+def test_interim_answers_are_passed_over() -> None:
+    """A client must be able to: RFC 9110 section 15.2."""
+    client, server = pair()
+    mine = Recorder()
+    client.http.request(mine, REQUEST, b"")
+    talk(client, server)
+    for status in (b"100", b"103"):
+        server.http.answer(server.streams[0], [(b":status", status)])
+    talk(client, server)
+    assert (mine.heard, mine.answered) == ([], False)
+    server.http.answer(server.streams[0], [(b":status", b"200")])
+    talk(client, server)
+    assert (mine.heard, mine.answered) == (["answer 200"], True)
+    with pytest.raises(ProtocolError, match="PROTOCOL_ERROR: second HEADERS"):
+        client.hears(frame(HEADERS, END_HEADERS, 1, literal(b":status", b"103")))
+
+
+def test_interim_answers_have_an_allowance() -> None:
+    client, server = pair()
+    client.http.request(Recorder(), REQUEST, b"")
+    talk(client, server)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many interim answers"):
+        client.hears(frame(HEADERS, END_HEADERS, 1, literal(b":status", b"103")) * 300)
 
 
 def test_new_windows_apply_to_open_streams() -> None:
