@@ -155,6 +155,7 @@ class Netns:
 def _set_foreign_options(sock: socket.socket) -> None:
     """For a connection to an application in the pod, whose end the kernel knows, from an address that may not be here."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _keep_urgent_bytes(sock)
     reset_on_close(sock)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports need only be unique for one destination
     level, option = (
@@ -169,6 +170,7 @@ def _set_foreign_options(sock: socket.socket) -> None:
 def set_tcp_options(sock: socket.socket, tuning: Tuning) -> None:
     """What every connection gets; a listener hands it on to what it accepts."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _keep_urgent_bytes(sock)
     if tuning.keepalive_s:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, tuning.keepalive_s)
@@ -176,3 +178,8 @@ def set_tcp_options(sock: socket.socket, tuning: Tuning) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, tuning.keepalive_probes)
     if tuning.user_timeout_s:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tuning.user_timeout_s * 1000)
+
+
+def _keep_urgent_bytes(sock: socket.socket) -> None:
+    """What was sent with MSG_OOB is read in its place among the others; else it would be missing there (RFC 6093 section 6)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)

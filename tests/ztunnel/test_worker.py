@@ -134,6 +134,24 @@ def test_both_families_by_workload_address(mesh: World) -> None:
             server.close()
 
 
+@pytest.mark.parametrize("protocol", [TunnelProtocol.HBONE, TunnelProtocol.NONE])
+def test_urgent_bytes_arrive_in_their_place(mesh: World, app: socket.socket, protocol: TunnelProtocol) -> None:
+    """Nothing tells the other end that they are urgent, but none is missing."""
+    mesh.client.worker.tell(UpdateInventory([replace(mesh.server.workload, protocol=protocol)], []))
+    client, server = connected(mesh, app, mesh.server.address, 8080)
+    for one, other in ((client, server), (server, client)):
+        one.sendall(b"stop")
+        one.send(b"!", socket.MSG_OOB)
+        one.sendall(b"now")
+        said = b""
+        while len(said) < 8:
+            said += other.recv(8)
+        assert said == b"stop!now"
+    client.close()
+    server.close()
+    mesh.client.worker.tell(UpdateInventory([mesh.server.workload], []))
+
+
 def test_half_close_either_way(mesh: World, app: socket.socket) -> None:
     client, server = connected(mesh, app)
     client.sendall(b"all I have to say")
