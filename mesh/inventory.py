@@ -272,5 +272,4 @@ def _is_entry(workload: Workload) -> bool:
 
 
 def _claim_rank(workload: Workload) -> tuple[bool, bool, bool]:
-    uid = workload.uid
-    return "//Pod/" in uid, uid.startswith("NetworkGateway/"), workload.protocol is TunnelProtocol.HBONE
+    return workload.is_pod, workload.uid.startswith("NetworkGateway/"), workload.protocol is TunnelProtocol.HBONE

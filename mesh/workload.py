@@ -173,6 +173,11 @@ class Workload:
         """The identity under which this workload's node speaks for it."""
         return _identity(self.trust_domain, self.namespace, self.service_account)
 
+    @property
+    def is_pod(self) -> bool:
+        """Whether it is told of as a pod: not as an endpoint that an entry, or a slice, names."""
+        return "//Pod/" in self.uid
+
 
 @dataclass(frozen=True, slots=True)
 class Service:

@@ -140,11 +140,14 @@ class XdsClient:
         return self._endpoint.address
 
     def demand(self, type_url: str, names: Iterable[str]) -> None:
-        """Ask for resources by name or alias; the answers come through `on_answers`, at once for what is held."""
+        """Ask for resources by name or alias; the answers come through `on_answers`.
+
+        At once for what is held, unless there is a control plane that may know who else has an alias.
+        """
         answers = {}
         for name in names:
             try:
-                if not self._client.demand(type_url, name):
+                if not self._client.demand(type_url, name, self.status.connected):
                     answers[name] = ""
             except ValueError as error:
                 answers[name] = str(error)

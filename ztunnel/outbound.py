@@ -4,7 +4,7 @@ import socket
 from functools import partial
 from random import randbytes
 
-from mesh.workload import Address, Workload
+from mesh.workload import Address, NetworkAddress, Workload
 from ztunnel.balance import NOBODY
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.closing import reset_on_close
@@ -17,6 +17,7 @@ from ztunnel.missing import missing_outbound
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.pool import Key
+from ztunnel.questions import Asker
 from ztunnel.route import Refused, Request, Route, in_mesh
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials
@@ -233,7 +234,7 @@ class Outbound(Tracked):
         if way.key is not None and way.peer is not None:
             self._start_tunnelled(way, way.key, way.peer)
         elif route.address is not None:
-            self._start_plain(route, route.address)
+            self._find_out(route, route.address)
         else:
             resolver, client = self.pod.node.resolver, self._client
             resolver.resolve(route.hostname, self.record.destination[0].version, self, self._resolved, client)
@@ -249,11 +250,31 @@ class Outbound(Tracked):
         outcome = route.resolved(address)
         if isinstance(outcome, Refused):
             self.ended(outcome.flag, outcome.reason)
-            return
-        found = in_mesh(self.pod.node.inventory, outcome)
+        else:
+            self._go_to(outcome)
+
+    def _go_to(self, route: Route) -> None:
+        """An address is known now, or who has it."""
+        found = in_mesh(self.pod.node.inventory, route)
         self._name(found)
         self.record.protocol = found.protocol
         self._go(way_of(self._request, found))
+
+    def _find_out(self, route: Route, address: Address) -> None:
+        """Dial in plain; on demand not before it is known whether an address that an entry tells of is a pod's."""
+        demands, listed = self.pod.node.demands, route.workload
+        if demands is not None and listed is not None and not listed.is_pod:
+            names = [str(NetworkAddress(listed.network, address))]
+            if demands.ask(self, Asker(self.pod.uid, self._client.identity), lambda: names, self._found_out):
+                return
+        self._start_plain(route, address)
+
+    def _found_out(self, error: str) -> None:
+        if error:
+            self.ended("CONNECT", error)
+        elif not self._is_rerouted():
+            assert self._way is not None
+            self._go_to(self._way.route)
 
     def _start_plain(self, route: Route, address: Address) -> None:
         node = self.pod.node
@@ -393,6 +414,8 @@ class Outbound(Tracked):
             if way is not None and way.key is not None:
                 self.pod.pool.cancel(way.key, self)
                 self.pod.node.vault.forget_waiter(self._client.identity, self)
+            if self.pod.node.demands is not None:
+                self.pod.node.demands.forget(self)
             sock.close()
         if error and self._attempts > 1 and not self.was_open:
             error += f" (after {self._attempts - 1} other endpoints failed)"

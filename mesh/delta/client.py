@@ -88,14 +88,15 @@ class DeltaClient:
         self._asked += len(one.pending)
         return Request(url, (ALL,), (ALL,), {**one.versions, **dict.fromkeys(one.pending, "")}, initial=True)
 
-    def demand(self, type_url: str, name: str) -> bool:
+    def demand(self, type_url: str, name: str, whole: bool = False) -> bool:
         """Ask for one resource of a type on demand, by name or alias; False: it is held, there is nothing to wait for.
 
         Who asks for what is held by its own name wants to know what has come to belong to it, and is told anew.
+        `whole`: to be waited for is also who else has an alias, where the present stream was not asked for it yet.
         Raises: ValueError when too many demands wait for an answer.
         """
         one = self._types[type_url]
-        if name in one.by_alias:
+        if name in one.by_alias and (name in one.carried or not whole):
             if name not in one.carried:  # an earlier stream's: this one would not tell who else comes to have that address
                 one.unsent.setdefault(name, False)
             return False

@@ -211,6 +211,21 @@ def test_a_new_stream_carries_names_that_are_held_when_they_are_met_again() -> N
     assert one.next_demand() == Request(ADDRESS_TYPE, ("/10.9.1.1",)) and one.next_demand() is None
 
 
+def test_who_else_has_an_address_is_waited_for_once_a_stream() -> None:
+    """An entry was told of with its service, and is called by its address; a pod that has it too was not asked for."""
+    entry = resource("Kubernetes/networking.istio.io/ServiceEntry/amb/web/10.244.0.8", "/10.244.0.8")
+    one = demanding(entry)
+    one.open()
+    assert one.demand(ADDRESS_TYPE, "/10.244.0.8", whole=True)
+    assert one.next_demand() == Request(ADDRESS_TYPE, ("/10.244.0.8",))
+    response = answered(entry, FAR)
+    one.answer(response)
+    assert one.satisfied(response, {}) == {"/10.244.0.8": ""}
+    assert not one.demand(ADDRESS_TYPE, "/10.244.0.8", whole=True) and one.next_demand() is None
+    one.open()
+    assert one.demand(ADDRESS_TYPE, "/10.244.0.8", whole=True)
+
+
 def test_a_name_that_a_stream_has_carried_is_taken_back_and_asked_for_again() -> None:
     """Recorded: istiod says nothing to who asks again for a name of the stream's, be it one that was nobody's or one that is
     gone; and everything is gone, it says, to who only takes names back."""

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from mesh.workload import GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
+from mesh.workload import GatewayAddress, NamespacedHostname, NetworkAddress, Service, TunnelProtocol, Workload
 from tests.ztunnel.world import CLIENT, SERVER, VIP, PodWorld, World, assert_reset, world
 from ztunnel.channel import Answered, Demand, RemovePod, Unasked, UpdateInventory
 from ztunnel.tuning import Tuning
@@ -74,6 +74,29 @@ def test_what_the_control_plane_does_not_know_is_passed_through(mesh: World) -> 
         server.close()
         assert client.recv(1) == b""
     assert mesh.client.worker.closed().protocol == "TCP"
+
+
+@pytest.mark.parametrize("dialled", ["service", "address"])
+@pytest.mark.parametrize("is_pod", [True, False])
+def test_an_entrys_address_is_not_dialled_in_plain_before_it_is_known_to_be_no_pods(
+    mesh: World, dialled: str, is_pod: bool
+) -> None:
+    """A pod of the mesh that was not fetched yet is reached by mutual TLS all the same."""
+    uid = f"Kubernetes/networking.istio.io/ServiceEntry/shop/web/{mesh.server.address}"
+    entry = replace(mesh.server.workload, uid=uid, protocol=TunnelProtocol.NONE)
+    address, port = (VIP, 80) if dialled == "service" else (mesh.server.address, 8080)
+    tell(mesh.client, mesh.service, entry, answers={})
+    with mesh.server.listen(8080) as listener, mesh.client.connect(address, port) as client:
+        client.sendall(b"patience")
+        asked(mesh.client, f"/{mesh.server.address}")
+        pods = [replace(mesh.server.workload, services={})] if is_pod else []
+        tell(mesh.client, *pods, answers={f"/{mesh.server.address}": ""})
+        server, _ = listener.accept()
+        with server:
+            assert server.recv(100) == b"patience"
+            client.close()
+            assert server.recv(100) == b""
+    assert mesh.client.worker.closed().protocol == ("HBONE" if is_pod else "TCP")
 
 
 def test_nobody_gets_past_a_waypoint_that_is_not_told_of(hasty: World) -> None:
