@@ -87,7 +87,7 @@ class Index:
     """Those written as such, and those of deployments."""
     nodes: dict[str, Node] = field(default_factory=dict)
     topology: Topology = field(default_factory=Topology)
-    _objects: dict[str, Object] = field(default_factory=dict)
+    objects: dict[str, Object] = field(default_factory=dict)
     """By title."""
     _made: dict[str, list[Pod]] = field(default_factory=dict)
     """Pods by the title of the object that they come from."""
@@ -117,13 +117,13 @@ class Index:
 
     def replace_objects(self, objects: Iterable[Object], addresses: Addresses) -> None:
         """Make a whole set of objects current, and the addresses of its services."""
-        before, after = self._objects, {one.title: one for one in objects}
+        before, after = self.objects, {one.title: one for one in objects}
         changes = [_Change(one, None) for title, one in before.items() if title not in after]
         for title, one in after.items():
             known = before.get(title)
             if known is not one and known != one:
                 changes.append(_Change(known, one))
-        self._objects = after
+        self.objects = after
         # Pods first: what services and policies mean is then asked of the pods as they are now.
         dirty = self._replace_pods([change for change in changes if change.touches(Pod, Deployment)])
         dirty |= self._replace_nodes([change for change in changes if change.touches(Node)])
@@ -207,7 +207,7 @@ class Index:
 
     def _replace_topology(self) -> bool:
         """Find out about networks and gateways; whether anything changed about them."""
-        current = topology(self._objects.values(), self.pods.values(), self.names.root_namespace)
+        current = topology(self.objects.values(), self.pods.values(), self.names.root_namespace)
         if current == self.topology:
             return False
         for gone in {one.uid for one in self.topology.gateways} - {one.uid for one in current.gateways}:
@@ -283,7 +283,7 @@ class Index:
         return dirty
 
     def _owner(self, namespace: str) -> Namespace | None:
-        found = self._objects.get(f"Namespace {namespace}")
+        found = self.objects.get(f"Namespace {namespace}")
         return found if isinstance(found, Namespace) else None
 
     def _names_behind(self, namespaces: Iterable[str]) -> Mapping[str, set[str]]:
@@ -315,8 +315,8 @@ class Index:
 
     def _replace_policies(self) -> set[Key]:
         self.conversion = convert(
-            [one for one in self._objects.values() if isinstance(one, AuthorizationPolicy)],
-            [one for one in self._objects.values() if isinstance(one, PeerAuthentication)],
+            [one for one in self.objects.values() if isinstance(one, AuthorizationPolicy)],
+            [one for one in self.objects.values() if isinstance(one, PeerAuthentication)],
             self.names.root_namespace,
         )
         domains = TrustDomains(self.names.trust_domain, self.names.trust_domain_aliases)

@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from control.describe import describe
 from control.entry_addresses import ENTRY_RANGES, vip_name
 from control.examination import Examination
 from control.index import Index
@@ -95,6 +96,33 @@ def test_without_endpoints_dns_says_where_each_host_is() -> None:
     }
     route = decided(index)
     assert isinstance(route, Route) and (route.address, route.hostname, route.port) == (None, "db.example", 8080)
+
+
+def test_each_is_described_with_its_own_object() -> None:
+    named = """
+---
+{apiVersion: v1, kind: Service, metadata: {name: vm, namespace: demo}, spec: {ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: vm-1, namespace: demo, labels: {kubernetes.io/service-name: vm}}
+addressType: IPv4
+endpoints: [{addresses: [192.0.2.9]}]
+"""
+    # The WorkloadEntry has a pod's name, one entry the hostname that a Service of its name would have.
+    entries = entry() + entry(name="gone", host="gone.demo.svc.cluster.local")
+    index = made(entries + workload("address: 192.0.2.7", name="client") + named)
+    assert sorted(one["object"] for one in describe(index, "workloads")) == [
+        "EndpointSlice demo/vm-1",
+        "Pod demo/client",
+        "ServiceEntry demo/db",
+        "ServiceEntry demo/db",
+        "ServiceEntry demo/gone",
+        "ServiceEntry demo/gone",
+        "WorkloadEntry demo/client",
+    ]
+    found = [one["object"] for one in describe(index, "services")]
+    assert sorted(found) == ["Service demo/vm", "ServiceEntry demo/db", "ServiceEntry demo/gone"]
 
 
 def test_resolution_none_goes_where_it_was_dialled() -> None:
