@@ -93,6 +93,8 @@ class Enrolment:
         reason = self._failures.get(request.uid)
         if reason:
             raise EnrolmentFailed(f"pod {pod} is pending: {reason}")
+        if request.uid not in self._desired:
+            raise EnrolmentFailed(f"pod {pod} is not in the mesh: it was withdrawn meanwhile")
 
     async def remove(self, uid: str) -> None:
         """Have a pod out of the mesh; one that is not in it is fine. Raises: EnrolmentFailed."""
@@ -297,7 +299,7 @@ class Enrolment:
         self._settled.set()
         self._settled = asyncio.Event()
         wanted, present = self._desired.get(uid), self._actual.get(uid)
-        if failure:
+        if failure and (wanted or present):
             self._fail(uid, failure)
             return
         self._failures.pop(uid, None)
