@@ -64,9 +64,9 @@ class ZdsConnection:
         self._stream = stream
         self._netns_of = netns_of
         self._queue: asyncio.Queue[tuple[bytes, str, asyncio.Future[str]]] = asyncio.Queue(QUEUE)
-        self._acks: asyncio.Queue[str] = asyncio.Queue()
+        self._answer: asyncio.Future[str] | None = None
+        """To what was sent last, while it is waited for."""
         self._owed = 0
-        self._waiting = False
         self._ended = ""
 
     async def greet(self) -> ProxyPeer:
@@ -137,20 +137,32 @@ class ZdsConnection:
             done.set_result(reason)
 
     async def _exchange(self, message: bytes, uid: str) -> str:
-        """Send one message, with the namespace of `uid` if given, and wait for its answer: the reason, empty for success."""
+        """Send one message, with the namespace of `uid` if given, and wait for its answer: the reason, empty for success.
+
+        Raises: TimeoutError where it is sent and not answered.
+        """
         fds: list[int] = []
         if uid:
             fd = self._netns_of(uid)
             if fd is None:
                 return "withdrawn meanwhile"
             fds = [os.dup(fd)]  # a withdrawal while we wait for room must not put another file under the number
-        self._waiting = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ACK_TIMEOUT_S
+        self._answer = answer = asyncio.Future[str]()
         try:
-            async with asyncio.timeout(ACK_TIMEOUT_S):
-                await self._stream.send(message, fds)
-                return await self._acks.get()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._stream.send(message, fds)
+            except TimeoutError:
+                raise ProxyAway(f"it read nothing for {ACK_TIMEOUT_S:g} s") from None
+            # asyncio.timeout would lose what comes in the very turn in which the time is over: to the next message.
+            await asyncio.wait([answer], timeout=deadline - loop.time())
+            if not answer.done():
+                raise TimeoutError
+            return answer.result()
         finally:
-            self._waiting = False
+            self._answer = None
             for fd in fds:
                 os.close(fd)
 
@@ -163,8 +175,8 @@ class ZdsConnection:
             reason = zds_messages.parse_ack(packet.data)
             if self._owed:
                 self._owed -= 1
-            elif self._waiting and self._acks.empty():
-                self._acks.put_nowait(reason)
+            elif self._answer is not None and not self._answer.done():
+                self._answer.set_result(reason)
             else:
                 raise ProxyAway("it sent an answer that nobody asked for")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -181,6 +182,31 @@ async def late_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_late_answer_is_not_taken_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(late_answer(tmp_path / "zds", monkeypatch))
+
+
+async def answer_at_the_last_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(path, Book()) as (server, _):
+        proxy = await connect(path)
+        await exchange(proxy)
+        await until(lambda: server.synced)
+        monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.1)
+        adding = asyncio.create_task(server.add(WEB))
+        assert (await proxy.receive()).data == ADD_WEB
+        monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 20.0)
+        await proxy.send(SUCCESS)
+        # The agent is busy meanwhile: it finds the answer, and that it waited for too long, at once.
+        asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+        await adding
+        adding = asyncio.create_task(server.add(ONE))
+        assert (await proxy.receive()).data == add(ONE)
+        await proxy.send(NO_CONTROL)
+        with pytest.raises(ProxyAway, match="amb/one"):
+            await adding
+        proxy.close()
+
+
+def test_an_answer_at_the_last_moment_is_the_one_that_was_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(answer_at_the_last_moment(tmp_path / "zds", monkeypatch))
 
 
 @pytest.mark.parametrize(
