@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from control.catalogue import is_refused
 from control.examination import Examination
@@ -26,6 +27,7 @@ NOT_LOADED = "the mesh has no valid set of manifests yet: see weft status"
 RETRY_S = 5.0
 MAX_SHOWN = 20
 """Pods named in one message."""
+_Sort = Literal["addresses", "reports"]
 _log = logging.getLogger("control.cluster")
 
 
@@ -43,8 +45,8 @@ class Cluster:
         """Whether there ever was a valid set of objects: before, nobody is told anything."""
         self.misplaced: dict[str, dict[tuple[str, str], str]] = {}
         """By reporter: pods that were not taken, with the reason."""
-        self.unkept = ""
-        """Why the database does not take what is new, which is in force all the same; empty while it does."""
+        self._unkept: dict[_Sort, str] = {}
+        """Why the database lacks what is new of a sort, which is in force all the same."""
         self.index = Index(names, ranges)
         self._kept_addresses: Mapping[str, tuple[Address, ...]] = store.addresses()
         self._examination = Examination(names.root_namespace, ranges, self._kept_addresses)
@@ -64,8 +66,8 @@ class Cluster:
         if is_refused(findings.problems):
             return findings.problems
         addresses = findings.addresses
-        self._keep_addresses(addresses)
         self._examination.held = addresses
+        self._keep_addresses()
         self.objects = {one.title: one for one in objects}
         self.index.replace_objects(objects, addresses)
         for node in self._tokens.keep_only(self.index.nodes):
@@ -75,32 +77,49 @@ class Cluster:
         self.objects_changed.give()
         return findings.problems
 
-    def _keep_addresses(self, addresses: Mapping[str, tuple[Address, ...]]) -> None:
-        kept = self._kept_addresses
+    def _keep_addresses(self) -> None:
+        kept, addresses = self._kept_addresses, self._examination.held
         wanted = {name: addresses.get(name, ()) for name in addresses.keys() | kept.keys()}
         changes = {name: several for name, several in wanted.items() if several != kept.get(name, ())}
-        if changes and self._keep(lambda: self._store.replace_addresses(changes)):
+        if self._keep("addresses", lambda: self._store.replace_addresses(changes)):
             self._kept_addresses = addresses
 
-    def _keep(self, write: Callable[[], None]) -> bool:
+    def _keep_reports(self, changes: Changes | None = None) -> None:
+        """Write changes, or all of them where some before were not written."""
+        if changes is None or "reports" in self._unkept:
+            self._keep("reports", lambda: self._store.replace_all_reports(self._reports.pods.values()))
+        else:
+            self._keep("reports", lambda: self._store.replace_reports(changes.upserts, changes.removals))
+
+    def _keep(self, sort: _Sort, write: Callable[[], None]) -> bool:
         """Whether the database took it. What it does not take is in force, and forgotten with this process."""
         try:
             write()
         except StoreError as error:
-            if not self.unkept:
+            if not self._unkept:
                 _log.error("%s: what is new is in force, but a restart forgets it", error)
-            self.unkept = str(error)
+            self._unkept[sort] = str(error)
             return False
-        self.unkept = ""
+        self._unkept.pop(sort, None)
         return True
 
+    @property
+    def unkept(self) -> str:
+        """Why the database does not take what is new; empty while it has all."""
+        return next(iter(self._unkept.values()), "")
+
+    def keep(self) -> None:
+        """Have the database take what it did not."""
+        if "addresses" in self._unkept:
+            self._keep_addresses()
+        if "reports" in self._unkept:
+            self._keep_reports()
+
     async def keep_trying(self) -> None:
-        """Have the database take what it did not, for ever."""
+        """The same, for ever."""
         while True:
             await asyncio.sleep(RETRY_S)
-            if self.unkept:
-                self._keep_addresses(self._examination.held)
-                self._keep(lambda: self._store.replace_reports(self._reports.pods.values(), ()))
+            self.keep()
 
     def report(self, reporter: str, reports: Sequence[PodReport]) -> dict[tuple[str, str], str]:
         """Make a reporter's whole list current, but for pods that cannot be where they are said to be: returns those."""
@@ -110,15 +129,17 @@ class Cluster:
         if misplaced != self.misplaced.get(reporter, {}):
             for (namespace, name), reason in list(misplaced.items())[:MAX_SHOWN]:
                 _log.warning("pod not taken: pod=%s/%s reporter=%s: %s", namespace, name, reporter, reason)
-        self.misplaced[reporter] = misplaced
+        self.misplaced.pop(reporter, None)
+        if misplaced:
+            self.misplaced[reporter] = misplaced
         self._take(self._reports.changes(reporter, [one for one in reports if one.key not in misplaced]))
         return misplaced
 
     def _take(self, changes: Changes) -> None:
         if not changes.upserts and not changes.removals:
             return
-        self._keep(lambda: self._store.replace_reports(changes.upserts, changes.removals))
         self._reports.apply(changes)
+        self._keep_reports(changes)
         changed = [*changes.removals, *(one.key for one in changes.upserts)]
         self.index.replace_reports(self._reports.pods, changed)
         self._publish()

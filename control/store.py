@@ -163,6 +163,14 @@ class Store:
             if rows:
                 connection.execute(insert(_reports), rows)
 
+    def replace_all_reports(self, reports: Iterable[PodReport]) -> None:
+        """Know these and no others. Raises: StoreError."""
+        rows = [_row(report) for report in reports]
+        with self._change() as connection:
+            connection.execute(delete(_reports))
+            if rows:
+                connection.execute(insert(_reports), rows)
+
 
 def _configure(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()

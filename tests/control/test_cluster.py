@@ -1,0 +1,88 @@
+"""The state of the mesh, and what of it a restart finds again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from control.cluster import Cluster
+from control.reports import PodReport
+from control.store import Store
+from control.tokens import Tokens
+from control.workloads import MeshNames
+from mesh.manifests import parse
+
+pytestmark = pytest.mark.unit
+
+NODE = "{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}"
+SERVICE = "\n---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: demo}, spec: {ports: [{port: 80}]}}"
+RANGES = [ip_network("10.96.0.0/24")]
+
+
+def cluster_on(store: Store) -> Cluster:
+    return Cluster(MeshNames(), RANGES, store, Tokens(store))
+
+
+def apply(cluster: Cluster, text: str) -> None:
+    assert not cluster.replace_objects(parse({"all": text}).objects)
+
+
+def pods(*names: str) -> list[PodReport]:
+    return [PodReport("demo", name, "lab", f"uid-{name}", "n1", (ip_address(f"10.244.1.{ord(name)}"),)) for name in names]
+
+
+@contextmanager
+def refusing(store: Store) -> Iterator[None]:
+    """The database takes nothing."""
+    with store._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+        yield
+        connection.exec_driver_sql("PRAGMA query_only=OFF")
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_a_pod_that_went_while_the_database_took_nothing_is_not_there_after_a_restart(tmp_path: Path, by_itself: bool) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE)
+    cluster.report("lab", pods("a", "b"))
+    with refusing(store):
+        cluster.report("lab", pods("a"))
+        assert "make room" in cluster.unkept
+    if by_itself:
+        cluster.keep()
+    else:
+        cluster.report("lab", pods("a", "c"))
+    assert not cluster.unkept
+    assert {one.name for one in store.reports()} == ({"a"} if by_itself else {"a", "c"})
+    store.close()
+
+
+def test_what_the_database_takes_does_not_hide_what_it_lacks(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    with refusing(store):
+        apply(cluster, NODE + SERVICE)
+    cluster.report("lab", pods("a"))
+    assert cluster.unkept and not store.addresses()
+    cluster.keep()
+    assert not cluster.unkept and set(store.addresses()) == {"demo/web"}
+    with refusing(store):
+        apply(cluster, NODE)
+    apply(cluster, NODE + SERVICE)  # as the database has it
+    assert not cluster.unkept
+    store.close()
+
+
+def test_who_reports_nothing_wrong_is_not_remembered(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE)
+    [elsewhere] = pods("a")
+    for number in range(3):
+        assert cluster.report(f"lab-{number}", [PodReport("demo", "x", "lab", "u", "n2")])
+        assert not cluster.report(f"lab-{number}", [elsewhere])
+    assert not cluster.misplaced
+    store.close()
