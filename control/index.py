@@ -21,6 +21,7 @@ from typing import NamedTuple
 from control.entries import entry_services, entry_workloads, served_by_slices, slice_workloads
 from control.lookup import service_aliases, workload_aliases, workload_groups
 from control.outsiders import Outsiders, named_pods
+from control.population import Population
 from control.reports import Key, PodReport
 from control.selection import Selection
 from control.services import AnyService, hostname_of, mesh_service
@@ -67,8 +68,27 @@ class _Change(NamedTuple):
     before: Object | None
     after: Object | None
 
+    @property
+    def object(self) -> Object:
+        found = self.after or self.before
+        assert found is not None
+        return found
+
     def touches(self, *kinds: type[Object]) -> bool:
-        return isinstance(self.after or self.before, kinds)
+        return isinstance(self.object, kinds)
+
+
+def _changes(before: Mapping[str, Object], after: Mapping[str, Object]) -> list[_Change]:
+    changes = [_Change(one, None) for title, one in before.items() if title not in after]
+    for title, one in after.items():
+        known = before.get(title)
+        if known is not one and known != one:
+            changes.append(_Change(known, one))
+    return changes
+
+
+def _is_shaping(change: _Change) -> bool:
+    return change.touches(*_SHAPING) or any(map(speaks_of_waypoints, change))
 
 
 @dataclass(slots=True)
@@ -83,15 +103,11 @@ class Index:
     services: Table[MeshService] = field(init=False)
     policies: Table[Policy] = field(init=False)
     conversion: Conversion = field(default_factory=lambda: convert((), ()))
-    pods: dict[Key, Pod] = field(default_factory=dict)
-    """Those written as such, and those of deployments."""
+    population: Population = field(default_factory=Population)
     nodes: dict[str, Node] = field(default_factory=dict)
     topology: Topology = field(default_factory=Topology)
     objects: dict[str, Object] = field(default_factory=dict)
     """By title."""
-    _made: dict[str, list[Pod]] = field(default_factory=dict)
-    """Pods by the title of the object that they come from."""
-    _pods_in: dict[str, set[Key]] = field(default_factory=dict)
     _services_in: dict[str, dict[str, Service]] = field(default_factory=dict)
     _selection: Selection = field(default_factory=Selection)
     _outsiders: Outsiders = field(default_factory=Outsiders)
@@ -99,7 +115,6 @@ class Index:
     """The policies of waypoints, by key; none unless they are wanted."""
     _listed: dict[Key, Listed] = field(default_factory=dict)
     _addresses: Addresses = field(default_factory=dict)
-    _reports: Mapping[Key, PodReport] = field(default_factory=dict)
     _resources: dict[str, Resources] = field(default_factory=lambda: {url: Resources() for url in TYPE_URLS})
 
     def __post_init__(self) -> None:
@@ -115,27 +130,17 @@ class Index:
         taken = {url: resources.take() for url, resources in self._resources.items()}
         return {url: resources for url, resources in taken.items() if resources is not None}
 
+    @property
+    def pods(self) -> Mapping[Key, Pod]:
+        """The pods that are written, wherever they run."""
+        return self.population.pods
+
     def replace_objects(self, objects: Iterable[Object], addresses: Addresses) -> None:
         """Make a whole set of objects current, and the addresses of its services."""
-        before, after = self.objects, {one.title: one for one in objects}
-        changes = [_Change(one, None) for title, one in before.items() if title not in after]
-        for title, one in after.items():
-            known = before.get(title)
-            if known is not one and known != one:
-                changes.append(_Change(known, one))
-        self.objects = after
-        # Pods first: what services and policies mean is then asked of the pods as they are now.
-        dirty = self._replace_pods([change for change in changes if change.touches(Pod, Deployment)])
-        dirty |= self._replace_nodes([change for change in changes if change.touches(Node)])
-        stale = {namespace for namespace, _ in dirty} if len(self.topology.networks) > 1 else set()
-        for namespace in {(one.after or one.before).name for one in changes if one.touches(Namespace)}:  # type: ignore[union-attr]
-            stale.add(namespace)
-            dirty |= self._pods_in.get(namespace, set())
-        outside = self._outsiders.replace(changes)
-        dirty |= {pod for change in changes for one in change for pod in named_pods(one)}
-        stale |= outside if len(self.topology.networks) > 1 else set()
-        shaping = any(change.touches(*_SHAPING) or any(map(speaks_of_waypoints, change)) for change in changes)
-        reshaped = shaping and self._replace_topology()
+        before, self.objects = self.objects, {one.title: one for one in objects}
+        changes = _changes(before, self.objects)
+        dirty, stale, outside = self._touched(changes)
+        reshaped = any(map(_is_shaping, changes)) and self._replace_topology()
         if reshaped:
             stale.update(self._services_in)
             dirty.update(self.pods)
@@ -146,53 +151,45 @@ class Index:
         secured = any(change.touches(AuthorizationPolicy, PeerAuthentication) for change in changes)
         if secured:
             dirty |= self._replace_policies()
-        outside |= stale | {(one.after or one.before).namespace for one in services}  # type: ignore[union-attr]
+        outside |= stale | {change.object.namespace for change in services}
         everywhere = reshaped or secured or any(change.touches(ServiceEntry) for change in changes)
         self._remake_outsiders(self._outsiders.namespaces if everywhere else self._outsiders.namespaces & outside)
         self._replace_workloads(dirty)
 
+    def _touched(self, changes: Sequence[_Change]) -> tuple[set[Key], set[str], set[str]]:
+        """Take in changes of who there is: the pods that these touch, and the namespaces of services, and of outsiders."""
+        # Pods first: what services and policies mean is then asked of the pods as they are now.
+        dirty = self.population.replace(changes)
+        self._list(dirty)
+        dirty |= self._replace_nodes([change for change in changes if change.touches(Node)])
+        outside = self._outsiders.replace(changes)
+        stale = {namespace for namespace, _ in dirty} | outside if len(self.topology.networks) > 1 else set()
+        for namespace in {change.object.name for change in changes if change.touches(Namespace)}:
+            stale.add(namespace)
+            dirty |= self.population.inside(namespace)
+        return dirty | {pod for change in changes for one in change for pod in named_pods(one)}, stale, outside
+
     def replace_reports(self, reports: Mapping[Key, PodReport], changed: Iterable[Key]) -> None:
         """Make pod reports current; `changed` are the pods for which they differ from before."""
-        self._reports = reports
+        self.population.reports = reports
         self._replace_workloads(changed)
 
     def runs_on(self, node: str, namespace: str, service_account: str) -> bool:
         """Whether a pod reported on a node, and not ended, runs under a service account."""
-        keys = (key for key in self._pods_in.get(namespace, ()) if self.pods[key].spec.service_account == service_account)
-        reports = filter(None, map(self._reports.get, keys))
-        return any(report.node == node and not report.is_over for report in reports)
+        return any(report.node == node for report in self.population.running(namespace, service_account))
 
     def runs(self, namespace: str, service_account: str) -> bool:
         """Whether a pod that is reported anywhere, and not ended, runs under a service account."""
-        keys = (key for key in self._pods_in.get(namespace, ()) if self.pods[key].spec.service_account == service_account)
-        return any(not report.is_over for report in filter(None, map(self._reports.get, keys)))
+        return any(True for _ in self.population.running(namespace, service_account))
 
-    def _replace_pods(self, changes: Iterable[_Change]) -> set[Key]:
-        dirty: set[Key] = set()
-        for change in changes:
-            if change.before is not None:
-                for pod in self._made.pop(change.before.title):
-                    dirty.add(self._drop_pod(pod))
-            if isinstance(change.after, (Pod, Deployment)):
-                made = change.after.pods() if isinstance(change.after, Deployment) else [change.after]
-                self._made[change.after.title] = made
-                dirty.update(map(self._add_pod, made))
-        return dirty
-
-    def _drop_pod(self, pod: Pod) -> Key:
-        key = (pod.namespace, pod.name)
-        # A pod of this name may already come from another object; then that one stays.
-        if self.pods.get(key) is pod:
-            del self.pods[key], self._listed[key]
-            self._pods_in[pod.namespace].discard(key)
-        return key
-
-    def _add_pod(self, pod: Pod) -> Key:
-        key = (pod.namespace, pod.name)
-        self.pods[key] = pod
-        self._pods_in.setdefault(pod.namespace, set()).add(key)
-        self._listed[key] = self.conversion.listed_by(pod.namespace, pod.labels)
-        return key
+    def _list(self, pods: Iterable[Key]) -> None:
+        """Find out which policies select pods that are others than before."""
+        for key in pods:
+            pod = self.pods.get(key)
+            if pod is None:
+                self._listed.pop(key, None)
+            else:
+                self._listed[key] = self.conversion.listed_by(pod.namespace, pod.labels)
 
     def _replace_nodes(self, changes: Iterable[_Change]) -> set[Key]:
         names = set()
@@ -203,7 +200,8 @@ class Index:
             elif change.before is not None:
                 del self.nodes[change.before.name]
                 names.add(change.before.name)
-        return {key for key, report in self._reports.items() if report.node in names} if names else set()
+        reports = self.population.reports if names else {}
+        return {key for key, report in reports.items() if report.node in names}
 
     def _replace_topology(self) -> bool:
         """Find out about networks and gateways; whether anything changed about them."""
@@ -258,7 +256,7 @@ class Index:
         for before, after in changes:
             for one in (before, after):
                 if isinstance(one, AnyService):
-                    others = self._pods_in.get(one.namespace, set()) - known
+                    others = self.population.inside(one.namespace) - known
                     dirty.update(key for key in others if service_selects(one, self.pods[key]))
                 if isinstance(one, Service):
                     stale.add(f"{one.namespace}/{one.name}")
@@ -301,7 +299,7 @@ class Index:
         return behind
 
     def _accounts_behind(self, namespace: str) -> Iterator[tuple[str, str]]:
-        for pod in (self.pods[key] for key in self._pods_in.get(namespace, ())):
+        for pod in (self.pods[key] for key in self.population.inside(namespace)):
             for service in self._selection.of(namespace, pod.labels):
                 yield service.title, pod.spec.service_account
             for naming in self._outsiders.naming((namespace, pod.name)):
@@ -332,7 +330,7 @@ class Index:
 
     def _replace_workloads(self, dirty: Iterable[Key]) -> None:
         for key in dirty:
-            pod, report = self.pods.get(key), self._reports.get(key)
+            pod, report = self.pods.get(key), self.population.report_of(key)
             made = None
             if pod is not None and report is not None and report.node in self.nodes:
                 services = self._selection.of(pod.namespace, pod.labels)

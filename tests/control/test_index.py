@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -198,6 +199,22 @@ def test_runs_on() -> None:
     assert not made.runs_on("n2", "demo", "default") and not made.runs_on("n1", "demo", "web")
     assert not index_of([NODE, pod("done")], [report("done", phase="Failed")]).runs_on("n1", "demo", "default")
     assert not index_of([NODE], [report("ghost")]).runs_on("n1", "demo", "default"), "a report is no pod"
+
+
+def test_a_pod_that_is_written_with_another_account_runs_once_it_is_reported_as_another() -> None:
+    other = pod().replace("containers:", "serviceAccountName: vault, containers:", 1)
+    made = index_of([NODE, pod()], [report()])
+    made.replace_objects(objects(NODE), {})
+    made.replace_objects(objects(NODE, other), {})
+    assert not made.runs_on("n1", "demo", "vault") and not made.runs("demo", "vault"), "the former one is what runs"
+    assert UID not in made.workloads.nouns
+    made.replace_objects(objects(NODE, pod()), {})
+    assert made.runs_on("n1", "demo", "default") and UID in made.workloads.nouns, "it was itself all the time"
+    made.replace_objects(objects(NODE, other), {})
+    made.replace_reports({("demo", "web-0"): replace(report(), ready=False)}, [("demo", "web-0")])
+    assert not made.runs("demo", "vault")
+    made.replace_reports({("demo", "web-0"): replace(report(), uid="another")}, [("demo", "web-0")])
+    assert made.runs_on("n1", "demo", "vault") and made.workloads.nouns[UID].service_account == "vault"
 
 
 def test_one_pod_costs_one_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
