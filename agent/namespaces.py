@@ -32,12 +32,15 @@ def find(request: PodRequest, home_fd: int) -> tuple[Pod, int]:
     fd = _open(request.netns)
     if fd is None:
         raise ValueError(f"pod {request}: {request.netns} is not a network namespace: is the pod's sandbox running?")
-    if netns_id(fd) == netns_id(home_fd):
+    try:
+        if netns_id(fd) == netns_id(home_fd):
+            raise ValueError(
+                f"pod {request}: {request.netns} is the node's own namespace: pods on the host network are not enrolled"
+            )
+        return Pod(request, netns_id(fd), netns_cookie(fd, home_fd), boot_id()), fd
+    except BaseException:
         os.close(fd)
-        raise ValueError(
-            f"pod {request}: {request.netns} is the node's own namespace: pods on the host network are not enrolled"
-        )
-    return Pod(request, netns_id(fd), netns_cookie(fd, home_fd), boot_id()), fd
+        raise
 
 
 def find_again(pod: Pod, home_fd: int) -> int | None:
@@ -52,8 +55,12 @@ def find_again(pod: Pod, home_fd: int) -> int | None:
         fd = _open(path)
         if fd is None:
             continue
-        if netns_id(fd) == pod.netns_id and netns_cookie(fd, home_fd) == pod.cookie:
-            return fd
+        try:
+            if netns_id(fd) == pod.netns_id and netns_cookie(fd, home_fd) == pod.cookie:
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
     return None
 

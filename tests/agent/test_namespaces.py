@@ -11,7 +11,7 @@ import pytest
 
 from agent.namespaces import find, find_again, is_alive
 from agent.pod import PodRequest
-from tests.descriptors import few_descriptors
+from tests.descriptors import few_descriptors, open_descriptors
 from wire.cgroup import cgroup2_mount
 from wire.netns import open_home
 
@@ -94,6 +94,20 @@ def test_a_pod_is_not_taken_for_gone_when_no_descriptors_are_left(home: int, cgr
             find_again(pod, home)
     assert not is_alive(pod) and find_again(pod, home) is None
     os.close(fd)
+
+
+def test_what_cannot_be_looked_at_is_let_go_again(home: int) -> None:
+    with namespace():
+        pod, fd = find(request(), home)
+        os.close(fd)
+        for look in (lambda: find(request(), home), lambda: find_again(pod, home)):
+            before = open_descriptors()
+            with (
+                few_descriptors(1),
+                pytest.raises(OSError, match="Too many open files"),
+            ):  # the namespace's, and then no socket's
+                look()
+            assert open_descriptors() <= before
 
 
 def test_same_path_with_another_namespace_is_another_place(home: int) -> None:
