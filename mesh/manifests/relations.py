@@ -78,7 +78,7 @@ def canary_wish(service: Service | ServiceEntry, owner: Namespace | None) -> tup
     What its namespace says counts only where the service names no waypoint of its own. Raises: ValueError for a wrong share.
     """
     levels = [service.metadata]
-    if owner is not None and USE_WAYPOINT not in service.labels:
+    if owner is not None and not service.labels.get(USE_WAYPOINT):
         levels.append(owner.metadata)
     wish = second_wish(service.namespace, next((one.labels for one in levels if _CANARY in one.labels), {}))
     if wish is None:
@@ -223,8 +223,7 @@ def _canaries(
         return [_warn(service, f"metadata.annotations[{_CANARY_WEIGHT}]", f"{error}; the first waypoint gets all")]
     if wish is None:
         return []
-    spoken = next((labels for labels in (service.labels, owner.labels if owner else {}) if USE_WAYPOINT in labels), {})
-    first = waypoint_wish(service.namespace, spoken)
+    first = spoken_wish(service.namespace, service.labels, owner.labels if owner else {})
     if first is None:
         return [_warn(service, where, f"no effect without a first waypoint (label {USE_WAYPOINT})")]
     if first == wish[0]:

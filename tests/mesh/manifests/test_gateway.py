@@ -89,12 +89,13 @@ def test_a_way_that_leads_nowhere_is_a_warning() -> None:
 SERVICE = "{apiVersion: v1, kind: Service, metadata: {name: NAME, labels: {LABELS}, NOTES}, spec: {ports: [{port: 15008}]}}"
 
 
-def canary(labels: str, weight: str = "") -> list[str]:
+def canary(labels: str, weight: str = "", of_namespace: str = "a: b") -> list[str]:
     notes = f"annotations: {{istio.io/use-waypoint-canary-weight: {weight!r}}}" if weight else "creationTimestamp: ''"
     texts = [
         SERVICE.replace("NAME", name).replace("LABELS", said_of).replace("NOTES", noted)
         for name, said_of, noted in (("web", labels, notes), ("gw", "a: b", notes), ("new", "a: b", notes))
     ]
+    texts.append(f"{{apiVersion: v1, kind: Namespace, metadata: {{name: default, labels: {{{of_namespace}}}}}}}")
     found = check_references(parse({"f": "\n---\n".join(texts)}).objects)
     assert all(problem.warning and problem.object == "Service default/web" for problem in found)
     return [problem.reason for problem in found]
@@ -110,5 +111,7 @@ def test_a_second_waypoint() -> None:
     assert canary("istio.io/use-waypoint-canary: new", "25") == [
         "no effect without a first waypoint (label istio.io/use-waypoint)"
     ]
+    nothing = "istio.io/use-waypoint: '', istio.io/use-waypoint-canary: new"
+    assert canary(nothing, "25", "istio.io/use-waypoint: gw") == [], "who says nothing has its namespace's"
     assert canary(both.format("gone"), "25")[0].startswith("there is no Service default/gone")
     assert canary(both.format("gone"), "0") == [], "nobody is sent there"
