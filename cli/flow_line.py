@@ -88,7 +88,7 @@ def kind(flow: Flow) -> str:
         return drop_text(number)
     if event == _VERDICT:
         match = _MATCHES[flow.policy_match_type] if flow.policy_match_type < len(_MATCHES) else "unknown"
-        return f"policy-verdict:{match} {flow_pb2.TrafficDirection.Name(flow.traffic_direction)}"
+        return f"policy-verdict:{match} {_name(flow_pb2.TrafficDirection, flow.traffic_direction)}"
     if event == _TRACE:
         return _observation_point(number)
     if event == _SOCK:

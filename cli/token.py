@@ -23,7 +23,7 @@ Examples:
 def token(node: str, output: str) -> None:
     """Issue a token for a node: its agent and its proxy prove themselves with it. For nodes outside a lab.
 
-    Every call makes one more; earlier ones stay valid.
+    Every call makes one more. The one before stays valid, so that a node can be given the new one; those before that do not.
     """
 
     async def call() -> NodeTokenResponse:

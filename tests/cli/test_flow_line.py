@@ -112,6 +112,12 @@ def test_allowed_flows_do_not_list_policies_unless_the_event_is_a_verdict() -> N
     assert columns(_response(event_type={"type": 5}, **allowed))["VERDICT"] == "ALLOWED BY AuthorizationPolicy web"
 
 
+def test_what_a_newer_node_says_is_shown_by_its_number() -> None:
+    response = _response(event_type={"type": 5}, policy_match_type=99)
+    response.flow.traffic_direction, response.flow.verdict, response.flow.auth_type = 77, 88, 99  # type: ignore[assignment]
+    assert compact(response).endswith(" policy-verdict:unknown 77 88 (; Auth: 99)")
+
+
 def test_control_characters_cannot_fake_a_line() -> None:
     evil = {"namespace": "shop", "pod_name": "evil\x1b[31mpod\r\nMar  5 all is well"}
     line = compact(_response(source=evil, Summary="a\nb\tc\x07"))
