@@ -136,7 +136,7 @@ class Hands:
         if layer == "register":
             self._steered.discard(pod.uid)
             if netns_fd is not None:
-                self._let_handshakes_end(pod, netns_fd)
+                self._let_handshakes_end(pod)
             self._redirect.withdraw(pod.uid, pod.cookie)
         elif layer == "network" and netns_fd is not None:
             record = self._known.get(pod.uid)
@@ -146,9 +146,9 @@ class Hands:
             self._records.remove(pod.uid)
             self._known.pop(pod.uid, None)
 
-    def _let_handshakes_end(self, pod: Pod, netns_fd: int) -> None:
+    def _let_handshakes_end(self, pod: Pod) -> None:
         """Capture nothing more, and wait until the proxy has what is on its way: withdrawing would cut it off."""
-        self._redirect.enrol(redirect_of(pod, capture=False), netns_fd)
+        self._redirect.release(redirect_of(pod, capture=False))
         deadline = time.monotonic() + HANDSHAKES_TIMEOUT_S
         while time.monotonic() < deadline:
             if not any(one.handshakes for one in self._redirect.usage() if one.netns_cookie == pod.cookie):

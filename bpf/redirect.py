@@ -158,6 +158,15 @@ class Redirect:
         if pod.capture:
             self._link(pod.uid, netns_fd)
 
+    def release(self, pod: PodRedirect) -> None:
+        """Capture no new connection of a pod that is on its way out; one that is not in stays out.
+
+        Its addresses may be another pod's already: they stay whose they are.
+        """
+        cookie = _u64(pod.netns_cookie)
+        if self._maps["pods"].get(cookie) is not None:
+            self._maps["pods"].put(cookie, bytes(_pod_value(replace(pod, capture=False))))
+
     def withdraw(self, uid: str, netns_cookie: int) -> None:
         """Take a pod out, with everything that belongs to it. Idempotent; its live connections stay.
 

@@ -124,6 +124,22 @@ def test_a_pod_whose_namespace_vanishes_is_withdrawn(node: Node) -> None:
     assert not list((node.places.bpffs / "links").iterdir())
 
 
+def test_an_address_that_has_gone_to_another_pod_stays_that_ones(node: Node) -> None:
+    node.start_agent()
+    node.start_proxy()
+    node.enrol("a")
+    node.enrol("b")
+    node.ip("b", "addr flush dev eth0")  # b has ended, and its address is given out again before anybody says so
+    node.ip("a", "addr add 10.214.0.3/24 dev eth0")
+    wait_until(lambda: "10.214.0.3" in node.status().pods[0].addresses, "the address to be a's")
+    assert node.post("/cmddel", {"UID": "uid-b"}) == (200, "")
+    redirect = Redirect(node.places.bpffs)
+    assert {one.pod.uid: sorted(map(str, one.pod.addresses)) for one in redirect.enrolled()} == {
+        "uid-a": ["10.214.0.2", "10.214.0.3", "fd14::2"]
+    }
+    redirect.close()
+
+
 def test_a_pod_whose_record_is_lost_stays_served_until_it_is_enrolled_anew(node: Node) -> None:
     agent = node.start_agent()
     proxy = node.start_proxy()
