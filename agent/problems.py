@@ -10,10 +10,14 @@ FULL_SHARE = 0.8
 """Maps and ports that are used beyond this are worth a warning."""
 
 
-def problems(status: StatusResponse, local_ports: int) -> Iterator[str]:
-    """Everything that a status shows to be wrong; `local_ports` is how many connections a pod can have captured."""
+def problems(status: StatusResponse, local_ports: int, last_end: str = "") -> Iterator[str]:
+    """Everything that a status shows to be wrong.
+
+    `local_ports` is how many connections a pod can have captured, `last_end` why the last proxy's connection ended.
+    """
     if not status.proxy.connected:
-        yield "no proxy is connected: connections of enrolled pods are refused: start weft-ztunnel on this node"
+        why = f" (the last one: {last_end})" if last_end else ""
+        yield f"no proxy is connected{why}: connections of enrolled pods are refused: start weft-ztunnel on this node"
     elif not status.proxy.ready:
         yield f"the proxy (process {status.proxy.pid}) has not acknowledged all pods yet"
     if status.control.address and not status.control.connected:

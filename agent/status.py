@@ -75,7 +75,7 @@ class Diagnostics:
             )
         status.excluded.extend(self.exclusions.sentences())
         self._others(status)
-        status.problems.extend(problems(status, self.local_ports))
+        status.problems.extend(problems(status, self.local_ports, self.zds.last_end))
         status.problems.extend(self.enrolment.unreadable.values())
         status.problems.extend(
             f"pod {uid} is captured and no record tells of it: enrol it anew, or withdraw it" for uid in self.enrolment.strays

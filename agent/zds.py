@@ -54,7 +54,7 @@ class ZdsServer:
         self._live: list[_Live] = []
         self._syncing: set[ZdsConnection] = set()
         self.last_end = ""
-        """Why the connection before ended."""
+        """Why the last connection that ended did; empty: none has."""
 
     async def serve(self) -> None:
         """Accept proxies until cancelled; at most five a second, as one that fails at once would otherwise keep us busy."""

@@ -30,6 +30,11 @@ def test_nothing_is_wrong() -> None:
     assert list(problems(status(control=ControlState()), PORTS)) == []  # runs without control by choice
 
 
+def test_says_why_the_last_proxy_is_away() -> None:
+    (said,) = problems(status(proxy=ProxyState()), PORTS, "it owes 3 answers")
+    assert said.startswith("no proxy is connected (the last one: it owes 3 answers): ")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
