@@ -118,7 +118,13 @@ class NodeAgent:
         self._home_fd = open_home()
         self._own_addresses = AddressWatch(self._home_fd, self._home_fd)
         self._pre_mesh = PreMesh(
-            settings.node, self.enrolment, self.view, settings.exclusions, self._node_addresses, self._add_event
+            settings.node,
+            settings.cluster_id,
+            self.enrolment,
+            self.view,
+            settings.exclusions,
+            self._node_addresses,
+            self._add_event,
         )
         self.view.on_change(self._pre_mesh.changed)
         self._control = self._control_client() if settings.control else None

@@ -31,6 +31,7 @@ class PreMesh:
     def __init__(
         self,
         node: str,
+        cluster: str,
         enrolment: Enrolment,
         view: MeshView,
         exclusions: Exclusions,
@@ -40,6 +41,7 @@ class PreMesh:
         """`exclusions`: of every pod of the node, beside each pod's own; `own_addresses`: the node's own, whose processes are
         exempt from policy."""
         self._node = node
+        self._cluster = cluster
         self._enrolment = enrolment
         self._view = view
         self._exclusions = exclusions
@@ -96,7 +98,8 @@ class PreMesh:
     def _judge(self, pod: Pod, one: Connection, inbound: bool) -> ConnectionEvent | None:
         """What becomes of a connection; None while control has not told enough of the pod to say."""
         request = pod.request
-        workload = self._view.inventory.workload_of_pod(request.namespace, request.name, request.service_account, self._node)
+        who = (request.namespace, request.name, request.service_account)
+        workload = self._view.inventory.workload_of_pod(*who, self._node, self._cluster)
         here = (
             FlowEndpoint.of(workload, one.local, one.local_port, pod.flow_labels)
             if workload

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -107,6 +108,19 @@ def test_one_at_an_excluded_port_is_kept_whatever_policies_say(node: Node, contr
     wait_until(lambda: node.status().control.resources == 3, "the mesh to be known")
     with conversation(node, "a", "b", "10.214.0.2") as old:
         node.enrol("a", Annotations={INBOUND_PORTS: "8080"})
+        kept = wait_until(lambda: pre_mesh(node), "the old connection to be shown")
+        assert [flow.verdict for flow in kept] == [flow_pb2.FORWARDED] and old.poll() is None
+
+
+def test_a_namesake_in_another_cluster_decides_nothing(node: Node, control: ScriptedControl) -> None:
+    uid = "Another//Pod/demo/pod-a"
+    namesake = workload("a", "10.9.0.2", node="n1", cluster_id="Another", authorization_policies=(STRICT.key,))
+    control.put(replace(namesake, uid=uid), STRICT, workload("a", "10.214.0.2", node="n1"), workload("b", "10.214.0.3"))
+    node.start_agent("--control", ADDRESS)
+    node.start_proxy()
+    wait_until(lambda: node.status().control.resources == 4, "the mesh to be known")
+    with conversation(node, "a", "b", "10.214.0.2") as old:
+        node.enrol("a")
         kept = wait_until(lambda: pre_mesh(node), "the old connection to be shown")
         assert [flow.verdict for flow in kept] == [flow_pb2.FORWARDED] and old.poll() is None
 
