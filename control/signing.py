@@ -1,10 +1,12 @@
 """The certificate service: reads a request, asks `control.grants`, has `control.authority` sign."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 
@@ -21,6 +23,8 @@ from mesh.proto import certificate_pb2
 REQUESTS_PER_SECOND = 50.0
 """Of one node, on average: all certificates of a node with 200 identities in 4 s."""
 REQUESTS_AT_ONCE = 500
+REQUEST_S = 10.0
+"""From the call until its request is there."""
 IMPERSONATED = "ImpersonatedIdentity"
 _SERVICE = "istio.v1.auth.IstioCertificateService"
 _log = logging.getLogger("control.signing")
@@ -64,7 +68,7 @@ class CertificateService:
         if node is None and workload is None:
             _log.warning("certificate refused: peer=%s: no valid token and no certificate of this mesh", context.peer())
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, NOT_AUTHENTICATED)
-        request = await context.read()
+        request = await self._read(context)
         if request is grpc.aio.EOF:
             await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "no certificate request was sent")
         clusters, impersonated = metadata_values(context, "clusterid"), _impersonated(request)
@@ -89,6 +93,14 @@ class CertificateService:
             await abort(context, grpc.StatusCode.UNAVAILABLE, f"the certificate's life cannot be remembered: {error}")
         _log.info("certificate issued: %s identity=%s", caller, decision.spiffe_id)
         return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.trust.bundle_pem])
+
+    async def _read(self, context: grpc.aio.ServicerContext) -> Any:
+        """The one request. Who asks and then says nothing is not waited for: whoever may ask may do so without end."""
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                return await context.read()
+        except TimeoutError:
+            await abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no certificate request within {REQUEST_S:g} s")
 
     def _sign(self, grant: Grant, request: certificate_pb2.IstioCertificateRequest) -> str:
         key = read_request(request.csr)

@@ -15,7 +15,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
+from control import signing
+from control.cluster import Cluster
+from control.credentials import Credentials
+from control.grants import Grants
+from control.store import Store
+from control.tokens import Tokens
+from control.trust import Trust
+from control.workloads import MeshNames
 from mesh.identity import Identity
+from mesh.manifests import parse
 from mesh.proto import certificate_pb2_grpc, control_pb2
 from mesh.proto.certificate_pb2 import IstioCertificateRequest
 from mesh.resources import ADDRESS_TYPE
@@ -259,3 +268,31 @@ def test_who_is_nobody_is_refused_before_a_request_is_read(meshed: Any) -> None:
             call((b"" for _ in iter(never.wait, True)), timeout=10, metadata=[("authorization", "Bearer nobody's")])
     finally:
         never.set()
+
+
+async def silent_caller(folder: Path) -> grpc.aio.AioRpcError:
+    """How a call ends whose credential is good, and which sends no request."""
+    store = Store(folder / "control.db")
+    tokens = Tokens(store)
+    cluster = Cluster(MeshNames(), [], store, tokens)
+    cluster.replace_objects(parse({"f": MESH}).objects)
+    grants = Grants("cluster.local", "Kubernetes", cluster.has_node, cluster.index.runs_on, cluster.index.runs)
+    trust = Trust(folder, "cluster.local", 3600)
+    server = grpc.aio.server()
+    signing.CertificateService(trust, cluster, Credentials(tokens, "cluster.local"), grants, 3600).register(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    bearer = ("authorization", f"Bearer {tokens.issue('n1', bytes(32))}")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")(metadata=(bearer,))
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await asyncio.wait_for(call, 20)
+    await server.stop(None)
+    store.close()
+    return ended.value
+
+
+def test_who_asks_and_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing, "REQUEST_S", 0.1)
+    ended = asyncio.run(silent_caller(tmp_path))
+    assert (ended.code(), ended.details()) == (grpc.StatusCode.DEADLINE_EXCEEDED, "no certificate request within 0.1 s")
