@@ -59,12 +59,12 @@ class ZdsServer:
     async def serve(self) -> None:
         """Accept proxies until cancelled; at most five a second, as one that fails at once would otherwise keep us busy."""
         listener = self._listen()
-        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             try:
                 while True:
-                    sock, _ = await loop.sock_accept(listener)
-                    group.create_task(self._serve_one(sock))
+                    sock = await _accept(listener)
+                    if sock is not None:
+                        group.create_task(self._serve_one(sock))
                     await asyncio.sleep(ACCEPT_INTERVAL_S)
             finally:
                 # Before the connections end: a proxy that comes back at once must find the next agent, not this one.
@@ -153,3 +153,12 @@ class ZdsServer:
                 _log.warning("withdrawal of pod %s: %s", uid, away)
             elif away is not None:
                 raise away
+
+
+async def _accept(listener: socket.socket) -> socket.socket | None:
+    """The next connection; None where it cannot be taken now, for want of a descriptor: it waits in the queue."""
+    try:
+        return (await asyncio.get_running_loop().sock_accept(listener))[0]
+    except OSError as error:
+        _log.error("a proxy that connects has to wait: %s", error)
+        return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from agent import zds_connection
+from agent import zds, zds_connection
 from agent.zds import ACCEPT_INTERVAL_S, ZdsServer
 from agent.zds_connection import ProxyAway, ProxyPeer
 from agent.zds_messages import Announcement, add, delete, keep, parse_ack, parse_hello, snapshot_sent
 from mesh.proto import zds_pb2
+from tests.descriptors import few_descriptors
 from tests.zds_packets import (
     ADD_ONE,
     ADD_WEB,
@@ -322,6 +324,26 @@ async def one_does_not_answer(path: Path) -> None:
 def test_a_withdrawal_reaches_every_proxy_whoever_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 2.0)
     asyncio.run(one_does_not_answer(tmp_path / "zds"))
+
+
+async def no_descriptors_left(path: Path) -> None:
+    async with serving(path, Book()) as (server, _):
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with few_descriptors(0):
+            client.connect(str(path))
+            for _ in range(3):
+                await asyncio.sleep(0)
+        proxy = PacketStream(client)
+        await proxy.send(HELLO)
+        await until(lambda: server.newest)
+        proxy.close()
+
+
+def test_a_proxy_that_comes_when_no_descriptors_are_left_is_accepted_once_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zds, "ACCEPT_INTERVAL_S", 0.01)
+    asyncio.run(no_descriptors_left(tmp_path / "zds"))
 
 
 def test_proxies_are_accepted_five_times_a_second(tmp_path: Path) -> None:
