@@ -1,4 +1,4 @@
-"""What is wrong with a node, in sentences that name the mend."""
+"""What is wrong with a node, in sentences that name the mend. Those that begin with `warning: ` are worth a look."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def problems(status: StatusResponse, local_ports: int, last_end: str = "") -> It
         if fill.capacity and fill.used >= FULL_SHARE * fill.capacity:
             share = 100 * fill.used // fill.capacity
             of_all = f"{share} % full ({fill.used} of {fill.capacity})"
-            yield f"map {fill.name} is {of_all}: once it is full, connections are refused"
+            yield f"warning: map {fill.name} is {of_all}: once it is full, connections are refused"
     for program in status.programs:
         if not program.attached:
             yield f"program {program.name} is not attached to {program.hook}: restart the agent"
@@ -44,7 +44,7 @@ def _of_pod(pod: EnrolledPod, local_ports: int) -> Iterator[str]:
     for family, used in (("IPv4", pod.captured_v4), ("IPv6", pod.captured_v6)):
         if used >= FULL_SHARE * local_ports:
             yield (
-                f"{name} has {used} captured {family} connections of about {local_ports} "
+                f"warning: {name} has {used} captured {family} connections of about {local_ports} "
                 "that its local ports allow: have it reuse connections, or run more replicas"
             )
 

@@ -12,9 +12,8 @@ from cli.moments import span
 from mesh.proto.agent_pb2 import StatusResponse as AgentStatus
 from mesh.proto.control_pb2 import StatusResponse as ControlStatus
 
-CAPTURED_LIMIT = 28_000
-"""Outbound connections per pod and address family: they share one tuple, so there are as many as ephemeral ports."""
-NEARLY_FULL = 0.8
+_WARNING = "warning: "
+"""How an agent's sentence begins that is one."""
 _MIN_LEFT = 0.1
 """A certificate is renewed at half its life; with less than this share left the renewal is in trouble."""
 _DAY_S = 86400
@@ -66,31 +65,9 @@ def _moment(text: str | None) -> datetime | None:
 
 
 def agent_findings(node: str, status: AgentStatus) -> Iterator[Finding]:
-    """What a node's agent says or shows to be wrong."""
+    """What a node's agent says to be wrong."""
     for problem in status.problems:
-        yield Finding(node, problem)
-    said = bool(status.problems)
-    if not status.proxy.connected and not said:
-        yield Finding(
-            node, "no proxy is connected to the agent: enrolled pods are refused; look at: weft lab logs --node " + node
-        )
-    if not status.control.connected and not said:
-        why = f": {status.control.error}" if status.control.error else ""
-        yield Finding(node, f"the agent has no control plane{why}: the last known state stays in force")
-    for pod in status.pods:
-        if pod.state != "enrolled":
-            why = f": {pod.reason}" if pod.reason else ""
-            yield Finding(node, f"pod {pod.namespace}/{pod.name} is {pod.state}{why}")
-        for family, captured in (("IPv4", pod.captured_v4), ("IPv6", pod.captured_v6)):
-            if captured > CAPTURED_LIMIT * NEARLY_FULL:
-                text = f"pod {pod.namespace}/{pod.name} has {captured} captured {family} connections of about {CAPTURED_LIMIT}"
-                yield Finding(node, text + ": spread its work over more pods", warning=True)
-    for program in status.programs:
-        if not program.attached:
-            yield Finding(node, f"program {program.name} is not attached to {program.hook}: restart the agent")
-    for fill in status.maps:
-        if fill.capacity and fill.used > fill.capacity * NEARLY_FULL:
-            yield Finding(node, f"map {fill.name} is {fill.used * 100 // fill.capacity} % full", warning=True)
+        yield Finding(node, problem.removeprefix(_WARNING), warning=problem.startswith(_WARNING))
 
 
 def certificate_findings(node: str, found: Iterable[Certificate], now: datetime) -> Iterator[Finding]:

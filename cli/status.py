@@ -134,8 +134,7 @@ async def _collect(places: Places, nodes: list[NodePlaces], now: datetime) -> tu
 
 
 def _findings(control: Answer[ControlStatus], reports: list[NodeReport], now: datetime) -> list[Finding]:
-    # What an agent says of itself and what its state shows may be the same.
-    found = list(dict.fromkeys(finding for report in reports for finding in report.findings))
+    found = [finding for report in reports for finding in report.findings]
     if control.value is not None:
         return [*control_findings(control.value, now), *found]
     assert control.failure is not None

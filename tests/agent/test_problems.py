@@ -48,9 +48,9 @@ def test_says_why_the_last_proxy_is_away() -> None:
         ),
         (
             {"pods": [EnrolledPod(namespace="demo", name="web", state="enrolled", captured_v6=23000)]},
-            "23000 captured IPv6 connections",
+            "warning: pod demo/web has 23000 captured IPv6 connections",
         ),
-        ({"maps": [MapFill(name="origins", used=80, capacity=100)]}, "map origins is 80 % full"),
+        ({"maps": [MapFill(name="origins", used=80, capacity=100)]}, "warning: map origins is 80 % full"),
         ({"programs": [ProgramState(name="connect4", hook="cgroup/connect4")]}, "connect4 is not attached"),
     ],
 )

@@ -107,6 +107,16 @@ def test_a_node_and_the_control_plane_that_are_gone(world: "World") -> None:
     assert "agent of node-b" in wrong[2] and "weft lab logs --node node-b" in wrong[2]
 
 
+def test_what_is_nearly_full_is_a_warning_and_said_once(world: "World") -> None:
+    _control(world)
+    said = "warning: map original is 90 % full (9 of 10): once it is full, connections are refused"
+    world.agent("node-a", _agent(problems=[said], maps=[agent_pb2.MapFill(name="original", used=9, capacity=10)]))
+    world.proxy("node-a", _dump())
+    result = world.weft("status")
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stdout.splitlines() if "% full" in line] == [said.replace("warning: ", "warning: node-a: ")]
+
+
 def test_json_says_the_same(world: "World") -> None:
     _control(world)
     world.agent("node-a", _agent(problems=["map original is full"]))
