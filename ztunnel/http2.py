@@ -319,7 +319,7 @@ class Connection(Intake):
         stream = self.streams.get(sid)
         self.out += frames.frame(HEADERS, END_HEADERS | END_STREAM, sid, self.writer.encode(fields))
         if stream is None or not stream.remote_closed:
-            self.out += frames.rst_stream(sid, Code.NO_ERROR)
+            self._send_reset(sid, Code.NO_ERROR)
         if stream is not None:
             self._drop(stream)
 
@@ -338,8 +338,12 @@ class Connection(Intake):
     def reset(self, stream: Stream, code: Code) -> None:
         """Give a stream up."""
         if self.streams.get(stream.sid) is stream:
-            self.out += frames.rst_stream(stream.sid, code)
+            self._send_reset(stream.sid, code)
             self._drop(stream)
+
+    def _send_reset(self, sid: int, code: Code) -> None:
+        self._resets.earn(1)  # one of the peer's may cross it; behind a refusal both ends send one
+        self.out += frames.rst_stream(sid, code)
 
     def _drop(self, stream: Stream) -> None:
         self.streams.pop(stream.sid, None)  # none are there of a connection that is gone, whose streams are still being told

@@ -525,6 +525,30 @@ def test_refused_requests_have_an_allowance_and_refusing_one_never_fails() -> No
         server.hears(frame(HEADERS, END_HEADERS, 2801, BLOCK))
 
 
+def test_refusals_within_their_allowance_cost_neither_end_the_connection() -> None:
+    """An application is gone, and a client tries again and again: each refusal is reset by both ends, and streams live on."""
+
+    class Refused(Recorder):
+        def peer_answered(self, fields: Fields) -> None:
+            super().peer_answered(fields)
+            client.http.reset(self, Code.CANCEL)
+
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    for second in range(100):
+        for _ in range(100):
+            stream = Refused()
+            client.http.request(stream, REQUEST, b"")
+            server.hears(client.says(), 100.0 + second)
+            server.http.reject(stream.sid, [(b":status", b"503")])
+            client.hears(server.says(), 100.0 + second)
+            server.hears(client.says(), 100.0 + second)
+            assert stream.heard == ["answer 503"]
+    client.http.end(mine)
+    talk(client, server)
+    assert theirs.heard == ["end"]
+
+
 def test_long_header_lists_have_an_allowance() -> None:
     """A few bytes of each stand for 64 KiB."""
     server = End(True)
