@@ -31,7 +31,7 @@ class Owner(Protocol):
 class Dial:
     """One connection in the making; owns its socket until it hands it over."""
 
-    __slots__ = ("_deadlines", "_loop", "_owner", "_remake", "_sock", "_where")
+    __slots__ = ("_deadlines", "_failure", "_loop", "_owner", "_remake", "_sock", "_where")
 
     def __init__(
         self,
@@ -41,7 +41,10 @@ class Dial:
         sock: socket.socket,
         where: tuple[str, int],
         remake: Callable[[], socket.socket] | None = None,
+        failure: str = "io error",
     ) -> None:
+        """`failure`: what Istio's ztunnel calls it when there is no connection."""
+        self._failure = failure
         self._loop = loop
         self._deadlines = deadlines
         self._owner = owner
@@ -110,7 +113,7 @@ class Dial:
 
     def _fail(self, error: int) -> None:
         self.cancel()
-        self._owner.not_connected("CONNECT", f"connection failed: {os.strerror(error)} (os error {error})")
+        self._owner.not_connected("CONNECT", f"{self._failure}: {os.strerror(error)} (os error {error})")
 
     def _release(self) -> None:
         sock, self._sock = self._sock, None

@@ -80,7 +80,7 @@ class Inbound(Tracked):
             reset_on_close(sock)
         else:
             remake = partial(netns.remake_socket, family, source)
-        self._dial = Dial(node.loop, node.dials, self, sock, where, remake)
+        self._dial = Dial(node.loop, node.dials, self, sock, where, remake, "connection failed")
         self._dial.start()
 
     def connected(self, sock: socket.socket) -> None:

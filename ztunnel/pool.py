@@ -105,7 +105,7 @@ class _Making:
 
     def not_connected(self, flag: Flag, error: str) -> None:
         self.dial = None
-        self.pool.failed(self, flag, error if flag == "NETWORK_POLICY" else f"io error: {error}")
+        self.pool.failed(self, flag, error)
 
     def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
         self.pool.node.revocations.check(tunnel.server, peer.chain)

@@ -126,12 +126,10 @@ def check_server(names: list[str], expected: frozenset[str], domains: frozenset[
         if alias is not None:
             return alias
         wanted = ", ".join(sorted(expected)) or "nobody"
-        raise PeerRefused(
-            f"invalid peer certificate: wrong SAN: peer did not present the expected SAN ({wanted}), got {names[:4]}"
-        )
+        raise PeerRefused(f"wrong SAN: peer did not present the expected SAN ({wanted}), got {names[:4]}")
     identity = first_identity([name for name in names if name in expected]) or first_identity(names)
     if identity is None:
-        raise PeerRefused(f"invalid peer certificate: wrong SAN: peer has no workload identity, got {names[:4]}")
+        raise PeerRefused(f"wrong SAN: peer has no workload identity, got {names[:4]}")
     return identity
 
 
@@ -158,7 +156,7 @@ def reason_of(error: ssl.SSLError) -> str:
             return f"untrusted issuer: {error.verify_message}"
         if code == _BAD_PURPOSE:
             return "certificate is not meant for this role (extended key usage)"
-        return f"invalid peer certificate: {error.verify_message}"
+        return str(error.verify_message)
     reason = error.reason or ""
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "no client certificate presented"

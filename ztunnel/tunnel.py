@@ -294,19 +294,25 @@ class Tunnel(Outflow):
             return False
         except ssl.SSLError as error:
             self._push()  # the alert
-            self.close("TLS_FAILURE", f"tls handshake error: {reason_of(error)}")
+            self.close("TLS_FAILURE", self._refusal(reason_of(error), isinstance(error, ssl.SSLCertVerificationError)))
             return False
         except PeerRefused as error:
             if error.alerted:
                 self._push()
             else:
                 reset_on_close(self._sock)
-            self.close(error.flag, f"tls handshake error: {error}")
+            self.close(error.flag, self._refusal(str(error), True))
             return False
         self.peer = self._claim
         self.established = True
         self.owner.established(self)
         return self.open
+
+    def _refusal(self, reason: str, ours: bool) -> str:
+        """Why there is no handshake; `ours`: we refuse the peer. In the words of Istio's ztunnel at either end."""
+        if self.server or not ours:
+            return f"tls handshake error: {reason}"
+        return f"invalid peer certificate: {reason}"
 
     def judge(self, peer: Verified) -> None:
         """See ztunnel.verification.Asking."""
