@@ -16,6 +16,7 @@ from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.frames import Code
 from ztunnel.gate import Rejected, admit
+from ztunnel.handshakes import TIMEOUT_S
 from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, response_fields
 from ztunnel.hellos import end_of
 from ztunnel.inbound import Errand, InboundRequest, errand_of
@@ -107,11 +108,12 @@ class Arrival:
         if node.handshakes.count(source) >= CROWD:
             node.penance.crowds(source, now)
         wait_s = node.penance.wait_s(source, now)
-        if wait_s:
-            self._begin_time()
-            node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
-        else:
+        if not wait_s:
             self._welcome(credentials)
+            return
+        self._begin_time()
+        if wait_s < TIMEOUT_S:  # else it is shown out before: thousands that say one byte and go would be kept for it
+            node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
 
     def _not_greeted(self) -> None:
         self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted before it was greeted")

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from tests.lab.link import Link, Papers
@@ -132,10 +133,7 @@ class Inside:
         first = base64.b64decode(opening)
 
         def assault(all_of_them: contextlib.ExitStack) -> None:
-            links = []
-            for _ in range(60 if manner == "tunnels" else 1):
-                links.append(Link(all_of_them.enter_context(socket.create_connection((host, port), 10)), papers))
-                links[-1].exchange(first, 1, True, lambda: bool(links[-1].sent and links[-1].said), 10)
+            links = _tunnels(all_of_them, (host, port), papers, first, 60 if manner == "tunnels" else 1)
             if manner == "keys":
                 links[0].pour(lambda: links[0].update_keys(1000), until)
             elif manner == "records":
@@ -154,10 +152,32 @@ class Inside:
                 ends.append(type(error).__name__)
         return {"ends": dict(Counter(ends)), "codes": {}}
 
+    def storm(
+        self, host: str, port: int, papers: Papers, opening: str, manner: str, blocks: list[str], seconds: float
+    ) -> dict[str, Any]:
+        """Streams, 100 at a time on one tunnel after the other, each begun by the next block. `answered`: with a byte behind
+        it, and reset as soon as all are answered; `halves`: half-closed by their request, and heard to their end. `fill`: 60
+        tunnels at once, each with as much for each of its streams as is taken."""
+        until, first = time.monotonic() + seconds, base64.b64decode(opening)
+        words = itertools.cycle([base64.b64decode(one) for one in blocks])
+        ends: list[str] = []
+        while time.monotonic() < until:
+            try:
+                with contextlib.ExitStack() as all_of_them:
+                    links = _tunnels(all_of_them, (host, port), papers, first, 60 if manner == "fill" else 1)
+                    if manner == "fill":
+                        _fill(links, words, until)
+                    else:
+                        _come_and_go(links[0], manner == "answered", words, until)
+                    ends.extend([link.end or "end" for link in links])
+            except OSError as error:
+                ends.append(type(error).__name__)
+        return {"ends": dict(Counter(ends)), "codes": {}}
+
     def flood(self, host: str, port: int, manner: str, words: list[str], seconds: float, at_once: int = 2) -> dict[str, Any]:
         """Without TLS: `datagrams`; `streams` of words whose answers are read; `asks`, each on a connection of its own;
-        `closes`, connections that are reset as soon as they are there; `bursts` of 400 that come at once and go. How many, and
-        what failed."""
+        `drips`, a hundred that ask a byte at a time; `closes`, connections that are reset as soon as they are there; `says`,
+        those that say something first; `bursts` of 400 that come at once and go. How many, and what failed."""
         until = time.monotonic() + seconds
         done: Counter[str] = Counter()
         payloads = [base64.b64decode(one) for one in words]
@@ -198,6 +218,20 @@ class Inside:
             sock.sendall(word)
             while sock.recv(1 << 16):
                 pass
+
+    def _drips(self, host: str, port: int, word: bytes, until: float) -> None:
+        with contextlib.ExitStack() as all_of_them:
+            crowd = [all_of_them.enter_context(socket.create_connection((host, port), 10)) for _ in range(100)]
+            for place in range(len(word)):
+                for sock in crowd:
+                    with contextlib.suppress(OSError):
+                        sock.send(word[place : place + 1])
+                time.sleep(max(0.0, min(0.1, until - time.monotonic())))
+
+    def _says(self, host: str, port: int, word: bytes, until: float) -> None:
+        with socket.create_connection((host, port), 10) as sock:
+            sock.sendall(word)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     def _closes(self, host: str, port: int, word: bytes, until: float) -> None:
         with socket.create_connection((host, port), 10) as sock:
@@ -306,6 +340,59 @@ class Inside:
 def _frame_head(length: int) -> bytes:
     """Of DATA on the first stream."""
     return length.to_bytes(3, "big") + b"\0\0\0\0\0\1"
+
+
+def _tunnels(
+    all_of_them: contextlib.ExitStack, place: tuple[str, int], papers: Papers, opening: bytes, count: int
+) -> list[Link]:
+    """So many, each with its first words said and answered."""
+    links = []
+    for _ in range(count):
+        link = Link(all_of_them.enter_context(socket.create_connection(place, 10)), papers)
+        link.exchange(opening, 1, True, lambda link=link: bool(link.sent and link.said), 10)  # type: ignore[misc]
+        links.append(link)
+    return links
+
+
+def _request(block: bytes, sid: int, half: bool = False) -> bytes:
+    return len(block).to_bytes(3, "big") + bytes((_HEADERS, 5 if half else 4)) + sid.to_bytes(4, "big") + block
+
+
+def _come_and_go(link: Link, reset: bool, blocks: Iterator[bytes], until: float) -> None:
+    """Streams by the hundred, until the time is over or the tunnel is lost."""
+    farewell = b""
+    for first in itertools.count(1, 200):
+        if link.end or time.monotonic() >= until:
+            return
+        sids = range(first, first + 200, 2)
+        behind = b"\0\0\1\0\0%bx" if reset else b"%.0b"
+        begun = [_request(next(blocks), sid, not reset) + behind % sid.to_bytes(4, "big") for sid in sids]
+        waiting = set(sids)
+
+        def over(waiting: set[int] = waiting) -> bool:
+            for kind, flags, sid, _ in link.frames():
+                if kind == _RST_STREAM or flags & 1 or (reset and kind == _HEADERS):
+                    waiting.discard(sid)
+            return not waiting
+
+        link.exchange(farewell + b"".join(begun), 1, True, over, 10)
+        if reset:
+            farewell = b"".join(b"\0\0\4\3\0%b\0\0\0\x08" % sid.to_bytes(4, "big") for sid in sids)
+
+
+def _fill(links: list[Link], blocks: Iterator[bytes], until: float) -> None:
+    """A MiB on each of 15 streams: within a stream's window, and a connection's."""
+    for sid in range(1, 31, 2):
+        words = _request(next(blocks), sid) + (b"\0\x40\0\0\0" + sid.to_bytes(4, "big") + bytes(1 << 14)) * 64
+        for link in links:
+            if time.monotonic() < until:
+                _say(link, words)
+    time.sleep(max(0.0, until - time.monotonic()))
+
+
+def _say(link: Link, words: bytes) -> None:
+    all_of_it = link.sent + len(words)  # and what TLS adds
+    link.exchange(words, 1, True, lambda: link.sent > all_of_it and not link.sending, 10)
 
 
 def _report(link: Link) -> dict[str, Any]:

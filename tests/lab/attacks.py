@@ -66,6 +66,16 @@ class Beneath:
 
 
 @dataclass(frozen=True, slots=True)
+class Storm:
+    """A peer with a certificate whose streams come and go, each begun by the next of the blocks: see
+    tests.lab.attacker.Inside.storm."""
+
+    name: str
+    manner: str
+    blocks: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Flood:
     """A pod of the victim's node (`near`), or of another one, without TLS: see tests.lab.attacker.Inside.flood."""
 
@@ -93,8 +103,9 @@ def _noise(block: bytes, seed: int) -> bytes:
     return bytes(said)
 
 
-def attacks(block: bytes, refused: bytes, unread: bytes) -> list[Attack]:
-    """All of them. Requests: `block` is accepted, `refused` is not, `unread` leads to an application that does not read."""
+def attacks(block: bytes, refused: bytes, unread: bytes, nobody: bytes) -> list[Attack]:
+    """All of them. Requests: `block` is accepted, `refused` is not, `unread` leads to an application that does not read,
+    `nobody` to a port where none listens."""
     start = frame(HEADERS, END_HEADERS, 1, block)
     deaf = frame(HEADERS, END_HEADERS, 1, unread)
     bulk = frame(DATA, 0, 1, bytes(16 << 10))
@@ -123,6 +134,7 @@ def attacks(block: bytes, refused: bytes, unread: bytes) -> list[Attack]:
         Attack("CONTINUATION bytes", (frame(HEADERS, 0, 1, block) + frame(CONTINUATION, 0, 1, bytes(16000)) * 16,)),
         Attack("stream flood", (_streams(block),)),
         Attack("refused stream flood", (_streams(refused),)),
+        Attack("stream flood, nobody listens", (_streams(nobody),)),
         Attack("empty DATA flood", [frame(DATA, 0, 1) * 100], begin=start, repeat=100_000),
         Attack("header lists of 64 KiB", (_streams(block + _BOMB[:4005] + b"\xbe" * 15)[: 8 << 20],)),
         Attack("window overflow", (window_update(0, 0x7FFFFFFF) * 2, start + window_update(1, 0x7FFFFFFF)), frozenset({FLOW})),
@@ -154,6 +166,22 @@ BENEATH = (
 )
 
 
+def storms(block: bytes, unread: bytes) -> list[Storm]:
+    """Requests: see `attacks`."""
+    described = [
+        block
+        + literal(b"baggage", f"k8s.deployment.name=w{number},service.name=s{number},".encode() + b"x" * 1900)
+        + literal(b"forwarded", f"for=10.0.0.1:1;host=h{number}.".encode() + b"y" * 8000)
+        for number in range(300)
+    ]
+    return [
+        Storm("streams reset when they are answered", "answered", [block]),
+        Storm("half-closed streams", "halves", [block]),
+        Storm("streams that describe themselves anew", "halves", described),
+        Storm("60 tunnels full of what nobody reads", "fill", [unread]),
+    ]
+
+
 def question(name: str) -> bytes:
     """A DNS message that asks for an IPv4 address."""
     labels = b"".join(bytes((len(one),)) + one.encode() for one in name.split("."))
@@ -178,7 +206,9 @@ FLOODS = (
         (b"GET /metrics HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n",),
         of_node=True,
     ),
+    Flood("the metrics port, slowly", "drips", False, 15020, (b"GET /metrics HTTP/1.1\r\n",), of_node=True),
     Flood("15008, closed at once", "closes", False, 15008),
+    Flood("15008, one byte and closed", "says", False, 15008, (b"\x16",)),
     Flood("a pod's own connections, closed at once", "closes", True),
     Flood("a pod's own connections, 400 at a time", "bursts", True),
 )

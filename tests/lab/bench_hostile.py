@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.tables import markdown
-from tests.lab.attacks import BENEATH, CROWDS, FLOODS, Attack, Beneath, Crowd, Flood, attacks
+from tests.lab.attacks import BENEATH, CROWDS, FLOODS, Attack, Beneath, Crowd, Flood, Storm, attacks, storms
 from tests.lab.memory import Memory
 from tests.lab.mesh import ECHO_PORT, Mesh, pod, service
 from tests.lab.papers import text
-from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, TOPOLOGY, Victim
+from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, NOBODYS_PORT, TOPOLOGY, Victim
 from ztunnel.frames import CLIENT_OPENING, Code
 
 HEADS = (
@@ -33,7 +33,7 @@ HEADS = (
     "ends",
     "codes",
 )
-Strike = Attack | Crowd | Beneath | Flood
+Strike = Attack | Crowd | Beneath | Storm | Flood
 TARGET, GROWTH_MIB = 2.0, 16.0
 _WHAT = ("stream", "connection")
 
@@ -55,6 +55,10 @@ def _strike(victim: Victim, attack: Strike, seconds: float) -> dict[str, Any]:
     if isinstance(attack, Beneath):
         call = ("undermine", victim.address, HBONE, victim.papers, text(CLIENT_OPENING + victim.open_stream()), attack.manner)
         return dict(victim.attacker.do(*call, seconds, timeout_s=seconds + 60))
+    if isinstance(attack, Storm):
+        where = (victim.address, HBONE, victim.papers, text(CLIENT_OPENING), attack.manner)
+        blocks = [text(one) for one in attack.blocks]
+        return dict(victim.attacker.do("storm", *where, blocks, seconds, timeout_s=seconds + 60))
     if isinstance(attack, Flood):
         who, where = (victim.neighbour if attack.near else victim.attacker), victim.node if attack.of_node else victim.address
         words = [text(one) for one in attack.words]
@@ -76,7 +80,7 @@ def _measure(victim: Victim, attack: Strike, seconds: float, rounds: int) -> Fou
         for what, some in victim.lap().items():
             times[what] += some
 
-    with Memory(victim.proxy()) as memory:
+    with Memory([*victim.proxy(), *victim.mesh.processes("b", "agent")]) as memory:
         victim.begin()
         victim.lap()
         for _ in range(rounds):
@@ -109,8 +113,9 @@ def _row(name: str, found: Found) -> list[str]:
 
 
 def _all(victim: Victim, only: list[str] | None) -> Iterator[Strike]:
-    found = attacks(victim.connect(ATTACKED_PORT), victim.connect(15001), victim.connect(DEAF_PORT))
-    yield from (one for one in (*found, *CROWDS, *BENEATH, *FLOODS) if only is None or any(words in one.name for words in only))
+    good, refused, deaf, nobody = map(victim.connect, (ATTACKED_PORT, 15001, DEAF_PORT, NOBODYS_PORT))
+    found = (*attacks(good, refused, deaf, nobody), *CROWDS, *BENEATH, *storms(good, deaf), *FLOODS)
+    yield from (one for one in found if only is None or any(words in one.name for words in only))
 
 
 def _contender(name: str, topology: str, flags: argparse.Namespace) -> str:

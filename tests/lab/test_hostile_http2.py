@@ -12,7 +12,7 @@ from tests.lab.attacks import CROWDS, TAKEN, Crowd, attacks, goaway_code
 from tests.lab.memory import Memory
 from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.papers import data, text
-from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, TOPOLOGY, Victim
+from tests.lab.victim import ATTACKED_PORT, DEAF_PORT, HBONE, NOBODYS_PORT, TOPOLOGY, Victim
 from tests.lab.world import eventually
 from tests.ztunnel.test_http2 import hostile
 from ztunnel.frames import CLIENT_OPENING, PING, Code, frame
@@ -62,7 +62,7 @@ def test_every_violation_costs_its_own_connection_and_has_its_code(victim: Victi
         victim.told(fate, f"h2 failed: {code.name}: ")
 
 
-WORDS = attacks(b"", b"", b"")
+WORDS = attacks(*[b""] * 4)
 """By name; what is said depends on the victim."""
 
 
@@ -70,7 +70,8 @@ WORDS = attacks(b"", b"", b"")
 def test_an_attack_costs_its_own_connection(victim: Victim, place: int) -> None:
     """Twice over, one after the other: as much as the connection takes, whether the attacker reads the answers or not."""
     with victim.mesh.puppet("far").listen(DEAF_PORT):
-        attack = attacks(victim.connect(ATTACKED_PORT), victim.connect(15001), victim.connect(DEAF_PORT))[place]
+        ports = (ATTACKED_PORT, 15001, DEAF_PORT, NOBODYS_PORT)
+        attack = attacks(*map(victim.connect, ports))[place]
         fate = victim.besiege(attack, 0.5)
     assert set(fate["ends"]) <= {"end", "reset"}, (attack.name, fate)
     allowed = {str(int(code)) if code is not None else "none" for code in attack.codes}
@@ -80,7 +81,7 @@ def test_an_attack_costs_its_own_connection(victim: Victim, place: int) -> None:
 
 @pytest.mark.parametrize("name", ["rapid reset", "PING, unread", "garbage after the handshake"])
 def test_an_operator_is_told_who_it_was(victim: Victim, name: str) -> None:
-    attack = next(one for one in attacks(victim.block, b"", b"") if one.name == name)
+    attack = next(one for one in attacks(*[victim.block] * 4) if one.name == name)
     fate = victim.attacker.do(
         "speak", victim.address, HBONE, victim.papers, text((CLIENT_OPENING if attack.opening else b"") + attack.words[0] * 4)
     )
@@ -107,7 +108,7 @@ def test_crowds_at_the_door(victim: Victim, crowd: Crowd) -> None:
 
 def test_a_siege(victim: Victim) -> None:
     """Four at a time come back with another attack as soon as the last one is over, and are greeted ever later."""
-    every = next(one for one in attacks(victim.block, b"", b"") if one.name == "every violation")
+    every = next(one for one in attacks(*[victim.block] * 4) if one.name == "every violation")
     fate = victim.besiege(every, 8, at_once=4)
     print(fate)
     assert set(fate["ends"]) <= {"end", "reset"} and 10 < sum(fate["ends"].values()) < 100, fate

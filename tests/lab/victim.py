@@ -12,7 +12,7 @@ from tests.lab.puppet import Puppet
 from tests.lab.world import eventually
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, frame
 
-HBONE, DEAF_PORT, ATTACKED_PORT = 15008, 7001, 7002
+HBONE, DEAF_PORT, ATTACKED_PORT, NOBODYS_PORT = 15008, 7001, 7002, 7003
 """Attackers' streams lead to an application of their own: what they do to one that they may reach is not the proxy's doing."""
 _OUTSIDE = ", istio.io/dataplane-mode: none"
 TOPOLOGY = (

@@ -1,7 +1,13 @@
 """How long who offended waits, and who does not."""
 
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
+from ztunnel.arrival import Arrival
+from ztunnel.handshakes import Handshakes
 from ztunnel.penance import Penance
 
 pytestmark = pytest.mark.unit
@@ -83,3 +89,15 @@ def test_who_proved_nothing_has_no_allowances_to_lose() -> None:
     penance = Penance(0.4)
     penance.offended("here", None, 1.0)
     assert penance.allowance("here", "good", 1.0) == 1.0
+
+
+def test_however_many_come_back_few_are_kept_for_a_greeting_to_come() -> None:
+    """Each speaks and goes: who would be greeted when its time for a handshake is over is kept for nothing."""
+    due: list[float] = []
+    loop = SimpleNamespace(now=0.0, call_at=lambda when, _: due.append(when))
+    node = SimpleNamespace(loop=loop, handshakes=Handshakes(2048), penance=Penance(0.5))
+    pod, source = cast("Any", SimpleNamespace(node=node, uid="pod")), ip_address("10.0.0.1")
+    node.penance.offended(source, None, 0.0)
+    for _ in range(1000):
+        Arrival(pod, cast("Any", object()), (source, 1))._greet(cast("Any", object()))
+    assert len(due) == pytest.approx(10 / 0.0625, abs=1)
