@@ -55,15 +55,15 @@ def connection_fields(facts: Facts) -> list[Field]:
     return fields
 
 
-def closing_fields(facts: Facts) -> list[Field]:
-    """The fields of a connection that has ended."""
+def closing_fields(facts: Facts, count: int = 1) -> list[Field]:
+    """The fields of a connection that has ended; `count`: how many it stands for."""
     record = facts.record
     fields = connection_fields(facts)
     fields += [("bytes_sent", record.bytes_sent, False), ("bytes_recv", record.bytes_received, False)]
     fields.append(_quoted("duration", f"{record.duration_ns // 1_000_000}ms"))
     if record.error:
         fields.append(_quoted("error", record.error))
-    return fields
+    return fields + _repeated(count)
 
 
 def early_fields(failure: EarlyFailure) -> list[Field]:
@@ -75,8 +75,12 @@ def early_fields(failure: EarlyFailure) -> list[Field]:
         _plain("dst.addr", endpoint_text(*failure.destination)),
         _quoted("direction", failure.direction),
         _quoted("error", failure.error),
-        *([_plain("repeated", str(failure.count))] if failure.count > 1 else []),
+        *_repeated(failure.count),
     ]
+
+
+def _repeated(count: int) -> list[Field]:
+    return [_plain("repeated", str(count))] if count > 1 else []
 
 
 def _plain(name: str, value: str) -> Field:

@@ -9,8 +9,10 @@ Order matters and is kept: the supervisor sends inventory and certificates befor
 every AddPod is answered by PodAdded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from typing import Literal
 
 from mesh.identity import Identity
@@ -275,6 +277,21 @@ class ConnectionRecord:
     """Where no ALLOW policy allowed: the keys of the first few that were asked."""
 
 
+names_of: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
+    "direction",
+    "protocol",
+    "source_workload",
+    "source_identity",
+    "source_described",
+    "destination_workload",
+    "destination_identity",
+    "destination_described",
+    "destination_service",
+    "hop",
+)
+"""Who talks to whom: with the flag, all that decides by which series a connection is counted."""
+
+
 @dataclass(slots=True)  # as the next but one: frozen ones are made in 2x the time, and these are of each connection
 class Opened:
     """A connection was accepted and allowed: bytes can flow."""
@@ -297,6 +314,8 @@ class Closed:
     was_open: bool
     told: bool = True
     """Whether Opened was sent, where it was open; what opens and closes within one batch travels once."""
+    count: int = 1
+    """How many it stands for, where it never was: the last of many between the same ends (ztunnel.failures)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,9 @@ Line = tuple[bytes, bytes]
 """What is this event's own, and what it shares with others; the two make the line."""
 
 
-def connection_event(facts: Facts, moment: Moment, node: str, untold: bool = False) -> ConnectionEvent:
-    """What to tell of a connection that was opened, refused before that, or has ended after it (`untold`: and was opened)."""
+def connection_event(facts: Facts, moment: Moment, node: str, untold: bool = False, count: int = 1) -> ConnectionEvent:
+    """What to tell of a connection that was opened, refused before that (`count`: the last of so many), or has ended after it
+    (`untold`: and was opened)."""
     record = facts.record
     source_address, source_port = record.source
     over = moment != "opened"  # its record may have ended meanwhile: what it says of that was not so yet
@@ -46,7 +47,7 @@ def connection_event(facts: Facts, moment: Moment, node: str, untold: bool = Fal
         policy=record.policy,
         policy_object=policy_object(record.policy, facts.destination),
         asked_objects=tuple(policy_object(key, facts.destination) for key in record.asked_policies),
-        reason=record.error if over else "",
+        reason=_reason(record.error, count) if over else "",
         through=facts.through,
         encrypted=facts.encrypted,
         bytes_sent=record.bytes_sent if over else 0,
@@ -79,8 +80,12 @@ def early_event(
         direction=failure.direction,
         source=FlowEndpoint.of(source, *failure.source, identity=failure.identity if inbound else None),
         destination=FlowEndpoint.of(destination, *failure.destination, identity=None if inbound else failure.identity),
-        reason=failure.error if failure.count == 1 else f"{failure.error} (the last of {failure.count} in a second)",
+        reason=_reason(failure.error, failure.count),
     )
+
+
+def _reason(error: str, count: int) -> str:
+    return error if count == 1 else f"{error} (the last of {count} in a second)".lstrip()
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from mesh.policy_set import Verdict, evaluate
 from mesh.policy_store import PolicyStore
 from mesh.workload import Address, Workload
 from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, Progress
+from ztunnel.failures import Failures
 from ztunnel.log_lines import RBAC
 
 DENIED = "connection closed due to policy rejection: "
@@ -68,10 +69,15 @@ class Tracked:
         self.left()
         record = self.record
         record.flag, record.error = flag, error
-        record.duration_ns = time.monotonic_ns() - self.began_ns
+        now_ns = time.monotonic_ns()
+        record.duration_ns = now_ns - self.began_ns
         self.count()
         self.pump = None
-        self.ledger.emit(Closed(record, self.was_open))
+        closed = Closed(record, self.was_open)
+        if self.was_open:
+            self.ledger.emit(closed)
+        else:
+            self.ledger.failures.refused(closed, now_ns / 1e9)
 
     def left(self) -> None:
         """The ledger has it no more: give back what it held of its pod's limits."""
@@ -95,9 +101,12 @@ class Tracked:
 class Ledger:
     """All connections that are being checked, connected or carried."""
 
-    def __init__(self, emit: Callable[[FromWorker], None], policies: PolicyStore, log_level: int = logging.DEBUG) -> None:
+    def __init__(
+        self, emit: Callable[[FromWorker], None], failures: Failures, policies: PolicyStore, log_level: int = logging.DEBUG
+    ) -> None:
         """`log_level`: at which verdicts are logged."""
         self.emit = emit
+        self.failures = failures
         self._log_level = log_level
         self.open: dict[int, Tracked] = {}
         self._policies = policies

@@ -18,7 +18,7 @@ from ztunnel.channel import SOCKS, Configure, Direction, EarlyFailure, Flag, Fro
 from ztunnel.demands import Demands
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream
-from ztunnel.early_failures import EarlyFailures
+from ztunnel.failures import Failures
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import RESERVED_PORTS
 from ztunnel.headroom import Headroom
@@ -75,7 +75,9 @@ class Node:
         self.unfinished = False
         """Only a part of an update is in the inventory."""
         self.policies = PolicyStore()
-        self.ledger = Ledger(emit, self.policies, logging.INFO if config.policies_at_info else logging.DEBUG)
+        self.failures = Failures(emit)
+        level = logging.INFO if config.policies_at_info else logging.DEBUG
+        self.ledger = Ledger(emit, self.failures, self.policies, level)
         self.hellos = Hellos()
         self.vault = Vault(loop, emit, self.hellos.forget, config.tls12, config.tuning.verified_certificates)
         self.descriptions = Descriptions()
@@ -113,7 +115,6 @@ class Node:
         self.keep_alives = Deadlines(PING_INTERVAL_S)
         """Tunnels: each is looked at as often as it may have to ask for its peer; thousands of idle ones cost little."""
         self.inbound_tunnels = InboundTunnels()
-        self.early_failures = EarlyFailures(emit)
         self.penance = Penance(config.offender_pause_s)
         self._max_connections = min(_most_connections(), config.node_limits.connections)
         self._waiting: dict[object, Callable[[], bool]] = {}
@@ -163,7 +164,7 @@ class Node:
         identity: Identity | None = None,
     ) -> None:
         """Report a connection that failed before it could be tracked; `identity`: what the peer proved, if it did."""
-        self.early_failures.tell(EarlyFailure(uid, direction, source, destination, flag, error, identity), self.loop.now)
+        self.failures.early(EarlyFailure(uid, direction, source, destination, flag, error, identity), self.loop.now)
 
     # --- waiting for workloads
 
@@ -252,7 +253,7 @@ class Node:
             self.keep_alives,
         ):
             deadlines.expire(now)
-        self.early_failures.tick(now)
+        self.failures.tick(now)
         self.outliers.tick(now)
         if self.demands is not None:
             self.demands.deadlines.expire(now)

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from mesh.event_line import write_head, write_tail
 from mesh.inventory import Inventory
-from ztunnel.channel import ConnectionRecord
+from ztunnel.channel import ConnectionRecord, names_of
 from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.flow_feed import Line, connection_event
 from ztunnel.metrics import Series, TcpMetrics
@@ -18,18 +18,6 @@ _MAX_REMEMBERED = 8192
 _MAX_TAILS = _MAX_ALIKE = 2048
 """Of a kilobyte each."""
 
-_names: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
-    "direction",
-    "protocol",
-    "source_workload",
-    "source_identity",
-    "source_described",
-    "destination_workload",
-    "destination_identity",
-    "destination_described",
-    "destination_service",
-    "hop",
-)
 _place: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
     "destination", "hbone_destination", "policy", "asked_policies"
 )
@@ -75,7 +63,7 @@ class Directory:
 
     def of(self, record: ConnectionRecord) -> Parties:
         """The parties of a connection."""
-        names = _names(record)
+        names = names_of(record)
         parties = self._parties.get(names)
         if parties is None:
             if len(self._parties) >= _MAX_REMEMBERED:

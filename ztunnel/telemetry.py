@@ -131,13 +131,13 @@ class Telemetry:
         if self._flows.admits():
             self._flows.put(self._directory.line(parties, record, over=False, untold=False))
 
-    def _begin(self, parties: Parties, record: ConnectionRecord) -> Series:
+    def _begin(self, parties: Parties, record: ConnectionRecord, count: int = 1) -> Series:
         if self.level <= Level.DEBUG:
             fields = access_log.connection_fields(parties.facts(record))
             self._log(Level.DEBUG, "connection opened", fields, record.opened_unix_ns)
         series = parties.series("-")
-        series.opened += 1
-        self._count_socket(record, 1)
+        series.opened += count
+        self._count_socket(record, count)
         return series
 
     def _count(self, known: _Open, sent: int, received: int) -> None:
@@ -145,12 +145,12 @@ class Telemetry:
         known.series.moved(known.alike.direction, sent - known.sent, received - known.received)
         known.sent, known.received = sent, received
 
-    def _count_closed(self, parties: Parties, record: ConnectionRecord) -> None:
+    def _count_closed(self, parties: Parties, record: ConnectionRecord, count: int) -> None:
         series = parties.series(record.flag)
-        series.closed += 1
+        series.closed += count
         if record.flag != "-":
-            series.failed += 1
-        self._count_socket(record, -1)
+            series.failed += count
+        self._count_socket(record, -count)
 
     def _count_socket(self, record: ConnectionRecord, change: int) -> None:
         if record.direction == "outbound" or record.protocol == "TCP":  # others share their tunnel's socket
@@ -172,7 +172,8 @@ class Telemetry:
             series.moved(record.direction, record.bytes_sent, record.bytes_received)
         level = Level.ERROR if record.error else Level.INFO
         if self.level <= level:
-            self._log(level, "connection complete", access_log.closing_fields(parties.facts(record)), time.time_ns())
+            fields = access_log.closing_fields(parties.facts(record), message.count)
+            self._log(level, "connection complete", fields, time.time_ns())
         self._tell_closed(parties, message)
 
     def _count_whole(self, worker: int, parties: Parties, message: Closed) -> None:
@@ -181,9 +182,9 @@ class Telemetry:
             known = self._open[worker].pop(record.number, None) or _Open(record, record, parties.series("-"))
         else:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
-            known = _Open(record, record, self._begin(parties, record))
+            known = _Open(record, record, self._begin(parties, record, message.count))
         self._count(known, record.bytes_sent, record.bytes_received)
-        self._count_closed(parties, record)
+        self._count_closed(parties, record, message.count)
 
     def _tell_closed(self, parties: Parties, message: Closed) -> None:
         record = message.record
@@ -193,7 +194,7 @@ class Telemetry:
                 self._flows.put(self._directory.line(parties, record, over=True, untold=untold))
         elif self._flows.has_readers or record.error:
             moment: Moment = "closed" if message.was_open else "refused"
-            self._flows.publish(connection_event(parties.facts(record), moment, self._node, untold))
+            self._flows.publish(connection_event(parties.facts(record), moment, self._node, untold, message.count))
 
     def _failed_early(self, failure: EarlyFailure) -> None:
         key = (failure.direction, failure.flag)

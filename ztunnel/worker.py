@@ -265,7 +265,7 @@ class Worker:
         for pod in self._pods.values():
             pod.close()
         if self._node is not None:
-            self._node.early_failures.finish()
+            self._node.failures.finish()
         self._link.finish(1.0)
 
 

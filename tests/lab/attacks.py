@@ -171,7 +171,7 @@ def storms(block: bytes, unread: bytes) -> list[Storm]:
     described = [
         block
         + literal(b"baggage", f"k8s.deployment.name=w{number},service.name=s{number},".encode() + b"x" * 1900)
-        + literal(b"forwarded", f"for=10.0.0.1:1;host=h{number}.".encode() + b"y" * 8000)
+        + literal(b"forwarded", f"for=10.0.0.1:1;host=h{number}.".encode() + b"y" * 1500)
         for number in range(300)
     ]
     return [

@@ -14,7 +14,7 @@ from tests.ztunnel.test_http2 import hostile
 from tests.ztunnel.world import CLIENT, VIP, World, world
 from ztunnel import frames
 from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
-from ztunnel.early_failures import AT_ONCE
+from ztunnel.failures import AT_ONCE
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, PING, Code, frame
 from ztunnel.handshakes import PER_SOURCE

@@ -11,6 +11,7 @@ from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.policy_store import PolicyStore
 from mesh.workload import Workload
 from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
+from ztunnel.failures import AT_ONCE, Failures
 from ztunnel.ledger import Ledger, Tracked
 
 pytestmark = pytest.mark.unit
@@ -49,7 +50,7 @@ class Book:
     def __init__(self, log_level: int = logging.DEBUG) -> None:
         self.heard: list[FromWorker] = []
         self.policies = PolicyStore()
-        self.ledger = Ledger(self.heard.append, self.policies, log_level)
+        self.ledger = Ledger(self.heard.append, Failures(self.heard.append), self.policies, log_level)
 
     def register(self, judged: bool = True) -> Tracked:
         record = ConnectionRecord(self.ledger.next_number(), "u1", "inbound", "HBONE", SOURCE, LOCAL, source_identity=CLIENT)
@@ -135,3 +136,19 @@ def test_who_waits_for_an_answer_that_never_comes_is_given_up() -> None:
     book.ledger.progress(60.0)
     assert pump.aborted == [("CONNECT", "connection failed: not open after 60 s")]
     assert list(book.ledger.open) == [serving.record.number, late.record.number]
+
+
+def test_connections_that_never_opened_are_told_in_few_words_and_all_of_those_that_did() -> None:
+    """As a pod's own are that it resets at once, by the thousand a second."""
+    book = Book()
+    for number in range(AT_ONCE + 100):
+        opens, refused = book.register(), book.register()
+        opens.opened()
+        opens.ended("-", "")
+        refused.ended("CONNECT", f"no, for the {number}th time")
+    book.ledger.failures.finish()
+    closed = [one for one in book.heard if isinstance(one, Closed)]
+    assert sum(one.was_open for one in closed) == AT_ONCE + 100
+    told = [(one.count, one.record.error) for one in closed if not one.was_open]
+    assert [count for count, _ in told] == [1] * AT_ONCE + [100]
+    assert told[-1] == (100, f"no, for the {AT_ONCE + 99}th time") and not book.ledger.open

@@ -154,6 +154,18 @@ def test_failures_that_were_not_told_one_by_one_are_counted() -> None:
     assert 'weft_early_failures_total{direction="inbound",flag="TLS_FAILURE"} 2701' in world.metrics()
 
 
+def test_refused_connections_that_were_not_told_one_by_one_are_counted() -> None:
+    world = World()
+    refused = replace(OUTBOUND, flag="CONNECT", error="connection refused")
+    flows = events_of(world, lambda: world.telemetry.hear(0, Closed(refused, was_open=False, count=300)))
+    assert connection_flow(flows[0]).Summary.endswith("connection refused (the last of 300 in a second)")
+    assert world.texts()[0][-1].endswith('error="connection refused" repeated=300')
+    counts = {line.partition("{")[0]: line.rpartition(" ")[2] for line in world.metrics() if 'reporter="source"' in line}
+    names = ("opened", "closed", "failed")
+    assert [counts[f"istio_tcp_connections_{name}_total"] for name in names] == ["300"] * 3
+    assert counts["istio_tcp_sockets_open"] == "0"
+
+
 def test_what_pods_and_the_node_hold_of_their_limits() -> None:
     world = World()
     for worker in (0, 1):
