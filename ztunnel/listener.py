@@ -67,6 +67,8 @@ class Listener:
         self._expected = 1
         self._full = 0
         """Events in a row that brought as many as were expected."""
+        self._left = 0
+        """How many more of those that were left to the home are taken at most."""
         self._watch()
 
     def stand_behind(self) -> None:
@@ -107,9 +109,18 @@ class Listener:
 
     def _come_back(self) -> None:
         self._watch()
-        if self._open:
-            self._expected = self._at_once  # all who are still there: where the home hangs, the next would wait as long again
-            self._take_who_waits(in_time=False)
+        self._left = self._at_once  # all who are still there: where the home hangs, the next would wait as long again
+        self.go_on()
+
+    def go_on(self) -> None:
+        """See ztunnel.rota.Continued: take some of those that were left to the home, as long as there are any."""
+        if not self._open:
+            return
+        self._expected = min(ACCEPTS_BEFORE_CLOCK, self._left)
+        accepted = self._take_who_waits(in_time=False)
+        self._left -= accepted
+        if accepted == ACCEPTS_BEFORE_CLOCK and self._left:
+            self._pod.node.loop.rota.add(self, self)
 
     def _fall_behind(self) -> None:
         self._to_the_end()
@@ -184,5 +195,6 @@ class Listener:
         """Stop; the kernel gives waiting connections to the other workers, or resets them with the last one."""
         if self._open:
             self._open = False
+            self._pod.node.loop.rota.discard(self, self)
             self._pod.node.loop.forget(self._sock.fileno())
             self._sock.close()
