@@ -11,6 +11,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 from mesh.workload import Address
+from ztunnel.baggage import MAX_BYTES
 from ztunnel.fields import Fields, Repeating, literal
 
 HBONE_PORT = 15008
@@ -24,6 +25,8 @@ _USUAL = {b"baggage", b"forwarded", b"traceparent", _FORWARDED_NETWORK}
 _CONNECT = (b":method", b"CONNECT")
 _OK = (b":status", b"200")
 _breaks_line = re.compile(rb"[\0\n\r]").search
+_LONGEST_NAME = 253
+"""Of hosts and networks, in characters. What nobody can look up is not kept: each of thousands of tunnels may say 64 KiB."""
 _SHORT_BYTES = 1024
 """Of an authority and a baggage that are remembered."""
 
@@ -111,7 +114,7 @@ def _read(fields: Sequence[tuple[bytes, bytes]]) -> ConnectRequest:
             elif name == b"forwarded":
                 forwarded = value
             elif name == _FORWARDED_NETWORK:
-                network = value.decode("ascii", "replace")
+                network = value[:_LONGEST_NAME].decode("ascii", "replace")
     method = pseudo.get(b":method")
     if not method:
         raise Malformed("no method")
@@ -123,7 +126,8 @@ def _read(fields: Sequence[tuple[bytes, bytes]]) -> ConnectRequest:
         authority = parse_authority(pseudo[b":authority"].decode("ascii"))
     except UnicodeDecodeError:
         raise Malformed("authority is not ASCII") from None
-    return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "", baggage, network)
+    said = baggage if len(baggage) <= MAX_BYTES else b""  # longer ones are not looked at
+    return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "", said, network)
 
 
 _read_again = lru_cache(512)(_read)
@@ -131,14 +135,15 @@ _read_again = lru_cache(512)(_read)
 
 
 def forwarded_host(value: bytes) -> str:
-    """The `host` parameter of a `forwarded` field, without quotes; empty when there is none or it is not ASCII."""
+    """The `host` parameter of a `forwarded` field, without quotes; empty when there is none, or none that is a name."""
     if value.lower().find(b"host") < 0:  # `in` would try whether the word is a number, and write an error message
         return ""
     for part in value.split(b","):
         for pair in part.split(b";"):
             name, _, text = pair.partition(b"=")
             if name.strip().lower() == b"host" and text.isascii():
-                return text.decode().strip().strip('"')
+                host = text.decode().strip().strip('"')
+                return host if len(host) <= _LONGEST_NAME else ""
     return ""
 
 

@@ -118,6 +118,17 @@ def test_other_methods_are_bad_requests() -> None:
         read_request([(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"a")])
 
 
+def test_of_words_that_nobody_can_look_up_nothing_is_kept() -> None:
+    """Each tunnel remembers its last request, and a source may have hundreds: 64 KiB of words each would add up."""
+    long = b"x" * 20_000
+    said = read_request(
+        connect(b"10.0.0.1:80", (b"baggage", long), (b"forwarded", b"host=" + long), (b"x-forwarded-network", long))
+    )
+    assert (said.baggage, said.forwarded_host, len(said.network or "")) == (b"", "", 253)
+    host = "a" * 253
+    assert forwarded_host(f"host={host}".encode()) == host
+
+
 def test_baggage_leaves_out_what_is_empty_and_names_the_kind() -> None:
     workload = Workload(
         "u", "n", "ns", workload_type="deployment", workload_name="d", cluster_id="", locality=Locality("r", "z")
