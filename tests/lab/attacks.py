@@ -87,6 +87,8 @@ class Flood:
     words: Sequence[bytes] = (b"",)
     of_node: bool = False
     """It goes to the node's address, not to the pod's."""
+    within: bool = False
+    """It goes to the attacker's own loopback address, past the mesh."""
 
 
 def _streams(block: bytes, end: Callable[[int], bytes] = lambda _: b"") -> bytes:
@@ -195,6 +197,7 @@ def _framed(message: bytes) -> bytes:
 _KNOWN, _UNKNOWN = question("far.shop.svc.cluster.local"), [question(f"nobody{number}.example.com") for number in range(500)]
 FLOODS = (
     Flood("UDP to nobody: what the CPU alone does", "datagrams", True, 9, (_KNOWN,)),
+    Flood("connections to nobody: what the CPU alone does", "closes", True, 9, within=True),
     Flood("DNS, names of the mesh", "datagrams", True, 53, (_KNOWN,)),
     Flood("DNS, names of nobody", "datagrams", True, 53, _UNKNOWN),
     Flood("DNS over TCP, pipelined", "streams", True, 53, (_framed(_KNOWN) * 200,)),

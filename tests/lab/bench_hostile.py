@@ -60,7 +60,8 @@ def _strike(victim: Victim, attack: Strike, seconds: float) -> dict[str, Any]:
         blocks = [text(one) for one in attack.blocks]
         return dict(victim.attacker.do("storm", *where, blocks, seconds, timeout_s=seconds + 60))
     if isinstance(attack, Flood):
-        who, where = (victim.neighbour if attack.near else victim.attacker), victim.node if attack.of_node else victim.address
+        who = victim.neighbour if attack.near else victim.attacker
+        where = "127.0.0.1" if attack.within else victim.node if attack.of_node else victim.address
         words = [text(one) for one in attack.words]
         return dict(who.do("flood", where, attack.port or ATTACKED_PORT, attack.manner, words, seconds, timeout_s=seconds + 60))
     call = ("crowd", victim.address, HBONE, victim.papers, attack.count, attack.manner, text(CLIENT_OPENING))
