@@ -45,6 +45,7 @@ class Connection(Intake):
     """Both roles of one connection."""
 
     __slots__ = (
+        "_excused",
         "_goaway_sid",
         "_granted",
         "_initial_window",
@@ -79,6 +80,8 @@ class Connection(Intake):
         """A window opened: the owner lets `blocked` streams go on when it has finished reading."""
         self.max_streams = frames.CLIENT_STREAMS
         self._peer_streams = frames.SERVER_STREAMS
+        self._excused = 0
+        """Streams too many that are no offence: they may have left before the peer knew how few it may have."""
         self.draining = False
         """No new streams, by either side's GOAWAY."""
         self.writer = FieldWriter()
@@ -166,7 +169,10 @@ class Connection(Intake):
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "too many refused requests")
         if sid > self._goaway_sid:
             return  # sent after our final GOAWAY: the peer knows that nobody answers
-        if len(self.streams) >= self._peer_streams:
+        if len(self.streams) >= self._peer_streams and self._excused:
+            self._excused -= 1
+            self._send_reset(sid, Code.REFUSED_STREAM)
+        elif len(self.streams) >= self._peer_streams:
             self.refuse(sid, Code.REFUSED_STREAM)
         elif size > self._reader.max_list_bytes:
             self.refuse(sid, Code.PROTOCOL_ERROR)
@@ -284,7 +290,7 @@ class Connection(Intake):
         """Leave a peer that is known to offend a part of its allowances and of its streams, and tell it how many those are."""
         for allowance in (self._control, self._empty, self._resets, self._refusals, self._windows):
             allowance.shrink(share)
-        self._peer_streams = int(frames.SERVER_STREAMS * share)
+        self._peer_streams, self._excused = int(frames.SERVER_STREAMS * share), frames.CLIENT_STREAMS
         self.out += frames.settings([(Setting.MAX_CONCURRENT_STREAMS, self._peer_streams)])
 
     @property

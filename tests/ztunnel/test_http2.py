@@ -508,11 +508,23 @@ def test_a_peer_that_is_known_to_offend_has_a_part_of_streams_and_allowances() -
     server.http.restrain(1 / 16)
     talk(client, server)
     assert client.http.max_streams == 12
-    for sid in range(1, 41, 2):  # 12 are taken, 8 are refused
-        server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
+    sids = iter(range(1, 1000, 2))
+    for _ in range(12 + 100 + 8):  # taken; refused, as they might have left before it knew; refused
+        server.hears(frame(HEADERS, END_HEADERS, next(sids), BLOCK))
     with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many refused streams"):
-        server.hears(frame(HEADERS, END_HEADERS, 41, BLOCK))
+        server.hears(frame(HEADERS, END_HEADERS, next(sids), BLOCK))
     assert len(server.http.streams) == 12
+
+
+def test_a_client_that_comes_back_with_all_its_streams_does_not_offend_again_by_that() -> None:
+    """It takes its usual ones for granted until it hears: else it would lose each tunnel for as long as it is busy."""
+    client, server = End(False), End(True)
+    server.http.restrain(1 / 16)
+    many = [Recorder() for _ in range(client.http.room)]
+    for stream in many:
+        client.http.request(stream, REQUEST, b"")
+    talk(client, server)
+    assert [stream.heard for stream in many] == [[]] * 12 + [["reset 7"]] * 88 and client.http.room == 0
 
 
 def test_refused_requests_have_an_allowance_and_refusing_one_never_fails() -> None:
