@@ -267,7 +267,7 @@ class Connection(Intake):
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"RST_STREAM on idle stream {sid}")
             self._spend(self._resets, "resets")
             return
-        if self.server and stream.receive_window == self.stream_window:
+        if self.server and stream.receive_window == self.stream_window and stream.window >= self._initial_window:
             self._spend(self._resets, "resets of streams that carried nothing")
         self.work -= WORK_OF_RESET
         self._drop(stream)

@@ -494,6 +494,18 @@ def test_rapid_resets_end_the_connection() -> None:
     assert len(server.streams) < 250
 
 
+def test_resets_of_streams_whose_application_spoke_first_are_none_of_them() -> None:
+    """Whoever looks whether a database is there, and closes without reading its greeting, resets."""
+    server = End(True)
+    server.hears(OPENING)
+    for sid in range(1, 1001, 2):
+        server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
+        server.http.answer(server.streams[-1], [(b":status", b"200")])
+        server.streams[-1].window -= 10  # as the pump does with what it sends
+        server.hears(frames.rst_stream(sid, Code.CANCEL))
+    assert not server.http.streams
+
+
 def test_stream_floods_end_the_connection() -> None:
     server = End(True)
     server.hears(OPENING)
