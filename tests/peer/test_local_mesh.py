@@ -1,20 +1,14 @@
 """A mesh that is a file (LOCAL_XDS_PATH): what Istio's ztunnel makes of it is what weft's makes of it."""
 
 import json
-import os
-import shlex
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mesh.dump import dump_policy, dump_service, dump_workload
 from mesh.inventory import Inventory
 from mesh.local_mesh import read_local_mesh
-from tests.lab.world import eventually
-from tests.ztunnel.world import run
+from tests.peer.standalone import standalone
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
 
@@ -50,40 +44,9 @@ policies:
 """
 
 
-@pytest.fixture
-def dump(ztunnel: str, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """What Istio's ztunnel shows of it, in a network namespace of its own."""
-    netns, file = f"{os.environ.get('WEFT_PREFIX', 'weft')}-test-{os.getpid()}-local", tmp_path / "mesh.yaml"
-    file.write_text(MESH)
-    told = {
-        "PATH": os.defpath, "FAKE_CA": "true", "XDS_ADDRESS": "", "LOCAL_XDS_PATH": str(file), "PROXY_MODE": "dedicated",
-        "PROXY_WORKLOAD_INFO": "shop/client/client", "NODE_NAME": "n1", "CLUSTER_ID": "c", "ZTUNNEL_WORKER_THREADS": "1",
-        "ENABLE_ORIG_SRC": "false", "RUST_LOG": "error",
-    }  # fmt: skip
-    run("ip", "netns", "add", netns)
-    inside = ["ip", "netns", "exec", netns]
-    try:
-        run("ip", "-n", netns, "link", "set", "lo", "up")
-        with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen([*inside, *shlex.split(ztunnel)], env=told, stdout=log, stderr=log)
-
-        def ask() -> dict[str, Any]:
-            asking = [*inside, "curl", "-sSf", "-m", "5", "http://127.0.0.1:15000/config_dump"]
-            done = subprocess.run(asking, capture_output=True, text=True, timeout=10)
-            assert done.returncode == 0, (done.stderr, (tmp_path / "log").read_text()[-2000:])
-            shown: dict[str, Any] = json.loads(done.stdout)
-            return shown
-
-        try:
-            yield eventually(ask, 15)
-        finally:
-            process.kill()
-            process.wait()
-    finally:
-        run("ip", "netns", "del", netns)
-
-
-def test_a_file_tells_both_the_same(dump: dict[str, Any]) -> None:
+def test_a_file_tells_both_the_same(ztunnel: str, tmp_path: Path) -> None:
+    with standalone(ztunnel, MESH, tmp_path) as proxy:
+        dump = json.loads(proxy.fetch("/config_dump"))
     mesh, inventory = read_local_mesh(MESH), Inventory()
     inventory.apply([*mesh.workloads, *mesh.services], [])
     ours = {
