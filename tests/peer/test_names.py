@@ -1,6 +1,5 @@
 """Names as a pod asks for them: what Istio's ztunnel answers is what weft's finds in the same mesh."""
 
-import os
 import socket
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 
 from mesh.inventory import Inventory
 from mesh.local_mesh import read_local_mesh
-from tests.peer.standalone import Standalone, standalone
-from wire.netns import entered, open_home
+from tests.peer.standalone import standalone
 from ztunnel.names import Zone, find
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
@@ -70,19 +68,6 @@ Answer = tuple[str, list[str]] | None
 _TYPES = {4: "A", 6: "AAAA"}
 
 
-def asking(proxy: Standalone) -> socket.socket:
-    """A socket of the pod, to its DNS."""
-    home = open_home()
-    try:
-        with proxy.netns.open() as there, entered(there.fileno(), home):
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    finally:
-        os.close(home)
-    made.settimeout(10)
-    made.connect(("127.0.0.1", 15053))
-    return made
-
-
 def answered(pod: socket.socket, name: str, version: int) -> Answer:
     """By Istio's ztunnel, whose nameservers cannot be reached."""
     query = dns.message.make_query(name, _TYPES[version], use_edns=0, payload=4096)
@@ -108,7 +93,9 @@ def test_every_name_means_the_same_to_both(ztunnel: str, tmp_path: Path) -> None
     questions = [(name, version) for name in NAMES for version in _TYPES]
     ours = {question: found(*question) for question in questions}
     assert sum(one is not None for one in ours.values()) > 80
-    with standalone(ztunnel, MESH, tmp_path, _LOCAL) as proxy, asking(proxy) as pod:
+    with standalone(ztunnel, MESH, tmp_path, _LOCAL) as proxy, proxy.make_socket(socket.SOCK_DGRAM) as pod:
+        pod.settimeout(10)
+        pod.connect(("127.0.0.1", 15053))
         theirs = {question: answered(pod, *question) for question in questions}
     differ = {question: (ours[question], theirs[question]) for question in questions if ours[question] != theirs[question]}
     assert not differ
