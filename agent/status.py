@@ -7,7 +7,7 @@ from grpc.aio import ServicerContext
 
 from agent.enrolment import Enrolment
 from agent.mesh_view import MeshView
-from agent.problems import problems, with_mend
+from agent.problems import NOT_STEERED, problems, with_mend
 from agent.zds import ZdsServer
 from bpf.layout import Reason
 from bpf.redirect import Redirect
@@ -51,7 +51,9 @@ class Diagnostics:
 
     async def gather(self) -> agent_pb2.StatusResponse:
         """The state of this moment."""
-        status = await self.enrolment.blocking(self._kernel)
+        enrolled = await self.enrolment.blocking(self.redirect.enrolled)
+        bare = {one.pod.uid for one in enrolled if one.pod.capture and not one.steered}
+        status = await self.enrolment.blocking(self._kernel, any(one.steered for one in enrolled))
         status.node, status.version, status.started_unix_s = self.node, VERSION, self.started_unix_s
         usage = {one.netns_cookie: one for one in await self.enrolment.blocking(self.redirect.usage)}
         for uid, pod in sorted(self.enrolment.pods().items(), key=lambda item: str(item[1])):
@@ -71,7 +73,7 @@ class Diagnostics:
                 captured_v4=used.live4 if used else 0,
                 captured_v6=used.live6 if used else 0,
                 excluded=pod.request.exclusions.sentences(),
-                troubles=pod.request.troubles,
+                troubles=(*pod.request.troubles, *([NOT_STEERED] if uid in bare else ())),
             )
         status.excluded.extend(self.exclusions.sentences())
         self._others(status)
@@ -82,11 +84,10 @@ class Diagnostics:
         )
         return status
 
-    def _kernel(self) -> agent_pb2.StatusResponse:
+    def _kernel(self, pods: bool) -> agent_pb2.StatusResponse:
         status = agent_pb2.StatusResponse(counters=self.redirect.counters())
         for fill in self.redirect.fill():
             status.maps.add(name=fill.name, used=fill.used, capacity=fill.capacity)
-        pods = any(one.steered for one in self.redirect.enrolled())
         for program in self.redirect.programs():
             # The inbound program is attached per pod: without pods it has nowhere to be.
             attached = program.attached > 0 or (program.name == "lookup" and not pods)

@@ -77,7 +77,7 @@ class _Target(ct.Union):
 
 
 class LinkInfo(ct.Structure):
-    """bpf_link_info of cgroup and netns links. A netns_ino of 0 means that the namespace is gone."""
+    """bpf_link_info of cgroup and netns links. A cgroup_id or netns_ino of 0: detached, or what it was attached to is gone."""
 
     _fields_ = (("type", ct.c_uint32), ("id", ct.c_uint32), ("prog_id", ct.c_uint32), ("target", _Target))
 

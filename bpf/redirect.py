@@ -87,7 +87,7 @@ class ProgramState:
     name: str
     id: int
     attached: int
-    """Links: one for a program of the node's cgroup, one per enrolled pod for `lookup`."""
+    """Links that live: one for a program of the node's cgroup, one per enrolled pod for `lookup`."""
 
 
 class Redirect:
@@ -253,10 +253,17 @@ class Redirect:
         for program in PROGRAMS:
             with libbpf.open_pin(self._bpffs / "programs" / program.name) as opened:
                 number = libbpf.program_info(opened.fd).id
-            hook = self._bpffs / "hooks" / program.name
-            attached = len(self._live_links()) if program is LOOKUP else int(hook.exists())
+            attached = sum(self._live_links().values()) if program is LOOKUP else int(self._is_attached(program.name))
             states.append(ProgramState(program.name, number, attached))
         return states
+
+    def _is_attached(self, name: str) -> bool:
+        """Whether a program of the node's cgroup is: a pin outlives its link's cgroup."""
+        try:
+            with libbpf.open_pin(self._bpffs / "hooks" / name) as link:
+                return libbpf.link_info(link.fd).target.cgroup.cgroup_id != 0
+        except FileNotFoundError:
+            return False
 
     def open_events(self) -> Events:
         """A reader of events; there should be one at a time, because each event goes to one reader."""

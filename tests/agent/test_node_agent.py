@@ -1,5 +1,6 @@
 """The agent's process on a node of real namespaces and cgroups: pods come and go, agent and proxy restart."""
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from bpf import libbpf
 from bpf.redirect import Redirect
 from mesh.exclusions import INBOUND_PORTS
 from mesh.proto import flow_pb2
@@ -156,6 +158,26 @@ def test_a_pod_whose_record_is_lost_stays_served_until_it_is_enrolled_anew(node:
     status = node.status()
     assert [pod.state for pod in status.pods] == ["enrolled"] and not [one for one in status.problems if "uid-a" in one]
     assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
+
+
+def test_programs_that_are_not_attached_are_named_and_the_next_agent_attaches_them(node: Node) -> None:
+    agent = node.start_agent()
+    proxy = node.start_proxy()
+    node.enrol("a")
+    until_says(proxy, "add uid-a")
+    assert node.status().problems == []
+    (node.places.bpffs / "links/uid-a").unlink()
+    with libbpf.open_pin(node.places.bpffs / "hooks/sockops") as link:  # as when its cgroup goes: the pin stays
+        assert ctypes.CDLL("libbpf.so.1").bpf_link_detach(link.fd) == 0
+    assert sorted(node.status().problems) == [
+        "pod demo/pod-a: its inbound program is not attached: plain text reaches it past the proxy and every policy: "
+        "restart the agent",
+        "program sockops is not attached to cgroup/sock_ops: restart the agent",
+    ]
+    node.stop_agent(agent)
+    node.start_agent()
+    wait_until(lambda: not node.status().problems, "the next agent to mend it")
+    assert node.dial("b", "10.214.0.2", 7777) == "inbound 7777"
 
 
 def test_new_addresses_are_captured(node: Node) -> None:
