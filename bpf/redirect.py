@@ -261,7 +261,7 @@ class Redirect:
         """Whether a program of the node's cgroup is: a pin outlives its link's cgroup."""
         try:
             with libbpf.open_pin(self._bpffs / "hooks" / name) as link:
-                return libbpf.link_info(link.fd).target.cgroup.cgroup_id != 0
+                return bool(libbpf.link_info(link.fd).target.cgroup.cgroup_id)
         except FileNotFoundError:
             return False
 

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from cli.failure import Failure, explained, warn
+from cli.mend import START_A_MESH, continue_it, has_control, is_lab, look_at_log
 from mesh.proto.agent_pb2 import StatusRequest, StatusResponse
 from mesh.proto.agent_pb2_grpc import AgentStub
 from mesh.proto.control_pb2_grpc import ControlStub
@@ -21,9 +22,8 @@ from wire.http_messages import HttpError
 from wire.places import NodePlaces, Places
 
 TIMEOUT_S = 5.0
+_NOT_READY = "not ready, waiting for: "
 MAX_MESSAGE_BYTES = 64 << 20
-LOOK_AT_LOGS = "look at: weft lab logs"
-_NO_MESH = "start a mesh with: weft lab up"
 _OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def chosen_nodes(places: Places, names: Iterable[str]) -> list[NodePlaces]:
     """
     known = places.nodes()
     if not known:
-        raise Failure("no node here", f"{places.run / 'nodes'} is empty", _NO_MESH)
+        raise Failure("no node here", f"{places.run / 'nodes'} is empty", START_A_MESH)
     wanted = list(dict.fromkeys(names)) or known
     for name in wanted:
         if name not in known:
@@ -77,7 +77,7 @@ def report_failures(answers: Iterable[Answer[Any]]) -> bool:
 async def proxy_json(node: NodePlaces, path: str) -> Any:
     """A JSON document from the node's proxy. Raises: Failure."""
     what = f"proxy of {node.name}"
-    with explained(what, node.admin_socket, f"{LOOK_AT_LOGS} --node {node.name}"):
+    with explained(what, node.admin_socket, look_at_log(node, "ztunnel")):
         try:
             reply = await request(node.admin_socket, "GET", path, timeout_s=TIMEOUT_S)
             return json.loads(reply.check())
@@ -87,17 +87,19 @@ async def proxy_json(node: NodePlaces, path: str) -> Any:
 
 async def proxy_readiness(node: NodePlaces) -> str:
     """Empty when the node's proxy is ready, else what it waits for. Raises: Failure."""
-    with explained(f"proxy of {node.name}", node.admin_socket, f"{LOOK_AT_LOGS} --node {node.name}"):
+    with explained(f"proxy of {node.name}", node.admin_socket, look_at_log(node, "ztunnel")):
         try:
             reply = await request(node.admin_socket, "GET", "/healthz/ready", timeout_s=TIMEOUT_S)
         except HttpError as error:
             return str(error)
-        return "" if reply.status == 200 else reply.body.decode(errors="replace").strip() or f"status {reply.status}"
+        if reply.status == 200:
+            return ""
+        return reply.body.decode(errors="replace").strip().removeprefix(_NOT_READY) or f"status {reply.status}"
 
 
 async def agent_status(node: NodePlaces) -> StatusResponse:
     """The node agent's diagnostics. Raises: Failure."""
-    async with grpc_socket(f"agent of {node.name}", node.agent_socket, f"{LOOK_AT_LOGS} --node {node.name}") as channel:
+    async with grpc_socket(f"agent of {node.name}", node.agent_socket, look_at_log(node, "agent")) as channel:
         status: StatusResponse = await AgentStub(channel).Status(StatusRequest(), timeout=TIMEOUT_S)
         return status
 
@@ -105,7 +107,10 @@ async def agent_status(node: NodePlaces) -> StatusResponse:
 @asynccontextmanager
 async def control_stub(places: Places) -> AsyncIterator[ControlStub]:
     """The control plane's own API, for the body. Raises: Failure for what goes wrong with it in the body."""
-    mend = f"{LOOK_AT_LOGS} control" if os.access(places.control_socket, os.F_OK) else _NO_MESH
+    if not has_control(places):
+        mend = "run this where weft-control runs" if places.nodes() else START_A_MESH
+        raise Failure("control plane", "not on this machine", mend)
+    mend = "look at: weft lab logs control" if is_lab(places) else "look at the log of weft-control"
     async with grpc_socket("control plane", places.control_socket, mend) as channel:
         yield ControlStub(channel)
 
@@ -127,9 +132,9 @@ def rpc_failure(error: grpc.aio.AioRpcError, what: str, socket: Path, mend: str)
         if exists and not os.access(socket, os.W_OK):
             return Failure(what, f"no permission to open {socket}", "run as root")
         there = "does not answer" if exists else "does not exist: nobody serves it"
-        return Failure(what, f"{socket} {there}", mend)
+        return Failure(what, f"{socket} {there}", continue_it(socket) or mend)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Failure(what, f"no answer on {socket} within {TIMEOUT_S:g} s", mend)
+        return Failure(what, f"no answer on {socket} within {TIMEOUT_S:g} s", continue_it(socket) or mend)
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return Failure(what, "does not know this call: its version differs from this command's", "compare with: weft version")
     return Failure(what, error.details() or str(error.code()))

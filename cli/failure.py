@@ -7,6 +7,8 @@ from typing import IO, Any
 
 import click
 
+from cli.mend import continue_it
+
 _UNREACHABLE = (ConnectionRefusedError, FileNotFoundError)
 
 
@@ -41,6 +43,6 @@ def explained(what: str, socket: Path, mend: str) -> Iterator[None]:
     except PermissionError:
         raise Failure(what, f"no permission to open {socket}", "run as root") from None
     except TimeoutError:
-        raise Failure(what, f"no answer on {socket} in time", mend) from None
+        raise Failure(what, f"no answer on {socket} in time", continue_it(socket) or mend) from None
     except OSError as error:
         raise Failure(what, f"{socket}: {error.strerror or error}", mend) from None

@@ -115,7 +115,7 @@ def _both(kind: str, first: str, second: str) -> str | None:
 def merged(values: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Bring option names to the Observer's: namespaces become pods of that namespace, and are those of services without one.
 
-    Raises: ValueError for a pod that names another namespace than the namespace option.
+    Raises: ValueError for a pod that names another namespace than the namespace option, and for what cannot be one.
     """
     found = {_FIELDS[kind]: texts for kind, texts in values.items() if texts and kind not in ("pod", "namespace")}
     namespaces = values.get("namespace", ())
@@ -134,7 +134,9 @@ def _in_namespaces(pods: tuple[str, ...], namespaces: tuple[str, ...]) -> Iterab
     if not pods:
         yield from (f"{namespace}/" for namespace in namespaces)
     for pod in pods:
-        own, slash, _ = pod.rpartition("/")
+        own, slash, rest = pod.partition("/")
+        if "/" in rest:
+            raise ValueError(f"{pod!r} is no pod: write NAMESPACE/POD")
         if not slash:
             yield from (f"{namespace}/{pod}" for namespace in namespaces or ("default",))
         elif namespaces and own not in namespaces:

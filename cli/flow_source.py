@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import grpc.aio
 
-from cli.dial import LOOK_AT_LOGS, TIMEOUT_S, Answer, from_nodes, grpc_socket, rpc_failure
+from cli.dial import TIMEOUT_S, Answer, from_nodes, grpc_socket, rpc_failure
 from cli.failure import Failure
 from cli.flow_merge import LiveMerge
+from cli.mend import look_at_log
 from mesh.proto.observer_pb2 import GetFlowsRequest, GetFlowsResponse
 from mesh.proto.observer_pb2_grpc import ObserverStub
 from wire.places import NodePlaces
@@ -85,7 +86,7 @@ def _stamped(node: NodePlaces, response: GetFlowsResponse) -> GetFlowsResponse:
 
 @contextlib.asynccontextmanager
 async def _observer(node: NodePlaces) -> AsyncIterator[ObserverStub]:
-    what, mend = f"flows of {node.name}", f"{LOOK_AT_LOGS} --node {node.name}"
+    what, mend = f"flows of {node.name}", look_at_log(node, "agent")
     async with grpc_socket(what, node.hubble_socket, mend) as channel:
         try:
             yield ObserverStub(channel)

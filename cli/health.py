@@ -70,13 +70,23 @@ def agent_findings(node: str, status: AgentStatus) -> Iterator[Finding]:
         yield Finding(node, problem.removeprefix(_WARNING), warning=problem.startswith(_WARNING))
 
 
+def proxy_findings(node: str, dump: dict[str, Any], agent: AgentStatus | None) -> Iterator[Finding]:
+    """What a proxy's config dump shows to be wrong, unless its agent says the same; another's dump says less."""
+    control = dump.get("controlPlane") or {}
+    if control.get("error") and not control.get("connected"):
+        address = str(control.get("address", ""))
+        if agent is None or agent.control.connected or agent.control.address != address:
+            text = f"the proxy's control plane {address} is away ({control['error']})"
+            yield Finding(node, f"{text}: what it knows of the mesh stays in force")
+
+
 def certificate_findings(node: str, found: Iterable[Certificate], now: datetime) -> Iterator[Finding]:
-    """Certificates that are missing, expired or not renewed in time."""
+    """Certificates that are missing, expired or not renewed in time; many for one reason are one finding."""
+    missing: dict[str, list[str]] = {}
     for one in found:
         left = one.left_s(now)
         if not one.state.startswith("Available"):
-            # "Initializing" is where every certificate starts.
-            yield Finding(node, f"certificate of {one.identity}: {one.state}", warning=one.state.startswith("Init"))
+            missing.setdefault(one.state.replace(f"{one.identity}: ", ""), []).append(one.identity)
         elif left is not None and left <= 0:
             yield Finding(node, f"certificate of {one.identity} expired {span(-left)} ago: is the control plane reachable?")
         elif left is not None and one.not_before and one.not_after:
@@ -84,6 +94,10 @@ def certificate_findings(node: str, found: Iterable[Certificate], now: datetime)
             if left < life * _MIN_LEFT:
                 text = f"certificate of {one.identity} expires in {span(left)} and was not renewed"
                 yield Finding(node, text, warning=True)
+    for state, identities in missing.items():
+        more = f" and {len(identities) - 1} more" if identities[1:] else ""
+        # "Initializing" is where every certificate starts.
+        yield Finding(node, f"certificate of {identities[0]}{more}: {state}", warning=state.startswith("Init"))
 
 
 def control_findings(status: ControlStatus, now: datetime) -> Iterator[Finding]:

@@ -149,7 +149,10 @@ Examples:
 @_dry_run_option
 @output_option
 def delete(sources: tuple[str, ...], dry_run: bool, output: str) -> None:
-    """Take the objects of manifests out of force; only their kinds and names count."""
+    """Take the objects of manifests out of force.
+
+    Only their kinds and names count, but the manifests must be valid; what is not there is no error.
+    """
     files = read_manifests(sources)
 
     async def call() -> ApplyResponse:

@@ -155,6 +155,8 @@ async def _show_stored(nodes: list[NodePlaces], asked: GetFlowsRequest, window: 
     printer(found if window.first is None else oldest(found, window.first))
     if not report_failures(answers):
         raise click.exceptions.Exit(1)
+    if not found and asked.whitelist:
+        warn("no flow that is kept fits; pods are NAMESPACE/POD, as weft workloads lists them, without a namespace of default")
 
 
 async def _show_live(nodes: list[NodePlaces], asked: GetFlowsRequest, printer: Printer) -> None:

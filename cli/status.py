@@ -17,7 +17,9 @@ from cli.health import (
     certificate_findings,
     certificates,
     control_findings,
+    proxy_findings,
 )
+from cli.mend import has_control
 from cli.moments import span
 from cli.nodes import node_option
 from cli.output import NOTHING, output_option, print_json, print_table
@@ -53,8 +55,9 @@ async def node_report(node: NodePlaces, now: datetime) -> NodeReport:
     try:
         report.readiness = await proxy_readiness(node)
         if report.readiness:
-            report.findings.append(Finding(node.name, f"the proxy is not ready: {report.readiness}"))
+            report.findings.append(Finding(node.name, f"the proxy is not ready, waiting for: {report.readiness}"))
         dump = await proxy_json(node, "/config_dump")
+        report.findings += proxy_findings(node.name, dump, report.agent)
         report.certificates = certificates(dump)
         report.connections = _open_connections(dump)
         report.findings += certificate_findings(node.name, report.certificates, now)
@@ -106,7 +109,7 @@ def status(output: str, node: tuple[str, ...]) -> None:
     if output == "json":
         print_json(_as_json(control.value, reports, findings, now))
     else:
-        _print(control.value, reports, findings, now)
+        _print(control, reports, findings, now)
     if any(not finding.warning for finding in findings):
         raise click.exceptions.Exit(1)
 
@@ -122,6 +125,8 @@ def _is_without_mesh() -> bool:
 
 async def _collect(places: Places, nodes: list[NodePlaces], now: datetime) -> tuple[Answer[ControlStatus], list[NodeReport]]:
     async def control() -> Answer[ControlStatus]:
+        if not has_control(places):
+            return Answer("control", None)
         try:
             return Answer("control", await control_report(places))
         except Failure as failure:
@@ -137,8 +142,7 @@ def _findings(control: Answer[ControlStatus], reports: list[NodeReport], now: da
     found = [finding for report in reports for finding in report.findings]
     if control.value is not None:
         return [*control_findings(control.value, now), *found]
-    assert control.failure is not None
-    return [Finding("control", control.failure.message), *found]
+    return [Finding("control", control.failure.message), *found] if control.failure else found
 
 
 def _rotation(control: ControlStatus, now: datetime) -> str:
@@ -146,15 +150,22 @@ def _rotation(control: ControlStatus, now: datetime) -> str:
     return f"; {step} in {span(control.rotation.until_unix_s - now.timestamp())}" if step else ""
 
 
-def _print(control: ControlStatus | None, reports: list[NodeReport], findings: list[Finding], now: datetime) -> None:
-    if control is not None:
-        click.echo(
-            f"control: running {control.version}, {control.objects} objects, {control.workloads} workloads, "
-            f"{control.services} services, {control.policies} policies, "
-            f"root certificate for {span(control.root_expires_unix_s - now.timestamp())}{_rotation(control, now)}\n"
+def _control_line(control: Answer[ControlStatus], reports: list[NodeReport], now: datetime) -> str:
+    status = control.value
+    if status is not None:
+        return (
+            f"running {status.version}, {status.objects} objects, {status.workloads} workloads, "
+            f"{status.services} services, {status.policies} policies, "
+            f"root certificate for {span(status.root_expires_unix_s - now.timestamp())}{_rotation(status, now)}"
         )
-    else:
-        click.echo("control: does not answer\n")
+    if control.failure is not None:
+        return "does not answer"
+    asked = sorted({report.agent.control.address for report in reports if report.agent and report.agent.control.address})
+    return f"not on this machine{', but at ' if asked else ''}{', '.join(asked)}"
+
+
+def _print(control: Answer[ControlStatus], reports: list[NodeReport], findings: list[Finding], now: datetime) -> None:
+    click.echo(f"control: {_control_line(control, reports, now)}\n")
     headings = ("NODE", "AGENT", "PROXY", "CONTROL", "ENROLLED", "CERTIFICATES", "FIRST EXPIRES", "CONNECTIONS")
     print_table(headings, [_node_row(report, now) for report in reports])
     pods = [(report.name, pod) for report in reports if report.agent for pod in report.agent.pods]

@@ -100,7 +100,7 @@ def begin(roots: Roots, successor: Authority, overlap_s: int, now_s: float) -> R
     if not max(least_s, 1) <= overlap_s <= MAX_OVERLAP_S:
         raise ValueError(
             f"an overlap of {overlap_s} s: certificates that were issued are valid for {least_s} s more, "
-            f"so write {max(least_s, 1)} to {MAX_OVERLAP_S}"
+            f"so write {max(least_s, 1)}s to {MAX_OVERLAP_S}s"
         )
     return replace(roots, successor=successor, since_s=now_s, overlap_s=overlap_s)
 

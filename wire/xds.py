@@ -25,6 +25,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 
 from mesh import delta
+from wire.grpc_reason import reason_of
 from wire.grpc_tls import Endpoint
 from wire.xds_response import read_response
 
@@ -167,7 +168,7 @@ class XdsClient:
                 self.status.last_error, reason = await self._one_stream(), "Complete"
             except grpc.aio.AioRpcError as error:
                 reason = _termination(error.code(), self.status.connected)
-                self.status.last_error = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
+                self.status.last_error = reason_of(error, self._endpoint)
             except (OSError, ValueError) as error:
                 self.status.last_error = str(error)
             self.status.terminations[reason] += 1

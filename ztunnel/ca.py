@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from mesh.identity import Identity
 from mesh.proto.certificate_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from wire.grpc_reason import reason_of
 from wire.grpc_tls import Endpoint
 from ztunnel.certificates import Certificate
 
@@ -106,8 +107,7 @@ class CertificateClient:
         try:
             response = await self._by_either_name(message)
         except grpc.aio.AioRpcError as error:
-            reason = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
-            raise FetchError(f"CA {self._endpoint.address}: {identity}: {reason}") from error
+            raise FetchError(f"CA {self._endpoint.address}: {identity}: {reason_of(error, self._endpoint)}") from error
         except (OSError, ValueError) as error:
             raise FetchError(f"CA {self._endpoint.address}: {error}") from error
         except asyncio.CancelledError:

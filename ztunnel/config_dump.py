@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mesh import version
 from mesh.dump import dump_endpoints, dump_policy, dump_service, dump_workload
 from mesh.identity import Identity
+from wire.xds import XdsClient
 from ztunnel.access_log import endpoint_text
 from ztunnel.certificates import Certificate
 from ztunnel.channel import ConnectionRecord
@@ -112,6 +113,13 @@ def dump_connection_fully(worker: int, record: ConnectionRecord) -> JSON:
         "bytesReceived": record.bytes_received,
         "policy": record.policy,
     }
+
+
+def dump_control(xds: XdsClient | None) -> JSON | None:
+    """The control plane's stream; None where there is none by wish."""
+    if xds is None:
+        return None
+    return {"address": xds.address, "connected": xds.status.connected, "error": xds.status.last_error}
 
 
 def dump_version(istio: str) -> JSON:

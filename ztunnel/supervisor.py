@@ -252,6 +252,7 @@ class Supervisor:
             **config_dump.dump_mesh(self.view),
             "version": config_dump.dump_version(self._istio_version),
             "config": dump_config(self.config),
+            "controlPlane": config_dump.dump_control(self.xds),
             "certificates": config_dump.dump_certificates(self._issuer.states()),
             "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, records),
         }

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from mesh.identity import Identity
+from wire.grpc_reason import reason_of
 from ztunnel.ca import FetchError, read_chain
 from ztunnel.certificates import Certificate
 from ztunnel.der import Malformed, split_elements
@@ -60,7 +61,7 @@ async def follow(
                 pause_s = FIRST_PAUSE_S
                 take(message)
         except grpc.aio.AioRpcError as error:
-            reason = f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
+            reason = reason_of(error)
         finally:
             stream.cancel()
         _log.info("%s: %s; asking again in %.2g s", what, reason, pause_s)

@@ -30,6 +30,11 @@ class Look:
     cpu_s: float
     """Used since it began."""
 
+    @property
+    def is_stopped(self) -> bool:
+        """By a signal, or by who traces it."""
+        return self.state in "Tt"
+
 
 def look_at(pid: int) -> Look | None:
     """None: it is gone."""
@@ -74,7 +79,7 @@ class Watchdog:
 
     def _consider(self, pid: int, heard_at: float, look: Look, in_time: bool) -> str:
         silence = self._silences.get(pid)
-        if silence is None or silence.heard_at != heard_at or look.traced or look.state in "Tt":
+        if silence is None or silence.heard_at != heard_at or look.traced or look.is_stopped:
             self._silences[pid] = _Silence(heard_at, look.cpu_s, last_cpu_s=look.cpu_s)
             return ""
         slept = look.state == "S" and look.cpu_s == silence.last_cpu_s

@@ -177,9 +177,9 @@ class Workers:
     def silent(self, now: float) -> list[str]:
         """Workers that seem to hang, in plain words with the mend."""
         return [
-            f"worker {index} (process {worker.process.pid}, silent for {now - worker.heard_at:.0f} s: kill it if it stays so)"
-            for index, worker in sorted(self._workers.items())
-            if now - worker.heard_at > _SILENT_AFTER_S
+            f"worker {index} (process {pid}, silent for {now - self._workers[index].heard_at:.0f} s: {_mend(pid)})"
+            for index, pid in self.pids.items()
+            if now - self._workers[index].heard_at > _SILENT_AFTER_S
         ]
 
     @property
@@ -260,6 +260,11 @@ class Workers:
             await asyncio.wait(exits, timeout=deadline_s + 1.0)
         for worker in list(self._workers.values()):
             worker.kill()
+
+
+def _mend(pid: int) -> str:
+    look = look_at(pid)
+    return f"it is stopped: kill -CONT {pid}" if look is not None and look.is_stopped else "kill it if it stays so"
 
 
 def keep_in_memory(name: str, text: str) -> int:

@@ -1,10 +1,19 @@
 """What is wrong on a node, from what its parts say."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from cli.health import Certificate, Finding, agent_findings, certificate_findings, certificates, control_findings
+from cli.health import (
+    Certificate,
+    Finding,
+    agent_findings,
+    certificate_findings,
+    certificates,
+    control_findings,
+    proxy_findings,
+)
 from mesh.proto import agent_pb2, control_pb2
 
 pytestmark = pytest.mark.unit
@@ -37,6 +46,33 @@ def test_certificate(certificate: Certificate, expected: str | None, warning: bo
         assert found == []
     else:
         assert [(expected in one.text, one.warning) for one in found] == [(True, warning)]
+
+
+def test_certificates_that_are_missing_for_one_reason_are_one_finding() -> None:
+    names = [f"spiffe://cluster.local/ns/a/sa/{name}" for name in "bcd"]
+    refused = [Certificate(name, f"Unavailable: CA c:1: {name}: unauthenticated: no") for name in names]
+    found = [*refused, Certificate("spiffe://x", "Unavailable: CA c:1: not for this pod")]
+    assert [one.text for one in certificate_findings("n", found, _NOW)] == [
+        f"certificate of {names[0]} and 2 more: Unavailable: CA c:1: unauthenticated: no",
+        "certificate of spiffe://x: Unavailable: CA c:1: not for this pod",
+    ]
+
+
+def test_a_proxy_without_its_control_plane_is_told_of_once() -> None:
+    away = {"controlPlane": {"address": "c:1", "connected": False, "error": "refused"}}
+    said = ["the proxy's control plane c:1 is away (refused): what it knows of the mesh stays in force"]
+
+    def found(dump: dict[str, Any], agent: agent_pb2.StatusResponse | None) -> list[str]:
+        return [one.text for one in proxy_findings("n", dump, agent)]
+
+    connected = agent_pb2.StatusResponse(control=agent_pb2.ControlState(address="c:1", connected=True))
+    assert found(away, connected) == found(away, None) == said
+    same, other = (
+        agent_pb2.StatusResponse(control=agent_pb2.ControlState(address=address, error="refused")) for address in ("c:1", "c:2")
+    )
+    assert found(away, same) == [] and found(away, other) == said
+    assert found({"controlPlane": {"address": "c:1", "connected": True, "error": ""}}, None) == []
+    assert found({"controlPlane": None}, None) == found({}, None) == []  # by wish; another proxy than weft's
 
 
 def test_certificates_of_a_config_dump() -> None:

@@ -94,8 +94,9 @@ def test_all_well(world: "World") -> None:
 
 def test_a_node_and_the_control_plane_that_are_gone(world: "World") -> None:
     world.agent("node-a", _agent())
-    world.proxy("node-a", _dump(), ready=(500, b"waiting for: state"))
+    world.proxy("node-a", _dump(), ready=(500, b"not ready, waiting for: state\n"))
     world.node_folder("node-b")
+    world.places.control_state.mkdir(parents=True)  # it ran here
     result = world.weft("status")
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
@@ -103,8 +104,26 @@ def test_a_node_and_the_control_plane_that_are_gone(world: "World") -> None:
     assert "node-b   down            down       -           -          -              -               -" in lines
     wrong = [line for line in lines if line.startswith("wrong: ")]
     assert [line.split(": ")[1] for line in wrong] == ["control", "node-a", "node-b", "node-b"]
-    assert wrong[1] == "wrong: node-a: the proxy is not ready: waiting for: state"
-    assert "agent of node-b" in wrong[2] and "weft lab logs --node node-b" in wrong[2]
+    assert wrong[1] == "wrong: node-a: the proxy is not ready, waiting for: state"
+    assert "agent of node-b" in wrong[2] and wrong[2].endswith("; look at the log of weft-agent")
+    (world.places.run / "lab").mkdir()
+    lines = world.weft("status").stdout.splitlines()
+    assert [line.rpartition("; ")[2] for line in lines if line.startswith("wrong: node-b: ")] == [
+        "look at: weft lab logs node-b/agent",
+        "look at: weft lab logs node-b/ztunnel",
+    ]
+
+
+def test_on_a_node_whose_control_plane_runs_elsewhere_nothing_is_wrong(world: "World") -> None:
+    world.agent("node-a", _agent(control=agent_pb2.ControlState(connected=True, address="10.0.0.7:15012")))
+    world.proxy("node-a", _dump())
+    result = world.weft("status")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("control: not on this machine, but at 10.0.0.7:15012", "nothing is wrong")
+    assert json.loads(world.weft("status", "-o", "json").stdout)["control"] is None
+    told = world.weft("apply", "-f", "-", input="{}").stderr
+    assert told == "weft: control plane: not on this machine; run this where weft-control runs\n"
 
 
 def test_what_is_nearly_full_is_a_warning_and_said_once(world: "World") -> None:

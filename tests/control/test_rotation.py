@@ -53,7 +53,7 @@ def test_nothing_moves_before_its_time() -> None:
 
 
 def test_an_overlap_shorter_than_a_certificates_life_is_refused_and_so_is_a_second_rotation() -> None:
-    with pytest.raises(ValueError, match=r"an overlap of 99 s: .* valid for 100 s more, so write 100 to"):
+    with pytest.raises(ValueError, match=r"an overlap of 99 s: .* valid for 100 s more, so write 100s to"):
         begin(Roots(root(), expired_s=START_S + 99.5), root(2), 99, START_S)
     with pytest.raises(ValueError, match="an overlap of 0 s"):
         begin(Roots(root()), root(2), 0, START_S)

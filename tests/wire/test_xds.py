@@ -183,7 +183,7 @@ def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
         await eventually(lambda: "unavailable" in client.status.last_error)
         assert control.requests.empty()
         (tmp_path / "root.pem").unlink()
-        await eventually(lambda: "root.pem" in client.status.last_error)
+        await eventually(lambda: "root.pem: No such file" in client.status.last_error)
         (tmp_path / "root.pem").write_bytes(authority.root_pem)
         assert dict((await control.request()).initial_resource_versions) == {"K//Pod/fz/app": "v7"}, "from an earlier run"
         running.cancel()

@@ -236,18 +236,24 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
         (node.run / "token").write_text("another token")
         await node.start(control_port=1)
         assert await node.add_pod() == ""
-        assert (await node.get("/config_dump"))["certificates"][0]["state"] != "Available"
+        dump = await node.get("/config_dump")
+        assert dump["certificates"][0]["state"] != "Available"
+        assert (dump["controlPlane"]["connected"], dump["controlPlane"]["address"]) == (False, "127.0.0.1:1")
         assert keyring.names(keyring.scope(node.environment["WEFT_PREFIX"])) == []
 
     play(scenario)
 
 
 def has_istios_keys(dump: dict[str, Any]) -> None:
-    """All keys that istioctl may read, at each place outside of workloads, services and policies (tests/mesh/test_dump.py)."""
+    """All keys that istioctl may read, at each place outside of workloads, services and policies (tests/mesh/test_dump.py).
+
+    And one of weft's own, which `weft status` reads.
+    """
     assert dump.keys() == {
         "workloads", "services", "policies", "stagedServices", "staticConfig", "version", "config", "certificates",
-        "workloadState",
+        "workloadState", "controlPlane",
     }  # fmt: skip
+    assert (dump["controlPlane"]["connected"], dump["controlPlane"]["error"]) == (True, "")
     assert dump["staticConfig"].keys() == {"workloads", "policies", "services"}
     assert dump["version"].keys() == {
         "version", "gitRevision", "rustVersion", "buildProfile", "buildStatus", "istioVersion", "cryptoProvider",

@@ -114,7 +114,10 @@ def test_a_worker_that_hangs_is_named_until_it_speaks_again(run: Any, eventually
         try:
             named = f"worker 1 (process {hung}, silent for "
             world.heard.clear()
-            await eventually(lambda: any(line.startswith(named) for line in world.workers.silent(time.monotonic())))
+            mend = f" s: it is stopped: kill -CONT {hung})"
+            await eventually(
+                lambda: any(line.startswith(named) and line.endswith(mend) for line in world.workers.silent(time.monotonic()))
+            )
         finally:
             os.kill(hung, signal.SIGCONT)
         world.workers.broadcast(ASK)
