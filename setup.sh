@@ -61,7 +61,11 @@ install_missing() {
 [ ${#missing[@]} = 0 ] || install_missing
 
 venv=.venv
-[ -x $venv/bin/python ] || { say "venv from /usr/bin/python3"; /usr/bin/python3 -m venv --system-site-packages $venv; }
+# One that was interrupted on its way has no pip yet; one from before the system's Python was upgraded has nothing for this Python.
+if ! [ -x $venv/bin/pip ] || ! [ -d "$venv/lib/$(basename "$(readlink -f /usr/bin/python3)")" ]; then
+    say "venv from /usr/bin/python3"
+    /usr/bin/python3 -m venv --clear --system-site-packages $venv
+fi
 
 # The bench extra (Envoy) is large, and the fuzz extra (atheris) has wheels for x86-64 alone: only where asked for. Extras add up, so that `make demo` after `make test` removes nothing.
 extras=build
