@@ -92,8 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--control", default="", help="HOST:PORT of weft-control")
     parser.add_argument("--root", type=Path, help="PEM of what signs control's certificate")
     parser.add_argument("--token", type=Path, help="file with the node's credential for control")
-    parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus metrics; 0 for none")
-    parser.add_argument("--cluster-id", default="Kubernetes")
+    parser.add_argument(
+        "--metrics-port", type=int, default=METRICS_PORT, help=f"Prometheus metrics; 0 for none ({METRICS_PORT})"
+    )
+    parser.add_argument("--cluster-id", default="Kubernetes", help="as control's --cluster (Kubernetes)")
     parser.add_argument("--network", default="", help="name of the network that this node's pods are on")
     for name, what in _EXCLUSIONS.items():
         parser.add_argument(f"--exclude-{name}", metavar="LIST", help=f"{what}, for every pod ({_variable(name)})")

@@ -100,13 +100,15 @@ def _parser(manifests: Path) -> argparse.ArgumentParser:
         default=[],
         help="a further trust domain of this mesh, repeatable: policies that name one mean all, nodes keep their certificates",
     )
-    parser.add_argument("--root-namespace", default="istio-system", help="whose policies hold everywhere")
+    parser.add_argument("--root-namespace", default="istio-system", help="whose policies hold everywhere (istio-system)")
     parser.add_argument(
         "--waypoint-policies",
         action="store_true",
         help="who has a waypoint is reached from it alone, or by whom an AuthorizationPolicy allows (default: by everybody)",
     )
-    parser.add_argument("--cluster", default="Kubernetes", help="first part of every workload's uid; the clusterid header")
+    parser.add_argument(
+        "--cluster", default="Kubernetes", help="first part of every workload's uid; the clusterid header (Kubernetes)"
+    )
     parser.add_argument("--workload-ttl", type=_duration, default=86400, help="of certificates: 90m, 24h, or seconds (24h)")
     parser.add_argument(
         "--service-account-keys",
