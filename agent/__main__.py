@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(_uninstall(settings) if settings.uninstall else _run(settings))
     except* (OSError, RuntimeError, EnrolmentFailed) as errors:
         for error in _leaves(errors):
-            print(f"weft-agent of node {settings.node}: {error}", file=sys.stderr)
+            mend = ": run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN" if isinstance(error, PermissionError) else ""
+            print(f"weft-agent of node {settings.node}: {error}{mend}", file=sys.stderr)
         return_code = 1
     return return_code
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from agent import __main__ as entry
 from agent.node_agent import open_redirect
-from agent.settings import parse
+from agent.settings import Settings, parse
 from mesh.exclusions import NOTHING, Exclusions
 
 pytestmark = pytest.mark.unit
@@ -61,3 +62,14 @@ def test_a_folder_that_is_no_cgroup_is_refused_before_anything_is_made(tmp_path:
     with pytest.raises(RuntimeError, match=f"^{tmp_path} is no cgroup of version 2: name the node's own with --cgroup"):
         open_redirect(parse(("--node", "n1", "--cgroup", str(tmp_path), "--bpffs", str(tmp_path / "bpf"))))
     assert not list(tmp_path.iterdir())
+
+
+def test_who_may_not_do_it_is_told_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(_: Settings) -> None:
+        raise PermissionError(13, "Permission denied", "/sys/fs/cgroup/n1/pods")
+
+    monkeypatch.setattr(entry, "take_all", lambda: None)
+    monkeypatch.setattr(entry, "lock", refuse)
+    assert entry.main(NODE) == 1
+    said = capsys.readouterr().err
+    assert "'/sys/fs/cgroup/n1/pods': run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN\n" in said
