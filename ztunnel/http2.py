@@ -37,6 +37,8 @@ PING_INTERVAL_S = 10.0
 PING_TIMEOUT_S = 20.0
 _BYTES_PER_WINDOW_UPDATE = 256
 """A peer that acknowledges every few bytes earns its WINDOW_UPDATEs by what we send it."""
+_CROSSING, _CROSSING_PER_BYTE = 0.1, 0.01 / frames.MIN_MAX_FRAME_BYTES
+"""What may be on its way when we reset a stream, by what it will cost: an answer, and DATA as far as the window goes."""
 _USUAL_LIST_BYTES = 4096
 """Longer header lists cost allowance: a few bytes of HPACK may stand for 64 KiB."""
 
@@ -345,6 +347,7 @@ class Connection(Intake):
         """Give a stream up."""
         if self.streams.get(stream.sid) is stream:
             self._send_reset(stream.sid, code)
+            self._control.earn(_CROSSING + stream.receive_window * _CROSSING_PER_BYTE)
             self._drop(stream)
 
     def _send_reset(self, sid: int, code: Code) -> None:

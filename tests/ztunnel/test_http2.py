@@ -573,6 +573,29 @@ def test_refusals_within_their_allowance_cost_neither_end_the_connection() -> No
     assert theirs.heard == ["end"]
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["the client's reset", "the server's reset"])
+def test_what_crosses_a_reset_is_no_offence(ours: bool) -> None:
+    """Clients that give up by the hundred, as others are late to answer."""
+    client, server = pair()
+    for _ in range(1500):
+        mine = Recorder()
+        client.http.request(mine, REQUEST, b"")
+        talk(client, server)
+        theirs = server.streams.pop()
+        if ours:
+            server.http.answer(theirs, [(b":status", b"200")])
+            server.http.out += frame(DATA, 0, theirs.sid, b"late") * 20
+            theirs.window -= 80
+            client.http.reset(mine, Code.CANCEL)
+            client.hears(server.says())
+        else:
+            client.http.out += frame(DATA, 0, mine.sid, b"late") * 20
+            server.http.reset(theirs, Code.CANCEL)
+            server.hears(client.says())
+        talk(client, server)
+    assert not client.http.streams and not server.http.streams
+
+
 def test_long_header_lists_have_an_allowance() -> None:
     """A few bytes of each stand for 64 KiB."""
     server = End(True)
