@@ -19,11 +19,13 @@ from mesh.proto import control_pb2_grpc
 MAX_NODE_REQUEST_BYTES = 32 << 20
 """The versions that a client retains: some 100 bytes for each of 200,000 resources."""
 STOP_GRACE_S = 0.5
-_NODE_OPTIONS = (
+NODE_OPTIONS = (
     # Two processes on one port would share its connections unnoticed.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_NODE_REQUEST_BYTES),
     ("grpc.max_concurrent_streams", 128),
+    # Who connects and says nothing is whoever reaches the port. gRPC waits for two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # Clients ping every 10 to 30 s; dead ones are noticed within 45 s.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -41,7 +43,7 @@ def node_server(
     signing: CertificateService,
 ) -> grpc.aio.Server:
     """Make the server that nodes talk to, listening. Raises: OSError where an address cannot be listened on."""
-    server = grpc.aio.server(options=_NODE_OPTIONS)
+    server = grpc.aio.server(options=NODE_OPTIONS)
     discovery.register(server)
     signing.register(server)
     for listeners, by_certificate in ((configuration.listeners, False), (configuration.certificate_listeners, True)):
