@@ -33,6 +33,8 @@ class Stream:
     """The newest state of which the client was told everything, by type."""
     _held: Snapshot = field(default_factory=lambda: Snapshot({}))
     """Policies that the client's workloads may list."""
+    _joined: tuple[Snapshot, Snapshot, Snapshot] | None = None
+    """What is held, policies, and both together."""
     _responses: int = 0
 
     def __post_init__(self) -> None:
@@ -61,21 +63,25 @@ class Stream:
     def next_response(self, snapshots: Mapping[str, Snapshot]) -> Response | None:
         """What to say next, now that this is the state of each type; None: nothing until a request or another state."""
         addresses, policies = snapshots[ADDRESS_TYPE], snapshots[AUTHORIZATION_TYPE]
-        response = self._push(AUTHORIZATION_TYPE, self._with_held(policies)) or self._push(ADDRESS_TYPE, addresses)
-        if response is not None or not self._is_told(ADDRESS_TYPE, addresses):
+        response = self._push(AUTHORIZATION_TYPE, self._with_held(policies))
+        # An older answer about policies may be outstanding: workloads that list newer ones wait for it.
+        if response is not None or not self._is_told(AUTHORIZATION_TYPE, self._with_held(policies)):
             return response
-        response = self._push(AUTHORIZATION_TYPE, policies)
-        if self._is_told(AUTHORIZATION_TYPE, policies):
-            self._held = policies
-        return response
+        response = self._push(ADDRESS_TYPE, addresses)
+        if self._is_told(ADDRESS_TYPE, addresses):
+            self._held = policies  # from here on its workloads list no others
+        return response or self._push(AUTHORIZATION_TYPE, self._with_held(policies))
 
     def _is_told(self, type_url: str, snapshot: Snapshot) -> bool:
         return type_url not in self.server.type_urls or self._told.get(type_url) is snapshot
 
     def _with_held(self, policies: Snapshot) -> Snapshot:
-        if self._held.resources.keys() <= policies.resources.keys():
-            return policies
-        return Snapshot({**self._held.resources, **policies.resources})
+        """The policies, and those that the client's workloads may list: the very same ones while neither changes."""
+        if self._joined is None or self._joined[0] is not self._held or self._joined[1] is not policies:
+            gone = self._held.resources.keys() - policies.resources.keys()
+            joined = Snapshot({**self._held.resources, **policies.resources}) if gone else policies
+            self._joined = (self._held, policies, joined)
+        return self._joined[2]
 
     def _push(self, type_url: str, snapshot: Snapshot) -> Response | None:
         if self._told.get(type_url) is snapshot or type_url in self._outstanding:

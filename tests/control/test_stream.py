@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from control.stream import Stream
 from mesh.delta import Request, Resource, Response, Snapshot
@@ -33,6 +35,11 @@ def told(stream: Stream, current: State, acknowledge: bool = True) -> list[tuple
         if acknowledge:
             stream.receive(Request(response.type_url, nonce=response.nonce))
     return said
+
+
+def said(stream: Stream, current: State) -> list[Response]:
+    """The same, unanswered."""
+    return list(iter(lambda: stream.next_response(current), None))
 
 
 def test_policies_are_made_before_they_are_broken() -> None:
@@ -76,6 +83,57 @@ def test_nothing_is_broken_while_an_older_push_of_workloads_is_unanswered() -> N
     assert told(stream, second) == [("Addr", ["pod"], []), ("Auth", [], ["a"])]
     assert stream.last_nack == "istio.workload.Address: pod: no" and stream.is_in_step(second)
     assert not stream.is_in_step(first) and not Stream("n1").is_in_step(second)
+
+
+def test_workloads_wait_while_a_client_cannot_be_told_of_the_policies_that_they_list() -> None:
+    stream = opened()
+    told(stream, state({"pod": "lists a"}, {"a": "1"}))
+    [changed] = said(stream, state({"pod": "lists a"}, {"a": "2"}))
+    assert changed.type_url == AUTHORIZATION_TYPE
+    third = state({"pod": "lists b"}, {"b": "1"})
+    assert said(stream, third) == [], "it would list a policy that is not there: nothing would be forbidden"
+    stream.receive(Request(AUTHORIZATION_TYPE, nonce=changed.nonce))
+    assert told(stream, third) == [("Auth", ["b"], []), ("Addr", ["pod"], []), ("Auth", [], ["a"])]
+
+
+def test_what_the_workloads_list_that_a_client_was_told_of_last_is_not_broken_before_the_next() -> None:
+    stream = opened()
+    told(stream, state({"pod": "lists a"}, {"a": "1"}))
+    for response in said(stream, state({"pod": "lists b"}, {"b": "1"})):
+        stream.receive(Request(response.type_url, nonce=response.nonce))
+    third = state({"pod": "lists c"}, {"c": "1"})
+    assert told(stream, third) == [("Auth", ["c"], ["a"]), ("Addr", ["pod"], []), ("Auth", [], ["b"])]
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_a_client_never_has_a_workload_without_the_policies_that_it_lists(data: st.DataObject) -> None:
+    stream = opened()
+    lists = st.sampled_from("abcd")
+    policies: dict[str, str] = {}
+    pods: dict[str, str] = {}
+    unanswered: list[Response] = []
+    listed = data.draw(lists)
+    for _ in range(data.draw(st.integers(1, 25))):
+        step = data.draw(st.sampled_from(["change", "say", "answer"]))
+        if step == "change":
+            listed = data.draw(lists)
+        elif step == "answer" and unanswered:
+            response = unanswered.pop(data.draw(st.integers(0, len(unanswered) - 1)))
+            stream.receive(Request(response.type_url, nonce=response.nonce))
+        current = state({"pod": listed}, {listed: "1"})
+        if step == "say" and (response := stream.next_response(current)) is not None:
+            unanswered.append(response)
+            known = policies if response.type_url == AUTHORIZATION_TYPE else pods
+            known |= {one.name: one.version for one in response.resources}
+            for name in response.removed:
+                known.pop(name, None)
+        assert set(pods.values()) <= policies.keys()
+    for response in unanswered:
+        stream.receive(Request(response.type_url, nonce=response.nonce))
+    current = state({"pod": listed}, {listed: "1"})
+    told(stream, current)
+    assert stream.is_in_step(current)
 
 
 def test_what_a_client_was_told_is_not_compared_again() -> None:
