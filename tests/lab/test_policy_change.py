@@ -148,6 +148,20 @@ def test_a_pod_without_its_label_is_out_of_the_mesh_and_back_with_it(mesh: Mesh)
     assert "older" not in [one["name"] for node in status["nodes"] for one in node["agent"]["pods"]]
 
 
+def test_a_pod_that_is_written_anew_under_another_account_is_reached_as_that(mesh: Mesh, client: Puppet) -> None:
+    before, after = pod("mover", "b"), pod("mover", "b").replace("AccountName: mover", "AccountName: other")
+    with mesh.having(before):
+        mesh.puppet("mover").echo(ECHO_PORT)
+        assert client.fate(mesh.address("mover"), ECHO_PORT) == "answered"
+        mesh.dismiss("mover")
+        mesh.apply(after)
+        mesh.puppet("mover").echo(ECHO_PORT)
+        eventually(lambda: client.fate(mesh.address("mover"), ECHO_PORT) == "answered")
+        held = {one["identity"].rpartition("/")[2] for one in mesh.config_dump("b")["certificates"]}
+        assert "other" in held and "mover" not in held
+        mesh.dismiss("mover")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_only_a_nodes_own_processes_are_exempt_from_strict(mesh: Mesh, version: int) -> None:
     """Not the pods that share its network, and not another node's processes."""
