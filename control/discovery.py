@@ -24,6 +24,8 @@ from control.stream import Stream
 _SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 PUSH_DELAY_S = 0.003
 FIRST_REQUEST_S = 10.0
+ALONE_AFTER_S = 1.0
+"""From the first request of a stream: who asks for workloads and policies does so at once."""
 WRITE_S = 60.0
 """For a client that reads nothing: its connection is ended then."""
 MAX_STREAMS_PER_NODE = 16
@@ -48,6 +50,11 @@ class Connection:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Something may be to say."""
     ended: StreamEnded | None = None
+
+    def leave_alone(self) -> None:
+        """Wait for no request for the other type any more."""
+        self.stream.alone = True
+        self.wake.set()
 
 
 @dataclass(slots=True)
@@ -142,6 +149,7 @@ class DiscoveryService:
 async def _read(connection: Connection, context: grpc.aio.ServicerContext) -> None:
     """Take requests in until the client ends its side; whatever happens, wake the writer."""
     stream = connection.stream
+    patience: asyncio.TimerHandle | None = None
     try:
         try:
             async with asyncio.timeout(FIRST_REQUEST_S):
@@ -153,11 +161,14 @@ async def _read(connection: Connection, context: grpc.aio.ServicerContext) -> No
             _introduce(stream, first)
             _log.info("xds stream: node=%s client=%s peer=%s", stream.node, stream.client, context.peer())
             _receive(connection, first)
+            patience = asyncio.get_running_loop().call_later(ALONE_AFTER_S, connection.leave_alone)
         while (request := await context.read()) is not grpc.aio.EOF:
             _receive(connection, request)
     except StreamEnded as ended:
         connection.ended = ended
     finally:
+        if patience is not None:
+            patience.cancel()
         connection.wake.set()
 
 

@@ -25,6 +25,8 @@ class Stream:
     server: DeltaServer = field(init=False)
     client: str = ""
     """xDS node id."""
+    alone: bool = False
+    """Whether a type that the client has not asked for is none that it wants: it has had time to ask for both."""
     last_nack: str = ""
     """The newest refusal of this stream; stays when later pushes are accepted."""
     _outstanding: dict[str, str] = field(default_factory=dict)
@@ -64,7 +66,8 @@ class Stream:
         """What to say next, now that this is the state of each type; None: nothing until a request or another state."""
         addresses, policies = snapshots[ADDRESS_TYPE], snapshots[AUTHORIZATION_TYPE]
         response = self._push(AUTHORIZATION_TYPE, self._with_held(policies))
-        # An older answer about policies may be outstanding: workloads that list newer ones wait for it.
+        # The client may owe an answer about older policies, or have come back and not asked for any yet: workloads that list
+        # newer ones wait for that.
         if response is not None or not self._is_told(AUTHORIZATION_TYPE, self._with_held(policies)):
             return response
         response = self._push(ADDRESS_TYPE, addresses)
@@ -73,7 +76,8 @@ class Stream:
         return response or self._push(AUTHORIZATION_TYPE, self._with_held(policies))
 
     def _is_told(self, type_url: str, snapshot: Snapshot) -> bool:
-        return type_url not in self.server.type_urls or self._told.get(type_url) is snapshot
+        """Whether the client was told of it, or wants nothing of this type."""
+        return self._told.get(type_url) is snapshot if type_url in self.server.type_urls else self.alone
 
     def _with_held(self, policies: Snapshot) -> Snapshot:
         """The policies, and those that the client's workloads may list: the very same ones while neither changes."""

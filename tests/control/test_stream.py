@@ -146,10 +146,27 @@ def test_what_a_client_was_told_is_not_compared_again() -> None:
     assert told(stream, current) == [("Addr", ["pod"], ["other"])], "who asks gets an answer"
 
 
+def test_who_comes_back_hears_of_no_workload_before_it_has_asked_for_policies() -> None:
+    stream = Stream("n1")
+    stream.receive(Request(ADDRESS_TYPE, initial_versions={"pod": "lists a"}))
+    current = state({"pod": "lists b"}, {"b": "1"})
+    assert told(stream, current) == []
+    stream.receive(Request(AUTHORIZATION_TYPE, initial_versions={"a": "1"}))
+    assert told(stream, current) == [("Auth", ["b"], []), ("Addr", ["pod"], []), ("Auth", [], ["a"])]
+    stream = Stream("n1", alone=True)
+    stream.receive(Request(ADDRESS_TYPE))
+    assert told(stream, current) == [("Addr", ["pod"], [])]
+
+
 def test_one_type_alone() -> None:
     stream = Stream("n1")
     stream.receive(Request(AUTHORIZATION_TYPE))
     assert told(stream, state({"pod": "1"}, {"a": "1"})) == [("Auth", ["a"], [])]
     assert told(stream, state({"pod": "1"}, {})) == [("Auth", [], ["a"])]
+    stream = Stream("n1")
+    stream.receive(Request(AUTHORIZATION_TYPE, initial_versions={"a": "1"}))
+    assert told(stream, state({}, {})) == [("Auth", [], [])], "it may have workloads that list it, and ask for their like yet"
+    stream.alone = True
+    assert told(stream, state({}, {})) == [("Auth", [], ["a"])]
     with pytest.raises(ValueError, match="is not served"):
         stream.receive(Request("x/y.Z"))
