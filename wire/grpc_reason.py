@@ -22,6 +22,8 @@ def reason_of(error: grpc.aio.AioRpcError, endpoint: Endpoint | None = None) -> 
         said = f"its certificate is refused: {refused[1]}{_certificate_mend(refused[1], endpoint)}"
     elif unreached := _UNREACHED.fullmatch(said):
         said = f"{unreached[1]}: is it up, and is there a way to it?"
+    elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        said = "no answer in time: is it up, and is there a way to it?"
     elif error.code() is grpc.StatusCode.UNAUTHENTICATED and said == "request authenticate failure":
         said += _token_mend(endpoint)
     return f"{error.code().name.lower().replace('_', ' ')}: {said}"

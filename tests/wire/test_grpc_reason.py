@@ -53,6 +53,11 @@ def test_nobody_was_reached(details: str | None, reason: str) -> None:
     assert said(grpc.StatusCode.UNAVAILABLE, details) == f"unavailable: {reason}"
 
 
+def test_who_is_reached_and_does_not_answer() -> None:
+    late = grpc.StatusCode.DEADLINE_EXCEEDED
+    assert said(late, "Deadline Exceeded") == "deadline exceeded: no answer in time: is it up, and is there a way to it?"
+
+
 def test_a_token_that_is_not_taken() -> None:
     refused, words = grpc.StatusCode.UNAUTHENTICATED, "request authenticate failure"
     assert said(refused, words).startswith(f"unauthenticated: {words}: the token in /t is not, or no longer, of a node")
