@@ -313,6 +313,8 @@ spec:
         fresh.replace_reports(reports, ())
         fresh.replace_objects(list(current.values()), walked._addresses)
         assert published == fresh.take()
+        listed = {key for workload in walked.workloads.nouns.values() for key in workload.authorization_policies}
+        assert listed <= walked.policies.nouns.keys(), "what is listed and not there forbids nothing"
         assert walked.workloads.nouns == fresh.workloads.nouns and walked.services.nouns == fresh.services.nouns
 
 
