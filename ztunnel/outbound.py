@@ -396,6 +396,18 @@ class Outbound(Tracked):
         """See ztunnel.pool.Waiter."""
         self._not_taken(flag, error)
 
+    def is_there(self) -> bool:
+        """See ztunnel.pool.Waiter."""
+        assert self._sock is not None
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            self.ended("-", "")
+            return False
+        return True
+
     def left(self) -> None:
         """See ztunnel.ledger.Tracked."""
         self.pod.connections -= 1

@@ -57,6 +57,9 @@ class Waiter(Protocol):
     def no_tunnel(self, flag: Flag, error: str) -> None:
         """There is none."""
 
+    def is_there(self) -> bool:
+        """Whether anybody still wants it: asked of who had to wait; else it has ended."""
+
 
 class _Making:
     """A tunnel in the making, and then the one who answers for it."""
@@ -224,7 +227,12 @@ class Pool:
         self._ready.setdefault(key, []).append(member)
         member.idle_since = self.node.loop.now
         waiting, member.waiting = list(member.waiting), {}
-        self._tell(waiting, partial(self.request, key, member.credentials))
+        self._tell(waiting, partial(self._serve, key, member.credentials))
+
+    def _serve(self, key: Key, credentials: Credentials, waiter: Waiter) -> None:
+        # Thousands may have gone meanwhile. As streams that are reset they would cost this tunnel, too, its peer's patience.
+        if waiter.is_there():
+            self.request(key, credentials, waiter)
 
     def _tell(self, waiting: list[Waiter], tell: Callable[[Waiter], None]) -> None:
         self._left.update(dict.fromkeys(waiting, tell))

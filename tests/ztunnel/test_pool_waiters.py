@@ -1,5 +1,7 @@
 """Those who wait for one tunnel are told in parts what became of it, each once, and nobody who has gone."""
 
+import select
+import socket
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
@@ -7,7 +9,9 @@ from typing import Any, cast
 import pytest
 
 from ztunnel.channel import Flag
+from ztunnel.closing import reset_on_close
 from ztunnel.limits import Held
+from ztunnel.outbound import Outbound
 from ztunnel.pool import WAITERS_PER_TURN, Pool
 from ztunnel.rota import Rota
 from ztunnel.tuning import Tuning
@@ -19,14 +23,18 @@ pytestmark = pytest.mark.unit
 class Waiting:
     """Hears of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, gone: bool = False) -> None:
         self.told: list[str] = []
+        self.gone = gone
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         self.told.append("ready")
 
     def no_tunnel(self, flag: Flag, error: str) -> None:
         self.told.append(error)
+
+    def is_there(self) -> bool:
+        return not self.gone
 
 
 def pool_of(waiters: list[Waiting]) -> tuple[Pool, Any, Rota]:
@@ -71,6 +79,39 @@ def test_a_crowd_is_served_in_parts_by_a_tunnel_that_came_up(monkeypatch: pytest
     while (one := rota.take()) is not None:
         one.go_on()
     assert all(one.told == ["ready"] for one in waiters)
+
+
+def test_who_has_gone_meanwhile_asks_for_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiters = [Waiting(gone=number % 2 == 0) for number in range(20)]
+    pool, making, rota = pool_of(waiters)
+    monkeypatch.setattr(Pool, "request", lambda _pool, _key, _credentials, waiter: waiter.tunnel_ready(cast("Any", None)))
+    pool.made(making)
+    while (one := rota.take()) is not None:
+        one.go_on()
+    assert [one.told for one in waiters] == [[], ["ready"]] * 10
+
+
+@pytest.mark.parametrize("manner", ["waits", "speaks", "ends", "resets"])
+def test_a_client_has_gone_when_it_has_reset_its_connection(monkeypatch: pytest.MonkeyPatch, manner: str) -> None:
+    ended: list[tuple[str, str]] = []
+    monkeypatch.setattr(Outbound, "ended", lambda _, flag, error: ended.append((flag, error)))
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as client:
+        own, _ = door.accept()
+        with own:
+            own.setblocking(False)
+            if manner == "speaks":
+                client.sendall(b"x")
+            elif manner == "ends":
+                client.shutdown(socket.SHUT_WR)
+            elif manner == "resets":
+                reset_on_close(client)
+                client.close()
+            if manner != "waits":
+                assert select.select([own], [], [], 10)[0]
+            connection = Outbound.__new__(Outbound)
+            connection._sock = own
+            assert connection.is_there() is (manner != "resets")
+    assert ended == ([("-", "")] if manner == "resets" else [])
 
 
 class Failing(Waiting):
