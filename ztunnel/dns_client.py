@@ -14,6 +14,8 @@ MAX_CLIENTS = 64
 _MAX_WAITING_BYTES = 2 * MAX_BYTES
 _READ_BYTES = 256
 """Five questions or so: then others get their turn."""
+PAUSE_S = 0.01
+"""A socket that asked for too much is left alone for so long: a default buffer holds what 20,000 questions a second bring."""
 MAX_QUERY_BYTES = 4096
 """Longer messages are no questions."""
 Reply = Callable[[bytes], None]
@@ -24,6 +26,9 @@ class Server(Protocol):
 
     def take(self, wire: bytes, protocol: Literal["udp", "tcp"], reply: Reply) -> None:
         """Answer one message, once or not at all."""
+
+    def has_time(self) -> bool:
+        """Whether more is to be heard now; else what comes waits for PAUSE_S where it is."""
 
     def heard(self, client: "DNSClient") -> None:
         """A client said something."""
@@ -42,7 +47,7 @@ class DNSClient:
         self._in = bytearray()
         self._out = bytearray()
         self._open = True
-        self._ended = False
+        self._ended = self._paused = False
         self._unanswered = 0
         self._node.loop.watch(sock.fileno(), IN, self)
         self._touch()
@@ -60,10 +65,17 @@ class DNSClient:
         except OSError:
             self.close()
         if events & IN and self._open:
-            if self._node.loop.may_look_up():
+            if not self._server.has_time():
+                self._pause(True)
+                self._node.loop.call_at(self._node.loop.now + PAUSE_S, lambda: self._pause(False))
+            elif self._node.loop.may_look_up():
                 self.go_on()
             else:
                 self._node.loop.rota.add(self._server, self)
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+        self._watch()
 
     def go_on(self) -> None:
         """See ztunnel.rota.Continued."""
@@ -121,7 +133,7 @@ class DNSClient:
 
     def _watch(self) -> None:
         if self._open:
-            self._node.loop.modify(self._sock.fileno(), (0 if self._ended else IN) | (OUT if self._out else 0))
+            self._node.loop.modify(self._sock.fileno(), (0 if self._ended or self._paused else IN) | (OUT if self._out else 0))
 
     def _close_when_done(self) -> None:
         """A client that said its last still gets its answers."""

@@ -3,7 +3,7 @@
 import logging
 import socket
 
-from ztunnel.dns_client import MAX_QUERY_BYTES, Reply, Server
+from ztunnel.dns_client import MAX_QUERY_BYTES, PAUSE_S, Reply, Server
 from ztunnel.loop import Loop
 
 _REST = 256
@@ -20,11 +20,18 @@ class DNSDatagrams:
         self._sock = sock
         self._sock.setblocking(False)
         self._open = True
-        self._loop.watch_shared(sock.fileno(), self)
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._open:
+            self._loop.watch_shared(self._sock.fileno(), self)
 
     def on_event(self, _events: int) -> None:
         """Questions wait, unless another worker was faster."""
-        if self._loop.may_look_up():
+        if not self._server.has_time():
+            self._loop.forget(self._sock.fileno())
+            self._loop.call_at(self._loop.now + PAUSE_S, self._watch)
+        elif self._loop.may_look_up():
             self._take()
         else:
             self._loop.rota.add(self._server, self)

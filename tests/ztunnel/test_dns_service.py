@@ -17,6 +17,7 @@ import pytest
 from mesh.workload import NetworkAddress, Service, Workload
 from tests.ztunnel.nameserver import Nameserver, code, nameserver, silence, zone
 from ztunnel import dns_client, dns_service
+from ztunnel.allowance import Allowance
 from ztunnel.channel import AddPod, Configure, DNSCounts, FromWorker
 from ztunnel.dns_service import DNSService
 from ztunnel.dns_sockets import open_dns_sockets
@@ -465,6 +466,29 @@ def test_a_flood_of_questions_has_a_small_share_of_each_turn(bench: Bench) -> No
         counts = bench.node.dns_counts.take()
         turns.append(sum(one.requests for one in counts.queries.values()) if counts else 0)
     assert max(turns) <= 2 + 256 // len(framed(wire)), "a datagram each, and what one read of a connection holds"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("over", ["udp", "tcp"])
+def test_a_pod_that_asks_too_often_is_not_heard_for_a_while_and_loses_nothing(bench: Bench, over: str) -> None:
+    bench.service._allowance = Allowance(8, 0.0)
+    sock = bench.udp() if over == "udp" else bench.tcp()
+    wire = dns.message.make_query("web.", "A").to_wire()
+    for _ in range(40):
+        sock.send(framed(wire) if over == "tcp" else wire)
+    answered = [0]
+
+    def count() -> int:
+        counts = bench.node.dns_counts.take()
+        answered[0] += sum(one.requests for one in counts.queries.values()) if counts else 0
+        return answered[0]
+
+    bench.run(lambda: count() > 8)
+    for _ in range(10):
+        bench.loop.turn(0.02)
+    assert count() <= 9 + 256 // len(framed(wire)), "what one read of a connection holds is answered"
+    bench.service._allowance = Allowance(100, 0.0)
+    bench.run(lambda: count() == 40)
 
 
 @pytest.mark.unit
