@@ -81,7 +81,7 @@ class Listener:
             self._fall_behind()
 
     def _watch(self) -> None:
-        if self._open:
+        if self._open and not self._pod.node.loop.watches(self._sock.fileno()):  # two pauses may have begun at once
             self._pod.node.loop.watch_shared(self._sock.fileno(), self)
 
     def on_event(self, _events: int) -> None:

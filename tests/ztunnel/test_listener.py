@@ -1,5 +1,6 @@
 """Accepting: who comes alone is not looked for twice, a crowd is taken in batches, and a pod's home comes first."""
 
+import errno
 import os
 import socket
 import threading
@@ -103,6 +104,26 @@ def test_who_waits_when_the_listener_closes_is_taken(place: Place) -> None:
     place.come(100)
     place.listener.accept_rest()
     assert len(place.taken) == 100
+
+
+def test_a_listener_that_finds_nothing_left_twice_goes_on_after_the_pause(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for who was left to the home, and once for who has come since."""
+    loop = place.listener._pod.node.loop
+    monkeypatch.setattr(listener_module, "PAUSE_S", 0.0)
+    with monkeypatch.context() as full:
+        full.setattr(place.sock, "_accept", exhausted)
+        place.come(1)
+        place.listener._left = 1
+        place.listener.go_on()
+    while not place.taken:
+        loop.turn(10)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def exhausted() -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class Line:
