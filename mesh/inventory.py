@@ -37,17 +37,18 @@ class _CIDRs:
         lengths = self._claims.setdefault((vip.network, vip.address.version), {})
         lengths.setdefault(prefix, {}).setdefault(self._bits(vip.address, prefix), {})[service.key] = service
 
-    def remove(self, vip: NetworkAddress, prefix: int, service: Service) -> None:
-        lengths = self._claims[vip.network, vip.address.version]
-        claims = lengths[prefix]
+    def remove(self, vip: NetworkAddress, prefix: int, key: str) -> None:
+        """Take a service's claim out. Two of its addresses may be one range: the second time it is nothing."""
+        lengths = self._claims.get((vip.network, vip.address.version), {})
+        claims = lengths.get(prefix, {})
         bits = self._bits(vip.address, prefix)
-        claims[bits].pop(service.key, None)
-        if not claims[bits]:
+        claims.get(bits, {}).pop(key, None)
+        if not claims.get(bits, True):
             del claims[bits]
-        if not claims:
+        if not lengths.get(prefix, True):
             del lengths[prefix]
         if not lengths:
-            del self._claims[vip.network, vip.address.version]
+            self._claims.pop((vip.network, vip.address.version), None)
 
     def covering(self, network: str, address: Address) -> Iterator[tuple[int, Service]]:
         """Every claim that holds the address, with its prefix length."""
@@ -134,11 +135,11 @@ class Inventory:
             return
         self._joined.pop(key, None)
         self._by_hostname.discard(service.hostname, key)
-        for vip in set(service.vips):
+        for vip in service.vips:
             if vip.prefix is None:
                 self._by_vip.discard(vip.network, vip.address, key)
             else:
-                self._cidrs.remove(vip, vip.prefix, service)
+                self._cidrs.remove(vip, vip.prefix, key)
 
     def workload(self, uid: str) -> Workload | None:
         """Find a workload by its xDS uid."""

@@ -294,6 +294,17 @@ def test_a_vip_claimed_twice_by_one_service_is_removed_once() -> None:
     assert known.service_by_vip("", ADDRESS) is None
 
 
+def test_two_addresses_of_one_range_are_removed_with_it() -> None:
+    """Whoever writes 10.0.0.1/8 and 10.0.0.2/8 has written 10.0.0.0/8 twice."""
+    known = inventory(service("ns", "a.x", "10.0.0.1/8", "10.0.0.2/8"))
+    known.apply([service("ns", "a.x", "10.0.0.1/8", "10.0.0.2/8")], ())
+    assert known.service_by_vip("", ADDRESS) == service("ns", "a.x", "10.0.0.1/8", "10.0.0.2/8")
+    known.apply([service("ns", "b.x", "10.0.0.9/8", "10.0.0.0/16")], ["ns/a.x"])
+    assert known.service_by_vip("", ip_address("10.1.0.1")) == service("ns", "b.x", "10.0.0.9/8", "10.0.0.0/16")
+    known.apply((), ["ns/b.x"])
+    assert known.service_by_vip("", ADDRESS) is None
+
+
 def test_cidr_services_see_workloads_that_came_later() -> None:
     known = inventory(service("ns", "svc.example", "10.9.0.0/16"))
     known.apply([pod()], ())
