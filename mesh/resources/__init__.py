@@ -1,8 +1,9 @@
 """Workloads, services and policies to and from the bytes of `istio.workload` and `istio.security`.
 
 Decoding follows Istio's ztunnel: the same defaults, the same refusals in the same words, the same silences (an address that
-cannot be read is dropped from a policy's list, a port keeps its low 16 bits). Encoding is deterministic, so equal values make
-equal bytes and versions, and leaves out what is a default on the wire. What weft adds travels as extensions.
+cannot be read is dropped from a policy's list, unless the policy would then allow more; a port keeps its low 16 bits).
+Encoding is deterministic, so equal values make equal bytes and versions, and leaves out what is a default on the wire. What
+weft adds travels as extensions.
 """
 
 from collections.abc import Callable, Iterable

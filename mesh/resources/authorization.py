@@ -39,8 +39,7 @@ def _networks(messages: Iterable[Any]) -> tuple[Network, ...]:
         try:
             found.append(ip_network((read_address(message.address), message.length), strict=False))
         except ValueError:
-            # The original drops what it cannot read; a list that this empties asks nothing.
-            continue
+            continue  # see _match
     return tuple(found)
 
 
@@ -66,22 +65,34 @@ _READERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 }
 
 
-def _match(message: Any) -> Match:
-    return Match(**{field.name: _READERS[field.name](value) for field, value in message.ListFields() if field.name in _READERS})
+def _match(message: Any, action: Action) -> Match:
+    """As the original, drop what cannot be read, such as ways to compare that are newer than this.
+
+    But what then asks less than its author does, in that a list lost all its values, or a negative one some, allows nothing.
+    """
+    lists: dict[str, tuple[Any, ...]] = {}
+    for field, values in message.ListFields():
+        if field.name not in _READERS:
+            continue
+        found = lists[field.name] = _READERS[field.name](values)
+        asks_less = len(found) < len(values) and (not found or field.name.startswith("not_"))
+        if asks_less and action is Action.ALLOW:
+            return Match()
+    return Match(**lists)
 
 
-def _rule(value: bytes) -> Rule:
+def _rule(value: bytes, action: Action) -> Rule:
     message = authorization.Rule.FromString(value)
-    return tuple(tuple(map(_match, clause.matches)) for clause in message.clauses)
+    return tuple(tuple(_match(one, action) for one in clause.matches) for clause in message.clauses)
 
 
 _shared_rule = lru_cache(maxsize=_RULES)(_rule)
 """The same rule of many policies is read, and kept, once."""
 
 
-def _rules(message: Any) -> tuple[Rule, ...]:
+def _rules(message: Any, action: Action) -> tuple[Rule, ...]:
     values = [rule.SerializeToString(deterministic=True) for rule in message.rules]
-    return tuple(_shared_rule(value) if len(value) <= _RULE_BYTES else _rule(value) for value in values)
+    return tuple(_shared_rule(value, action) if len(value) <= _RULE_BYTES else _rule(value, action) for value in values)
 
 
 def decode_authorization(name: str, value: bytes) -> Policy:
@@ -103,7 +114,7 @@ def _terms(value: bytes) -> tuple[Scope, Action, tuple[Rule, ...], bool]:
     """What a policy says, but for its name."""
     message = authorization.Authorization.FromString(value)
     scope, action = pick(_SCOPES, message.scope, "decode error"), pick(_ACTIONS, message.action, "decode error")
-    return scope, action, _rules(message), message.dry_run
+    return scope, action, _rules(message, action), message.dry_run
 
 
 _shared_terms = lru_cache(maxsize=_TERMS)(_terms)

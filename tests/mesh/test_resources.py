@@ -250,6 +250,27 @@ def test_the_full_prefix_length_is_an_exact_address() -> None:
     assert [vip.prefix for vip in service.vips] == [None, 0]
 
 
+@pytest.mark.parametrize("action", [Action.ALLOW, Action.DENY])
+@pytest.mark.parametrize("name", ["principals", "not_principals", "source_ips", "not_source_ips"])
+def test_what_cannot_be_read_never_allows_more(action: Action, name: str) -> None:
+    """A way to compare that is newer than this, and an address of no family, beside what can be read."""
+    strings = [authorization_pb2.StringMatch(), authorization_pb2.StringMatch(exact="a")]
+    networks = [authorization_pb2.Address(address=b"123"), authorization_pb2.Address(address=b"\n\0\0\0", length=8)]
+
+    def read(values: list[object]) -> Match:
+        match = authorization_pb2.Match(**{name: values}, destination_ports=[80])  # type: ignore[arg-type]
+        rule = authorization_pb2.Rule(clauses=[authorization_pb2.Clause(matches=[match])])
+        wire_action = authorization_pb2.ALLOW if action is Action.ALLOW else authorization_pb2.DENY
+        message = authorization_pb2.Authorization(name="b", namespace="a", action=wire_action, rules=[rule])
+        return decode_authorization("a/b", message.SerializeToString()).rules[0][0][0]
+
+    values: list[object] = [*(networks if name.endswith("ips") else strings)]
+    asks_less = Match() if action is Action.ALLOW else Match(destination_ports=(80,))
+    assert read(values[:1]) == asks_less
+    some = read(values)
+    assert some == asks_less if name.startswith("not_") and action is Action.ALLOW else len(getattr(some, name)) == 1
+
+
 def test_what_a_policy_cannot_express_is_dropped_in_silence() -> None:
     match = authorization_pb2.Match(
         principals=[authorization_pb2.StringMatch()],
@@ -260,7 +281,8 @@ def test_what_a_policy_cannot_express_is_dropped_in_silence() -> None:
         destination_ports=[65536 + 80],
     )
     clause = authorization_pb2.Clause(matches=[match])
-    message = authorization_pb2.Authorization(name="b", namespace="a", rules=[authorization_pb2.Rule(clauses=[clause])])
+    rules = [authorization_pb2.Rule(clauses=[clause])]
+    message = authorization_pb2.Authorization(name="b", namespace="a", action=authorization_pb2.DENY, rules=rules)
     policy = decode_authorization("a/b", message.SerializeToString())
     assert policy.rules == (((Match(destination_ports=(80,)),),),)
 
