@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from mesh.manifests.cursor import Check, Cursor
 from mesh.manifests.metadata import Metadata, Object, present, read_selector
-from mesh.manifests.names import dns_label, dns_subdomain, network
+from mesh.manifests.names import dns_label, dns_subdomain, network, port
 
 DRY_RUN = "istio.io/dry-run"
 
@@ -61,19 +61,13 @@ def service_account_form(text: str) -> None:
     dns_subdomain(name)
 
 
-def port_form(text: str) -> None:
-    """Check a port, which this API writes as text."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:
-        raise ValueError(f"{text!r} is no port: 1 to 65535")
-
-
 _FORMS: dict[str, Check] = {
     "principals": principal_form,
     "namespaces": string_form,
     "serviceAccounts": service_account_form,
     "ipBlocks": network,
     "remoteIpBlocks": network,
-    "ports": port_form,
+    "ports": port,
 }
 
 
@@ -159,7 +153,7 @@ class Condition:
             "source.ip": network,
             "destination.ip": network,
             "remote.ip": network,
-            "destination.port": port_form,
+            "destination.port": port,
             "source.principal": principal_form,
             "source.serviceAccount": service_account_form,
         }.get(key, string_form)

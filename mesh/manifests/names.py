@@ -1,7 +1,7 @@
 """The forms that Kubernetes gives to names, labels and addresses. Each check raises ValueError with what was expected."""
 
 import re
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from mesh.workload import Address, Network
 
@@ -68,14 +68,32 @@ def mount_path(text: str) -> None:
 def address(text: str) -> Address:
     """Read an IP address."""
     try:
-        return ip_address(text)
+        found = ip_address(text)
     except ValueError:
         raise ValueError(f"{text!r} is no IP address") from None
+    _plain(found, text)
+    return found
 
 
 def network(text: str) -> Network:
     """Read a CIDR without host bits; a plain address is a network of one."""
     try:
-        return ip_network(text)
+        found = ip_network(text)
     except ValueError as error:
         raise ValueError(f"{text!r} is no CIDR: {error}") from None
+    _plain(found.network_address, text)
+    return found
+
+
+def _plain(found: Address, text: str) -> None:
+    # Connections are known by their IPv4 addresses: what a policy says of these would never hold.
+    if isinstance(found, IPv6Address) and found.ipv4_mapped:
+        raise ValueError(f"{text!r}: write IPv4 addresses as such, {found.ipv4_mapped}")
+    if isinstance(found, IPv6Address) and found.scope_id:
+        raise ValueError(f"{text!r}: a zone means something on one machine only: leave %{found.scope_id} out")
+
+
+def port(text: str) -> None:
+    """A port that is written as text."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise ValueError(f"{text[:40]!r} is no port: 1 to 65535")

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from mesh.manifests.cursor import Cursor
 from mesh.manifests.metadata import Metadata, Object, present, read_selector
+from mesh.manifests.names import port
 
 
 class Mode(Enum):
@@ -30,10 +31,12 @@ def _read_ports(spec: Cursor) -> dict[int, Mode]:
     ports = {}
     for text, mtls in spec.keyed_children("portLevelMtls").items():
         mode = _read_mode(mtls)
-        if text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535:
-            ports[int(text)] = mode
+        try:
+            port(text)
+        except ValueError as error:
+            spec.refuse(f"portLevelMtls[{text}]", f"{error}, the pod's own port")
         else:
-            spec.refuse(f"portLevelMtls[{text}]", f"{text!r} is no port: 1 to 65535, the pod's own port")
+            ports[int(text)] = mode
     return ports
 
 

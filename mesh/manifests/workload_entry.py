@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from mesh.manifests.cursor import Cursor
 from mesh.manifests.metadata import Metadata, Object, present
-from mesh.manifests.names import dns_label, dns_subdomain, label_key, label_value
+from mesh.manifests.names import address, dns_label, dns_subdomain, label_key, label_value
 from mesh.workload import Address, Locality
 
 _MAX_WEIGHT = 2**32 - 1
@@ -113,6 +113,8 @@ def _reachable(text: str) -> None:
         ip_address(text)
     except ValueError:
         dns_subdomain(text)
+    else:
+        address(text)
 
 
 def _place(text: str) -> None:

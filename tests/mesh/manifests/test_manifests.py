@@ -408,6 +408,24 @@ def test_what_a_cluster_adds_to_an_object_does_no_harm() -> None:
         ),
         (policy({"to": [{"operation": {"ports": ["http"]}}]}), "spec.rules[0].to[0].operation.ports[0]", "'http' is no port"),
         (policy({"to": [{"operation": {"ports": ["65536"]}}]}), "spec.rules[0].to[0].operation.ports[0]", "is no port"),
+        (policy({"to": [{"operation": {"ports": ["00655361"]}}]}), "spec.rules[0].to[0].operation.ports[0]", "is no port"),
+        (
+            policy({"when": [{"key": "destination.port", "values": ["000001" + "0" * 5000]}]}),
+            "spec.rules[0].when[0].values[0]",
+            "no port",
+        ),
+        (
+            policy({"from": [{"source": {"notIpBlocks": ["::ffff:10.0.0.0/104"]}}]}),
+            "spec.rules[0].from[0].source.notIpBlocks[0]",
+            "write IPv4 addresses as such, 10.0.0.0",
+        ),
+        (
+            policy({"when": [{"key": "source.ip", "values": ["fe80::1%eth0"]}]}),
+            "spec.rules[0].when[0].values[0]",
+            "leave %eth0 out",
+        ),
+        (manifest("WorkloadEntry", spec={"address": "::ffff:10.0.0.1"}), "spec.address", "write IPv4 addresses as such"),
+        (manifest("Service", spec={"clusterIP": "::ffff:10.0.0.1", "ports": [{"port": 1}]}), "spec.clusterIP", "IPv4"),
         (policy({"to": [{"operation": {"ports": [80]}}]}), "spec.rules[0].to[0].operation.ports[0]", "put it in quotes"),
         (policy({"when": [{"key": "source.ipp", "values": ["a"]}]}), "spec.rules[0].when[0].key", "is no attribute"),
         (policy({"when": [{"key": "source.ip"}]}), "spec.rules[0].when[0]", "needs values or notValues"),
@@ -429,6 +447,14 @@ def test_what_a_cluster_adds_to_an_object_does_no_harm() -> None:
             manifest("PeerAuthentication", spec={"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"0": {}}}),
             "spec.portLevelMtls[0]",
             "'0' is no port",
+        ),
+        (
+            manifest(
+                "PeerAuthentication",
+                spec={"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"00655361": {"mode": "STRICT"}}},
+            ),
+            "spec.portLevelMtls[00655361]",
+            "'00655361' is no port",
         ),
     ],
 )
