@@ -139,16 +139,13 @@ def mesh_service(
     if waypoint is not None and waypoint.destination == own:
         waypoint = None
     mode, preferences = _balancing(service, owner)
-    ports: dict[int, int] = {}
-    for port in service.ports:
-        ports.setdefault(port.port, port.target if isinstance(port.target, int) else 0)
     return nouns.Service(
         name=service.name,
         namespace=service.namespace,
         hostname=own.hostname,
         # On the nameless network too: a proxy that has not heard of a name yet must not take its services for strangers.
         vips=tuple(NetworkAddress(one, address) for one in dict.fromkeys(("", *topology.networks)) for address in addresses),
-        ports=ports,
+        ports={port.port: port.target if isinstance(port.target, int) else 0 for port in _dialled(service)},
         subject_alt_names=tuple(sorted(identities)),
         waypoint=waypoint,
         weighted_waypoints=shares(service, owner, waypoint, topology) if waypoint is not None else (),
@@ -185,8 +182,18 @@ def ingress_wish(labels: Iterable[Mapping[str, str]]) -> bool:
 
 def protocols_of(service: AnyService) -> dict[int, AppProtocol]:
     """What its ports say that they speak: by a field, else by the first part of their name."""
-    said = {port.port: _PROTOCOLS.get((port.app_protocol or port.name.partition("-")[0]).lower()) for port in service.ports}
+    ports = _dialled(service)
+    said = {port.port: _PROTOCOLS.get((port.app_protocol or port.name.partition("-")[0]).lower()) for port in ports}
     return {port: protocol for port, protocol in said.items() if protocol is not None}
+
+
+def _dialled(service: AnyService) -> Iterable[ServicePort]:
+    """Its ports, one of each number: where that stands for several protocols the one for TCP, as connections are."""
+    found: dict[int, ServicePort] = {}
+    for port in service.ports:
+        if port.protocol == "TCP" or port.port not in found:
+            found[port.port] = port
+    return found.values()
 
 
 def served_by_pod(pod: Pod, services: Iterable[AnyService]) -> dict[str, dict[int, int]]:
@@ -214,10 +221,6 @@ def _served(
 ) -> dict[str, dict[int, int]]:
     served: dict[str, dict[int, int]] = {}
     for service in services:
-        ports: dict[int, int] = {}
-        for port in service.ports:
-            found = target(service, port)
-            if found:
-                ports.setdefault(port.port, found)
+        ports = {port.port: found for port in _dialled(service) if (found := target(service, port))}
         served |= dict.fromkeys(keys_of(service), ports)
     return served

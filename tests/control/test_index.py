@@ -10,7 +10,7 @@ from control.reports import PodReport
 from control.workloads import MeshNames
 from mesh.manifests import Object, parse
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
-from mesh.workload import BalancingMode, IPFamilies, Locality, NetworkMode, Scope, TunnelProtocol
+from mesh.workload import AppProtocol, BalancingMode, IPFamilies, Locality, NetworkMode, Scope, TunnelProtocol
 
 pytestmark = pytest.mark.unit
 
@@ -167,6 +167,24 @@ def test_a_service_is_filled_in_as_istiod_does(
         families,
         unhealthy,
     )
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_two_ports_of_one_number_that_of_tcp_counts(turn: int) -> None:
+    ports = [
+        "{name: datagrams, protocol: UDP, port: 53, targetPort: 5353}",
+        "{name: tcp-dns, port: 53, targetPort: 5354}",
+        "{name: named, protocol: UDP, port: 54, targetPort: udp}",
+        "{name: http, port: 54, targetPort: absent}",
+        "{name: tls, protocol: UDP, port: 55}",
+    ]
+    named = pod().replace("containerPort: 8080}", "containerPort: 8080}, {name: udp, containerPort: 9, protocol: UDP}")
+    text = service().replace("{name: http, port: 80, targetPort: http}, {name: raw, port: 81}", ", ".join(ports[::turn]))
+    made = index_of([NODE, text, named], [report()])
+    assert made.services.nouns[KEY].ports == {53: 5354, 54: 0, 55: 55}
+    assert made.services.nouns[KEY].app_protocols == {53: AppProtocol.TCP, 54: AppProtocol.HTTP11, 55: AppProtocol.TLS}
+    (workload,) = made.workloads.nouns.values()
+    assert workload.services[KEY] == {53: 5354, 55: 55}
 
 
 def test_a_workload_lists_the_policies_that_select_it() -> None:
