@@ -11,6 +11,9 @@ MAX_RESOURCES = 200_000
 MAX_REASON = 4096
 """Characters of a refusal's reason that are sent or kept: room for dozens of resources, none for a flood."""
 
+MAX_NAME = 2048
+"""Characters of a name that a client asks for: several times the longest that any resource has."""
+
 MAX_NAMES = 20_000
 """Names that a server keeps for a client that asks by name, beside those of what it holds."""
 

@@ -100,6 +100,8 @@ class DeltaServer:
         if "*" in names:
             subscription.wildcard = True
         wanted = names - {"*"}
+        if any(len(name) > messages.MAX_NAME for name in wanted):
+            raise ValueError(f"a name of more than {messages.MAX_NAME} characters subscribed")
         if len(subscription.names | wanted) > messages.MAX_NAMES:
             raise ValueError(f"more than {messages.MAX_NAMES} names subscribed")
         subscription.names |= wanted

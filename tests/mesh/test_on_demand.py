@@ -137,6 +137,8 @@ def test_a_client_of_everything_sees_no_alias_on_the_wire() -> None:
 
 def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "MAX_NAMES", 2)
+    with pytest.raises(ValueError, match="a name of more than 2048 characters"):
+        DeltaServer([ADDRESS_TYPE]).receive(Request(ADDRESS_TYPE, ("x" * 2049,)))
     stream = Stream(initial={f"kept-{number}": "1" for number in range(9)})
     stream.ask("a", "b")
     with pytest.raises(ValueError, match="more than 2 names subscribed"):
