@@ -2,7 +2,8 @@
 
 An AuthorizationPolicy becomes one policy of the same name. Proxies decide on connections, not requests: what a rule says about
 requests cannot be kept. An ALLOW rule that says such a thing is dropped whole (it must not allow more than it says); in a DENY
-rule it is left out (the rule then denies more). Each such loss is a warning for the author.
+rule it is left out: the rule then denies more, or, where an entry says nothing else, nothing by that entry, as istiod has it.
+Each such loss is a warning for the author.
 
 PeerAuthentication becomes DENY policies (`mesh.peer_authentication`). Policies with a selector reach a workload because the
 workload lists their keys; the others apply by namespace or everywhere.
@@ -135,6 +136,8 @@ class _Converting:
             return about + "the whole rule is left out and allows nothing"
         if any(clause and all(match.is_empty for match in clause) for clause in rule):
             return about + "left out, and the rule then never matches"
+        if any(match.is_empty for clause in rule for match in clause):
+            return about + "left out, and an entry that says nothing else then never matches"
         return about + "left out, so the rule denies more than it says"
 
     def _rule(self, rule: PolicyRule, path: str) -> Rule:

@@ -9,6 +9,7 @@ _VALUE = r"[A-Za-z0-9]?(?:[A-Za-z0-9._/:-]*[A-Za-z0-9])?"
 _SET = re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]*)\)")
 _COMPARISON = re.compile(rf"({_KEY})\s*(==|=|!=|>|<)\s*({_VALUE})")
 _EXISTENCE = re.compile(rf"(!?)\s*({_KEY})")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _SEPARATOR = re.compile(r",(?![^()]*\))")
 
 Selector = Callable[[Iterable[str]], bool]
@@ -63,13 +64,13 @@ def _requirement(text: str) -> Callable[[list[Label]], bool]:
 
 def _comparison(key: str, operator: str, wanted: str) -> Callable[[list[Label]], bool]:
     if operator in (">", "<"):
-        if not wanted.isdigit():
+        if not _NUMBER.fullmatch(wanted):
             raise ValueError(f"invalid label selector: {key}{operator}{wanted}: expected a whole number")
         bound, sign = int(wanted), 1 if operator == ">" else -1
 
         def compares(labels: list[Label]) -> bool:
             value = _value(labels, key)
-            return value is not None and value.isdigit() and (int(value) - bound) * sign > 0
+            return value is not None and _NUMBER.fullmatch(value) is not None and (int(value) - bound) * sign > 0
 
         return compares
     return lambda labels: (_value(labels, key) == wanted) != (operator == "!=")

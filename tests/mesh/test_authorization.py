@@ -159,6 +159,10 @@ def test_a_deny_clause_about_requests_only_never_matches() -> None:
     made = converted(authorization("p", "amb", given, action="DENY"))
     assert policy(made, "amb/p").rules == (((Match(),), (Match(namespaces=exact("a")),)),)
     assert "never matches" in made.problems[0].reason
+    beside = {"to": [{"operation": {"methods": ["GET"]}}, {"operation": {"ports": ["80"]}}]}
+    made_beside = converted(authorization("p", "amb", beside, action="DENY"))
+    assert policy(made_beside, "amb/p").rules == (((Match(), Match(destination_ports=(80,))),),)
+    assert "an entry that says nothing else then never matches" in made_beside.problems[0].reason
     # rules { clauses { matches {} } clauses { matches { namespaces { exact: "a" } } } }: the empty match is sent.
     sent = encode_policy(policy(made, "amb/p")).hex()
     assert sent == "0a01701203616d62180120012a0d" + "0a021200" + "0a0712050a030a0161"

@@ -58,6 +58,7 @@ def test_a_field_of_a_newer_client_is_refused_not_ignored() -> None:
         ("k8s:app=web", ["reserved:app=web"], False),
         ("weight>3", ["k8s:weight=4"], True),
         ("weight<3", ["k8s:weight=4"], False),
+        ("weight>3", ["k8s:weight=²"], False),
         ("reserved:world", ["reserved:world"], True),
     ],
 )
