@@ -258,7 +258,7 @@ def test_what_cannot_be_read_never_allows_more(action: Action, name: str) -> Non
     networks = [authorization_pb2.Address(address=b"123"), authorization_pb2.Address(address=b"\n\0\0\0", length=8)]
 
     def read(values: list[object]) -> Match:
-        match = authorization_pb2.Match(**{name: values}, destination_ports=[80])  # type: ignore[arg-type]
+        match = authorization_pb2.Match(**{name: values}, destination_ports=[80])
         rule = authorization_pb2.Rule(clauses=[authorization_pb2.Clause(matches=[match])])
         wire_action = authorization_pb2.ALLOW if action is Action.ALLOW else authorization_pb2.DENY
         message = authorization_pb2.Authorization(name="b", namespace="a", action=wire_action, rules=[rule])
