@@ -35,6 +35,8 @@ class Stream:
     """The newest state of which the client was told everything, by type."""
     _held: Snapshot = field(default_factory=lambda: Snapshot({}))
     """Policies that the client's workloads may list."""
+    _said: Snapshot = field(default_factory=lambda: Snapshot({}))
+    """Policies as the client was told of them last."""
     _joined: tuple[Snapshot, Snapshot, Snapshot] | None = None
     """What is held, policies, and both together."""
     _responses: int = 0
@@ -65,7 +67,7 @@ class Stream:
     def next_response(self, snapshots: Mapping[str, Snapshot]) -> Response | None:
         """What to say next, now that this is the state of each type; None: nothing until a request or another state."""
         addresses, policies = snapshots[ADDRESS_TYPE], snapshots[AUTHORIZATION_TYPE]
-        response = self._push(AUTHORIZATION_TYPE, self._with_held(policies))
+        response = self._push_policies(policies)
         # The client may owe an answer about older policies, or have come back and not asked for any yet: workloads that list
         # newer ones wait for that.
         if response is not None or not self._is_told(AUTHORIZATION_TYPE, self._with_held(policies)):
@@ -73,7 +75,7 @@ class Stream:
         response = self._push(ADDRESS_TYPE, addresses)
         if self._is_told(ADDRESS_TYPE, addresses):
             self._held = policies  # from here on its workloads list no others
-        return response or self._push(AUTHORIZATION_TYPE, self._with_held(policies))
+        return response or self._push_policies(policies)
 
     def _is_told(self, type_url: str, snapshot: Snapshot) -> bool:
         """Whether the client was told of it, or wants nothing of this type."""
@@ -82,10 +84,18 @@ class Stream:
     def _with_held(self, policies: Snapshot) -> Snapshot:
         """The policies, and those that the client's workloads may list: the very same ones while neither changes."""
         if self._joined is None or self._joined[0] is not self._held or self._joined[1] is not policies:
-            gone = self._held.resources.keys() - policies.resources.keys()
-            joined = Snapshot({**self._held.resources, **policies.resources}) if gone else policies
-            self._joined = (self._held, policies, joined)
+            held, said = self._held.resources, self._said.resources
+            # As it was told of them last: held may be an older one, or no more than the version that it came back with.
+            gone = {name: said.get(name, held[name]) for name in held.keys() - policies.resources.keys()}
+            self._joined = (self._held, policies, Snapshot({**gone, **policies.resources}) if gone else policies)
         return self._joined[2]
+
+    def _push_policies(self, policies: Snapshot) -> Response | None:
+        snapshot = self._with_held(policies)
+        response = self._push(AUTHORIZATION_TYPE, snapshot)
+        if response is not None:
+            self._said = snapshot
+        return response
 
     def _push(self, type_url: str, snapshot: Snapshot) -> Response | None:
         if self._told.get(type_url) is snapshot or type_url in self._outstanding:

@@ -158,6 +158,17 @@ def test_who_comes_back_hears_of_no_workload_before_it_has_asked_for_policies() 
     assert told(stream, current) == [("Addr", ["pod"], [])]
 
 
+def test_a_policy_that_changed_and_went_while_it_may_be_listed_is_kept_as_it_was_told_last() -> None:
+    """And never as what a client came back with: of that only the version is known."""
+    stream = Stream("n1")
+    stream.receive(Request(AUTHORIZATION_TYPE, initial_versions={"a": "1"}))
+    assert told(stream, state({"pod": "lists a"}, {"a": "2"})) == [("Auth", ["a"], [])]
+    gone = state({"pod": "lists none"}, {})
+    assert told(stream, gone) == []
+    stream.receive(Request(ADDRESS_TYPE, initial_versions={"pod": "lists a"}))
+    assert told(stream, gone) == [("Addr", ["pod"], []), ("Auth", [], ["a"])]
+
+
 def test_one_type_alone() -> None:
     stream = Stream("n1")
     stream.receive(Request(AUTHORIZATION_TYPE))
