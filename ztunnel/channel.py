@@ -166,7 +166,7 @@ class SetRevoked:
 
 @dataclass(frozen=True, slots=True)
 class QueryConnections:
-    """Ask for the open connections; answered by Connections with the same number."""
+    """Ask for the open connections; answered by Connections with the same number, one or more."""
 
     number: int
 
@@ -361,10 +361,12 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """Answer to QueryConnections."""
+    """Answer to QueryConnections, or a part of it."""
 
     number: int
     records: list[ConnectionRecord]
+    unfinished: bool = False
+    """More parts will come."""
 
 
 @dataclass(frozen=True, slots=True)

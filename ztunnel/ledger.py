@@ -15,6 +15,8 @@ from mesh.workload import Address, Workload
 from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, Progress
 from ztunnel.failures import Failures
 from ztunnel.log_lines import RBAC
+from ztunnel.loop import Loop
+from ztunnel.walk import Walk
 
 DENIED = "connection closed due to policy rejection: "
 CHANGED = "connection closed due to policy change: "
@@ -102,15 +104,29 @@ class Ledger:
     """All connections that are being checked, connected or carried."""
 
     def __init__(
-        self, emit: Callable[[FromWorker], None], failures: Failures, policies: PolicyStore, log_level: int = logging.DEBUG
+        self,
+        loop: Loop,
+        emit: Callable[[FromWorker], None],
+        failures: Failures,
+        policies: PolicyStore,
+        log_level: int = logging.DEBUG,
     ) -> None:
         """`log_level`: at which verdicts are logged."""
         self.emit = emit
+        self._loop = loop
         self.failures = failures
         self._log_level = log_level
         self.open: dict[int, Tracked] = {}
         self._policies = policies
         self._numbers = itertools.count(1)
+        self._rechecking = Walk(loop, self._all, self._recheck)
+        self._counting = Walk(loop, self._all, self._progress)
+
+    def _all(self) -> list[Tracked]:
+        return list(self.open.values())
+
+    def _still_open(self, some: Iterable[Tracked]) -> list[Tracked]:
+        return [tracked for tracked in some if tracked.record.number in self.open]
 
     def next_number(self) -> int:
         """A number for a new record."""
@@ -134,24 +150,32 @@ class Ledger:
         return verdict
 
     def recheck(self, workload_of: Callable[[str], Workload | None]) -> None:
-        """Judge every inbound connection again, and close what is no longer allowed.
+        """Judge every inbound connection again, and close what is no longer allowed: some at once, others in later turns.
 
-        `workload_of`: a local pod's workload as it is now, by the pod's uid.
+        `workload_of`: a local pod's workload as it is then, by the pod's uid.
         """
-        for tracked in list(self.open.values()):
+        self._workload_of = workload_of
+        self._rechecking.begin()
+
+    def _recheck(self, some: list[Tracked]) -> None:
+        for tracked in self._still_open(some):
             if tracked.subject is None:
                 continue
-            tracked.workload = workload_of(tracked.record.pod_uid) or tracked.workload
+            tracked.workload = self._workload_of(tracked.record.pod_uid) or tracked.workload
             verdict = self.judge(tracked)
             if not verdict.allowed:
                 tracked.abort("DENY", CHANGED + verdict.reason)
 
     def progress(self, making_s: float) -> None:
         """Report what moved since the last time, and end what is not open after `making_s`, whatever it waits for."""
-        before_ns = time.monotonic_ns() - int(making_s * 1e9)
-        for tracked in [one for one in self.open.values() if not one.was_open and one.began_ns < before_ns]:
-            tracked.abort("CONNECT", f"connection failed: not open after {making_s:g} s")
-        counts = [change for tracked in self.open.values() if (change := tracked.count()) is not None]
+        self._making_ns = int(making_s * 1e9)
+        self._counting.begin()
+
+    def _progress(self, some: list[Tracked]) -> None:
+        before_ns = time.monotonic_ns() - self._making_ns
+        for tracked in [one for one in self._still_open(some) if not one.was_open and one.began_ns < before_ns]:
+            tracked.abort("CONNECT", f"connection failed: not open after {self._making_ns / 1e9:g} s")
+        counts = [change for tracked in self._still_open(some) if (change := tracked.count()) is not None]
         if counts:
             self.emit(Progress(counts))
 
@@ -159,11 +183,17 @@ class Ledger:
         """All that belong to one pod."""
         return [tracked for tracked in self.open.values() if tracked.record.pod_uid == uid]
 
-    def records(self) -> list[ConnectionRecord]:
-        """The open connections, with their bytes so far."""
-        for tracked in self.open.values():
-            tracked.count()
-        return [copy(tracked.record) for tracked in self.open.values() if tracked.was_open]
+    def tell_records(self, tell: Callable[[list[ConnectionRecord], bool], None]) -> None:
+        """Tell the open connections, with their bytes so far: some at once, others in later turns; True: more will come."""
+
+        def visit(some: list[Tracked]) -> None:
+            shown = [tracked for tracked in self._still_open(some) if tracked.was_open]
+            for tracked in shown:
+                tracked.count()
+            tell([copy(tracked.record) for tracked in shown], walk.unfinished)
+
+        walk = Walk(self._loop, self._all, visit)
+        walk.begin()
 
 
 def _log_verdict(level: int, connection: Connection, verdict: Verdict, policies: Iterable[Policy]) -> None:

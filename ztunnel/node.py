@@ -77,7 +77,7 @@ class Node:
         self.policies = PolicyStore()
         self.failures = Failures(emit)
         level = logging.INFO if config.policies_at_info else logging.DEBUG
-        self.ledger = Ledger(emit, self.failures, self.policies, level)
+        self.ledger = Ledger(loop, emit, self.failures, self.policies, level)
         self.hellos = Hellos()
         self.vault = Vault(loop, emit, self.hellos.forget, config.tls12, config.tuning.verified_certificates)
         self.descriptions = Descriptions()

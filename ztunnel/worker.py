@@ -93,7 +93,7 @@ class Worker:
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
             SetRevoked: lambda node, message, _: node.revocations.set(message.revoked, node.tunnels),
             SetLogLevels: self._set_log_levels,
-            QueryConnections: lambda node, message, _: node.emit(Connections(message.number, node.ledger.records())),
+            QueryConnections: self._tell_connections,
             TakeProfile: self._take_profile,
             Shutdown: self._shut_down,
         }
@@ -195,6 +195,9 @@ class Worker:
     def _set_log_levels(self, _node: Node, message: SetLogLevels, _fds: list[int]) -> None:
         apply_levels({**dict.fromkeys(self._log_levels, logging.NOTSET), **message.levels})
         self._log_levels = message.levels
+
+    def _tell_connections(self, node: Node, message: QueryConnections, _fds: list[int]) -> None:
+        node.ledger.tell_records(lambda records, unfinished: node.emit(Connections(message.number, records, unfinished)))
 
     def _take_profile(self, node: Node, message: TakeProfile, _fds: list[int]) -> None:
         from ztunnel import sampling  # only here: a worker that nobody watches does not have it in memory

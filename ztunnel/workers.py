@@ -55,6 +55,24 @@ _TRACE = signal.SIGUSR2
 _log = logging.getLogger(__name__)
 
 
+class _Query:
+    """What the workers have answered to one question."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, list[Answer]] = {}
+        """By worker, in parts; whole."""
+        self._begun: dict[int, list[Answer]] = {}
+
+    def hear(self, index: int, part: Answer) -> bool:
+        """Whether the worker's answer is whole now."""
+        parts = self._begun.setdefault(index, [])
+        parts.append(part)
+        if isinstance(part, Connections) and part.unfinished:
+            return False
+        self.answers[index] = self._begun.pop(index)
+        return True
+
+
 class Workers:
     """All workers of this node."""
 
@@ -86,7 +104,7 @@ class Workers:
         self._ready = asyncio.Event()
         self._answers: dict[str, dict[int, str]] = {}
         self._changed = asyncio.Event()
-        self._queries: dict[int, dict[int, Answer]] = {}
+        self._queries: dict[int, _Query] = {}
         self._query_number = 0
         self._ending = False
         self._patience_s = patience_s
@@ -212,30 +230,31 @@ class Workers:
     async def query_connections(self) -> list[tuple[int, ConnectionRecord]]:
         """The open connections of all workers, with the worker's index; those that do not answer in time are left out."""
         answers = await self._query(QueryConnections, _ANSWER_TIMEOUT_S)
-        return [(index, one) for index, answer in answers.items() if isinstance(answer, Connections) for one in answer.records]
+        parts = [(index, part) for index, answer in answers.items() for part in answer if isinstance(part, Connections)]
+        return [(index, record) for index, part in parts for record in part.records]
 
     async def take_profiles(self, kind: ProfileKind, seconds: int, frequency: int) -> dict[int, list[Stack]]:
         """What all workers do meanwhile, by index; those that do not answer in time are left out."""
         answers = await self._query(lambda number: TakeProfile(number, kind, seconds, frequency), seconds + _PROFILE_TIMEOUT_S)
-        return {index: answer.stacks for index, answer in answers.items() if isinstance(answer, Profile)}
+        return {index: part.stacks for index, answer in answers.items() for part in answer if isinstance(part, Profile)}
 
-    async def _query(self, question: Callable[[int], ToWorker], timeout_s: float) -> dict[int, Answer]:
-        """The answers of all workers, by index, to a question with a number of its own."""
+    async def _query(self, question: Callable[[int], ToWorker], timeout_s: float) -> dict[int, list[Answer]]:
+        """The answers of all workers, by index and in their parts, to a question with a number of its own."""
         self._query_number += 1
         number = self._query_number
-        answers = self._queries[number] = {}
+        query = self._queries[number] = _Query()
         asked = len(self._workers)
         try:
             self.broadcast(question(number))
             async with asyncio.timeout(timeout_s):
-                while len(answers) < min(asked, len(self._workers)):
+                while len(query.answers) < min(asked, len(self._workers)):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            _log.warning("%d of %d workers did not answer in time", asked - len(answers), asked)
+            _log.warning("%d of %d workers did not answer in time", asked - len(query.answers), asked)
         finally:
             del self._queries[number]
-        return dict(sorted(answers.items()))
+        return dict(sorted(query.answers.items()))
 
     def _hear(self, index: int, message: FromWorker) -> None:
         if isinstance(message, PodAdded):
@@ -245,8 +264,7 @@ class Workers:
             elif message.error:
                 _log.error("worker %d cannot serve pod %s: %s", index, message.uid, message.error)
         elif isinstance(message, Connections | Profile):
-            if message.number in self._queries:
-                self._queries[message.number][index] = message
+            if (query := self._queries.get(message.number)) is not None and query.hear(index, message):
                 self._changed.set()
         else:
             self._on_message(index, message)

@@ -13,6 +13,8 @@ from mesh.workload import Workload
 from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
 from ztunnel.failures import AT_ONCE, Failures
 from ztunnel.ledger import Ledger, Tracked
+from ztunnel.loop import Loop
+from ztunnel.walk import PER_TURN
 
 pytestmark = pytest.mark.unit
 
@@ -50,7 +52,8 @@ class Book:
     def __init__(self, log_level: int = logging.DEBUG) -> None:
         self.heard: list[FromWorker] = []
         self.policies = PolicyStore()
-        self.ledger = Ledger(self.heard.append, Failures(self.heard.append), self.policies, log_level)
+        self.loop = Loop()
+        self.ledger = Ledger(self.loop, self.heard.append, Failures(self.heard.append), self.policies, log_level)
 
     def register(self, judged: bool = True) -> Tracked:
         record = ConnectionRecord(self.ledger.next_number(), "u1", "inbound", "HBONE", SOURCE, LOCAL, source_identity=CLIENT)
@@ -67,7 +70,9 @@ def test_connection_manager_close() -> None:
     pump = tracked.pump = Pump()
     tracked.opened()
     book.ledger.recheck(lambda _: WEB)
-    assert not pump.aborted and book.ledger.records() == [tracked.record]
+    told: list[tuple[list[ConnectionRecord], bool]] = []
+    book.ledger.tell_records(lambda *part: told.append(part))
+    assert not pump.aborted and told == [([tracked.record], False)]
     book.policies.apply([policy("no", Action.DENY, "client")], [])
     book.ledger.recheck(lambda _: None)
     error = "connection closed due to policy change: explicitly denied by: shop/no"
@@ -152,3 +157,26 @@ def test_connections_that_never_opened_are_told_in_few_words_and_all_of_those_th
     told = [(one.count, one.record.error) for one in closed if not one.was_open]
     assert [count for count, _ in told] == [1] * AT_ONCE + [100]
     assert told[-1] == (100, f"no, for the {AT_ONCE + 99}th time") and not book.ledger.open
+
+
+def test_thousands_are_judged_and_told_in_parts_and_who_ends_meanwhile_is_neither() -> None:
+    book = Book()
+    everybody = [book.register() for _ in range(3 * PER_TURN)]
+    for tracked in everybody:
+        tracked.opened()
+        tracked.pump = Pump()
+    told: list[tuple[list[ConnectionRecord], bool]] = []
+    book.ledger.tell_records(lambda *part: told.append(part))
+    book.ledger.progress(60.0)
+    book.policies.apply([policy("no", Action.DENY, "client")], [])
+    book.ledger.recheck(lambda _: WEB)
+    assert len(book.ledger.open) == 2 * PER_TURN, "some at once"
+    everybody[0].ended("-", "")
+    while book.loop.rota.waiting:
+        book.loop.turn(0)
+    assert not book.ledger.open
+    assert [unfinished for _, unfinished in told] == [True, True, False]
+    numbers = [record.number for part, _ in told for record in part]
+    assert len(numbers) == len(set(numbers)) and 1 not in numbers, "the first has ended"
+    ended = [one.record for one in book.heard if isinstance(one, Closed)]
+    assert len(ended) == 3 * PER_TURN and [one.number for one in ended if one.flag != "DENY"] == [1]

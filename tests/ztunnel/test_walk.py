@@ -1,0 +1,53 @@
+"""Passes over all that is open: each goes on to its end, and what is asked for meanwhile is done for everybody once more."""
+
+import pytest
+
+from ztunnel.loop import Loop
+from ztunnel.walk import PER_TURN, Walk
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_pass_visits_everybody_once_and_some_at_once() -> None:
+    loop, seen = Loop(), list[int]()
+    walk = Walk(loop, lambda: list(range(2 * PER_TURN + 1)), seen.extend)
+    walk.begin()
+    assert len(seen) == PER_TURN and walk.unfinished
+    while loop.rota.waiting:
+        loop.turn(0)
+    assert sorted(seen) == list(range(2 * PER_TURN + 1)) and not walk.unfinished
+
+
+def test_nobody_is_there() -> None:
+    loop, visits = Loop(), list[list[int]]()
+    Walk(loop, list, visits.append).begin()
+    assert visits == [[]] and not loop.rota.waiting
+
+
+def test_who_is_asked_for_again_and_again_comes_to_an_end_and_then_once_more() -> None:
+    """Else the last would never be judged, while policies change faster than a pass is over."""
+    loop, seen = Loop(), list[int]()
+    loop.overtime_s = 0.0  # a piece each turn
+    everybody = list(range(3 * PER_TURN))
+    walk = Walk(loop, everybody.copy, seen.extend)
+    for _ in everybody[::PER_TURN]:
+        walk.begin()
+        loop.turn(0)
+    assert set(seen[: len(everybody)]) == set(everybody), "a pass is over"
+    while loop.rota.waiting:
+        loop.turn(0)
+    assert sorted(seen) == sorted(3 * everybody), "and one more each time that somebody asked while one was on its way"
+
+
+def test_a_visit_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """Who does not know whom its policies allow must not go on with who is connected."""
+    loop = Loop()
+
+    def visit(part: list[int]) -> None:
+        if 0 in part:
+            raise ValueError("broken")
+
+    Walk(loop, lambda: list(range(PER_TURN + 1)), visit).begin()
+    assert loop.running
+    loop.turn(0)
+    assert not loop.running and "broken" in caplog.text

@@ -1,0 +1,54 @@
+"""What is to be done for each open connection, of which there may be tens of thousands: for some of them a turn.
+
+A pass that has begun goes on to its end, however often it is asked for meanwhile; then another one begins, if it was. So
+whatever holds when it is asked for is looked at for everybody within two passes, and nobody is last for ever.
+"""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from ztunnel.loop import Loop
+
+PER_TURN = 128
+"""Half a millisecond where each is judged or copied."""
+_One = TypeVar("_One")
+
+
+class Walk(Generic[_One]):
+    """Passes over all there are, the first piece of one at once and the others when their turn comes (ztunnel.rota)."""
+
+    def __init__(self, loop: Loop, everybody: Callable[[], list[_One]], visit: Callable[[list[_One]], None]) -> None:
+        """`everybody`: a list of its own for each pass; `visit`: some of it, perhaps none, of whom any may have ended."""
+        self._loop = loop
+        self._everybody = everybody
+        self._visit = visit
+        self._left: list[_One] = []
+        self._again = False
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether more pieces will come."""
+        return bool(self._left)
+
+    def begin(self) -> None:
+        """Go over everybody; once more, where a pass is on its way."""
+        if self._left:
+            self._again = True
+            return
+        self._left = self._everybody()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """See ztunnel.rota.Continued."""
+        part = self._left[-PER_TURN:]
+        del self._left[-PER_TURN:]
+        if self._again and not self._left:
+            self._again = False
+            self._left = self._everybody()
+        if self._left:
+            self._loop.rota.add(self, self)
+        self._visit(part)
+
+    def crashed(self, error: Exception) -> None:
+        """Who cannot say any more whom its policies allow serves nobody: the supervisor starts a new worker."""
+        self._loop.running = False
