@@ -40,8 +40,9 @@ BULKY_BYTES = 64 << 10
 """At once: a tenth of a millisecond, and more of it is on its way."""
 MANY_BULKY_TURNS = 16
 """A few MiB: it is not the answer to one request."""
-_COMPANY_S = 0.05
-"""So long after a small message bulk gives the CPU away after each turn: a twelfth of its speed for a third of their p99."""
+_COMPANY_S, _COMPANY_ELSEWHERE_S = 0.05, 0.6
+"""So long after a small message, or one of another worker, which is told of a few times a second, bulk gives the CPU away after
+each turn: a twelfth of its speed for a third of their p99."""
 LOOKUPS_PER_TURN = 2
 """DNS messages that a turn takes in at once, of all pods and nameservers: 50 to 200 us each. More are left for later."""
 _log = logging.getLogger("ztunnel.worker")
@@ -136,6 +137,8 @@ class Loop:
         """Called when they are `MANY_BULKY_TURNS`."""
         self.small_at = 0.0
         """When the last small message left."""
+        self.small_elsewhere_at = 0.0
+        """When the last one left another worker of this node, whose ends may wait for this CPU as well."""
         self.running = True
         self.held = Held(NODE.buffered_bytes)
         """Bytes that wait in the worker for slow receivers."""
@@ -322,7 +325,8 @@ class Loop:
             self.bulky_turns += 1
             if self.bulky_turns == MANY_BULKY_TURNS:
                 self.on_bulk()
-            if self.now - self.small_at < _COMPANY_S:
+            now = self.now
+            if now - self.small_at < _COMPANY_S or now - self.small_elsewhere_at < _COMPANY_ELSEWHERE_S:
                 sched_yield()
 
     def _contain(self, owner: Crashing, error: Exception) -> None:

@@ -214,6 +214,8 @@ class Worker:
             full = any(holder.half_full(connections) for holder, connections in self._holders(self._node))
             bulky, self._loop.bulky_turns = self._loop.bulky_turns >= MANY_BULKY_TURNS, 0
             self._node.headroom.renew(self._loop.now, time.process_time(), full or bulky)
+            small_at = 0.0 if bulky else self._loop.small_at  # remains of many bulk streams look like small messages
+            self._loop.small_elsewhere_at = self._node.headroom.small_elsewhere_at(self._loop.now, small_at)
             for pod in self._pods.values():
                 for listener in pod.listeners:
                     listener.stand_behind()

@@ -1,11 +1,16 @@
 """Who of a node's workers has time: each promises for itself, and all see it."""
 
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
+from ztunnel.channel import Configure
 from ztunnel.headroom import Headroom, make_table, withdraw
+from ztunnel.loop import MANY_BULKY_TURNS, Loop
+from ztunnel.worker import Worker
 
 pytestmark = pytest.mark.unit
 
@@ -74,6 +79,36 @@ def test_who_lapsed_for_a_while_is_remembered(table: Table) -> None:
     second.renew(1000.25, 0.5, full=False)
     first.renew(1000.5, 0.5, full=False)
     assert first.lapsed_at == [1000.0, 1000.25, 1000.5]
+
+
+def test_each_worker_hears_of_small_messages_of_others_that_go_on(table: Table) -> None:
+    first, second, third = table.views
+    assert [second.small_elsewhere_at(now, now - 0.01) for now in (1000.0, 1000.25)] == [0.0, 0.0]
+    assert [view.small_elsewhere_at(1000.3, 0.0) for view in table.views if view is not second] == [1000.24, 1000.24]
+    assert third.small_elsewhere_at(1000.4, 1000.3) == 1000.24
+    assert third.small_elsewhere_at(1000.6, 1000.5) == 1000.24
+    assert second.small_elsewhere_at(1000.6, 1000.24) == 1000.5  # no more of its own
+    assert first.small_elsewhere_at(1000.7, 0.0) == 1000.5
+    assert second.small_elsewhere_at(1002.0, 1001.9) == 1000.5  # after a while without any: the beginning of bulk, perhaps
+    assert first.small_elsewhere_at(1002.1, 0.0) == 1000.5
+    assert table.with_time(1000.0) == [[]] * 3  # which promises nothing
+
+
+def test_a_worker_tells_of_its_small_messages_as_time_goes_by_and_of_none_while_it_moves_bulk(table: Table) -> None:
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        loop = Loop()
+        worker = Worker(loop, ours)
+        worker._take(Configure("n1", "", "Kubernetes", "cluster.local", 0), [os.dup(table.fd)])
+        neighbour = table.views[1]
+        for ago_s in (0.2, 0.1):
+            loop.small_at = loop.now - ago_s
+            assert neighbour.small_elsewhere_at(loop.now, loop.small_at) == 0.0
+            worker._tick()
+        assert loop.small_elsewhere_at == neighbour.small_elsewhere_at(loop.now, 0.0) == loop.small_at
+        loop.small_at, loop.bulky_turns = loop.now, MANY_BULKY_TURNS
+        worker._tick()
+        assert neighbour.small_elsewhere_at(loop.now, 0.0) == 0.0, "what follows bulk may be remains of it"
 
 
 def test_the_promise_of_a_worker_that_is_gone_goes_with_it(table: Table) -> None:

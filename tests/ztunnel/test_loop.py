@@ -1,6 +1,7 @@
 """The event loop: order within a turn, time, and one crash that stays one crash."""
 
 import logging
+import math
 import os
 import select
 import time
@@ -256,6 +257,17 @@ def test_bulk_is_told_of_once_it_lasts() -> None:
         loop.turn(0)
     loop.turn(0)
     assert told == [MANY_BULKY_TURNS]
+
+
+def test_bulk_gives_the_cpu_away_where_another_worker_carries_small_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, given = Loop(), list[str]()
+    monkeypatch.setattr("ztunnel.loop.sched_yield", lambda: given.append("away"))
+    for ago_s, times in ((math.inf, 0), (-60.0, 1), (1.0, 1)):
+        loop.small_elsewhere_at = time.monotonic() - ago_s
+        loop.turn(0)  # nothing of it is bulk
+        loop.bulky = True
+        loop.turn(0)
+        assert len(given) == times
 
 
 def test_who_has_more_to_do_than_a_turn_allows_gives_the_cpu_away_when_all_is_written(
