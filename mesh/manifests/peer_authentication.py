@@ -35,8 +35,10 @@ def _read_ports(spec: Cursor) -> dict[int, Mode]:
             port(text)
         except ValueError as error:
             spec.refuse(f"portLevelMtls[{text}]", f"{error}, the pod's own port")
-        else:
-            ports[int(text)] = mode
+            continue
+        if int(text) in ports:
+            spec.refuse(f"portLevelMtls[{text}]", "one port occurs twice")
+        ports[int(text)] = mode
     return ports
 
 

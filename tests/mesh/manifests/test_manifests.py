@@ -456,6 +456,17 @@ def test_what_a_cluster_adds_to_an_object_does_no_harm() -> None:
             "spec.portLevelMtls[00655361]",
             "'00655361' is no port",
         ),
+        (
+            manifest(
+                "PeerAuthentication",
+                spec={
+                    "selector": {"matchLabels": {"a": "b"}},
+                    "portLevelMtls": {"80": {"mode": "STRICT"}, "080": {"mode": "DISABLE"}},
+                },
+            ),
+            "spec.portLevelMtls[080]",
+            "one port occurs twice",
+        ),
     ],
 )
 def test_mistakes(value: dict[str, Any], field: str, reason: str) -> None:
