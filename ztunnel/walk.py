@@ -1,7 +1,8 @@
 """What is to be done for each open connection, of which there may be tens of thousands: for some of them a turn.
 
 A pass that has begun goes on to its end, however often it is asked for meanwhile; then another one begins, if it was. So
-whatever holds when it is asked for is looked at for everybody within two passes, and nobody is last for ever.
+whatever holds when it is asked for is looked at for everybody within two passes, and nobody is last for ever. It takes no part
+in the rota: among hundreds of busy peers, who is no longer allowed would go on for many seconds.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ _One = TypeVar("_One")
 
 
 class Walk(Generic[_One]):
-    """Passes over all there are, the first piece of one at once and the others when their turn comes (ztunnel.rota)."""
+    """Passes over all there are, the first piece of one at once and another one each turn of the loop."""
 
     def __init__(self, loop: Loop, everybody: Callable[[], list[_One]], visit: Callable[[list[_One]], None]) -> None:
         """`everybody`: a list of its own for each pass; `visit`: some of it, perhaps none, of whom any may have ended."""
@@ -36,19 +37,22 @@ class Walk(Generic[_One]):
             self._again = True
             return
         self._left = self._everybody()
-        self.go_on()
+        self._go_on()
 
-    def go_on(self) -> None:
-        """See ztunnel.rota.Continued."""
+    def _go_on(self) -> None:
         part = self._left[-PER_TURN:]
         del self._left[-PER_TURN:]
         if self._again and not self._left:
             self._again = False
             self._left = self._everybody()
         if self._left:
-            self._loop.rota.add(self, self)
+            self._loop.call_at(self._loop.now, self._later)
         self._visit(part)
 
-    def crashed(self, error: Exception) -> None:
-        """Who cannot say any more whom its policies allow serves nobody: the supervisor starts a new worker."""
-        self._loop.running = False
+    def _later(self) -> None:
+        try:
+            self._go_on()
+        except Exception:
+            # Who cannot say any more whom its policies allow serves nobody: the supervisor starts a new worker.
+            self._loop.running = False
+            raise
