@@ -16,6 +16,7 @@ them, so that connections do not notice.
 
 import argparse
 import ctypes as ct
+import errno
 import fcntl
 import hashlib
 import os
@@ -195,7 +196,11 @@ def _attach(bpffs: Path, cgroup: Path) -> None:
     with libbpf.open_pin(bpffs / "programs" / LOOKUP.name) as lookup:
         for path in (bpffs / "links").iterdir():
             with libbpf.open_pin(path) as link:
-                libbpf.update_link(link.fd, lookup.fd, f"pod link {path.name}")
+                try:
+                    libbpf.update_link(link.fd, lookup.fd, f"pod link {path.name}")
+                except OSError as error:
+                    if error.errno != errno.ENOLINK:  # the pod is gone, and its pin goes when the agent takes it out
+                        raise
 
 
 def _attach_to_cgroup(program: Program, fd: int, path: Path, cgroup_fd: int) -> None:

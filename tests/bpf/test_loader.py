@@ -2,7 +2,9 @@
 
 import os
 import socket
+import subprocess
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from bpf import libbpf
 from bpf.layout import MAPS, PORT_DNS, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND, Role
 from bpf.loader import CGROUP_PROGRAMS, load, mount_bpffs, source_version
+from bpf.redirect import PodRedirect
+from wire.netns import netns_cookie
 
 pytestmark = pytest.mark.kernel
 
@@ -181,6 +185,25 @@ def test_another_cgroup_gets_its_own_links(world: Any) -> None:
 def test_a_failure_names_the_object(world: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/missing"):
         load(world.bpffs, tmp_path / "missing")
+
+
+def test_the_link_of_a_pod_that_is_gone_keeps_no_newer_programs_out(world: Any) -> None:
+    """While no agent ran, a pod ended: the kernel has cut its link, whose pin is still there."""
+    world.add_namespace("gone")
+    descriptor = world.namespaces.pop("gone")
+    cookie = netns_cookie(descriptor, world.home)
+    world.redirect.enrol(PodRedirect("uid-gone", cookie, (ip_address("10.213.0.99"),)), descriptor)
+    os.close(descriptor)
+    subprocess.run(["ip", "netns", "del", f"{world.prefix}-gone"], check=True)
+    world.becomes(lambda: world.redirect.programs()[-1].attached, 2)
+    (world.bpffs / "version").unlink()
+    before = ids(world)[2]
+    try:
+        assert not load(world.bpffs, world.cgroup).adopted
+        assert ids(world)[2] == before
+        assert {one.pod.uid: one.steered for one in world.redirect.enrolled()}["uid-gone"] is False
+    finally:
+        world.redirect.withdraw("uid-gone", cookie)
 
 
 def test_a_folder_on_a_bpffs_needs_no_mount(world: Any) -> None:
