@@ -201,10 +201,12 @@ class XdsClient:
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,
             )
             call = method(metadata=self._endpoint.metadata())
-            for request in self._client.open():
-                await self._write(call, request)
+            async with _in_time():  # a server that does not read takes the first of what is held, and no more
+                for request in self._client.open():
+                    await self._write(call, request)
             async with self._demanding(call):
-                body = await self._first(call)
+                async with _in_time():
+                    body = await self._next(call)
                 while body is not None:
                     answer = await self._take(body)
                     body = None  # the next may be hours away, and this one large
@@ -238,13 +240,6 @@ class XdsClient:
             except asyncio.InvalidStateError:
                 # The stream has ended meanwhile: the next read says so, and why.
                 return
-
-    async def _first(self, call: Any) -> bytes | None:
-        try:
-            async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
-                return await self._next(call)
-        except TimeoutError:
-            raise TimeoutError(f"no answer within {_FIRST_ANSWER_TIMEOUT_S:g} s") from None
 
     async def _next(self, call: Any) -> bytes | None:
         """The next response; None at the end of the stream."""
@@ -280,6 +275,15 @@ class XdsClient:
             response_nonce=request.nonce,
             error_detail=Status(message=request.error) if request.error is not None else None,
         )
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {_FIRST_ANSWER_TIMEOUT_S:g} s") from None
 
 
 def _termination(code: grpc.StatusCode, connected: bool) -> str:

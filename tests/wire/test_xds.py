@@ -250,6 +250,34 @@ def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_a_server_that_does_not_hear_what_is_held_is_given_up(
+    authority: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "_FIRST_ANSWER_TIMEOUT_S", 0.2)
+    held = [delta.Resource(f"Kubernetes//Pod/demo/web-{number}", "v" * 64, b"") for number in range(50_000)]
+
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    class Deaf(Control):
+        async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
+            while (response := await self.responses.get()) is not None:
+                yield response
+
+    async def scenario() -> None:
+        control = Deaf(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update, {ADDRESS: held})
+        running = asyncio.ensure_future(client.run())
+        await eventually(lambda: client.status.last_error == "no answer within 0.2 s")
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_what_is_said_outright_needs_no_file_and_either_name_of_the_server_will_do(authority: Any, tmp_path: Path) -> None:
     async def on_update(_: Update) -> Mapping[str, str]:
         return {}
