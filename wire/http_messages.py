@@ -85,11 +85,13 @@ def parse_request(head: bytes) -> Request:
 
 def parse_fields(lines: list[str]) -> dict[str, str]:
     """Header fields by name, in lower case. Raises: ValueError."""
-    headers = {}
+    headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name or name != name.strip():
             raise ValueError(f"bad header {line[:100]!r}")
+        if name.lower() == "content-length" and headers.get("content-length", value.strip()) != value.strip():
+            raise ValueError("two content-lengths")  # RFC 9112 section 6.3: where does it end?
         headers[name.lower()] = value.strip()
     return headers
 

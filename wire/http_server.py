@@ -122,7 +122,7 @@ class HttpServer:
         if len(self._reading) >= _MAX_UNREAD:
             _cut_oldest(self._reading)
         with self._waiting(self._reading):
-            await _send(writer, response, close, packed)
+            await _send(writer, response, close, packed, request.method == "HEAD")
         return not close
 
     async def _answer(self, request: Request) -> Response:
@@ -204,10 +204,12 @@ def _pack(response: Response) -> Response:
     return replace(response, body=gzip.compress(response.body, _PACK_LEVEL))
 
 
-async def _send(writer: asyncio.StreamWriter, response: Response, close: bool, packed: bool = False) -> None:
+async def _send(
+    writer: asyncio.StreamWriter, response: Response, close: bool, packed: bool = False, head_only: bool = False
+) -> None:
     framing = f"content-length: {len(response.body)}\r\n" + ("connection: close\r\n" if close else "")
     framing += "content-encoding: gzip\r\nvary: accept-encoding\r\n" if packed else ""
-    writer.write(_head(response, framing) + response.body)
+    writer.write(_head(response, framing) + (b"" if head_only else response.body))
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writer.drain()
 

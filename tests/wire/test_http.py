@@ -113,6 +113,7 @@ def test_requests_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         (b"GET /hello HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\ncontent-length: -1\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n\r\n", 413),
+        (b"POST /echo HTTP/1.1\r\ncontent-length: 30\r\nContent-Length: 0\r\n\r\nGET /hello HTTP/1.1\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", 501),
         (b"GET /hello HTTP/1.1\r\nx: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n", 431),
     ],
@@ -142,6 +143,17 @@ def test_a_connection_serves_several_requests_and_gives_way_when_it_says_no_more
             writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
             assert (await reader.readuntil(b'""}\n')).startswith(b"HTTP/1.1 200 OK")
             writer.close()
+
+    with_server(tmp_path, scenario)
+
+
+def test_what_a_head_alone_was_asked_for_is_not_taken_for_the_next_answer(tmp_path: Path) -> None:
+    async def scenario(_: World, path: Path) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"HEAD /hello HTTP/1.1\r\n\r\nGET /hello HTTP/1.1\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
 
     with_server(tmp_path, scenario)
 
