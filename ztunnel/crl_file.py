@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from wire.followed_file import FollowedFile
 from ztunnel.channel import SetRevoked
@@ -50,7 +51,7 @@ def read_lists(data: bytes, roots: Sequence[x509.Certificate] = ()) -> dict[byte
                 entries += 1
                 if entries > MAX_ENTRIES:
                     raise ValueError(f"more than {MAX_ENTRIES} entries")
-    except (TypeError, x509.InvalidVersion) as error:
+    except (TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ValueError(str(error)) from error
     return {issuer: frozenset(serials) for issuer, serials in revoked.items()}
 

@@ -77,6 +77,14 @@ def test_noise_is_refused_with_a_reason(data: bytes) -> None:
         pass
 
 
+def test_a_root_with_a_key_that_nobody_can_read_here_makes_its_lists_unchecked_and_nothing_worse() -> None:
+    curve = bytes.fromhex("2a8648ce3d030107")
+    der = ONE.certificate.public_bytes(Encoding.DER)
+    root = x509.load_der_x509_certificate(der.replace(curve, curve[:-1] + b"\x63"))
+    with pytest.raises(ValueError, match=r"Curve .* is not supported"):
+        read_lists(revocation_list(ONE, WEB), [root])
+
+
 def test_a_file_that_cannot_be_read_at_the_start_is_an_error_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
