@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from ztunnel.limits import KINDS, Limits, Usage
+from ztunnel.limits import KINDS, Kind, Limits, Usage
 from ztunnel.metrics import Family, Labels, Sample, counter
 from ztunnel.zds_session import PodInfo
 
@@ -17,6 +17,8 @@ class LimitMetrics:
         self._limits = {"node": node, "pod": pod}
         self._info = info
         self._usage: dict[int, Mapping[str, Usage]] = {}
+        self._refused_before: dict[tuple[str, Kind], int] = {}
+        """By workers that are gone: a count never falls."""
 
     def take(self, worker: int, usage: Mapping[str, Usage]) -> None:
         """A worker's newest."""
@@ -24,12 +26,15 @@ class LimitMetrics:
 
     def forget(self, worker: int) -> None:
         """It is gone."""
-        self._usage.pop(worker, None)
+        for uid, holder in self._usage.pop(worker, {}).items():
+            for kind, _, turned_away in holder:
+                if turned_away:
+                    self._refused_before[uid, kind] = self._refused_before.get((uid, kind), 0) + turned_away
 
     def families(self) -> list[Family]:
         """Used, limit and refused."""
         used: dict[Labels, int] = {}
-        refused: dict[Labels, int] = {}
+        refused = self._refused_by_the_gone()
         for usage in self._usage.values():
             for uid, holder in usage.items():
                 scope = self._scope(uid)
@@ -48,6 +53,13 @@ class LimitMetrics:
             Family("weft_limit_used", "gauge", "What a pod, or the node, has of a kind now", held),
             counter("weft_limit_refusals", "What a pod, or the node, was refused of a kind", refused.items()),
         ]
+
+    def _refused_by_the_gone(self) -> dict[Labels, int]:
+        """Of pods that are served still: those of others are forgotten."""
+        for uid, kind in list(self._refused_before):
+            if uid and self._info(uid) is None:
+                del self._refused_before[uid, kind]
+        return {(*self._scope(uid), ("kind", kind)): count for (uid, kind), count in self._refused_before.items()}
 
     def _scope(self, uid: str) -> Labels:
         if not uid:

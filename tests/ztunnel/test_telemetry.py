@@ -181,7 +181,11 @@ def test_what_pods_and_the_node_hold_of_their_limits() -> None:
     assert f'weft_limit{{scope="pod",kind="buffered_bytes"}} {limits.POD.buffered_bytes}' in shown
     assert f'weft_limit{{scope="node",kind="connections"}} {limits.NODE.connections}' in shown
     world.telemetry.worker_died(1)
-    assert f'weft_limit_used{{{pod},kind="buffered_bytes"}} 100' in world.metrics()
+    shown = world.metrics()
+    assert f'weft_limit_used{{{pod},kind="buffered_bytes"}} 100' in shown
+    assert f'weft_limit_refusals_total{{{pod},kind="streams"}} 14' in shown, "a count never falls"
+    world.telemetry.hear(1, WorkerStatus({}, {"": Usage((0, 0, 0, 0), (0, 0, 1, 0))}))
+    assert 'weft_limit_refusals_total{scope="node",kind="handshakes"} 9' in world.metrics()
 
 
 def test_offenders_beyond_a_bound_are_counted_together() -> None:
