@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Protocol
 
 from mesh.identity import Identity
@@ -48,8 +48,8 @@ class Keeper(Protocol):
     def forget_strangers(self, at_home: Callable[[Identity], bool]) -> None:
         """Destroy what a predecessor kept of identities that live here no longer."""
 
-    def token_changed(self) -> bool:
-        """Whether no successor could open what is kept."""
+    def outdated(self) -> Set[Identity]:
+        """What is kept so that no successor could open it."""
 
 
 class Issuer:
@@ -127,6 +127,8 @@ class Issuer:
             if events:  # somebody wants it still
                 self._keeper.keep(certificate, time.time())
             self._publish(events)
+        if identity not in self._certificates.identities():  # it left meanwhile: its source may have begun to follow it again
+            self._fetcher.forget(identity)
         self._prefetch()
         self._wake.set()
 
@@ -138,9 +140,10 @@ class Issuer:
         self._wake.set()
 
     def _keep_with_new_token(self) -> None:
-        if self._keeper.token_changed():
+        if outdated := self._keeper.outdated():
             for certificate in self._certificates.available(time.time()):
-                self._keeper.keep(certificate, time.time())
+                if certificate.identity in outdated:
+                    self._keeper.keep(certificate, time.time())
 
     def _publish(self, events: list[Event]) -> None:
         for event in events:

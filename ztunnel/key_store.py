@@ -28,8 +28,8 @@ class KeyStore:
         """Without a token nothing is kept. The token's file is read again for each use: somebody renews it."""
         self._scope = keyring.scope(installation, node)
         self._token_path = token_path
-        self._sealed_with = b""
-        self._kept: set[Identity] = set()
+        self._kept: dict[Identity, bytes] = {}
+        """With the digest of the token that each was sealed with."""
         self._told: set[int | str] = set()
         self._available = token_path is not None
 
@@ -50,8 +50,7 @@ class KeyStore:
             return
         with self._attempting():
             keyring.store(name, payload, lifetime_s)
-            self._kept.add(identity)
-            self._sealed_with = _digest(token)
+            self._kept[identity] = _digest(token)
 
     def recall(self, identity: Identity, now: float) -> Certificate | None:
         """What a predecessor left, if it is valid still; what cannot be opened is destroyed."""
@@ -70,13 +69,12 @@ class KeyStore:
         if not certificate.not_before <= now < certificate.not_after:
             self.forget(identity)
             return None
-        self._kept.add(identity)
-        self._sealed_with = _digest(token)
+        self._kept[identity] = _digest(token)
         return certificate
 
     def forget(self, identity: Identity) -> None:
         """Destroy what is kept of an identity."""
-        self._kept.discard(identity)
+        self._kept.pop(identity, None)
         if self._available:
             with self._attempting():
                 keyring.forget(self._name(identity))
@@ -94,10 +92,11 @@ class KeyStore:
                 if not stays:
                     keyring.forget(name)
 
-    def token_changed(self) -> bool:
-        """Whether what is kept was sealed with another token than the present one, so that no successor could open it."""
-        token = self._token() if self._sealed_with else b""
-        return bool(token) and _digest(token) != self._sealed_with
+    def outdated(self) -> set[Identity]:
+        """What is kept under another token than the present one, so that no successor could open it."""
+        token = self._token() if self._kept else b""
+        digest = _digest(token)
+        return {identity for identity, sealed_with in self._kept.items() if sealed_with != digest} if token else set()
 
     def _name(self, identity: Identity) -> str:
         return f"{self._scope}{identity}"

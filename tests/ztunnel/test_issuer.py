@@ -52,11 +52,11 @@ class Shelf:
 
     def __init__(self) -> None:
         self.kept: dict[Identity, Certificate] = {}
-        self.outdated = False
+        self.sealed_before: set[Identity] = set()
 
     def keep(self, certificate: Certificate, now: float) -> None:
         self.kept[certificate.identity] = certificate
-        self.outdated = False
+        self.sealed_before.discard(certificate.identity)
 
     def recall(self, identity: Identity, now: float) -> Certificate | None:
         return self.kept.get(identity)
@@ -67,8 +67,8 @@ class Shelf:
     def forget_strangers(self, at_home: Callable[[Identity], bool]) -> None:
         self.kept = {identity: one for identity, one in self.kept.items() if at_home(identity)}
 
-    def token_changed(self) -> bool:
-        return self.outdated
+    def outdated(self) -> set[Identity]:
+        return self.sealed_before
 
 
 class World:
@@ -158,6 +158,31 @@ def test_prefetch_forget_certs(eventually: Any) -> None:
     play(scenario)
 
 
+def test_who_leaves_while_a_certificate_is_fetched_is_forgotten_again_at_its_source(
+    eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that pushes notes whom it has given something to, and would follow that one for ever, its key at hand."""
+
+    async def scenario(world: World) -> None:
+        begun, go_on, fetch = asyncio.Event(), asyncio.Event(), world.ca.fetch
+
+        async def slow(identity: Identity, now: float) -> Certificate:
+            begun.set()
+            await go_on.wait()
+            return await fetch(identity, now)
+
+        monkeypatch.setattr(world.ca, "fetch", slow)
+        world.move_in("web")
+        await begun.wait()
+        world.move_out("web")
+        assert world.ca.forgotten == [WEB]
+        go_on.set()
+        await eventually(lambda: world.ca.forgotten == [WEB, WEB])
+        assert world.told == [ForgetCertificate(WEB)] and not world.shelf.kept
+
+    play(scenario)
+
+
 def test_what_a_source_pushes_is_in_force_at_once_while_its_identity_lives_here(eventually: Any) -> None:
     async def scenario(world: World) -> None:
         world.move_in("web")
@@ -219,7 +244,7 @@ def test_what_is_issued_is_kept_until_its_identity_leaves_and_again_when_the_tok
     async def scenario(world: World) -> None:
         world.move_in("web")
         await eventually(lambda: WEB in world.shelf.kept)
-        world.shelf.kept, world.shelf.outdated = {}, True
+        world.shelf.kept, world.shelf.sealed_before = {}, {WEB}
         world.move_in("db")
         await eventually(lambda: set(world.shelf.kept) == {WEB, DB})
         world.move_out("web")

@@ -55,11 +55,14 @@ def test_the_successor_of_this_node_finds_what_was_kept_and_nobody_else(token: P
 def test_what_another_token_sealed_is_destroyed_and_what_is_moved_does_not_open(token: Path) -> None:
     now, first = time.time(), store(token)
     first.keep(issue(WEB), now)
-    assert not first.token_changed()
+    first.keep(issue(DB), now)
+    assert not first.outdated()
     token.write_text("rotated\n")
-    assert first.token_changed()
+    assert first.outdated() == {WEB, DB}
     first.keep(issue(WEB), now)
-    assert not first.token_changed() and store(token).recall(WEB, now)
+    assert first.outdated() == {DB}, "one that was refreshed meanwhile speaks for itself alone"
+    first.forget(DB)
+    assert not first.outdated() and store(token).recall(WEB, now)
     token.write_text("rotated again\n")
     assert store(token).recall(WEB, now) is None and keyring.names(keyring.scope(INSTALLATION)) == []
     first.keep(issue(WEB), now)
@@ -111,7 +114,7 @@ for _ in range(3):
     store.keep(Certificate(web, b"chain", b"key", b"roots", now, now + 9), now)
     store.forget(web)
     store.forget_strangers(lambda _: False)
-    assert not store.token_changed()
+    assert not store.outdated()
 """
 
 
