@@ -14,6 +14,8 @@ A, CNAME, AAAA, OPT = 1, 5, 28, 41
 IN = 1
 HEADER_BYTES = 12
 MIN_UDP_BYTES = 512
+MAX_UDP_BYTES = 65535 - 20 - 8
+"""A datagram of IPv4 carries no more, beside its headers."""
 MAX_BYTES = 65535
 QR, OPCODE, AA, TC, RD, RA, CD = 0x8000, 0x7800, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 """Of the header's flags."""

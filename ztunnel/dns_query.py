@@ -18,6 +18,7 @@ from ztunnel.dns_message import (
     HEADER,
     HEADER_BYTES,
     IN,
+    MAX_UDP_BYTES,
     MIN_UDP_BYTES,
     NOERROR,
     NOTIMP,
@@ -61,7 +62,7 @@ class Query:
     @property
     def udp_limit(self) -> int:
         """Bytes of the longest datagram that the client takes."""
-        return max(MIN_UDP_BYTES, self.edns.payload_bytes) if self.edns else MIN_UDP_BYTES
+        return min(max(MIN_UDP_BYTES, self.edns.payload_bytes), MAX_UDP_BYTES) if self.edns else MIN_UDP_BYTES
 
     @property
     def wishes(self) -> Wishes:

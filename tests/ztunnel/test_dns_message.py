@@ -101,6 +101,11 @@ def test_large_response() -> None:
     assert len(cut.answer[0]) == 74 and cut.flags & dns.flags.TC and len(wire) <= 1232
 
 
+def test_no_answer_is_longer_than_a_datagram_can_be() -> None:
+    """Whatever the client says that it takes: the kernel would refuse it, and the client wait in vain."""
+    assert asked("large.com", use_edns=0, payload=65535).udp_limit == 65507
+
+
 def test_a_long_alias_that_has_no_room_is_announced() -> None:
     name = ".".join(["x" * 60] * 4)
     query = asked(name.upper(), use_edns=False)
