@@ -53,7 +53,7 @@ class Nameservers:
         self._state: tuple[int, ...] = ()
 
     def current(self, now: float) -> tuple[Address, ...]:
-        """The servers, in the order of the file; what cannot be read leaves those that were there before."""
+        """The servers, in the order of the file; where it cannot be read, or names none yet, those that were there before."""
         if now < self._look_at:
             return self._servers
         self._look_at = now + _LOOK_S
@@ -63,7 +63,7 @@ class Nameservers:
             if state == self._state:
                 return self._servers
             with open(self.path, encoding="utf-8", errors="replace") as file:
-                self._servers = read_nameservers(file.read(_MAX_FILE_BYTES))
+                self._servers = read_nameservers(file.read(_MAX_FILE_BYTES)) or self._servers
             self._state = state
         except OSError as error:
             _log.warning("cannot read the nameservers: %s: keeping %d", error, len(self._servers))

@@ -62,7 +62,7 @@ class Resolver:
         except ValueError:
             self._look(name, who, _Waiter((4, 6) if prefer_version == 4 else (6, 4), done))
         else:
-            done(literal)
+            done(_plain(literal))
 
     def forget_waiter(self, who: object) -> None:
         """Who waited is gone; a question that is under way is answered into the cache."""
@@ -100,7 +100,7 @@ class Resolver:
             with suppress(DNSError):  # names in it that cannot be read: as if nobody had answered
                 if response is not None and response.code in (NOERROR, NXDOMAIN):
                     packed, ttl_s = addresses_in(response, question)
-                    self._remember(key, tuple(ip_address(one) for one in packed), ttl_s)
+                    self._remember(key, tuple(filter(None, map(_plain, map(ip_address, packed)))), ttl_s)
             self._wake(key)
 
         if len(self._waiting) >= MAX_QUESTIONS or self._upstream.ask(self._origin, question, answered) is None:
@@ -127,3 +127,10 @@ class Resolver:
             else:  # of this family there is none, or nobody knows: the other one may be there
                 waiter.wanted = waiter.wanted[1:]
                 self._look(key[0], who, waiter)
+
+
+def _plain(address: Address) -> Address | None:
+    """As everybody writes it: IPv4 in the dress of IPv6 is IPv4. None for what leads to whoever dials it, whoever that is."""
+    if address.version == 6:
+        address = address.ipv4_mapped or address
+    return None if address.is_unspecified else address

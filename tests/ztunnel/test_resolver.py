@@ -30,6 +30,9 @@ ZONE = {
     "loop.example.": ["5 CNAME loop.example."],
     "many.example.": [f"60 A 192.0.2.{number}" for number in range(1, 200)],
     "brief.example.": ["0 A 192.0.2.3"],
+    "dressed.example.": ["60 AAAA ::ffff:192.0.2.4"],
+    "nowhere.example.": ["60 A 0.0.0.0", "60 AAAA ::", "60 AAAA ::ffff:0.0.0.0"],
+    "partly.example.": ["60 A 0.0.0.0", "60 A 192.0.2.5"],
 }
 V4, V6 = ip_address("192.0.2.2"), ip_address("2001:db8::2")
 
@@ -94,13 +97,29 @@ def several(behaviours: dict[str, Behaviour]) -> list[Nameserver]:
         ("alias.example", 6, "2001:db8::2"),
         ("192.0.2.77", 6, "192.0.2.77"),
         ("2001:db8::77", 4, "2001:db8::77"),
+        ("dressed.example", 6, "192.0.2.4"),
+        ("::ffff:192.0.2.6", 6, "192.0.2.6"),
+        ("partly.example", 4, "192.0.2.5"),
     ],
 )
 def test_the_preferred_family_first_else_the_other(bench: Bench, name: str, version: int, address: str) -> None:
     assert bench.get(name, version) == ip_address(address)
 
 
-@pytest.mark.parametrize("name", ["absent.example", "loop.example", "a..b", "", "x" * 64, "\N{SNOWMAN}.example", "a b.example"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "absent.example",
+        "loop.example",
+        "nowhere.example",
+        "0.0.0.0",
+        "a..b",
+        "",
+        "x" * 64,
+        "\N{SNOWMAN}.example",
+        "a b.example",
+    ],
+)
 def test_names_that_lead_nowhere(bench: Bench, name: str) -> None:
     assert bench.get(name) is None
     assert bench.get("v4.example") == ip_address("192.0.2.1")
@@ -262,8 +281,12 @@ def test_resolv_conf_is_read_as_it_is_meant_and_again_when_it_changes(tmp_path: 
     assert servers.current(2.5) == (ip_address("10.0.0.1"),)
     path.write_text("nameserver 10.0.0.22\n")
     assert servers.current(4.0) == (ip_address("10.0.0.22"),)
+    path.write_text("")
+    assert servers.current(6.0) == (ip_address("10.0.0.22"),), "somebody is writing it"
+    path.write_text("nameserver 10.0.0.3\n")
+    assert servers.current(8.0) == (ip_address("10.0.0.3"),)
     path.unlink()
-    assert servers.current(6.0) == (ip_address("10.0.0.22"),)
+    assert servers.current(10.0) == (ip_address("10.0.0.3"),)
 
 
 def test_search_domains_are_those_of_the_last_line(tmp_path: Path) -> None:
