@@ -6,6 +6,8 @@ import threading
 from collections import deque
 
 _MAX_BYTES = 8 << 20
+_PIECE_LINES = 1024
+"""Lines that are taken or dropped as one: of a turn with more than the queue holds, some are written."""
 
 
 class LineOutput:
@@ -27,10 +29,12 @@ class LineOutput:
         return self._dropped_lines + self._failed_lines
 
     def write(self, line: str) -> None:
-        """Take a finished line; all of one loop turn leave together."""
+        """Take a finished line; those of one loop turn leave together."""
         if not self._fresh:
             asyncio.get_running_loop().call_soon(self.flush)
         self._fresh.append(line)
+        if len(self._fresh) >= _PIECE_LINES:
+            self.flush()
 
     def flush(self) -> None:
         """Hand what was taken to the writing thread."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,26 @@ def test_log_levels(levels: list[Level]) -> None:
     assert logging.getLogger("wire.xds").level == logging.NOTSET and log_levels.text == "info,quic.udp=off"
     log_levels.reset("debug,dns=info")
     assert log_levels.text == "debug,quic.udp=off,dns=info"
+
+
+def test_a_turn_with_more_lines_than_the_queue_holds_loses_some_and_not_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker that ends takes tens of thousands of connections along, each of which has its line."""
+    monkeypatch.setattr(line_output, "_MAX_BYTES", 400_000)
+    path, line = tmp_path / "log", "x" * 99 + "\n"
+
+    async def run() -> int:
+        with path.open("wb") as file:
+            output = LineOutput(file.fileno())
+            for _ in range(10_000):
+                output.write(line)
+            await output.drain(20)
+            return output.lost
+
+    lost = asyncio.run(run())
+    written = path.stat().st_size // len(line)
+    assert written + lost == 10_000 and written > 3000
 
 
 def test_output_keeps_order_and_drops_what_nobody_reads(monkeypatch: pytest.MonkeyPatch, eventually: Any) -> None:
