@@ -37,20 +37,25 @@ class FollowedFile:
     async def follow(self, read: Callable[[], _Content], take: Callable[[_Content], None], otherwise: str) -> None:
         """Read each change (in a thread) and hand it on, until cancelled.
 
-        `read` raises OSError or ValueError, naming the file, for what is logged once, with what is so `otherwise`.
+        `read` raises OSError or ValueError, naming the file, for what is logged once, with what is so `otherwise`. What an
+        OSError kept from being read may be as good as new: it is tried again at each look.
         """
-        seen = self._read
+        seen, unread = self._read, None
         while True:
             await asyncio.sleep(LOOK_S)
             before, seen = seen, self._mark()
             if seen is None or seen == self._read or seen != before:
                 continue
-            self._read = seen
             try:
                 content = await asyncio.to_thread(read)
             except (OSError, ValueError) as error:
-                _log.error("%s: %s", error, otherwise)
+                if seen != unread:
+                    _log.error("%s: %s", error, otherwise)
+                unread = seen
+                if not (isinstance(error, OSError) or isinstance(error.__cause__, OSError)):
+                    self._read = seen
                 continue
+            self._read = seen
             take(content)
 
     def _mark(self) -> _Mark | None:

@@ -1,6 +1,7 @@
 """A file that changes: read when it has settled, once; what cannot be read is said once and leaves what was."""
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -69,6 +70,36 @@ def test_a_file_is_read_when_nobody_writes_it_any_more(tmp_path: Path, eventuall
         await eventually(lambda: heard == ["a long text"])
 
     following(path, scenario)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_cannot_be_read_for_a_moment_is_read_after_it_and_said_once(
+    named: bool, tmp_path: Path, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process without descriptors left must not keep a list of who is revoked unread for ever."""
+    path, heard, attempts = tmp_path / "file", list[str](), 0
+
+    def read() -> str:
+        nonlocal attempts
+        attempts += 1
+        try:
+            if attempts < 4:
+                raise OSError(errno.EMFILE, "Too many open files")
+        except OSError as error:
+            if named:
+                raise ValueError(f"{path}: {error}") from error
+            raise
+        return path.read_text()
+
+    async def run() -> None:
+        task = asyncio.ensure_future(FollowedFile(path).follow(read, heard.append, "what was stays"))
+        path.write_text("first")
+        await eventually(lambda: heard == ["first"])
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert attempts == 4 and len(caplog.records) == 1 and "Too many open files: what was stays" in caplog.text
 
 
 def test_what_cannot_be_read_is_said_once(tmp_path: Path, eventually: Any, caplog: pytest.LogCaptureFixture) -> None:
