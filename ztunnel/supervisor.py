@@ -80,6 +80,8 @@ class Supervisor:
         self.config = config
         self._front = front
         self._end = asyncio.Event()
+        self._signalled = False
+        """A first signal came: /quitquitquit and then SIGTERM, as Kubernetes sends both, is one of each."""
         self._in_pieces = False
         """A large mesh is on its way."""
         self.workers, self.pods, self.zds = front.workers, front.pods, front.zds
@@ -361,9 +363,10 @@ class Supervisor:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:
-        if self._end.is_set():
+        if self._signalled:
             _log.warning("second signal: ending at once")
             os._exit(128 + number)  # the workers follow when their channel closes
+        self._signalled = True
         self._end.set()
 
 
