@@ -166,6 +166,8 @@ class Admin:
 
     async def _logging(self, request: Request) -> Response:
         levels = self._proxy.log_levels
+        if request.method != "POST" and request.query:
+            raise HttpError(405, "/logging: use POST to change levels")
         try:
             if "reset" in request.query:
                 levels.reset(request.query.get("level", ""))

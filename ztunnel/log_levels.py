@@ -15,6 +15,8 @@ _NAMES = {
     "off": Level.OFF,
 }
 ACCESS = "access"
+MAX_SCOPES = 100
+"""With levels of their own; every worker is told all of them."""
 
 
 class LogLevels:
@@ -44,6 +46,8 @@ class LogLevels:
     def set(self, text: str) -> None:
         """Set the default level, levels of single scopes, or both; others stay. Raises: ValueError, and nothing changed."""
         default, scopes = read_levels(text)
+        if len(self._scopes | scopes) > MAX_SCOPES:
+            raise ValueError(f"log levels of more than {MAX_SCOPES} scopes: reset them")
         self._default = self._default if default is None else default
         self._scopes |= scopes
         self._apply()

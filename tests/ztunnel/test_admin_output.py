@@ -136,6 +136,10 @@ def test_log_levels(levels: list[Level]) -> None:
     assert logging.getLogger("wire.xds").level == logging.NOTSET and log_levels.text == "info,quic.udp=off"
     log_levels.reset("debug,dns=info")
     assert log_levels.text == "debug,quic.udp=off,dns=info"
+    before = len(changes)
+    with pytest.raises(ValueError, match="more than 100 scopes: reset them"):
+        log_levels.set("error," + ",".join(f"tests.scope{number}=off" for number in range(99)))
+    assert log_levels.text == "debug,quic.udp=off,dns=info" and len(changes) == before
 
 
 def test_a_turn_with_more_lines_than_the_queue_holds_loses_some_and_not_all(

@@ -381,6 +381,9 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         assert (await request(node.admin, "POST", "/logging?level=access=debug")).body == said
         assert (await request(node.admin, "POST", "/logging?level=loud")).status == 400
         assert (await request(node.admin, "POST", "/logging")).body == said, "istioctl asks like this"
+        assert (await request(node.admin, "GET", "/logging?level=off")).status == 405, "a page's image must not change anything"
+        assert (await request(node.admin, "GET", "/logging?reset")).status == 405
+        assert (await request(node.admin, "GET", "/logging")).body == said
         assert (await request(node.admin, "POST", "/logging?reset&level=warn")).body == b"current log level is warn\n"
         reply = await request(node.admin, "GET", "/healthz/ready")
         assert reply.status == 500 and b"waiting for: " in reply.body and b"the agent's list of pods" in reply.body
@@ -400,8 +403,9 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         workers = node.workers()
         for pid in workers:
             os.kill(pid, signal.SIGSTOP)
-        node.process.terminate()
+        assert (await request(node.admin, "POST", "/quitquitquit")).status == 200
         await eventually(lambda: node.log.read_text().count("draining for at most 2 s") == 2)
+        node.process.terminate()
         assert (await request(node.admin, "GET", "/healthz/ready")).body.startswith(b"not ready, waiting for: its successor")
         assert await node.end() == 128 + signal.SIGTERM
         for pid in workers:
