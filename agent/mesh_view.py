@@ -51,6 +51,8 @@ class MeshView:
 
     async def take(self, update: Update) -> Mapping[str, str]:
         """Apply what can be applied of an update; resources that cannot, with their reasons."""
+        if update.type_url not in TYPES:
+            return {}
         is_large = len(update.upserts) >= _LARGE
         with collector_at_rest() if is_large else nullcontext():
             refused = self._take_in(update.type_url, update.upserts, update.removals)

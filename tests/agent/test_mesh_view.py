@@ -1,0 +1,27 @@
+"""What the agent takes in of control's answers."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from agent.agent_events import AgentEvents
+from agent.mesh_view import MeshView
+from mesh.delta import Resource
+from mesh.proto import authorization_pb2
+from mesh.resources import AUTHORIZATION_TYPE
+from tests.answers import update
+from wire.mesh_cache import MeshCache
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_type_that_nobody_asked_for_is_no_policy(tmp_path: Path) -> None:
+    view = MeshView("", AgentEvents("node-a"), MeshCache(tmp_path / "mesh.sqlite"))
+    deny = authorization_pb2.Authorization(name="deny", namespace="shop", action=authorization_pb2.DENY).SerializeToString()
+    other = "type.googleapis.com/istio.workload.Other"
+    asyncio.run(view.take(update(AUTHORIZATION_TYPE, [Resource("shop/deny", "1", deny)])))
+    before = list(view.policies.policies())
+    assert [one.key for one in before] == ["shop/deny"]
+    assert not asyncio.run(view.take(update(other, [Resource("shop/more", "1", deny)], ["shop/deny"])))
+    assert list(view.policies.policies()) == before
