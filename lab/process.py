@@ -75,15 +75,20 @@ class Process:
     def _open(cls, pid: int) -> "Process | None":
         try:
             pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        try:
             return cls(Record(pid, started_ticks(pid)), pidfd)
         except OSError:
+            os.close(pidfd)
             return None
 
     @classmethod
     def adopt(cls, record: Record) -> "Process | None":
         """Take over what a former daemon started; None when it has ended."""
         process = cls._open(record.pid)
-        if process is None or process.record != record:
+        if process is not None and process.record != record:
+            os.close(process._pidfd)
             return None
         return process
 

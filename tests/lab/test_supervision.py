@@ -1,8 +1,20 @@
+"""Programs of the lab: how long it waits between attempts, and whom it takes over."""
+
+import os
+
 import pytest
 
+from lab.process import Process, Record, started_ticks
 from lab.supervision import pause_s
+from tests.descriptors import open_descriptors
 
 pytestmark = pytest.mark.unit
+
+
+def test_a_later_process_with_the_number_is_let_be() -> None:
+    before = open_descriptors()
+    assert Process.adopt(Record(os.getpid(), started_ticks(os.getpid()) - 1)) is None
+    assert not open_descriptors() - before
 
 
 def test_pauses_double_up_to_a_limit() -> None:
