@@ -140,6 +140,6 @@ def host_and_port(name: str, value: str, default_port: int) -> str:
         host, port = address, str(default_port)
     bracketed = host.startswith("[") and host.endswith("]")
     bad_host = not host or "/" in host or (":" in host and not bracketed)
-    if bad_host or not port.isdigit() or not 0 < int(port) < 65536:
+    if bad_host or not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
         raise ValueError(f"{name}={value!r}: not an address of a TLS server: write https://HOST:PORT")
     return f"{host}:{port}"

@@ -214,7 +214,7 @@ def test_addresses(value: str, expected: str) -> None:
     assert host_and_port("XDS_ADDRESS", value, 15012) == expected
 
 
-@pytest.mark.parametrize("value", ["", "http://x:1", "x:", "x:0", "x:99999", "fd00::1", "a/b:1"])
+@pytest.mark.parametrize("value", ["", "http://x:1", "x:", "x:0", "x:99999", "x:\N{SUPERSCRIPT TWO}", "fd00::1", "a/b:1"])
 def test_what_is_no_address(value: str) -> None:
     with pytest.raises(ValueError, match=r"XDS_ADDRESS=.*write https://HOST:PORT"):
         host_and_port("XDS_ADDRESS", value, 15012)
