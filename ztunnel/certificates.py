@@ -28,7 +28,7 @@ MAX_PREFETCHES = 256
 """Istio's ztunnel's bound of what waits for a fetch that no connection asked for."""
 _SHORTEST_REFRESH_S = 1.0
 _LONGEST_WAIT_S = MAX_BACKOFF_S * (1 + JITTER)
-"""Of who has no certificate."""
+"""Of who has no certificate, or could not renew it."""
 
 
 class Priority(IntEnum):
@@ -96,7 +96,8 @@ class _Entry:
 
     def is_due(self, now: float) -> bool:
         # Where the clock was set back what was meant for a moment from then is years away.
-        return self.due_at <= now or (self.certificate is None and self.due_at > now + _LONGEST_WAIT_S)
+        waits_for_another_attempt = self.certificate is None or self.error
+        return bool(self.due_at <= now or (waits_for_another_attempt and self.due_at > now + _LONGEST_WAIT_S))
 
     def valid(self, now: float) -> bool:
         return self.certificate is not None and self.certificate.not_after > now

@@ -63,6 +63,10 @@ def test_a_clock_that_is_set_back_delays_no_attempt_beyond_the_longest_pause() -
     assert certificates.start(right) == WEB
     assert certificates.fetched(good := issue(WEB, right, right + DAY), right) == [Issued(good)]
     assert certificates.start(right) is None
+    due = right + 0.6 * DAY
+    assert certificates.start(due) == WEB
+    assert certificates.failed(WEB, "CA away", due + 0.3 * DAY, jitter=1) == [], "half a step forward, and back"
+    assert certificates.start(due + 1) == WEB
 
 
 def test_retention_of_an_old_certificate_until_it_expires() -> None:
