@@ -35,8 +35,10 @@ _ROW_BYTES = 64
 """What an answer costs beside its bytes."""
 _MAX_WAITING_BYTES = 16 << 20
 """Answers that wait for a disk."""
-_DISK_CODES = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
-"""It is the disk's fault: what is in the file is as good as it was."""
+_DISK_CODES = frozenset(
+    (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY)
+)
+"""It is the disk's fault, or that of who writes there now, a predecessor: what is in the file is as good as it was."""
 _DISK_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
 _Answer = tuple[str, bytes, Collection[str]]
 

@@ -1,6 +1,7 @@
 """The journal of what control answered: what it comes to, what damage costs, and that it stays as small as the mesh."""
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,27 @@ def test_a_file_of_another_release_is_made_anew(tmp_path: Path) -> None:
     cache = MeshCache(tmp_path / "mesh.sqlite")
     apply(cache, FIRST)
     assert cache.load(ADDRESS_TYPE) == [FIRST]
+
+
+def test_a_file_in_which_somebody_writes_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A predecessor on a slow disk, or one that is stopped."""
+    path = tmp_path / "mesh.sqlite"
+    predecessor = MeshCache(path)
+    apply(predecessor, FIRST)
+    predecessor.close()
+    writing = sqlite3.connect(path)
+    writing.execute("BEGIN EXCLUSIVE")
+    with monkeypatch.context() as impatient:
+        impatient.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0.01))
+        cache = MeshCache(path)
+        assert cache.load(ADDRESS_TYPE) == [] and not cache.answered(ADDRESS_TYPE)
+    assert "cannot keep what is known of the mesh: database is locked" in caplog.text
+    writing.rollback()
+    writing.close()
+    apply(cache, Resource("b", "1", b"z"))
+    assert sorted(one.name for one in cache.load(ADDRESS_TYPE)) == ["a", "b"]
 
 
 def test_what_was_refused_is_not_kept_but_what_it_would_have_replaced(tmp_path: Path) -> None:
