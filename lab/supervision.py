@@ -66,6 +66,7 @@ class Program:
         self._record = record
         self._process: Process | None = None
         self._successor: Process | None = None
+        self._replacing = False
         self._drains: set[asyncio.Future[None]] = set()
         self._stopping = asyncio.Event()
         self._restarts = 0
@@ -127,24 +128,30 @@ class Program:
         not become ready; it is ended then, and the old one goes on. Does not wait until the old one has drained.
         """
         old = self._process
-        if old is None or self._successor is not None:
+        if old is None or self._replacing:
             raise LaunchError(f"{self.name} is being started already")
-        self._successor = fresh = await Process.start(self._launch())
+        self._replacing = True
         try:
-            await self._await_ready(fresh, unready)
-            self._process = fresh
-            keep_record(fresh.record, self._record)
-        except LaunchError:
-            fresh.signal(signal.SIGKILL)
-            raise
+            fresh = await self._succeed(unready)
         finally:
-            self._successor = None
+            self._replacing, self._successor = False, None
         _log.info("%s runs as process %d, process %d drains", self.name, fresh.pid, old.pid)
         old.signal(signal.SIGTERM)
         drained = asyncio.ensure_future(_see_off(old))
         self._drains.add(drained)
         drained.add_done_callback(self._drains.discard)
         return old.pid, fresh.pid
+
+    async def _succeed(self, unready: Callable[[int], Awaitable[str]]) -> Process:
+        self._successor = fresh = await Process.start(self._launch())
+        try:
+            await self._await_ready(fresh, unready)
+            keep_record(fresh.record, self._record)
+            self._process = fresh
+        except BaseException:
+            fresh.signal(signal.SIGKILL)
+            raise
+        return fresh
 
     async def _await_ready(self, process: Process, unready: Callable[[int], Awaitable[str]]) -> None:
         ended = asyncio.ensure_future(process.wait())

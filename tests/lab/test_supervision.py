@@ -1,22 +1,84 @@
 """Programs of the lab: how long it waits between attempts, and whom it takes over."""
 
+import asyncio
 import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lab.process import Process, Record, started_ticks
-from lab.supervision import pause_s
+from lab import cgroup
+from lab.launch import Launch
+from lab.process import LaunchError, Process, Record, started_ticks
+from lab.supervision import Program, pause_s
 from tests.descriptors import open_descriptors
+from wire.cgroup import cgroup2_mount
 
-pytestmark = pytest.mark.unit
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    path = cgroup2_mount() / f"weft-test-supervision-{os.getpid()}"
+    cgroup.create(path)
+    yield path
+    cgroup.kill(path)
+    cgroup.remove(path)
 
 
+def with_program(group: Path, folder: Path, eventually: Any, scenario: Callable[[Program], Awaitable[None]]) -> None:
+    """Run a program that does nothing; when the scenario is over, it alone runs."""
+
+    async def run() -> None:
+        launch = Launch(("sleep", "1000"), str(group), env={"PATH": os.defpath}, log=str(folder / "log"))
+        program = Program("sleeper", lambda: launch, folder / "record.json")
+        running = asyncio.ensure_future(program.run())
+        await eventually(lambda: program.state.pid)
+        await scenario(program)
+        await eventually(lambda: cgroup.processes(group) == [program.state.pid])
+        await program.stop()
+        await running
+
+    asyncio.run(run())
+
+
+@pytest.mark.kernel
+def test_of_two_replacements_at_once_one_is_refused(group: Path, tmp_path: Path, eventually: Any) -> None:
+    async def ready(_: int) -> str:
+        return ""
+
+    async def scenario(program: Program) -> None:
+        results = await asyncio.gather(program.replace(ready), program.replace(ready), return_exceptions=True)
+        assert [type(one) for one in results] == [tuple, LaunchError]
+
+    with_program(group, tmp_path, eventually, scenario)
+
+
+@pytest.mark.kernel
+def test_a_replacement_that_is_given_up_leaves_no_successor(group: Path, tmp_path: Path, eventually: Any) -> None:
+    asked: list[int] = []
+
+    async def unready(pid: int) -> str:
+        asked.append(pid)
+        return "it begins"
+
+    async def scenario(program: Program) -> None:
+        replacing = asyncio.ensure_future(program.replace(unready))
+        await eventually(lambda: asked)
+        assert sorted(cgroup.processes(group)) == sorted([program.state.pid, asked[0]])
+        replacing.cancel()
+        await asyncio.wait([replacing])
+
+    with_program(group, tmp_path, eventually, scenario)
+
+
+@pytest.mark.unit
 def test_a_later_process_with_the_number_is_let_be() -> None:
     before = open_descriptors()
     assert Process.adopt(Record(os.getpid(), started_ticks(os.getpid()) - 1)) is None
     assert not open_descriptors() - before
 
 
+@pytest.mark.unit
 def test_pauses_double_up_to_a_limit() -> None:
     assert [pause_s(failures, 0.5, 4.0) for failures in range(6)] == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
     assert pause_s(10_000, 0.5, 4.0) == 4.0
