@@ -34,7 +34,7 @@ class Endpoint:
     """Bearer token: a file, the token itself, or none."""
     cluster_id: str
     server_name: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Further metadata of every call."""
     client_folder: Path | None = None
     """Where `key.pem` and `cert-chain.pem` lie that we show the server: a certificate stands for a token, or goes with one."""

@@ -21,6 +21,7 @@ CONTROL_PORT = 15012
 ISTIO_ROOT = Path("/var/run/secrets/istio/root-cert.pem")
 ISTIO_TOKEN = Path("/var/run/secrets/tokens/istio-token")
 ISTIO_ZDS = Path("/var/run/ztunnel/ztunnel.sock")
+_LONGEST_NAME = 255
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 
 
@@ -55,7 +56,10 @@ def _token(value: str, places: NodePlaces) -> Path | str:
     """A file, or the token itself: tokens hold no slash."""
     if not value:
         return _first(places.token, ISTIO_TOKEN)
-    return Path(value) if "/" in value or Path(value).exists() else value
+    if "/" in value:
+        return Path(value)
+    # Most tokens are longer than a file's name may be: to look for such a file is an error, and has the token in its words.
+    return Path(value) if len(value) <= _LONGEST_NAME and Path(value).exists() else value
 
 
 def _first(ours: Path, istios: Path) -> Path:
@@ -125,7 +129,7 @@ def node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:
         elif name.startswith("ISTIO_METAJSON_"):
             try:
                 metadata[name.removeprefix("ISTIO_METAJSON_")] = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name}: not JSON ({error}): write a JSON value or use ISTIO_META_") from error
     return metadata
 

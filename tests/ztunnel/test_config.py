@@ -226,6 +226,9 @@ def test_whom_to_trust_and_what_to_show_is_a_file_or_said_outright(tmp_path: Pat
     assert (shown["xds"]["root"], shown["ca"]["root"], shown["xds"]["token"]) == ("SYSTEM", "inline", "inline")
     assert "eyJ" not in repr(config) and "eyJ" not in str(shown), "a token is nobody's to read"
     assert read(AUTH_TOKEN=str(tmp_path / "later")).ca.token == tmp_path / "later", "a file may come later"
+    usual = "eyJhbGciOi." * 80
+    assert read(AUTH_TOKEN=usual).ca.token == usual, "longer than any file's name"
+    assert "secret" not in repr(read(CA_HEADER_AUTHORIZATION="secret").ca)
 
 
 TEST_MESH = {"FAKE_CA": "true", "XDS_ADDRESS": "", "LOCAL_XDS": "workloads: []"}
@@ -390,6 +393,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
             "PROXY_WORKLOAD_INFO='shop/web': write NAMESPACE/NAME/SERVICEACCOUNT",
         ),
         ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
+        ("--node n1", {"ISTIO_METAJSON_X": "[" * 100_000}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "TERMINATION_GRACE_PERIOD_SECONDS='-1'"),
     ],
 )
