@@ -100,6 +100,8 @@ class Resolver:
             with suppress(DNSError):  # names in it that cannot be read: as if nobody had answered
                 if response is not None and response.code in (NOERROR, NXDOMAIN):
                     packed, ttl_s = addresses_in(response, question)
+                    if response.truncated and not packed:
+                        raise DNSError("cut short")
                     self._remember(key, tuple(filter(None, map(_plain, map(ip_address, packed)))), ttl_s)
             self._wake(key)
 

@@ -146,6 +146,21 @@ def test_a_cut_answer_is_fetched_over_tcp(bench: Bench, server: Nameserver) -> N
     assert server.names() == ["many.example. A udp", "many.example. A tcp"]
 
 
+def test_a_cut_answer_that_cannot_be_fetched_is_none(tmp_path: Path) -> None:
+    """Least of all that the name has no address, which would be remembered."""
+    whole = zone(ZONE, max_udp_bytes=512)
+    serves_tcp: list[bool] = []
+
+    def behave(query: dns.message.Message, how: str) -> list[bytes]:
+        return whole(query, how) if how == "udp" or serves_tcp else []
+
+    with nameserver(behave) as server:
+        bench = Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+        assert bench.get("many.example") is None
+        serves_tcp.append(True)
+        assert bench.get("many.example") is not None
+
+
 def test_equal_questions_are_asked_once_and_who_left_is_not_called(bench: Bench, server: Nameserver) -> None:
     leaver = object()
     for _ in range(50):
