@@ -190,6 +190,6 @@ def _exposition(request: Request, metrics: bytes) -> Response:
 def _whole(request: Request, name: str, usual: int, most: int) -> int:
     """A number of the query, from 1 to `most`."""
     text = request.query.get(name, str(usual))
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= most:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
         raise HttpError(400, f"invalid {name} value {text[:40]!r}: expected 1-{most}")
     return int(text)

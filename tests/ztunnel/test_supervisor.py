@@ -455,7 +455,14 @@ def test_profiles_of_the_supervisor_and_its_workers(play: Any) -> None:
     async def scenario(node: Node, control: Control) -> None:
         await node.start(await control.start())
         assert await node.add_pod() == ""
-        for query in ("seconds=0", "seconds=301", "seconds=x", "seconds=1&frequency=1001", "frequency=-1"):
+        for query in (
+            "seconds=0",
+            "seconds=301",
+            "seconds=000000001999",
+            "seconds=x",
+            "seconds=1&frequency=1001",
+            "frequency=-1",
+        ):
             refused = await request(node.admin, "GET", f"/debug/pprof/profile?{query}")
             assert refused.status == 400 and b"expected 1-" in refused.body
         for name, cost in (("profile?seconds=1&frequency=250", "cpu"), ("heap?seconds=1", "inuse_space")):
