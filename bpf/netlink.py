@@ -46,16 +46,16 @@ class Netlink:
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """Ask for a table. Yields: the payload of every entry.
 
-        Raises: OSError when the kernel refuses.
+        Raises: OSError when the kernel refuses, or breaks off.
         """
         self._send(kind, _REQUEST | _DUMP, body)
         while True:
             for answer, payload in self._messages():
-                if answer == _DONE:
-                    return
-                if answer == _ERROR:
+                if answer in (_DONE, _ERROR):  # a dump that breaks off says why where it ends
                     error = -int(struct.unpack_from("=i", payload)[0])
-                    raise OSError(error, f"netlink: {os.strerror(error)}")
+                    if error > 0 or answer == _ERROR:
+                        raise OSError(error, f"netlink: {os.strerror(error)}")
+                    return
                 yield payload
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:

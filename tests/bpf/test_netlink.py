@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import struct
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bpf.netlink import Netlink
 
 pytestmark = pytest.mark.kernel
-ROUTE, GET_LINK, DEL_RULE = 0, 18, 33
+ROUTE, GET_LINK, DEL_RULE, TARGET_NAMESPACE = 0, 18, 33, 46
 
 
 @pytest.fixture
@@ -35,3 +36,12 @@ def test_a_refusal_is_a_number_and_the_socket_goes_on(netlink: Netlink) -> None:
 def test_a_refused_dump_is_an_error(netlink: Netlink) -> None:
     with netlink, pytest.raises(OSError, match="netlink"):
         list(netlink.dump(9999, bytes(16)))
+
+
+def test_a_dump_that_breaks_off_is_an_error(netlink: Netlink) -> None:
+    """The kernel says so in the message that ends it: what is not in it would be taken for gone."""
+    of_no_namespace = bytes(16) + struct.pack("=HHi", 8, TARGET_NAMESPACE, 9999)
+    with netlink:
+        with pytest.raises(OSError, match="netlink"):
+            list(netlink.dump(GET_LINK, of_no_namespace))
+        assert list(netlink.dump(GET_LINK, bytes(16)))
