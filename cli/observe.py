@@ -45,8 +45,8 @@ def _moment(context: click.Context, parameter: click.Parameter, value: str | Non
 
 def _port(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        if not value.isascii() or not value.isdigit() or int(value[:6]) > 65535:
-            raise click.BadParameter(f"{value!r} is no port: 0 to 65535")
+        if not (value.isascii() and value.isdigit() and len(value) <= 5 and int(value) <= 65535):
+            raise click.BadParameter(f"{value[:40]!r} is no port: 0 to 65535")
     return values
 
 

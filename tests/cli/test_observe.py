@@ -123,6 +123,7 @@ def test_the_nodes_own_words_about_a_bad_filter(world: "World") -> None:
         (["--since", "1d"], "not a time"),
         (["--port", "http"], "is no port"),
         (["--port", "70000"], "is no port"),
+        (["--port", "0000001234567"], "is no port"),
         (["-f", "-o", "table"], "-o table needs all flows"),
         (["--verdict", "ALLOWED"], "'ALLOWED'"),
         (["--pod", "shop/a", "-n", "data"], "not in namespace data"),
