@@ -51,6 +51,7 @@ def app(mesh: World) -> Iterator[socket.socket]:
 
 def forgive(mesh: World) -> None:
     """Let the endpoint that failed take connections for a while, until all of them are over."""
+    mesh.client.worker.settle()  # none that opened before is taken for one of these
     with mesh.server.listen(8080), mesh.pods["other"].listen(8080):
         for _ in range(20):  # one of them that it takes suffices
             mesh.client.connect(VIP, 80)

@@ -180,12 +180,14 @@ class WorkerProcess:
             self.listen(left)
 
     def settle(self) -> None:
-        """Wait until nothing is open any more, and forget all that was said."""
-        until = time.monotonic() + 15
-        while True:
+        """Wait until nothing is open any more, and forget all that was said.
+
+        Three times nothing: what the kernel has taken is not open yet, but is when the loop has turned once more.
+        """
+        until, nothing = time.monotonic() + 15, 0
+        while nothing < 3:
             self.tell(QueryConnections(-1))
-            if not self.wait_for(Connections, lambda answer: answer.number == -1).records:
-                break
+            nothing = 0 if self.wait_for(Connections, lambda answer: answer.number == -1).records else nothing + 1
             assert time.monotonic() < until, "connections stay open"
         self.heard.clear()
 
