@@ -38,6 +38,9 @@ def certificates(context: click.Context, output: str, node: tuple[str, ...]) -> 
     """List the proxies' certificates: one per identity of the pods that run on a node. Keys are never shown."""
     if context.invoked_subcommand is None:
         _list(output, node)
+    for option, given in (("-o", output != "table"), ("--node", node)):
+        if context.invoked_subcommand and given:
+            raise click.UsageError(f"{option} is about the list of certificates: write it behind {context.invoked_subcommand}")
 
 
 def _list(output: str, node: tuple[str, ...]) -> None:

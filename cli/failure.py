@@ -8,6 +8,7 @@ from typing import IO, Any
 import click
 
 from cli.mend import continue_it
+from cli.output import printable
 
 _UNREACHABLE = (ConnectionRefusedError, FileNotFoundError)
 
@@ -27,7 +28,7 @@ class Failure(click.ClickException):
 
 def warn(message: str) -> None:
     """Print one line for a person on stderr; stdout stays data."""
-    click.echo(f"weft: {' '.join(message.split())}", err=True)
+    click.echo(f"weft: {printable(' '.join(message.split()))}", err=True)
 
 
 @contextmanager

@@ -118,7 +118,13 @@ def merged(values: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     Raises: ValueError for a pod that names another namespace than the namespace option, and for what cannot be one.
     """
     found = {_FIELDS[kind]: texts for kind, texts in values.items() if texts and kind not in ("pod", "namespace")}
+    for service in found.get("service", ()):
+        if service.count("/") > 1:
+            raise ValueError(f"{service!r} is no service: write NAMESPACE/SERVICE")
     namespaces = values.get("namespace", ())
+    for namespace in namespaces:
+        if not namespace or "/" in namespace:
+            raise ValueError(f"{namespace!r} is no namespace")
     pods = tuple(_in_namespaces(values.get("pod", ()), namespaces))
     if namespaces and "service" in found:
         found["service"] = tuple(_qualified(found["service"], namespaces))

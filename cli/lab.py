@@ -91,7 +91,7 @@ Examples:
 def down(output: str) -> None:
     """Remove the lab: processes, namespaces, cgroups, programs, run and state folders."""
     with _reported():
-        removed = Lab().down(lambda line: click.echo(line, err=True))
+        removed = Lab().down(lambda line: click.echo(printable(line), err=True))
     if output == "json":
         print_json({"removed": removed})
     else:

@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -63,6 +64,16 @@ class _Commands(Group):
             return super().shell_complete(ctx, incomplete)
         return [CompletionItem(name, help=_HELP[name]) for name in _COMMANDS if name.startswith(incomplete)]
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """What fails among several tasks fails as by itself: click knows closed pipes, `main` the rest."""
+        try:
+            return super().invoke(ctx)
+        except ExceptionGroup as group:
+            error: Exception = group
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_HELP.items()))
@@ -97,12 +108,13 @@ def main() -> None:
     except PermissionError as error:
         warn(f"no permission to open {error.filename}; run as root")
         sys.exit(1)
+    except OSError as error:
+        warn(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        sys.exit(1)
     except Exception as error:
         # What is reached here is a mistake of this program: still one line, with the way to more.
         if os.environ.get("WEFT_DEBUG"):
             raise
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
         warn(f"internal error: {type(error).__name__}: {error}; WEFT_DEBUG=1 shows where")
         sys.exit(1)
 

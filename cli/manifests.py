@@ -1,6 +1,7 @@
 """`weft apply` and `weft delete`: manifests to the embedded control plane, all or nothing."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,16 +42,17 @@ def read_manifests(sources: Iterable[str]) -> list[ManifestFile]:
 
 def _named(sources: Iterable[str]) -> Iterable[tuple[str, Path | None]]:
     for source in sources:
-        path = Path(source)
+        if not source:
+            raise Failure("''", "no name of a file or folder", "is a variable empty?")
         if source == "-":
             yield "standard input", None
-        elif path.is_dir():
-            found = _manifests_below(path)
+        elif os.path.isdir(source):
+            found = _manifests_below(Path(source))
             if not found:
                 raise Failure(source, "no manifest in this folder", f"names end in {', '.join(_SUFFIXES)}")
             yield from ((str(file), file) for file in found)
         else:
-            yield source, path
+            yield source, Path(source)
 
 
 def _manifests_below(folder: Path) -> list[Path]:

@@ -38,7 +38,7 @@ def parse_moment(text: str, now: datetime) -> datetime:
     for read in (_read_iso, _read_rfc1123):
         try:
             return read(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # a date at the end of time, in a zone where it is beyond it
             continue
     raise ValueError(f"not a time: {text!r}: write for example 5m (ago), 2026-03-05 or 2026-03-05T08:00:00Z")
 

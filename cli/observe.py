@@ -1,7 +1,6 @@
 """`weft observe`: the flows of all nodes, the way users of the hubble command know them."""
 
 import asyncio
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from cli.flow_query import DEFAULT_LAST, SIDED, Filters, Window, request
 from cli.flow_source import follow, history
 from cli.moments import parse_moment
 from cli.nodes import node_option
-from cli.output import plain_table
+from cli.output import in_colour, plain_table
 from mesh.flow_filter import select
 from mesh.proto.flow_pb2 import Verdict
 from mesh.proto.observer_pb2 import GetFlowsRequest, GetFlowsResponse
@@ -126,7 +125,7 @@ Printer = Callable[[list[GetFlowsResponse]], None]
 
 
 def _printer(form: str, color: str, node: bool) -> Printer:
-    paint = ansi_paint if color == "always" or (color == "auto" and sys.stdout.isatty()) else no_paint
+    paint = ansi_paint if color == "always" or (color == "auto" and in_colour()) else no_paint
 
     def one(response: GetFlowsResponse) -> str:
         if form == "json":

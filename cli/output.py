@@ -1,19 +1,16 @@
 """What commands print: tables for people, JSON for programs. Data goes to stdout, words about it to stderr."""
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 NOTHING = "-"
 _GAP = "   "
-_STYLES = {
+_COLOURS = {
     "ok": "green", "ready": "green", "yes": "green", "enrolled": "green", "available": "green", "healthy": "green",
     "created": "green", "configured": "yellow", "pending": "yellow", "initializing": "yellow", "deleted": "yellow",
     "failed": "red", "no": "red", "down": "red", "unavailable": "red", "unhealthy": "red", "expired": "red",
@@ -22,6 +19,17 @@ _STYLES = {
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print the answer."
 )
+
+
+def in_colour() -> bool:
+    """Whether stdout is a terminal that has colours, and nobody wants none (NO_COLOR)."""
+    terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return terminal and not os.environ.get("NO_COLOR")
+
+
+def styled(text: str, **style: Any) -> str:
+    """A text in click's style where stdout is in colour."""
+    return click.style(text, **style) if in_colour() else text
 
 
 def printable(text: str) -> str:
@@ -40,28 +48,29 @@ def cell(value: object) -> str:
     return printable(str(value))
 
 
-def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded with spaces, no colour: what a pipe or a file gets."""
-    lines = [tuple(headings), *map(tuple, rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(headings))]
-    padded = (_GAP.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
-    return "".join(f"{line.rstrip()}\n" for line in padded)
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], colours: bool = False) -> str:
+    """Columns padded with spaces. What is wider than a terminal is the terminal's to wrap: names stay whole."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def line(cells: Sequence[str], paint: Callable[[str], str]) -> str:
+        padded = (
+            (paint(text) if colours else text) + " " * (width - len(text)) for text, width in zip(cells, widths, strict=True)
+        )
+        return _GAP.join(padded).rstrip() + "\n"
+
+    return line(headings, lambda text: click.style(text, bold=True)) + "".join(line(row, _painted) for row in rows)
+
+
+def _painted(text: str) -> str:
+    colour = _COLOURS.get(text.split(" ")[0].lower())
+    return click.style(text, fg=colour) if colour else text
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table: with colour where stdout is a terminal, plain elsewhere."""
-    cells = [[cell(value) for value in row] for row in rows]
-    if not sys.stdout.isatty():
-        click.echo(plain_table(headings, cells), nl=False)
-        return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(text, _STYLES.get(text.split(" ")[0].lower(), "")) for text in row))
-    Console().print(table)
+    """Print a table: with colour where stdout has it, plain elsewhere."""
+    click.echo(plain_table(headings, [[cell(value) for value in row] for row in rows], in_colour()), nl=False)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print one JSON document, in ASCII: what comes from the mesh steers no terminal, and any locale can show it."""
+    click.echo(json.dumps(value, indent=2))

@@ -22,7 +22,7 @@ from cli.health import (
 from cli.mend import has_control
 from cli.moments import span
 from cli.nodes import node_option
-from cli.output import NOTHING, output_option, print_json, print_table
+from cli.output import NOTHING, output_option, print_json, print_table, printable, styled
 from lab.client import Lab, LabError
 from mesh.proto.agent_pb2 import EnrolledPod
 from mesh.proto.agent_pb2 import StatusResponse as AgentStatus
@@ -165,7 +165,7 @@ def _control_line(control: Answer[ControlStatus], reports: list[NodeReport], now
 
 
 def _print(control: Answer[ControlStatus], reports: list[NodeReport], findings: list[Finding], now: datetime) -> None:
-    click.echo(f"control: {_control_line(control, reports, now)}\n")
+    click.echo(printable(f"control: {_control_line(control, reports, now)}") + "\n")
     headings = ("NODE", "AGENT", "PROXY", "CONTROL", "ENROLLED", "CERTIFICATES", "FIRST EXPIRES", "CONNECTIONS")
     print_table(headings, [_node_row(report, now) for report in reports])
     pods = [(report.name, pod) for report in reports if report.agent for pod in report.agent.pods]
@@ -185,9 +185,10 @@ def _print(control: Answer[ControlStatus], reports: list[NodeReport], findings: 
     click.echo()
     for finding in findings:
         mark = "warning" if finding.warning else "wrong"
-        click.secho(f"{mark}: {finding.where}: {finding.text}", fg="yellow" if finding.warning else "red")
+        line = printable(f"{mark}: {finding.where}: {finding.text}")
+        click.echo(styled(line, fg="yellow" if finding.warning else "red"))
     if not findings:
-        click.secho("nothing is wrong", fg="green")
+        click.echo(styled("nothing is wrong", fg="green"))
 
 
 def _share(used: int, capacity: int) -> str:

@@ -8,7 +8,7 @@ import click
 
 from cli.dial import Answer, agent_status, from_nodes, proxy_json
 from cli.failure import Failure
-from cli.output import output_option, print_json
+from cli.output import output_option, print_json, printable
 from cli.status import control_report
 from mesh.version import VERSION
 from wire.places import NodePlaces, Places
@@ -38,7 +38,7 @@ def version(client: bool, output: str) -> None:
         print_json(versions)
     else:
         for part, text in versions.items():
-            click.echo(f"{part}: {text}")
+            click.echo(printable(f"{part}: {text}"))
 
 
 async def _running(places: Places) -> dict[str, str]:

@@ -87,6 +87,23 @@ def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
     assert run.stderr == "weft: internal error: ZeroDivisionError: division by zero; WEFT_DEBUG=1 shows where\n"
 
 
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "cli.main", "version", "--client"]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (1, "weft: No space left on device\n")
+
+
+def test_a_failure_among_several_tasks_is_one_as_any_other(world: "World") -> None:
+    code = (
+        "import cli.main, cli.version\n"
+        "async def running(places): raise ExceptionGroup('', [ExceptionGroup('', [cli.version.Failure('agent', 'gone')])])\n"
+        "cli.version._running = running; cli.main.main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (1, "weft: agent: gone\n")
+
+
 def test_names_that_cannot_be_and_folders_that_may_not_be_read_are_one_line(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

@@ -1,5 +1,6 @@
 """`weft apply` and `weft delete` against a real gRPC server."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,10 +90,21 @@ def test_what_cannot_be_read(world: "World", tmp_path: Path, monkeypatch: pytest
         ("missing.yaml", "missing.yaml: No such file or directory"),
         ("binary.yaml", "binary.yaml: not UTF-8 at byte 2"),
         ("empty", "empty: no manifest in this folder"),
+        ("x" * 300, "File name too long"),
         ("large", "large: more than 4 files and folders below it; name a folder of manifests"),
     ):
         result = world.weft("apply", "-f", str(tmp_path / source))
         assert result.exit_code == 1 and words in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["apply", "delete"])
+def test_a_name_that_is_empty_is_not_this_folder(world: "World", tmp_path: Path, command: str) -> None:
+    (tmp_path / "other.yaml").write_text("x: 1")
+    control = world.control()
+    with contextlib.chdir(tmp_path):
+        result = world.weft(command, "-f", "")
+    assert (result.exit_code, control.asked) == (1, None)
+    assert result.stderr == "weft: '': no name of a file or folder; is a variable empty?\n"
 
 
 def test_no_control_plane(world: "World", tmp_path: Path) -> None:

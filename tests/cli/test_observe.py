@@ -130,6 +130,10 @@ def test_the_nodes_own_words_about_a_bad_filter(world: "World") -> None:
         (["--ip", "10.1"], "invalid IP filter '10.1'"),
         (["-l", "!!"], "invalid label selector '!!'"),
         (["--protocol", "bogus"], "unknown protocol: 'bogus'"),
+        (["-n", ""], "'' is no namespace"),
+        (["--to-namespace", "a/b"], "'a/b' is no namespace"),
+        (["--service", "a/b/c"], "'a/b/c' is no service"),
+        (["--since", "0001-01-01T00:00:00+05:00"], "not a time"),
     ],
 )
 def test_wrong_calls(world: "World", arguments: list[str], words: str) -> None:
@@ -151,6 +155,19 @@ def test_following_shows_flows_as_they_come_and_ends_well_when_interrupted(world
     observer.live.set()
     assert [line[:19] for line in lines] == ["Mar  5 08:00:01.000", "Mar  5 08:00:02.000"]
     assert observer.asked[0].follow and observer.asked[0].number == 2
+
+
+def test_following_ends_quietly_when_its_reader_has_gone(world: "World") -> None:
+    observer = world.observer("node-a", [_flow(1, "node-a"), _flow(2, "node-a")])
+    world.observer("node-b", [])
+    environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cli.main", "observe", "-f", "--last", "2"]
+    run = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    observer.live.set()
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 def test_following_outlives_a_node_that_goes_and_comes_back(world: "World") -> None:

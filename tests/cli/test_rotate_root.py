@@ -38,6 +38,13 @@ def test_an_overlap_that_cannot_be(world: "World", overlap: str, status: int, wo
     assert result.exit_code == status and words in result.stderr
 
 
+@pytest.mark.parametrize("options", [["-o", "json"], ["--node", "node-a"]])
+def test_what_would_be_ignored_is_refused(world: "World", options: list[str]) -> None:
+    world.control()
+    result = world.weft("certificates", *options, "roots")
+    assert result.exit_code == 2 and f"{options[0]} is about the list of certificates: write it behind roots" in result.stderr
+
+
 def test_the_roots_alone_or_with_the_phase(world: "World") -> None:
     control = world.control()
     control.status = StatusResponse(rotation=RootRotation(phase="signing", bundle_pem="PEM\nPEM\n"))

@@ -136,6 +136,22 @@ def test_what_is_nearly_full_is_a_warning_and_said_once(world: "World") -> None:
     assert [line for line in result.stdout.splitlines() if "% full" in line] == [said.replace("warning: ", "warning: node-a: ")]
 
 
+def test_what_the_parts_say_does_not_steer_the_terminal(world: "World") -> None:
+    _control(world)
+    world.agent("node-a", _agent(problems=["a\x1b[2Jb"], version="\x1b]0;t\x07"))
+    world.proxy("node-a", {"certificates": [{"identity": "i\n", "state": "Unavailable: \x9b2J"}]}, (500, b"x\x1b[2J\n"))
+    shown = [world.weft(*command.split()) for command in ("status", "version", "certificates")]
+    text = "".join(one.stdout + one.stderr for one in shown)
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert "wrong: node-a: a\\x1b[2Jb" in text and "wrong: node-a: certificate of i\\n: Unavailable: \\x9b2J" in text
+
+
+def test_a_failures_words_do_not_steer_the_terminal(world: "World") -> None:
+    world.observer("node-a", []).refusal = "no \x1b[2J such\tfilter"
+    result = world.weft("observe", "-l", "app")
+    assert result.stderr == "weft: flows of node-a: no \\x1b[2J such filter\n"
+
+
 def test_json_says_the_same(world: "World") -> None:
     _control(world)
     world.agent("node-a", _agent(problems=["map original is full"]))
