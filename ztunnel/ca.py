@@ -154,8 +154,11 @@ class CertificateClient:
                 await old.close()
         return self._channel
 
-    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
+    def on_renewal(self, renewed: Callable[[Certificate], None], withdrawn: Callable[[Identity, str], None]) -> None:
         """A CA pushes nothing."""
+
+    def residents_changed(self) -> None:
+        """Who lives here is asked for by name."""
 
     def forget(self, identity: Identity) -> None:
         """A CA is asked once for each certificate: there is nothing to end."""

@@ -1,7 +1,9 @@
 """Who gives this proxy its certificates, as it is configured, and whether their keys are kept for a successor."""
 
+from collections.abc import Callable, Set
 from pathlib import Path
 
+from mesh.identity import Identity
 from ztunnel.ca import CertificateClient
 from ztunnel.config import Config
 from ztunnel.delegated_identity import DelegatedIdentities
@@ -9,10 +11,10 @@ from ztunnel.issuer import Fetcher
 from ztunnel.workload_api import WorkloadApi
 
 
-def certificate_source(config: Config) -> Fetcher:
-    """The CA, or who stands in its place."""
+def certificate_source(config: Config, pods: Callable[[Identity], Set[str]]) -> Fetcher:
+    """The CA, or who stands in its place; `pods`: the uids of an identity's pods on this node."""
     if config.spire_admin:
-        return DelegatedIdentities(config.spire_admin)
+        return DelegatedIdentities(config.spire_admin, pods)
     if config.spiffe_endpoint:
         return WorkloadApi(config.spiffe_endpoint)
     if config.fake_ca:

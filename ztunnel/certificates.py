@@ -6,7 +6,7 @@ An identity is *wanted* (from the first request, or `adopt`, until `forget`), an
 |---|---|
 | due at a time, nothing to show | `start` once due, most urgent first, at most 8 at a time |
 | fetching | `fetched` -> available, due again around half of its life; `failed` -> due again after a backoff |
-| available and due | as due; a failed refresh leaves the old one in use until it expires |
+| available and due | as due; a failed refresh leaves the old one in use until it expires; `withdrawn` -> failed and due |
 | failed and due | requests meanwhile fail at once with the last reason: who waits longer helps nobody |
 
 Times are unix seconds, because certificates speak of them.
@@ -172,19 +172,28 @@ class Certificates:
         entry = self._entries.get(certificate.identity)
         if entry is None:
             return []
-        entry.certificate = certificate
+        known, entry.certificate = entry.certificate, certificate
         entry.priority = Priority.BACKGROUND
         entry.due_at = certificate.refresh_at(now, jitter)
         entry.error = ""
         entry.backoff_s = FIRST_BACKOFF_S
-        return [Issued(certificate)]
+        return [] if certificate == known else [Issued(certificate)]
 
     def failed(self, identity: Identity, reason: str, now: float, jitter: float) -> list[Event]:
         """A fetch failed; `jitter` between -1 and 1 spreads the nodes' next attempts."""
         self._fetching.discard(identity)
         entry = self._entries.get(identity)
+        return self._put_off(identity, entry, reason, now, jitter) if entry else []
+
+    def withdrawn(self, identity: Identity, reason: str, now: float, jitter: float) -> list[Event]:
+        """Nobody may have an identity any more, valid as its certificate may be; asked for again as after a failure."""
+        entry = self._entries.get(identity)
         if entry is None:
             return []
+        entry.certificate = None
+        return self._put_off(identity, entry, reason, now, jitter)
+
+    def _put_off(self, identity: Identity, entry: _Entry, reason: str, now: float, jitter: float) -> list[Event]:
         next_at = now + entry.backoff_s * (1 + JITTER * jitter)
         entry.backoff_s = min(entry.backoff_s * 2, MAX_BACKOFF_S)
         entry.priority = Priority.BACKGROUND

@@ -70,8 +70,11 @@ class FakeCA:
         _log.warning("FAKE_CA: made up a certificate for %s", identity)
         return read_chain(identity, key, [self._sign(leaf), self._root_pem], now)
 
-    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
+    def on_renewal(self, renewed: Callable[[Certificate], None], withdrawn: Callable[[Identity, str], None]) -> None:
         """Nothing comes unasked."""
+
+    def residents_changed(self) -> None:
+        """Who lives here is asked for by name."""
 
     def forget(self, identity: Identity) -> None:
         """Nothing is kept."""

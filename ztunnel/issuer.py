@@ -23,8 +23,11 @@ class Fetcher(Protocol):
     async def fetch(self, identity: Identity, now: float) -> Certificate:
         """One certificate. Raises: FetchError."""
 
-    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
-        """Whom to give certificates that come unasked."""
+    def on_renewal(self, renewed: Callable[[Certificate], None], withdrawn: Callable[[Identity, str], None]) -> None:
+        """Whom to give certificates that come unasked, and whom to tell that nobody may have an identity any more, and why."""
+
+    def residents_changed(self) -> None:
+        """Other pods or workloads live here than before."""
 
     def forget(self, identity: Identity) -> None:
         """Nobody wants an identity's certificates any more."""
@@ -64,10 +67,11 @@ class Issuer:
         self._tell = tell
         self._certificates = Certificates()
         self._wake = asyncio.Event()
-        fetcher.on_renewal(self._renewed)
+        fetcher.on_renewal(self._renewed, self._withdrawn)
 
     def residents_changed(self) -> None:
         """Look again at who lives here: prefetch for who came, forget the keys of who left."""
+        self._fetcher.residents_changed()
         self._prefetch()
         for identity in self._certificates.identities():
             if not self._residents.at_home(identity):
@@ -137,6 +141,12 @@ class Issuer:
         if events:
             self._keeper.keep(certificate, time.time())
         self._publish(events)
+        self._wake.set()
+
+    def _withdrawn(self, identity: Identity, reason: str) -> None:
+        _log.warning("the certificate of %s is withdrawn: %s", identity, reason)
+        self._keeper.forget(identity)
+        self._publish(self._certificates.withdrawn(identity, reason, time.time(), _jitter()))
         self._wake.set()
 
     def _keep_with_new_token(self) -> None:

@@ -145,6 +145,10 @@ class Pod:
         self.stop_listening()
         if self.dns is not None:
             self.dns.drain()
+        self.retire_tunnels()
+
+    def retire_tunnels(self) -> None:
+        """Those of both directions take no new streams; what is open goes on."""
         for tunnel in list(self.tunnels):
             tunnel.drain()
         self.pool.drain()

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from mesh.identity import Identity
 from wire.netns import netns_id
 from ztunnel.channel import HBONE, AddDNS, AddPod, RemovePod
 from ztunnel.pod_sockets import BindError, Openings, PodSockets, open_own_sockets, open_pod_sockets, open_rest_of_dns
@@ -62,6 +63,12 @@ class Pods:
     def accounts(self) -> set[tuple[str, str]]:
         """Namespace and service account of all that are served, the proxy's own pod included."""
         return {(pod.namespace, pod.service_account) for pod, _ in self._all()}
+
+    def uids(self, identity: Identity) -> set[str]:
+        """Kubernetes' uids of the pods that are served and have an identity."""
+        account = identity.namespace, identity.service_account
+        pods = (pod for pod, _ in self._pods.values() if (pod.namespace, pod.service_account) == account)
+        return {pod.uid for pod in pods if pod.uid != DEDICATED_UID}
 
     def dns_troubles(self) -> dict[str, str]:
         """What is wrong with the DNS of pods that are served, by uid."""

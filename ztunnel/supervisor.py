@@ -93,7 +93,7 @@ class Supervisor:
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
         self._gaps = Gaps(self.view, self.pods.infos, config.network, config.node)
-        self._ca = certificate_source(config)
+        self._ca = certificate_source(config, self.pods.uids)
         keys = KeyStore(config.installation, config.node, sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self._tell_certificate)
         self._output = LineOutput(sys.stdout.fileno())

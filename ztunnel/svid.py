@@ -6,6 +6,7 @@ with its own key.
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -21,9 +22,17 @@ from ztunnel.ca import FetchError, read_chain
 from ztunnel.certificates import Certificate
 from ztunnel.der import Malformed, split_elements
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 FETCH_TIMEOUT_S = 10.0
 MAX_BUNDLE_BYTES = 1 << 20
+_UNREACHED = re.compile(r"connect failed: addr: unix:.* error: ([^:]+)$")
+_MENDS = {
+    "not configured as an authorized delegate": ": name this proxy's SPIFFE ID in the agent's authorized_delegates",
+    "no identity issued": ": register an entry of this node whose selectors are this proxy's",
+    "unknown service spire.api.agent": ": SPIRE_ADMIN_SOCKET must be the agent's admin_socket_path",
+    "unknown service SpiffeWorkloadAPI": ": SPIFFE_ENDPOINT_SOCKET must be the agent's socket_path",
+}
+"""What an agent's words call for (SPIRE 1.16)."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -45,26 +54,49 @@ def read_svid(identity: Identity, chain: Sequence[bytes], key: bytes, bundle: by
     return read_chain(identity, private, [*pem, "".join(map(ssl.DER_cert_to_PEM_cert, roots))], now)
 
 
+def open_channel(address: str) -> grpc.aio.Channel:
+    """To an agent's socket; one that is away is looked for often: that costs a failed connect() on this machine."""
+    pauses = [("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", int(LONGEST_PAUSE_S * 1000))]
+    return grpc.aio.insecure_channel(address, options=pauses)
+
+
 async def follow(
     what: str,
     call: Callable[[], "grpc.aio.UnaryStreamCall[Any, _T]"],
-    take: Callable[[_T], None],
-    fail: Callable[[str], None],
+    take: Callable[[_T, bool], bool],
+    fail: Callable[[str, bool], None],
 ) -> None:
-    """Read a stream for ever, and open it again when it ends: `take` gets its messages, `fail` why there are none."""
+    """Read a stream for ever, and open it again when it ends.
+
+    `take` gets a message, and whether it is its stream's first; it says whether to go on with this stream: else another one is
+    opened at once. `fail` gets why there are none, and whether the agent refused the stream before it had said anything.
+    """
     pause_s = FIRST_PAUSE_S
     while True:
-        reason = "the agent ended the stream"
+        reason, refused, first, content = "the agent ended the stream", False, True, True
         stream = call()
         try:
             async for message in stream:
                 pause_s = FIRST_PAUSE_S
-                take(message)
+                content = take(message, first)
+                first = False
+                if not content:
+                    break
         except grpc.aio.AioRpcError as error:
-            reason = reason_of(error)
+            reason = _reason(error)
+            refused = first and error.code() is grpc.StatusCode.PERMISSION_DENIED
         finally:
             stream.cancel()
-        _log.info("%s: %s; asking again in %.2g s", what, reason, pause_s)
-        fail(f"{what}: {reason}")
+        if not content:
+            continue
+        _log.debug("%s: %s; asking again in %.2g s", what, reason, pause_s)
+        fail(f"{what}: {reason}", refused)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    if unreached := _UNREACHED.search(error.details() or ""):
+        return f"unavailable: {unreached[1]}: is the agent up, and its socket at this path?"
+    reason = reason_of(error)
+    return reason + next((mend for said, mend in _MENDS.items() if said in reason), "")

@@ -90,9 +90,12 @@ class Vault:
         self._held[certificate.identity] = credentials
         self._tell(certificate.identity, credentials)
 
-    def failed(self, failure: CertificateFailed) -> None:
-        """Nobody gets one now."""
+    def failed(self, failure: CertificateFailed) -> bool:
+        """Nobody gets one now, and what there was has expired or is withdrawn: whether there was one."""
+        held = self._held.pop(failure.identity, None)
+        self._replaced(held)
         self._tell(failure.identity, failure.reason)
+        return held is not None
 
     def forget(self, message: ForgetCertificate) -> None:
         """Drop the key."""

@@ -89,7 +89,7 @@ class Worker:
             UpdatePolicies: self._update_policies,
             Answered: self._answered,
             SetCertificate: lambda node, message, _: node.vault.set(message),
-            CertificateFailed: lambda node, message, _: node.vault.failed(message),
+            CertificateFailed: self._certificate_failed,
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
             SetRevoked: lambda node, message, _: node.revocations.set(message.revoked, node.tunnels),
             SetLogLevels: self._set_log_levels,
@@ -183,6 +183,13 @@ class Worker:
     def _update_policies(self, node: Node, message: UpdatePolicies, _fds: list[int]) -> None:
         node.policies.apply(message.upserts, message.removals)
         node.ledger.recheck(self._workload_of)
+
+    def _certificate_failed(self, node: Node, message: CertificateFailed, _fds: list[int]) -> None:
+        if node.vault.failed(message):  # who has no certificate begins nothing, in tunnels from before neither
+            for pod in self._pods.values():
+                workload = pod.workload()
+                if workload is not None and workload.identity == message.identity:
+                    pod.retire_tunnels()
 
     def _answered(self, node: Node, message: Answered, _fds: list[int]) -> None:
         if node.demands is not None:

@@ -1,6 +1,7 @@
 """SPIFFE's Workload API as the source of certificates: the identities to which this proxy itself is entitled, in one stream."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -12,11 +13,12 @@ from mesh.proto.spiffe_workload_pb2_grpc import SpiffeWorkloadAPIStub
 from ztunnel.ca import FetchError
 from ztunnel.certificates import Certificate
 from ztunnel.der import Malformed, split_elements
-from ztunnel.svid import FETCH_TIMEOUT_S, follow, read_svid
+from ztunnel.svid import FETCH_TIMEOUT_S, follow, open_channel, read_svid
 
 _HEADER = (("workload.spiffe.io", "true"),)
 """Without it an agent refuses every call: what makes a browser or a proxy call for somebody does not send it."""
 _SHOWN = 4
+_log = logging.getLogger(__name__)
 
 
 class WorkloadApi:
@@ -25,35 +27,41 @@ class WorkloadApi:
     def __init__(self, address: str, clock: Callable[[], float] = time.time) -> None:
         self._address = address
         self._clock = clock
-        self._channel = grpc.aio.insecure_channel(address)
+        self._channel = open_channel(address)
         self._stub = SpiffeWorkloadAPIStub(self._channel)
         self._svids: dict[str, X509SVID] | None = None
-        self._error = ""
-        self._told: dict[Identity, Certificate] = {}
+        self._trouble = ""
+        """Why the stream has ended, while there is no other."""
+        self._told: dict[Identity, Certificate | None] = {}
+        """All that are wanted, with the last certificate of each."""
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._renewed: Callable[[Certificate], None] = lambda _: None
+        self._withdrawn: Callable[[Identity, str], None] = lambda *_: None
 
-    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
-        """Whom to give what the agent pushes."""
-        self._renewed = renewed
+    def on_renewal(self, renewed: Callable[[Certificate], None], withdrawn: Callable[[Identity, str], None]) -> None:
+        """Whom to tell what the agent pushes, or takes away and why."""
+        self._renewed, self._withdrawn = renewed, withdrawn
 
     async def fetch(self, identity: Identity, now: float) -> Certificate:
         """What the agent has for an identity. Raises: FetchError; waits 10 s at most."""
         if self._task is None:
             what = f"Workload API {self._address}"
             self._task = asyncio.ensure_future(follow(what, self._call, self._take, self._fail))
+        self._told.setdefault(identity)
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 while self._svids is None:
-                    if self._error:
-                        error, self._error = self._error, ""
-                        raise FetchError(error)
+                    if self._trouble:
+                        raise FetchError(self._trouble)
                     await self._changed.wait()
         except TimeoutError:
             raise FetchError(f"Workload API {self._address}: no answer within {FETCH_TIMEOUT_S:.0f} s") from None
         certificate = self._told[identity] = self._certificate(identity, self._svids)
         return certificate
+
+    def residents_changed(self) -> None:
+        """The agent tells of all identities that this proxy may have."""
 
     def forget(self, identity: Identity) -> None:
         """Renewals of an identity concern nobody any more."""
@@ -69,20 +77,40 @@ class WorkloadApi:
     def _call(self) -> "grpc.aio.UnaryStreamCall[X509SVIDRequest, X509SVIDResponse]":
         return self._stub.FetchX509SVID(X509SVIDRequest(), metadata=_HEADER)
 
-    def _take(self, response: X509SVIDResponse) -> None:
-        svids = self._svids = {one.spiffe_id: one for one in reversed(response.svids)}  # of several of one identity the first
-        self._wake()
+    def _take(self, response: X509SVIDResponse, first: bool) -> bool:
+        svids = {one.spiffe_id: one for one in reversed(response.svids)}  # of several of one identity the first
+        if not first and any(told and str(identity) not in svids for identity, told in self._told.items()):
+            return False  # gone, or an entry was replaced: another stream waits for what entries promise
+        if self._trouble:
+            _log.info("Workload API %s: serves again", self._address)
+        self._svids, self._trouble = svids, ""
+        self._tell(svids)
+        return True
+
+    def _tell(self, svids: dict[str, X509SVID]) -> None:
         for identity, told in list(self._told.items()):
             try:
                 certificate = self._certificate(identity, svids)
-            except FetchError:
+            except FetchError as error:
+                if told is not None and str(identity) not in svids:
+                    self._told[identity] = None
+                    self._withdrawn(identity, str(error))
                 continue  # what there was serves on; a refresh will say what is wrong
             if certificate != told:
                 self._told[identity] = certificate
                 self._renewed(certificate)
+        self._wake()
 
-    def _fail(self, reason: str) -> None:
-        self._error = reason
+    def _fail(self, reason: str, refused: bool) -> None:
+        if reason != self._trouble:
+            _log.warning("%s", reason)
+        self._trouble = reason
+        if refused:  # nobody's identity is this proxy's
+            self._svids = None
+            for identity, told in list(self._told.items()):
+                if told is not None:
+                    self._told[identity] = None
+                    self._withdrawn(identity, reason)
         self._wake()
 
     def _wake(self) -> None:
@@ -98,4 +126,7 @@ class WorkloadApi:
             chain = split_elements(svid.x509_svid)
         except Malformed as error:
             raise FetchError(f"the agent's document of {identity} cannot be read: {error}") from error
-        return read_svid(identity, chain, svid.x509_svid_key, svid.bundle, self._clock())
+        try:
+            return read_svid(identity, chain, svid.x509_svid_key, svid.bundle, self._clock())
+        except FetchError as error:
+            raise FetchError(self._trouble or str(error)) from error

@@ -32,6 +32,17 @@ def test_duplicate_requests_are_one_fetch_and_it_is_refreshed_at_half_life() -> 
     assert certificates.start(half) == WEB
 
 
+def test_what_a_refresh_finds_unchanged_is_no_news_and_looked_at_again_before_it_expires() -> None:
+    """A source that pushes may have nothing newer when it is asked: workers must not build the same again."""
+    certificates = Certificates()
+    certificates.request(WEB, Priority.WARMUP, now=0)
+    certificates.start(0)
+    same = issue(WEB, 0, 100)
+    assert certificates.fetched(same, now=0) == [Issued(same)]
+    assert certificates.start(50) == WEB and certificates.fetched(issue(WEB, 0, 100), now=50) == []
+    assert certificates.next_due_at() == 75
+
+
 def test_backoff_reset_and_who_waits_hears_of_a_failure_at_once() -> None:
     certificates = Certificates()
     certificates.request(WEB, Priority.REALTIME, now=0)

@@ -28,10 +28,15 @@ class Ca:
         self.refusal = ""
         self.ttl_s = 1000.0
         self.push: Callable[[Certificate], None] = lambda _: None
+        self.withdraw: Callable[[Identity, str], None] = lambda *_: None
+        self.moves = 0
         self.forgotten: list[Identity] = []
 
-    def on_renewal(self, renewed: Callable[[Certificate], None]) -> None:
-        self.push = renewed
+    def on_renewal(self, renewed: Callable[[Certificate], None], withdrawn: Callable[[Identity, str], None]) -> None:
+        self.push, self.withdraw = renewed, withdrawn
+
+    def residents_changed(self) -> None:
+        self.moves += 1
 
     def forget(self, identity: Identity) -> None:
         self.forgotten.append(identity)
@@ -195,6 +200,26 @@ def test_what_a_source_pushes_is_in_force_at_once_while_its_identity_lives_here(
         assert world.ca.forgotten == [WEB]
         world.ca.push(pushed)
         assert world.told[2:] == [ForgetCertificate(WEB)] and not world.shelf.kept
+
+    play(scenario)
+
+
+def test_what_a_source_takes_away_is_nobodys_at_once(eventually: Any) -> None:
+    async def scenario(world: World) -> None:
+        world.move_in("web")
+        await eventually(lambda: len(world.told) == 1)
+        assert world.ca.moves == 1
+        world.ca.refusal = "no entry"
+        world.ca.withdraw(WEB, "its entry was deleted")
+        assert world.told[1:] == [CertificateFailed(WEB, "its entry was deleted")]
+        assert not world.shelf.kept and not world.issuer.statements()
+        assert world.issuer.states() == [(WEB, "Unavailable: its entry was deleted", None)]
+        world.issuer.need(WEB)
+        assert world.told[2:] == [CertificateFailed(WEB, "its entry was deleted")]
+        world.ca.withdraw(DB, "nobody asked")
+        world.ca.refusal = ""
+        await eventually(lambda: isinstance(world.told[-1], SetCertificate))
+        assert len(world.issuer.statements()) == 1
 
     play(scenario)
 

@@ -8,8 +8,18 @@ from random import Random
 
 import pytest
 
-from tests.ztunnel.world import World, run, world
-from ztunnel.channel import Closed, ConnectionRecord, Connections, Opened, QueryConnections, RemovePod, WorkerStatus
+from tests.ztunnel.world import CLIENT, SERVER, World, run, world
+from ztunnel.channel import (
+    CertificateFailed,
+    Closed,
+    ConnectionRecord,
+    Connections,
+    NeedCertificate,
+    Opened,
+    QueryConnections,
+    RemovePod,
+    WorkerStatus,
+)
 from ztunnel.ledger import SocketAddress
 from ztunnel.tuning import Tuning
 
@@ -148,6 +158,31 @@ def test_server_goaway(mesh: World) -> None:
     with mesh.client.connect(mesh.server.address, 8080) as client:
         talk(client)
     assert carriers(mesh, 1) != before
+
+
+def test_who_lost_its_certificate_begins_nothing_in_tunnels_from_before(mesh: World) -> None:
+    """Expired, or withdrawn by who gave it: at both ends. What is open goes on."""
+    first = mesh.client.connect(mesh.server.address, 8080)
+    talk(first)
+    mesh.client.worker.tell(CertificateFailed(CLIENT, "withdrawn"))
+    refused = mesh.client.connect(mesh.server.address, 8080)
+    mesh.client.worker.wait_for(NeedCertificate)
+    mesh.client.worker.tell(CertificateFailed(CLIENT, "withdrawn"))
+    with pytest.raises(ConnectionResetError):
+        refused.recv(1)
+    mesh.client.worker.tell(mesh.authority.certificate_for(CLIENT))
+    second = mesh.client.connect(mesh.server.address, 8080)
+    talk(second)
+    mesh.server.worker.tell(CertificateFailed(SERVER, "withdrawn"))
+    mesh.server.worker.tell(QueryConnections(-3))
+    mesh.server.worker.wait_for(Connections, lambda answer: answer.number == -3)
+    talk(first)
+    talk(second)  # behind the word that its tunnel takes nothing new
+    third = mesh.client.connect(mesh.server.address, 8080)
+    mesh.server.worker.wait_for(NeedCertificate)
+    mesh.server.worker.tell(mesh.authority.certificate_for(SERVER))
+    talk(third)
+    assert len(set(carriers(mesh, 3))) == 3
 
 
 def test_idle_eviction(mesh: World) -> None:

@@ -67,6 +67,16 @@ def test_a_failure_reaches_its_own_waiters_only() -> None:
     assert desk.heard == ["CA away"]
 
 
+def test_what_has_expired_or_is_withdrawn_serves_nobody() -> None:
+    desk = Desk()
+    desk.vault.set(AUTHORITY.certificate_for(CLIENT))
+    held = desk.vault.find(CLIENT)
+    assert desk.vault.failed(CertificateFailed(CLIENT, "CA away")) and desk.replaced[-1] is held
+    desk.wait("one")
+    assert desk.vault.find(CLIENT) is None and desk.asked == [NeedCertificate(CLIENT)] and not desk.heard
+    assert not desk.vault.failed(CertificateFailed(CLIENT, "CA away")) and desk.heard == ["CA away"]
+
+
 def test_a_certificate_of_no_use_is_a_reason() -> None:
     desk = Desk()
     desk.wait("one")
