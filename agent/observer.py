@@ -25,6 +25,7 @@ from mesh.version import VERSION
 SERVER_VERSION = "1.16.0"
 """Sent as `hubble-server-version`. Clients warn when theirs is older, so this is the oldest that has all that is served."""
 LOST_INTERVAL_S = 1.0
+TURN_S = 0.002
 _BATCH = 256
 
 
@@ -82,8 +83,11 @@ class Observer(observer_pb2_grpc.ObserverServicer):  # type: ignore[misc]  # gen
         yield observer_pb2.GetDebugEventsResponse()
 
     async def _answer(self, log: EventLog, query: Query[Event], context: ServicerContext) -> AsyncIterator[Event]:
-        position, short = query.begin(log.ring)
-        end = None if query.follow else log.ring.end
+        turns, end = _Turns(), None if query.follow else log.ring.end
+        position, short = 0, False
+        for begun in query.begin(log.ring):
+            position, short = begun or (position, short)
+            await turns.give_way()
         lost = log.ring.start if short else 0
         lost_at = 0.0
         sent = 0
@@ -104,6 +108,7 @@ class Observer(observer_pb2_grpc.ObserverServicer):  # type: ignore[misc]  # gen
                     if fate is Fate.SEND:
                         yield event
                         sent += query.time_ns(event) is not None
+                    await turns.give_way()
                 if end is not None and position >= end:
                     return
                 if not events:
@@ -171,6 +176,19 @@ class Peers(peer_pb2_grpc.PeerServicer):  # type: ignore[misc]  # generated, unt
                 await news.wait()
                 news.clear()
         await context.abort(grpc.StatusCode.UNAVAILABLE, f"the agent of {self._node} stops")
+
+
+class _Turns:
+    """A request's turns on the loop: a thousand filters on all flows take seconds, in which pods wait to be enrolled."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    async def give_way(self) -> None:
+        """Let others go on where this turn has been long enough."""
+        if time.monotonic() - self._began_s >= TURN_S:
+            await asyncio.sleep(0)
+            self._began_s = time.monotonic()
 
 
 async def _greet(context: ServicerContext) -> None:

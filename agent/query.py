@@ -6,7 +6,7 @@ Hubble's rules, which clients count on: `first` without `since` begins at the ol
 filters and times, and do not count.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic
@@ -35,32 +35,40 @@ class Query(Generic[Event]):
     since_ns: int | None = None
     until_ns: int | None = None
 
-    def begin(self, ring: Ring[Event]) -> tuple[int, bool]:
-        """The number of the first event to look at, and whether more was asked for than is kept."""
+    def begin(self, ring: Ring[Event]) -> Iterator[tuple[int, bool] | None]:
+        """Last the number of the first event to look at, and whether more was asked for than is kept; before it None after each
+        event that was looked at, so that others get their turn."""
         if self.first and self.since_ns is None:
-            return ring.start, False
-        if self.since_ns is not None:
-            return self._begin_since(ring, self.since_ns)
-        if self.number == 0:
-            return (ring.end, False) if self.follow else (ring.start, ring.start > 0)
+            yield ring.start, False
+        elif self.since_ns is not None:
+            yield from self._begin_since(ring, self.since_ns)
+        elif self.number == 0:
+            yield (ring.end, False) if self.follow else (ring.start, ring.start > 0)
+        else:
+            yield from self._begin_back(ring)
+
+    def _begin_back(self, ring: Ring[Event]) -> Iterator[tuple[int, bool] | None]:
         left = self.number
         for position, event in ring.backwards():
             if self.time_ns(event) is not None and self.matches(event):
                 left -= 1
                 if left == 0:
-                    return position, False
-        return ring.start, ring.start > 0
+                    yield position, False
+                    return
+            yield None
+        yield ring.start, ring.start > 0
 
-    def _begin_since(self, ring: Ring[Event], since_ns: int) -> tuple[int, bool]:
+    def _begin_since(self, ring: Ring[Event], since_ns: int) -> Iterator[tuple[int, bool] | None]:
         position = ring.end
         older = False
         # Events of proxy and kernel come in almost, not exactly, in the order of their times: look at all.
         for number, event in ring.backwards():
+            yield None
             time_ns = self.time_ns(event)
             if time_ns is not None and time_ns >= since_ns:
                 position = number
             older = older or (time_ns is not None and time_ns < since_ns)
-        return position, ring.start > 0 and not older and not self.first
+        yield position, ring.start > 0 and not older and not self.first
 
     def fate(self, event: Event) -> Fate:
         """What to do with an event that the client has not seen."""

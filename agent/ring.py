@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 
 CAPACITY = 4095
 """Events kept: Hubble's own default."""
+_PIECE = 64
+"""Events taken at a time on a walk back: to find the first of them takes as long as the ring is."""
 
 Event = TypeVar("Event")
 
@@ -40,8 +42,9 @@ class Ring(Generic[Event]):
         return [self._events[index] for index in range(first, first + count)], lost
 
     def backwards(self) -> Iterator[tuple[int, Event]]:
-        """Every event kept with its number, newest first."""
+        """Every event kept with its number, newest first; what comes meanwhile is left out, as is what goes."""
         number = self.end
-        for event in reversed(self._events):
-            number -= 1
-            yield number, event
+        while (first := max(self.start, number - _PIECE)) < number:
+            for event in reversed(self.read(first, number - first)[0]):
+                number -= 1
+                yield number, event

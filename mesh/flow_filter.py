@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from google.protobuf import unknown_fields
 from google.protobuf.message import Message
 
-from mesh.label_selector import parse_selector
+from mesh.label_selector import by_key, parse_selector
 from mesh.proto import flow_pb2
 
 Predicate = Callable[[Any], bool]
@@ -72,8 +72,10 @@ def compile_filter(wanted: flow_pb2.FlowFilter) -> Predicate:
 
 
 def _count_values(wanted: flow_pb2.FlowFilter) -> int:
-    # An empty filter costs a look at each flow too.
-    return max(1, sum(len(values) if isinstance(values, Sequence) else 1 for _, values in wanted.ListFields()))
+    """How many there are to look at; of a label selector each requirement, of an empty filter the filter."""
+    lists = [values for _, values in wanted.ListFields() if isinstance(values, Sequence)]
+    commas = sum(value.count(",") for values in lists for value in values if isinstance(value, str))
+    return max(1, commas + sum(map(len, lists)))
 
 
 def _fields(message: Message) -> list[str]:
@@ -134,11 +136,11 @@ def _address(text: str) -> Predicate:
     try:
         if "/" in text:
             network = ip_network(text, strict=False)
-            return lambda address: (parsed := _parsed(address)) is not None and parsed in network
+            return lambda address: address is not None and address in network
         wanted = ip_address(text)
     except ValueError as error:
         raise ValueError(f"invalid IP filter {text!r}: {error}") from error
-    return lambda address: _parsed(address) == wanted
+    return lambda address: address == wanted
 
 
 def _parsed(text: str) -> Any:
@@ -332,18 +334,18 @@ _BUILDERS: dict[str, Callable[[Any], Predicate]] = {
     "destination_identity": _identity("destination"),
     "source_cluster_name": _one_of("source.cluster_name"),
     "destination_cluster_name": _one_of("destination.cluster_name"),
-    "source_ip": _any_of(_address, lambda flow: flow.IP.source),
-    "destination_ip": _any_of(_address, lambda flow: flow.IP.destination),
-    "source_ip_xlated": _any_of(_address, lambda flow: flow.IP.source_xlated),
+    "source_ip": _any_of(_address, lambda flow: _parsed(flow.IP.source)),
+    "destination_ip": _any_of(_address, lambda flow: _parsed(flow.IP.destination)),
+    "source_ip_xlated": _any_of(_address, lambda flow: _parsed(flow.IP.source_xlated)),
     "source_pod": _any_of(_pod, lambda flow: flow.source),
     "destination_pod": _any_of(_pod, lambda flow: flow.destination),
     "source_service": _any_of(_service, lambda flow: flow.source_service),
     "destination_service": _any_of(_service, lambda flow: flow.destination_service),
     "source_fqdn": _any_of(_names, lambda flow: flow.source_names),
     "destination_fqdn": _any_of(_names, lambda flow: flow.destination_names),
-    "source_label": _any_of(parse_selector, lambda flow: flow.source.labels),
-    "destination_label": _any_of(parse_selector, lambda flow: flow.destination.labels),
-    "node_labels": _any_of(parse_selector, lambda flow: flow.node_labels),
+    "source_label": _any_of(parse_selector, lambda flow: by_key(flow.source.labels)),
+    "destination_label": _any_of(parse_selector, lambda flow: by_key(flow.destination.labels)),
+    "node_labels": _any_of(parse_selector, lambda flow: by_key(flow.node_labels)),
     "node_name": _any_of(_node, lambda flow: flow.node_name),
     "source_workload": _any_of(_workload, lambda flow: flow.source),
     "destination_workload": _any_of(_workload, lambda flow: flow.destination),

@@ -1,7 +1,7 @@
 """Label selectors in Kubernetes' grammar, over labels that may name their source (`k8s:app=web`, `reserved:world`)."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 _KEY = r"(?:[A-Za-z0-9_-]+:)?[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?"
@@ -12,7 +12,8 @@ _EXISTENCE = re.compile(rf"(!?)\s*({_KEY})")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _SEPARATOR = re.compile(r",(?![^()]*\))")
 
-Selector = Callable[[Iterable[str]], bool]
+MAX_CHARACTERS = 1024
+"""Of a selector. More come as several; a client that is no friend could send megabytes."""
 
 
 class Label(NamedTuple):
@@ -23,6 +24,19 @@ class Label(NamedTuple):
     value: str
 
 
+Labels = Mapping[str, Sequence[Label]]
+"""By key."""
+Selector = Callable[[Labels], bool]
+
+
+def by_key(texts: Iterable[str]) -> Labels:
+    """A list of labels as selectors look at it."""
+    found: dict[str, list[Label]] = {}
+    for label in map(parse_label, texts):
+        found.setdefault(label.key, []).append(label)
+    return found
+
+
 def parse_label(text: str) -> Label:
     """Cut `source:key=value`; source and value may be missing."""
     name, _, value = text.partition("=")
@@ -31,23 +45,20 @@ def parse_label(text: str) -> Label:
 
 
 def parse_selector(text: str) -> Selector:
-    """A predicate on a list of labels; the empty selector matches everything.
+    """A predicate on labels; the empty selector matches everything.
 
     Grammar: requirements joined by commas: `key`, `!key`, `key=v`, `key==v`, `key!=v`, `key in (a,b)`, `key notin (a,b)`,
     `key>1`, `key<1`. A key without a source, or with the source `any`, matches labels of every source.
 
     Raises: ValueError that names the requirement.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"invalid label selector of {len(text)} characters: at most {MAX_CHARACTERS}")
     requirements = [_requirement(part.strip()) for part in _SEPARATOR.split(text)] if text.strip() else []
-
-    def matches(labels: Iterable[str]) -> bool:
-        parsed = [parse_label(label) for label in labels]
-        return all(requirement(parsed) for requirement in requirements)
-
-    return matches
+    return lambda labels: all(requirement(labels) for requirement in requirements)
 
 
-def _requirement(text: str) -> Callable[[list[Label]], bool]:
+def _requirement(text: str) -> Selector:
     if match := _SET.fullmatch(text):
         key, operator, listed = match.groups()
         values = {value.strip() for value in listed.split(",")}
@@ -62,13 +73,13 @@ def _requirement(text: str) -> Callable[[list[Label]], bool]:
     raise ValueError(f"invalid label selector {text!r}: expected key, !key, key=value, key!=value or key in (a,b)")
 
 
-def _comparison(key: str, operator: str, wanted: str) -> Callable[[list[Label]], bool]:
+def _comparison(key: str, operator: str, wanted: str) -> Selector:
     if operator in (">", "<"):
         if not _NUMBER.fullmatch(wanted):
             raise ValueError(f"invalid label selector: {key}{operator}{wanted}: expected a whole number")
         bound, sign = int(wanted), 1 if operator == ">" else -1
 
-        def compares(labels: list[Label]) -> bool:
+        def compares(labels: Labels) -> bool:
             value = _value(labels, key)
             return value is not None and _NUMBER.fullmatch(value) is not None and (int(value) - bound) * sign > 0
 
@@ -76,9 +87,9 @@ def _comparison(key: str, operator: str, wanted: str) -> Callable[[list[Label]],
     return lambda labels: (_value(labels, key) == wanted) != (operator == "!=")
 
 
-def _value(labels: list[Label], key: str) -> str | None:
+def _value(labels: Labels, key: str) -> str | None:
     """The value of the first label with the key, None without one."""
     source, colon, name = key.partition(":")
     if not colon:
         source, name = "any", key
-    return next((label.value for label in labels if label.key == name and source in ("any", label.source)), None)
+    return next((label.value for label in labels.get(name, ()) if source in ("any", label.source)), None)

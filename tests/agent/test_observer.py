@@ -137,6 +137,28 @@ def test_bad_requests_fail_before_the_first_event(tmp_path: Path) -> None:
     asyncio.run(refused(tmp_path / "hubble.sock"))
 
 
+async def turns(path: Path) -> None:
+    looked = [0]
+
+    async def others() -> None:
+        while True:
+            looked.append(looked[-1] + 1)
+            await asyncio.sleep(0)
+
+    async with serving(path) as served:
+        served.add(*(seen(second) for second in range(200)))
+        other = asyncio.ensure_future(others())
+        before = looked[-1]
+        await served.get(number=1, whitelist=[flow_pb2.FlowFilter(source_pod=["nowhere/"])])
+        other.cancel()
+        assert looked[-1] - before >= 400  # the walk back looked at all, and so did the answer
+
+
+def test_others_go_on_while_a_request_looks_at_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "TURN_S", 0.0)
+    asyncio.run(turns(tmp_path / "hubble.sock"))
+
+
 async def following(path: Path) -> None:
     async with serving(path) as served:
         served.add(seen(0), seen(1))

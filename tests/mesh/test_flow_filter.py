@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.flow_filter import compile_filter, select
-from mesh.label_selector import parse_label, parse_selector
+from mesh.label_selector import by_key, parse_label, parse_selector
 from mesh.proto import flow_pb2, observer_pb2
 
 pytestmark = pytest.mark.unit
@@ -63,7 +63,15 @@ def test_a_field_of_a_newer_client_is_refused_not_ignored() -> None:
     ],
 )
 def test_label_selectors(selector: str, labels: list[str], expected: bool) -> None:
-    assert parse_selector(selector)(labels) is expected
+    assert parse_selector(selector)(by_key(labels)) is expected
+
+
+def test_what_would_take_long_is_refused() -> None:
+    with pytest.raises(ValueError, match="selector of 2000000 characters: at most 1024"):
+        parse_selector("a," * 1_000_000)
+    each = flow_pb2.FlowFilter(source_label=[",".join(["a=b"] * 101)] * 10)
+    with pytest.raises(ValueError, match="filters of 1010 values: at most 1000"):
+        select([each], [])
 
 
 @pytest.mark.parametrize("selector", ["app in web", "=x", "a=b=c=", "in (x)", "weight>heavy", ",", "a b"])
@@ -75,7 +83,7 @@ def test_malformed_selectors_are_refused(selector: str) -> None:
 @given(st.text(max_size=40), st.lists(st.text(max_size=20), max_size=3))
 def test_any_text_is_a_selector_or_refused(text: str, labels: list[str]) -> None:
     try:
-        assert parse_selector(text)(labels) in (True, False)
+        assert parse_selector(text)(by_key(labels)) in (True, False)
     except ValueError as error:
         assert "label selector" in str(error)
 
