@@ -33,11 +33,13 @@ class Metrics:
     async def _render(self) -> bytes:
         status = await self._diagnostics.gather()
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Once([*of_status(status, self._diagnostics.local_ports), *of_flows(self._flows)]))
+        registry.register(Once([*of_status(status, self._diagnostics.local_ports), *of_flows(self._flows)]))
         return bytes(generate_latest(registry))
 
 
-class _Once(Collector):
+class Once(Collector):
+    """Metrics that were gathered for one answer."""
+
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
 
@@ -46,8 +48,12 @@ class _Once(Collector):
 
 
 def _gauge(name: str, help_text: str, labels: tuple[str, ...], samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    metric = GaugeMetricFamily(f"weft_agent_{name}", help_text, labels=labels)
+    """Samples of the same labels are one: a pod that leaves late, and the one that came in its name."""
+    sums: dict[tuple[str, ...], float] = {}
     for values, number in samples:
+        sums[values] = sums.get(values, 0) + number
+    metric = GaugeMetricFamily(f"weft_agent_{name}", help_text, labels=labels)
+    for values, number in sums.items():
         metric.add_metric(values, number)
     return metric
 
