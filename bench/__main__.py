@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +17,13 @@ from bench.stage import stage
 # A lab of its own: one that is up already is left alone (but disturbs the figures).
 _OWN = {"WEFT_PREFIX": "weft-bench", "WEFT_RUN_DIR": "/run/weft-bench", "WEFT_STATE_DIR": "/var/lib/weft-bench"}
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="how often every contender is measured (default 8; 2 with --quick)")
+    often = "how often every contender is measured (default 4, about 14 minutes; 1 with --quick)"
+    parser.add_argument("--rounds", type=int, help=often)
     parser.add_argument("--quick", action="store_true", help="short loads, to see that it works; no figures to quote")
     layouts = "CPUs: as the kernel likes; all on the last; clients on the first and all else on the last"
     parser.add_argument("--layout", choices=["free", "one", "split"], default="free", help=layouts)
@@ -27,8 +31,15 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder for bench.md and bench.json")
     parser.add_argument("--keep", action="store_true", help="leave the lab up")
     flags = parser.parse_args()
-    flags.rounds = flags.rounds or (2 if flags.quick else 8)
+    flags.rounds = flags.rounds or (1 if flags.quick else 4)
     return flags
+
+
+def _stop(number: int, _frame: object) -> None:
+    """End, with the lab and all proxies, whatever is pressed or sent while that takes its time."""
+    for one in _SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _say(text: str) -> None:
@@ -49,6 +60,8 @@ def _run(flags: argparse.Namespace, image: Image | None) -> tuple[dict[str, obje
 def main() -> int:
     """Run the bench. Exit codes: 0 measured, 1 something was not (the result says what)."""
     flags = _flags()
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
     for name, value in _OWN.items():
         os.environ.setdefault(name, value)
     try:

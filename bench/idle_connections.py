@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from bench import accounts, contenders
 from bench.contenders import Contender
@@ -17,47 +18,50 @@ _SETTLE_S, _RCU_S, _READINGS = 0.7, 0.1, 5
 
 @dataclass(slots=True)
 class _Weighed:
-    """One contender; bytes."""
+    """One contender; bytes, round by round."""
 
     one: Contender
-    processes: int = -1
-    """What they grew by in the first round: they keep for later what they have once taken, and grow no more."""
+    processes: list[int] = field(default_factory=list)
     kernel: list[int] = field(default_factory=list)
-    """Round by round."""
 
     def weigh(self) -> None:
-        """Open the connections, see what there is more, and close them."""
+        """Open connections beside those of the rounds before, and see what there is more."""
         pids = [pid for pid in self.one.pids() if accounts.command_of(pid) not in contenders.ASIDE]
         kernel, processes = _settled_kernel_bytes(), _pss_bytes(pids)
         self.one.client.run("hold", host=self.one.host, port=self.one.port, connections=HELD)
         self.kernel.append(_settled_kernel_bytes() - kernel)
-        if self.processes < 0:
-            self.processes = _pss_bytes(pids) - processes
-        self.one.client.run("release")
+        self.processes.append(_pss_bytes(pids) - processes)
 
 
 def held_memory(made: Stage, found: Sequence[Contender], rounds: int) -> list[Judged]:
-    """What 1,000 idle connections cost, less the applications' own sockets, which are what they cost without a proxy."""
+    """What 1,000 idle connections cost, less the applications' own sockets, which are what they cost without a proxy.
+
+    They stay until the last round is over: what a proxy has once taken it keeps for later, and would grow by less.
+    """
     everyone = [_Weighed(one) for one in found if one.name in (contenders.DIRECT, *contenders.PROXIED)]
     with without_time_wait(made.layout):
         for number in range(rounds):
             first = number % len(everyone)
             for weighed in (*everyone[first:], *everyone[:first]):
                 weighed.weigh()
+        for client in made.clients.values():
+            client.run("release")
     direct = next(weighed for weighed in everyone if weighed.one.name == contenders.DIRECT)
     return [_row(weighed, direct) for weighed in everyone if weighed is not direct]
 
 
 def _row(weighed: _Weighed, direct: _Weighed) -> Judged:
-    figure = Figure.of([(late - early) / 1e6 for late, early in zip(weighed.kernel, direct.kernel, strict=True)])
-    processes = weighed.processes / 1e6
-    row = Judged.at_most(
+    processes = [size / 1e6 for size in weighed.processes]
+    kernel = [(late - early) / 1e6 for late, early in zip(weighed.kernel, direct.kernel, strict=True)]
+    whole = Figure.of([sum(parts) for parts in zip(processes, kernel, strict=True)])
+    row = Judged.of(
         f"memory of {HELD:,} idle connections, both nodes, kernel included: {weighed.one.name}",
-        processes + figure.median,
+        whole,
         _LIMIT_MB if weighed.one.name == contenders.WEFT else None,
         "MB",
     )
-    return row.noted(f"(processes {processes:.1f}, kernel {figure.median:.1f} [{figure.low:.1f} to {figure.high:.1f}])")
+    parts = f"processes {median(processes):.1f}, kernel {median(kernel):.1f}"
+    return row.noted(f"[{whole.low:.1f} to {whole.high:.1f}] ({parts})")
 
 
 def _pss_bytes(pids: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from bench.budget import Budget
 from bench.figures import Figure, Round, Sample, client_busy, headroom, ratio
 from bench.image import Image
 from bench.key_exchange import group_of
-from bench.targets import ROWS, Judged
+from bench.targets import OPEN, ROWS, Judged
 
 MIN_HEADROOM = 3.0
 MAX_BUSY = 0.7
@@ -30,6 +30,7 @@ class Results:
     """Everything that was measured."""
 
     rounds: list[dict[tuple[str, str], Sample]] = field(default_factory=list)
+    """What was measured together, and is compared: of loads that a round has several times, there is more than rounds."""
     alone: list[Judged] = field(default_factory=list)
     conditions: list[dict[str, float]] = field(default_factory=list)
     """One entry per round: the machine's load average after it, and what the hypervisor gave to others."""
@@ -41,6 +42,11 @@ class Results:
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
+
+    def take(self, number: int, key: tuple[str, str], sample: Sample) -> None:
+        """Take a sample in, of (contender, load)."""
+        self.rounds += [{} for _ in range(number + 1 - len(self.rounds))]
+        self.rounds[number][key] = sample
 
 
 def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Image | None = None) -> dict[str, Any]:
@@ -102,7 +108,8 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         _during(results.conditions),
         "",
         "D direct TCP, E1 Envoys with TCP over mutual TLS, E2 Envoys with HBONE, Z Istio's ztunnels, U weft.",
-        "Pods of two nodes. Medians; U/E2 and U/Z: medians of ratios inside rounds, with their range; the median is judged.",
+        "Pods of two nodes. Medians; U/E2 and U/Z: medians of ratios inside rounds, in ( ) where that of ever more rounds lies",
+        "by 95 % (bootstrap), in [ ] the range. The median is judged; `?`: its interval holds the target, chance may decide.",
         "CPU is that of the proxies of both nodes: for weft supervisors and workers (with flows and metrics; nobody logs what",
         "goes well), not the agents, which the second CPU table adds.",
         "",
@@ -110,7 +117,7 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
     blocks = [
         tables.across(results.rounds, in_image),
         tables.alone(results.alone),
-        ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) + "\n" if verdicts else "",
+        _summary(verdicts),
         _generator(results.rounds),
         tables.costs(results.rounds),
         tables.hot_path(results.budgets),
@@ -121,6 +128,16 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         "".join(f"- NOT MEASURED, {failure}\n" for failure in results.failures),
     ]
     return "\n".join([*parts, *filter(None, blocks)]).rstrip() + "\n"
+
+
+def _summary(verdicts: Mapping[str, int]) -> str:
+    """The verdicts in a line."""
+    counts: dict[str, int] = {}
+    for verdict, count in verdicts.items():
+        counts[verdict.rstrip(OPEN)] = counts.get(verdict.rstrip(OPEN), 0) + count
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    doubtful = ", ".join(f"{count} {verdict.rstrip(OPEN)}" for verdict, count in verdicts.items() if verdict.endswith(OPEN))
+    return f"{said}{f'; of these chance may decide {doubtful}' if doubtful else ''}\n" if verdicts else ""
 
 
 def _during(conditions: Sequence[Mapping[str, float]]) -> str:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from bench import accounts, alone, budget, contenders, events, idle_connections, large_mesh
 from bench.contenders import Contender, Load
-from bench.figures import Sample
 from bench.image import Image
 from bench.line_up import weft_pids, workers_of
 from bench.report import Results
-from bench.stage import Stage, pids_of
+from bench.stage import LoadError, Stage, pids_of
 from lab.client import LabError
 
+_TOLERATED = 3
+"""Loads that fail: each may take half a minute to say so."""
 FAILURES = (RuntimeError, OSError, LabError, subprocess.SubprocessError)
 
 
@@ -65,23 +66,27 @@ class Run:
                 self.results.failures.append(f"{name}: {error}")
 
     def paired(self, found: Sequence[Contender], loads: Sequence[Load], rounds: int) -> None:
-        """Every contender under every load, once a round."""
-        results = self.results
+        """Every contender under every load, once a round; those who are judged as often as the load says."""
         for number in range(rounds):
             stolen = accounts.stolen_s()
-            samples: dict[tuple[str, str], Sample] = {}
-            first = number % len(found)  # nobody is always measured after the same one
             for load in loads:
-                for one in (*found[first:], *found[:first]):
-                    if one.name not in contenders.NEAR or load.near:
-                        samples[one.name, load.key] = one.measure(load.order, **load.details)
-            if number < len(results.rounds):
-                results.rounds[number].update(samples)
-            else:
-                results.rounds.append(samples)
+                for turn in range(load.times):
+                    self._turn(
+                        [one for one in found if contenders.takes_part(one, load, turn)], load, number * load.times + turn
+                    )
             now = {"loadavg": os.getloadavg()[0], "stolen_s": accounts.stolen_s() - stolen}
-            results.conditions.append(now)
+            self.results.conditions.append(now)
             self.say("round {} of {}, load {loadavg:.1f}, stolen {stolen_s:.2f} s".format(number + 1, rounds, **now))
+
+    def _turn(self, found: Sequence[Contender], load: Load, number: int) -> None:
+        """One load, one contender after the other. A failed one has no figure; Raises: LoadError for the one too many."""
+        for one in contenders.in_turn(found, f"{load.key} {number}"):
+            try:
+                self.results.take(number, (one.name, load.key), one.measure(load.order, **load.details))
+            except LoadError as error:
+                self.results.failures.append(str(error))
+                if len(self.results.failures) > _TOLERATED:
+                    raise
 
     def _budget(self) -> None:
         weft = next(one for one in self.found if one.name == contenders.WEFT)
@@ -104,7 +109,7 @@ class Run:
             for pid in one.pids() if one.name != contenders.WEFT else ():
                 self._weigh(pid, one.name)
         self.results.alone.append(alone.idle_memory(self.made))
-        self.results.alone += idle_connections.held_memory(self.made, self.found, self.rounds // 2 or 1)
+        self.results.alone += idle_connections.held_memory(self.made, self.found, 1 if self.quick else 3)
 
     def _weigh(self, pid: int, name: str) -> None:
         self.results.memory.append({"process": name, "state": "idle, warm", "pss_bytes": accounts.pss_bytes(pid)})
@@ -114,7 +119,8 @@ class Run:
 
     def _beside_bulk(self) -> None:
         seconds = 0.5 if self.quick else 1.5
-        self.results.alone += alone.beside_bulk(self.found, self.rounds // 2 or 1, seconds)
+        rounds = 1 if self.quick else max(3, self.rounds // 2)
+        self.results.alone += alone.beside_bulk(self.found, rounds, seconds, self.say)
 
     def _names(self) -> None:
         self.results.alone.append(alone.names(self.made, self.rounds // 2 or 1, 0.5 if self.quick else 3.0))

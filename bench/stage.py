@@ -201,9 +201,10 @@ def _inside(layout: Layout, place: Place, command: list[str]) -> None:
 
 @contextmanager
 def load_client(place: Place) -> Iterator[LoadClient]:
-    """A further load client in a pod."""
+    """A further load client in a pod, in a session of its own as the pod's other programs are (see `pair.start`)."""
     command = [*_WEFT, "lab", "exec", place.key, "--", "/usr/bin/python3", "-c", _LOAD.read_text()]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
         try:
             yield LoadClient(place, process)
         finally:
@@ -219,7 +220,7 @@ def ask_names(place: Place, name: str, rate: float, seconds: float) -> dict[str,
     """Have a pod ask for a name, over and over. Raises: LoadError."""
     order = [_NAMES.read_text(), _NAMESERVER, "53", name, str(rate), str(seconds)]
     command = [*_WEFT, "lab", "exec", place.key, "--", "/usr/bin/python3", "-c", *order]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SLACK_S)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SLACK_S, start_new_session=True)
     if said.returncode:
         raise LoadError(f"questions in {place.key}: {said.stderr.strip().splitlines()[-1:]}")
     found: dict[str, float] = json.loads(said.stdout)

@@ -52,7 +52,7 @@ def judged(row: Row, found: Figure | None, reference: str, in_image: bool) -> li
     """A ratio's three cells."""
     target = row.target(reference == contenders.ENVOY_HBONE, in_image)
     word = "at least" if row.more_is_better else "at most"
-    shown = f"{found.median:.2f} [{found.low:.2f} to {found.high:.2f}]" if found else ""
+    shown = f"{found.median:.2f} {found.spread}" if found else ""
     return [shown, "" if target is None else f"{word} {target:g}", row.verdict(found, target)]
 
 

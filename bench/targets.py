@@ -32,13 +32,23 @@ class Row:
             return ""
         if ratio is None:
             return "not measured"
-        return "met" if is_met(ratio.median, target, self.more_is_better) else "missed"
+        word = "met" if is_met(ratio.median, target, self.more_is_better) else "missed"
+        return word + OPEN * is_open(ratio, target, self.more_is_better)
+
+
+OPEN = "?"
+"""Behind a verdict that the next run may turn."""
 
 
 def is_met(value: float, target: float, more_is_better: bool) -> bool:
     """Compare at the precision that is printed."""
     value = round(value, 2)
     return value >= target if more_is_better else value <= target
+
+
+def is_open(found: Figure, target: float, more_is_better: bool) -> bool:
+    """Whether the median's likely values lie on both sides of a target, or nobody knows them."""
+    return found.rounds < 2 or len({is_met(value, target, more_is_better) for value in found.likely}) > 1
 
 
 SIZES = {"64": "64 B", "1k": "1 KiB", "16k": "16 KiB"}
@@ -100,6 +110,13 @@ class Judged:
     target: str
     met: bool | None
     """None: nothing is asked, or it could not be measured."""
+    is_open: bool = False
+
+    @classmethod
+    def of(cls, name: str, found: Figure, limit: float | None, unit: str) -> "Judged":
+        """A figure of several measurements that must not be larger: its median counts."""
+        one = cls.at_most(name, found.median, limit, unit)
+        return one if limit is None else replace(one, is_open=is_open(found, limit, more_is_better=False))
 
     @classmethod
     def at_most(cls, name: str, value: float, limit: float | None, unit: str) -> "Judged":
@@ -116,4 +133,4 @@ class Judged:
     @property
     def verdict(self) -> str:
         """In a word."""
-        return "" if self.met is None else "met" if self.met else "missed"
+        return "" if self.met is None else ("met" if self.met else "missed") + OPEN * self.is_open

@@ -23,5 +23,5 @@ def test_a_fixed_rate_is_judged_by_its_ratio() -> None:
         for noise in (1.0, 1.5, 2.0)
     ]
     (row,) = paced_rows(rounds)
-    assert row.measured == "1.2 x of E2 [1.20 to 1.20], 450 us" and row.target == "at most 1.1 x of E2"
+    assert row.measured == "1.2 x of E2 (1.20 to 1.20) [1.20 to 1.20], 450 us" and row.target == "at most 1.1 x of E2"
     assert row.verdict == "missed"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Figure, Round, client_busy, headroom, part_costs, ratio, values, with_cost
-from bench.report import Results, surroundings, verdict_counts, write
+from bench.report import Results, markdown, surroundings, verdict_counts, write
 from bench.targets import Judged
 
 pytestmark = pytest.mark.unit
@@ -26,8 +26,9 @@ def _rounds() -> list[Round]:
 
 def test_ratios_are_taken_inside_rounds() -> None:
     found = ratio(_rounds(), "weft", "direct", "rr1", "p50_us")
-    assert found == Figure(2.0, 2.0, 2.0, 3)
-    assert Figure.of(values(_rounds(), "weft", "rr1", "p50_us")) == Figure(200.0, 100.0, 400.0, 3)
+    assert found == Figure(2.0, 2.0, 2.0, 3, (2.0, 2.0))
+    figure = Figure.of(values(_rounds(), "weft", "rr1", "p50_us"))
+    assert (figure.median, figure.low, figure.high, figure.rounds) == (200.0, 100.0, 400.0, 3)
 
 
 def test_a_round_without_one_of_both_does_not_count() -> None:
@@ -36,6 +37,29 @@ def test_a_round_without_one_of_both_does_not_count() -> None:
     found = ratio(rounds, "weft", "direct", "rr1", "p50_us")
     assert found is not None and found.rounds == 2
     assert ratio(rounds, "weft", "nobody", "rr1", "p50_us") is None
+
+
+def test_more_rounds_say_more_of_the_median() -> None:
+    few, many = Figure.of([0.8, 0.9, 1.0, 1.1, 1.2]), Figure.of([0.8, 0.9, 1.0, 1.1, 1.2] * 5)
+    assert few.low <= few.likely[0] <= many.likely[0] <= 1.0 <= many.likely[1] <= few.likely[1] <= few.high
+    assert few.likely[1] - few.likely[0] > many.likely[1] - many.likely[0] > 0
+    assert Figure.of([1.2, 0.8, 1.0, 0.9, 1.1]) == few, "it is the same each time, and in any order"
+    assert few.spread.endswith("[0.80 to 1.20]")
+
+
+def test_what_was_measured_later_is_kept_apart() -> None:
+    results = Results()
+    results.take(1, ("weft", "rr1"), {"p50_us": 2.0})
+    results.take(0, ("weft", "rr1"), {"p50_us": 1.0})
+    assert values(results.rounds, "weft", "rr1", "p50_us") == [1.0, 2.0]
+
+
+def test_doubtful_verdicts_are_counted_twice() -> None:
+    rounds = [
+        {("weft", "rr1_64"): {"p50_us": one}, ("Envoy HBONE (E2)", "rr1_64"): {"p50_us": 1.0}} for one in (0.9, 0.95, 1.2)
+    ]
+    said = markdown({}, Results(rounds=[dict(one) for one in rounds]))
+    assert "1 met, 31 not measured; of these chance may decide 1 met" in said
 
 
 def test_cost_is_per_request_or_per_gigabyte_and_divided_among_processes() -> None:
@@ -72,7 +96,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         rounds=[dict(one) for one in _rounds()],
         alone=[Judged.at_most("start to listening", 150.0, 200.0, "ms"), Judged.at_most("policies", 30.0, 20.0, "us")],
         memory=[{"process": "weft agent", "state": "idle, warm", "pss_bytes": 30_000_000}],
-        events={"enrol a pod: request to answer": Figure(0.02, 0.01, 0.05, 20)},
+        events={"enrol a pod: request to answer": Figure(0.02, 0.01, 0.05, 20, (0.01, 0.03))},
         conditions=[{"loadavg": 1.5, "stolen_s": 0.25}, {"loadavg": 2.5, "stolen_s": 0.5}],
         notes=["the proxies' access logs are on"],
         failures=["restart: no proxy of node a is ready"],

@@ -29,8 +29,8 @@ def test_a_row_is_judged_against_both_references() -> None:
         "round trip, 1 connection, 64 B, p50",
         "us",
         *("125", "90", "100"),
-        *("0.80 [0.80 to 0.80]", "at most 1", "met"),
-        *("1.11 [1.11 to 1.11]", "at most 1.08", "missed"),
+        *("0.80 (0.80 to 0.80) [0.80 to 0.80]", "at most 1", "met"),
+        *("1.11 (1.11 to 1.11) [1.11 to 1.11]", "at most 1.08", "missed"),
     ]
 
 
@@ -42,8 +42,8 @@ def test_a_contender_that_did_not_run_has_no_columns() -> None:
 def test_targets_of_bulk_depend_on_whose_tls_library_it_is() -> None:
     assert (_BULK.target(True, in_image=True), _BULK.target(True, in_image=False)) == (0.95, None)
     assert (_BULK.target(False, in_image=True), _BULK.target(False, in_image=False)) == (1.1, 1.0)
-    assert _BULK.verdict(Figure(1.05, 1.0, 1.1, 8), 1.1) == "missed"
-    assert _BULK.verdict(Figure(1.05, 1.0, 1.1, 8), 1.0) == "met"
+    assert _BULK.verdict(Figure.of([1.02, 1.05, 1.08]), 1.1) == "missed"
+    assert _BULK.verdict(Figure.of([1.02, 1.05, 1.08]), 1.0) == "met"
     assert _BULK.verdict(None, 1.0) == "not measured" and _BULK.verdict(None, None) == ""
 
 
@@ -62,6 +62,18 @@ def test_verdicts_are_of_what_is_printed() -> None:
     assert is_met(1.196, 1.2, more_is_better=True) and not is_met(1.194, 1.2, more_is_better=True)
     assert Judged.at_most("idle worker", 31.2, 30.0, "MB").verdict == "missed"
     assert Judged.at_most("idle worker", 12.0, None, "MB").verdict == ""
+
+
+def test_a_verdict_that_the_next_run_may_turn_has_a_question_mark() -> None:
+    row = next(row for row in ROWS if row.load == "rr1_64" and row.figure == "p99_us")
+    swinging, steady = Figure.of([0.7, 0.9, 1.05, 1.2, 1.4, 0.8]), Figure.of([1.04, 1.05, 1.06] * 3)
+    assert row.verdict(swinging, 1.1) == "met?" and row.verdict(swinging, 0.9) == "missed?"
+    assert row.verdict(steady, 1.1) == "met" and row.verdict(steady, 1.0) == "missed"
+    assert row.verdict(Figure.of([0.5]), 1.1) == "met?", "one round says nothing of its spread"
+    assert _BULK.verdict(Figure.of([1.2, 1.1, 0.9, 1.3]), 1.0) == "met?"
+    assert Judged.of("start", Figure.of([180, 190, 230]), 200.0, "ms").verdict == "met?"
+    assert Judged.of("start", Figure.of([150, 160, 170]), 200.0, "ms").verdict == "met"
+    assert Judged.of("start", Figure.of([1.0, 2.0]), None, "ms").verdict == ""
 
 
 def test_costs_are_divided_among_processes() -> None:

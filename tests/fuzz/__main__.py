@@ -53,7 +53,7 @@ def _run(name: str, seconds: int) -> None:
     """Fuzz one target in this process, which ends with it."""
     import atheris
 
-    with atheris.instrument_imports(include=["ztunnel", "mesh", "wire", "agent", "hpack"]):
+    with atheris.instrument_imports(include=["ztunnel", "mesh", "wire", "agent", "control", "hpack"]):
         from tests.fuzz.targets import TARGETS
     target, findings = TARGETS[name], _BUILD / "findings"
     findings.mkdir(parents=True, exist_ok=True)
