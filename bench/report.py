@@ -18,6 +18,7 @@ from bench.budget import Budget
 from bench.figures import Figure, Round, Sample, client_busy, headroom, ratio
 from bench.image import Image
 from bench.key_exchange import group_of
+from bench.stage import CONGESTION
 from bench.targets import OPEN, ROWS, Judged
 
 MIN_HEADROOM = 3.0
@@ -63,6 +64,7 @@ def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Ima
         "certificates that weft remembers (WEFT_VERIFIED_CERTIFICATES)": os.environ.get(
             "WEFT_VERIFIED_CERTIFICATES", "as it does unset"
         ),
+        "congestion control": CONGESTION,
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),

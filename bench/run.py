@@ -154,5 +154,5 @@ def lay_out(made: Stage, layout: str, others: Sequence[int]) -> None:
         pid for client in made.clients.values() for pid in pids_of(made.layout.pod_cgroup(client.place.node, client.place.key))
     ]
     accounts.pin([*weft_pids(made), *made.pod_pids(), *others], last)
-    if layout == "split":
-        accounts.pin(clients, {0})
+    begun_later = [os.getpid()]  # clients that are started for one load have their place from who starts them
+    accounts.pin([*clients, *begun_later], {0} if layout == "split" else last)

@@ -27,7 +27,7 @@ _NAMESERVER = "10.96.0.10"
 """Any will do: the proxy answers in its name."""
 _SLACK_S = 60.0
 _WEFT = (sys.executable, "-m", "cli.main")
-_CONGESTION = "net.ipv4.tcp_congestion_control"
+CONGESTION = "cubic"
 _TIME_WAITS, _TIME_WAIT_S = "net.ipv4.tcp_max_tw_buckets", 61.0
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
@@ -234,11 +234,11 @@ def force_cubic(layout: Layout) -> None:
     """
     allowed = _ALLOWED.read_text()
     try:
-        if "cubic" not in allowed.split():
-            _ALLOWED.write_text(f"{allowed.strip()} cubic")
-        _set_everywhere(layout, _CONGESTION, "cubic")
+        if CONGESTION not in allowed.split():
+            _ALLOWED.write_text(f"{allowed.strip()} {CONGESTION}")
+        _set_everywhere(layout, "net.ipv4.tcp_congestion_control", CONGESTION)
     finally:
-        if "cubic" not in allowed.split():
+        if CONGESTION not in allowed.split():
             _ALLOWED.write_text(allowed)
 
 

@@ -64,7 +64,12 @@ def test_nothing_is_under_way_while_processes_are_looked_for(load: str) -> None:
 
 def test_what_a_load_costs_from_its_first_moment_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    monkeypatch.setattr(accounts, "machine_cpu_s", lambda: log.append("clock") or 0.0)
+
+    def read() -> float:
+        log.append("clock")
+        return 0.0
+
+    monkeypatch.setattr(accounts, "machine_cpu_s", read)
     _contender("weft", log, [{"count": 1}]).measure("exchanges")
     assert log == ["pids", "clock", "exchanges", "clock"]
 
