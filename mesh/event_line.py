@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Any, get_args
 
@@ -221,7 +221,7 @@ def _read_end(document: dict[str, Any]) -> FlowEndpoint:
         identity = Identity(_string(domain, "identity"), _string(namespace, "identity"), _string(account, "identity"))
     texts = {name: _string(document[name], name) for name in _TEXTS if name in document}
     labels = _strings(document.get("labels", ()), "label")
-    return FlowEndpoint(kind, address, _count(document["port"], "port"), identity=identity, labels=labels, **texts)
+    return FlowEndpoint(kind, address, _count(document["port"], "port", 1 << 32), identity=identity, labels=labels, **texts)
 
 
 def _choice(document: dict[str, Any], name: str) -> Any:
@@ -232,6 +232,8 @@ def _choice(document: dict[str, Any], name: str) -> Any:
 
 def _string(value: Any, name: str) -> str:
     if isinstance(value, str):
+        if not value.isascii():
+            value.encode()  # half a surrogate pair is in no flow
         return value
     raise ValueError(f"not an event: {name} is {value!r}")
 
@@ -246,11 +248,13 @@ def _flag(value: Any, name: str) -> bool:
     raise ValueError(f"not an event: {name} is {value!r}")
 
 
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
+def _count(value: Any, name: str, below: int = 1 << 63) -> int:
+    """`below`: what a flow has room for."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below:
         return value
     raise ValueError(f"not an event: {name} is {value!r}")
 
 
 _OF_TYPE: dict[type, Callable[[Any, str], Any]] = {str: _string, int: _count, bool: _flag, tuple: _strings}
 _READERS = {name: _OF_TYPE[type(default)] for name, default in _EVENT_DEFAULTS.items()}
+_READERS["drop_reason"] = partial(_count, below=1 << 31)

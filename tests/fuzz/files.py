@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from mesh.dump import dump_policy, dump_service, dump_workload
 from mesh.event_line import EventLine, read_event, read_line, write_event
+from mesh.flows import connection_flow
 from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.local_mesh import read_local_mesh
@@ -42,6 +43,8 @@ def _event(data: bytes) -> None:
     if not isinstance(event, int):
         kept = read_line(write_event(event))
         assert not isinstance(kept, int) and read_line(write_event(kept)) == kept
+        for moment in event.moments():
+            assert connection_flow(moment).uuid
 
 
 def _manifests(data: bytes) -> None:

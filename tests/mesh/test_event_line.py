@@ -69,6 +69,12 @@ def test_a_newer_proxys_names_are_skipped_and_losses_are_counted() -> None:
         (b'"kind":"world"', b'"kind":"ghost"'),
         (b'"10.0.0.2"', b'"10.0.0.256"'),
         (b'"port":80', b'"port":-1'),
+        # What no flow can hold would be found by each reader of flows, for as long as it is kept.
+        (b'"port":80', b'"port":4294967296'),
+        (b'"node":"a"', b'"drop_reason":2147483648,"node":"a"'),
+        (b'"node":"a"', b'"node":"\\ud800"'),
+        (b'"node":"a"', b'"reason":"\\udfff","node":"a"'),
+        (b'["k8s:app=web"]', b'["\\ud800"]'),
         (b'["cluster.local","demo","web"]', b'["demo"]'),
         (b'["k8s:app=web"]', b"[1]"),
         (b'"node":"a",', b""),
