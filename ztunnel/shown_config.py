@@ -30,7 +30,7 @@ def _ours(config: Config) -> JSON:
         | {"trust_domain_aliases": aliases, "local_mesh_file": config.local_mesh_file.path if config.local_mesh_file else None}
         | {"xds": _endpoint_shown(config.xds), "ca": _endpoint_shown(config.ca)}
     )
-    return {_camel(name): _plain(value) for name, value in shown.items()}
+    return {_camel(name): _plain(value) for name, value in shown.items()} | {"nodeMetadata": dict(config.node_metadata)}
 
 
 def _proxy(config: Config) -> JSON:

@@ -1,8 +1,8 @@
 """Turns what the workers report into access log, metrics and flows, and knows which connections are open."""
 
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -36,6 +36,8 @@ MAX_OPEN = 200_000
 
 _MAX_OFFENDERS = 1000
 """Identities that are named in a metric; whoever comes later is counted as one of the others."""
+_COUNTS = frozenset(("dropped_events", "endpoint_retries", "refused_lookups", "unknown_destinations"))
+"""What workers tell of themselves that only grows: it stays when they end."""
 _Key = TypeVar("_Key")
 
 
@@ -90,6 +92,8 @@ class Telemetry:
         self._open: defaultdict[int, dict[int, _Open]] = defaultdict(dict)
         """By worker, and by the connection's number there."""
         self._gauges: dict[int, dict[str, int]] = {}
+        self._counted_before: Counter[str] = Counter()
+        """By workers that are gone, of _COUNTS."""
         self._revocations: dict[Revocation, int] = {}
         self._early: dict[tuple[str, str], int] = {}
         self._offences: dict[tuple[str, str], int] = {}
@@ -227,7 +231,8 @@ class Telemetry:
             record.error = "connection closed: the data worker that carried it ended"
             self._closed(worker, Closed(record, was_open=True))
         del self._open[worker]
-        self._gauges.pop(worker, None)
+        told = self._gauges.pop(worker, {})
+        self._counted_before.update({name: told[name] for name in _COUNTS & told.keys()})
         self._limits.forget(worker)
 
     def families(self) -> list[Family]:
@@ -246,11 +251,17 @@ class Telemetry:
         families.append(counter("weft_questions_refused", "Connections refused as their maker asks for too much", unasked))
         families.append(counter("weft_early_failures", "Connections that failed before they could be told apart", early))
         families.append(counter("weft_flows_lost", "Flows that a reader did not get", [((), self._flows.lost)]))
-        names = sorted({name for gauges in self._gauges.values() for name in gauges})
-        for name in names:
+        return [*families, *self._of_workers()]
+
+    def _of_workers(self) -> Iterator[Family]:
+        names = self._counted_before.keys() | {name for gauges in self._gauges.values() for name in gauges}
+        for name in sorted(names):
             total = sum(gauges.get(name, 0) for gauges in self._gauges.values())
-            families.append(gauge(f"weft_worker_{name}", f"Sum over the data workers: {name.replace('_', ' ')}", total))
-        return families
+            text = f"Sum over the data workers: {name.replace('_', ' ')}"
+            if name in _COUNTS:
+                yield counter(f"weft_worker_{name}", text, [((), total + self._counted_before[name])])
+            else:
+                yield gauge(f"weft_worker_{name}", text, total)
 
 
 def _count_for(counts: dict[_Key, int], key: _Key, rest: _Key) -> None:

@@ -43,8 +43,9 @@ def test_certificates_are_shown_whole_and_keys_never(authority: Any) -> None:
 
 
 def test_config_has_istios_keys_and_no_header_values() -> None:
-    config = read_config(["--node", "n1"], {"XDS_HEADER_X": "hush", "NETWORK": "net1"}, 2)
+    config = read_config(["--node", "n1"], {"XDS_HEADER_X": "hush", "NETWORK": "net1", "ISTIO_META_MY_OWN": "a"}, 2)
     shown = dump_config(config)
+    assert shown["nodeMetadata"] == shown["proxyMetadata"] == {"MY_OWN": "a"}  # names that others gave stay as they are
     assert (shown["clusterId"], shown["network"], shown["xds"]["headers"]) == ("Kubernetes", "net1", ["x"])
     assert "hush" not in json.dumps(shown)
 

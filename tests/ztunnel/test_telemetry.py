@@ -188,6 +188,19 @@ def test_what_pods_and_the_node_hold_of_their_limits() -> None:
     assert 'weft_limit_refusals_total{scope="node",kind="handshakes"} 9' in world.metrics()
 
 
+def test_what_a_worker_counted_stays_when_it_ends_and_what_it_held_goes() -> None:
+    world = World()
+    for worker in (0, 1):
+        world.telemetry.hear(worker, WorkerStatus({"endpoint_retries": 5, "connections": 7}))
+    for alive in (2, 1, 0):
+        shown = world.metrics()
+        assert "weft_worker_endpoint_retries_total 10" in shown
+        assert "# TYPE weft_worker_endpoint_retries counter" in shown
+        assert (f"weft_worker_connections {7 * alive}" in shown) is (alive > 0)
+        if alive:
+            world.telemetry.worker_died(alive - 1)
+
+
 def test_offenders_beyond_a_bound_are_counted_together() -> None:
     world = World()
     for number in range(1100):
