@@ -8,7 +8,7 @@ setup:
 demo: setup
 	@$(PYTHON) -m lab.walkthrough
 
-down:
+down: setup
 	@.venv/bin/weft lab down
 
 test: check

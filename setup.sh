@@ -22,22 +22,43 @@ if [ ! -e "/lib/modules/$(uname -r)/build" ] && ! compgen -G '/usr/src/linux-hea
     packages+=("linux-headers-$(dpkg --print-architecture)")
 fi
 
+# One at a time on a machine: two would install into the same folders, and into the same system.
+exec 9>/run/weft-setup.lock
+flock -n 9 || { say "waiting for another setup.sh"; flock 9; }
+
 missing=()
 for package in "${packages[@]}"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
 
+# Server packages start what they install: forbidden for the duration, unless the host has a rule of its own. The rule's file also
+# says what is new here, for the next run to finish where this one is killed.
+policy=/usr/sbin/policy-rc.d
+mark="# Made by weft's setup.sh, which removes it. New here:"
+
+# A server that came with an installation of ours stays off at boot too; one that was there before is not touched.
+finish() {
+    for unit in "$@"; do
+        if command -v systemctl >/dev/null; then
+            systemctl disable "$unit" >/dev/null 2>&1 || true
+        fi
+        deb-systemd-helper disable "$unit.service" >/dev/null 2>&1 || true
+        update-rc.d "$unit" disable >/dev/null 2>&1 || true
+    done
+    ! grep -qsF "$mark" $policy || rm -f $policy
+}
+
 install_missing() {
     say "Debian packages: ${missing[*]}"
-    # Server packages start what they install: forbidden for the duration, unless the host has a rule of its own.
-    policy=/usr/sbin/policy-rc.d
-    made_policy=
+    new=()
+    for unit in nginx redis-server postgresql; do
+        case " ${missing[*]} " in *" $unit "*) new+=("$unit") ;; esac
+    done
+    trap 'finish "${new[@]}"' EXIT
     if [ ! -e $policy ]; then
-        printf '#!/bin/sh\nexit 101\n' >$policy
+        printf '#!/bin/sh\n%s %s\nexit 101\n' "$mark" "${new[*]}" >$policy
         chmod 755 $policy
-        made_policy=1
     fi
-    trap '[ -z "$made_policy" ] || rm -f "$policy"' EXIT
     # PostgreSQL's package would create and run a cluster "main".
     if [ "$(dpkg-query -W -f '${db:Status-Status}' postgresql-common 2>/dev/null)" != installed ]; then
         mkdir -p /etc/postgresql-common/createcluster.d
@@ -45,24 +66,23 @@ install_missing() {
     fi
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
-    apt-get install -y -q --no-install-recommends "${missing[@]}"
-    # A server that came with this installation stays off at boot too; one that was there before is not touched.
-    for unit in nginx redis-server postgresql; do
-        case " ${missing[*]} " in *" $unit "*) ;; *) continue ;; esac
-        if command -v systemctl >/dev/null; then
-            systemctl disable "$unit" >/dev/null 2>&1 || true
-        fi
-        deb-systemd-helper disable "$unit.service" >/dev/null 2>&1 || true
-        update-rc.d "$unit" disable >/dev/null 2>&1 || true
-    done
-    [ -z "$made_policy" ] || rm -f $policy
+    # A machine that has just started may be upgrading itself.
+    apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
+    finish "${new[@]}"
     trap - EXIT
 }
+if grep -qsF "$mark" $policy; then
+    read -ra left <<<"$(sed -n "s/^$mark//p" $policy)"
+    say "finishing an installation that was killed: ${left[*]:-no servers}"
+    finish "${left[@]}"
+fi
 [ ${#missing[@]} = 0 ] || install_missing
 
 venv=.venv
-# One that was interrupted on its way has no pip yet; one from before the system's Python was upgraded has nothing for this Python.
-if ! [ -x $venv/bin/pip ] || ! [ -d "$venv/lib/$(basename "$(readlink -f /usr/bin/python3)")" ]; then
+# One that was interrupted on its way has no pip yet; one from before the system's Python was upgraded has nothing for this Python; one
+# that came here with its folder, moved or copied, runs what lies where it was made.
+made_here() { case "$(cat $venv/pyvenv.cfg)" in *" $(pwd -P)/$venv"*) ;; *) return 1 ;; esac; }
+if ! [ -x $venv/bin/pip ] || ! [ -d "$venv/lib/$(basename "$(readlink -f /usr/bin/python3)")" ] || ! made_here; then
     say "venv from /usr/bin/python3"
     /usr/bin/python3 -m venv --clear --system-site-packages $venv
 fi
