@@ -39,7 +39,7 @@ if [ ! -e "$root/.debian" ]; then
 fi
 
 say "weft $version"
-rm -rf "$folder/wheel" "$root/opt/weft" build/lib build/bdist.*
+rm -rf "$folder/wheel" "$root/opt/weft" "$root/tmp/weft" build/lib build/bdist.*
 .venv/bin/pip wheel -q --disable-pip-version-check --no-deps -w "$folder/wheel" .
 rm -rf build/lib build/bdist.*
 mkdir -p "$root/opt" "$root/tmp/weft"
@@ -74,5 +74,6 @@ rm "$folder/root.tar"
 oci config --env PATH=/opt/weft/bin:/usr/sbin:/usr/bin:/sbin:/bin --env PYTHONUNBUFFERED=1 --workingdir / --cmd weft \
     --label org.opencontainers.image.title=weft --label "org.opencontainers.image.version=$version" "$container"
 rm -f "$folder/weft.tar"
-oci commit -q --disable-compression=false "$container" "oci-archive:$folder/weft.tar:weft:$version" >/dev/null
-say "$folder/weft.tar ($(du -h "$folder/weft.tar" | cut -f1)): weft:$version"
+# By its whole name: containerd finds none under a short one.
+oci commit -q --disable-compression=false "$container" "oci-archive:$folder/weft.tar:docker.io/library/weft:$version" >/dev/null
+say "$folder/weft.tar ($(du -h "$folder/weft.tar" | cut -f1)): docker.io/library/weft:$version"

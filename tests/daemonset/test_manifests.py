@@ -78,6 +78,8 @@ def test_the_proxys_flags_and_environment() -> None:
     assert config.zds_socket == Path("/run/weft/nodes/node-1/ztunnel.sock")
     probe = _containers()["weft-ztunnel"]["readinessProbe"]["httpGet"]
     assert (probe["port"], probe["path"]) == (config.readiness_port, "/healthz/ready")
+    startup = _containers()["weft-ztunnel"]["startupProbe"]["exec"]["command"]
+    assert startup[:2] == ["/bin/sh", "-c"] and f"'sport = :{config.readiness_port}'" in startup[2]
 
 
 def test_a_new_proxy_starts_beside_the_old_one() -> None:
@@ -85,6 +87,12 @@ def test_a_new_proxy_starts_beside_the_old_one() -> None:
     assert proxy["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     # A port that is declared in the node's network is taken for the scheduler: the second proxy would wait for the first.
     assert proxy["spec"]["template"]["spec"]["hostNetwork"] and "ports" not in _containers()["weft-ztunnel"]
+
+
+def test_no_process_counts_as_rolled_out_before_it_serves() -> None:
+    agent = _containers()["weft-agent"]
+    assert agent["readinessProbe"]["tcpSocket"]["port"] == parse_agent(_arguments("weft-agent")).metrics_port
+    assert all("readinessProbe" in container for container in _containers().values())
 
 
 def test_the_image_is_this_versions_everywhere() -> None:
