@@ -70,11 +70,13 @@ def enter(root: Root) -> None:
     _devices(top)
     _kernel(top)
     for path in root.hidden:
-        if os.path.isdir(top + path):
-            mount("tmpfs", top + path, "tmpfs", MS_RDONLY, "size=4k,mode=000")
+        place = _within(top, path)
+        if os.path.isdir(place):
+            mount("tmpfs", place, "tmpfs", MS_RDONLY, "size=4k,mode=000")
     for source, target, read_only in root.volumes:
-        os.makedirs(top + target, exist_ok=True)
-        _bind(source, top + target, read_only)
+        place = _within(top, target)
+        os.makedirs(place, exist_ok=True)
+        _bind(source, place, read_only)
     for source, target in root.files:
         _bind_file(source, top + target)
     if root.passwd:
@@ -99,6 +101,18 @@ def enter_image(root: str, folders: Iterable[str]) -> None:
         mount(path, root + path, "", MS_BIND | MS_REC)
     os.chroot(root)
     os.chdir("/")
+
+
+def _within(top: str, path: str) -> str:
+    """Where a path of the container is: its links lead to places of the container (/var/run to its /run), not of the host."""
+    outside = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.chroot(top)
+    try:
+        return top + os.path.realpath(path)
+    finally:
+        os.fchdir(outside)
+        os.chroot(".")
+        os.close(outside)
 
 
 def _base(scratch: str) -> tuple[str, bool]:

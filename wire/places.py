@@ -113,4 +113,4 @@ def _folder(name: str, environment: Mapping[str, str], default: str) -> Path:
     folder = Path(environment.get(name) or default)
     if not folder.is_absolute():
         raise PlacesError(f"{name}={str(folder)!r}: processes start in different folders: write a whole path, from /")
-    return folder
+    return Path(os.path.realpath(folder))  # /var/run is a link: mounts and other root file systems know the folder itself
