@@ -9,5 +9,5 @@ What replaces a cluster's own services: `service_rules` (virtual addresses), `ho
 How a program gets where it belongs: `process` starts `launch`, which joins cgroup and namespaces, builds the `rootfs` and
 becomes the program.
 How people use it: `client` (up, down, status, exec, logs), `world` (in tests and benchmarks); `teardown` and `orphans` for
-removal, `neighbours` so that it is nobody else's; `walkthrough` is the demo.
+removal, `claim` and `neighbours` so that it is nobody else's; `walkthrough` is the demo.
 """

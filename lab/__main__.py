@@ -9,15 +9,24 @@ import signal
 import sys
 
 from lab.api import Api
+from lab.claim import claim, held
 from lab.daemon import Daemon
 from lab.layout import Layout
 from wire.http_server import HttpServer
 
+_MAX_BODY_BYTES = 64 << 20
+"""As much as control takes: manifests come in one piece."""
+_PATIENCE_S = 2.0
+"""For a former one to end."""
+
 
 async def serve(layout: Layout, mesh: bool) -> None:
-    """Run the daemon and its API until a signal ends it."""
+    """Run the daemon and its API until a signal ends it.
+
+    Raises: ValueError for a ledger that is none; RuntimeError, OSError when the kernel refuses the lab's own network.
+    """
     daemon = Daemon(layout, mesh)
-    server = HttpServer(Api(daemon).routes())
+    server = HttpServer(Api(daemon).routes(), max_body_bytes=_MAX_BODY_BYTES)
     task = asyncio.create_task(daemon.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,9 +50,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         layout = Layout.from_environment()
-    except ValueError as error:
+        with held(f"{layout.places.prefix}:daemon", _PATIENCE_S) as alone:
+            if not alone:
+                sys.exit("weft-lab: another process of this lab's serves it already")
+            claim(layout)
+            asyncio.run(serve(layout, not flags.no_mesh))
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"weft-lab: {error}")
-    asyncio.run(serve(layout, not flags.no_mesh))
 
 
 if __name__ == "__main__":

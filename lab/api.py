@@ -4,6 +4,7 @@ GET /status; POST /apply, /delete {"files": {name: yaml}}; POST /mesh {"enabled"
 GET /join?pod=NS/NAME[&container=NAME].
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -41,13 +42,15 @@ class Api:
     async def status(self, _: Request) -> Response:
         """The whole lab, and what is not ready yet: `unready`, a sentence each; empty when all is."""
         daemon = self._daemon
-        nodes = {name: await node.unready() for name, node in sorted(daemon.nodes.items())}
+        runs = dict(sorted(daemon.nodes.items()))
+        reasons = await asyncio.gather(*(node.unready() for node in runs.values()))
+        nodes = dict(zip(runs, reasons, strict=True))
         pods = daemon.pod_states()
         document = {
             "prefix": daemon.layout.places.prefix,
             "mesh": daemon.mesh,
             "control": asdict(daemon.control.state),
-            "nodes": [_node(daemon.nodes[name], reason) for name, reason in nodes.items()],
+            "nodes": [_node(runs[name], reason) for name, reason in nodes.items()],
             "pods": [_pod(daemon, state) for state in pods],
             "unready": await self._unready(nodes, pods),
         }

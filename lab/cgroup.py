@@ -11,6 +11,11 @@ def create(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+def children(path: Path) -> list[Path]:
+    """The cgroups right below it, by name."""
+    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+
+
 def populated(path: Path) -> bool:
     """Whether any process is in it or below."""
     try:
@@ -50,7 +55,6 @@ def remove(path: Path) -> None:
     """
     if not path.is_dir():
         return
-    for child in path.iterdir():
-        if child.is_dir():
-            remove(child)
+    for child in children(path):
+        remove(child)
     path.rmdir()

@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lab import logs, neighbours, teardown
+from lab.claim import ClaimError, claim, held
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout
 from lab.node import program_environment
-from lab.process import popen, spawn
+from lab.process import listener_of, popen, spawn
 from mesh.manifests import Node, Problem, parse
 from wire.http_client import request
 from wire.http_messages import HttpError
@@ -76,7 +78,8 @@ class Lab:
             raise ManifestError([_problem(one) for one in read.problems if not one.warning])
         _require_short_paths(self.layout, [one.name for one in read.objects if isinstance(one, Node)])
         _require_own_places(self.layout)
-        self._start_daemon(mesh, progress)
+        with self._alone():
+            self._start_daemon(mesh, progress)
         until = time.monotonic() + timeout_s
         answer = self._apply(files, until, progress)
         for problem in answer["problems"]:
@@ -86,20 +89,30 @@ class Lab:
                 progress(f"{change['object']} {change['change']}")
         return self._await_ready(until, timeout_s, progress)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One command at a time starts a lab, or removes it. Raises: LabError when another one takes long."""
+        with held(f"{self.layout.places.prefix}:command", _DAEMON_TIMEOUT_S) as alone:
+            if not alone:
+                raise LabError("another weft lab up or down is at work on this lab: repeat when it has ended")
+            yield
+
     def _start_daemon(self, mesh: bool, progress: Progress) -> None:
-        if self.running():
+        if listener_of(self.layout.socket):
             if self.status()["mesh"] != mesh:
                 progress("putting the mesh on" if mesh else "taking the mesh off")
                 self._call("POST", "/mesh", {"enabled": mesh})
             return
         progress("starting the lab")
         layout = self.layout
-        for folder in (layout.logs, layout.lab_cgroup, layout.run):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                mend = "set WEFT_RUN_DIR and WEFT_STATE_DIR to folders that can be written"
-                raise LabError(f"{folder} cannot be made: {error.strerror}: {mend}") from error
+        try:
+            claim(layout)
+            layout.logs.mkdir(parents=True, exist_ok=True)
+        except ClaimError as error:
+            raise LabError(str(error)) from error
+        except OSError as error:
+            mend = "set WEFT_RUN_DIR and WEFT_STATE_DIR to folders that can be written"
+            raise LabError(f"{error.filename or 'the lab'} cannot be made: {error.strerror}: {mend}") from error
         log = layout.logs / "lab.log"
         argv = (sys.executable, "-m", "lab", *(() if mesh else ("--no-mesh",)))
         launch = Launch(argv, str(layout.lab_cgroup), env=program_environment(layout), cwd=str(SOURCE_ROOT), log=str(log))
@@ -125,8 +138,10 @@ class Lab:
             try:
                 answer = self._call("POST", "/apply", {"files": dict(files)})
                 break
-            except LabError as error:  # control is starting
-                if time.monotonic() > until:
+            except LabError as error:
+                if not (isinstance(error.__cause__, HttpError) and error.__cause__.status == 503):
+                    raise
+                if time.monotonic() > until:  # control is still starting
                     reason = self.status()["control"]["reason"]
                     raise LabError(f"{error}{f'; control {reason}' if reason else ''}; see: weft lab logs control") from error
                 if not told:
@@ -159,13 +174,14 @@ class Lab:
         """
         _require_root()
         _require_own_places(self.layout)
-        if not teardown.present(self.layout):
-            return False
-        progress("removing the lab")
-        try:
-            teardown.remove(self.layout)
-        except (OSError, RuntimeError) as error:
-            raise LabError(f"the lab could not be removed whole: {error}; try again") from error
+        with self._alone():
+            if not teardown.present(self.layout):
+                return False
+            progress("removing the lab")
+            try:
+                teardown.remove(self.layout)
+            except (OSError, RuntimeError) as error:
+                raise LabError(f"the lab could not be removed whole: {error}; try again") from error
         if self._daemon:
             os.waitpid(self._daemon, 0)  # this very process started it
             self._daemon = 0

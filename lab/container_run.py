@@ -1,6 +1,7 @@
 """One container of one pod, run and run again as its restart policy says, and asked whether it is ready."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import pwd
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab.container import Command, catches_sigterm
@@ -59,6 +60,8 @@ class ContainerRun:
         self._reason = "waiting to start"
         self.finished = False
         """Whether it has ended for good."""
+        self._missed = False
+        """Whether it ended while no daemon ran: with which code, nobody knows."""
 
     @property
     def state(self) -> ContainerState:
@@ -72,17 +75,24 @@ class ContainerRun:
             document = json.loads(self._record.read_text())
             record = Record(int(document["pid"]), int(document["started_ticks"]))
             self._restarts = int(document["restarts"])
-        except (OSError, ValueError, KeyError, TypeError):
+            self.finished = bool(document.get("finished"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
-        self._process = Process.adopt(record)
-        if self._process is None:
-            self._restarts += 1
+        if self.finished:
+            self._exit_code = document["exit_code"]
+            self._reason = _ending(self._exit_code)
+        self._process = None if self.finished else Process.adopt(record)
+        self._missed = self._process is None and not self.finished
         return self._process is not None
 
     async def run(self, policy: str) -> None:
         """Keep it running, or run it to its end: policy `Always`, `OnFailure` or `Never`."""
+        if self._missed and policy == "Never":
+            self.finished, self._reason = True, _ending(None)
+        elif self._missed:
+            self._restarts += 1
         failures = 0
-        while True:
+        while not self.finished:
             began = time.monotonic()
             try:
                 if self._process is None:
@@ -94,14 +104,15 @@ class ContainerRun:
             self._process = None
             if policy == "Never" or (policy == "OnFailure" and self._exit_code == 0):
                 self.finished = True
-                self._set(False, self._reason)
-                return
+                break
             failures = 0 if time.monotonic() - began > _HEALTHY_AFTER_S else failures + 1
             wait_s = pause_s(max(0, failures - 1), _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
             self._restarts += 1
             self._set(False, f"{self._reason}; starting it again in {wait_s:g} s")
             _log.info("%s container %s: %s", self.wish.key, self.command.name, self._reason)
             await asyncio.sleep(wait_s)
+        self._set(False, self._reason)
+        self._keep_end()
 
     async def _watch(self) -> None:
         assert self._process is not None
@@ -110,11 +121,7 @@ class ContainerRun:
             probing = group.create_task(self._probe())
             self._exit_code = await process.wait()
             probing.cancel()
-        code = self._exit_code
-        if code is None:
-            self._reason = "ended, its exit code unknown"
-        else:
-            self._reason = "completed" if code == 0 else f"ended with code {code}" + (" (killed)" if code == 137 else "")
+        self._reason = _ending(self._exit_code)
 
     async def _probe(self) -> None:
         probe = self.command.probe
@@ -138,11 +145,27 @@ class ContainerRun:
 
     async def _start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._process = await Process.start(self._launch())
+        process = await Process.start(self._launch())
+        try:
+            self._keep(process.record)
+        except OSError:  # a full disk: it would be forgotten, and run beside the next
+            process.signal(signal.SIGKILL)
+            await process.wait()
+            raise
+        self._process = process
+
+    def _keep(self, record: Record) -> None:
+        """For the next daemon, as a whole or not at all."""
         fresh = self._record.with_name(self._record.name + ".new")
-        record = self._process.record
-        fresh.write_text(json.dumps({"pid": record.pid, "started_ticks": record.started_ticks, "restarts": self._restarts}))
+        state = {"restarts": self._restarts, "finished": self.finished, "exit_code": self._exit_code}
+        fresh.write_text(json.dumps(asdict(record) | state))
         os.replace(fresh, self._record)
+
+    def _keep_end(self) -> None:
+        try:
+            self._keep(Record(0, 0))
+        except OSError as error:
+            _log.warning("%s container %s: its end is not recorded: %s", self.wish.key, self.command.name, error)
 
     def _launch(self) -> Launch:
         layout, wish, command = self._layout, self.wish, self.command
@@ -192,6 +215,12 @@ class ContainerRun:
         await self._process.wait()
 
 
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "ended, its exit code unknown"
+    return "completed" if code == 0 else f"ended with code {code}" + (" (killed)" if code == 137 else "")
+
+
 def _can_end(pid: int) -> bool:
     try:
         return catches_sigterm(Path(f"/proc/{pid}/status").read_text())
@@ -210,13 +239,14 @@ def _account(uid: int, gid: int) -> tuple[str, str]:
 def write_in_place(path: Path, text: str) -> None:
     """Change a file that containers see through a bind mount, which would keep showing a replaced one's old text.
 
-    One write of at least the old length, so that a reader meets no half of a line; the padding goes at once.
+    One write of at least the old length, so that a reader meets no half of a line; the padding goes at once. Raises: OSError.
     """
     content = text.encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         old_size = os.fstat(descriptor).st_size
-        os.pwrite(descriptor, content.ljust(old_size, b"\n"), 0)
+        if os.pwrite(descriptor, content.ljust(old_size, b"\n"), 0) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.ftruncate(descriptor, len(content))
     finally:
         os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import Any
 
 from lab import cgroup, fabric, netns, orphans
 from lab.addresses import NodeAddresses, control
+from lab.claim import require_own_namespace
 from lab.control_link import ControlLink
 from lab.desired import Desired, desired
 from lab.endpoints import Endpoint
@@ -51,12 +52,14 @@ class Daemon:
         self.wanted = Desired()
         self.problems: dict[str, str] = {}
         """What could not be done and is tried again: subject -> why."""
+        self._trouble: dict[str, str] = {}
+        """The same as far as it is found out anew."""
         self._pods: dict[str, tuple[PodRun, asyncio.Task[None]]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._objects: Sequence[Object] | None = None
         self._dirty, self._changed = asyncio.Event(), asyncio.Event()
         self._reconciled: Sequence[Object] | None = None
-        self.control = Program("control", self._control_launch, layout.run / "programs" / "control.json")
+        self.control = Program("control", self._control_launch, layout.programs / "control.json")
         self.link = ControlLink(layout.places)
         self._retrying: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup
@@ -82,6 +85,8 @@ class Daemon:
         layout = self.layout
         for folder in (layout.run, layout.state, layout.places.control_state):
             folder.mkdir(parents=True, exist_ok=True)
+        for name in (layout.fabric_netns, layout.control_netns):
+            require_own_namespace(name, layout.control_cgroup)
         cgroup.create(layout.control_cgroup)
         standing = layout.run / "fabric"
         if standing.exists() and all(netns.exists(name) for name in (layout.fabric_netns, layout.control_netns)):
@@ -135,12 +140,13 @@ class Daemon:
             objects = self._objects
             if objects is None:
                 continue
-            self.problems.clear()
+            self._trouble = {}
             try:
                 await self._reconcile(objects)
                 self._reconciled = objects
             except (OSError, RuntimeError, TimeoutError) as error:
-                self.problems["the lab"] = str(error)
+                self._trouble["the lab"] = str(error)
+            self.problems = self._trouble  # at once: who waits shall not see them come and go
             self._changed.set()
             if self.problems:
                 for subject, reason in self.problems.items():
@@ -228,7 +234,7 @@ class Daemon:
         results = await asyncio.gather(*(node.prepare(self._group) for node in fresh), return_exceptions=True)
         for node, result in zip(fresh, results, strict=True):
             if isinstance(result, RuntimeError | OSError | TimeoutError):
-                self.problems[f"Node {node.name}"] = str(result)
+                self._trouble[f"Node {node.name}"] = str(result)
             elif isinstance(result, BaseException):
                 raise result
             else:
@@ -252,7 +258,7 @@ class Daemon:
             try:
                 await self.link.apply(files)
             except OSError as error:
-                self.problems["podCIDRs"] = str(error)
+                self._trouble["podCIDRs"] = str(error)
 
     def range_texts(self, node: str) -> list[str]:
         """The pod ranges of a node that the lab has."""
@@ -271,7 +277,7 @@ class Daemon:
                     await node.start_mesh(self._group, token, root_pem)
                 await node.use_proxy(self._group, wanted.proxies[name])
             except OSError as error:
-                self.problems[f"Node {name}"] = str(error)
+                self._trouble[f"Node {name}"] = str(error)
 
     # What goes out
 
@@ -281,9 +287,9 @@ class Daemon:
             await asyncio.sleep(_DEBOUNCE_S)
             self._changed.clear()
             endpoints = self._endpoints()
-            self._refresh_names(endpoints)
             text = rules(self.wanted.services, endpoints)
             try:
+                self._refresh_names(endpoints)
                 for node in list(self.nodes.values()):
                     await node.set_rules(text)
                 await self.link.report([state for state in self.pod_states() if state.wish.node in self.nodes])

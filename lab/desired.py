@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lab.addresses import NodeAddresses, node_addresses, overlaps, pod_addresses
+from lab.layout import RESERVED
 from lab.ledger import Ledger, Placement
 from lab.proxy import ROOT_NAMESPACE, foreign_command
 from lab.wish import PodWish
@@ -63,6 +64,8 @@ def _nodes(nodes: Sequence[Node], ledger: Ledger, result: Desired) -> list[Node]
     schedulable = []
     for node in sorted(nodes, key=lambda one: one.name):
         try:
+            if node.name in RESERVED:
+                raise ValueError(f"no node of a lab is called {node.name}: a part of the lab itself is")
             if "--" in node.name:
                 raise ValueError("a lab's node must not have -- in its name: it parts node and pod in namespaces' names")
             addresses = node_addresses(ledger.node_index(node.name), node.pod_cidrs)

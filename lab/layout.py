@@ -10,7 +10,7 @@ from pathlib import Path
 from wire.cgroup import cgroup2_mount
 from wire.places import Places
 
-NETNS_FOLDER = Path("/run/netns")
+_NETNS_FOLDER = Path("/run/netns")
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 """Where weft's packages lie: processes of a node start here with `python -m`."""
 
@@ -18,6 +18,8 @@ POD_BRIDGE = "pods"
 """The bridge of a node's pods, in the node's network namespace; it carries the first address of each pod range."""
 FABRIC_BRIDGE = "fabric"
 """The bridge that joins the nodes, in the fabric's network namespace."""
+RESERVED = ("fabric", "control")
+"""Parts of a lab that have a network namespace beside the nodes': no node is called so."""
 UPLINK = "eth0"
 """A node's interface towards the fabric, and a pod's towards its node."""
 
@@ -111,9 +113,18 @@ class Layout:
         """Where a node's prober listens."""
         return self.run / "probers" / f"{node}.sock"
 
+    @property
+    def programs(self) -> Path:
+        """Which processes weft's own programs are."""
+        return self.run / "programs"
+
+    def standing(self, node: str) -> Path:
+        """Which network a node has, once it is whole."""
+        return self.run / "nodes" / node
+
     def program_record(self, node: str, part: str) -> Path:
         """Which process a node's `agent`, `ztunnel` or `prober` is."""
-        return self.run / "programs" / f"{node}.{part}.json"
+        return self.programs / f"{node}.{part}.json"
 
     def pod_volumes(self, pod: str) -> Path:
         """The emptyDir volumes of a pod; on disk, since /run may be small."""
@@ -140,4 +151,4 @@ def link_name(kind: str, owner: str) -> str:
 
 def netns_path(name: str) -> Path:
     """Where a named network namespace is found."""
-    return NETNS_FOLDER / name
+    return _NETNS_FOLDER / name

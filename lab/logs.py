@@ -16,14 +16,17 @@ def bound_logs(folder: Path) -> None:
     """Move what outgrew the limit aside.
 
     The text is copied and the file emptied: its writer appends to a descriptor that it never opens again. Lines written
-    between the two steps are lost.
+    between the two steps are lost, all of them where there is no room for a copy.
     """
     for path in folder.rglob("*.log"):
         try:
             if path.stat().st_size > MAX_BYTES:
                 aside = path.with_name(path.name + ".1")
-                aside.touch(mode=0o600)  # a pod's output is its owner's secret, whatever the umask
-                shutil.copyfile(path, aside)
+                try:
+                    aside.touch(mode=0o600)  # a pod's output is its owner's secret, whatever the umask
+                    shutil.copyfile(path, aside)
+                except OSError:  # a full disk, by this log perhaps: what it held gives way
+                    aside.unlink(missing_ok=True)
                 os.truncate(path, 0)
         except FileNotFoundError:
             continue  # its owner was removed

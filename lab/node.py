@@ -6,13 +6,13 @@ cgroup, and the agent knows the host's own processes and the proxy by theirs.
 
 import asyncio
 import os
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lab import cgroup, fabric, netns
+from lab import cgroup, fabric, netns, teardown
 from lab.addresses import NodeAddresses, control
+from lab.claim import require_own_namespace
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout, netns_path
 from lab.process import LaunchError, listener_of
@@ -20,7 +20,6 @@ from lab.proxy import Surroundings, with_dns
 from lab.steps import to_its_end
 from lab.supervision import Program, ProgramState
 from lab.syscalls import detach, mount
-from wire import keyring
 from wire.http_client import request
 from wire.http_messages import HttpError
 from wire.places import NodePlaces
@@ -97,11 +96,12 @@ class NodeRun:
 
     def _make_places(self) -> None:
         layout, name = self._layout, self._layout.node_netns(self.name)
+        require_own_namespace(name, layout.node_cgroup(self.name))
         for part in ("host", "pods"):
             cgroup.create(layout.node_cgroup(self.name) / part)
         for folder in (self.places.run, self.places.state):
             folder.mkdir(parents=True, exist_ok=True)
-        standing = layout.run / "nodes" / self.name  # written last: a network without it may be half made
+        standing = layout.standing(self.name)  # written last: a network without it may be half made
         expected = f"{self.addresses}"
         if not (netns.exists(name) and standing.exists() and standing.read_text() == f"{netns.inode(name)} {expected}"):
             cgroup.kill(layout.node_cgroup(self.name))
@@ -182,9 +182,11 @@ class NodeRun:
 
     def _write_credentials(self, token: str, root_pem: str) -> None:
         for path, text in ((self.places.token, token), (self.places.root, root_pem)):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fresh = path.with_name(path.name + ".new")  # who runs reads them at any time, and a full disk must leave the former
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "w") as file:
                 file.write(text)
+            os.replace(fresh, path)
         self.places.bpffs.mkdir(exist_ok=True)
         if not os.path.ismount(self.places.bpffs):
             mount("bpf", str(self.places.bpffs), "bpf", 0, "mode=700")
@@ -266,14 +268,4 @@ class NodeRun:
         """End its programs and remove all of it. Its pods have been deleted before."""
         await self.stop_mesh()
         await self._stop("prober")
-        await asyncio.to_thread(self._remove_places)
-
-    def _remove_places(self) -> None:
-        layout = self._layout
-        cgroup.kill(layout.node_cgroup(self.name))
-        keyring.forget_all(keyring.scope(layout.places.prefix, self.name))
-        fabric.delete_node(layout, self.name)
-        cgroup.remove(layout.node_cgroup(self.name))
-        for folder in (self.places.run, self.places.state, layout.process_log(self.name, "_").parent):
-            shutil.rmtree(folder, ignore_errors=True)
-        (layout.run / "nodes" / self.name).unlink(missing_ok=True)
+        await asyncio.to_thread(teardown.remove_node, self._layout, self.name)

@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lab import cgroup, fabric, netns
+from lab import cgroup, fabric, netns, teardown
+from lab.claim import require_own_namespace
 from lab.container import Facts, command
 from lab.container_run import ContainerRun, ContainerState, write_in_place
 from lab.enrolment import EnrolmentError, enrol, withdraw
@@ -87,11 +88,11 @@ class PodRun:
         self._wanted.set()
 
     def set_names(self, shared: str) -> None:
-        """Take the services' names as this pod's namespace sees them."""
+        """Take the services' names as this pod's namespace sees them. Raises: OSError when they cannot be written."""
         if shared != self._names:
-            self._names = shared
             if self._networked:
-                self._write_names()
+                self._write_names(shared)
+            self._names = shared
 
     async def run(self) -> None:
         """Live until cancelled."""
@@ -125,10 +126,11 @@ class PodRun:
 
     def _make_places(self) -> None:
         layout, wish = self._layout, self.wish
+        name = layout.pod_netns(wish.node, wish.key)
+        require_own_namespace(name, layout.pod_cgroup(wish.node, wish.key))
         cgroup.create(layout.pod_cgroup(wish.node, wish.key))
         run = layout.pod_run(wish.key)
         standing = run / "network"  # written last: a network without it may be half made
-        name = layout.pod_netns(wish.node, wish.key)
         if not wish.host_network and not (
             netns.exists(name) and standing.exists() and standing.read_text() == self._network_mark(name)
         ):
@@ -144,7 +146,7 @@ class PodRun:
         write_in_place(
             run / "resolv.conf", resolver_file(wish.pod.namespace, wish.domain, (network[1] for network in wish.ranges))
         )
-        self._write_names()
+        self._write_names(self._names)
         if not wish.host_network:
             standing.write_text(self._network_mark(name))
 
@@ -152,9 +154,9 @@ class PodRun:
         parent = self._layout.node_netns(self.wish.node)
         return f"{self.wish.uid} {netns.inode(name)} {netns.inode(parent)}"
 
-    def _write_names(self) -> None:
+    def _write_names(self, shared: str) -> None:
         wish = self.wish
-        text = hosts_file(wish.pod.name, [one.ip for one in wish.own_addresses], self._names)
+        text = hosts_file(wish.pod.name, [one.ip for one in wish.own_addresses], shared)
         write_in_place(self._layout.pod_run(wish.key) / "hosts", text)
 
     # Enrolment
@@ -248,15 +250,7 @@ class PodRun:
                 await withdraw(layout, wish.node, wish.uid)
             except EnrolmentError as error:
                 _log.warning("%s: %s; its namespace goes all the same", wish.key, error)
-        await asyncio.to_thread(self._remove_places)
-
-    def _remove_places(self) -> None:
-        layout, wish = self._layout, self.wish
-        if not wish.host_network:
-            fabric.delete_pod(layout, wish.node, wish.key)
-        cgroup.remove(layout.pod_cgroup(wish.node, wish.key))
-        for folder in (layout.pod_run(wish.key), layout.pod_volumes(wish.key), layout.container_log(wish.key, "_").parent):
-            shutil.rmtree(folder, ignore_errors=True)
+        await asyncio.to_thread(teardown.remove_pod, layout, wish.node, wish.key)
 
 
 def _marks(wish: PodWish) -> tuple[dict[str, str], dict[str, str]]:

@@ -71,7 +71,6 @@ class Program:
         self._stopping = asyncio.Event()
         self._restarts = 0
         self._reason = "starting"
-        self._cgroup: Path | None = None
 
     @property
     def state(self) -> ProgramState:
@@ -112,13 +111,16 @@ class Program:
 
     async def _start(self) -> None:
         launch = self._launch()
-        self._cgroup = Path(launch.cgroup)
+        own = Path(launch.cgroup)
         Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
-        self._cgroup.mkdir(parents=True, exist_ok=True)
-        if cgroup.populated(self._cgroup):  # what a killed supervisor left: its workers
-            await asyncio.to_thread(cgroup.kill, self._cgroup)
+        cgroup.create(own)
+        if cgroup.populated(own):  # what a killed supervisor left: its workers
+            await asyncio.to_thread(cgroup.kill, own)
         self._process = await Process.start(launch)
-        keep_record(self._process.record, self._record)
+        try:
+            keep_record(self._process.record, self._record)
+        except OSError as error:  # on a full disk it runs all the same: the next daemon starts another in its place
+            _log.warning("%s: no record of process %d is kept: %s", self.name, self._process.pid, error)
         _log.info("%s runs as process %d", self.name, self._process.pid)
 
     async def replace(self, unready: Callable[[int], Awaitable[str]]) -> tuple[int, int]:

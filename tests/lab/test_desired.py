@@ -32,6 +32,13 @@ spec:
 """
 
 
+@pytest.mark.parametrize("name", ["fabric", "control"])
+def test_no_node_is_called_as_a_part_of_the_lab(name: str) -> None:
+    objects = parse({"x": f"apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}"}).objects
+    result = desired(objects, Ledger(), True, str, "cluster.local")
+    assert not result.nodes and f"Node {name}: no node of a lab is called {name}" in result.problems[0]
+
+
 def pod(spec: str, name: str = "p", labels: str = "") -> str:
     return dedent(f"""
         ---

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import netns, teardown
+from lab import cgroup, netns, teardown
 from lab.client import Lab, LabError, ManifestError
 from lab.layout import Layout
+from tests.disk import fill, small_disk
 from tests.lab.host import BASE, daemon_pid, deployment, host_network, leftovers, pod, processes, runs
 from tests.lab.world import World, eventually, unique_layout
 from wire import keyring
@@ -189,6 +190,66 @@ def test_the_next_daemon_removes_what_was_deleted_meanwhile(world: World) -> Non
     assert lives(world) == {} and uid
     assert not netns.exists(world.layout.pod_netns(node, "shop/web-1"))
     assert not world.layout.pod_cgroup(node, "shop/web-1").exists()
+
+
+def test_the_next_daemon_removes_a_node_that_was_deleted_meanwhile_whole(world: World) -> None:
+    world.apply("apiVersion: v1\nkind: Node\nmetadata: {name: c}")
+    node = world.layout.places.node("c")
+    assert node.run.exists() and node.state.exists()
+    os.kill(daemon_pid(world), signal.SIGKILL)
+    eventually(lambda: not world.running())
+    (manifest,) = (world.layout.places.control_state / "manifests").glob("node.*c.yaml")
+    manifest.unlink()
+    world.up({"x": BASE}, mesh=False)
+    assert not netns.exists(world.layout.node_netns("c")) and not world.layout.node_cgroup("c").exists()
+    assert not node.run.exists() and not node.state.exists(), "weft status would name it"
+
+
+def test_the_next_daemon_does_not_run_again_what_came_to_its_end(world: World) -> None:
+    ended = pod("ended", "[sh, -c, 'echo once; exit 4']", "restartPolicy: Never")
+    missed = pod("missed", "[sh, -c, 'echo once; sleep 1000000']", "restartPolicy: Never")
+    with world.having(ended + "---" + missed, wait=False):
+        eventually(lambda: world.pod("shop/ended")["phase"] == "Failed" and world.pod("shop/missed")["ready"])
+        before = processes(world)["shop/missed"]
+        os.kill(daemon_pid(world), signal.SIGKILL)
+        eventually(lambda: not world.running())
+        os.kill(before, signal.SIGKILL)
+        with pytest.raises(LabError, match="Pod shop/ended: container c: ended with code 4"):
+            world.up({"x": BASE}, mesh=False, timeout_s=1.5)
+        eventually(lambda: world.pod("shop/missed")["phase"] == "Failed")
+        assert world.pod("shop/missed")["reason"] == "container c: ended, its exit code unknown"
+        for name in ("ended", "missed"):
+            assert "".join(world.logs(f"shop/{name}")) == "once\n"
+
+
+def test_a_full_disk_leaves_no_program_that_nobody_knows_of() -> None:
+    layout = unique_layout()
+    with (
+        small_disk(layout.places.run, "1m") as disk,
+        World(BASE + "---" + pod("p", "[sleep, infinity]"), False, 60, layout) as full,
+    ):
+        full.up({"long.yaml": f"# {'x' * (2 << 20)}"}, mesh=False)  # as much as one may say at a time
+        path = layout.pod_cgroup(full.pod("shop/p")["node"], "shop/p")
+        fill(disk)
+        service = "apiVersion: v1\nkind: Service\nmetadata: {{name: s{}, namespace: shop}}\nspec: {{ports: [{{port: 1}}]}}\n"
+        full.apply(
+            "---\n".join(service.format(number) for number in range(60)), wait=False
+        )  # whose names are more than one page
+        os.kill(processes(full)["shop/p"], signal.SIGKILL)
+        eventually(lambda: full.pod("shop/p")["restarts"] >= 2 and "No space left" in full.pod("shop/p")["reason"])
+        (disk / "fill").unlink()
+        eventually(lambda: full.pod("shop/p")["ready"])
+        assert cgroup.processes(path) == [processes(full)["shop/p"]]
+        eventually(lambda: "s59.shop.svc" in full.output("shop/p", "cat", "/etc/hosts"))
+
+
+def test_a_volume_below_a_folder_that_is_a_link_is_in_the_pod_and_nowhere_else(world: World) -> None:
+    """/var/run is one, to /run."""
+    name = world.layout.places.prefix + "-app"
+    mounts = f", volumeMounts: [{{name: v, mountPath: /var/run/{name}}}]"
+    with world.having(pod("linked", "[sleep, infinity]", "volumes: [{name: v, emptyDir: {}}]", mounts)):
+        assert world.output("shop/linked", "sh", "-c", f"touch /var/run/{name}/x && ls /run/{name}") == "x\n"
+    assert not Path("/run", name).exists()
 
 
 def test_control_is_started_again(world: World) -> None:

@@ -1,3 +1,5 @@
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,14 @@ def test_reading_on_survives_an_emptied_log(tmp_path: Path) -> None:
     assert logs.read_on(path, 4) == ("", 4)
     path.write_text("2\n")
     assert logs.read_on(path, 4) == ("2\n", 2)
+
+
+def test_a_log_that_filled_the_disk_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logs, "MAX_BYTES", 10)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    (tmp_path / "x.log").write_text("0123456789ab")
+    logs.bound_logs(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.log"] and not (tmp_path / "x.log").read_text()

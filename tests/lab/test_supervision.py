@@ -1,6 +1,7 @@
 """Programs of the lab: how long it waits between attempts, and whom it takes over."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab import cgroup
+from lab import cgroup, supervision
 from lab.launch import Launch
 from lab.process import LaunchError, Process, Record, started_ticks
 from lab.supervision import Program, pause_s
@@ -67,6 +68,22 @@ def test_a_replacement_that_is_given_up_leaves_no_successor(group: Path, tmp_pat
         assert sorted(cgroup.processes(group)) == sorted([program.state.pid, asked[0]])
         replacing.cancel()
         await asyncio.wait([replacing])
+
+    with_program(group, tmp_path, eventually, scenario)
+
+
+@pytest.mark.kernel
+def test_a_program_runs_though_nobody_can_write_it_down(
+    group: Path, tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(record: Record, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(supervision, "keep_record", full)
+
+    async def scenario(program: Program) -> None:
+        first = program.state.pid
+        assert first and cgroup.processes(group) == [first] and not program.state.reason
 
     with_program(group, tmp_path, eventually, scenario)
 
