@@ -66,7 +66,9 @@ class DelegatedIdentities:
         self._bundles: dict[str, bytes] = {}
         self._bundle_task: asyncio.Task[None] | None = None
         self._trouble = ""
-        """Why the stream of bundles has ended."""
+        """Why the stream of bundles has ended, while there is no other."""
+        self._noted = ""
+        """What the log has said of streams that ended, since any spoke: all of them end for one reason mostly."""
         self._changed = asyncio.Event()
         self._renewed: Callable[[Certificate], None] = lambda _: None
         self._withdrawn: Callable[[Identity, str], None] = lambda *_: None
@@ -138,6 +140,7 @@ class DelegatedIdentities:
 
         def fail(reason: str, _: bool) -> None:
             subscription.lost = subscription.error = reason
+            self._note(reason)
             self._wake()
 
         await follow(f"SPIRE {self._address}", call, take, fail)
@@ -150,6 +153,7 @@ class DelegatedIdentities:
         if svid is None and subscription.svid is not None and not first:
             return False
         subscription.svid, subscription.error, subscription.lost = svid, "", ""
+        self._noted = ""
         if svid is None:
             subscription.error = self._nobody(identity, subscription.pods, sorted(named))
             if subscription.told is not None:
@@ -169,17 +173,21 @@ class DelegatedIdentities:
     def _take_bundles(self, response: SubscribeToX509BundlesResponse, _: bool) -> bool:
         if self._trouble:
             _log.info("SPIRE %s: serves again", self._address)
-        self._trouble = ""
+        self._trouble = self._noted = ""
         self._bundles = {name.removeprefix("spiffe://"): der for name, der in response.ca_certificates.items()}
         for identity, subscription in list(self._subscriptions.items()):
             self._update(identity, subscription)
         return True
 
     def _lose_bundles(self, reason: str, _: bool) -> None:
-        if reason != self._trouble:
-            _log.warning("%s", reason)
         self._trouble = reason
+        self._note(reason)
         self._wake()
+
+    def _note(self, reason: str) -> None:
+        if reason != self._noted:
+            _log.warning("%s", reason)
+        self._noted = reason
 
     def _update(self, identity: Identity, subscription: _Subscription) -> None:
         """Something of an identity changed: tell what there is now, whether or not it was asked for again, wake who waits."""

@@ -92,10 +92,11 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
         try:
             while not all(one in self.keys for one in entitled()):
                 await self.changed.wait()
-            while True:
+            while not self.refusal:  # asked again before each push
                 changed = self.changed
                 yield make()
                 await changed.wait()
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.refusal)
         finally:
             self.open -= 1
 
@@ -382,7 +383,9 @@ def test_an_agent_that_was_away_is_found_again_and_blamed_for_what_expired_meanw
     asyncio.run(scenario())
 
 
-def test_spire_that_refuses_is_a_reason_with_its_mend_and_asked_again(tmp_path: Path, authority: Any, eventually: Any) -> None:
+def test_spire_that_refuses_is_a_reason_with_its_mend_and_asked_again(
+    tmp_path: Path, authority: Any, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(agent: Agent, address: str) -> None:
         agent.register(WEB, "k8s:ns:demo", "k8s:sa:web")
         for refused, mend in (
@@ -398,8 +401,11 @@ def test_spire_that_refuses_is_a_reason_with_its_mend_and_asked_again(tmp_path: 
             assert await refusal(source) == f"SPIRE {address}: permission denied: {refused}: {mend}"
             agent.refusal = ""
             await eventually(lambda heard=heard: heard.renewed)
-            agent.refusal = refused  # what is there is nobody else's for that
+            caplog.clear()
+            agent.refusal = refused  # what is there is nobody else's for that, but somebody should know before it expires
             agent.tell()
+            said = f"SPIRE {address}: permission denied: {refused}: {mend}"
+            await eventually(lambda said=said: caplog.messages.count(said) == 1)
             assert (await source.fetch(WEB, time.time())).identity == WEB and not heard.withdrawn
             await source.close()
 
