@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from control.authority import MAX_CSR_BYTES, Authority, SigningError, lifetime_of, make_root, read_request
@@ -19,11 +19,15 @@ def authority() -> Authority:
     return make_root(ec.generate_private_key(ec.SECP256R1()), "cluster.local", NOW, 7)
 
 
-def csr(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, name: str = "") -> str:
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+
+def csr(key: PrivateKey, name: str = "") -> str:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
     san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://cluster.local/ns/kube-system/sa/admin")])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject).add_extension(san, critical=True)
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM).decode()
 
 
 def test_a_workload_certificate_is_what_istios_data_plane_expects(authority: Authority) -> None:
@@ -84,6 +88,34 @@ def test_a_node_certificate_serves_nobody(authority: Authority) -> None:
 def test_what_is_no_request_is_refused(pem: str, reason: str) -> None:
     with pytest.raises(SigningError, match=reason):
         read_request(pem)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP384R1()),
+        rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.generate(),
+    ],
+    ids=["P-256", "P-384", "RSA 2048", "Ed25519"],
+)
+def test_keys_that_are_strong_enough_are_certified(authority: Authority, key: PrivateKey) -> None:
+    pem = authority.sign_workload(read_request(csr(key)), WEB, timedelta(hours=1), NOW, 1)
+    assert x509.load_pem_x509_certificate(pem.encode()).public_key() == key.public_key()
+
+
+def test_a_root_and_one_that_it_certifies_are_authorities_and_nothing_else(authority: Authority) -> None:
+    other = make_root(ec.generate_private_key(ec.SECP256R1()), "cluster.local", NOW, 8)
+    crossed = authority.certify(other.certificate, NOW, 9)
+    crossed.verify_directly_issued_by(authority.certificate)
+    assert crossed.public_key() == other.certificate.public_key()
+    for one in (authority.certificate, crossed):
+        constraints = one.extensions.get_extension_for_class(x509.BasicConstraints)
+        assert constraints.critical and constraints.value.ca
+        usage = one.extensions.get_extension_for_class(x509.KeyUsage)
+        assert usage.critical and usage.value.key_cert_sign and usage.value.crl_sign
+        assert not usage.value.digital_signature and not usage.value.key_encipherment
 
 
 def test_a_request_must_be_signed_with_its_own_key() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh import policy_store
 from mesh.identity import Identity
 from mesh.matching import Connection, peer_of, policy_matches
 from mesh.policy import Action, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch
@@ -123,8 +124,14 @@ EVERYTHING = ip_network("0.0.0.0/0")
     ],
 )
 def test_namespaces_principals_service_accounts_ips_and_ports(match: Match, tls: bool, other: bool, plain: bool) -> None:
-    verdicts = tuple(policy_matches(asking(match), connection) for connection in (TLS, OTHER, PLAIN))
-    assert verdicts == (tls, other, plain)
+    """Alone, and found among so many policies that not each of them is asked, whatever stands beside it in its rule."""
+    ends = (TLS, OTHER, PLAIN)
+    assert [policy_matches(asking(match), one) for one in ends] == [tls, other, plain]
+    strangers = [deny(((Match(principals=exact(f"td/ns/a/sa/{number}")),),), name=f"{number}") for number in range(9)]
+    stranger = Match(namespaces=exact("stranger"))
+    for rules in ([((match,),)], [((stranger, match),)], [((stranger,),), ((match,),)], [((match,), ())]):
+        among = PolicySet([group([*strangers, deny(*rules)])])
+        assert [evaluate(among, one).allowed for one in ends] == [not tls, not other, not plain]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +273,57 @@ def test_after_any_changes_a_store_decides_what_asking_each_policy_decides(
         assert evaluate(applicable, connection) == evaluate(plain, connection)
 
 
+def test_what_left_a_group_of_many_decides_nothing_any_more() -> None:
+    strangers = [deny(((Match(principals=exact(f"td/ns/a/sa/{number}")),),), name=f"{number}") for number in range(9)]
+    keyed, keyless = (deny(((one,),)) for one in (Match(destination_ports=(8080,)), Match(not_namespaces=exact("none"))))
+    several = group(strangers)
+    for refusing in (keyed, keyless):
+        for successor in (None, deny(NO), replace(refusing, dry_run=True)):
+            several.put(refusing)
+            assert not evaluate(PolicySet([several]), TLS).allowed
+            several.remove(refusing.key) if successor is None else several.put(successor)
+            assert evaluate(PolicySet([several]), TLS).allowed
+
+
+def test_who_is_refused_by_default_stays_so_when_a_policy_in_dry_run_comes_or_goes() -> None:
+    several = group([allow(NO)])
+    watching = allow(YES, name="watching")
+    for change in (lambda: several.put(replace(watching, dry_run=True)), lambda: several.remove(watching.key)):
+        change()
+        assert evaluate(PolicySet([several]), TLS) == Verdict(
+            False, None, "allow policies exist, but none allowed", ("ns/allow",)
+        )
+    several.put(watching)
+    assert evaluate(PolicySet([several]), TLS).allowed
+    several.put(replace(watching, dry_run=True))
+    assert not evaluate(PolicySet([several]), TLS).allowed
+    several.remove("ns/allow")
+    assert evaluate(PolicySet([several]), TLS) == Verdict(True, None, "")
+
+
+def test_a_store_keeps_up_what_the_newest_few_workloads_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was forgotten for want of room, and is asked for again, has what is in force by then."""
+    monkeypatch.setattr(policy_store, "_MAX_QUESTIONS", 2)
+    store = PolicyStore()
+    listed = [replace(deny(YES), name=name, scope=Scope.WORKLOAD_SELECTOR) for name in ("a", "b", "c")]
+    store.apply(listed, [])
+    workloads = [Workload("uid", "web", "ns", authorization_policies=(one.key, "ns/late")) for one in listed]
+
+    def held() -> list[list[str]]:
+        return [[policy.key for policy in store.applicable(one)] for one in workloads]
+
+    assert held() == [["ns/a"], ["ns/b"], ["ns/c"]]
+    assert len(store._listed) == 2
+    late = replace(allow(), name="late", scope=Scope.WORKLOAD_SELECTOR)
+    store.apply([late], ["ns/a"])
+    assert held() == [["ns/late"], ["ns/b", "ns/late"], ["ns/c", "ns/late"]]
+    store.apply([replace(late, dry_run=True)], ["ns/b", "ns/c"])
+    assert held() == [["ns/late"]] * 3 and len(store._listed) == 2
+    for name in ("x", "y"):
+        store.applicable(Workload("uid", "web", name, authorization_policies=("ns/other",)))
+    assert store._listers.keys() == {"ns/other"}
+
+
 def test_of_many_policies_only_those_that_can_match_are_asked() -> None:
     strangers = [allow(((Match(principals=exact(f"td/ns/a/sa/{number}")),),), name=f"{number}") for number in range(1000)]
     mine = allow(((Match(principals=exact("td/ns/namespace/sa/account")),),), name="mine")
@@ -274,6 +332,12 @@ def test_of_many_policies_only_those_that_can_match_are_asked() -> None:
     refused = evaluate(watched, OTHER)
     assert (refused.allowed, refused.asked) == (False, ("ns/0", "ns/1", "ns/2", "ns/3"))
     assert len(watched.candidates(peer_of(TLS))) == 1
+    for match in (
+        Match(namespaces=exact("a")),
+        Match(service_accounts=(ServiceAccountMatch("a", "b"),)),
+        Match(destination_ports=(1,)),
+    ):
+        assert not group(deny(((match,),), name=f"{number}") for number in range(9)).candidates(peer_of(TLS))
 
 
 def test_a_verdict_is_remembered_for_what_is_equal_in_everything_that_policies_ask_for() -> None:
