@@ -78,9 +78,14 @@ class Enrolment:
         Raises: ValueError for a request that cannot be; EnrolmentFailed when it did not work out yet.
         """
         pod, place = await self.blocking(self.hands.locate, request)
-        stray = self.strays.pop(pod.uid, pod.cookie)
+        stray = self.strays.get(pod.uid, pod.cookie)
         if stray != pod.cookie:  # its former namespace
-            await self.blocking(self.hands.forget, pod.uid, stray)
+            try:
+                await self.blocking(self.hands.forget, pod.uid, stray)
+            except BaseException:
+                place.close()
+                raise
+        self.strays.pop(pod.uid, None)
         self.unreadable.pop(pod.uid, None)
         self._take(pod, place)
         await self._converge(request.uid)
@@ -99,7 +104,8 @@ class Enrolment:
     async def remove(self, uid: str) -> None:
         """Have a pod out of the mesh; one that is not in it is fine. Raises: EnrolmentFailed."""
         if uid in self.strays or uid in self.unreadable:
-            await self.blocking(self.hands.forget, uid, self.strays.pop(uid, 0))
+            await self.blocking(self.hands.forget, uid, self.strays.get(uid, 0))
+            self.strays.pop(uid, None)
             self.unreadable.pop(uid, None)
         pod = self._want(uid, None)
         await self._converge(uid)

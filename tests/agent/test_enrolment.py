@@ -9,9 +9,11 @@ from typing import Any, cast
 import pytest
 
 from agent.enrolment import Enrolment, EnrolmentFailed
-from agent.hands import Hands, Place
+from agent.hands import Found, Hands, Place
 from agent.plan import Layer
 from agent.pod import Pod, PodRequest
+from agent.zds_messages import Announcement
+from bpf.redirect import Enrolled, PodRedirect
 
 pytestmark = pytest.mark.unit
 
@@ -62,3 +64,98 @@ async def withdrawn_while_its_record_is_refused() -> None:
 
 def test_a_pod_that_goes_while_its_record_is_refused_costs_nobody_else_anything() -> None:
     asyncio.run(withdrawn_while_its_record_is_refused())
+
+
+class Machine:
+    """Hands, and the proxy, of a node that does what it is told, once it no longer fails; what was asked of it, in order."""
+
+    def __init__(self, found: Found, fails: bool = False) -> None:
+        self.found, self.fails = found, fails
+        self.done: list[tuple[object, ...]] = []
+        self.places: list[Place] = []
+
+    def locate(self, request: PodRequest) -> tuple[Pod, Place]:
+        """Every namespace is there."""
+        here, there = socket.socketpair()
+        there.close()
+        self.places.append(Place(os.open("/dev/null", os.O_RDONLY), cast(Any, here)))
+        return POD, self.places[-1]
+
+    def find_all(self) -> Found:
+        """What an earlier agent left."""
+        return self.found
+
+    def forget(self, uid: str, cookie: int) -> None:
+        """Withdrawn without a record."""
+        if self.fails:
+            raise OSError(5, "Input/output error")
+        self.done.append(("forget", uid, cookie))
+
+    def add(self, layer: Layer, pod: Pod, netns_fd: int) -> None:
+        """It is made."""
+        self.done.append(("add", layer))
+
+    def remove(self, layer: Layer, pod: Pod, netns_fd: int | None) -> None:
+        """It is taken away."""
+        self.done.append(("remove", layer))
+
+    def is_alive(self, pod: Pod) -> bool:
+        """None has gone."""
+        return True
+
+
+class Willing:
+    """A proxy that serves whom it is told of."""
+
+    async def add(self, pod: Announcement) -> None:
+        """It does."""
+
+    async def delete(self, uid: str) -> None:
+        """It does no more."""
+
+
+def stray(uid: str, cookie: int, steered: bool) -> Enrolled:
+    return Enrolled(PodRedirect(uid, cookie, (), True), steered)
+
+
+def adopted(machine: Machine) -> Enrolment:
+    enrolment = Enrolment(cast(Hands, machine), lambda pod, entered: None)
+    enrolment.proxy = Willing()
+    return enrolment
+
+
+def test_a_stray_whose_withdrawal_fails_is_a_stray_still() -> None:
+    async def scenario() -> None:
+        machine = Machine(Found([], [], {}, [stray("uid-1", 3, True), stray("uid-2", 4, True)]), fails=True)
+        enrolment = adopted(machine)
+        await enrolment.adopt()
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output"):
+                await enrolment.add(REQUEST)
+            for uid in ("uid-1", "uid-2"):
+                with pytest.raises(OSError, match="Input/output"):
+                    await enrolment.remove(uid)
+        assert enrolment.strays == {"uid-1": 3, "uid-2": 4} and enrolment.snapshot() == ([], ["uid-1", "uid-2"])
+        assert not enrolment.pods() and [place.watch.fileno() for place in machine.places] == [-1, -1]
+        machine.fails = False
+        await enrolment.remove("uid-2")
+        await enrolment.add(REQUEST)
+        assert machine.done[:2] == [("forget", "uid-2", 4), ("forget", "uid-1", 3)] and not enrolment.strays
+        assert enrolment.is_captured("uid-1")
+        await enrolment.remove("uid-1")
+
+    asyncio.run(scenario())
+
+
+def test_what_an_earlier_agent_left_without_a_record_stays_captured_and_what_was_not_captured_goes() -> None:
+    async def scenario() -> None:
+        machine = Machine(Found([], [], {"uid-3": "spoilt"}, [stray("uid-1", 3, True), stray("uid-2", 4, False)]))
+        enrolment = adopted(machine)
+        await enrolment.adopt()
+        assert machine.done == [("forget", "uid-2", 4)]
+        assert enrolment.snapshot() == ([], ["uid-3", "uid-1"]), "the proxy keeps them as they are"
+        await enrolment.remove_all()
+        assert sorted(machine.done[1:]) == [("forget", "uid-1", 3), ("forget", "uid-3", 0)]
+        assert enrolment.snapshot() == ([], [])
+
+    asyncio.run(scenario())
