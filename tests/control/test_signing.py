@@ -3,6 +3,8 @@
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from control import signing
 from control.cluster import Cluster
 from control.credentials import Credentials
 from control.grants import Grants
+from control.rate import Rate
 from control.store import Store
 from control.tokens import Tokens
 from control.trust import Trust
@@ -270,29 +273,72 @@ def test_who_is_nobody_is_refused_before_a_request_is_read(meshed: Any) -> None:
         never.set()
 
 
-async def silent_caller(folder: Path) -> grpc.aio.AioRpcError:
-    """How a call ends whose credential is good, and which sends no request."""
+Call = Callable[..., Awaitable[Any]]
+
+
+@asynccontextmanager
+async def serving(folder: Path, manifests: str = MESH) -> AsyncIterator[tuple[signing.CertificateService, Call]]:
+    """The service alone, and how a node with a token of its own calls it; without manifests it knows no mesh yet."""
     store = Store(folder / "control.db")
     tokens = Tokens(store)
     cluster = Cluster(MeshNames(), [], store, tokens)
-    cluster.replace_objects(parse({"f": MESH}).objects)
+    if manifests:
+        cluster.replace_objects(parse({"f": manifests}).objects)
     grants = Grants("cluster.local", "Kubernetes", cluster.has_node, cluster.index.runs_on, cluster.index.runs)
     trust = Trust(folder, "cluster.local", 3600)
+    service = signing.CertificateService(trust, cluster, Credentials(tokens, "cluster.local"), grants, 3600)
     server = grpc.aio.server()
-    signing.CertificateService(trust, cluster, Credentials(tokens, "cluster.local"), grants, 3600).register(server)
+    service.register(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    bearer = ("authorization", f"Bearer {tokens.issue('n1', bytes(32))}")
+    bearers = {node: f"Bearer {tokens.issue(node, bytes([number] * 32))}" for number, node in enumerate(("n1", "n2"))}
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.stream_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")(metadata=(bearer,))
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            await asyncio.wait_for(call, 20)
+
+        async def call(node: str, *requests: bytes) -> grpc.aio.AioRpcError:
+            """How a call ends that is refused."""
+            method = channel.stream_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
+            sent = iter(requests) if requests else None
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await asyncio.wait_for(method(sent, metadata=(("authorization", bearers[node]),)), 20)
+            return ended.value
+
+        yield service, call
     await server.stop(None)
     store.close()
-    return ended.value
 
 
 def test_who_asks_and_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> grpc.aio.AioRpcError:
+        async with serving(tmp_path) as (_, call):
+            ended: grpc.aio.AioRpcError = await call("n1")
+        return ended
+
     monkeypatch.setattr(signing, "REQUEST_S", 0.1)
-    ended = asyncio.run(silent_caller(tmp_path))
+    ended = asyncio.run(scenario())
     assert (ended.code(), ended.details()) == (grpc.StatusCode.DEADLINE_EXCEEDED, "no certificate request within 0.1 s")
+
+
+def test_a_node_that_asks_for_too_much_waits_and_nobody_else_does(tmp_path: Path) -> None:
+    async def scenario() -> list[grpc.StatusCode]:
+        async with serving(tmp_path) as (service, call):
+            now = [1000.0]
+            service.clock = lambda: now[0]
+            service._rate = Rate(1.0, 2)
+            wrong = IstioCertificateRequest(csr="none").SerializeToString()
+            codes = [(await call(node, wrong)).code() for node in ("n1", "n1", "n1", "n2")]
+            now[0] += 1.0
+            return [*codes, (await call("n1", wrong)).code(), (await call("n1", wrong)).code()]
+
+    taken, full = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert asyncio.run(scenario()) == [taken, taken, full, taken, taken, full]
+
+
+def test_before_the_first_good_state_a_node_is_told_to_come_again(tmp_path: Path) -> None:
+    """Not that it is nobody: it would be taken for an outsider."""
+
+    async def scenario() -> grpc.aio.AioRpcError:
+        async with serving(tmp_path, "") as (_, call):
+            ended: grpc.aio.AioRpcError = await call("n1", IstioCertificateRequest().SerializeToString())
+        return ended
+
+    assert asyncio.run(scenario()).code() is grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,104 @@
+"""What a stream of a node may cost: how many there are, and how long one is waited for."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from envoy.config.core.v3.base_pb2 import Node
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+
+from control import discovery
+from control.cluster import Cluster
+from control.credentials import Credentials
+from control.discovery import DiscoveryService
+from control.store import Store
+from control.tokens import Tokens
+from control.workloads import MeshNames
+from mesh.manifests import parse
+from mesh.resources import AUTHORIZATION_TYPE
+
+pytestmark = pytest.mark.unit
+
+NODES = """
+{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2}, spec: {podCIDRs: [10.244.2.0/24]}}
+"""
+Stream = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
+Opened = Callable[..., Stream]
+
+
+async def staying(*requests: DeltaDiscoveryRequest) -> AsyncIterator[DeltaDiscoveryRequest]:
+    """What a client says that then stays, and says nothing more."""
+    for one in requests:
+        yield one
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Opened]:
+    """The service alone, and how a node with a token of its own opens a stream."""
+    store = Store(folder / "control.db")
+    tokens = Tokens(store)
+    cluster = Cluster(MeshNames(), [], store, tokens)
+    cluster.replace_objects(parse({"f": NODES}).objects)
+    server = grpc.aio.server()
+    DiscoveryService(cluster, Credentials(tokens, "cluster.local")).register(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    bearers = {node: f"Bearer {tokens.issue(node, bytes([number] * 32))}" for number, node in enumerate(("n1", "n2"))}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
+
+        def opened(node: str, *requests: DeltaDiscoveryRequest) -> Stream:
+            metadata = (("authorization", bearers[node]), ("clusterid", "Kubernetes"))
+            stream: Stream = stub.DeltaAggregatedResources(staying(*requests), timeout=20, metadata=metadata)
+            return stream
+
+        yield opened
+    await server.stop(None)
+    store.close()
+
+
+async def served(opened: Opened, node: str) -> Stream:
+    """A stream that has its first answer. Raises: AioRpcError of one that is refused."""
+    stream = opened(node, DeltaDiscoveryRequest(node=Node(id="client"), type_url=AUTHORIZATION_TYPE))
+    await stream.read()
+    return stream
+
+
+def test_a_node_has_so_many_streams_and_takes_none_of_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as opened:
+            streams = [await served(opened, "n1") for _ in range(2)]
+            with pytest.raises(grpc.aio.AioRpcError, match="node n1 has 2 streams already: end some of them") as refused:
+                await served(opened, "n1")
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            streams.append(await served(opened, "n2"))
+            streams.pop(0).cancel()
+            async with asyncio.timeout(20):
+                while len(streams) < 3:
+                    try:
+                        streams.append(await served(opened, "n1"))
+                    except grpc.aio.AioRpcError as error:  # it has not heard yet that one has ended
+                        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for stream in streams:
+                stream.cancel()
+
+    monkeypatch.setattr(discovery, "MAX_STREAMS_PER_NODE", 2)
+    asyncio.run(scenario())
+
+
+def test_who_asks_for_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as opened:
+            with pytest.raises(grpc.aio.AioRpcError, match="no request within") as ended:
+                await opened("n1").read()
+            assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    monkeypatch.setattr(discovery, "FIRST_REQUEST_S", 0.1)
+    asyncio.run(scenario())
