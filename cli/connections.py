@@ -22,7 +22,7 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 async def _open_connections(node: NodePlaces) -> list[dict[str, Any]]:
     """What the node's proxy has open; of a foreign proxy what its config dump tells."""
     try:
-        found: list[dict[str, Any]] = await proxy_json(node, "/connections")
+        found: list[dict[str, Any]] = await proxy_json(node, "/connections", list)
         return found
     except Failure as failure:
         if "HTTP 404" not in failure.message:

@@ -74,15 +74,20 @@ def report_failures(answers: Iterable[Answer[Any]]) -> bool:
     return not failed
 
 
-async def proxy_json(node: NodePlaces, path: str) -> Any:
-    """A JSON document from the node's proxy. Raises: Failure."""
+async def proxy_json(node: NodePlaces, path: str, kind: type = dict) -> Any:
+    """A JSON document from the node's proxy, which need not be weft's. Raises: Failure."""
     what = f"proxy of {node.name}"
     with explained(what, node.admin_socket, look_at_log(node, "ztunnel")):
         try:
             reply = await request(node.admin_socket, "GET", path, timeout_s=TIMEOUT_S)
-            return json.loads(reply.check())
-        except (HttpError, ValueError) as error:
+            found = json.loads(reply.check())
+        except HttpError as error:
             raise Failure(what, f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise Failure(what, f"{path}: no JSON: {error}") from None
+    if not isinstance(found, kind):
+        raise Failure(what, f"{path}: {type(found).__name__}, not {kind.__name__}")
+    return found
 
 
 async def proxy_readiness(node: NodePlaces) -> str:

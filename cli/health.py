@@ -61,7 +61,10 @@ def _certificate(entry: dict[str, Any]) -> Certificate:
 
 
 def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None  # another proxy's way to write it
 
 
 def agent_findings(node: str, status: AgentStatus) -> Iterator[Finding]:

@@ -79,10 +79,10 @@ async def _read_reply_head(reader: asyncio.StreamReader) -> tuple[int, dict[str,
     try:
         head = await reader.readuntil(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
-        version, status = line.split(" ")[:2]
-        if not version.startswith("HTTP/1."):
+        version, _, status = line.partition(" ")
+        if not version.startswith("HTTP/1.") or not status[:3].isdigit():
             raise ValueError(f"not a reply: {line[:100]!r}")
-        return int(status), parse_fields(fields)
+        return int(status[:3]), parse_fields(fields)
     except (ValueError, EOFError, asyncio.LimitOverrunError) as error:
         raise HttpError(502, f"no HTTP reply: {error}") from error
 

@@ -139,10 +139,11 @@ class World:
         server.start()
         return control
 
-    def proxy(self, node: str, dump: dict[str, Any], ready: tuple[int, bytes] = (200, b"ready"), **pages: Any) -> None:
+    def proxy(self, node: str, dump: dict[str, Any] | bytes, ready: tuple[int, bytes] = (200, b"ready"), **pages: Any) -> None:
         """Serve a proxy's admin endpoints."""
         server = _HttpServer(str(self._socket_folder(self.places.node(node).admin_socket)), _Pages)
-        server.pages = {"/config_dump": (200, json.dumps(dump).encode()), "/healthz/ready": ready}
+        page = dump if isinstance(dump, bytes) else json.dumps(dump).encode()
+        server.pages = {"/config_dump": (200, page), "/healthz/ready": ready}
         server.pages |= {f"/{name}": (200, json.dumps(page).encode()) for name, page in pages.items()}
         self._pages.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -84,12 +84,35 @@ def test_without_control_the_proxies_are_asked_and_each_resource_is_shown_once(w
     assert "this is what the proxies know" in result.stderr and "proxy of node-c" in result.stderr
 
 
-def test_a_dump_that_is_no_json_is_an_error_in_one_line(world: "World") -> None:
+def test_a_node_without_a_proxy_is_an_error_in_one_line(world: "World") -> None:
     world.proxy("node-a", {}, ready=(200, b"ready"))
     world.node_folder("node-b")
     result = world.weft("certificates")
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("weft: proxy of node-b: nobody serves ")
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (b"<html>", "/config_dump: no JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b"[" * 200_000, "/config_dump: no JSON: maximum recursion depth exceeded"),
+        (b"[]", "/config_dump: list, not dict"),
+        (b"null", "/config_dump: NoneType, not dict"),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "workloads", "certificates", "connections"])
+def test_a_proxy_that_answers_something_else_does_not_hide_the_others(
+    world: "World", page: bytes, words: str, command: str
+) -> None:
+    leaf = {"serialNumber": "1", "validFrom": "never", "expirationTime": "2026-11-22T00:03:18Z"}
+    known = {"identity": "spiffe://t/ns/n/sa/well", "state": "Available", "certChain": [leaf]}
+    world.proxy("node-a", {"workloads": [{"namespace": "n", "name": "well"}], "certificates": [known], "workloadState": {}})
+    world.proxy("node-b", page)
+    result = world.weft(command, *(["--node", "node-a", "--node", "node-b"] if command == "workloads" else []))
+    assert f"proxy of node-b: {words}" in result.stdout + result.stderr and "internal error" not in result.stderr
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "well" in result.stdout or command in ("status", "connections")
 
 
 def test_certificates(world: "World") -> None:
