@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -10,7 +11,7 @@ import grpc.aio
 from cli.dial import TIMEOUT_S, Answer, from_nodes, grpc_socket, rpc_failure
 from cli.failure import Failure
 from cli.flow_merge import LiveMerge
-from cli.mend import look_at_log
+from cli.mend import continue_it, look_at_log
 from mesh.proto.observer_pb2 import GetFlowsRequest, GetFlowsResponse
 from mesh.proto.observer_pb2_grpc import ObserverStub
 from wire.places import NodePlaces
@@ -24,7 +25,7 @@ async def history(nodes: list[NodePlaces], asked: GetFlowsRequest) -> list[Answe
 
     async def one(node: NodePlaces) -> list[GetFlowsResponse]:
         async with _observer(node) as stub:
-            return [_stamped(node, response) async for response in stub.GetFlows(asked, timeout=6 * TIMEOUT_S)]
+            return [_stamped(node, response) async for response in await _answer(stub, asked, timeout=6 * TIMEOUT_S)]
 
     return await from_nodes(nodes, one)
 
@@ -61,7 +62,7 @@ async def _follow_one(
     while True:
         try:
             async with _observer(node) as stub:
-                async for response in stub.GetFlows(request):
+                async for response in await _answer(stub, request):
                     down = False
                     _continue_after(request, response)
                     await arrived.put(_stamped(node, response))
@@ -71,6 +72,14 @@ async def _follow_one(
                 report(failure)
             down = True
             await asyncio.sleep(RETRY_S)
+
+
+async def _answer(stub: ObserverStub, asked: GetFlowsRequest, **options: float) -> Any:
+    """The stream, when it has begun: an Observer greets at once, however long its first flow is in coming."""
+    call = stub.GetFlows(asked, **options)
+    async with asyncio.timeout(TIMEOUT_S):
+        await call.initial_metadata()
+    return call
 
 
 def _continue_after(request: GetFlowsRequest, response: GetFlowsResponse) -> None:
@@ -90,6 +99,9 @@ async def _observer(node: NodePlaces) -> AsyncIterator[ObserverStub]:
     async with grpc_socket(what, node.hubble_socket, mend) as channel:
         try:
             yield ObserverStub(channel)
+        except TimeoutError:
+            reason = f"no answer on {node.hubble_socket} within {TIMEOUT_S:g} s"
+            raise Failure(what, reason, continue_it(node.hubble_socket) or mend) from None
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN):
                 raise Failure(what, error.details() or "refused the filters") from None

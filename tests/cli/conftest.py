@@ -57,11 +57,15 @@ class _Observer(observer_pb2_grpc.ObserverServicer):
         self.responses = responses
         self.asked: list[observer_pb2.GetFlowsRequest] = []
         self.refusal = ""
+        self.silent = False
         self.live = threading.Event()
         self.server: grpc.Server
 
     def GetFlows(self, request: observer_pb2.GetFlowsRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self.asked.append(request)
+        if self.silent:
+            self.live.wait(30)
+        context.send_initial_metadata(())
         if self.refusal:
             context.abort(grpc.StatusCode.UNKNOWN, self.refusal)
         yield from self.responses

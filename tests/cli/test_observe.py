@@ -82,6 +82,18 @@ def test_a_node_that_is_down_is_reported_and_the_others_are_shown(world: "World"
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_node_that_says_nothing_is_not_waited_for_long(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.flow_source.TIMEOUT_S", 0.2)
+    silent = world.observer("node-a", [])
+    silent.silent = True
+    world.observer("node-b", [_flow(2, "node-b")])
+    result = world.weft("observe")
+    silent.live.set()
+    assert result.exit_code == 1 and len(result.stdout.splitlines()) == 1 and "[node-b]" in result.stdout
+    words = f"no answer on {world.places.node('node-a').hubble_socket} within 0.2 s; look at"
+    assert result.stderr.startswith(f"weft: flows of node-a: {words}")
+
+
 def test_table_and_dict(world: "World") -> None:
     world.observer("node-a", [_flow(1, "node-a")])
     assert world.weft("observe", "-o", "table").stdout.splitlines() == [
@@ -158,15 +170,15 @@ def test_following_shows_flows_as_they_come_and_ends_well_when_interrupted(world
 
 
 def test_following_ends_quietly_when_its_reader_has_gone(world: "World") -> None:
-    observer = world.observer("node-a", [_flow(1, "node-a"), _flow(2, "node-a")])
-    world.observer("node-b", [])
+    observers = world.observer("node-a", [_flow(1, "node-a"), _flow(2, "node-a")]), world.observer("node-b", [])
     environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run)}
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "cli.main", "observe", "-f", "--last", "2"]
     run = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writer)
-    observer.live.set()
+    for observer in observers:
+        observer.live.set()
     assert (run.returncode, run.stderr) == (1, "")
 
 
