@@ -40,7 +40,6 @@ from ztunnel.vault import Vault
 LINGER_S = 10.0
 MAX_CONNECTIONS = 32768
 _RESERVED_FDS = 256
-_NEXT_TURN_S = 0.001
 DNS_IDLE_S = 5.0
 """How long a TCP client of DNS may say nothing."""
 
@@ -81,7 +80,6 @@ class Node:
         self.hellos = Hellos()
         self.vault = Vault(loop, emit, self.hellos.forget, config.tls12, config.tuning.verified_certificates)
         self.descriptions = Descriptions()
-        self.revocations = Revocations(emit, lambda call: loop.call_at(loop.now + _NEXT_TURN_S, call))
         self.holder = Holder(config.node_limits, loop.held)
         loop.held.limit = config.node_limits.buffered_bytes
         loop.sizes = config.tuning.sizes
@@ -112,6 +110,7 @@ class Node:
         """Questions beyond a bound."""
         self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
         self.tunnels: dict[Tunnel, None] = {}
+        self.revocations = Revocations(loop, emit, self.tunnels)
         self.keep_alives = Deadlines(PING_INTERVAL_S)
         """Tunnels: each is looked at as often as it may have to ask for its peer; thousands of idle ones cost little."""
         self.inbound_tunnels = InboundTunnels()

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from ztunnel.channel import Direction, Flag, Revocation
 from ztunnel.der import Malformed, certificate_key
+from ztunnel.loop import Loop
 from ztunnel.verification import PeerRefused
+from ztunnel.walk import Walk
 
 Revoked = Mapping[bytes, frozenset[bytes]]
 """Issuer's name (DER) -> serial numbers (content octets)."""
@@ -41,33 +43,26 @@ class Connected(Protocol):
 class Revocations:
     """The lists of one worker."""
 
-    def __init__(self, emit: Callable[[Revocation], None], soon: Callable[[Callable[[], None]], None]) -> None:
-        """`soon` calls back in a later turn of the loop."""
+    def __init__(self, loop: Loop, emit: Callable[[Revocation], None], connected: Iterable[Connected]) -> None:
+        """`connected`: all that are, whenever it is gone over."""
         self._emit = emit
-        self._soon = soon
         self._revoked: Revoked = {}
-        self._unchecked: list[Connected] = []
+        self._rechecking = Walk(loop, lambda: list(connected), self._recheck, _PER_TURN)
 
-    def set(self, revoked: Revoked, connected: Iterable[Connected]) -> None:
-        """Take in new lists, and look at who is connected."""
+    def set(self, revoked: Revoked) -> None:
+        """Take in new lists, and look at who is connected: some at once, others in later turns."""
         self._revoked = revoked
-        idle = not self._unchecked
-        self._unchecked = list(connected)
-        if idle and self._unchecked:
-            self._soon(self._recheck)
+        self._rechecking.begin()
 
     def check(self, server: bool, chain: Sequence[bytes]) -> None:
         """A peer's verified chain, DER, leaf first; `server`: whether the peer is a client. Raises: PeerRevoked."""
         if self._revoked and (reason := self._reason(server, chain)):
             raise PeerRevoked(reason)
 
-    def _recheck(self) -> None:
-        for connection in self._unchecked[:_PER_TURN]:
-            if connection.open and connection.established and (reason := self._reason(connection.server, connection.chain())):
-                connection.end(f"connection closed: {reason}", "CERT_REVOKED")
-        del self._unchecked[:_PER_TURN]
-        if self._unchecked:
-            self._soon(self._recheck)
+    def _recheck(self, some: list[Connected]) -> None:
+        for one in some:
+            if one.open and one.established and (reason := self._reason(one.server, one.chain())):
+                one.end(f"connection closed: {reason}", "CERT_REVOKED")
 
     def _reason(self, server: bool, chain: Sequence[bytes]) -> str:
         direction: Direction = "inbound" if server else "outbound"

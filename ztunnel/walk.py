@@ -18,9 +18,16 @@ _One = TypeVar("_One")
 class Walk(Generic[_One]):
     """Passes over all there are, the first piece of one at once and another one each turn of the loop."""
 
-    def __init__(self, loop: Loop, everybody: Callable[[], list[_One]], visit: Callable[[list[_One]], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        everybody: Callable[[], list[_One]],
+        visit: Callable[[list[_One]], None],
+        per_turn: int = PER_TURN,
+    ) -> None:
         """`everybody`: a list of its own for each pass; `visit`: some of it, perhaps none, of whom any may have ended."""
         self._loop = loop
+        self._per_turn = per_turn
         self._everybody = everybody
         self._visit = visit
         self._left: list[_One] = []
@@ -40,8 +47,8 @@ class Walk(Generic[_One]):
         self._go_on()
 
     def _go_on(self) -> None:
-        part = self._left[-PER_TURN:]
-        del self._left[-PER_TURN:]
+        part = self._left[-self._per_turn :]
+        del self._left[-self._per_turn :]
         if self._again and not self._left:
             self._again = False
             self._left = self._everybody()
@@ -53,6 +60,6 @@ class Walk(Generic[_One]):
         try:
             self._go_on()
         except Exception:
-            # Who cannot say any more whom its policies allow serves nobody: the supervisor starts a new worker.
+            # Who cannot say any more who is allowed to stay serves nobody: the supervisor starts a new worker.
             self._loop.running = False
             raise

@@ -91,7 +91,7 @@ class Worker:
             SetCertificate: lambda node, message, _: node.vault.set(message),
             CertificateFailed: self._certificate_failed,
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
-            SetRevoked: lambda node, message, _: node.revocations.set(message.revoked, node.tunnels),
+            SetRevoked: lambda node, message, _: node.revocations.set(message.revoked),
             SetLogLevels: self._set_log_levels,
             QueryConnections: self._tell_connections,
             TakeProfile: self._take_profile,

@@ -1,7 +1,7 @@
 """Revoked certificates against real workers: who is refused, who is cut off, and who hears why."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from cryptography import x509
@@ -11,6 +11,7 @@ from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, assert_reset
 from ztunnel.channel import Direction, EarlyFailure, Flag, Revocation, SetCertificate, SetRevoked
 from ztunnel.crl_file import read_lists
+from ztunnel.loop import Loop
 from ztunnel.revocation import PeerRevoked, Revocations
 
 pytestmark = pytest.mark.kernel
@@ -128,14 +129,14 @@ def test_a_revoked_intermediate_a_chain_that_cannot_be_read_and_a_large_crowd() 
     leaf, above = (x509.load_pem_x509_certificate(authority.issue("x://y")[0]).public_bytes(Encoding.DER) for _ in "12")
     lists = read_lists(revocation_list(authority, x509.load_der_x509_certificate(above).public_bytes(Encoding.PEM)))
     told: list[Revocation] = []
-    later: list[Callable[[], None]] = []
-    revocations = Revocations(told.append, later.append)
+    crowd = [Peer(leaf), Peer(leaf, above), *(Peer(leaf) for _ in range(200)), Peer(leaf, above)]
+    loop = Loop()
+    revocations = Revocations(loop, told.append, crowd)
     revocations.check(True, [leaf, above])
     direction: Direction = "inbound"
-    crowd = [Peer(leaf), Peer(leaf, above), *(Peer(leaf) for _ in range(200)), Peer(leaf, above)]
-    revocations.set(lists, crowd)
-    while later:
-        later.pop(0)()
+    revocations.set(lists)
+    for _ in crowd[64::64]:
+        loop.turn(1)
     assert [bool(one.ended) for one in crowd] == [False, True, *[False] * 200, True]
     with pytest.raises(PeerRevoked, match="intermediate certificate revoked"):
         revocations.check(True, [leaf, above])
@@ -144,3 +145,15 @@ def test_a_revoked_intermediate_a_chain_that_cannot_be_read_and_a_large_crowd() 
     with pytest.raises(PeerRevoked, match="cannot be looked up in the revocation lists: it is empty"):
         revocations.check(True, [])
     assert told == [Revocation(direction, known=True)] * 3 + [Revocation(direction, known=False)] * 2
+
+
+def test_lists_that_change_faster_than_all_are_looked_at_end_everybody_all_the_same() -> None:
+    authority = Authority()
+    leaf = x509.load_pem_x509_certificate(authority.issue("x://y")[0]).public_bytes(Encoding.DER)
+    lists = read_lists(revocation_list(authority, x509.load_der_x509_certificate(leaf).public_bytes(Encoding.PEM)))
+    crowd, loop = [Peer(leaf) for _ in range(300)], Loop()
+    revocations = Revocations(loop, lambda _: None, crowd)
+    for _ in range(10):
+        revocations.set(lists)
+        loop.turn(1)
+    assert all(one.ended for one in crowd)

@@ -24,6 +24,7 @@ from ztunnel import openssl, tls, verification
 from ztunnel.channel import SetCertificate
 from ztunnel.crl_file import read_lists
 from ztunnel.key_engine import read_keys_fast
+from ztunnel.loop import Loop
 from ztunnel.revocation import PeerRevoked, Revocations
 from ztunnel.tls import Credentials, reason_of
 from ztunnel.verification import PeerRefused, Verifications, Verified
@@ -256,14 +257,14 @@ def test_another_intermediate_or_none_is_another_chain(mesh: Mesh) -> None:
 
 
 def test_a_certificate_that_was_revoked_since_is_refused(mesh: Mesh) -> None:
-    revocations = Revocations(lambda _: None, lambda _: None)
+    revocations = Revocations(Loop(), lambda _: None, ())
 
     class Looking(Judge):
         def judge(self, peer: Verified) -> None:
             revocations.check(True, peer.chain)
 
     mesh.meets(HONEST, Looking())
-    revocations.set(read_lists(revocation_list(AUTHORITY, HONEST.chain_pem)), [])
+    revocations.set(read_lists(revocation_list(AUTHORITY, HONEST.chain_pem)))
     with pytest.raises(PeerRevoked, match="peer certificate revoked"):
         mesh.meets(HONEST, Looking())
     assert mesh.verified == 1 and mesh.alert() == "SSLV3_ALERT_CERTIFICATE_REVOKED"
