@@ -3,8 +3,8 @@
 `mesh.delta.DeltaClient` knows what to say; this shell connects, converts messages, hands every update to one consumer, and
 answers with what the consumer refused. State outlives streams: a new one says which versions are held, so that after a
 break only differences travel. A stream that ends is opened again, at once after a clean end, else after a pause that doubles
-from 10 ms to 15 s and starts over once a stream has delivered something. A server that ends streams as soon as it has answered
-them is not asked in a circle: only the end of a stream that lasted is clean.
+from 10 ms to 15 s and starts over once a stream has delivered something that could be taken in. A server that ends streams
+as soon as it has answered them is not asked in a circle: only the end of a stream that lasted is clean.
 """
 
 import asyncio
@@ -36,8 +36,9 @@ _DEMAND_PAUSE_S = 0.005
 """Between requests for names: what comes up meanwhile goes into the next."""
 _CUT_OFF = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 """How servers, and what lies between, end streams that are merely old."""
-_FIRST_ANSWER_TIMEOUT_S = 30.0
-"""A server that takes the stream but says nothing is given up for a new attempt: half-open connections look like that."""
+_PATIENCE_S = 30.0
+"""A server that takes the stream but says nothing, or reads nothing any more, is given up for a new attempt: half-open
+connections look like that, and one that hangs answers pings still."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ Answers = Callable[[Mapping[str, str]], None]
 """Hears which names that were asked for are answered: name -> why it was refused, empty if it was not."""
 
 Consumer = Callable[[Update], Awaitable[Mapping[str, str]]]
-"""Applies an update and returns the refused resources, name -> reason; it never raises."""
+"""Applies an update and returns the refused resources, name -> reason. What it raises ends the stream: it is told again."""
 
 
 @dataclass(slots=True)
@@ -171,6 +172,10 @@ class XdsClient:
                 self.status.last_error = reason_of(error, self._endpoint)
             except (OSError, ValueError) as error:
                 self.status.last_error = str(error)
+            except Exception as error:  # of who takes updates in: what it holds serves, and it is told the rest again
+                _log.exception("control plane %s: an update could not be taken in", self._endpoint.address)
+                self.status.last_error = f"internal error: {error!r}"
+                self.status.connected = False  # what the stream delivered is no reason to hurry: the next may deliver the same
             self.status.terminations[reason] += 1
             if self.status.connected:
                 self.status.connected, self._pause_s = False, _FIRST_PAUSE_S
@@ -201,11 +206,11 @@ class XdsClient:
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,
             )
             call = method(metadata=self._endpoint.metadata())
-            async with _in_time():  # a server that does not read takes the first of what is held, and no more
+            async with _in_time("no answer within"):
                 for request in self._client.open():
                     await self._write(call, request)
             async with self._demanding(call):
-                async with _in_time():
+                async with _in_time("no answer within"):
                     body = await self._next(call)
                 while body is not None:
                     answer = await self._take(body)
@@ -218,12 +223,14 @@ class XdsClient:
 
     @asynccontextmanager
     async def _demanding(self, call: Any) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(self._send_demands(call))
+        """Send demands meanwhile. Raises: what ends that, too."""
         try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(self._send_demands(call))
+                yield
+                task.cancel()
+        except BaseExceptionGroup as broken:
+            raise broken.exceptions[0] from None
 
     async def _send_demands(self, call: Any) -> None:
         while True:
@@ -234,7 +241,7 @@ class XdsClient:
             await self._demanded.wait()
 
     async def _write(self, call: Any, request: delta.Request) -> None:
-        async with self._writing:
+        async with self._writing, _in_time("nothing was read for"):  # it takes the first 64 KiB all the same
             try:
                 await call.write(self._encode(request))
             except asyncio.InvalidStateError:
@@ -278,12 +285,12 @@ class XdsClient:
 
 
 @asynccontextmanager
-async def _in_time() -> AsyncIterator[None]:
+async def _in_time(otherwise: str) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(_PATIENCE_S):
             yield
     except TimeoutError:
-        raise TimeoutError(f"no answer within {_FIRST_ANSWER_TIMEOUT_S:g} s") from None
+        raise TimeoutError(f"{otherwise} {_PATIENCE_S:g} s") from None
 
 
 def _termination(code: grpc.StatusCode, connected: bool) -> str:

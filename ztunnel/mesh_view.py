@@ -50,7 +50,7 @@ class MeshView:
         self._on_change = on_change
         self._domains = domains
         self._awaited: set[str] = set()
-        """Types of which nothing at all is known yet."""
+        """Types of which nothing at all is known yet, or of which a large update broke off."""
         self._unfinished = False
         """What workers know is a part of a state. A pod that began now would send past waypoints, and let in past policies."""
 
@@ -96,13 +96,16 @@ class MeshView:
         if update.type_url not in TYPE_URLS:
             return {}
         *earlier, last = range(0, len(update.upserts) or 1, _PIECE)
+        awaited = self._awaited - {update.type_url}
         with collector_at_rest() if earlier else nullcontext():
+            if earlier:
+                self._awaited.add(update.type_url)  # should it break off, all of it has yet to come
             refused, brought = await self._take_pieces(update, earlier)
-            self._awaited.discard(update.type_url)
             # What an update both removes and brings is there afterwards.
             removals = [name for name in update.removals if name not in brought]
-            refused |= self._take_in(update.type_url, update.upserts[last:], removals, bool(self._awaited))
-            if self._unfinished and not self._awaited:  # the last that was missing were policies
+            refused |= self._take_in(update.type_url, update.upserts[last:], removals, bool(awaited))
+            self._awaited = awaited
+            if self._unfinished and not awaited:  # the last that was missing were policies
                 self._change_inventory([], [])
             left_out = (*update.refused, *refused)
             await asyncio.to_thread(self._cache.apply, update.type_url, update.body, left_out)

@@ -38,6 +38,8 @@ BAD = {
 class Control:
     """A control plane played by hand: every stream's raw requests arrive in a queue, and a queue of responses leaves."""
 
+    options: tuple[tuple[str, int], ...] = ()
+
     def __init__(self, authority: Any, tmp_path: Path) -> None:
         self.credentials = grpc.ssl_server_credentials([authority.server("127.0.0.1")])
         self.requests: asyncio.Queue[bytes] = asyncio.Queue()
@@ -50,7 +52,7 @@ class Control:
         self.tmp_path = tmp_path
 
     async def start(self) -> None:
-        self.server = grpc.aio.server()
+        self.server = grpc.aio.server(options=self.options)
         handler = grpc.stream_stream_rpc_method_handler(
             self.stream, response_serializer=DeltaDiscoveryResponse.SerializeToString
         )
@@ -228,7 +230,7 @@ def test_a_stream_that_ends_while_its_update_is_taken_in_is_opened_again(
 def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
     authority: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xds, "_FIRST_ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(xds, "_PATIENCE_S", 0.05)
 
     async def on_update(_: Update) -> Mapping[str, str]:
         return {}
@@ -239,7 +241,7 @@ def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
         client = control.client(on_update)
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: client.status.last_error == "no answer within 0.05 s")
-        monkeypatch.setattr(xds, "_FIRST_ANSWER_TIMEOUT_S", 30)  # a refusal takes the time that it takes
+        monkeypatch.setattr(xds, "_PATIENCE_S", 30)  # a refusal takes the time that it takes
         control.refusal = "node token names another node"
         await eventually(lambda: client.status.last_error == "permission denied: node token names another node")
         assert not client.status.connected and not running.done()
@@ -253,7 +255,7 @@ def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
 def test_a_server_that_does_not_hear_what_is_held_is_given_up(
     authority: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xds, "_FIRST_ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(xds, "_PATIENCE_S", 0.2)
     held = [delta.Resource(f"Kubernetes//Pod/demo/web-{number}", "v" * 64, b"") for number in range(50_000)]
 
     async def on_update(_: Update) -> Mapping[str, str]:
@@ -270,6 +272,89 @@ def test_a_server_that_does_not_hear_what_is_held_is_given_up(
         client = control.client(on_update, {ADDRESS: held})
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: client.status.last_error == "no answer within 0.2 s")
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize(("answers", "demands"), [(200, 0), (1, 4000)])
+def test_a_server_that_hears_no_more_is_given_up(
+    authority: Any,
+    eventually: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    answers: int,
+    demands: int,
+) -> None:
+    """What it says, it says; but our answers to that, and what we ask for, are more than a window takes."""
+    monkeypatch.setattr(xds, "_PATIENCE_S", 0.5)
+
+    async def on_update(update: Update) -> Mapping[str, str]:
+        return dict.fromkeys([one.name for one in update.upserts], "no" * 2000)
+
+    class Deaf(Control):
+        options = (("grpc.http2.bdp_probe", 0),)  # else it takes megabytes unread
+
+        async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
+            for number in range(answers):
+                bad = Resource(name="fz/bad", version=str(number))
+                yield DeltaDiscoveryResponse(type_url=AUTHORIZATION, nonce=f"n{number}", resources=[bad])
+            await self.responses.get()
+
+    async def scenario() -> None:
+        control = Deaf(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update, None, (ADDRESS,))
+        running = asyncio.ensure_future(client.run())
+        await eventually(lambda: client.status.messages[AUTHORIZATION])
+        client.demand(ADDRESS, [f"fz/{number}" + "x" * 200 for number in range(demands)])
+        await eventually(lambda: "nothing was read for 0.5 s" in caplog.text)
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_consumer_that_fails_is_told_again_and_not_in_a_hurry(
+    authority: Any, tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(xds, "random", lambda: 1.0)
+    failing = [True, True, True]
+    taken: list[str] = []
+
+    async def on_update(update: Update) -> Mapping[str, str]:
+        if failing and update.type_url == AUTHORIZATION:
+            failing.pop()
+            raise KeyError("not known")
+        taken.extend(one.name for one in update.upserts)
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update)
+        running = asyncio.ensure_future(client.run())
+        for attempt in range(4):
+            first, second = await control.request(), await control.request()
+            assert list(first.initial_resource_versions) == ["K//Pod/fz/app"][: len(taken)]
+            assert not second.initial_resource_versions, "what failed is not held"
+            if not attempt:
+                control.respond(ADDRESS, "n1", {"K//Pod/fz/app": "v1"})
+                assert (await control.request()).response_nonce == "n1"
+            if attempt < 3:
+                control.respond(AUTHORIZATION, "n2", {"fz/deny": "v1"})
+        assert not client.status.connected and client.status.last_error == "internal error: KeyError('not known')"
+        assert dict(client.status.terminations) == {"Error": 3}
+        assert client._pause_s == 8 * xds._FIRST_PAUSE_S, "each time it waits longer, though each stream delivered something"
+        control.respond(AUTHORIZATION, "n3", {"fz/deny": "v1"})
+        assert (await control.request()).response_nonce == "n3" and taken == ["K//Pod/fz/app", "fz/deny"]
+        assert client.status.connected and "Traceback" in caplog.text
         assert not running.done()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

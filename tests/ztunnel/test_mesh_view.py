@@ -207,6 +207,28 @@ def test_a_large_update_is_taken_in_by_pieces_and_takes_away_last(tmp_path: Path
     assert {one.name for one in view.restore()[ADDRESS_TYPE]} == {pod.uid for pod in pods}
 
 
+def test_an_update_that_broke_off_leaves_a_part_until_it_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_view, "_PIECE", 2)
+    changes: list[UpdateInventory | UpdatePolicies] = []
+    broken = False
+
+    def change(message: UpdateInventory | UpdatePolicies) -> None:
+        if broken and len(changes) == 1:
+            raise RuntimeError("broken")
+        changes.append(message)
+
+    view = MeshView(MeshCache(tmp_path / "m.sqlite"), change)
+    several = [replace(WEB, uid=f"K//Pod/demo/{number}") for number in range(5)]
+    broken = True
+    with pytest.raises(RuntimeError):
+        take(view, ADDRESS_TYPE, {one.uid: encode_workload(one) for one in several})
+    broken = False
+    take(view, AUTHORIZATION_TYPE, {POLICY.key: encode_policy(POLICY)})
+    assert changes == [UpdateInventory(several[:2], [], unfinished=True), UpdatePolicies([POLICY], [])]
+    take(view, ADDRESS_TYPE, {one.uid: encode_workload(one) for one in several})
+    assert changes[-1] == UpdateInventory(several[4:], [])
+
+
 def test_a_cache_that_holds_a_part_of_the_first_state_is_no_better_than_none(tmp_path: Path) -> None:
     """One that ended after its first addresses and before its first policies would let in whom they forbid."""
     cache = MeshCache(tmp_path / "mesh.sqlite")
