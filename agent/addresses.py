@@ -36,21 +36,23 @@ class AddressWatch:
         self._news.setblocking(False)
         self._asks.bind((0, 0))
         self._asks.settimeout(_ANSWER_TIMEOUT_S)
+        self._question = 0
 
     def fileno(self) -> int:
         """The descriptor to wait for."""
         return self._news.fileno()
 
     def read(self) -> tuple[Address, ...]:
-        """Take the news in and ask: global addresses, IPv4 first, sorted. OSError when the kernel does not answer."""
+        """Take the news in and ask: global addresses, IPv4 first, sorted. OSError when the kernel does not answer in full."""
         self._drain()
+        self._question += 1
         self._asks.send(
-            _HEADER.pack(_HEADER.size + _IFADDRMSG.size, _RTM_GETADDR, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+            _HEADER.pack(_HEADER.size + _IFADDRMSG.size, _RTM_GETADDR, _NLM_F_REQUEST | _NLM_F_DUMP, self._question, 0)
             + _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         )
         found: set[Address] = set()
         while True:
-            addresses, done = parse_addresses(self._asks.recv(1 << 16))
+            addresses, done = parse_addresses(self._asks.recv(1 << 16), self._question)
             found.update(addresses)
             if done:
                 return tuple(sorted(found, key=lambda address: (address.version, int(address))))
@@ -71,26 +73,29 @@ class AddressWatch:
         self._asks.close()
 
 
-def parse_addresses(packet: bytes) -> tuple[list[Address], bool]:
+def parse_addresses(packet: bytes, question: int) -> tuple[list[Address], bool]:
     """The global addresses in one packet of an answer to RTM_GETADDR, and whether it is the last.
 
+    `question`: its number; what is left of the answer to an earlier one, which was not waited for, is passed over.
     Raises: OSError with the kernel's own error; ValueError for a packet that is cut off.
     """
     found: list[Address] = []
     offset = 0
     while offset + _HEADER.size <= len(packet):
-        length, kind, _, _, _ = _HEADER.unpack_from(packet, offset)
+        length, kind, _, answers, _ = _HEADER.unpack_from(packet, offset)
         if length < _HEADER.size or offset + length > len(packet):
             raise ValueError("netlink message is cut off")
         body = packet[offset + _HEADER.size : offset + length]
-        if kind == _NLMSG_DONE:
-            return found, True
-        if kind == _NLMSG_ERROR:
+        offset += length + 3 & ~3
+        if answers != question:
+            continue
+        if kind in (_NLMSG_DONE, _NLMSG_ERROR):  # an answer that breaks off says why where it ends
             code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else errno.EPROTO
-            raise OSError(code, "the kernel does not tell the addresses")
+            if code > 0 or kind == _NLMSG_ERROR:
+                raise OSError(code, "the kernel does not tell the addresses")
+            return found, True
         if kind == _RTM_NEWADDR and (address := _parse_one(body)) is not None:
             found.append(address)
-        offset += length + 3 & ~3
     return found, False
 
 

@@ -244,10 +244,14 @@ class Enrolment:
             self._thread.submit(place.close)
 
     def _addresses_changed(self, uid: str) -> None:
+        place = self._places.get(uid)
+        if place is None:
+            return  # gone, while it was to be asked again
         try:
-            present = self._places[uid].watch.read()
+            present = place.watch.read()
         except (OSError, ValueError) as error:
             _log.warning("pod %s: its addresses cannot be read, those it had stay in force: %s", uid, error)
+            asyncio.get_running_loop().call_later(RETRY_LONGEST_S, self._addresses_changed, uid)  # the news is read
             return
         before = self._desired.get(uid)
         if before is None:

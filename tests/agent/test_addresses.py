@@ -1,8 +1,11 @@
 """A pod's addresses are read from its own namespace, and changes are noticed."""
 
+import errno
 import os
 import select
+import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -20,10 +23,26 @@ NAME = f"weft-test-addr-{os.getpid()}"
 @pytest.mark.unit
 def test_any_packet_is_read_or_refused(packet: bytes) -> None:
     try:
-        addresses, done = parse_addresses(packet)
+        addresses, done = parse_addresses(packet, int.from_bytes(packet[8:12], sys.byteorder))
         assert isinstance(addresses, list) and done in (True, False)
     except (OSError, ValueError) as error:
         assert str(error)
+
+
+def message(kind: int, question: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, question, 0) + body
+
+
+@pytest.mark.unit
+def test_an_answer_that_breaks_off_is_none_and_what_is_left_of_an_earlier_one_is_not_this_one() -> None:
+    """By a part of its addresses a pod would lose the others: they would be reached past the proxy."""
+    address = struct.pack("=BBBBI", 2, 24, 0, 0, 1) + struct.pack("=HH4s", 8, 2, bytes((10, 9, 0, 2)))
+    told, done = message(20, 7, address), message(3, 7, bytes(4))
+    assert parse_addresses(told + done, 7) == ([ip_address("10.9.0.2")], True)
+    assert parse_addresses(told + done, 8) == ([], False)
+    with pytest.raises(OSError, match="the kernel does not tell the addresses") as broken:
+        parse_addresses(told + message(3, 7, struct.pack("=i", -errno.ENOMEM)), 7)
+    assert broken.value.errno == errno.ENOMEM
 
 
 @pytest.fixture

@@ -4,16 +4,20 @@ import asyncio
 import os
 import socket
 import threading
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any, cast
 
 import pytest
 
+from agent import enrolment
 from agent.enrolment import Enrolment, EnrolmentFailed
 from agent.hands import Found, Hands, Place
 from agent.plan import Layer
 from agent.pod import Pod, PodRequest
 from agent.zds_messages import Announcement
 from bpf.redirect import Enrolled, PodRedirect
+from mesh.workload import Address
 
 pytestmark = pytest.mark.unit
 
@@ -45,18 +49,18 @@ class FullDisk:
 
 async def withdrawn_while_its_record_is_refused() -> None:
     hands = FullDisk()
-    enrolment = Enrolment(cast(Hands, hands), lambda pod, entered: None)
-    running = asyncio.create_task(enrolment.run())
-    adding = asyncio.create_task(enrolment.add(REQUEST))
+    made = Enrolment(cast(Hands, hands), lambda pod, entered: None)
+    running = asyncio.create_task(made.run())
+    adding = asyncio.create_task(made.add(REQUEST))
     await asyncio.to_thread(hands.asked.wait, 30)
-    removing = asyncio.create_task(enrolment.remove(REQUEST.uid))
+    removing = asyncio.create_task(made.remove(REQUEST.uid))
     await asyncio.sleep(0)  # it has said that it wants no such pod, and waits for its turn
-    assert not enrolment.pods()
+    assert not made.pods()
     hands.let.set()
     with pytest.raises(EnrolmentFailed, match="withdrawn meanwhile"):
         await adding
     await removing
-    assert not running.done() and enrolment.pending_reason(REQUEST.uid) == "the proxy was not told yet"
+    assert not running.done() and made.pending_reason(REQUEST.uid) == "the proxy was not told yet"
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     hands.ends[1].close()
@@ -157,5 +161,35 @@ def test_what_an_earlier_agent_left_without_a_record_stays_captured_and_what_was
         await enrolment.remove_all()
         assert sorted(machine.done[1:]) == [("forget", "uid-1", 3), ("forget", "uid-3", 0)]
         assert enrolment.snapshot() == ([], [])
+
+    asyncio.run(scenario())
+
+
+class Watch:
+    """A namespace whose addresses the kernel does not tell at first."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def read(self) -> tuple[Address, ...]:
+        self.asked += 1
+        if self.asked == 1:
+            raise OSError(12, "the kernel does not tell the addresses")
+        return (ip_address("10.0.0.1"), ip_address("fd00::1"))
+
+
+def test_addresses_that_could_not_be_read_are_asked_for_again(monkeypatch: pytest.MonkeyPatch, eventually: Any) -> None:
+    """The news of them came, and comes no second time."""
+    monkeypatch.setattr(enrolment, "RETRY_LONGEST_S", 0.01)
+
+    async def scenario() -> None:
+        made = Enrolment(cast(Hands, FullDisk()), lambda pod, entered: None)
+        made._places[POD.uid] = Place(-1, cast(Any, watch := Watch()))
+        made._desired[POD.uid] = replace(POD, request=replace(REQUEST, addresses=(ip_address("10.0.0.1"),)))
+        made._addresses_changed(POD.uid)
+        await eventually(lambda: watch.asked == 2)
+        assert made.pods()[POD.uid].request.addresses == (ip_address("10.0.0.1"), ip_address("fd00::1"))
+        del made._places[POD.uid]
+        made._addresses_changed(POD.uid)
 
     asyncio.run(scenario())
