@@ -96,6 +96,8 @@ class AddPod:
     own: bool = False
     """The proxy's own pod: what it reaches sees the proxy's address."""
     ports: tuple[int, ...] = PORTS
+    number: int = 0
+    """Of this attempt to have it served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,8 @@ class PodAdded:
 
     uid: str
     error: str = ""
+    number: int = 0
+    """The one of that AddPod: an answer that comes too late is none to the next."""
 
 
 @dataclass(frozen=True, slots=True)

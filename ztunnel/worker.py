@@ -121,7 +121,8 @@ class Worker:
         if len(fds) < first_dns:
             _close_all(fds)
             mend = "" if fds else ": too many are open, raise the limit (RLIMIT_NOFILE)"
-            self._link.emit(PodAdded(message.uid, f"expected {first_dns} descriptors or more, got {len(fds)}{mend}"))
+            error = f"expected {first_dns} descriptors or more, got {len(fds)}{mend}"
+            self._link.emit(PodAdded(message.uid, error, message.number))
             return
         old = self._pods.pop(message.uid, None)
         if old is not None:
@@ -142,7 +143,7 @@ class Worker:
             pod.close()
         else:
             self._pods[message.uid] = pod
-        self._link.emit(PodAdded(message.uid, error))
+        self._link.emit(PodAdded(message.uid, error, message.number))
 
     def _add_dns(self, _node: Node, message: AddDNS, fds: list[int]) -> None:
         pod = self._pods.get(message.uid)

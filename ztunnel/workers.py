@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from ztunnel import framing
 from ztunnel.channel import (
+    AddPod,
     ConnectionRecord,
     Connections,
     FromWorker,
@@ -102,7 +103,8 @@ class Workers:
         self._openssl_fd = keep_in_memory("openssl.cnf", openssl_conf(ssl.OPENSSL_VERSION_INFO, pqc))
         self._workers: dict[int, Worker] = {}
         self._ready = asyncio.Event()
-        self._answers: dict[str, dict[int, str]] = {}
+        self._answers: dict[int, dict[int, str]] = {}
+        """To each AddPod that is waited for, by its number: why not, by worker."""
         self._changed = asyncio.Event()
         self._queries: dict[int, _Query] = {}
         self._query_number = 0
@@ -211,21 +213,21 @@ class Workers:
         for worker in list(self._workers.values()):
             worker.tell(frame, fds)
 
-    async def add_pod(self, message: ToWorker, uid: str, fds: Sequence[int]) -> str:
+    async def add_pod(self, message: AddPod, fds: Sequence[int]) -> str:
         """Tell every worker of a pod and wait for the answers: the first error, empty when all serve it."""
+        answers = self._answers[message.number] = {}
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 await self._ready.wait()
-                self._answers[uid] = {}
                 self.broadcast(message, fds)
-                while self._workers.keys() - self._answers[uid].keys() or not self._workers:
+                while self._workers.keys() - answers.keys() or not self._workers:
                     self._changed.clear()
                     await self._changed.wait()
-            return next((error for error in self._answers[uid].values() if error), "")
+            return next((error for error in answers.values() if error), "")
         except TimeoutError:
             return "the data workers do not answer" if self._workers else "no data worker is running"
         finally:
-            self._answers.pop(uid, None)
+            del self._answers[message.number]
 
     async def query_connections(self) -> list[tuple[int, ConnectionRecord]]:
         """The open connections of all workers, with the worker's index; those that do not answer in time are left out."""
@@ -258,8 +260,8 @@ class Workers:
 
     def _hear(self, index: int, message: FromWorker) -> None:
         if isinstance(message, PodAdded):
-            if message.uid in self._answers:
-                self._answers[message.uid][index] = message.error
+            if (answers := self._answers.get(message.number)) is not None:
+                answers[index] = message.error
                 self._changed.set()
             elif message.error:
                 _log.error("worker %d cannot serve pod %s: %s", index, message.uid, message.error)

@@ -30,7 +30,7 @@ class Told:
     def __init__(self) -> None:
         self.messages: list[tuple[Any, list[tuple[str, int]]]] = []
 
-    async def add_pod(self, message: AddPod, uid: str, fds: Sequence[int]) -> str:
+    async def add_pod(self, message: AddPod, fds: Sequence[int]) -> str:
         if self.exhausted:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return ""

@@ -22,7 +22,7 @@ PROGRAM = """
 import os, signal, socket, sys
 from ztunnel import channel, framing
 sock = socket.socket(fileno=int(sys.argv[2]))
-reader, writer, told = framing.FrameReader(), framing.FrameWriter(), {}
+reader, writer, told, late = framing.FrameReader(), framing.FrameWriter(), {}, []
 def say(message):
     writer.push(message)
     writer.flush(sock)
@@ -36,8 +36,11 @@ while True:
         if name == "AddPod":
             told["fd_inode"] = os.fstat(fds[0]).st_ino
             if message.name == "mute":
+                late.append(channel.PodAdded(message.uid, "", message.number))
                 continue
-            say(channel.PodAdded(message.uid, "no room" if message.name == "bad" else ""))
+            while late:
+                say(late.pop())
+            say(channel.PodAdded(message.uid, "no room" if message.name == "bad" else "", message.number))
         elif name == "QueryConnections":
             say(channel.Connections(message.number, []))
         elif name == "Shutdown":
@@ -90,8 +93,8 @@ def test_every_worker_is_told_and_the_first_error_counts(run: Any, eventually: A
     async def scenario(world: World) -> None:
         good, bad = channel.AddPod("1", "ns", "good", "sa"), channel.AddPod("2", "ns", "bad", "sa")
         await eventually(lambda: len(world.workers.alive) == 2)
-        assert await world.workers.add_pod(good, "1", [NULL]) == ""
-        assert await world.workers.add_pod(bad, "2", [NULL]) == "no room"
+        assert await world.workers.add_pod(good, [NULL]) == ""
+        assert await world.workers.add_pod(bad, [NULL]) == "no room"
         assert await world.workers.query_connections() == []
         world.workers.broadcast(ASK)
         await eventually(lambda: world.gauges(0) and world.gauges(1))
@@ -152,9 +155,24 @@ def test_who_does_not_answer_in_time_is_an_error(run: Any, eventually: Any, monk
     async def scenario(world: World) -> None:
         mute = channel.AddPod("1", "ns", "mute", "sa")
         await eventually(lambda: len(world.workers.alive) == 2)
-        assert await world.workers.add_pod(mute, "1", [NULL] * 4) == "the data workers do not answer"
+        assert await world.workers.add_pod(mute, [NULL] * 4) == "the data workers do not answer"
         nobody = workers.Workers(1, lambda _: [], lambda *_: None, lambda _: None)
-        assert await nobody.add_pod(mute, "1", [NULL] * 4) == "no data worker is running"
+        assert await nobody.add_pod(mute, [NULL] * 4) == "no data worker is running"
+
+    run(scenario)
+
+
+def test_an_answer_that_comes_too_late_is_none_to_the_next_attempt(
+    run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_ANSWER_TIMEOUT_S", 0.05)
+
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        late = channel.AddPod("1", "ns", "mute", "sa", number=1)
+        assert await world.workers.add_pod(late, [NULL]) == "the data workers do not answer"
+        monkeypatch.setattr(workers, "_ANSWER_TIMEOUT_S", 60)
+        assert await world.workers.add_pod(channel.AddPod("1", "ns", "bad", "sa", number=2), [NULL]) == "no room"
 
     run(scenario)
 
