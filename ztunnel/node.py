@@ -30,7 +30,6 @@ from ztunnel.limits import Holder
 from ztunnel.loop import Deadlines, Loop
 from ztunnel.names import Zone
 from ztunnel.nameservers import Nameservers
-from ztunnel.outliers import Outliers
 from ztunnel.penance import Penance
 from ztunnel.resolver import Resolver
 from ztunnel.revocation import Revocations
@@ -90,7 +89,6 @@ class Node:
         self.workload_waits = Deadlines(config.tuning.workload_timeout_s)
         self.in_plain: dict[InPlain, None] = {}
         """Connections that dial who is not of the mesh, or is not known to be."""
-        self.outliers = Outliers(config.tuning.outlier_failures)
         self.retries = 0
         """Connections that were offered to another endpoint."""
         self.lingering = Deadlines(LINGER_S)
@@ -253,7 +251,6 @@ class Node:
         ):
             deadlines.expire(now)
         self.failures.tick(now)
-        self.outliers.tick(now)
         if self.demands is not None:
             self.demands.deadlines.expire(now)
 
@@ -269,7 +266,6 @@ class Node:
             "buffered_bytes": self.loop.held.bytes,
             "certificates": len(self.vault),
             "endpoint_retries": self.retries,
-            "endpoints_aside": len(self.outliers.aside),
             "waiting_for_destination": len(self.demands) if self.demands is not None else 0,
             "unknown_destinations": self.demands.refused if self.demands is not None else 0,
             "dns_questions": len(self.dns_upstream.under_way),

@@ -164,10 +164,10 @@ class Outbound(Tracked):
 
     def _failed(self) -> bool:
         """Remember who failed; whether there may be others."""
-        choice, node = self._way.route.choice if self._way else None, self.pod.node
+        choice = self._way.route.choice if self._way else None
         if choice is None:
             return False
-        node.outliers.failed(choice, node.loop.now)
+        self.pod.outliers.failed(choice, self.pod.node.loop.now)
         self._avoid |= {choice.uid}
         return True
 
@@ -225,7 +225,7 @@ class Outbound(Tracked):
         """See ztunnel.stream.Owner."""
         choice = self._way.route.choice if self._way else None
         if choice is not None:
-            self.pod.node.outliers.succeeded(choice)
+            self.pod.outliers.succeeded(choice)
         self._trace = b""
         super().opened()
 

@@ -3,7 +3,9 @@
 An endpoint is a workload's port: an application that is not there says nothing of the workload's others. One that failed
 FAILURES times in a row, with nothing between, is set aside for 30 s, the next time for 60, and so on up to five minutes; one
 success forgives everything. Never more than half of a service's endpoints stand aside: beyond that it is more likely that
-something else is broken, and all are tried. Every worker judges by what it saw itself.
+something else is broken, and all are tried. Every pod judges by what it saw itself: whom it may reach, and as whom, is its own,
+and whoever is refused everywhere must not lose its neighbours half of a service. So does every worker, of which a pod mostly
+has one.
 """
 
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from mesh.inventory import Endpoint
 ASIDE_S, LONGEST_S = 30.0, 300.0
 _FORGET_S = 600.0
 """Without a further failure for so long, an endpoint starts anew."""
-MAX_KNOWN = 4096
+MAX_KNOWN = 512
 
 
 class Choice(NamedTuple):
@@ -34,7 +36,7 @@ class _Record:
 
 
 class Outliers:
-    """What one worker saw of endpoints; only of those that failed."""
+    """What one pod saw of endpoints, in one worker; only of those that failed."""
 
     def __init__(self, failures: int) -> None:
         """`failures` in a row set an endpoint aside; 0: nobody ever is."""

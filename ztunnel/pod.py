@@ -9,6 +9,7 @@ from ztunnel.channel import AddPod, Flag
 from ztunnel.ledger import DRAINED
 from ztunnel.limits import Held, Holder, PartHeld, Usage
 from ztunnel.node import Node
+from ztunnel.outliers import Outliers
 from ztunnel.pod_netns import Netns
 from ztunnel.pool import Pool
 from ztunnel.tunnel import Tunnel
@@ -67,7 +68,8 @@ class Pod:
         self.holder = Holder(limits, Held(limits.buffered_bytes, node.loop.held))
         self._held_of: WeakValueDictionary[Address, PartHeld] = WeakValueDictionary()
         self.pool = Pool(node, self.netns, self.holder.held)
-        self.ways = Ways(node)
+        self.outliers = Outliers(node.config.tuning.outlier_failures)
+        self.ways = Ways(node, self.outliers)
         self.listeners: list[Closable] = []
         self.dns: DNS | None = None
         self.tunnels: dict[Tunnel, None] = {}

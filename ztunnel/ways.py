@@ -11,7 +11,7 @@ from mesh.workload import Workload
 from ztunnel.balance import NOBODY
 from ztunnel.ledger import SocketAddress
 from ztunnel.node import Node
-from ztunnel.outliers import Choice
+from ztunnel.outliers import Choice, Outliers
 from ztunnel.pool import Key
 from ztunnel.route import Refused, Request, Route, decide
 
@@ -53,22 +53,25 @@ def way_of(request: Request, route: Route) -> Way:
 class Ways:
     """Those of one pod."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, outliers: Outliers) -> None:
+        """`outliers`: the pod's own."""
         self._node = node
+        self._outliers = outliers
         self._known: dict[tuple[int, int, int], tuple[Way, Request]] = {}
         """By the addresses' own identity, as their hash costs more than all else here; the request keeps them alive."""
         self._client: Workload | None = None
         self._generation = -1
-        self._aside: frozenset[Choice] = node.outliers.aside
+        self._aside: frozenset[Choice] = outliers.aside
 
     def find(self, request: Request, avoid: frozenset[str] = NOBODY) -> Way | Refused:
         """Decide where a connection goes, or remember it. `avoid`: see `ztunnel.route.decide`."""
         node = self._node
         if avoid or node.demands is not None:  # on demand, a question may be worth asking again
             return self._decide(request, avoid)
-        if node.generation != self._generation or request.client is not self._client or node.outliers.aside is not self._aside:
+        aside = self._outliers.aside
+        if node.generation != self._generation or request.client is not self._client or aside is not self._aside:
             self._known.clear()
-            self._generation, self._client, self._aside = node.generation, request.client, node.outliers.aside
+            self._generation, self._client, self._aside = node.generation, request.client, aside
         ends = id(request.source), id(request.destination), request.port
         known = self._known.get(ends)
         if known is not None:
@@ -98,7 +101,7 @@ class Ways:
 
     def _decide(self, request: Request, avoid: frozenset[str]) -> Way | Refused:
         node = self._node
-        outcome = decide(node.inventory, node.config.network, request, node.chance(), avoid, node.outliers.aside)
+        outcome = decide(node.inventory, node.config.network, request, node.chance(), avoid, self._outliers.aside)
         return way_of(request, outcome) if isinstance(outcome, Route) else outcome
 
 

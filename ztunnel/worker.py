@@ -218,6 +218,8 @@ class Worker:
     def _tick(self) -> None:
         assert self._node is not None
         self._node.tick()
+        for pod in self._pods.values():
+            pod.outliers.tick(self._loop.now)
         if self._node.headroom is not None:
             full = any(holder.half_full(connections) for holder, connections in self._holders(self._node))
             bulky, self._loop.bulky_turns = self._loop.bulky_turns >= MANY_BULKY_TURNS, 0
@@ -236,6 +238,7 @@ class Worker:
     def _report(self) -> None:
         assert self._node is not None
         gauges = self._node.gauges() | {"pods": len(self._pods), "dropped_events": self._link.dropped_events}
+        gauges["endpoints_aside"] = len({one for pod in self._pods.values() for one in pod.outliers.aside})
         node = self._node
         usage = {uid: pod.usage() for uid, pod in self._pods.items()}
         usage[""] = node.holder.usage(node.connections, len(node.handshakes))

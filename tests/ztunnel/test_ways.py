@@ -20,10 +20,11 @@ from mesh.workload import (
     Workload,
 )
 from ztunnel.balance import NOBODY
-from ztunnel.channel import Configure
+from ztunnel.channel import AddPod, Configure
 from ztunnel.loop import Loop
 from ztunnel.node import Node
-from ztunnel.outliers import Choice
+from ztunnel.outliers import Choice, Outliers
+from ztunnel.pod import Pod
 from ztunnel.route import Refused, Request, Route
 from ztunnel.ways import MAX_KNOWN, Way, Ways
 
@@ -57,7 +58,7 @@ def way(outcome: Way | Refused) -> Way:
 
 def test_a_way_is_found_once_and_says_all_that_follows(node: Node) -> None:
     tell(node, CLIENT, SERVER, WEB)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     first = way(ways.find(TO_WEB))
     assert ways.find(TO_WEB) is first
     assert first.key == (CLIENT.identity, {str(SERVER.identity)}, CLIENT.addresses[0], SERVER.addresses[0], 15008)
@@ -66,7 +67,7 @@ def test_a_way_is_found_once_and_says_all_that_follows(node: Node) -> None:
 
 def test_an_address_that_is_read_anew_goes_the_same_way(node: Node) -> None:
     tell(node, CLIENT, SERVER, WEB)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     first = way(ways.find(TO_WEB))
     for _ in range(2 * MAX_KNOWN):
         assert ways.find(TO_WEB._replace(source=ip_address("10.0.0.1"), destination=ip_address("10.96.0.1"))) == first
@@ -75,7 +76,7 @@ def test_an_address_that_is_read_anew_goes_the_same_way(node: Node) -> None:
 
 def test_another_address_or_port_is_another_way(node: Node) -> None:
     tell(node, CLIENT, SERVER, WEB)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     assert way(ways.find(TO_SERVER)).authority == "10.0.0.2:8080"
     assert way(ways.find(TO_SERVER._replace(port=81))).authority == "10.0.0.2:81"
     elsewhere = way(ways.find(TO_SERVER._replace(source=ip_address("10.0.0.9"))))
@@ -95,18 +96,18 @@ def test_another_address_or_port_is_another_way(node: Node) -> None:
 )
 def test_any_change_of_the_mesh_makes_all_ways_anew(node: Node, change: Workload | Service) -> None:
     tell(node, CLIENT, SERVER, WEB)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     before = [ways.find(TO_WEB), ways.find(TO_SERVER)]
     tell(node, change)
     client = change if isinstance(change, Workload) and change.uid == "c" else CLIENT
     asked = [one._replace(client=client) for one in (TO_WEB, TO_SERVER)]
     after = [ways.find(one) for one in asked]
-    assert after == [Ways(node).find(one) for one in asked] and after != before
+    assert after == [Ways(node, Outliers(5)).find(one) for one in asked] and after != before
 
 
 def test_a_pod_that_is_somebody_else_now_goes_as_that_one(node: Node) -> None:
     tell(node, CLIENT, SERVER)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     ways.find(TO_SERVER)
     anew = way(ways.find(TO_SERVER._replace(client=replace(CLIENT, service_account="new"))))
     assert anew.key is not None and anew.key.source.service_account == "new"
@@ -114,7 +115,7 @@ def test_a_pod_that_is_somebody_else_now_goes_as_that_one(node: Node) -> None:
 
 def test_whom_chance_chooses_is_chosen_for_each_connection(node: Node) -> None:
     tell(node, CLIENT, SERVER, OTHER, WEB)
-    ways, chances = Ways(node), iter([0.1, 0.9, 0.1])
+    ways, chances = Ways(node, Outliers(5)), iter([0.1, 0.9, 0.1])
     node.chance = lambda: next(chances)
     assert [way(ways.find(TO_WEB)).authority for _ in range(3)] == ["10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.2:8080"]
 
@@ -123,25 +124,37 @@ def test_so_is_a_waypoint_of_several(node: Node) -> None:
     by_address = [GatewayAddress(NetworkAddress("", one.addresses[0]), 15008) for one in (SERVER, OTHER)]
     shared = replace(WEB, weighted_waypoints=tuple(WeightedWaypoint(one, 1) for one in by_address))
     tell(node, CLIENT, SERVER, OTHER, shared)
-    ways, chances = Ways(node), iter([0.1, 0.9])
+    ways, chances = Ways(node, Outliers(5)), iter([0.1, 0.9])
     node.chance = lambda: next(chances)
     assert [str(way(ways.find(TO_WEB)).route.address) for _ in range(2)] == ["10.0.0.2", "10.0.0.3"]
 
 
 def test_who_is_set_aside_or_to_be_avoided_is_not_remembered_as_the_way(node: Node) -> None:
     tell(node, CLIENT, SERVER, WEB)
-    ways = Ways(node)
+    outliers = Outliers(5)
+    ways = Ways(node, outliers)
     first = way(ways.find(TO_WEB))
     assert isinstance(ways.find(TO_WEB, frozenset({"s"})), Refused)  # one attempt's own
     assert ways.find(TO_WEB) is first
+    for _ in range(5):
+        outliers.failed(Choice("s", 8080), 1.0)
+    assert outliers.aside and ways.find(TO_WEB) is not first
+
+
+def test_what_one_pod_cannot_reach_is_no_outlier_to_its_neighbours(node: Node) -> None:
+    tell(node, CLIENT, SERVER, OTHER, WEB)
+    node.chance = lambda: 0.1
+    refused, neighbour = (Pod(node, AddPod(name, "ns", name, name), os.dup(node.home_fd)) for name in "rn")
     for _ in range(node.config.tuning.outlier_failures):
-        node.outliers.failed(Choice("s", 8080), 1.0)
-    assert node.outliers.aside and ways.find(TO_WEB) is not first
+        refused.outliers.failed(Choice("s", 8080), node.loop.now)
+    assert [way(one.ways.find(TO_WEB)).authority for one in (refused, neighbour)] == ["10.0.0.3:8080", "10.0.0.2:8080"]
+    for one in (refused, neighbour):
+        one.close()
 
 
 def test_by_a_part_of_an_update_nothing_is_remembered(node: Node) -> None:
     tell(node, CLIENT, WEB, SERVER)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     node.unfinished = True
     assert ways.find(TO_WEB) is not ways.find(TO_WEB)
     node.unfinished = False
@@ -150,7 +163,7 @@ def test_by_a_part_of_an_update_nothing_is_remembered(node: Node) -> None:
 
 def test_refusals_are_decided_each_time(node: Node) -> None:
     tell(node, CLIENT, WEB)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     assert isinstance(ways.find(TO_WEB), Refused)
     node.inventory.apply([SERVER], [])  # as in the midst of an update
     assert isinstance(ways.find(TO_WEB), Way)
@@ -158,7 +171,7 @@ def test_refusals_are_decided_each_time(node: Node) -> None:
 
 def test_what_is_remembered_is_bounded(node: Node) -> None:
     tell(node, CLIENT, SERVER)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     first = ways.find(TO_SERVER._replace(port=1))
     for port in range(2, MAX_KNOWN + 3):
         ways.find(TO_SERVER._replace(port=port))
@@ -199,7 +212,7 @@ def test_whatever_changes_it_goes_where_it_may_and_never_from_a_tunnel_to_plain(
     try:
         node.chance = lambda: first
         tell(node, *before)
-        ways = Ways(node)
+        ways = Ways(node, Outliers(5))
         way = ways.find(request)
         if isinstance(way, Refused):
             return
@@ -210,7 +223,7 @@ def test_whatever_changes_it_goes_where_it_may_and_never_from_a_tunnel_to_plain(
         may = []
         for chance in CHANCES:
             node.chance = lambda chance=chance: chance
-            found = Ways(node).find(request)
+            found = Ways(node, Outliers(5)).find(request)
             may.append(found if isinstance(found, Refused) else found.route._replace(certain=False))
     finally:
         os.close(node.home_fd)
