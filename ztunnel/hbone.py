@@ -189,3 +189,9 @@ def read_status(fields: Fields) -> int:
         if name == b":status" and len(value) == 3 and value.isdigit():
             return int(value)
     return 0
+
+
+def status_text(status: int) -> str:
+    """A status with its name, where it is one of ours."""
+    names = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
+    return f"{status} {names[status]}" if status in names else str(status)

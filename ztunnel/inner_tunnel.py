@@ -20,8 +20,8 @@ from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import Code
 from ztunnel.node import Node
-from ztunnel.stream import Owner as StreamOwner
 from ztunnel.stream import TunnelStream
+from ztunnel.stream_owner import Owner as StreamOwner
 from ztunnel.tls import Credentials, check_server
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified

@@ -12,7 +12,7 @@ from ztunnel.channel import Flag
 from ztunnel.closing import end_on_close
 from ztunnel.limits import Held
 from ztunnel.loop import ERROR, IN, OUT, Loop
-from ztunnel.stream import NOBODY, Owner
+from ztunnel.stream_owner import NOBODY, Owner
 
 _READS_PER_EVENT = 4
 _FULL_BYTES = 64 << 10

@@ -15,19 +15,19 @@ stop there when it refuses.
 
 from collections.abc import Callable
 from socket import SHUT_WR, socket
-from typing import Protocol
 
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
-from ztunnel.closing import end_on_close
+from ztunnel.closing import end_on_close, undelivered_bytes
 from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import BULK_FRAME_BYTES, DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
-from ztunnel.hbone import read_status
+from ztunnel.hbone import read_status, status_text
 from ztunnel.http2 import Connection
 from ztunnel.loop import ERROR, HANGUP, IN, OUT, Loop
 from ztunnel.outflow import HIGH_WATER
+from ztunnel.stream_owner import NOBODY, Owner
 from ztunnel.tunnel import Tunnel
 
 EARLY_BYTES = 64 << 10
@@ -39,29 +39,6 @@ _FULL_BYTES = 64 << 10
 """A read that brings less has emptied the socket."""
 _frame, _frame_view, _payload = buffers.frame, buffers.frame_view, buffers.payload_view
 _pack = header.pack_into
-
-
-class Owner(Protocol):
-    """Who hears how a connection goes."""
-
-    def opened(self) -> None:
-        """The other end accepted: bytes can flow."""
-
-    def ended(self, flag: Flag, error: str) -> None:
-        """It is over; an empty error means that it ended well. `sent` and `received` are final."""
-
-
-class _Nobody:
-    """Hears nothing."""
-
-    def opened(self) -> None:
-        """Nothing."""
-
-    def ended(self, flag: Flag, error: str) -> None:
-        """Nothing."""
-
-
-NOBODY = _Nobody()
 
 
 Declined = Callable[["TunnelStream", bool], bool]
@@ -228,6 +205,9 @@ class TunnelStream(Stream):
             if http.chunk < room:
                 room = http.chunk
             if room <= 0 or tunnel.queued > HIGH_WATER:
+                if self.local_closed:
+                    self._discard(sock)
+                    return
                 self._want(self._mask & ~IN)
                 http.blocked[self] = None
                 return
@@ -375,7 +355,7 @@ class TunnelStream(Stream):
         if status != 200:
             if status == 503 and self._kept is not None and self._declined(self, False):
                 return
-            self.abort("CONNECT", f"http status: {_status_text(status)}", Code.CANCEL)
+            self.abort("CONNECT", f"http status: {status_text(status)}", Code.CANCEL)
             return
         self._kept, self._declined = None, _nowhere_else
         self.window += self._held
@@ -390,14 +370,38 @@ class TunnelStream(Stream):
             return
         self.remote_closed = self.local_closed = True
         if code == Code.NO_ERROR and self.answered and self._fd >= 0:
-            self._eof = True
-            self._want(self._mask & ~IN)
-            if self._backlog is None:
-                self._over()
+            self._hear_no_more()
             return
         normal = code in (Code.NO_ERROR, Code.CANCEL) and self.answered
         flag: Flag = "-" if self.answered else "CONNECT"
         self._finish(flag, "" if normal else f"h2 failed: stream reset by peer: {code_name(code)}")
+
+    def _hear_no_more(self) -> None:
+        """The peer has said all, and wants to hear no more: what a server said arrives, whatever its client says meanwhile."""
+        assert self._sock is not None
+        self._eof = self._eof or self._http.server  # clients have no such word: nobody who does not read is kept for one
+        if self._backlog is None and (self._eof or not undelivered_bytes(self._sock)):
+            self._over()
+            return
+        self.window = 0
+        if self._mask < 0:
+            self._watch()
+        else:
+            self._want(self._mask & ~IN if self._eof else self._mask | IN)
+        self._end_of_tunnel()
+
+    def _discard(self, sock: socket) -> None:
+        try:
+            self._eof = not sock.recv_into(_payload)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._application_gone()
+            return
+        if self._eof:
+            self._want(self._mask & ~IN)
+        if self._backlog is None and (self._eof or not undelivered_bytes(sock)):
+            self._over()
 
     def connection_lost(self, flag: Flag, error: str) -> None:
         """See ztunnel.flow.Stream."""
@@ -441,8 +445,3 @@ class TunnelStream(Stream):
         self._tell_opened()
         owner, self.owner = self.owner, NOBODY
         owner.ended(flag, error)
-
-
-def _status_text(status: int) -> str:
-    names = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
-    return f"{status} {names[status]}" if status in names else str(status)

@@ -7,7 +7,7 @@ import pytest
 from ztunnel.limits import Held
 from ztunnel.loop import Loop
 from ztunnel.passthrough import Passthrough
-from ztunnel.stream import NOBODY
+from ztunnel.stream_owner import NOBODY
 
 pytestmark = pytest.mark.unit
 

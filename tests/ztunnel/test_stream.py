@@ -7,9 +7,11 @@ import pytest
 from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, Authority
 from ztunnel.channel import Flag
+from ztunnel.closing import reset_on_close
 from ztunnel.dial import endpoint
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
+from ztunnel.frames import Code
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import repeating_fields, response_fields, single_fields
 from ztunnel.hellos import end_of
@@ -94,6 +96,103 @@ def pair() -> tuple[socket.socket, socket.socket]:
     for one in (ours, theirs):
         one.setblocking(False)
     return ours, theirs
+
+
+class Carried:
+    """A connection of an application whose peer has accepted it."""
+
+    def __init__(self) -> None:
+        self.near, self.far, self.outcome = Loop(), Loop(), Outcome()
+        door, credentials = Door(), Credentials(Authority().certificate_for(CLIENT))
+        ours, theirs = pair()
+        server = Tunnel(self.far, theirs, end_of(credentials.server, True), True, door, Handshakes(8))
+        client = Tunnel(self.near, ours, end_of(credentials.client, False), False, door, Deadlines(10.0))
+        self.tunnels = (client, server)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.application = socket.socket()
+            self.application.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            self.application.connect(listener.getsockname())
+            mine, _ = listener.accept()
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        mine.setblocking(False)
+        reset_on_close(mine)
+        while not (client.http.ready and server.http.ready):
+            self.turn()
+        self.stream = TunnelStream(client, self.outcome)
+        once = single_fields(endpoint(("10.0.0.9", 5)), "", bytes(24), None)
+        self.stream.request(mine, repeating_fields("10.0.0.1:80", b""), once)
+        while not door.reader.sid:
+            self.turn()
+        server.http.answer(door.reader, response_fields(200))
+        server.flush()
+        while not self.outcome.heard:
+            self.turn()
+
+    def turn(self) -> None:
+        self.near.turn(0)
+        self.far.turn(0)
+
+    def hear(self, size: int) -> bytes:
+        """So much of what the application is sent."""
+        self.application.setblocking(False)
+        got = b""
+        while len(got) < size:
+            self.near.turn(0)
+            try:
+                piece = self.application.recv(1 << 16)
+            except BlockingIOError:
+                continue
+            assert piece, "an end before the end"
+            got += piece
+        self.application.setblocking(True)
+        return got
+
+    def close(self) -> None:
+        self.application.close()
+        for tunnel in self.tunnels:
+            tunnel.close("-", "")
+
+
+@pytest.mark.parametrize("size", [200_000, 8 << 20], ids=["all of it in the kernel", "some of it here"])
+def test_what_a_peer_said_arrives_though_it_wants_to_hear_no_more(size: int) -> None:
+    """The application speaks meanwhile: a socket that is closed with that unread would be reset, and lose what waits in it."""
+    carried = Carried()
+    carried.stream.take(memoryview(bytes(size)))
+    carried.application.sendall(b"and another thing")
+    carried.stream.peer_reset(Code.NO_ERROR)
+    assert carried.outcome.heard == ["opened"]
+    carried.application.sendall(b"and yet another")
+    assert carried.hear(size) == bytes(size) and carried.application.recv(1) == b""
+    carried.application.close()
+    while len(carried.outcome.heard) < 2:
+        carried.turn()
+    assert carried.outcome.heard == ["opened", "ended - "] and carried.stream.received == size
+    carried.close()
+
+
+def test_who_has_all_and_speaks_on_is_not_listened_to_for_ever() -> None:
+    carried = Carried()
+    carried.stream.take(memoryview(bytes(200_000)))
+    carried.stream.peer_reset(Code.NO_ERROR)
+    carried.hear(200_000)
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        while True:
+            carried.application.send(b"is anybody there?")
+            carried.near.turn(0)
+    assert carried.outcome.heard == ["opened", "ended - "]
+    carried.close()
+
+
+def test_who_has_all_already_hears_the_end_at_once() -> None:
+    carried = Carried()
+    carried.stream.take(memoryview(b"all"))
+    carried.stream.peer_reset(Code.NO_ERROR)
+    carried.turn()
+    assert carried.hear(3) == b"all" and carried.application.recv(1) == b""
+    carried.close()
+    while len(carried.outcome.heard) < 2:
+        carried.near.turn(0)
+    assert carried.outcome.heard == ["opened", "ended - "]
 
 
 def test_an_end_that_was_read_when_the_answer_came_is_no_reset_when_its_own_event_follows() -> None:

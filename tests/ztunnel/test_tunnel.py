@@ -34,7 +34,8 @@ from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import response_fields
 from ztunnel.hellos import end_of
 from ztunnel.loop import Loop
-from ztunnel.stream import NOBODY, TunnelStream
+from ztunnel.stream import TunnelStream
+from ztunnel.stream_owner import NOBODY
 from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
