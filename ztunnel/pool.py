@@ -199,7 +199,7 @@ class Pool:
         for member in content:
             member.content_until = self.node.loop.now + _CONTENT_S
         while waiting and any(member.room(self._streams) for member in content):
-            self.request(making.key, making.credentials, waiting.pop(0))
+            self._serve(making.key, making.credentials, waiting.pop(0))
         return waiting
 
     def cancel(self, key: Key, waiter: Waiter) -> None:

@@ -91,6 +91,15 @@ def test_who_has_gone_meanwhile_asks_for_no_stream(monkeypatch: pytest.MonkeyPat
     assert [one.told for one in waiters] == [[], ["ready"]] * 10
 
 
+def test_nor_does_who_went_while_it_waited_for_a_tunnel_beside_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiters = [Waiting(gone=number % 2 == 0) for number in range(20)]
+    pool, making, _ = pool_of(waiters)
+    pool._ready[making.key] = [cast("Any", SimpleNamespace(room=lambda _most: True, content_until=0.0))]
+    monkeypatch.setattr(Pool, "request", lambda _pool, _key, _credentials, waiter: waiter.tunnel_ready(cast("Any", None)))
+    pool._impatient(making)
+    assert [one.told for one in waiters] == [[], ["ready"]] * 10 and not making.waiting
+
+
 @pytest.mark.parametrize("manner", ["waits", "speaks", "ends", "resets"])
 def test_a_client_has_gone_when_it_has_reset_its_connection(monkeypatch: pytest.MonkeyPatch, manner: str) -> None:
     ended: list[tuple[str, str]] = []
