@@ -55,9 +55,10 @@ def read_svid(identity: Identity, chain: Sequence[bytes], key: bytes, bundle: by
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """To an agent's socket; one that is away is looked for often: that costs a failed connect() on this machine."""
-    pauses = [("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", int(LONGEST_PAUSE_S * 1000))]
-    return grpc.aio.insecure_channel(address, options=pauses)
+    """To an agent's socket; it tries to connect whenever `follow` asks, which costs little on one machine."""
+    pause_ms = int(FIRST_PAUSE_S * 1000)
+    options = [("grpc.initial_reconnect_backoff_ms", pause_ms), ("grpc.max_reconnect_backoff_ms", pause_ms)]
+    return grpc.aio.insecure_channel(address, options=options)
 
 
 async def follow(
@@ -69,11 +70,11 @@ async def follow(
     """Read a stream for ever, and open it again when it ends.
 
     `take` gets a message, and whether it is its stream's first; it says whether to go on with this stream: else another one is
-    opened at once. `fail` gets why there are none, and whether the agent refused the stream before it had said anything.
+    opened at once. `fail` gets why there are none, and whether it is that the agent permits none.
     """
     pause_s = FIRST_PAUSE_S
     while True:
-        reason, refused, first, content = "the agent ended the stream", False, True, True
+        reason, denied, first, content = "the agent ended the stream", False, True, True
         stream = call()
         try:
             async for message in stream:
@@ -84,13 +85,13 @@ async def follow(
                     break
         except grpc.aio.AioRpcError as error:
             reason = _reason(error)
-            refused = first and error.code() is grpc.StatusCode.PERMISSION_DENIED
+            denied = error.code() is grpc.StatusCode.PERMISSION_DENIED
         finally:
             stream.cancel()
         if not content:
             continue
         _log.debug("%s: %s; asking again in %.2g s", what, reason, pause_s)
-        fail(f"{what}: {reason}", refused)
+        fail(f"{what}: {reason}", denied)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 

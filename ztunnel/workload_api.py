@@ -1,4 +1,9 @@
-"""SPIFFE's Workload API as the source of certificates: the identities to which this proxy itself is entitled, in one stream."""
+"""SPIFFE's Workload API as the source of certificates: the identities to which this proxy itself is entitled, in one stream.
+
+An identity is withdrawn where a stream that had it says that it is gone, and the next one says so too. The first alone may mean
+that an entry was replaced; the second alone, as after the agent's restart, that it could not find out who this process is: an
+attestor that fails is left out (SPIRE 1.16), and so are the entries that need it.
+"""
 
 import asyncio
 import logging
@@ -32,6 +37,10 @@ class WorkloadApi:
         self._svids: dict[str, X509SVID] | None = None
         self._trouble = ""
         """Why the stream has ended, while there is no other."""
+        self._spoken = False
+        """This stream has said something."""
+        self._doubted = False
+        """The stream before this one said that something is gone."""
         self._told: dict[Identity, Certificate | None] = {}
         """All that are wanted, with the last certificate of each."""
         self._task: asyncio.Task[None] | None = None
@@ -80,11 +89,13 @@ class WorkloadApi:
     def _take(self, response: X509SVIDResponse, first: bool) -> bool:
         svids = {one.spiffe_id: one for one in reversed(response.svids)}  # of several of one identity the first
         if not first and any(told and str(identity) not in svids for identity, told in self._told.items()):
-            return False  # gone, or an entry was replaced: another stream waits for what entries promise
+            self._doubted = True
+            return False
         if self._trouble:
             _log.info("Workload API %s: serves again", self._address)
         self._svids, self._trouble = svids, ""
         self._tell(svids)
+        self._spoken, self._doubted = True, False
         return True
 
     def _tell(self, svids: dict[str, X509SVID]) -> None:
@@ -92,26 +103,29 @@ class WorkloadApi:
             try:
                 certificate = self._certificate(identity, svids)
             except FetchError as error:
-                if told is not None and str(identity) not in svids:
-                    self._told[identity] = None
-                    self._withdrawn(identity, str(error))
+                if self._doubted and str(identity) not in svids:
+                    self._withdraw(identity, str(error))
                 continue  # what there was serves on; a refresh will say what is wrong
             if certificate != told:
                 self._told[identity] = certificate
                 self._renewed(certificate)
         self._wake()
 
-    def _fail(self, reason: str, refused: bool) -> None:
+    def _fail(self, reason: str, denied: bool) -> None:
         if reason != self._trouble:
             _log.warning("%s", reason)
         self._trouble = reason
-        if refused:  # nobody's identity is this proxy's
+        if denied and self._doubted:
             self._svids = None
-            for identity, told in list(self._told.items()):
-                if told is not None:
-                    self._told[identity] = None
-                    self._withdrawn(identity, reason)
+            for identity in list(self._told):
+                self._withdraw(identity, reason)
+        self._spoken, self._doubted = False, denied and self._spoken
         self._wake()
+
+    def _withdraw(self, identity: Identity, reason: str) -> None:
+        if self._told[identity] is not None:
+            self._told[identity] = None
+            self._withdrawn(identity, reason)
 
     def _wake(self) -> None:
         waiters, self._changed = self._changed, asyncio.Event()

@@ -205,6 +205,15 @@ async def refusal(source: DelegatedIdentities | WorkloadApi, identity: Identity 
     return str(caught.value)
 
 
+async def trouble(source: WorkloadApi) -> str:
+    """Why there is no certificate, if there is none."""
+    try:
+        await source.fetch(WEB, time.time())
+    except FetchError as error:
+        return str(error)
+    return ""
+
+
 def test_spire_certificates_by_namespace_and_service_account(tmp_path: Path, authority: Any) -> None:
     async def scenario(agent: Agent, address: str) -> None:
         agent.register(DB, "k8s:ns:demo")
@@ -317,6 +326,34 @@ def test_a_replaced_entrys_identity_goes_on_with_what_it_had(tmp_path: Path, aut
             await source.close()
 
     with_agent(tmp_path, authority, scenario)
+
+
+def test_who_could_not_be_attested_anew_goes_on_with_what_it_had(tmp_path: Path, authority: Any, eventually: Any) -> None:
+    """An agent that starts while the kubelet is away takes this process for nobody, or for less than it is."""
+
+    async def scenario() -> None:
+        agent, address = Agent(authority), f"unix://{tmp_path}/a.sock"
+        agent.register(WEB, *PROXY)
+        source = WorkloadApi(address)
+        heard = Heard(source)
+        async with serving(agent, address, WORKLOAD):
+            await source.fetch(WEB, time.time())
+        agent.delete(WEB)
+        asked = agent.asked
+        async with serving(agent, address, WORKLOAD):
+            await eventually(lambda: agent.asked >= asked + 2)  # refused, and refused again
+        agent.register(DB, *PROXY)
+        async with serving(agent, address, WORKLOAD):
+            while "only to" not in await trouble(source):  # noqa: ASYNC110  nobody is told of what changes nothing
+                await asyncio.sleep(0.01)
+        agent.register(WEB, *PROXY)
+        heard.renewed.clear()
+        async with serving(agent, address, WORKLOAD):
+            await eventually(lambda: heard.renewed)
+            await source.close()
+        assert not heard.withdrawn
+
+    asyncio.run(scenario())
 
 
 def test_entries_of_single_pods_are_found_by_the_uids_of_those_on_this_node(
