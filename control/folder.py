@@ -66,7 +66,8 @@ class Folder:
             return None
         texts = Texts()
         for name in sorted(found):
-            self._take(name, found[name], known, texts)
+            if not self._take(name, found[name], known, texts):
+                found[name] = None
         self._marks = found
         return self._changed(texts)
 
@@ -76,10 +77,11 @@ class Folder:
         self._texts = texts
         return texts
 
-    def _take(self, name: str, mark: _Mark, known: Texts, texts: Texts) -> None:
+    def _take(self, name: str, mark: _Mark, known: Texts, texts: Texts) -> bool:
+        """Whether it need not be read again before it changes."""
         if mark is not None and mark == self._marks.get(name) and name in known.files:
             texts.files[name] = known.files[name]
-            return
+            return True
         path = self.path / name if self.is_writable else self.path
         try:
             with path.open("rb") as file:
@@ -89,9 +91,11 @@ class Folder:
             texts.files[name] = data.decode()
         except FileNotFoundError:
             # Removed since the folder was listed; the next listing says so.
-            return
+            return True
         except (OSError, ValueError) as error:
             texts.unreadable[name] = str(error)
+            return isinstance(error, ValueError)  # else it may be no fault of the file's: too many are open, the disk fails
+        return True
 
     def _list(self) -> dict[str, _Mark]:
         fresh_after = time.time_ns() - int(FRESH_S * 1e9)

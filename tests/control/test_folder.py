@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -60,6 +62,34 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_kept(tmp_path: Path, monke
     assert "more than 10 bytes" in texts.unreadable["long.yaml"]
     assert "utf-8" in texts.unreadable["latin.yaml"]
     assert "Is a directory" in texts.unreadable["folder.yaml"]
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text("one")
+    (tmp_path / "b.yaml").write_text("two")
+    folder, opened = Folder(tmp_path), list[str]()
+
+    def full(path: Path, mode: str) -> BinaryIO:
+        opened.append(path.name)
+        if path.name == "a.yaml" and len(opened) < 4:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open(path, "rb")
+
+    monkeypatch.setattr(Path, "open", full)
+    texts = folder.read()
+    assert texts is not None and texts.files == {"b.yaml": "two"} and "Too many open" in texts.unreadable["a.yaml"]
+    assert folder.read() is None, "said once"
+    assert folder.read() == Texts({"a.yaml": "one", "b.yaml": "two"})
+    assert folder.read() is None and opened == ["a.yaml", "b.yaml", "a.yaml", "a.yaml"]
+
+
+def test_a_folder_of_too_many_files_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "MAX_FILES", 1)
+    folder = Folder(tmp_path)
+    (tmp_path / "a.yaml").write_text("one")
+    assert folder.read() == Texts({"a.yaml": "one"})
+    (tmp_path / "b.yaml").write_text("two")
+    assert folder.read() == Texts({"a.yaml": "one"}, {".": f"{tmp_path}: 2 files, at most 1 are read"})
 
 
 def test_a_folder_that_vanishes_is_a_problem_and_not_an_empty_mesh(tmp_path: Path) -> None:
