@@ -34,6 +34,8 @@ class ServiceAccounts:
         self._issuer = issuer
         self._account = account
         self._keys = _read(keys)
+        self._trouble = ""
+        """Why the newest keys could not be read when somebody asked last."""
 
     def node_of(self, token: str) -> str | None:
         """The node of the pod that a token is bound to; None for a token that is not valid now, or of another account."""
@@ -65,11 +67,14 @@ class ServiceAccounts:
 
     def _follow(self) -> None:
         """Read keys that were replaced; what cannot be read leaves the old ones in force."""
+        trouble = ""
         try:
-            if self._file.changed():
-                self._keys = _read(self._file.path)
+            self._keys = self._file.news(lambda: _read(self._file.path)) or self._keys
         except (OSError, ValueError) as error:
-            _log.error("keys of service accounts stay as they were: %s", error)
+            trouble = str(error)
+            if trouble != self._trouble:
+                _log.error("keys of service accounts stay as they were: %s", error)
+        self._trouble = trouble
 
 
 def _name(reference: Any) -> str:

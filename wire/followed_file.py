@@ -26,13 +26,21 @@ class FollowedFile:
         """Whether it existed when it was looked at last."""
         return self._read is not None
 
-    def changed(self) -> bool:
-        """Whether it is another one than before, to be read now: for who looks when it needs the content."""
+    def news(self, read: Callable[[], _Content]) -> _Content | None:
+        """What it says since it changed, for who looks when it needs the content; None: it is as it was, or is not there.
+
+        Raises: what `read` does. What an OSError kept from being read may be as good as new: it is tried again the next time.
+        """
         seen = self._mark()
         if seen is None or seen == self._read:
-            return False
+            return None
+        try:
+            content = read()
+        except ValueError:
+            self._read = seen
+            raise
         self._read = seen
-        return True
+        return content
 
     async def follow(self, read: Callable[[], _Content], take: Callable[[_Content], None], otherwise: str) -> None:
         """Read each change (in a thread) and hand it on, until cancelled.

@@ -1,6 +1,7 @@
 """Tokens as Kubernetes makes them: only a valid one, of the right account, bound to a pod on a node, names that node."""
 
 import base64
+import errno
 import json
 import os
 import time
@@ -133,6 +134,22 @@ def test_keys_are_followed_and_bad_ones_leave_the_old_in_force(accounts: Service
     assert accounts.node_of(token()) is None and accounts.node_of(token(EC, "new", "ES256")) == "node-1"
     path.unlink()
     assert accounts.node_of(token(EC, "new", "ES256")) == "node-1"
+
+
+def test_keys_that_could_not_be_read_for_a_moment_are_read_again(
+    accounts: ServiceAccounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "next").write_text(key_set(new=EC))
+    os.rename(tmp_path / "next", tmp_path / "jwks.json")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        assert [accounts.node_of(token()) for _ in range(2)] == ["node-1", "node-1"]
+    assert caplog.text.count("Too many open files") == 1
+    assert accounts.node_of(token()) is None and accounts.node_of(token(EC, "new", "ES256")) == "node-1"
 
 
 @pytest.mark.parametrize(
