@@ -53,6 +53,8 @@ class MeshCache:
         """By type, bytes of the largest answer, and of all."""
         self._waiting: list[_Answer] | None = []
         """What the disk did not take yet; None: the journal has ended."""
+        self._unread: set[str] = set()
+        """Types of which the disk did not say what is there: of those the control plane is asked for all, which replaces it."""
         self._complained = False
         self._database: sqlite3.Connection | None = None
         try:
@@ -105,10 +107,15 @@ class MeshCache:
     def load(self, type_url: str) -> list[Resource]:
         """What is known of a type."""
         if self._database is None:
+            self._unread.add(type_url)
             return []
         try:
             return list(map(read_resource, self._joined(self._database, type_url)))
         except (ValueError, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.Error) and _is_of_the_disk(error):
+                self._complain(error)
+                self._unread.add(type_url)
+                return []
             _log.warning("%s: what was known of %s cannot be read (%s): forgotten", self._path, type_url, error)
             self._forget(self._database, type_url)
             return []
@@ -140,7 +147,7 @@ class MeshCache:
 
     def answered(self, type_url: str) -> bool:
         """Whether the control plane ever told of a type, be it that there is nothing of it."""
-        if self._database is None:
+        if self._database is None or type_url in self._unread:
             return False
         return bool(self._database.execute("SELECT 1 FROM answer WHERE type = ?", (type_url,)).fetchone())
 
@@ -152,7 +159,10 @@ class MeshCache:
         try:
             if self._database is None:
                 self._database = self._open_or_replace()
+            replaced = self._unread & {type_url for type_url, _, _ in self._waiting}
             with self._database as database:
+                for one in replaced:
+                    self._empty(database, one)
                 for answer in self._waiting:
                     self._write(database, *answer)
         except (OSError, sqlite3.Error, ValueError) as error:
@@ -161,6 +171,7 @@ class MeshCache:
             if self._complained:
                 _log.info("%s: what is known of the mesh is kept again", self._path)
             self._complained = False
+            self._unread -= replaced
             self._waiting.clear()
 
     def _wait(self, waiting: list[_Answer], error: Exception) -> None:
@@ -176,9 +187,12 @@ class MeshCache:
         largest, total = self._sizes[type_url]
         if total > 2 * largest + _SLACK_BYTES:
             joined = DeltaDiscoveryResponse(resources=self._joined(database, type_url)).SerializeToString()
-            database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
-            self._sizes[type_url] = (0, 0)
+            self._empty(database, type_url)
             self._insert(database, type_url, joined, ())
+
+    def _empty(self, database: sqlite3.Connection, type_url: str) -> None:
+        database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
+        self._sizes[type_url] = (0, 0)
 
     def _insert(self, database: sqlite3.Connection, type_url: str, body: bytes, refused: Collection[str]) -> None:
         if type_url not in self._sizes:

@@ -39,25 +39,33 @@ def test_a_file_of_another_release_is_made_anew(tmp_path: Path) -> None:
     assert cache.load(ADDRESS_TYPE) == [FIRST]
 
 
+@pytest.mark.parametrize("opened_before", [False, True], ids=["before it is opened", "before it is read"])
 def test_a_file_in_which_somebody_writes_is_not_thrown_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, opened_before: bool
 ) -> None:
-    """A predecessor on a slow disk, or one that is stopped."""
+    """A predecessor on a slow disk, or one that is stopped. Who read nothing is told of all by control, which replaces it."""
     path = tmp_path / "mesh.sqlite"
     predecessor = MeshCache(path)
     apply(predecessor, FIRST)
+    predecessor.apply(AUTHORIZATION_TYPE, answer(AUTHORIZATION_TYPE, [FIRST]))
     predecessor.close()
     writing = sqlite3.connect(path)
-    writing.execute("BEGIN EXCLUSIVE")
     with monkeypatch.context() as impatient:
         impatient.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0.01))
-        cache = MeshCache(path)
-        assert cache.load(ADDRESS_TYPE) == [] and not cache.answered(ADDRESS_TYPE)
+        early = MeshCache(path) if opened_before else None
+        writing.execute("BEGIN EXCLUSIVE")
+        cache = early or MeshCache(path)
+        for type_url in (ADDRESS_TYPE, AUTHORIZATION_TYPE):
+            assert cache.load(type_url) == [] and not cache.answered(type_url)
+        apply(cache, Resource("b", "1", b"z"))
     assert "cannot keep what is known of the mesh: database is locked" in caplog.text
     writing.rollback()
+    assert MeshCache(path).load(ADDRESS_TYPE) == [FIRST]
+    apply(cache, Resource("c", "1", b"z"))
+    apply(cache, Resource("d", "1", b"z"))
+    assert sorted(one.name for one in MeshCache(path).load(ADDRESS_TYPE)) == ["b", "c", "d"]
+    assert MeshCache(path).load(AUTHORIZATION_TYPE) == [FIRST], "nobody has said anything else of it"
     writing.close()
-    apply(cache, Resource("b", "1", b"z"))
-    assert sorted(one.name for one in cache.load(ADDRESS_TYPE)) == ["a", "b"]
 
 
 def test_what_was_refused_is_not_kept_but_what_it_would_have_replaced(tmp_path: Path) -> None:
