@@ -32,9 +32,11 @@ async def _open_connections(node: NodePlaces) -> list[dict[str, Any]]:
 
 def _of_dump(dump: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for uid, state in (dump.get("workloadState") or {}).items():
-        for direction in ("inbound", "outbound"):
+        info = state.get("info") or {}
+        local = f"//Pod/{info.get('namespace')}/{info.get('name')}" if info else ""
+        for direction, end in (("inbound", "destinationWorkload"), ("outbound", "sourceWorkload")):
             for one in (state.get("connections") or {}).get(direction) or []:
-                yield {"podUid": uid, "direction": direction, **one}
+                yield {"podUid": uid, "direction": direction, end: local, **one}
 
 
 def size(count: int) -> str:
@@ -98,6 +100,8 @@ def connections(pod: str | None, direction: str | None, output: str, node: tuple
     A connection between nodes is listed at both ends: outbound where it begins, inbound where it ends. PEER is the identity
     that the other end proved; POLICY the one that allowed it.
     """
+    if pod is not None and "/" not in pod:
+        raise click.UsageError(f"{pod!r} is no pod: write NAMESPACE/POD, or NAMESPACE/ for all of one")
     answers = asyncio.run(from_nodes(chosen_nodes(Places.from_environment(), node), _open_connections))
     found = [(answer.node, one) for answer in answers for one in answer.value or [] if _concerns(one, pod, direction)]
     found.sort(key=lambda entry: (entry[1].get("openedUnixNs", 0), entry[0]))

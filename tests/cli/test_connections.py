@@ -78,12 +78,18 @@ def test_pods_and_directions_select(world: "World") -> None:
     assert numbers("--pod", "demo/w") == ["outbound", "inbound"]
     assert numbers("--direction", "inbound") == ["inbound"]
     assert numbers("--pod", "other/") == []
+    result = world.weft("connections", "--pod", "web")
+    assert result.exit_code == 2 and "'web' is no pod: write NAMESPACE/POD, or NAMESPACE/ for all of one" in result.stderr
 
 
 def test_a_foreign_proxy_without_the_endpoint_is_read_from_its_config_dump(world: "World") -> None:
     connection = {"src": "10.0.0.1:1", "originalDst": "10.0.0.2:80", "actualDst": "10.0.0.2:80", "protocol": "HBONE"}
-    world.proxy("node-a", {"workloadState": {"u1": {"connections": {"inbound": [connection], "outbound": []}}}})
-    assert _cells(world.weft("connections").stdout.splitlines()[1])[:4] == ["node-a", "inbound", "10.0.0.1:1", "10.0.0.2:80"]
+    info = {"name": "web", "namespace": "demo", "serviceAccount": "web"}
+    state = {"u1": {"connections": {"inbound": [connection], "outbound": [connection]}, "info": info}, "u2": {"info": None}}
+    world.proxy("node-a", {"workloadState": state})
+    lines = world.weft("connections", "--pod", "demo/web").stdout.splitlines()
+    assert _cells(lines[1])[:4] == ["node-a", "inbound", "10.0.0.1:1", "demo/web:80"]
+    assert _cells(lines[2])[:4] == ["node-a", "outbound", "demo/web (10.0.0.1:1)", "10.0.0.2:80"]
 
 
 def test_a_node_that_is_down_is_told_and_the_others_are_listed(world: "World") -> None:
