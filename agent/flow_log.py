@@ -126,7 +126,7 @@ class FlowLog(EventLog):
         self.seen = 0
         self.by_verdict: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self._seconds: deque[tuple[int, int]] = deque()
+        self._seconds: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW_S)
         self._namespaces: dict[tuple[str, str], float] = {}
         self._ends: dict[Shared, Ends] = {}
         """As of the pods that were given last."""
@@ -171,14 +171,12 @@ class FlowLog(EventLog):
     def _count_second(self, second: int, moments: int) -> None:
         if self._seconds and self._seconds[-1][0] == second:
             self._seconds[-1] = (second, self._seconds[-1][1] + moments)
-            return
-        self._seconds.append((second, moments))
-        while self._seconds[0][0] <= second - RATE_WINDOW_S:
-            self._seconds.popleft()
+        else:
+            self._seconds.append((second, moments))
 
     def rate(self, now_s: float, uptime_s: float) -> float:
         """Flows per second over the last minute, or since the start where that is shorter."""
-        recent = sum(count for second, count in self._seconds if second > now_s - RATE_WINDOW_S)
+        recent = sum(count for second, count in self._seconds if now_s - RATE_WINDOW_S < second <= now_s)
         return recent / max(1.0, min(RATE_WINDOW_S, uptime_s))
 
     def namespaces(self, now_s: float) -> list[tuple[str, str]]:

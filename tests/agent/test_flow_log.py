@@ -42,6 +42,16 @@ def test_rate_is_of_the_last_minute() -> None:
     assert log.seen == 200 and log.by_verdict == {"FORWARDED": 200}
 
 
+def test_a_clock_that_is_set_back_neither_adds_to_the_rate_nor_to_memory() -> None:
+    log = FlowLog()
+    for second in (*range(5000, 5060), *range(1000, 1030)):
+        log.add(seen(), NOBODY, second)
+    assert log.rate(1029.9, uptime_s=1000) == 0.5
+    for second in range(1030, 1330):
+        log.add(seen(), NOBODY, second)
+    assert log.rate(1329.9, uptime_s=1000) == 1.0 and len(log._seconds) == 60
+
+
 def test_verdicts_are_those_of_the_flows() -> None:
     log = FlowLog()
     for phase in ("opened", "closed", "kept", "denied", "unauthenticated", "refused", "failed"):
