@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from lab import logs, neighbours, teardown
 from lab.claim import ClaimError, claim, held
@@ -249,7 +250,7 @@ class Lab:
 
     def join(self, pod: str, argv: Sequence[str], container: str = "") -> Launch:
         """The order to run a program inside a pod `namespace/name`. Raises: LabError when it does not run."""
-        document = self._call("GET", f"/join?pod={pod}&container={container}")
+        document = self._call("GET", f"/join?{urlencode({'pod': pod, 'container': container})}")
         launch = Launch.from_json(json.dumps({**document, "argv": list(argv)}))
         if term := os.environ.get("TERM"):
             launch.env.setdefault("TERM", term)
