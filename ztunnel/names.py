@@ -56,14 +56,16 @@ def find(inventory: Inventory, zone: Zone, client: Workload, name: str, version:
 
 
 def candidates(name: str, namespace: str, domain: str, search: tuple[str, ...] | None = None) -> Iterator[Candidate]:
-    """The names that may have been meant, the likeliest first, each once."""
+    """The names that may have been meant, the likeliest first, each once; none by an empty one (see `Question.name`)."""
+    if not name:
+        return
     seen: set[str] = set()
     searched = (f"{namespace}.svc.{domain}", f"svc.{domain}", domain) if search is None else search
     stripped = [name.removesuffix(f".{suffix}") for suffix in searched if name.endswith(f".{suffix}")]
     for base in (name, *stripped):
         alias = "" if base is name else base
         for one in (base, *expansions(base, namespace, domain)):
-            if one and one not in seen:
+            if one not in seen:
                 seen.add(one)
                 yield Candidate(one, alias)
 

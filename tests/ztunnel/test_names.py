@@ -151,6 +151,14 @@ def test_the_search_domains_of_a_dedicated_proxy_take_the_place_of_the_usual_one
     assert find(INVENTORY, zone, CLIENT, "www.google.com.ns1.svc.cluster.local", 4) is None
 
 
+def test_no_wildcard_covers_the_root_or_what_no_mesh_has_as_a_name() -> None:
+    """Both are read as the empty name, which search domains must not lengthen to one that a wildcard covers."""
+    wide = Inventory()
+    wide.apply([service("*.local", "ns1", "5.5.5.5"), service("*.ns1.svc.cluster.local", "ns1", "5.5.5.6")], [])
+    assert find(wide, ZONE, CLIENT, "printer.local", 4) == Found("", (ip_address("5.5.5.5"),))
+    assert find(wide, ZONE, CLIENT, "", 4) is None
+
+
 @pytest.mark.parametrize(
     "name", ["web-0.headless", "web-0.headless.ns1", "web-0.headless.ns1.svc", "web-0.headless.ns1.svc.cluster.local"]
 )
