@@ -207,7 +207,7 @@ class Arrival:
         node.inbound_tunnels.used(tunnel)
         if node.demands is not None:
             missing = partial(missing_inbound, node.inventory, node.config.network, workload, self.local[0], request.authority)
-            waiting = WaitingRequest(tunnel, lambda stream, error: self._go_on(stream, workload, request, error))
+            waiting = WaitingRequest(tunnel, lambda stream, error: self._go_on(stream, request, error))
             if waiting.ask(node.demands, sid, missing):
                 return waiting.stream
         return self._admit(tunnel, sid, workload, request)
@@ -237,15 +237,15 @@ class Arrival:
         pod.errand = errand_of(pod, workload, ends, peer, request, outcome)
         return pod.errand
 
-    def _go_on(self, stream: TunnelStream, workload: Workload, request: ConnectRequest, error: str) -> None:
+    def _go_on(self, stream: TunnelStream, request: ConnectRequest, error: str) -> None:
         """What a request waited for is known, or why not."""
-        tunnel = stream.tunnel
+        tunnel, workload = stream.tunnel, self.pod.workload()
         tunnel.loop.dirty[tunnel] = None
         admitted = None
-        if error:
-            self._reject(tunnel, stream.sid, 503, error)
+        if error or workload is None:
+            self._reject(tunnel, stream.sid, 503, error or "unknown destination")
         else:
-            admitted = self._admit(tunnel, stream.sid, self.pod.workload() or workload, request, stream)
+            admitted = self._admit(tunnel, stream.sid, workload, request, stream)
         if admitted is None:
             stream.drop()
 

@@ -29,12 +29,16 @@ class Asker:
         self._decoder = Decoder()
         self._next = 1
 
-    def ask(self, *fields: tuple[str, str]) -> tuple[str, int]:
-        """The status, or nothing, and the code of the reset that follows a rejection; -1: none, the stream is open."""
+    def say(self, *fields: tuple[str, str]) -> int:
+        """Make a request; its stream."""
         sid, self._next = self._next, self._next + 2
         block = b"".join(literal(name.encode(), value.encode()) for name, value in fields)
         self._tls.sendall(frame(HEADERS, END_HEADERS, sid, block))
-        status = ""
+        return sid
+
+    def ask(self, *fields: tuple[str, str]) -> tuple[str, int]:
+        """The status, or nothing, and the code of the reset that follows a rejection; -1: none, the stream is open."""
+        sid, status = self.say(*fields), ""
         while True:
             kind, flags, stream, payload = self._frame()
             if stream != sid:
