@@ -57,6 +57,7 @@ ENDPOINTS = [
     ("mode", "preferences", "allow_all", "shares"),
     [
         (UNSPECIFIED, (), False, {"e1": 75, "e2": 25}),
+        (UNSPECIFIED, (NODE,), False, {"e1": 75, "e2": 25}),
         (FAILOVER, (REGION, ZONE, SUBZONE, NODE), False, {"e1": 100}),
         (STRICT, (REGION, ZONE), False, {"e1": 75, "e2": 25}),
         (FAILOVER, (NETWORK, REGION, ZONE), False, {"e1": 75, "e2": 25}),
@@ -74,6 +75,28 @@ def test_strict_has_no_second_choice_and_failover_has() -> None:
     elsewhere = replace(CLIENT, node="other")
     assert choose(replace(SERVICE, mode=STRICT, preferences=(NODE,)), ENDPOINTS, elsewhere, 80, 0.5) is None
     assert choose(replace(SERVICE, mode=FAILOVER, preferences=(NODE,)), ENDPOINTS, elsewhere, 80, 0.0) is ENDPOINTS[0]
+
+
+DIFFERENCES: dict[Scope, dict[str, object]] = {
+    REGION: {"locality": Locality("x", "z", "s")},
+    ZONE: {"locality": Locality("r", "x", "s")},
+    SUBZONE: {"locality": Locality("r", "z", "x")},
+    NODE: {"node": "x"},
+    Scope.CLUSTER: {"cluster_id": "x"},
+    NETWORK: {"network": "x", "network_gateway": GATEWAY},
+    Scope.UNSPECIFIED: {},
+}
+
+
+@pytest.mark.parametrize("preferred", DIFFERENCES)
+@pytest.mark.parametrize("differs", DIFFERENCES)
+def test_each_preference_compares_one_thing(preferred: Scope, differs: Scope) -> None:
+    here = ENDPOINTS[0]
+    there = Endpoint(replace(here.workload, uid="there", **DIFFERENCES[differs]), {80: 8080})
+    service = replace(SERVICE, mode=FAILOVER, preferences=(preferred,))
+    second = choose(service, [here, there], CLIENT, 80, 0.9)
+    assert second is (here if preferred is differs is not Scope.UNSPECIFIED else there)
+    assert choose(service, [here, there], CLIENT, 80, 0.1) is here
 
 
 def test_our_network_outweighs_what_follows_it() -> None:
@@ -211,7 +234,7 @@ def test_session_affinity_keeps_a_client_at_one_endpoint_whatever_the_chance_and
 
 
 def test_session_affinity_moves_only_the_clients_of_an_endpoint_that_goes_and_shares_by_capacity() -> None:
-    service, endpoints = replace(SERVICE, by_client_address=True), sticky(3, [1, 1, 2])
+    service, endpoints = replace(SERVICE, by_client_address=True), sticky(5, [1, 1, 1, 1, 8])
     sources = [ip_address(0x0A000000 + number) for number in range(4000)]
 
     def placed(among: list[Endpoint]) -> dict[object, str]:
@@ -220,4 +243,4 @@ def test_session_affinity_moves_only_the_clients_of_an_endpoint_that_goes_and_sh
     before, after = placed(endpoints), placed(endpoints[1:])
     assert all(after[one] == before[one] for one in sources if before[one] != "uid-0")
     shares = Counter(before.values())
-    assert 800 < shares["uid-0"] < 1200 and 1800 < shares["uid-2"] < 2200
+    assert 290 < shares["uid-0"] < 380 and 2550 < shares["uid-4"] < 2790

@@ -15,7 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel.dns_message import AAAA, BADVERS, FORMERR, NOERROR, NOTIMP, SERVFAIL, A, DNSError, encode_name
+from ztunnel.dns_message import (
+    AAAA,
+    BADVERS,
+    FORMERR,
+    NOERROR,
+    NOTIMP,
+    SERVFAIL,
+    A,
+    DNSError,
+    after_name,
+    encode_name,
+    read_name,
+)
 from ztunnel.dns_query import Query, answer, read_query, refuse, relay
 from ztunnel.dns_response import Wishes, addresses_in, ask, question_for, read_response
 
@@ -59,6 +71,7 @@ def test_what_is_no_question_is_refused_by_its_code() -> None:
         (bytes(two), FORMERR),
         (old.to_wire(), BADVERS),
         (loop, FORMERR),
+        (struct.pack("!6H", 0, 0x100, 1, 0, 0, 0) + b"\1a\xc0\0" + struct.pack("!HH", 1, 1), FORMERR),
         (dns.message.make_query("a.", "A").to_wire()[:-5], FORMERR),
     ]:
         query = read_query(wire)
@@ -69,6 +82,33 @@ def test_what_is_no_question_is_refused_by_its_code() -> None:
     assert read_query(b"\0" * 11) is None
     response = dns.message.make_response(dns.message.make_query("a.", "A"))
     assert read_query(response.to_wire()) is None, "who answers answers may do so for ever"
+
+
+def test_a_question_of_another_kind_need_not_be_readable() -> None:
+    query = read_query(struct.pack("!6H", 5, 0x2800, 1, 0, 0, 0) + b"\x40")
+    assert query is not None and (query.id, query.question, query.refusal) == (5, None, NOTIMP)
+    assert len(refuse(query, query.refusal)) == 12
+
+
+def test_two_opt_records_are_one_too_many() -> None:
+    wire = bytearray(dns.message.make_query("a.", "A", use_edns=0).to_wire())
+    wire[11] = 2
+    query = read_query(bytes(wire + wire[-11:]))
+    assert query is not None and query.question is not None and (query.refusal, query.edns) == (FORMERR, None)
+
+
+@pytest.mark.parametrize("kind", [0x40, 0x7F, 0x80, 0xBF])
+def test_labels_of_unknown_kinds_are_read_by_nobody(kind: int) -> None:
+    for read in (read_name, after_name):
+        with pytest.raises(DNSError, match="unknown kind"):
+            read(bytes((kind,)) + bytes(200), 0)
+
+
+@pytest.mark.parametrize("name", ["a." * 127 + "a", "x" * 64, "a..b", "\u00e4.example"])
+def test_what_is_no_name_is_not_asked_for(name: str) -> None:
+    with pytest.raises(DNSError):
+        question_for(name, A)
+    assert len(question_for("a." * 126 + "a", A).wire) == 255 + 4
 
 
 @pytest.mark.parametrize("asked_as", ["web.shop.", "Web.SHOP."])

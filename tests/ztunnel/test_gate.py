@@ -156,6 +156,7 @@ Tunnel = ApplicationTunnel | None
         ("service", VIP, PROXY, POD, "server.default.svc.cluster.local:80", 15088, (SERVER_VIP, 80)),
         ("service", VIP, ApplicationTunnel(False, 15088), POD, f"{SERVER_VIP}:8080", 15088, None),
         ("service", VIP, ApplicationTunnel(True, 0), POD, f"{SERVER_VIP}:8080", 8080, (SERVER_VIP, 8080)),
+        ("", "", PROXY, POD, f"{SERVER_POD}:8080", 15088, (SERVER_POD, 8080)),
     ],
 )
 def test_build_inbound_request(
@@ -180,8 +181,15 @@ def test_build_inbound_request(
         ("", "", POD, f"{CLIENT_POD}:8080"),
         ("service", POD, POD, f"{SERVER_POD}:8080"),
         ("workload", POD, POD, f"{SERVER_VIP}:8080"),
+        ("workload", VIP, CLIENT_POD, f"{SERVER_POD}:8080"),
     ],
-    ids=["ip mismatch", "waypoint without attachment", "workload, wrong attachment", "service, wrong attachment"],
+    ids=[
+        "ip mismatch",
+        "waypoint without attachment",
+        "workload, wrong attachment",
+        "service, wrong attachment",
+        "not behind the waypoint's service",
+    ],
 )
 def test_find_inbound_upstream_rejects(attached: str, waypoint: str, dialled: str, authority: str) -> None:
     outcome = inbound(attached, waypoint, None, dialled, authority)
@@ -212,7 +220,8 @@ def test_a_hostname_is_announced_by_the_services_best_address() -> None:
     )
     assert isinstance(outcome, Admitted) and outcome.announced == (ip_address("10.96.0.7"), 80)
     ranges = (NetworkAddress("", ip_address("10.96.0.0"), 16),)
-    assert isinstance(ask("web.amb.svc.cluster.local:80", proxied, replace(WEB, vips=ranges)), Rejected)
+    outcome = ask("web.amb.svc.cluster.local:80", proxied, replace(WEB, vips=ranges))
+    assert isinstance(outcome, Rejected) and outcome.status == 503 and "PROXY header" in outcome.reason
 
 
 def test_destination_service_is_the_one_that_was_named() -> None:
@@ -223,3 +232,18 @@ def test_destination_service_is_the_one_that_was_named() -> None:
     assert service_of(inventory, both, 8080) == WEB
     assert service_of(inventory, both, 8080, "api.amb.svc.cluster.local") == api
     assert service_of(inventory, both, 1) is None
+
+
+def test_destination_service_of_an_address_is_the_one_that_was_named_else_the_first_that_leads_to_the_port() -> None:
+    api = Service("api", "amb", "api.amb.svc.cluster.local", ports={80: 8081})
+    both = replace(SERVER, services={"amb/gone.amb.svc.cluster.local": {80: 8080}, KEY: {}, api.key: {80: 9090}})
+    for authority, host, service in (
+        ("10.244.0.8:8080", "", WEB),
+        ("10.244.0.8:8080", api.hostname, api),
+        ("10.244.0.8:8080", "gone.amb.svc.cluster.local", WEB),
+        ("10.244.0.8:9090", "", api),
+        ("10.244.0.8:8081", "", api),
+        ("10.244.0.8:81", "", None),
+    ):
+        outcome = ask(authority, both, api, host=host)
+        assert isinstance(outcome, Admitted) and outcome.service == service, (authority, host)

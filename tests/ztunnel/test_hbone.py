@@ -80,7 +80,7 @@ def test_parse_forwarded_host() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "::::", "a b:80", "http://x/", "[::1:80", "[x]:1", "fd00::1:80", "x" * 600 + ":1", "a:80:80"]
+    "text", ["", "::::", "a b:80", "http://x/", "[::1:80", "[x]:1", "fd00::1:80", "x" * 600 + ":1", "a:80:80", "\u00e4:80"]
 )
 def test_what_is_no_authority_is_malformed(text: str) -> None:
     with pytest.raises(Malformed):
@@ -176,6 +176,14 @@ def test_any_fields_are_read_or_refused(fields: Fields) -> None:
 def test_literals_are_read_back(fields: Fields) -> None:
     block = b"".join(literal(name, value) for name, value in fields)
     assert FieldReader(64 << 10).begin(1, END_HEADERS, block) == fields
+
+
+@pytest.mark.parametrize("length", [126, 127, 128, 254, 255, 256, 16_383, 16_510, 16_511, 20_000])
+def test_literals_of_any_length_are_read_back(length: int) -> None:
+    field = (b"name", b"v" * length)
+    block = literal(*field)
+    assert Decoder(max_header_list_size=1 << 16).decode(block, raw=True) == [field]
+    assert FieldReader(64 << 10).begin(1, END_HEADERS, block) == [field]
 
 
 def parts() -> st.SearchStrategy[bytes]:

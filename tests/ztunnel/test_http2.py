@@ -22,6 +22,7 @@ from ztunnel.frames import (
     HEADERS,
     PADDED,
     PING,
+    PRIORITISED,
     PRIORITY,
     PUSH_PROMISE,
     RST_STREAM,
@@ -234,6 +235,31 @@ def test_bytes_of_a_stream_that_we_reset_give_the_window_back() -> None:
     assert server.says() == frames.rst_stream(1, Code.CANCEL)
     server.hears(frame(DATA, 0, 1, bytes(1 << 20)) * 9)
     assert server.says() == window_update(0, 9 << 20)
+    server.hears(frame(DATA, PADDED, 1, bytes(64 << 10)) * 129)
+    assert server.says() == window_update(0, 129 << 16)
+
+
+def test_trailers_end_a_stream_as_an_empty_frame_does() -> None:
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, literal(b"x", b"y"))
+    for end in (client, server):
+        end.hears(trailers)
+        with pytest.raises(ProtocolError, match="PROTOCOL_ERROR: second HEADERS"):
+            end.hears(trailers)
+    assert (mine.heard, theirs.heard) == (["answer 200", "end"], ["end"])
+
+
+def test_a_peer_that_keeps_no_table_can_read_what_it_is_sent() -> None:
+    _, server = pair()
+    server.hears(frames.settings([(1, 0)]))
+    assert server.says() == frames.SETTINGS_ACK
+    reader, fields = Decoder(), [(b":status", b"200"), (b"baggage", b"a=b")]
+    reader.max_allowed_table_size = 0
+    for sid in (1, 3):
+        server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
+        server.http.answer(server.streams[-1], fields)
+        assert [tuple(field) for field in reader.decode(server.says()[9:], raw=True)] == fields
 
 
 def test_resets_reach_the_stream_and_free_its_place() -> None:
@@ -413,6 +439,16 @@ def hostile(block: bytes) -> list[HostileCase]:
             "header bomb",
             frame(HEADERS, END_HEADERS, 1, b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 9000),
             Code.ENHANCE_YOUR_CALM,
+        ),
+        (
+            "header bomb of few fields",
+            frame(HEADERS, END_HEADERS, 1, b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 60),
+            Code.ENHANCE_YOUR_CALM,
+        ),
+        (
+            "stream that depends on itself",
+            frame(HEADERS, END_HEADERS | PRIORITISED, 1, b"\x80\0\0\1\x10" + block),
+            Code.PROTOCOL_ERROR,
         ),
         ("bad HPACK", frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff\xff\xff"), Code.COMPRESSION_ERROR),
         ("window overflow", window_update(0, 2**31 - 1), Code.FLOW_CONTROL_ERROR),

@@ -183,6 +183,8 @@ def test_which_name_of_several_counts() -> None:
     assert check_server(["https://x", str(SERVER)], frozenset({str(SERVER)})) == SERVER
     with pytest.raises(PeerRefused, match="nobody"):
         check_server([str(SERVER)], frozenset())
+    with pytest.raises(PeerRefused, match="no workload identity"):
+        check_server(["https://x"], frozenset({"https://x"}))
     with pytest.raises(PeerRefused, match="wrong trust domain"):
         check_client([theirs], "cluster.local")
     assert Identity.parse(theirs).trust_domain == "other.domain"

@@ -28,12 +28,32 @@ def test_failures_in_a_row_set_an_endpoint_aside_ever_longer() -> None:
         assert not outliers.aside
         outliers.failed(E0, now)
         assert outliers.aside == {E0}
-        wait_s = min(ASIDE_S * times, LONGEST_S)
+        wait_s, before = min(ASIDE_S * times, LONGEST_S), outliers.aside
         outliers.tick(now + wait_s - 0.1)
-        assert outliers.aside == {E0}
+        assert outliers.aside is before, "else all that is known of ways is forgotten (ztunnel.ways)"
         outliers.tick(now + wait_s)
         assert not outliers.aside
         now += wait_s
+
+
+def test_who_fails_while_it_stands_aside_stands_there_no_longer_for_that() -> None:
+    outliers = Outliers(2)
+    for now in (0.0, 1.0, 10.0, 11.0):
+        outliers.failed(E0, now)
+    outliers.tick(1.0 + ASIDE_S)
+    assert not outliers.aside
+
+
+def test_failures_that_are_long_past_are_forgotten() -> None:
+    outliers, now = Outliers(2), 0.0
+    for now in (0.0, 1.0, 602.0):
+        outliers.failed(E0, now)
+        outliers.tick(now + ASIDE_S)
+    assert not outliers.aside
+    outliers.failed(E0, now)
+    assert outliers.aside == {E0}
+    outliers.tick(now + ASIDE_S)
+    assert not outliers.aside, "as for the first time"
 
 
 def test_a_success_forgives_everything() -> None:

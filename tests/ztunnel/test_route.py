@@ -11,6 +11,7 @@ from mesh.workload import (
     IPFamilies,
     NetworkAddress,
     NetworkMode,
+    Scope,
     Service,
     TunnelProtocol,
     Workload,
@@ -55,12 +56,21 @@ def test_self_calls_are_refused(address: str, port: int) -> None:
     assert "self call" in refusal(route(address, port))
 
 
+@pytest.mark.parametrize(("address", "port"), [("10.0.0.3", 15001), ("10.0.0.3", 15008), ("127.0.0.1", 8080)])
+def test_a_port_of_the_proxy_elsewhere_and_one_of_the_application_here_are_none_of_them(address: str, port: int) -> None:
+    assert target(route(address, port, PLAIN)) == ("TCP", address, port)
+
+
 def test_known_dest_by_protocol() -> None:
     direct = route("10.0.0.2", 9000, SERVER)
     assert target(direct) == ("HBONE", "10.0.0.2", 15008)
     assert isinstance(direct, Route) and direct.authority == Authority(ip_address("10.0.0.2"), 9000)
     assert direct.expected == EXPECTED and direct.workload is SERVER
-    assert target(route("10.0.0.3", 9000, PLAIN)) == ("TCP", "10.0.0.3", 9000)
+    plain = route("10.0.0.3", 9000, replace(PLAIN, hostname="plain.example"))
+    assert target(plain) == ("TCP", "10.0.0.3", 9000)
+    assert isinstance(plain, Route) and (plain.expected, plain.hostname) == (frozenset(), ""), (
+        "by its address, and nobody's name"
+    )
     assert target(route("fd00::2", 1, SERVER)) == ("HBONE", "fd00::2", 15008)
 
 
@@ -86,6 +96,23 @@ def test_empty_service_and_one_without_the_port_are_refused() -> None:
     nobody = f"no healthy upstream: 10.96.0.1:81: service {KEY} has no port 81 (its ports: 80)"
     assert refusal(route("10.96.0.1", 81, SERVER, WEB)) == nobody
     assert "no endpoint that is ready" in refusal(route("10.96.0.1", 80, replace(SERVER, healthy=False), WEB))
+
+
+def test_a_refusal_counts_the_endpoints_by_what_keeps_each_from_being_chosen() -> None:
+    web = replace(WEB, ports={80: 0})
+    several = [
+        replace(SERVER, uid="none", services={KEY: {}}),
+        replace(SERVER, uid="idle", capacity=0),
+        *(replace(SERVER, uid=f"lost{n}", addresses=()) for n in range(2)),
+    ]
+    assert refusal(route("10.96.0.1", 80, web, *several)) == (
+        f"no healthy upstream: 10.96.0.1:80: service {KEY}: of 4 endpoints 1 have no capacity; "
+        "2 cannot be reached: no address, or a network without gateway; 1 have no port 80"
+    )
+    strict = replace(WEB, mode=BalancingMode.STRICT, preferences=(Scope.NODE,))
+    assert refusal(route("10.96.0.1", 80, strict, replace(SERVER, node="elsewhere"))) == (
+        f"no healthy upstream: 10.96.0.1:80: service {KEY} is STRICT, and none of its 1 endpoints matches the client's NODE"
+    )
 
 
 def test_passthrough_svc_keeps_the_destination() -> None:

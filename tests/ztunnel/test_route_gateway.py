@@ -40,10 +40,12 @@ GATEWAY = Workload(
 GATEWAY_NAME = "spiffe://cluster.local/ns/ns/sa/gtw"
 
 
-def route(*known: Workload | Service, destination: str = "10.96.0.1", avoid: frozenset[str] = frozenset()) -> Route | Refused:
+def route(
+    *known: Workload | Service, destination: str = "10.96.0.1", avoid: frozenset[str] = frozenset(), chance: float = 0.5
+) -> Route | Refused:
     inventory = Inventory()
     inventory.apply([CLIENT, *known], [])
-    return decide(inventory, "", Request(CLIENT, CLIENT.addresses[0], ip_address(destination), 80), 0.5, avoid)
+    return decide(inventory, "", Request(CLIENT, CLIENT.addresses[0], ip_address(destination), 80), chance, avoid)
 
 
 def taken(outcome: Route | Refused) -> Route:
@@ -98,6 +100,16 @@ def test_failover_to_remote() -> None:
     assert dialled(route(web, FAR, GATEWAY, local, avoid=frozenset({"l"})))[0] == "DOUBLEHBONE"
 
 
+def test_who_is_chosen_behind_a_gateway_says_nothing_of_which_of_its_pods_is_dialled() -> None:
+    known: list[Workload | Service] = [WEB]
+    for one in ("a", "b"):
+        gateway = GatewayAddress(NamespacedHostname("ns", one), 15008)
+        known += [Service(one, "ns", one, (), {15008: 15008}), replace(FAR, uid=f"far-{one}", network_gateway=gateway)]
+        known += [replace(GATEWAY, uid=f"{one}{n}", addresses=(), hostname="x", services={f"ns/{one}": {}}) for n in "12"]
+    dialled = [taken(route(*known, chance=chance)).workload for chance in (0.1, 0.4, 0.6, 0.9)]
+    assert sorted(gateway.uid for gateway in dialled if gateway is not None) == ["a1", "a2", "b1", "b2"]
+
+
 def test_a_gateway_to_ones_own_network_is_not_used() -> None:
     near = replace(FAR, network="", addresses=(ip_address("10.0.0.2"),))
     assert taken(route(WEB, near, GATEWAY)).protocol == "TCP"
@@ -106,6 +118,13 @@ def test_a_gateway_to_ones_own_network_is_not_used() -> None:
 def test_wrong_network_is_an_error() -> None:
     stranded = replace(FAR, network_gateway=None, addresses=(ip_address("10.0.0.2"),))
     assert "1 cannot be reached: no address, or a network without gateway" in refusal(route(WEB, stranded))
+
+
+def test_a_waypoint_on_another_network_is_not_dialled_past_that_networks_gateway() -> None:
+    where = GatewayAddress(NetworkAddress("remote", ip_address("10.22.1.7")), 15008)
+    waypoint = Workload("w", "w", "ns", (ip_address("10.22.1.7"),), network="remote")
+    outcome = route(replace(WEB, waypoint=where), FAR, GATEWAY, waypoint)
+    assert refusal(outcome) == "workload w.ns is on network remote, to which no gateway is known"
 
 
 def test_an_unresolvable_gateway_is_an_error() -> None:

@@ -61,6 +61,12 @@ def route(
     return decide(inventory, "", Request(client, source or client.addresses[0], ip_address(destination), port), chance, avoid)
 
 
+def known(*resources: Workload | Service) -> Inventory:
+    inventory = Inventory()
+    inventory.apply(resources, [])
+    return inventory
+
+
 def taken(outcome: Route | Refused) -> Route:
     assert isinstance(outcome, Route), outcome
     return outcome
@@ -86,6 +92,8 @@ def test_destination_svc_waypoint_and_passthrough_svc_with_waypoint(gateway: Gat
 def test_a_waypoint_by_a_pods_address_is_that_pod() -> None:
     one = taken(route("10.96.0.1", 80, SERVER, replace(WEB, waypoint=BY_POD), POD, GATEWAY))
     assert (str(one.address), one.port, one.expected, one.choice) == ("10.0.0.10", 15008, {IDENTITY}, None)
+    several = replace(POD, addresses=(ip_address("10.0.0.9"), *POD.addresses))
+    assert str(taken(route("10.96.0.1", 80, SERVER, replace(WEB, waypoint=BY_POD), several)).address) == "10.0.0.10"
 
 
 def test_the_waypoints_own_port_mapping_counts() -> None:
@@ -145,6 +153,9 @@ def test_the_waypoint_itself_goes_straight(gateway: GatewayAddress) -> None:
     other = replace(CLIENT, services={WAYPOINT_KEY: {}})  # another identity at the waypoint's service is a waypoint too
     outcome = route("10.0.0.2", 80, behind, GATEWAY, POD, client=other)
     assert taken(outcome).hop == ("waypoint" if gateway is BY_POD else "")
+    impostor = replace(POD, uid="x", service_account="another", services={}, hostname="x")
+    outcome = decide(known(POD, behind, GATEWAY), "", Request(impostor, POD.addresses[0], SERVER.addresses[0], 80), 0.5)
+    assert taken(outcome).hop == "waypoint", "its address alone makes nobody a waypoint"
 
 
 def test_weighted_waypoints_share_by_chance() -> None:
@@ -163,6 +174,10 @@ UNKNOWN = {
     "unhealthy": (GATEWAY, replace(POD, healthy=False)),
     "no capacity": (GATEWAY, replace(POD, capacity=0)),
     "passthrough": (replace(GATEWAY, mode=BalancingMode.PASSTHROUGH), POD),
+    "passthrough, beside a workload of the same address and name": (
+        replace(GATEWAY, mode=BalancingMode.PASSTHROUGH),
+        replace(POD, addresses=(ip_address("10.96.0.10"),), hostname=GATEWAY.hostname),
+    ),
 }
 
 
@@ -191,12 +206,31 @@ def test_a_refusal_says_how_to_mend() -> None:
         "create that waypoint, or take the wish for it away (label istio.io/use-waypoint)"
     )
     assert isinstance(outcome, Refused) and outcome.service is not None and outcome.service.key == KEY
+    outcome = route("10.96.0.1", 80, SERVER, replace(WEB, waypoint=BY_NAME), replace(GATEWAY, mode=BalancingMode.PASSTHROUGH))
+    assert f"wanted by service {KEY}, is a PASSTHROUGH service, which has no endpoints; create" in refusal(outcome)
 
 
 def test_a_waypoint_wanted_on_the_clients_own_network_is_not_passed() -> None:
     far = replace(CLIENT, network="n2")
     web = replace(WEB, vips=(NetworkAddress("n2", ip_address("10.96.0.1")),), waypoint=BY_NAME)
     assert refusal(route("10.96.0.1", 80, replace(SERVER, network="n2"), web, client=far)).startswith("unknown waypoint")
+
+
+def test_nor_is_one_wanted_on_the_proxys_network_alone() -> None:
+    far = replace(CLIENT, network="n2")
+    outcome = route("10.96.0.1", 80, replace(WEB, waypoint=BY_NAME), POD, GATEWAY, client=far)
+    assert refusal(outcome).endswith("1 cannot be reached: no address, or a network without gateway")
+    elsewhere = replace(POD, network_gateway=BY_POD)
+    outcome = route("10.96.0.1", 80, replace(WEB, waypoint=BY_NAME), elsewhere, GATEWAY, client=far)
+    assert taken(outcome).protocol == "DOUBLEHBONE"
+
+
+def test_who_has_an_address_on_the_clients_network_is_meant_by_it_and_no_range_around_it() -> None:
+    far, owner = replace(CLIENT, network="n2"), replace(SERVER, network="n2")
+    around = replace(WEB, vips=(NetworkAddress("n2", ip_address("10.0.0.0"), 24),), waypoint=BY_NAME)
+    passing = replace(around, mode=BalancingMode.PASSTHROUGH)
+    assert taken(route("10.0.0.2", 80, owner, passing, client=far)).workload is owner
+    assert refusal(route("10.0.0.7", 80, owner, passing, client=far)).startswith("unknown waypoint")
 
 
 def test_who_failed_is_not_chosen_again() -> None:
@@ -211,5 +245,9 @@ def test_a_waypoint_may_have_only_a_hostname() -> None:
     named = replace(POD, addresses=(), hostname="wp.example.com")
     one = taken(route("10.96.0.1", 80, replace(WEB, waypoint=BY_NAME), named, GATEWAY))
     assert (one.address, one.hostname, one.port) == (None, "wp.example.com", 15008)
+    there = GatewayAddress(NamespacedHostname("ns", "wp.ns.svc.cluster.local"), 15009)
+    elsewhere = taken(route("10.96.0.1", 80, replace(WEB, waypoint=there), named, replace(GATEWAY, ports={15009: 15009})))
+    for hop in (one, elsewhere):
+        assert refusal(hop.resolved(ip_address("127.0.0.1"))).startswith(f"self call to 127.0.0.1:{hop.port}")
     found = taken(one.resolved(ip_address("192.0.2.7")))
     assert (str(found.address), str(found.authority)) == ("192.0.2.7", "10.96.0.1:80")

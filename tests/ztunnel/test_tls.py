@@ -3,6 +3,7 @@
 The table is that of Istio's ztunnel.
 """
 
+import os
 import ssl
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.ztunnel.world import CLIENT, SERVER, Authority
 from ztunnel.channel import SetCertificate
 from ztunnel.key_engine import read_keys_fast
-from ztunnel.tls import Credentials, check_client
+from ztunnel.tls import Credentials, check_client, reason_of
 from ztunnel.verification import PeerRefused, Verified, read_verified
 
 pytestmark = pytest.mark.unit
@@ -133,6 +134,41 @@ ALERTS: list[tuple[str, Callable[[], ssl.SSLContext], str]] = [
 @pytest.mark.parametrize(("context", "reason"), [row[1:] for row in ALERTS], ids=[row[0] for row in ALERTS])
 def test_which_alert_a_wrong_client_reads(context: Callable[[], ssl.SSLContext], reason: str) -> None:
     assert alert_to(context()) == reason
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (9, "certificate not valid yet"),
+        (10, "certificate expired"),
+        *((untrusted, "untrusted issuer: why") for untrusted in (2, 18, 19, 20, 21)),
+        (26, "certificate is not meant for this role (extended key usage)"),
+        (7, "why"),
+    ],
+)
+def test_why_a_certificate_is_not_accepted_is_said_in_one_line(code: int, words: str) -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = code, "why"
+    assert reason_of(error) == words
+
+
+def test_no_descriptor_is_left_of_a_certificate_and_its_key() -> None:
+    Credentials(AUTHORITY.certificate_for(CLIENT), tls12=True)
+    names = (os.readlink(one.path) for one in os.scandir("/proc/self/fd") if one.is_symlink() and os.path.lexists(one.path))
+    assert not [name for name in names if "identity" in name]
+
+
+def test_neither_tickets_nor_renegotiation_and_http_2_alone() -> None:
+    for tls12 in (False, True):
+        serving = Credentials(AUTHORITY.certificate_for(SERVER), tls12)
+        pair = Pair(SERVING.client, serving.server)
+        pair.shake_hands()
+        pair.server.write(b"x")
+        assert pair.client.read(1) == b"x"
+        assert pair.client.session is None or not pair.client.session.has_ticket
+        assert pair.client.selected_alpn_protocol() == pair.server.selected_alpn_protocol() == "h2"
+    for context in (serving.server, serving.client):
+        assert context.options & ssl.OP_NO_TICKET and context.options & ssl.OP_NO_RENEGOTIATION
 
 
 def test_only_tls_1_3_unless_1_2_is_asked_for_and_then_with_forward_secret_gcm_alone() -> None:

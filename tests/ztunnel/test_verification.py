@@ -339,9 +339,16 @@ def test_few_are_remembered_and_the_oldest_is_forgotten_first() -> None:
     assert known.find((b"r", b"b")) is None and len(known) == 2
     a, c = (known.find((b"r", name)) for name in (b"a", b"c"))
     assert a is not None and c is not None and a.chain[1] is c.chain[1], "issuers are there once"
-    known.keep((b"r", b"x" * 9000), Verified([], [b"d"], 0, 1 << 40))
-    known.keep((b"r", b"1", b"2", b"3", b"4", b"5"), Verified([], [b"1"], 0, 1 << 40))
-    assert len(known) == 2
+
+
+@pytest.mark.parametrize(
+    ("shown", "remembered"),
+    [([b"x" * 8191], True), ([b"x" * 8192], False), ([b"1", b"2", b"3", b"4"], True), ([b"1"] * 5, False)],
+)
+def test_what_is_long_is_not_remembered(shown: list[bytes], remembered: bool) -> None:
+    known = Verifications(2)
+    known.keep((b"r", *shown), Verified([], shown, 0, 1 << 40))
+    assert (known.find((b"r", *shown)) is not None) == remembered
 
 
 def test_a_long_chain_and_a_memory_of_none_are_verified_each_time(mesh: Mesh) -> None:

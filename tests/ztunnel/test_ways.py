@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,67 @@ def test_so_is_a_waypoint_of_several(node: Node) -> None:
     ways, chances = Ways(node, Outliers(5)), iter([0.1, 0.9])
     node.chance = lambda: next(chances)
     assert [str(way(ways.find(TO_WEB)).route.address) for _ in range(2)] == ["10.0.0.2", "10.0.0.3"]
+
+
+def test_whom_chance_chose_keeps_a_connection_that_waits_while_it_still_could_be_chosen(node: Node) -> None:
+    tell(node, CLIENT, SERVER, OTHER, WEB)
+    ways = Ways(node)
+    node.chance = lambda: 0.1
+    before = way(ways.find(TO_WEB)).route
+    node.chance = lambda: 0.9
+    assert way(ways.find(TO_WEB)).route.workload is OTHER and before.workload is SERVER
+    assert ways.elsewhere(TO_WEB, before, NOBODY) is None
+    tell(node, replace(SERVER, healthy=False))
+    elsewhere = ways.elsewhere(TO_WEB, before, NOBODY)
+    assert elsewhere is not None and way(elsewhere).route.workload is OTHER
+
+
+PLAIN = replace(SERVER, protocol=TunnelProtocol.NONE)
+UNSERVED = replace(SERVER, services={})
+WANTING = replace(WEB, waypoint=GatewayAddress(NamespacedHostname("ns", "nobody"), 15008))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "elsewhere"),
+    [
+        ([SERVER, WEB], [SERVER, WEB], None),
+        ([SERVER, WEB], [PLAIN, WEB], None),
+        ([SERVER, WEB], [UNSERVED], None),
+        ([PLAIN, WEB], [UNSERVED], None),
+        ([UNSERVED], [UNSERVED], None),
+        ([PLAIN, WEB], [replace(OTHER, protocol=TunnelProtocol.NONE), WEB], "TCP 10.0.0.3"),
+        ([UNSERVED], [PLAIN, WEB], "TCP 10.0.0.2"),
+        ([PLAIN, WEB], [SERVER, WEB], "HBONE 10.0.0.2"),
+        ([UNSERVED], [SERVER, WEB], "HBONE 10.0.0.2"),
+        ([SERVER, WEB], [OTHER, WEB], "HBONE 10.0.0.3"),
+        ([SERVER, WEB], [SERVER, WANTING], "refused"),
+        ([UNSERVED], [SERVER, WANTING], "refused"),
+    ],
+)
+def test_what_was_to_take_a_tunnel_or_to_reach_who_is_known_does_neither_less_when_the_mesh_changes(
+    node: Node, before: list[Workload | Service], after: list[Workload | Service], elsewhere: str | None
+) -> None:
+    tell(node, CLIENT, *before)
+    ways = Ways(node)
+    decided = way(ways.find(TO_WEB)).route
+    node.inventory.apply([], [SERVER.uid, KEY])
+    tell(node, *after)
+    found = ways.elsewhere(TO_WEB, decided, NOBODY)
+    shown = f"{found.route.protocol} {found.route.address}" if isinstance(found, Way) else found and "refused"
+    assert shown == elsewhere
+
+
+def test_what_goes_in_plain_has_no_tunnel_and_what_is_asked_for_is_decided_each_time(node: Node) -> None:
+    tell(node, CLIENT, PLAIN, WEB)
+    ways = Ways(node)
+    assert way(ways.find(TO_WEB)).key is None and way(ways.find(TO_WEB._replace(destination=ip_address("1.1.1.1")))).key is None
+    named = replace(SERVER, addresses=(), hostname="server.example")
+    tell(node, named)
+    assert way(ways.find(TO_WEB)) == Way(way(ways.find(TO_WEB)).route), "nobody knows yet where a hostname leads"
+    tell(node, SERVER)
+    assert ways.find(TO_WEB) is ways.find(TO_WEB)
+    node.demands = cast("Any", object())
+    assert ways.find(TO_WEB) is not ways.find(TO_WEB)
 
 
 def test_who_is_set_aside_or_to_be_avoided_is_not_remembered_as_the_way(node: Node) -> None:
