@@ -33,7 +33,6 @@ class _End:
         "other",
         "pump",
         "read_all",
-        "shut",
     )
 
     def __init__(self, loop: Loop, pump: "Passthrough", sock: socket) -> None:
@@ -43,7 +42,7 @@ class _End:
         self.moved = 0
         """Bytes that came out of this socket and left through the other."""
         self.backlog: Backlog | None = None
-        self.read_all = self.shut = False
+        self.read_all = False
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
@@ -110,10 +109,7 @@ class _End:
             return
         self.backlog = None
         self._want(self._mask & ~OUT)
-        if self.other.read_all:
-            self.finish()
-        else:
-            self.other.go_on()
+        self.other.go_on()
 
     def wait(self) -> None:
         """The other side takes no more bytes now."""
@@ -128,10 +124,7 @@ class _End:
             self._want(self._mask | IN)
 
     def finish(self) -> None:
-        """No more bytes will come for this socket."""
-        if self.backlog is not None or self.shut:
-            return
-        self.shut = True
+        """No more bytes will come for this socket, and none wait: while some do, the other side is not read, nor its end."""
         if self.read_all:
             self.pump.over("-", "")
             return
