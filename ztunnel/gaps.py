@@ -21,11 +21,14 @@ _log = logging.getLogger(__name__)
 class Gaps:
     """Looks again a moment after each change, and says every new gap once."""
 
-    def __init__(self, view: MeshView, pods: Callable[[], Iterable[PodInfo]], network: str, node: str = "") -> None:
+    def __init__(
+        self, view: MeshView, pods: Callable[[], Iterable[PodInfo]], network: str, node: str = "", cluster: str = ""
+    ) -> None:
         self._view = view
         self._pods = pods
         self._network = network
         self._node = node
+        self._cluster = cluster
         self._due: asyncio.TimerHandle | None = None
         self._told: dict[str, str] = {}
 
@@ -39,7 +42,8 @@ class Gaps:
         self._due = None
         found: dict[str, str] = {}
         for pod in self._pods():
-            workload = self._view.inventory.workload_of_pod(pod.namespace, pod.name, pod.service_account, self._node)
+            who = (pod.namespace, pod.name, pod.service_account)
+            workload = self._view.inventory.workload_of_pod(*who, self._node, self._cluster)
             if workload is not None:
                 found |= self._policies(pod, workload) | self._networks(pod, workload)
         for gap, words in found.items():

@@ -92,7 +92,7 @@ class Supervisor:
         self._residents = Residents(config.node, config.impersonates)
         self.view = MeshView(self._cache, self._mesh_changed, TrustDomains(config.trust_domain, config.trust_domain_aliases))
         self._crl = CrlFile(config.crl, self.workers.broadcast) if config.crl else None
-        self._gaps = Gaps(self.view, self.pods.infos, config.network, config.node)
+        self._gaps = Gaps(self.view, self.pods.infos, config.network, config.node, config.cluster_id)
         self._ca = certificate_source(config, self.pods.uids)
         keys = KeyStore(config.installation, config.node, sealing_token(config))
         self._issuer = Issuer(self._ca, keys, self._residents, self._tell_certificate)
@@ -106,6 +106,7 @@ class Supervisor:
             self._output.write,
             self.pods.pod,
             (config.node_limits, config.pod_limits),
+            config.cluster_id,
         )
         self._telemetry.as_json = config.log_json
         self.log_levels = LogLevels(config.log_level, self._set_access_level)

@@ -77,9 +77,11 @@ class Telemetry:
         write: Callable[[str], None],
         pod: Callable[[str], PodInfo | None],
         limits: tuple[Limits, Limits],
+        cluster: str = "",
     ) -> None:
         """`write` takes finished access log lines; `pod` finds a pod by its uid; `limits`: of the node, and of a pod."""
         self._node = node
+        self._cluster = cluster
         self._network = network
         self._inventory = inventory
         self._flows = flows
@@ -217,7 +219,8 @@ class Telemetry:
         pod = self._pod(pod_uid)
         if pod is None:
             return None
-        known = self._inventory.workload_of_pod(pod.namespace, pod.name, pod.service_account, self._node)
+        who = (pod.namespace, pod.name, pod.service_account)
+        known = self._inventory.workload_of_pod(*who, self._node, self._cluster)
         return known or Workload("", pod.name, pod.namespace, service_account=pod.service_account)
 
     def _log(self, level: Level, message: str, fields: list[access_log.Field], unix_ns: int) -> None:

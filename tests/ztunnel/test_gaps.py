@@ -53,3 +53,12 @@ def test_a_network_of_another_name_is_said_once_for_all_pods(caplog: pytest.LogC
         watch.look()
     (said,) = caplog.messages
     assert said.startswith("pods of this node are on network 'near', this proxy on '': set NETWORK=near, or mend")
+
+
+def test_a_namesake_in_another_cluster_has_no_gaps_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    view = SimpleNamespace(inventory=Inventory(), policies=PolicyStore())
+    ours = Workload("ours", "web", "shop", node="n", cluster_id="ours")
+    theirs = Workload("theirs", "web", "shop", node="n", cluster_id="theirs", network="far", authorization_policies=("shop/p",))
+    view.inventory.apply([theirs, ours], [])
+    Gaps(view, lambda: PODS, "", "n", "ours").look()
+    assert not caplog.messages

@@ -139,6 +139,18 @@ def test_an_offender_is_named_in_line_and_metric() -> None:
     assert f'weft_questions_refused_total{{identity="{mallory}"}} 1' in world.metrics()
 
 
+def test_a_failure_is_of_the_pod_here_and_not_of_its_namesake_in_another_cluster() -> None:
+    world, known = World(), Inventory()
+    pod = Workload("theirs", POD.name, POD.namespace, service_account="websa", node="n1", cluster_id="theirs")
+    known.apply([pod, replace(pod, uid="ours", cluster_id="ours")], [])
+    limits_of = (limits.NODE, limits.POD)
+    world.telemetry = Telemetry("n1", "", known, world.flows, world.lines.append, {"pod-uid": POD}.get, limits_of, "ours")
+    ends = (ip_address("10.244.1.6"), 52490), (ip_address("10.244.0.8"), 15008)
+    early = EarlyFailure("pod-uid", "inbound", *ends, "TLS_FAILURE", "no")
+    (event,) = events_of(world, lambda: world.telemetry.hear(0, early))
+    assert event.destination.cluster == "ours"
+
+
 def test_failures_that_were_not_told_one_by_one_are_counted() -> None:
     world, error = World(), "tls handshake error: timed out or evicted"
     ends = (ip_address("10.244.1.6"), 52490), (ip_address("10.244.0.8"), 15008)
