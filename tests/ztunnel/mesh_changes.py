@@ -35,6 +35,8 @@ from ztunnel.channel import (
 )
 
 _STEPS = 120
+_FIRST_PORT = 20_000
+"""None that the kernel gives out."""
 _NOWHERE = GatewayAddress(NamespacedHostname("shop", "gone.shop.svc.cluster.local"), 15008)
 _DENIAL = Policy("shop", "nobody", Scope.NAMESPACE, Action.DENY, ((),))
 View = Literal["known", "gated", "unknown"]
@@ -75,7 +77,7 @@ class Story:
         self._accepted: list[socket.socket] = []
         self._listener = mesh.server.listen(8080)
         self._listener.setblocking(False)
-        self._asked = 0
+        self._asked = self._dialled = 0
         self._records: dict[int, ConnectionRecord] = {}
         """The newest of each connection of the client, by its port."""
 
@@ -114,11 +116,15 @@ class Story:
 
     def _connect(self) -> None:
         where = self._random.choice(((VIP, 80), (self._mesh.server.address, 8080)))
+        sock, port = self._mesh.client.make_socket(), _FIRST_PORT + self._dialled  # of none before: records are known by it
+        self._dialled += 1
+        sock.bind((self._mesh.client.address, port))
         try:
-            sock = self._mesh.client.connect(*where)
+            sock.connect(where)
         except ConnectionResetError:
+            sock.close()
             return  # refused before anything was sent
-        self._tries.append(_Try(sock, sock.getsockname()[1], len(self._states) - 1))
+        self._tries.append(_Try(sock, port, len(self._states) - 1))
         with suppress(OSError):
             sock.sendall(struct.pack("!I", len(self._tries) - 1))
         self._tell([], "client")  # its proxy takes one connection a turn: none is left for a later state

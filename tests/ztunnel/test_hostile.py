@@ -169,11 +169,12 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
         mesh.start()
         worker = mesh.server.worker
 
-        def used(kind: str) -> tuple[int, int]:
-            """By the newest status: held, and refused."""
-            worker.heard.clear()
-            status = worker.wait_for(WorkerStatus)
+        def used(status: WorkerStatus, kind: str) -> tuple[int, int]:
+            """Held, and refused."""
             return next((held, refused) for name, held, refused in status.usage["server"] if name == kind)
+
+        def await_use(kind: str, held: int, refused: int) -> None:
+            worker.wait_for(WorkerStatus, lambda status: used(status, kind) == (held, refused))
 
         def silent(count: int) -> list[socket.socket]:
             crowd = []
@@ -187,7 +188,8 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
             said = tls.recv(65536)
             crowd = silent(3)
             worker.early("evicted")
-            held, refused = used("handshakes")
+            worker.heard.clear()
+            held, refused = used(worker.wait_for(WorkerStatus), "handshakes")
             assert held == 2 and refused >= 1
             for sock in crowd:
                 sock.close()
@@ -196,15 +198,14 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
                 said += (part := tls.recv(65536))
                 assert part
             assert worker.early("too many streams").source[1] == tls.getsockname()[1]
-            assert used("streams") == (2, 1) and deaf.fileno() > 0
+            await_use("streams", 2, 1)
+            assert deaf.fileno() > 0
             crowd = silent(4)
-            assert used("connections") == (5, 2)
+            await_use("connections", 5, 2)
             for sock in crowd:
                 sock.close()
-        for _ in range(20):
-            if used("streams")[0] == 0:
-                break
-        assert used("streams")[0] == 0, "what has ended is not held"
+        worker.heard.clear()
+        await_use("streams", 0, 1)  # what has ended is not held
 
 
 def test_who_says_nothing_costs_no_tunnel_and_one_line_stands_for_many() -> None:
@@ -212,11 +213,15 @@ def test_who_says_nothing_costs_no_tunnel_and_one_line_stands_for_many() -> None
         mesh.start()
         worker = mesh.server.worker
         crowd = [mesh.client.connect(mesh.server.address, 15008, mark=0x539) for _ in range(PER_SOURCE + 200)]
-        worker.heard.clear()
         status = worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == PER_SOURCE)
         assert status.gauges["tunnels"] == 0
-        late = worker.wait_for(EarlyFailure, lambda failure: failure.count > 1)
-        assert "evicted before it was greeted" in late.error and late.count == 200 - AT_ONCE
+        told: list[EarlyFailure] = []
+        while sum(one.count for one in told) < 200:
+            told.append(worker.wait_for(EarlyFailure))
+        assert all("evicted before it was greeted" in one.error for one in told)
+        # All of it in one second, unless the machine is so slow that it takes several.
+        assert sum(one.count for one in told) == 200 and [one.count for one in told[:AT_ONCE]] == [1] * AT_ONCE
+        assert len(told) <= 100 and any(one.count > 1 for one in told)
         with Credentials(mesh.authority.certificate_for(CLIENT)).client.wrap_socket(crowd[-1]) as tls:
             send(tls, CLIENT_OPENING + frame(PING, 0, 0, b"the last"))
             said = b""

@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.ztunnel.test_supervisor import SERVICE, WEB, Control, Node
 
 pytestmark = pytest.mark.kernel
 
+RANDOM = Random(1)
 UNKNOWN_TYPE = "type.googleapis.com/weft.Unknown"
 POLICY = Policy("demo", "allow-nothing", Scope.NAMESPACE, Action.ALLOW)
 GOOD = {WEB.uid: encode_workload(WEB), SERVICE.key: encode_service(SERVICE)}
@@ -28,7 +30,7 @@ MADNESS: list[Case] = [
     (AUTHORIZATION_TYPE, {POLICY.key: encode_policy(POLICY)}, ""),
     (AUTHORIZATION_TYPE, {POLICY.key: b"\x1a\x7f"}, f"{POLICY.key}: decode error: failed to decode Protobuf message"),
     (ADDRESS_TYPE, {WEB.uid: b""}, f"{WEB.uid}: unknown address type"),
-    (ADDRESS_TYPE, {f"K//Pod/demo/{number}": os.urandom(64) for number in range(2000)}, "K//Pod/demo/"),
+    (ADDRESS_TYPE, {f"K//Pod/demo/{number}": RANDOM.randbytes(64) for number in range(2000)}, "K//Pod/demo/"),
     (ADDRESS_TYPE, {"x" * 100_000: b"\xff"}, "x" * 100),
     (UNKNOWN_TYPE, {"what": b"ever"}, ""),
     (ADDRESS_TYPE, {}, ""),

@@ -2,13 +2,13 @@
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from random import Random
 
 import pytest
 
-from tests.ztunnel.world import CLIENT, SERVER, World, run, world
+from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, World, run, world
 from ztunnel.channel import (
     CertificateFailed,
     Closed,
@@ -28,14 +28,32 @@ pytestmark = pytest.mark.kernel
 STREAMS = 4
 _seen = [0]
 """The newest connection of the server that a test has looked at."""
-TUNING = Tuning(pool_streams=STREAMS, pool_idle_s=1.5)
+
+
+@contextmanager
+def pooling(name: str, idle_s: float, program: Sequence[str] = PROGRAM) -> Iterator[World]:
+    """A world of its own, whose server's connections are counted from one."""
+    before, _seen[0] = _seen[0], 0
+    with world(name) as made:
+        made.client.configuration = {"tuning": Tuning(pool_streams=STREAMS, pool_idle_s=idle_s)}
+        made.client.program = program
+        made.start()
+        yield made
+    _seen[0] = before
+
+
+@contextmanager
+def serving(shared: World) -> Iterator[World]:
+    with shared.server.listen(8080, socket.AF_INET6) as listener:
+        threading.Thread(target=echo_all, args=(listener,), daemon=True).start()
+        yield shared
+        listener.shutdown(socket.SHUT_RDWR)
+    shared.reset_sockets()
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[World]:
-    with world("pool") as made:
-        made.client.configuration = {"tuning": TUNING}
-        made.start()
+    with pooling("pool", idle_s=600.0) as made:
         yield made
 
 
@@ -45,11 +63,15 @@ def mesh(shared: World) -> Iterator[World]:
     shared.client.worker.tell(RemovePod(shared.client.name))
     shared.client.add_pod()
     shared.settle()
-    with shared.server.listen(8080, socket.AF_INET6) as listener:
-        threading.Thread(target=echo_all, args=(listener,), daemon=True).start()
+    with serving(shared):
         yield shared
-        listener.shutdown(socket.SHUT_RDWR)
-    shared.reset_sockets()
+
+
+@pytest.fixture
+def forgetful() -> Iterator[World]:
+    """One whose tunnels go soon when they are idle."""
+    with pooling("forgetful", idle_s=1.5) as made, serving(made):
+        yield made
 
 
 def echo_all(listener: socket.socket) -> None:
@@ -81,7 +103,8 @@ def talk(client: socket.socket, text: bytes = b"x") -> None:
 
 
 def tunnels(mesh: World, count: int) -> None:
-    """Wait until the client's worker has so many."""
+    """Wait until the client's worker has so many; what it said of earlier does not count."""
+    forget(mesh)
     mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["tunnels"] == count)
 
 
@@ -185,31 +208,45 @@ def test_who_lost_its_certificate_begins_nothing_in_tunnels_from_before(mesh: Wo
     assert len(set(carriers(mesh, 3))) == 3
 
 
-def test_idle_eviction(mesh: World) -> None:
-    with mesh.client.connect(mesh.server.address, 8080) as client:
+def test_idle_eviction(forgetful: World) -> None:
+    with forgetful.client.connect(forgetful.server.address, 8080) as client:
         talk(client)
-    carriers(mesh, 1)
-    tunnels(mesh, 0)
+    carriers(forgetful, 1)
+    tunnels(forgetful, 0)
 
 
-def test_idle_eviction_with_persistent_stream(mesh: World) -> None:
+def test_idle_eviction_with_persistent_stream(forgetful: World) -> None:
     """A tunnel that carries anything stays, however little moves; its idle neighbour goes."""
-    with mesh.client.connect(mesh.server.address, 8080) as standing:
+    with forgetful.client.connect(forgetful.server.address, 8080) as standing:
         talk(standing)
-        with mesh.client.connect(mesh.server.address6, 8080) as client:
+        with forgetful.client.connect(forgetful.server.address6, 8080) as client:
             talk(client)
-        kept, idle = carriers(mesh, 2)
+        kept, idle = carriers(forgetful, 2)
         assert kept != idle
-        forget(mesh)
-        tunnels(mesh, 1)
+        tunnels(forgetful, 1)
         talk(standing)
-        with mesh.client.connect(mesh.server.address, 8080) as client:
+        with forgetful.client.connect(forgetful.server.address, 8080) as client:
             talk(client)
-        assert carriers(mesh, 1) == [kept]
+        assert carriers(forgetful, 1) == [kept]
+
+
+# Bulk is bulk however slowly a busy machine moves it, and who waits for another tunnel beside it waits.
+PATIENT = """
+import sys
+from ztunnel import pool, worker
+pool._BULK_BYTES_PER_S, pool._PATIENCE_S = 1, 60.0
+worker.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def patient() -> Iterator[World]:
+    with pooling("patient", idle_s=600.0, program=("-c", PATIENT)) as made, serving(made):
+        yield made
 
 
 def flood(client: socket.socket, stop: threading.Event) -> None:
-    """Several times what is bulk, and not all that the machine can do: others wait a quarter of a second for their tunnel."""
+    """Bulk, and not all that the machine can do."""
     block = bytes(1 << 18)
     while not stop.wait(0.004):
         client.sendall(block)
@@ -218,43 +255,43 @@ def flood(client: socket.socket, stop: threading.Event) -> None:
             left -= len(client.recv(left))
 
 
-def test_who_comes_while_bulk_flows_shares_no_tunnel_with_it(mesh: World) -> None:
+def test_who_comes_while_bulk_flows_shares_no_tunnel_with_it(patient: World) -> None:
     """But with its like: two tunnels are enough."""
     stop = threading.Event()
     with ExitStack() as stack:
-        bulk = stack.enter_context(mesh.client.connect(mesh.server.address, 8080))
+        bulk = stack.enter_context(patient.client.connect(patient.server.address, 8080))
         for _ in range(16):
             talk(bulk, bytes(1 << 18))
-        before, *_ = carriers(mesh, 1)
+        before, *_ = carriers(patient, 1)
         flows = threading.Thread(target=flood, args=(bulk, stop))
         flows.start()
         try:
             for _ in range(3):
-                talk(stack.enter_context(mesh.client.connect(mesh.server.address, 8080)))
+                talk(stack.enter_context(patient.client.connect(patient.server.address, 8080)))
         finally:
             stop.set()
             flows.join()
-        apart = carriers(mesh, 3)
+        apart = carriers(patient, 3)
         assert len(set(apart)) == 1 and before not in apart
-    mesh.client.worker.settle()
-    with mesh.client.connect(mesh.server.address, 8080) as client:
+    patient.client.worker.settle()
+    with patient.client.connect(patient.server.address, 8080) as client:
         talk(client)
-    assert carriers(mesh, 1) == [before], "one that carries nothing is calm"
+    assert carriers(patient, 1) == [before], "one that carries nothing is calm"
 
 
-def test_stress(mesh: World) -> None:
+def test_stress(forgetful: World) -> None:
     """Connections come and go in any order: each has its own bytes, and no tunnel more than its streams."""
     random = Random(7)
     with ExitStack() as stack:
         open_now: list[socket.socket] = []
         for number in range(300):
-            address = random.choice((mesh.server.address, mesh.server.address6))
-            client = stack.enter_context(mesh.client.connect(address, 8080))
+            address = random.choice((forgetful.server.address, forgetful.server.address6))
+            client = stack.enter_context(forgetful.client.connect(address, 8080))
             open_now.append(client)
             talk(client, f"{number}".encode() * random.randrange(1, 50))
             while open_now and random.random() < 0.55:
                 open_now.pop(random.randrange(len(open_now))).close()
         for client in open_now:
             talk(client)
-    mesh.client.worker.settle()
-    tunnels(mesh, 0)
+    forgetful.client.worker.settle()
+    tunnels(forgetful, 0)

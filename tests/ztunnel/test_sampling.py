@@ -25,16 +25,18 @@ def functions(stack: Stack) -> list[str]:
 
 
 def test_who_uses_the_cpu_is_seen_with_its_callers_and_the_time_that_it_took() -> None:
+    begun = time.process_time()
     end = sampling.begin("cpu", 250)
     spin(0.3)
     time.sleep(0.1)
     stacks = end()
+    spent_s = time.process_time() - begun
     spinning = [one for one in stacks if functions(one)[0] == "spin"]
     assert all("test_who_uses_the_cpu_is_seen_with_its_callers_and_the_time_that_it_took" in functions(one) for one in spinning)
     _, file, first_line, line = spinning[0][0][0]
     assert file == __file__ and first_line < line <= first_line + 4
     assert sum(count for _, count, _ in spinning) >= 10, "of 30 to 75, as the kernel ticks"
-    assert 0.25e9 < sum(spent_ns for _, _, spent_ns in stacks) < 0.4e9, "the wait costs nothing"
+    assert 0.25e9 < sum(spent_ns for _, _, spent_ns in stacks) <= spent_s * 1e9, "the wait costs nothing"
     os.kill(os.getpid(), signal.SIGPROF)  # one that was on its way
 
 

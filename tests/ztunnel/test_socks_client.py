@@ -125,7 +125,7 @@ def test_a_pod_that_goes_takes_waiting_clients_along(mesh: World, app: socket.so
 
 
 def test_a_silent_client_is_closed_after_a_while(mesh: World, app: socket.socket) -> None:
-    sock = mesh.client.connect("127.0.0.1", SOCKS)
     begun = time.monotonic()
+    sock = mesh.client.connect("127.0.0.1", SOCKS)
     assert sock.recv(1) == b"" and 1.9 < time.monotonic() - begun < 9, "not by the usual time-out, which is 10 s"
     assert mesh.client.worker.wait_for(EarlyFailure).error == "SOCKS: timed out"

@@ -66,8 +66,8 @@ def test_who_turns_out_to_want_a_waypoint_that_is_not_there_is_not_reached(mesh:
 def test_others_becoming_known_disturb_nobody(mesh: World, dialling: socket.socket) -> None:
     for pod in (mesh.server, mesh.client):
         pod.worker.tell(UpdateInventory([replace(mesh.server.workload, canonical_name="other")], []))
-    run("ip", "netns", "exec", mesh.server.netns, "nft", "delete", "table", "inet", "silence")
     with mesh.server.listen(8080) as listener:
+        run("ip", "netns", "exec", mesh.server.netns, "nft", "delete", "table", "inet", "silence")
         server, _ = listener.accept()
         assert server.recv(100) == b"secret"
         assert mesh.client.worker.wait_for(Opened).record.protocol == "TCP"

@@ -99,7 +99,8 @@ def test_a_look_at_a_process() -> None:
     with subprocess.Popen(["sleep", "1000"]) as process:
         os.kill(process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-        assert look_at(process.pid) == Look("T", False, 0.0)
+        stopped = look_at(process.pid)
+        assert stopped is not None and (stopped.state, stopped.traced) == ("T", False) and stopped.cpu_s < 1
         process.kill()
     assert look_at(process.pid) is None
     own = look_at(os.getpid())
@@ -137,7 +138,8 @@ def test_a_worker_that_hangs_says_where_and_is_replaced(
         await eventually(lambda: len(made.alive) == 2)
         before = made.pids
         made._workers[1].tell(channel_frame(how))
-        await eventually(lambda: made.hangs == 1 and made.restarts == 1 and len(made.alive) == 2)
+        # Once or more: a successor that a busy machine lets begin slowly may seem to hang too, to one in such a hurry.
+        await eventually(lambda: made.hangs and made.restarts and len(made.alive) == 2)
         assert made.pids[0] == before[0] and made.pids[1] != before[1]
 
     pool(scenario)
@@ -146,19 +148,20 @@ def test_a_worker_that_hangs_says_where_and_is_replaced(
     assert "in hang\n" in capfd.readouterr().err
 
 
-def test_a_worker_that_is_stopped_is_left_alone(pool: Any, eventually: Any) -> None:
+def test_a_worker_that_is_stopped_is_left_alone(pool: Any, eventually: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(made: workers.Workers) -> None:
         await eventually(lambda: len(made.alive) == 2)
         stopped = made._workers[1]
         os.kill(stopped.process.pid, signal.SIGSTOP)
         made._workers[0].tell(channel_frame("sleep"))
-        await eventually(lambda: made.hangs == 1 and made.restarts == 1)  # so much time is enough for one that hangs
+        await eventually(lambda: made.hangs and made.restarts)  # so much time is enough for one that hangs
         silent_since = stopped.heard_at
         os.kill(stopped.process.pid, signal.SIGCONT)
         await eventually(lambda: stopped.heard_at > silent_since)
-        assert made._workers[1] is stopped and made.hangs == 1
+        assert made._workers[1] is stopped
 
     pool(scenario)
+    assert "worker 0 (process " in caplog.text and "worker 1 " not in caplog.text
 
 
 def channel_frame(how: str) -> bytes:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count, islice
 
 import pytest
 
@@ -473,7 +474,8 @@ def test_ztunnel_shutdown_lets_what_is_open_finish() -> None:
             client.sendall(b"x")
             server.recv(1)
             mesh.server.worker.tell(Shutdown(20))
-            mesh.server.worker.wait_for(WorkerStatus)
+            mesh.server.worker.tell(QueryConnections(1))
+            mesh.server.worker.wait_for(Connections)  # it drains
             server.sendall(b"still here")
             assert client.recv(100) == b"still here"
             with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
@@ -507,11 +509,17 @@ def test_an_idle_worker_is_small_and_starts_fast(mesh: World) -> None:
         assert fresh.client.worker.memory_kib() <= 30 << 10
 
 
+def limit_for(worker: int, more: int) -> int:
+    """The limit by which a process can open so many more, whatever numbers it has in use."""
+    taken = {int(number) for number in os.listdir(f"/proc/{worker}/fd")}
+    return next(islice((number for number in count() if number not in taken), more, None))
+
+
 def test_running_out_of_descriptors_delays_but_does_not_break(mesh: World, app: socket.socket) -> None:
     worker = mesh.client.worker.process.pid
+    first = connected(mesh, app)  # whose tunnel the others share
     before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-    in_use = len(os.listdir(f"/proc/{worker}/fd"))
-    resource.prlimit(worker, resource.RLIMIT_NOFILE, (in_use + 3, before[1]))
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (limit_for(worker, 3), before[1]))
     clients = [mesh.client.connect(VIP, 80) for _ in range(6)]
     for client in clients:
         client.sendall(b"x")
@@ -520,8 +528,8 @@ def test_running_out_of_descriptors_delays_but_does_not_break(mesh: World, app: 
     resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
     for _ in range(3):
         assert accept(app).recv(1) == b"x"
-    for client in clients:
-        client.close()
+    for sock in (*clients, *first):
+        sock.close()
 
 
 def test_a_pod_for_which_no_descriptors_are_left_costs_nobody_a_connection(mesh: World, app: socket.socket) -> None:
@@ -531,7 +539,7 @@ def test_a_pod_for_which_no_descriptors_are_left_costs_nobody_a_connection(mesh:
     worker = mesh.client.worker
     before = resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE)
     in_use = len(os.listdir(f"/proc/{worker.process.pid}/fd"))
-    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (in_use + 2, before[1]))
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (limit_for(worker.process.pid, 2), before[1]))
     worker.tell(AddPod("late", "shop", "late", "late"), [0] * 9)  # more than it may give back meanwhile
     assert "raise the limit (RLIMIT_NOFILE)" in worker.wait_for(PodAdded).error
     resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, before)

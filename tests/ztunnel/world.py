@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -50,6 +50,7 @@ from ztunnel.workers import keep_in_memory
 ROOT = Path(__file__).parents[2]
 VIP = "10.199.0.1"
 CLIENT, SERVER = Identity("cluster.local", "shop", "client"), Identity("cluster.local", "shop", "server")
+PROGRAM = ("-m", "ztunnel.worker")
 _T = TypeVar("_T")
 
 _RULES = """
@@ -129,13 +130,13 @@ class Authority:
 class WorkerProcess:
     """A worker, seen from its supervisor."""
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None, program: Sequence[str] = PROGRAM) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         conf = keep_in_memory("openssl.cnf", openssl_conf(ssl.OPENSSL_VERSION_INFO, pqc=False))
         environment = os.environ | {"OPENSSL_CONF": f"/proc/self/fd/{conf}"}
         stderr = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ztunnel.worker", "--channel", str(theirs.fileno())],
+            [sys.executable, *program, "--channel", str(theirs.fileno())],
             pass_fds=[theirs.fileno(), conf],
             cwd=ROOT,
             env=environment,
@@ -247,6 +248,8 @@ class PodWorld:
         self.resolv_conf = "/dev/null"
         self.log: Path | None = None
         """Where its worker writes its log; None: where the test does."""
+        self.program: Sequence[str] = PROGRAM
+        """What its worker runs."""
 
     def wire_up(self, device: str, redirect: bool = True) -> None:
         run("ip", "-n", self.netns, "link", "set", "lo", "up")
@@ -264,7 +267,7 @@ class PodWorld:
         self, workloads: list[Workload | Service], certificates: list[SetCertificate], policies: tuple[Policy, ...] = ()
     ) -> None:
         """Start the worker and give it this pod."""
-        self.worker = WorkerProcess(self.log)
+        self.worker = WorkerProcess(self.log, self.program)
         node, network = f"node-{self.name}", self.network
         configure = Configure(
             node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf, offender_pause_s=0.0
