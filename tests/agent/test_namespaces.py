@@ -113,9 +113,9 @@ def test_what_cannot_be_looked_at_is_let_go_again(home: int) -> None:
 def test_same_path_with_another_namespace_is_another_place(home: int) -> None:
     with namespace():
         pod, fd = find(request(), home)
-    os.close(fd)
     with namespace():
         assert find_again(pod, home) is None
+    os.close(fd)  # not before: the kernel would give its number to the other one
 
 
 @pytest.mark.parametrize("path", ["/run/netns/none", "/etc/hostname", "/proc/self/ns/mnt", "/dev/null", "/"])

@@ -72,8 +72,9 @@ def test_without_a_proxy_a_pod_is_refused_not_let_out_and_a_proxy_that_comes_ser
     status = node.status()
     assert [pod.state for pod in status.pods] == ["pending"]
     assert any("no proxy is connected" in one for one in status.problems)
-    refused = node.flows(whitelist=[flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])])
-    assert refused and refused[-1].source.pod_name == "pod-a" and "does not listen" in refused[-1].Summary
+    dropped = flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])
+    refused = wait_until(lambda: node.flows(whitelist=[dropped]), "the refusal to be told")
+    assert refused[-1].source.pod_name == "pod-a" and "does not listen" in refused[-1].Summary
     assert refused[-1].l4.TCP.destination_port == 8080 and "k8s:app=a" in refused[-1].source.labels
     proxy = node.start_proxy()
     wait_until(lambda: [pod.state for pod in node.status().pods] == ["enrolled"], "the pod to be enrolled")

@@ -37,8 +37,7 @@ def test_withdrawing_leaves_nothing(world: Any, outbound: socket.socket, inbound
     world.withdraw("a")
     world.withdraw("b")
     assert world.redirect.enrolled() == []
-    used = {fill.name: fill.used for fill in world.redirect.fill()}
-    assert {name for name, count in used.items() if count} == {"proxies"}
+    world.becomes(lambda: {fill.name for fill in world.redirect.fill() if fill.used}, {"proxies"})
     assert list((world.bpffs / "links").iterdir()) == []
     live.sendall(b"goes on")
     assert accepted.recv(16) == b"goes on"

@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from mesh.proto import control_pb2
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
 from mesh.workload import Service, TunnelProtocol, Workload
+from tests.lab import world
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
 
@@ -148,13 +148,11 @@ def test_a_refusal_is_kept_and_shown(control: Any) -> None:
     control.report(WEB_0)
     pushed = stream.receive()
     assert names(pushed) == [UID_0], "what was refused is not sent again"
+    world.eventually(lambda: "istio.workload.Address: late" in control.status().nodes[0].last_nack)
     [node] = control.status().nodes
     assert (node.node, node.acked, node.synced_resources) == ("n1", False, 3)
-    assert "istio.workload.Address: late" in node.last_nack
     stream.acknowledge(pushed)
-    deadline = time.monotonic() + 10
-    while not control.status().nodes[0].acked:
-        assert time.monotonic() < deadline
+    world.eventually(lambda: control.status().nodes[0].acked)
 
 
 def test_a_slow_client_is_told_the_newest_state_in_one_piece(control: Any) -> None:
