@@ -34,7 +34,9 @@ def scope(installation: str, node: str = "") -> str:
 
 
 def store(name: str, payload: bytes, lifetime_s: float) -> None:
-    """Store a key or replace it; the kernel destroys it when its life, rounded up to a second, is over.
+    """Store a key or replace it; the kernel destroys it when its life is over.
+
+    It counts whole seconds: that is up to one before its life, rounded up, has passed.
 
     Raises: OSError; EDQUOT when root's keys are too many or too large.
     """

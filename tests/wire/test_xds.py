@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToDict
 
 from mesh import delta
+from tests.ports import unused_port
 from wire import grpc_tls, xds
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
@@ -45,7 +46,7 @@ class Control:
         self.requests: asyncio.Queue[bytes] = asyncio.Queue()
         self.responses: asyncio.Queue[DeltaDiscoveryResponse | None] = asyncio.Queue()
         self.metadata: list[dict[str, str]] = []
-        self.port = 0
+        self.port = unused_port()  # listened at again after a break in which clients dial it
         self.refusal = ""
         (tmp_path / "root.pem").write_bytes(authority.root_pem)
         (tmp_path / "token").write_text("one")
@@ -60,7 +61,7 @@ class Control:
         self.server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": handler}),)
         )
-        self.port = self.server.add_secure_port(f"127.0.0.1:{self.port}", self.credentials)
+        self.server.add_secure_port(f"127.0.0.1:{self.port}", self.credentials)
         await self.server.start()
 
     async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:

@@ -1,23 +1,18 @@
 """The metrics port, which is open to the whole network: who asks again and again takes little of the proxy's time."""
 
 import asyncio
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from tests.ports import unused_port
 from wire.http_client import request
 from ztunnel.admin import Admin, Proxy
 from ztunnel.metrics import Family
 
 pytestmark = pytest.mark.unit
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def test_whoever_floods_it_has_the_metrics_made_a_few_times_only(tmp_path: Path) -> None:
@@ -32,7 +27,7 @@ def test_whoever_floods_it_has_the_metrics_made_a_few_times_only(tmp_path: Path)
         admin, path, port = (
             Admin(cast("Proxy", SimpleNamespace(families=families)), ipv6=False),
             tmp_path / "a.sock",
-            free_port(),
+            unused_port(),
         )
         await admin.listen(path, 0, port, 0)
         loop = asyncio.get_running_loop()
