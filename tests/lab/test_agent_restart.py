@@ -81,7 +81,8 @@ def test_the_next_agent_enrols_and_withdraws(mesh: Mesh) -> None:
     os.kill(former, signal.SIGKILL)
     eventually(lambda: agent_serves(mesh, "a", former))
     late = mesh.puppet("late")
-    assert late.fate(mesh.address("far"), ECHO_PORT) == "answered" and source_is_proved(mesh, "late")
+    assert late.fate(mesh.address("far"), ECHO_PORT) == "answered"
+    eventually(lambda: source_is_proved(mesh, "late"))
     mesh.apply(LATE.replace("app: late", "app: late, istio.io/dataplane-mode: none"))
     assert not mesh.pod("shop/late")["enrolled"]
     mesh.apply(LATE)

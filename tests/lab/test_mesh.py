@@ -46,7 +46,7 @@ def ask(world: World, client: str, version: int = 4) -> int:
     """curl's exit code: 0 when it was answered."""
     address = world.pod("shop/server")["addresses"][0 if version == 4 else 1]
     host = f"[{address}]" if version == 6 else address
-    return world.run(f"shop/{client}", "curl", "-sS", "-m", "5", "-o", "/dev/null", f"http://{host}:8000/").returncode
+    return world.run(f"shop/{client}", "curl", "-sS", "-m", "20", "-o", "/dev/null", f"http://{host}:8000/").returncode
 
 
 def program(world: World, node: str, part: str) -> int:

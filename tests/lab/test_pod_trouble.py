@@ -41,7 +41,7 @@ def world() -> Iterator[World]:
 def ask(world: World, client: str, target: str, port: int = 8000) -> int:
     """curl's exit code, over IPv4."""
     url = f"http://{world.pod(f'shop/{target}')['addresses'][0]}:{port}/"
-    return world.run(f"shop/{client}", "curl", "-sS", "-m", "5", "-o", "/dev/null", url).returncode
+    return world.run(f"shop/{client}", "curl", "-sS", "-m", "20", "-o", "/dev/null", url).returncode
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def inside(world: World, name: str) -> Iterator[None]:
 
 def agent_status(world: World) -> agent_pb2.StatusResponse:
     with grpc.insecure_channel(f"unix:{world.layout.places.node('a').agent_socket}") as channel:
-        return agent_pb2_grpc.AgentStub(channel).Status(agent_pb2.StatusRequest(), timeout=5)
+        return agent_pb2_grpc.AgentStub(channel).Status(agent_pb2.StatusRequest(), timeout=30)
 
 
 def state_of(world: World, name: str) -> tuple[str, str]:
@@ -67,7 +67,7 @@ def state_of(world: World, name: str) -> tuple[str, str]:
 
 def node_is_ready(world: World) -> bool:
     try:
-        answer = asyncio.run(request(world.layout.places.node("a").admin_socket, "GET", "/healthz/ready", timeout_s=2))
+        answer = asyncio.run(request(world.layout.places.node("a").admin_socket, "GET", "/healthz/ready", timeout_s=20))
     except OSError:
         return False
     return answer.status == 200
@@ -79,7 +79,7 @@ def test_a_pod_without_ipv6_is_served_on_ipv4(world: World) -> None:
     world.apply(server("four", True), wait=False)
     eventually(lambda: state_of(world, "four")[0] == "enrolled")
     eventually(lambda: ask(world, "client", "four") == 0)
-    assert world.run("shop/four", "curl", "-sS", "-m", "5", "-o", "/dev/null", address_of(world, "good")).returncode == 0
+    assert world.run("shop/four", "curl", "-sS", "-m", "20", "-o", "/dev/null", address_of(world, "good")).returncode == 0
     assert node_is_ready(world) and not agent_status(world).problems
 
 

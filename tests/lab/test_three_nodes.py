@@ -10,7 +10,7 @@ import pytest
 
 from lab.layout import SOURCE_ROOT
 from tests.lab.mesh import Mesh
-from tests.lab.world import World
+from tests.lab.world import World, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
 
@@ -60,14 +60,19 @@ def test_every_pod_reaches_every_server_through_the_service(mesh: Mesh, family: 
 def test_every_pair_of_nodes_talks_over_mutual_tls(mesh: Mesh) -> None:
     """And what a pod says to its own node's servers is encrypted just so."""
     where = {one["name"]: one["node"] for one in mesh.status()["pods"]}
-    seen = set()
     for name in where:
-        mesh.output(f"team/{name}", "sh", "-c", "for i in 1 2 3 4 5 6; do curl -sS -m 8 -o /dev/null http://web/; done")
-    for flow in mesh.flows("--to-port", "8080", "--last", "4000"):
-        source, destination = flow["source"].get("pod_name", ""), flow["destination"].get("pod_name", "")
-        if source in where and destination in SERVERS and flow["IP"].get("encrypted"):
-            seen.add((where[source], where[destination]))
-    assert seen == set(product(where.values(), {where[name] for name in SERVERS}))
+        mesh.output(f"team/{name}", "sh", "-c", UNTIL_ALL_ANSWERED, "-4")
+
+    def seen() -> set[tuple[str, str]]:
+        found = set()
+        for flow in mesh.flows("--to-port", "8080", "--last", "4000"):
+            source, destination = flow["source"].get("pod_name", ""), flow["destination"].get("pod_name", "")
+            if source in where and destination in SERVERS and flow["IP"].get("encrypted"):
+                found.add((where[source], where[destination]))
+        return found
+
+    expected = set(product(where.values(), {where[name] for name in SERVERS}))
+    eventually(lambda: seen() == expected)
 
 
 def test_the_pages_for_operators_know_all_of_it(mesh: Mesh) -> None:

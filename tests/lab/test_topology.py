@@ -14,6 +14,7 @@ import pytest
 from lab import netns
 from lab.client import LabError
 from lab.layout import SOURCE_ROOT
+from tests.lab.test_three_nodes import SERVERS, UNTIL_ALL_ANSWERED
 from tests.lab.world import World
 
 pytestmark = pytest.mark.lab
@@ -71,7 +72,7 @@ def world() -> Iterator[World]:
 
 
 def fetch(world: World, pod: str, url: str, *options: str) -> str:
-    return world.output(pod, "curl", "-sS", "-m", "5", *options, url)
+    return world.output(pod, "curl", "-sS", "-m", "20", *options, url)
 
 
 def address(world: World, pod: str, version: int) -> str:
@@ -92,14 +93,14 @@ def test_every_pod_reaches_every_server_by_its_address(world: World, version: in
             url = f"http://{address(world, server, version)}:8080/"
             assert fetch(world, client, url) == server.removeprefix("team/") + "\n"
             seen = address(world, client, version).strip("[]")
-            assert seen in "".join(world.logs(server, lines=1)), f"{server} did not see {client}"
+            newest = "".join(world.logs(server, lines=5))  # some may be its probe's
+            assert seen in newest, f"{server} did not see {client}"
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
 def test_a_service_spreads_connections_over_its_pods(world: World, family: str) -> None:
     for client in ("team/client-0", "team/client-1", "team/client-2"):
-        text = world.output(client, "sh", "-c", f"for i in $(seq 40); do curl {family} -sS -m 5 http://web/; done")
-        assert set(text.split()) == {"web-0", "web-1", "web-2", "web-3"}
+        assert set(world.output(client, "sh", "-c", UNTIL_ALL_ANSWERED, family).split()) == SERVERS
 
 
 @pytest.mark.parametrize("name", ["web", "web.team", "web.team.svc", "web.team.svc.cluster.local"])
@@ -115,24 +116,32 @@ def test_a_pod_reaches_itself_through_its_service(world: World) -> None:
 def test_node_processes_and_host_network_pods_use_services_too(world: World) -> None:
     vip = world.output("team/host", "getent", "ahostsv4", "web").split()[0]
     assert fetch(world, "team/host", f"http://{vip}/").startswith("web-")
-    with world.on_node("north", ["curl", "-sS", "-m", "5", f"http://{vip}/"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.communicate(timeout=10)[0].startswith("web-")
+    with world.on_node("north", ["curl", "-sS", "-m", "20", f"http://{vip}/"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate(timeout=30)[0].startswith("web-")
     assert (
         world.pod("team/host")["addresses"]
         == next(one for one in world.status()["nodes"] if one["name"] == "south")["addresses"]
     )
 
 
+def quickest_failure(world: World, url: str, code: int) -> float:
+    """Seconds until curl ends with this code: the best of three, as others use this machine too."""
+
+    def once() -> float:
+        done = world.run("team/client-0", "curl", "-sS", "-m", "20", "-w", "%{time_total}", url)
+        assert done.returncode == code, done
+        return float(done.stdout)
+
+    return min(once() for _ in range(3))
+
+
 @pytest.mark.parametrize("url", ["http://nobody/", "http://web:81/", "http://10.200.0.1/"])
 def test_what_leads_nowhere_fails_at_once(world: World, url: str) -> None:
-    done = world.run("team/client-0", "curl", "-sS", "-m", "5", "-w", "%{time_total}", url)
-    assert done.returncode == 7, done
-    assert float(done.stdout) < 0.5
+    assert quickest_failure(world, url, 7) < 0.9, "before a SYN is sent again"
 
 
 def test_an_unknown_name_fails_at_once(world: World) -> None:
-    done = world.run("team/client-0", "curl", "-sS", "-m", "5", "-w", "%{time_total}", "http://nosuch.example/")
-    assert done.returncode == 6 and float(done.stdout) < 1
+    assert quickest_failure(world, "http://nosuch.example/", 6) < 1
 
 
 def test_a_headless_service_names_its_pods(world: World) -> None:

@@ -37,7 +37,7 @@ def unique_layout() -> Layout:
 
 
 def eventually(check: Callable[[], T], timeout_s: float = 40.0) -> T:
-    """What `check` returns once it is true (or returns None, raising neither AssertionError nor LookupError).
+    """What `check` returns once it is true (or returns None, raising neither AssertionError nor LookupError nor OSError).
 
     Raises: AssertionError with its newest value when the time is up.
     """
@@ -48,7 +48,7 @@ def eventually(check: Callable[[], T], timeout_s: float = 40.0) -> T:
             if value or value is None:
                 return value
             problem = AssertionError(f"still {value!r} after {timeout_s:g} s")
-        except (AssertionError, LookupError) as error:
+        except (AssertionError, LookupError, OSError) as error:  # the latter: of who is about to listen, or refuses still
             problem = AssertionError(repr(error))
         if time.monotonic() > until:
             raise problem
