@@ -161,7 +161,7 @@ def play(tmp_path: Path, authority: Any) -> Callable[..., None]:
         node, control = Node(tmp_path, netns), make(authority)
         (node.run / "root-cert.pem").write_bytes(authority.root_pem)
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(100):
                 await scenario(node, control)
         finally:
             await control.server.stop(None)
@@ -307,7 +307,7 @@ def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:
             client = node.dial(15008)
             client.sendall(b"this is no TLS")
             await asyncio.to_thread(until_closed, client)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 event = json.loads(await anext(read_lines(pieces)))
         assert event["phase"] in ("unauthenticated", "failed") and event["direction"] == "inbound"
         assert event["destination"]["pod"] == "web" and event["node"] == "n1"

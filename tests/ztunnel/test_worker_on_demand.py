@@ -28,7 +28,7 @@ def mesh() -> Iterator[World]:
 @pytest.fixture
 def hasty() -> Iterator[World]:
     """And gives what it asks for a short time."""
-    with on_demand(Tuning(workload_timeout_s=1.5)) as made:
+    with on_demand(Tuning(workload_timeout_s=3.0)) as made:
         yield made
 
 
@@ -106,7 +106,7 @@ def test_nobody_gets_past_a_waypoint_that_is_not_told_of(hasty: World) -> None:
         tell(hasty.client, web, hasty.server.workload, answers={f"/{VIP}": ""})
         asked(hasty.client, WAYPOINT_SERVICE.key)
         assert_reset(lambda: client)
-    assert f"did not tell of {WAYPOINT_SERVICE.key} within 1.5 s" in hasty.client.worker.closed().error
+    assert f"did not tell of {WAYPOINT_SERVICE.key} within 3 s" in hasty.client.worker.closed().error
 
 
 def test_a_connection_goes_by_a_waypoint_that_becomes_known_while_it_waits(mesh: World) -> None:

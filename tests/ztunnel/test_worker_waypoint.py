@@ -190,7 +190,7 @@ def test_service_loadbalancing() -> None:
             mesh.client.connect(VIP, 80).close()
         heard = [mesh.client.worker.wait_for(Opened) for _ in range(100)]
         uids = Counter(one.record.destination_workload.rpartition("/")[2] for one in heard)
-        assert set(uids) == {"server", "second"} and 55 <= uids["server"] <= 92, uids  # 75 expected; 4.6 standard deviations
+        assert set(uids) == {"server", "second"} and 50 <= uids["server"] <= 95, uids  # 75 expected; once in ten million runs
         for listener in listeners.values():
             listener.close()
 

@@ -188,7 +188,10 @@ class WorkerProcess:
         until, nothing = time.monotonic() + 15, 0
         while nothing < 3:
             self.tell(QueryConnections(-1))
-            nothing = 0 if self.wait_for(Connections, lambda answer: answer.number == -1).records else nothing + 1
+            parts = [self.wait_for(Connections, lambda answer: answer.number == -1)]
+            while parts[-1].unfinished:
+                parts.append(self.wait_for(Connections, lambda answer: answer.number == -1))
+            nothing = 0 if any(part.records for part in parts) else nothing + 1
             assert time.monotonic() < until, "connections stay open"
         self.heard.clear()
 
