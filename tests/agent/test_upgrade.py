@@ -15,9 +15,10 @@ from tests.agent.test_node_agent import listening, until_says
 pytestmark = pytest.mark.kernel
 
 _DIAL_ON = """
-import collections, json, pathlib, socket, sys
+import collections, json, pathlib, socket, sys, time
 seen = collections.Counter()
 while not pathlib.Path(sys.argv[3]).exists():
+    time.sleep(0.002)  # or its ports, which the proxy holds, are used up before the upgrade has begun
     try:
         with socket.create_connection((sys.argv[1], int(sys.argv[2])), 15) as sock:
             seen[sock.recv(200).decode().strip()] += 1

@@ -210,6 +210,7 @@ def test_the_next_daemon_does_not_run_again_what_came_to_its_end(world: World) -
     missed = pod("missed", "[sh, -c, 'echo once; sleep 1000000']", "restartPolicy: Never")
     with world.having(ended + "---" + missed, wait=False):
         eventually(lambda: world.pod("shop/ended")["phase"] == "Failed" and world.pod("shop/missed")["ready"])
+        eventually(lambda: "".join(world.logs("shop/missed")) == "once\n")
         before = processes(world)["shop/missed"]
         os.kill(daemon_pid(world), signal.SIGKILL)
         eventually(lambda: not world.running())
