@@ -216,7 +216,7 @@ def test_the_next_daemon_does_not_run_again_what_came_to_its_end(world: World) -
         eventually(lambda: not world.running())
         os.kill(before, signal.SIGKILL)
         with pytest.raises(LabError, match="Pod shop/ended: container c: ended with code 4"):
-            world.up({"x": BASE}, mesh=False, timeout_s=1.5)
+            world.up({"x": BASE}, mesh=False, timeout_s=6)
         eventually(lambda: world.pod("shop/missed")["phase"] == "Failed")
         assert world.pod("shop/missed")["reason"] == "container c: ended, its exit code unknown"
         for name in ("ended", "missed"):
