@@ -97,13 +97,13 @@ def status(output: str, node: tuple[str, ...]) -> None:
     """
     places = Places.from_environment()
     nodes = chosen_nodes(places, node)
+    now = datetime.now(UTC)
     if _is_without_mesh():
         if output == "json":
-            print_json({"ok": True, "mesh": False, "findings": []})
+            print_json(_as_json(None, [], [], now) | {"mesh": False})
         else:
             click.echo("this lab runs without a mesh, as asked with --no-mesh: put it on with: weft lab up")
         return
-    now = datetime.now(UTC)
     control, reports = asyncio.run(_collect(places, nodes, now))
     findings = _findings(control, reports, now)
     if output == "json":
@@ -223,9 +223,12 @@ def _excluded_rows(node: str, agent: AgentStatus) -> list[tuple[object, ...]]:
     return [*rows, *((node, f"{pod.namespace}/{pod.name}", list(pod.excluded)) for pod in agent.pods if pod.excluded)]
 
 
-def _as_json(control: ControlStatus | None, reports: list[NodeReport], findings: list[Finding], now: datetime) -> object:
+def _as_json(
+    control: ControlStatus | None, reports: list[NodeReport], findings: list[Finding], now: datetime
+) -> dict[str, Any]:
     return {
         "ok": not any(not finding.warning for finding in findings),
+        "mesh": True,
         "control": _message(control),
         "nodes": [
             {

@@ -230,7 +230,8 @@ def test_a_lab_without_a_mesh_as_asked_is_nothing_wrong(live: _Live) -> None:
     assert live.weft("lab", "up", "--no-mesh", topology).returncode == 0
     status = live.weft("status")
     assert (status.returncode, status.stderr) == (0, "") and "without a mesh" in status.stdout
-    assert json.loads(live.weft("status", "-o", "json").stdout) == {"ok": True, "mesh": False, "findings": []}
+    answer = json.loads(live.weft("status", "-o", "json").stdout)
+    assert answer == {"ok": True, "mesh": False, "control": None, "nodes": [], "findings": []}
     assert live.weft("lab", "up", topology).returncode == 0
     _eventually(live.nothing_is_wrong)
     _eventually(lambda: live.fetch().returncode == 0)

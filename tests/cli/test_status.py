@@ -165,6 +165,16 @@ def test_json_says_the_same(world: "World") -> None:
     assert answer["nodes"][0]["certificates"][0]["expiresInSeconds"] > 86000
 
 
+def test_a_lab_without_a_mesh_has_the_same_keys(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
+    _control(world)
+    world.agent("node-a", _agent())
+    world.proxy("node-a", _dump())
+    usual = json.loads(world.weft("status", "-o", "json").stdout)
+    monkeypatch.setattr("cli.status._is_without_mesh", lambda: True)
+    without = json.loads(world.weft("status", "-o", "json").stdout)
+    assert usual.keys() == without.keys() and (usual["mesh"], without["mesh"]) == (True, False)
+
+
 def test_no_mesh_at_all(world: "World") -> None:
     result = world.weft("status")
     assert result.exit_code == 1
