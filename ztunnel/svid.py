@@ -5,7 +5,9 @@ with its own key.
 """
 
 import asyncio
+import errno
 import logging
+import os
 import re
 import ssl
 from collections.abc import Callable, Sequence
@@ -98,6 +100,8 @@ async def follow(
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
     if unreached := _UNREACHED.search(error.details() or ""):
-        return f"unavailable: {unreached[1]}: is the agent up, and its socket at this path?"
+        forbidden = unreached[1] == os.strerror(errno.EACCES)
+        mend = "run as a user who may open the socket" if forbidden else "is the agent up, and its socket at this path?"
+        return f"unavailable: {unreached[1]}: {mend}"
     reason = reason_of(error)
     return reason + next((mend for said, mend in _MENDS.items() if said in reason), "")

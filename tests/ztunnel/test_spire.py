@@ -33,6 +33,8 @@ pytestmark = pytest.mark.unit
 WEB, DB = Identity("example.org", "demo", "web"), Identity("example.org", "demo", "db")
 PROXY = frozenset({"unix:uid:0"})
 """What the agent finds out about the caller of its Workload API."""
+LATER = b"\xfa\x07\x05field"
+"""A field of a version to come: number 127."""
 
 
 def der(pem: bytes) -> bytes:
@@ -107,7 +109,7 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
             yield message
 
     def _delegated(self, selectors: frozenset[str]) -> Any:
-        return delegated.SubscribeToX509SVIDsResponse(
+        said = delegated.SubscribeToX509SVIDsResponse(
             x509_svids=[
                 delegated.X509SVIDWithKey(
                     x509_svid=spire_types_pb2.X509SVID(
@@ -122,7 +124,8 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
                 if one in self.keys
             ],
             federates_with=["partner.net"],
-        )
+        ).SerializeToString()
+        return delegated.SubscribeToX509SVIDsResponse.FromString(said + LATER)
 
     async def SubscribeToX509Bundles(self, _: Any, context: Any) -> AsyncIterator[Any]:
         async for message in self._pushed(
@@ -141,7 +144,7 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
 
     def _own(self) -> Any:
         bundle = self.bundles["spiffe://example.org"]
-        return workload.X509SVIDResponse(
+        said = workload.X509SVIDResponse(
             svids=[
                 workload.X509SVID(
                     spiffe_id=str(one), x509_svid=self.keys[one][1], x509_svid_key=self.key_der(one), bundle=bundle
@@ -149,7 +152,8 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
                 for one in self.entitled(PROXY)
                 if one in self.keys
             ]
-        )
+        ).SerializeToString()
+        return workload.X509SVIDResponse.FromString(said + LATER)
 
 
 class Unknown(grpc.GenericRpcHandler):
