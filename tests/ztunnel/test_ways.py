@@ -132,7 +132,7 @@ def test_so_is_a_waypoint_of_several(node: Node) -> None:
 
 def test_whom_chance_chose_keeps_a_connection_that_waits_while_it_still_could_be_chosen(node: Node) -> None:
     tell(node, CLIENT, SERVER, OTHER, WEB)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     node.chance = lambda: 0.1
     before = way(ways.find(TO_WEB)).route
     node.chance = lambda: 0.9
@@ -169,7 +169,7 @@ def test_what_was_to_take_a_tunnel_or_to_reach_who_is_known_does_neither_less_wh
     node: Node, before: list[Workload | Service], after: list[Workload | Service], elsewhere: str | None
 ) -> None:
     tell(node, CLIENT, *before)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     decided = way(ways.find(TO_WEB)).route
     node.inventory.apply([], [SERVER.uid, KEY])
     tell(node, *after)
@@ -180,7 +180,7 @@ def test_what_was_to_take_a_tunnel_or_to_reach_who_is_known_does_neither_less_wh
 
 def test_what_goes_in_plain_has_no_tunnel_and_what_is_asked_for_is_decided_each_time(node: Node) -> None:
     tell(node, CLIENT, PLAIN, WEB)
-    ways = Ways(node)
+    ways = Ways(node, Outliers(5))
     assert way(ways.find(TO_WEB)).key is None and way(ways.find(TO_WEB._replace(destination=ip_address("1.1.1.1")))).key is None
     named = replace(SERVER, addresses=(), hostname="server.example")
     tell(node, named)
