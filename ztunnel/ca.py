@@ -38,6 +38,10 @@ class FetchError(Exception):
     """No certificate, and why, for logs and for who waits."""
 
 
+class ExpiredError(FetchError):
+    """What there is was valid once."""
+
+
 def make_request(identity: Identity) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
     """A new key, and the PEM request for it: empty subject, the identity as its one (critical) URI name."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -76,7 +80,8 @@ def read_chain(
         moment.replace(tzinfo=UTC).timestamp() for moment in (leaf.not_valid_before_utc, leaf.not_valid_after_utc)
     )
     if not not_before <= now < not_after:
-        raise FetchError(f"the certificate for {identity} is not valid now: compare this node's clock with the CA's")
+        wrong = ExpiredError if now >= not_after else FetchError
+        raise wrong(f"the certificate for {identity} is not valid now: compare this node's clock with the CA's")
     key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return Certificate(identity, _pem([leaf, *between]), key_pem, _pem(roots), not_before, not_after)
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from mesh.identity import Identity
 from wire.grpc_reason import reason_of
-from ztunnel.ca import FetchError, read_chain
+from ztunnel.ca import ExpiredError, FetchError, read_chain
 from ztunnel.certificates import Certificate
 from ztunnel.der import Malformed, split_elements
 
@@ -53,7 +53,10 @@ def read_svid(identity: Identity, chain: Sequence[bytes], key: bytes, bundle: by
     if not chain or not roots:
         raise FetchError(f"the agent's document of {identity} has no {'roots' if chain else 'certificate'}")
     pem = [ssl.DER_cert_to_PEM_cert(one) for one in chain]
-    return read_chain(identity, private, [*pem, "".join(map(ssl.DER_cert_to_PEM_cert, roots))], now)
+    try:
+        return read_chain(identity, private, [*pem, "".join(map(ssl.DER_cert_to_PEM_cert, roots))], now)
+    except ExpiredError as error:
+        raise FetchError(f"the agent's document of {identity} has expired: does the agent reach its server?") from error
 
 
 def open_channel(address: str) -> grpc.aio.Channel:

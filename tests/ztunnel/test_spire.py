@@ -404,6 +404,10 @@ def test_an_agent_that_was_away_is_found_again_and_blamed_for_what_expired_meanw
         heard = [Heard(source) for source in sources]
         async with serving(agent, address, DELEGATED, WORKLOAD):
             first = [await source.fetch(WEB, time.time()) for source in sources]
+            late = True  # the agent itself is left alone
+            for source in sources:
+                assert await refusal(source) == f"the agent's document of {WEB} has expired: does the agent reach its server?"
+            late = False
         await eventually(lambda: agent.open == 0)
         assert [await source.fetch(WEB, time.time()) for source in sources] == first
         late = True
