@@ -223,14 +223,21 @@ class XdsClient:
 
     @asynccontextmanager
     async def _demanding(self, call: Any) -> AsyncIterator[None]:
-        """Send demands meanwhile. Raises: what ends that, too."""
+        """Send demands meanwhile. Raises: what ends that, when an update that is being taken in is."""
+        task = asyncio.ensure_future(self._send_demands(call))
         try:
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(self._send_demands(call))
-                yield
-                task.cancel()
-        except BaseExceptionGroup as broken:
-            raise broken.exceptions[0] from None
+            yield
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if own is not None and own.cancelling():
+                raise
+            await asyncio.wait([task], timeout=_LASTED_S)  # it has given the call up
+            if task.done():
+                task.result()  # raises why
+            raise OSError("the stream was cancelled") from None
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _send_demands(self, call: Any) -> None:
         while True:

@@ -322,6 +322,45 @@ def test_a_server_that_hears_no_more_is_given_up(
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_an_update_is_taken_in_whole_though_its_server_is_given_up_meanwhile(
+    authority: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "_PATIENCE_S", 0.5)
+    given_up = asyncio.Event()
+    taken: list[str] = []
+
+    async def on_update(update: Update) -> Mapping[str, str]:
+        taken.append("begun")
+        await given_up.wait()
+        taken.append("whole")
+        return {}
+
+    class Deaf(Control):
+        options = (("grpc.http2.bdp_probe", 0),)
+
+        async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
+            yield DeltaDiscoveryResponse(type_url=AUTHORIZATION, nonce="n", resources=[Resource(name="fz/one", version="1")])
+            try:
+                await self.responses.get()
+            finally:
+                given_up.set()
+
+    async def scenario() -> None:
+        control = Deaf(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update, None, (ADDRESS,))
+        running = asyncio.ensure_future(client.run())
+        await eventually(lambda: taken)
+        client.demand(ADDRESS, [f"fz/{number}" + "x" * 200 for number in range(4000)])
+        await eventually(lambda: client.status.terminations["Error"])
+        assert taken[:2] == ["begun", "whole"] and not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await control.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_a_consumer_that_fails_is_told_again_and_not_in_a_hurry(
     authority: Any, tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
