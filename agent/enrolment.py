@@ -67,8 +67,8 @@ class Enrolment:
         self._wake = asyncio.Event()
         self.unreadable: dict[str, str] = {}
         """Uid -> sentence, of pods whose records cannot be read: the proxy keeps them as they are."""
-        self.strays: dict[str, int] = {}
-        """Uid -> netns cookie, of pods that the kernel has and no record tells of: they stay captured until withdrawn."""
+        self.strays: set[str] = set()
+        """Uids of pods that the kernel has and no record tells of: they stay captured until withdrawn."""
 
     # what the runtime asks for
 
@@ -78,14 +78,13 @@ class Enrolment:
         Raises: ValueError for a request that cannot be; EnrolmentFailed when it did not work out yet.
         """
         pod, place = await self.blocking(self.hands.locate, request)
-        stray = self.strays.get(pod.uid, pod.cookie)
-        if stray != pod.cookie:  # its former namespace
+        if pod.uid in self.strays or pod.uid in self.unreadable:
             try:
-                await self.blocking(self.hands.forget, pod.uid, stray)
+                await self.blocking(self.hands.forget, pod.uid, pod.cookie)  # a former namespace of it
             except BaseException:
                 place.close()
                 raise
-        self.strays.pop(pod.uid, None)
+        self.strays.discard(pod.uid)
         self.unreadable.pop(pod.uid, None)
         self._take(pod, place)
         await self._converge(request.uid)
@@ -104,8 +103,10 @@ class Enrolment:
     async def remove(self, uid: str) -> None:
         """Have a pod out of the mesh; one that is not in it is fine. Raises: EnrolmentFailed."""
         if uid in self.strays or uid in self.unreadable:
-            await self.blocking(self.hands.forget, uid, self.strays.get(uid, 0))
-            self.strays.pop(uid, None)
+            await self.blocking(self.hands.forget, uid)
+            if self.proxy is not None:
+                await self.proxy.delete(uid)
+            self.strays.discard(uid)
             self.unreadable.pop(uid, None)
         pod = self._want(uid, None)
         await self._converge(uid)
@@ -124,10 +125,10 @@ class Enrolment:
         """Take over what an earlier agent left: nothing of a living pod is touched, what is gone is cleaned up."""
         found: Found = await self.blocking(self.hands.find_all)
         self.unreadable = found.unreadable
-        self.strays = {one.pod.uid: one.pod.netns_cookie for one in found.strays if one.steered}
+        self.strays = {one.pod.uid for one in found.strays if one.steered}
         for one in found.strays:
             if not one.steered:
-                await self.blocking(self.hands.forget, one.pod.uid, one.pod.netns_cookie)
+                await self.blocking(self.hands.forget, one.pod.uid)
         for record, actual in found.gone:
             _log.info("pod %s went away while no agent ran", record.pod)
             self._actual[record.pod.uid] = actual
@@ -171,7 +172,7 @@ class Enrolment:
     def snapshot(self) -> tuple[Sequence[Announcement], Sequence[str]]:
         """Pods that the kernel knows, to be added; pods whose record is unreadable or lost, to be kept."""
         ready = [one.pod for uid, one in self._actual.items() if uid in self._desired and "register" in one.layers]
-        return [_announcement(pod) for pod in ready], [*self.unreadable, *self.strays]
+        return [_announcement(pod) for pod in ready], [*self.unreadable, *sorted(self.strays)]
 
     def netns_of(self, uid: str) -> int | None:
         """A pod's namespace, as long as it is enrolled; the descriptor stays ours."""

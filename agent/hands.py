@@ -155,10 +155,15 @@ class Hands:
                 return
             time.sleep(0.001)
 
-    def forget(self, uid: str, cookie: int) -> None:
-        """Withdraw what no record describes."""
-        self._redirect.withdraw(uid, cookie)
-        self._records.remove(uid)
+    def forget(self, uid: str, kept: int = 0) -> None:
+        """Withdraw what no record that can be used describes, wherever the kernel has it but in the namespace `kept`."""
+        for one in self._redirect.enrolled():
+            if one.pod.uid == uid and one.pod.netns_cookie != kept:
+                self._redirect.withdraw(uid, one.pod.netns_cookie)
+        known = self._known.get(uid)
+        if known is None or known.pod.cookie != kept:
+            self._records.remove(uid)
+            self._known.pop(uid, None)
 
     def record(self, uid: str) -> Record | None:
         """What is on disk of a pod."""

@@ -80,7 +80,8 @@ class Diagnostics:
         status.problems.extend(problems(status, self.local_ports, self.zds.last_end))
         status.problems.extend(self.enrolment.unreadable.values())
         status.problems.extend(
-            f"pod {uid} is captured and no record tells of it: enrol it anew, or withdraw it" for uid in self.enrolment.strays
+            f"pod {uid} is captured and no record tells of it: enrol it anew, or withdraw it"
+            for uid in sorted(self.enrolment.strays)
         )
         return status
 

@@ -6,6 +6,7 @@ import socket
 import threading
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,8 +16,9 @@ from agent.enrolment import Enrolment, EnrolmentFailed
 from agent.hands import Found, Hands, Place
 from agent.plan import Layer
 from agent.pod import Pod, PodRequest
+from agent.records import Record, Records
 from agent.zds_messages import Announcement
-from bpf.redirect import Enrolled, PodRedirect
+from bpf.redirect import Enrolled, PodRedirect, Redirect
 from mesh.workload import Address
 
 pytestmark = pytest.mark.unit
@@ -89,11 +91,11 @@ class Machine:
         """What an earlier agent left."""
         return self.found
 
-    def forget(self, uid: str, cookie: int) -> None:
+    def forget(self, uid: str, kept: int = 0) -> None:
         """Withdrawn without a record."""
         if self.fails:
             raise OSError(5, "Input/output error")
-        self.done.append(("forget", uid, cookie))
+        self.done.append(("forget", uid, kept))
 
     def add(self, layer: Layer, pod: Pod, netns_fd: int) -> None:
         """It is made."""
@@ -111,11 +113,15 @@ class Machine:
 class Willing:
     """A proxy that serves whom it is told of."""
 
+    def __init__(self, done: list[tuple[object, ...]]) -> None:
+        self.done = done
+
     async def add(self, pod: Announcement) -> None:
         """It does."""
 
     async def delete(self, uid: str) -> None:
         """It does no more."""
+        self.done.append(("delete", uid))
 
 
 def stray(uid: str, cookie: int, steered: bool) -> Enrolled:
@@ -124,7 +130,7 @@ def stray(uid: str, cookie: int, steered: bool) -> Enrolled:
 
 def adopted(machine: Machine) -> Enrolment:
     enrolment = Enrolment(cast(Hands, machine), lambda pod, entered: None)
-    enrolment.proxy = Willing()
+    enrolment.proxy = Willing(machine.done)
     return enrolment
 
 
@@ -139,12 +145,13 @@ def test_a_stray_whose_withdrawal_fails_is_a_stray_still() -> None:
             for uid in ("uid-1", "uid-2"):
                 with pytest.raises(OSError, match="Input/output"):
                     await enrolment.remove(uid)
-        assert enrolment.strays == {"uid-1": 3, "uid-2": 4} and enrolment.snapshot() == ([], ["uid-1", "uid-2"])
+        assert enrolment.strays == {"uid-1", "uid-2"} and enrolment.snapshot() == ([], ["uid-1", "uid-2"])
         assert not enrolment.pods() and [place.watch.fileno() for place in machine.places] == [-1, -1]
         machine.fails = False
         await enrolment.remove("uid-2")
         await enrolment.add(REQUEST)
-        assert machine.done[:2] == [("forget", "uid-2", 4), ("forget", "uid-1", 3)] and not enrolment.strays
+        assert machine.done[:3] == [("forget", "uid-2", 0), ("delete", "uid-2"), ("forget", "uid-1", 7)]
+        assert not enrolment.strays
         assert enrolment.is_captured("uid-1")
         await enrolment.remove("uid-1")
 
@@ -156,10 +163,12 @@ def test_what_an_earlier_agent_left_without_a_record_stays_captured_and_what_was
         machine = Machine(Found([], [], {"uid-3": "spoilt"}, [stray("uid-1", 3, True), stray("uid-2", 4, False)]))
         enrolment = adopted(machine)
         await enrolment.adopt()
-        assert machine.done == [("forget", "uid-2", 4)]
+        assert machine.done == [("forget", "uid-2", 0)]
         assert enrolment.snapshot() == ([], ["uid-3", "uid-1"]), "the proxy keeps them as they are"
         await enrolment.remove_all()
-        assert sorted(machine.done[1:]) == [("forget", "uid-1", 3), ("forget", "uid-3", 0)]
+        assert sorted(machine.done[1:]) == [
+            ("delete", "uid-1"), ("delete", "uid-3"), ("forget", "uid-1", 0), ("forget", "uid-3", 0)
+        ]  # fmt: skip
         assert enrolment.snapshot() == ([], [])
 
     asyncio.run(scenario())
@@ -193,3 +202,35 @@ def test_addresses_that_could_not_be_read_are_asked_for_again(monkeypatch: pytes
         made._addresses_changed(POD.uid)
 
     asyncio.run(scenario())
+
+
+class Kernel:
+    """What the programs have, and what was taken out of them."""
+
+    def __init__(self, *has: Enrolled) -> None:
+        self.has, self.withdrawn = list(has), list[tuple[str, int]]()
+
+    def enrolled(self) -> list[Enrolled]:
+        """As it is now."""
+        return self.has
+
+    def withdraw(self, uid: str, cookie: int) -> None:
+        """One less."""
+        self.withdrawn.append((uid, cookie))
+        self.has = [one for one in self.has if (one.pod.uid, one.pod.netns_cookie) != (uid, cookie)]
+
+
+def test_a_pod_whose_record_is_of_no_use_is_withdrawn_from_wherever_the_kernel_has_it(tmp_path: Path) -> None:
+    """And stays where it is enrolled anew, with what is known of its namespace."""
+    records = Records(tmp_path)
+    (tmp_path / "uid-2.json").write_text("spoilt")
+    records.write(Record(POD, 1, sysctls=(("net.ipv4.tcp_tw_reuse", "2"),)))
+    kernel = Kernel(stray("uid-1", 3, True), stray("uid-1", 7, True), stray("uid-2", 4, True))
+    hands = Hands(records, cast(Redirect, kernel))
+    assert set(hands.find_all().unreadable) == {"uid-2"}
+    hands.forget("uid-1", 7)
+    assert kernel.withdrawn == [("uid-1", 3)] and [one.pod for one in records.read()[0]] == [POD]
+    hands.forget("uid-2")
+    assert kernel.withdrawn[1:] == [("uid-2", 4)] and not records.read()[1]
+    hands.forget("uid-1")
+    assert not kernel.has and records.read() == ([], {}) and hands.record("uid-1") is None

@@ -161,6 +161,24 @@ def test_a_pod_whose_record_is_lost_stays_served_until_it_is_enrolled_anew(node:
     assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
 
 
+def test_a_pod_whose_record_is_spoilt_stays_served_until_it_is_withdrawn(node: Node) -> None:
+    agent = node.start_agent()
+    proxy = node.start_proxy()
+    node.enrol("a")
+    until_says(proxy, "add uid-a")
+    node.stop_agent(agent)
+    (node.places.state / "pods/uid-a.json").write_text("{")
+    until_says(proxy, "disconnected")
+    node.start_agent()
+    assert until_says(proxy, "snapshot_sent") == ["connected", "keep uid-a", "snapshot_sent"]
+    assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
+    assert node.post("/cmddel", {"UID": "uid-a"}) == (200, "")
+    assert until_says(proxy, "del uid-a") == ["del uid-a"]
+    with listening(node, "b", 8080):
+        assert node.dial("a", "10.214.0.3", 8080) == "hello"
+    assert not [one for one in node.status().problems if "uid-a" in one]
+
+
 def test_programs_that_are_not_attached_are_named_and_the_next_agent_attaches_them(node: Node) -> None:
     agent = node.start_agent()
     proxy = node.start_proxy()
