@@ -64,7 +64,7 @@ class Records:
                 if self._path(record.pod.uid) != path:
                     raise ValueError(f"holds pod {record.pod.uid}")
                 records.append(record)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 problems[path.stem] = f"record {path} is not readable ({error!r}): enrol its pod anew, or withdraw it"
         return records, problems
 

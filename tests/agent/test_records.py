@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.pod import Pod, PodRequest
-from agent.records import Record, Records
+from agent.records import Record, Records, _to_document
 from mesh.exclusions import NOTHING, Exclusions
 
 pytestmark = pytest.mark.unit
@@ -48,7 +48,21 @@ def test_a_record_of_an_agent_that_knew_no_exclusions_has_none(tmp_path: Path) -
     assert records.read() == ([replace(RECORD, pod=replace(RECORD.pod, request=older))], {})
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 2}', '{"version": 1, "uid": "other"}', "\0"])
+WHOLE = json.dumps(_to_document(RECORD))
+SPOILT = [
+    "",
+    "[]",
+    "{}",
+    '{"version": 2}',
+    "\0",
+    "[" * 100_000,
+    WHOLE,
+    WHOLE.replace("1700000000", "Infinity"),
+    WHOLE + " " * (1 << 20),
+]
+
+
+@pytest.mark.parametrize("content", SPOILT, ids=range(len(SPOILT)))
 def test_a_spoilt_record_is_a_problem_and_the_others_are_read(tmp_path: Path, content: str) -> None:
     records = Records(tmp_path)
     records.write(RECORD)
