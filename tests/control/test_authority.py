@@ -74,6 +74,20 @@ def test_a_node_certificate_serves_nobody(authority: Authority) -> None:
     assert list(usages) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
+def test_no_leaf_is_an_authority(authority: Authority) -> None:
+    key, life = ec.generate_private_key(ec.SECP256R1()).public_key(), timedelta(hours=1)
+    for pem in (
+        authority.sign_workload(key, WEB, life, NOW, 1),
+        authority.sign_node(key, "spiffe://cluster.local/node/n1", life, NOW, 1),
+        authority.sign_server(key, ["weft-control"], [], life, NOW, 1),
+    ):
+        leaf = x509.load_pem_x509_certificate(pem.encode())
+        constraints = leaf.extensions.get_extension_for_class(x509.BasicConstraints)
+        assert constraints.critical and not constraints.value.ca
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage)
+        assert usage.critical and not usage.value.key_cert_sign and not usage.value.crl_sign
+
+
 @pytest.mark.parametrize(
     ("pem", "reason"),
     [
