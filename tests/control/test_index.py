@@ -63,6 +63,15 @@ addressType: IPv4
 endpoints: [{addresses: [192.0.2.5]}]
 ports: [{name: raw, port: 81}]
 """
+DEPLOYMENT = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: demo}
+spec:
+  replicas: NUMBER
+  selector: {matchLabels: {app: web}}
+  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, command: [x]}]}}
+"""
 UID = "Kubernetes//Pod/demo/web-0"
 KEY = "demo/web.demo.svc.cluster.local"
 
@@ -235,6 +244,19 @@ def test_a_pod_that_is_written_with_another_account_runs_once_it_is_reported_as_
     assert made.runs_on("n1", "demo", "vault") and made.workloads.nouns[UID].service_account == "vault"
 
 
+def test_a_deployments_pods_are_pods_and_one_of_their_names_that_is_written_for_itself_stays() -> None:
+    made = index_of([NODE, DEPLOYMENT.replace("NUMBER", "2")], [report(), report("web-1", "10.244.1.3")])
+    written = pod("web-1")
+    for texts, known in (
+        ([DEPLOYMENT.replace("NUMBER", "2")], {"web-0": "web", "web-1": "web"}),
+        ([written, DEPLOYMENT.replace("NUMBER", "1")], {"web-0": "web", "web-1": "web-1"}),
+        ([written], {"web-1": "web-1"}),
+        ([], {}),
+    ):
+        made.replace_objects(objects(NODE, *texts), {})
+        assert {one.name: one.workload_name for one in made.workloads.nouns.values()} == known
+
+
 def test_one_pod_costs_one_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     encode = index_module.encode_workload
@@ -298,15 +320,7 @@ def test_every_way_to_a_state_leads_to_the_same_resources(names: MeshNames) -> N
         SLICE.replace("192.0.2.5]", "192.0.2.7], targetRef: {kind: Pod, name: web-9}").replace("-name: web}", "-name: gw}"),
         VM,
         VM.replace("tier: back", "tier: front").replace("192.0.2.9", "192.0.2.8"),
-        """
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: api, namespace: demo}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, command: [x]}]}}
-""",
+        DEPLOYMENT.replace("name: web,", "name: api,").replace("NUMBER", "3"),
     ]
     pods = [*(f"web-{number}" for number in range(4)), "web-9", "api-0", "api-1", "api-2"]
     walked = Index(names, RANGES)

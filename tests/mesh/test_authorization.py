@@ -227,7 +227,7 @@ def test_golden_static_strict_is_always_sent() -> None:
 
 
 def test_strict_workloads_list_it_and_say_whose_object_it_is() -> None:
-    made = converted(peers("default", mode="STRICT"))
+    made = converted(peers("default", mode="STRICT"), peers("lax", "other", "PERMISSIVE"))
     assert made.listed_by("amb", {}) == Listed((STATIC,), {STATIC: "PeerAuthentication amb/default"})
     assert made.listed_by("other", {}) == Listed()
     assert made.sources[STATIC] == "PeerAuthentication amb/default"
