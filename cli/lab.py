@@ -91,7 +91,10 @@ Examples:
 def down(output: str) -> None:
     """Remove the lab: processes, namespaces, cgroups, programs, run and state folders."""
     with _reported():
-        removed = Lab().down(lambda line: click.echo(printable(line), err=True))
+        try:
+            removed = Lab().down(lambda line: click.echo(printable(line), err=True))
+        except KeyboardInterrupt:
+            raise LabError("interrupted, and a part of the lab is left: weft lab down goes on with it") from None
     if output == "json":
         print_json({"removed": removed})
     else:

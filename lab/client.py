@@ -112,8 +112,11 @@ class Lab:
         except ClaimError as error:
             raise LabError(str(error)) from error
         except OSError as error:
+            folder = Path(error.filename or layout.ledger)
             mend = "set WEFT_RUN_DIR and WEFT_STATE_DIR to folders that can be written"
-            raise LabError(f"{error.filename or 'the lab'} cannot be made: {error.strerror}: {mend}") from error
+            if folder.is_relative_to(layout.cgroup):
+                mend = "a lab needs cgroup v2 that it can write, which most containers have not"
+            raise LabError(f"{folder} cannot be made: {error.strerror}: {mend}") from error
         log = layout.logs / "lab.log"
         argv = (sys.executable, "-m", "lab", *(() if mesh else ("--no-mesh",)))
         launch = Launch(argv, str(layout.lab_cgroup), env=program_environment(layout), cwd=str(SOURCE_ROOT), log=str(log))
@@ -327,7 +330,10 @@ def _require_root() -> None:
 
 
 def _require_own_places(layout: Layout) -> None:
-    reason = neighbours.clash(layout.places, neighbours.labs())
+    try:
+        reason = neighbours.clash(layout.places, neighbours.labs())
+    except RuntimeError as error:  # no cgroup v2
+        raise LabError(str(error)) from error
     if reason:
         raise LabError(reason)
 

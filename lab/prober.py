@@ -5,16 +5,19 @@ kubelet's come from. `POST /probe` on SOCKET with `lab.readiness`'s order; the a
 """
 
 import asyncio
-import http.client
 import json
+import re
+import string
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from wire.http_messages import Request, Response
 from wire.http_server import HttpServer
 
 _MAX_CONNECTIONS = 256
+_STATUS = re.compile(rb"HTTP/\d\.\d (\d{3})\b")
 
 
 async def probe(request: Request) -> Response:
@@ -24,7 +27,7 @@ async def probe(request: Request) -> Response:
     try:
         async with asyncio.timeout(timeout_s):
             if order["http_path"]:
-                reason = await asyncio.to_thread(_get, order, host, port, timeout_s)
+                reason = await _get(host, port, order["http_path"], order["http_host"])
             else:
                 _, writer = await asyncio.open_connection(host, port)
                 writer.close()
@@ -33,22 +36,25 @@ async def probe(request: Request) -> Response:
         reason = f"no answer from {host} port {port} within {timeout_s:g} s"
     except OSError as error:
         reason = f"{host} port {port}: {error.strerror or error}"
-    except http.client.HTTPException as error:
-        reason = f"{host} port {port} does not speak HTTP: {error!r}"
+    except ValueError as error:
+        reason = f"{host} port {port} does not speak HTTP: {error}"
     return Response.json({"ready": not reason, "reason": reason})
 
 
-def _get(order: dict[str, Any], host: str, port: int, timeout_s: float) -> str:
-    path, headers = order["http_path"], {"user-agent": "weft-lab/probe"}
-    if order["http_host"]:
-        headers["host"] = order["http_host"]
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+async def _get(host: str, port: int, path: str, http_host: str) -> str:
+    """Why the answer is none of success. Raises: ValueError for what is no answer; OSError."""
+    reader, writer = await asyncio.open_connection(host, port)
     try:
-        connection.request("GET", path, headers=headers)
-        status = connection.getresponse().status
+        where = http_host or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        head = [f"GET {quote(path, safe=string.punctuation)} HTTP/1.1", f"host: {' '.join(where.split())}"]
+        writer.write("\r\n".join([*head, "user-agent: weft-lab/probe", "connection: close", "", ""]).encode())
+        line = await reader.readline()
     finally:
-        connection.close()
-    return "" if 200 <= status < 400 else f"GET {path} on port {port} answered {status}"
+        writer.close()
+    found = _STATUS.match(line)
+    if found is None:
+        raise ValueError(f"it says {line[:40]!r}")
+    return "" if 200 <= int(found[1]) < 400 else f"GET {path} on port {port} answered {int(found[1])}"
 
 
 if __name__ == "__main__":

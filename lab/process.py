@@ -57,6 +57,7 @@ class Process:
                 text = await _read_to_end(status)
         except TimeoutError as error:
             os.kill(launcher, signal.SIGKILL)
+            await asyncio.to_thread(_reap, launcher)
             raise LaunchError(f"{launch.argv[0]} was not started within {_START_TIMEOUT_S:.0f} s") from error
         lines = dict(line.split(" ", 1) for line in text.splitlines())
         pid = int(lines.get("pid", launcher))
@@ -118,11 +119,15 @@ class Process:
 async def run_joined(launch: Launch, timeout_s: float) -> int | None:
     """Run a program inside a running container to its end: its exit code, or None when it took too long and was killed.
 
-    Raises: LaunchError when it could not be started. Cancel: the program is killed.
+    Raises: LaunchError when it could not be started; OSError without descriptors or memory. Cancel: the program is killed.
     """
     status, launcher = spawn(launch)
     process = Process._open(launcher)
-    assert process is not None  # not reaped before somebody waits
+    if process is None:  # it is there until it is reaped: no descriptor is left
+        os.close(status)
+        os.kill(launcher, signal.SIGKILL)
+        await asyncio.to_thread(_reap, launcher)
+        raise LaunchError("no descriptor is left to watch it with")
     try:
         async with asyncio.timeout(timeout_s):
             text = await _read_to_end(status)

@@ -38,7 +38,7 @@ async def ask(probe: Probe, prober: Path, addresses: Sequence[str], joined: Laun
     if probe.command:
         try:
             code = await run_joined(joined, probe.timeout_s)
-        except LaunchError as error:
+        except (LaunchError, OSError) as error:
             return str(error)
         command = " ".join(probe.command)
         return (

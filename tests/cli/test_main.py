@@ -10,6 +10,7 @@ import click
 import pytest
 
 from cli.main import _COMMANDS, _HELP, weft
+from lab.client import Lab
 
 if TYPE_CHECKING:
     from tests.cli.conftest import World
@@ -85,6 +86,17 @@ def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
     run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert run.stderr == "weft: internal error: ZeroDivisionError: division by zero; WEFT_DEBUG=1 shows where\n"
+
+
+def test_a_removal_that_is_interrupted_says_how_it_goes_on(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lab, "down", interrupted)
+    result = world.weft("lab", "down")
+    assert result.exit_code == 1 and result.stderr == (
+        "weft: lab: interrupted, and a part of the lab is left: weft lab down goes on with it\n"
+    )
 
 
 def test_output_that_cannot_be_written_is_one_line() -> None:

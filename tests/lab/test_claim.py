@@ -1,5 +1,6 @@
 """What carries a lab's name, or lies where a lab would put it, and is somebody else's: it is neither used nor removed."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab import cgroup, netns
+from lab import cgroup, neighbours, netns
 from lab.client import Lab, LabError
 from lab.layout import Layout
 from lab.node import program_environment
@@ -43,6 +44,27 @@ def test_a_cgroup_that_no_lab_made_is_neither_used_nor_emptied(layout: Layout) -
             other.kill()
             other.wait()
             cgroup.remove(layout.cgroup)
+
+
+def test_without_cgroup_v2_the_mend_is_said(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unmounted() -> Path:
+        raise RuntimeError("no cgroup v2 is mounted: mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+    monkeypatch.setattr(neighbours, "cgroup2_mount", unmounted)
+    for touch in (lambda lab: lab.up({"x": BASE}), Lab.down):
+        with pytest.raises(LabError, match="no cgroup v2 is mounted: mount one"):
+            touch(Lab(layout))
+
+
+def test_cgroup_v2_that_cannot_be_written_is_not_taken_for_a_wrong_folder(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(cgroup, "create", refused)
+    with pytest.raises(LabError, match=f"{layout.lab_cgroup} cannot be made: Read-only file system: a lab needs cgroup v2"):
+        Lab(layout).up({"x": BASE})
 
 
 @pytest.mark.parametrize(
