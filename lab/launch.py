@@ -172,10 +172,18 @@ def _fork_and_wait(status_fd: int) -> None:
         os.close(status_fd)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # the terminal sends these to the child as well
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: end(child))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
+
+
+def end(child: int) -> None:
+    """Have a program end that may have ended by itself meanwhile: a terminal, or `timeout`, tells all of its group."""
+    try:
+        os.kill(child, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # its end is what is waited for
 
 
 def _become(launch: Launch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.launch import Launch
+from lab.launch import Launch, end
 from lab.layout import SOURCE_ROOT
 from lab.rootfs import Root
 
@@ -17,6 +17,11 @@ ROOT = Root("/scratch", ("/a",), (("/h", "/etc/hosts"),), (("/v", "/data", True)
 def test_an_order_comes_back_from_json(root: Root | None) -> None:
     launch = Launch(("a", "b"), "/cgroup", "/netns", {"X": "1"}, "/w", "/log", root, 7, "host", 5, 6, True, "/image", ("/run",))
     assert Launch.from_json(launch.to_json()) == launch
+
+
+@pytest.mark.unit
+def test_a_program_that_has_ended_need_not_be_ended() -> None:
+    end((1 << 22) + 1)  # beyond what Linux numbers processes by
 
 
 @pytest.mark.unit
