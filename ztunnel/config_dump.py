@@ -69,15 +69,14 @@ def _chain(pem: bytes) -> list[JSON]:
 
 
 def dump_connection(record: ConnectionRecord) -> JSON:
-    """An open connection as the config dump shows it."""
-    original = record.original_destination or record.destination
-    actual = record.hbone_destination if record.direction == "inbound" and record.hbone_destination else None
-    return {
-        "src": endpoint_text(*record.source),
-        "originalDst": endpoint_text(*original),
-        "actualDst": actual or endpoint_text(*record.destination),
-        "protocol": record.protocol,
-    }
+    """An open connection as the config dump shows it; of one by a tunnel the original destination is its service."""
+    dialled = endpoint_text(*record.destination)
+    if record.direction == "outbound":
+        original: str | None = endpoint_text(*(record.original_destination or record.destination))
+    else:
+        original = (record.hbone_destination and record.destination_service.partition("/")[2]) or None
+        dialled = record.hbone_destination or dialled
+    return {"src": endpoint_text(*record.source), "originalDst": original, "actualDst": dialled, "protocol": record.protocol}
 
 
 def dump_pods(served: Iterable[PodInfo], pending: Iterable[PodInfo], records: Iterable[ConnectionRecord]) -> JSON:

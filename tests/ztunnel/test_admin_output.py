@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,21 @@ def test_pods_with_their_connections() -> None:
     pods = config_dump.dump_pods([PodInfo("u1", "demo", "web", "sa")], [PodInfo("u2", "demo", "db", "sa")], [record, stray])
     assert pods["u1"]["state"] == "Up" and pods["u2"]["state"] == "Pending" and "gone" not in pods
     assert pods["u1"]["connections"] == {
-        "inbound": [{"src": "10.0.0.2:99", "originalDst": "[fd00::1]:15008", "actualDst": "[fd00::1]:80", "protocol": "HBONE"}],
+        "inbound": [{"src": "10.0.0.2:99", "originalDst": None, "actualDst": "[fd00::1]:80", "protocol": "HBONE"}],
         "outbound": [],
     }
     assert pods["u1"]["info"] == {"name": "web", "namespace": "demo", "serviceAccount": "sa"}
+
+
+def test_where_clients_meant_to_go_is_shown_as_istios_ztunnel_shows_it() -> None:
+    pod, client, hostname = ip_address("10.1.0.5"), (ip_address("10.2.0.2"), 99), "web.demo.svc.cluster.local"
+    tunnelled = ConnectionRecord(1, "u1", "inbound", "HBONE", client, (pod, 15008), "10.1.0.5:80")
+    by_name = replace(tunnelled, destination_service=f"demo/{hostname}")
+    plain = ConnectionRecord(2, "u1", "inbound", "TCP", client, (pod, 80), destination_service=f"demo/{hostname}")
+    out = ConnectionRecord(3, "u1", "outbound", "HBONE", client, (pod, 15008), "10.1.0.5:80", (ip_address("10.96.0.1"), 80))
+    shown = [config_dump.dump_connection(one) for one in (tunnelled, by_name, plain, out)]
+    assert [one["originalDst"] for one in shown] == [None, hostname, None, "10.96.0.1:80"]
+    assert [one["actualDst"] for one in shown] == ["10.1.0.5:80", "10.1.0.5:80", "10.1.0.5:80", "10.1.0.5:15008"]
 
 
 @pytest.fixture
