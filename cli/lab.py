@@ -262,22 +262,23 @@ def _targets(client: Lab, node: str) -> list[str]:
 
 def _many(client: Lab, targets: list[str], lines: int, follow: bool, output: str) -> None:
     """Several logs, each line with its origin; one after the other, then with `follow` as they grow."""
-    for target in targets:
-        for line in _lines(client.logs(target, "", lines)):
+    followed = [(target, client.logs(target, "", lines, follow)) for target in targets]
+    for target, pieces in followed:
+        for line in _lines([next(pieces)]):
             _show_line(target, line, output)
     if not any(client.log_path(target).exists() for target in targets):
         raise Failure("logs", "there are none", "start a lab with: weft lab up")
     if not follow:
         return
     grown: queue.Queue[tuple[str, str]] = queue.Queue(1000)
-    for target in targets:
-        threading.Thread(target=_watch, args=(client, target, grown.put), daemon=True).start()
+    for one in followed:
+        threading.Thread(target=_watch, args=(*one, grown.put), daemon=True).start()
     while True:
         _show_line(*grown.get(), output)
 
 
-def _watch(client: Lab, target: str, put: Callable[[tuple[str, str]], None]) -> None:
-    for line in _lines(client.logs(target, "", 0, follow=True)):
+def _watch(target: str, pieces: Iterable[str], put: Callable[[tuple[str, str]], None]) -> None:
+    for line in _lines(pieces):
         put((target, line))
 
 

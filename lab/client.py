@@ -238,9 +238,10 @@ class Lab:
     def logs(self, target: str, container: str = "", lines: int = 100, follow: bool = False) -> Iterator[str]:
         """The last lines of a log in pieces, then with `follow` what comes, for ever. Raises: LabError as `log_path`."""
         path = self.log_path(target, container)
-        yield logs.tail(path, lines)
+        text, end = logs.tail_to(path, lines)
+        yield text
         if follow:
-            yield from logs.follow(path)
+            yield from logs.follow(path, end)
 
     def restart(self, node: str) -> dict[str, Any]:
         """Replace the proxy of a node by a new process of it, without a gap: `old` and `new` process, `seconds`.

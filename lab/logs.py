@@ -34,14 +34,20 @@ def bound_logs(folder: Path) -> None:
 
 def tail(path: Path, lines: int) -> str:
     """The last lines of a log; empty when there is none."""
+    return tail_to(path, lines)[0]
+
+
+def tail_to(path: Path, lines: int) -> tuple[str, int]:
+    """The last lines of a log, and the position where they end."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _PIECE_BYTES))
-            text = file.read().decode(errors="replace")
+            found = file.readlines()
+            end = file.tell()
     except FileNotFoundError:
-        return ""
-    return "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
+        return "", 0
+    return b"".join(found[-lines:] if lines else []).decode(errors="replace"), end
 
 
 def read_on(path: Path, position: int) -> tuple[str, int]:
@@ -57,9 +63,8 @@ def read_on(path: Path, position: int) -> tuple[str, int]:
     return piece.decode(errors="replace"), start + len(piece)
 
 
-def follow(path: Path) -> Iterator[str]:
-    """What is appended to a log from now on, for ever; also after it was emptied."""
-    position = path.stat().st_size if path.exists() else 0
+def follow(path: Path, position: int) -> Iterator[str]:
+    """What a log holds beyond a position, and what is appended to it, for ever; also after it was emptied."""
     while True:
         piece, position = read_on(path, position)
         if piece:

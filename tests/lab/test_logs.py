@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lab import logs
+from lab.client import Lab
 
 pytestmark = pytest.mark.unit
 
@@ -16,6 +17,18 @@ def test_the_tail_is_whole_lines(tmp_path: Path) -> None:
     assert logs.tail(path, 2) == "c\nd"
     assert logs.tail(path, 0) == ""
     assert logs.tail(path, 9) == "a\nb\nc\nd"
+    path.write_text("one\x0c\x85\u2028 line\n25 %\r50 %\r100 %\n")
+    assert logs.tail(path, 1) == "25 %\r50 %\r100 %\n" and logs.tail(path, 2) == path.read_bytes().decode()
+
+
+def test_what_is_written_while_the_tail_is_shown_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "log_path", lambda self, target, container="": tmp_path / "x.log")
+    (tmp_path / "x.log").write_text("a\nb\n")
+    pieces = Lab().logs("any", lines=1, follow=True)
+    assert next(pieces) == "b\n"
+    with (tmp_path / "x.log").open("a") as log:
+        log.write("c\n")
+    assert next(pieces) == "c\n"
 
 
 def test_a_log_that_outgrew_its_limit_is_moved_aside_under_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
