@@ -12,7 +12,7 @@ import pytest
 from mesh.proto import delegated_identity_pb2_grpc
 from mesh.proto.zds_pb2 import SnapshotSent, WorkloadRequest
 from tests.ztunnel.revocation_lists import revocation_list
-from tests.ztunnel.test_spire import Agent, der
+from tests.ztunnel.spire_agent import Agent, der
 from tests.ztunnel.test_supervisor import WEB, Control, Node, play
 from tests.ztunnel.world import Authority
 
