@@ -239,6 +239,8 @@ Examples:
 @node_option
 def logs(target: str | None, container: str, lines: int | None, follow: bool, output: str, node: tuple[str, ...]) -> None:
     """Print logs of the lab's processes and pods; without a target those of weft's own, each line with its origin."""
+    if target and node:
+        raise click.UsageError(f"--node is about all logs of a node: leave it out, or {target}")
     client = Lab()
     with _reported(), suppress(KeyboardInterrupt):
         if target and output == "table":

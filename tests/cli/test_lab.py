@@ -1,9 +1,14 @@
 """What `weft lab` says to the lab's daemon."""
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from lab.client import Lab, LabError
 from wire.http_messages import parse_request
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import World
 
 pytestmark = pytest.mark.unit
 
@@ -20,3 +25,8 @@ def test_a_pods_name_reaches_the_daemon_as_it_was_written(monkeypatch: pytest.Mo
     with pytest.raises(LabError, match="there is none"):
         Lab().join(pod, ["true"], "main")
     assert (asked[0].path, asked[0].query) == ("/join", {"pod": pod, "container": "main"})
+
+
+def test_a_log_and_a_node_are_not_both_asked_for(world: "World") -> None:
+    result = world.weft("lab", "logs", "node-a/agent", "--node", "node-b")
+    assert result.exit_code == 2 and "--node is about all logs of a node: leave it out, or node-a/agent" in result.stderr
