@@ -2,7 +2,8 @@
 
 Options of one kind repeated are OR-ed, different kinds AND-ed. An option without a side (`--pod`, `--port`, ...) holds when
 either end of a flow fits, each option for itself: `--pod client --port 80` finds the client's connections to port 80. The
-Observer's filters know only sides, so every such option doubles the list of filters (source or destination).
+Observer's filters know only sides, so every such option doubles the list of filters (source or destination). A name without its
+namespace is of that of its side's option, else of `--namespace`, else `default`.
 
 Where the Observer counts from the oldest flow (`since` with a number) or not at all (`until`), the command asks for all and
 counts itself: `--last N` is always the newest N of what was asked for.
@@ -80,6 +81,8 @@ def request(window: Window, filters: Filters) -> GetFlowsRequest:
 def whitelist(filters: Filters) -> list[FlowFilter]:
     """The filters of which any may match; empty: everything matches."""
     either = merged(filters.either)
+    around = filters.either.get("namespace", ())
+    source, destination = merged(filters.source, around), merged(filters.destination, around)
     found = []
     for sides in product(("source", "destination"), repeat=len(either)):
         one = FlowFilter(verdict=[Verdict.Value(name.upper()) for name in filters.verdicts], protocol=filters.protocols)
@@ -87,7 +90,7 @@ def whitelist(filters: Filters) -> list[FlowFilter]:
             one.encrypted.append(filters.encrypted)
         for side, (kind, values) in zip(sides, either.items(), strict=True):
             getattr(one, f"{side}_{kind}").extend(values)
-        if _narrow(one, "source", merged(filters.source)) and _narrow(one, "destination", merged(filters.destination)):
+        if _narrow(one, "source", source) and _narrow(one, "destination", destination):
             found.append(one)
     if not found:
         raise ValueError("the options name two different values for the same end of a connection")
@@ -112,8 +115,9 @@ def _both(kind: str, first: str, second: str) -> str | None:
     return longer if longer == shorter or (kind == "pod" and longer.startswith(shorter)) else None
 
 
-def merged(values: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Bring option names to the Observer's: namespaces become pods of that namespace, and are those of services without one.
+def merged(values: Mapping[str, tuple[str, ...]], around: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Bring option names to the Observer's: namespaces become pods of that namespace, and are those of pods and services
+    without one; where there are none, those `around` are.
 
     Raises: ValueError for a pod that names another namespace than the namespace option, and for what cannot be one.
     """
@@ -125,9 +129,9 @@ def merged(values: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     for namespace in namespaces:
         if not namespace or "/" in namespace:
             raise ValueError(f"{namespace!r} is no namespace")
-    pods = tuple(_in_namespaces(values.get("pod", ()), namespaces))
-    if namespaces and "service" in found:
-        found["service"] = tuple(_qualified(found["service"], namespaces))
+    pods = tuple(_in_namespaces(values.get("pod", ()), namespaces, around))
+    if (namespaces or around) and "service" in found:
+        found["service"] = tuple(_qualified(found["service"], namespaces or around))
     return ({"pod": pods} if pods else {}) | found
 
 
@@ -136,7 +140,7 @@ def _qualified(services: Iterable[str], namespaces: Iterable[str]) -> Iterable[s
         yield from (service,) if "/" in service else (f"{namespace}/{service}" for namespace in namespaces)
 
 
-def _in_namespaces(pods: tuple[str, ...], namespaces: tuple[str, ...]) -> Iterable[str]:
+def _in_namespaces(pods: tuple[str, ...], namespaces: tuple[str, ...], around: tuple[str, ...]) -> Iterable[str]:
     if not pods:
         yield from (f"{namespace}/" for namespace in namespaces)
     for pod in pods:
@@ -144,7 +148,7 @@ def _in_namespaces(pods: tuple[str, ...], namespaces: tuple[str, ...]) -> Iterab
         if "/" in rest:
             raise ValueError(f"{pod!r} is no pod: write NAMESPACE/POD")
         if not slash:
-            yield from (f"{namespace}/{pod}" for namespace in namespaces or ("default",))
+            yield from (f"{namespace}/{pod}" for namespace in namespaces or around or ("default",))
         elif namespaces and own not in namespaces:
             raise ValueError(f"pod {pod} is not in namespace {' or '.join(namespaces)}")
         else:

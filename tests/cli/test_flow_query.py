@@ -38,6 +38,22 @@ def _dicts(**sides: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
             {"destination": {"namespace": ("shop",), "service": ("web", "data/db")}},
             [{"destination_pod": ["shop/"], "destination_service": ["shop/web", "data/db"]}],
         ),
+        # A name without its namespace is of the one that is asked for at all, where its own side names none.
+        (
+            {"either": {"namespace": ("shop",)}, "destination": {"pod": ("web",)}},
+            [{"source_pod": ["shop/"], "destination_pod": ["shop/web"]}, {"destination_pod": ["shop/web"]}],
+        ),
+        (
+            {"either": {"namespace": ("shop",)}, "source": {"namespace": ("data",), "pod": ("db",)}},
+            [{"source_pod": ["data/db"], "destination_pod": ["shop/"]}],
+        ),
+        (
+            {"either": {"namespace": ("shop",)}, "source": {"service": ("web", "data/db")}},
+            [
+                {"source_pod": ["shop/"], "source_service": ["shop/web", "data/db"]},
+                {"source_service": ["shop/web", "data/db"], "destination_pod": ["shop/"]},
+            ],
+        ),
         ({"destination": {"port": ("8080",)}}, [{"destination_port": ["8080"]}]),
         # The hubble command would look for a client's own port 80 here.
         (
