@@ -103,7 +103,7 @@ def other_authority() -> Authority:
     return Authority("foreign root")
 
 
-async def _eventually(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+async def _eventually(condition: Callable[[], object], timeout_s: float = 40.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  whatever a test waits for, it has no event of its own
             await asyncio.sleep(0.005)
@@ -111,5 +111,5 @@ async def _eventually(condition: Callable[[], object], timeout_s: float = 20.0) 
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Awaitable[None]]:
-    """`await eventually(condition)`: go on as soon as it holds; TimeoutError after 20 s."""
+    """`await eventually(condition)`: go on as soon as it holds; TimeoutError after 40 s."""
     return _eventually

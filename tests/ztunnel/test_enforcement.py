@@ -47,7 +47,7 @@ def open_connection(mesh: World, app: socket.socket) -> tuple[socket.socket, soc
     client = mesh.client.connect(VIP, 80)
     client.sendall(b"x")
     server, _ = app.accept()
-    server.settimeout(20)
+    server.settimeout(40)
     assert server.recv(1) == b"x"
     return client, server
 

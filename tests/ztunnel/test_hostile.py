@@ -60,7 +60,7 @@ def good(mesh: World) -> Iterator[None]:
                 server, _ = listener.accept()
             except OSError:
                 return
-            server.settimeout(20)
+            server.settimeout(40)
             threading.Thread(target=serve, args=(server,), daemon=True).start()
 
     def ask() -> None:

@@ -30,7 +30,7 @@ def half_an_answer(mesh: World, address: str, port: int, mark: int = 0) -> tuple
         client = mesh.client.connect(address, port, mark)
         client.sendall(b"question")
         server, _ = listener.accept()
-    server.settimeout(20)
+    server.settimeout(40)
     mesh.server.sockets.append(server)
     assert server.recv(100) == b"question"
     server.sendall(b"half an ans")

@@ -43,7 +43,7 @@ def app(mesh: World) -> Iterator[socket.socket]:
     """Listens in pod other; nobody does in pod server."""
     mesh.client.worker.settle()
     with mesh.pods["other"].listen(8080) as listener:
-        listener.settimeout(20)
+        listener.settimeout(40)
         yield listener
     mesh.reset_sockets()
     forgive(mesh)
@@ -69,7 +69,7 @@ def retries(mesh: World) -> int:
 
 def serve(app: socket.socket, expected: bytes) -> None:
     server, _ = app.accept()
-    server.settimeout(20)
+    server.settimeout(40)
     got = b""
     while len(got) < len(expected):
         piece = server.recv(65536)
@@ -102,7 +102,7 @@ def test_a_client_that_ended_its_side_already_is_served_too(mesh: World, app: so
         client.sendall(b"all of it")
         client.shutdown(socket.SHUT_WR)
         server, _ = app.accept()
-        server.settimeout(20)
+        server.settimeout(40)
         got = b""
         while piece := server.recv(100):
             got += piece
@@ -163,7 +163,7 @@ def test_a_pod_that_goes_asks_no_other_endpoint(mesh: World) -> None:
 def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods(mesh: World) -> None:
     mesh.client.worker.settle()
     with mesh.server.listen(8080) as app:
-        app.settimeout(20)
+        app.settimeout(40)
         client = mesh.client.connect(mesh.server.address, 8080)
         client.sendall(b"a")
         server, _ = app.accept()

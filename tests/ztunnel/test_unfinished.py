@@ -24,9 +24,9 @@ def test_a_connection_waits_until_all_is_known_and_then_goes_where_it_should() -
             assert client.worker.wait_for(Connections).records == []
             assert {type(message) for message in client.worker.heard} <= {WorkerStatus}, "nothing has opened or failed"
             client.worker.tell(UpdateInventory([server.workload, mesh.service], []))
-            app.settimeout(20)
+            app.settimeout(40)
             accepted, _ = app.accept()
-            accepted.settimeout(20)
+            accepted.settimeout(40)
             with accepted:
                 assert accepted.recv(1) == b"a"
                 accepted.shutdown(socket.SHUT_WR)

@@ -65,7 +65,7 @@ def app(mesh: World) -> Iterator[socket.socket]:
 
 def accept(listener: socket.socket) -> socket.socket:
     sock, _ = listener.accept()
-    sock.settimeout(20)
+    sock.settimeout(40)
     return sock
 
 

@@ -126,7 +126,7 @@ def mesh(shared: World) -> Iterator[World]:
 def connected(mesh: World, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
     client = mesh.client.connect(VIP, 80)
     server, _ = listener.accept()
-    server.settimeout(20)
+    server.settimeout(40)
     return client, server
 
 

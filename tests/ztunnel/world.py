@@ -164,7 +164,7 @@ class WorkerProcess:
             raise EOFError(f"worker ended with {self.process.wait(5)}")
         self.heard += [message for message, _ in self._reader.feed(data, fds)]
 
-    def wait_for(self, kind: type[_T], accept: Callable[[_T], bool] = lambda _: True, timeout_s: float = 15) -> _T:
+    def wait_for(self, kind: type[_T], accept: Callable[[_T], bool] = lambda _: True, timeout_s: float = 40) -> _T:
         """The first message of a kind that is accepted, of those said before too; it is taken away."""
         until = time.monotonic() + timeout_s
         looked_at = 0
@@ -185,7 +185,7 @@ class WorkerProcess:
 
         Three times nothing: what the kernel has taken is not open yet, but is when the loop has turned once more.
         """
-        until, nothing = time.monotonic() + 15, 0
+        until, nothing = time.monotonic() + 40, 0
         while nothing < 3:
             self.tell(QueryConnections(-1))
             parts = [self.wait_for(Connections, lambda answer: answer.number == -1)]
@@ -213,7 +213,7 @@ class WorkerProcess:
     def stop(self) -> None:
         self.sock.close()
         try:
-            self.process.wait(10)
+            self.process.wait(40)
         finally:
             self.process.kill()
 
@@ -293,7 +293,7 @@ class PodWorld:
         """A TCP socket of an application in the pod."""
         with entered(self.fd, self.home_fd):
             sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.settimeout(20)
+        sock.settimeout(40)
         self.sockets.append(sock)
         return sock
 
