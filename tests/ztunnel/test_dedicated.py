@@ -79,7 +79,7 @@ def get(netns_fd: int, home_fd: int, path: str, port: int, host: str = "127.0.0.
 
 
 def await_ready(netns_fd: int, home_fd: int) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 40
     while True:
         try:
             status, said = get(netns_fd, home_fd, "/healthz/ready", 15021)
@@ -128,7 +128,7 @@ def test_stats_exist_and_one_pod_is_served_without_an_agent(netns: str, tmp_path
         (state,) = dump["workloadState"].values()
         assert state["state"] == "Up" and state["info"] == {"name": "client", "namespace": "shop", "serviceAccount": "client"}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(40) == 0
         assert process.stdout is not None
         said = process.stdout.read()
         assert 'src.workload="client"' in said and 'dst.service="web.shop"' in said and "bytes_sent=5" in said
@@ -146,7 +146,7 @@ def test_made_up_identities_serve_a_mesh_that_is_a_file(netns: str, tmp_path: Pa
         await_ready(netns_fd, home_fd)
         say_hello(netns_fd, home_fd, "10.197.1.2", ("10.197.0.1", 8081))
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=40)
         assert "FAKE_CA: identities in this mesh are made up" in said
         assert said.count('src.identity="spiffe://cluster.local/ns/shop/sa/client"') == 2, "in a tunnel, both its ends here"
     finally:
@@ -157,7 +157,7 @@ def test_made_up_identities_serve_a_mesh_that_is_a_file(netns: str, tmp_path: Pa
 
 
 def until_dumped(netns_fd: int, home_fd: int, hostnames: list[str]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 40
     while (
         seen := [one["hostname"] for one in json.loads(get(netns_fd, home_fd, "/config_dump", 15000)[1])["services"]]
     ) != hostnames:
@@ -180,7 +180,7 @@ def test_a_mesh_that_is_a_file_is_followed(netns: str, tmp_path: Path) -> None:
         until_dumped(netns_fd, home_fd, ["self.shop", "web.shop"])
         say_hello(netns_fd, home_fd, "10.197.1.1", ("10.197.0.2", 8080))
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=40)
         assert "what it told before" not in said and said.count("2 workloads, 2 services, 0 policies are told here") == 1
     finally:
         process.kill()
@@ -195,7 +195,7 @@ def test_bind_conflict_fails_the_start(netns: str, tmp_path: Path) -> None:
         taken = socket.create_server(("127.0.0.1", 15008))
     process = start(netns, tmp_path)
     try:
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=40)
         assert process.returncode == 1
         assert "\terror\tsupervisor\tshop/client cannot be served: Bind([::]:15008, Os { code: 98, kind: AddrInUse" in said
     finally:

@@ -105,7 +105,7 @@ class Node:
 
     async def start(self, control_port: int) -> None:
         await self.begin(control_port)
-        async with asyncio.timeout(20):  # the agent is the first to hear of a proxy
+        async with asyncio.timeout(40):  # the agent is the first to hear of a proxy
             while not await self.answers():  # noqa: ASYNC110  the event is in another process
                 await asyncio.sleep(0.01)
 
@@ -132,7 +132,7 @@ class Node:
         return json.loads(reply.check())
 
     async def ready(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while (await request(self.admin, "GET", "/healthz/ready")).status != 200:
                 pass
 
@@ -195,7 +195,7 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
             dump.update(await node.get("/config_dump"))
             return any(one["state"] == "Available" for one in dump["certificates"])
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while not await certified():
                 pass
         assert [one["identity"] for one in dump["certificates"]] == ["spiffe://cluster.local/ns/demo/sa/web"]
@@ -307,7 +307,7 @@ def test_a_refused_connection_shows_in_log_metrics_and_flows(play: Any) -> None:
             client = node.dial(15008)
             client.sendall(b"this is no TLS")
             await asyncio.to_thread(until_closed, client)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 event = json.loads(await anext(read_lines(pieces)))
         assert event["phase"] in ("unauthenticated", "failed") and event["direction"] == "inbound"
         assert event["destination"]["pod"] == "web" and event["node"] == "n1"

@@ -21,7 +21,7 @@ __all__ = ["play"]
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while not await condition():  # noqa: ASYNC110  the proxy is another process
             await asyncio.sleep(0.01)
 

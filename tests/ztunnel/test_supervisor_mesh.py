@@ -50,7 +50,7 @@ def test_on_demand_a_connection_waits_for_what_it_meets(play: Any) -> None:
             client = node.dial(15008)
             client.sendall(b"this is no TLS")
             await asyncio.to_thread(until_closed, client)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 event = json.loads(await anext(read_lines(pieces)))
         assert "tls" in json.dumps(event).lower(), "it got as far as the handshake: the pod's workload was told meanwhile"
         assert WEB.uid in control.asked
