@@ -131,6 +131,7 @@ def test_plain_text_is_refused_under_strict_and_allowed_without(mesh: World, app
     client, server = open_connection(mesh, app)
     opened = mesh.server.worker.wait_for(Opened).record
     assert opened.protocol == "TCP" and opened.source_identity is None
+    assert opened.destination_service == mesh.service.key and opened.source_workload == mesh.client.workload.uid
     strict = replace(mesh.server.workload, authorization_policies=(STRICT.key,))
     mesh.server.worker.tell(UpdatePolicies([STRICT], []))
     mesh.server.worker.tell(UpdateInventory([strict], []))

@@ -29,10 +29,21 @@ def test_one_too_many_is_refused_and_counted() -> None:
     ]
 
 
+def test_who_is_half_full_is_home_to_no_more() -> None:
+    holder = Holder(FEW, Held(FEW.buffered_bytes))
+    assert not holder.half_full(1) and holder.half_full(2)
+    holder.held.add(50)
+    assert not holder.half_full(1)
+    holder.held.add(1)
+    assert holder.half_full(0)
+
+
 def test_bytes_wait_on_the_account_of_the_pod_and_of_the_node() -> None:
     node = Held(150)
     one, other = Held(100, node), Held(100, node)
-    one.add(90)
+    one.add(100)
+    assert not one.refuses(), "as many as it may have"
+    one.add(-10)
     assert not one.refuses() and not other.refuses()
     one.add(20)
     assert one.refuses() and not other.refuses() and one.refused == 1
