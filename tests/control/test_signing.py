@@ -1,6 +1,7 @@
 """The certificate service as nodes use it, over TLS, with tokens and with client certificates."""
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -342,3 +343,21 @@ def test_before_the_first_good_state_a_node_is_told_to_come_again(tmp_path: Path
         return ended
 
     assert asyncio.run(scenario()).code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_what_could_not_be_remembered_of_a_certificate_is_not_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root that is replaced would be retired before it expires."""
+
+    def full(lifetime_s: int) -> None:
+        assert lifetime_s == 60
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def scenario() -> grpc.aio.AioRpcError:
+        async with serving(tmp_path) as (service, call):
+            monkeypatch.setattr(service.trust, "granted", full)
+            asked = request(ec.generate_private_key(ec.SECP256R1()), None, 60).SerializeToString()
+            ended: grpc.aio.AioRpcError = await call("n1", asked)
+        return ended
+
+    ended = asyncio.run(scenario())
+    assert ended.code() is grpc.StatusCode.UNAVAILABLE and "No space left" in str(ended.details())
