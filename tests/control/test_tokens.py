@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from control.store import Store
+from control.store import Store, StoreError
 from control.tokens import MAX_TOKEN_CHARACTERS, Tokens
 
 pytestmark = pytest.mark.unit
@@ -47,6 +47,30 @@ def test_tokens_go_with_their_node(store: Store) -> None:
     for current in (tokens, Tokens(store)):
         assert current.node_of(gone) is None
         assert current.node_of(kept) == "n2"
+
+
+def test_tokens_of_a_node_that_went_while_the_database_took_nothing_go_from_it_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those that its successor has got since stay."""
+    tokens = Tokens(store)
+    gone, back = tokens.issue("n1", secret(1)), tokens.issue("n2", secret(2))
+
+    def full(*_: object) -> None:
+        raise StoreError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "replace_tokens", full)
+        assert tokens.keep_only([]) == ["n1", "n2"]
+        assert tokens.node_of(gone) is None and tokens.node_of(back) is None
+        with pytest.raises(StoreError):
+            tokens.issue("n1", secret(3))
+        assert tokens.keep_only(["n1", "n2"]) == [] and tokens.node_of(gone) is None
+    assert Tokens(store).node_of(gone) == "n1", "as it was"
+    newer = tokens.issue("n2", secret(4))
+    assert tokens.keep_only(["n1", "n2"]) == []
+    for current in (tokens, Tokens(store)):
+        assert [current.node_of(one) for one in (gone, back, newer)] == [None, None, "n2"]
 
 
 def test_what_is_no_token_is_nobody(store: Store) -> None:
