@@ -60,7 +60,6 @@ class Folder:
                 self._finish()
             found = self._list()
         except OSError as error:
-            self._marks = {}
             return self._changed(Texts(dict(known.files), {".": f"{self.path}: {error.strerror}"}))
         if self._texts is not None and found == self._marks and None not in found.values() and "." not in known.unreadable:
             return None

@@ -62,6 +62,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_kept(tmp_path: Path, monke
     assert "more than 10 bytes" in texts.unreadable["long.yaml"]
     assert "utf-8" in texts.unreadable["latin.yaml"]
     assert "Is a directory" in texts.unreadable["folder.yaml"]
+    (tmp_path / "other.yaml").write_text("other")
+    further = folder.read()
+    assert further == Texts({"good.yaml": "good", "other.yaml": "other"}, texts.unreadable)
 
 
 def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,19 +95,20 @@ def test_a_folder_of_too_many_files_is_a_problem(tmp_path: Path, monkeypatch: py
     assert folder.read() == Texts({"a.yaml": "one"}, {".": f"{tmp_path}: 2 files, at most 1 are read"})
 
 
-def test_a_folder_that_vanishes_is_a_problem_and_not_an_empty_mesh(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [{"a.yaml": "one"}, {}], ids=["with a file", "empty"])
+def test_a_folder_that_vanishes_is_a_problem_and_not_an_empty_mesh(tmp_path: Path, files: dict[str, str]) -> None:
     path = tmp_path / "manifests"
     path.mkdir()
-    (path / "a.yaml").write_text("one")
+    for name, text in files.items():
+        (path / name).write_text(text)
     folder = Folder(path)
     assert folder.read() is not None
     os.rename(path, tmp_path / "away")
     texts = folder.read()
-    assert texts is not None and texts.files == {"a.yaml": "one"} and "No such file" in texts.unreadable["."]
+    assert texts is not None and texts.files == files and "No such file" in texts.unreadable["."]
     assert folder.read() is None, "said once"
     os.rename(tmp_path / "away", path)
-    texts = folder.read()
-    assert texts is not None and texts.files == {"a.yaml": "one"} and not texts.unreadable
+    assert folder.read() == Texts(files)
 
 
 def test_one_file_is_read_and_never_written(tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ def test_it_is_renewed_at_half_of_its_life(tmp_path: Path) -> None:
     assert certificate.renewed() and not certificate.renewed()
 
 
+def test_it_is_renewed_when_the_roots_are_others(tmp_path: Path) -> None:
+    clock = Clock()
+    trust = make(tmp_path, clock)
+    certificate = shown(trust, clock)
+    assert certificate.renewed() and not certificate.renewed()
+    trust.rotate()
+    assert certificate.renewed() and not certificate.renewed()
+
+
 def test_it_is_renewed_when_the_clock_that_it_was_made_by_is_set_back(tmp_path: Path) -> None:
     clock = Clock()
     trust = make(tmp_path, clock)
