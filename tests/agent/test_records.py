@@ -22,7 +22,7 @@ REQUEST = PodRequest(
     (ip_address("10.0.0.2"), ip_address("fd00::2")),
     (("app", "web"),),
     "/cg/x",
-    Exclusions((3306,), (ip_network("10.9.0.0/16"), ip_network("fd09::/16")), (9100,), all_inbound=True),
+    Exclusions((3306,), (ip_network("10.9.0.0/16"), ip_network("fd09::/16")), (9100,), all_inbound=True, dns=True),
     ("annotation x: bad",),
 )
 RECORD = Record(Pod(REQUEST, (4, 77), 12, "boot"), 1_700_000_000, (("10.0.0.2", 80, "10.0.0.9", 4000),), (("ipv4/x", "1"),))
@@ -58,8 +58,17 @@ SPOILT = [
     "[" * 100_000,
     WHOLE,
     WHOLE.replace("1700000000", "Infinity"),
-    WHOLE + " " * (1 << 20),
+    WHOLE.replace("u-1", "spoilt") + " " * (1 << 20),
 ]
+
+
+def test_only_what_says_so_excludes_everything(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for said in ("false", 1, [0]):
+        document = json.loads(WHOLE)
+        document["exclusions"] |= {"all_inbound": said, "dns": said}
+        (tmp_path / "u-1.json").write_text(json.dumps(document))
+        assert records.read()[0][0].pod.request.exclusions == replace(REQUEST.exclusions, all_inbound=False, dns=False)
 
 
 @pytest.mark.parametrize("content", SPOILT, ids=range(len(SPOILT)))

@@ -29,6 +29,17 @@ def test_the_manifests_address_wins_over_the_held_one() -> None:
     assert allocate([wanted], [V4], held).addresses == {"demo/web": (ip_address("10.96.7.7"),)}
 
 
+def test_what_a_service_held_and_keeps_no_more_is_anothers_at_once() -> None:
+    """It names another one, wants no such family any more, or the ranges are others."""
+    one, other, six = ip_address("10.96.1.1"), ip_address("10.96.7.7"), ip_address("fd00:96::5")
+    held = {"demo/a": (one, six)}
+    made = allocate([Claim("demo/a", (4,), (other,)), Claim("demo/b", (4, 6), (one, six))], [V4, V6], held)
+    assert made.addresses == {"demo/a": (other,), "demo/b": (one, six)} and not made.problems
+    narrow = ip_network("10.96.8.0/24")
+    (moved,) = allocate([Claim("demo/a", (4,))], [narrow, V6], held).addresses["demo/a"]
+    assert moved in narrow
+
+
 def test_collisions_and_ranges_are_named() -> None:
     held = {"demo/a": (ip_address("10.96.1.1"),)}
     claims = [
