@@ -202,6 +202,8 @@ def test_the_pod_of_a_name_on_another_node_or_of_another_cluster_does_not_stand_
         both = inventory(*order)
         assert both.workload_of_pod("ns", "a", "default", "n1", "Kubernetes") == here
         assert both.workload_of_pod("ns", "a", "default", "n1", "A") == theirs
+    for order in ((theirs, pod()), (pod(), theirs)):
+        assert inventory(*order).workload_of_pod("ns", "a", "default", "n1", "Kubernetes") == theirs, "it is known to be here"
     machine, nowhere = pod(uid="K/networking.istio.io/WorkloadEntry/ns/a"), pod()
     assert inventory(machine, before).workload_of_pod("ns", "a", "default", "n1") == machine
     assert inventory(nowhere).workload_of_pod("ns", "a", "default", "n1") == nowhere, "nobody says where it is"
@@ -319,6 +321,24 @@ def test_hostnames_prefer_the_clients_namespace_then_canonical() -> None:
     assert known.service_by_hostname("x", "a") == a
     assert known.service_by_hostname("x", "c") == b
     assert known.service_by_hostname("X", "a") is None
+
+
+@pytest.mark.parametrize("vip", ["10.1.0.1", "10.1.0.0/16"])
+def test_of_equal_services_all_nodes_choose_the_same_whichever_came_first(vip: str) -> None:
+    a, b = service("a", "x", vip), service("b", "x", vip)
+    for pair, chosen in (((a, b), a), ((a, replace(b, canonical=True)), replace(b, canonical=True))):
+        for known in (inventory(*pair), inventory(*reversed(pair))):
+            assert known.service_by_hostname("x", "c") == chosen == known.service_by_vip("", ip_address("10.1.0.1"), "c")
+
+
+def test_a_pod_behind_a_service_is_found_by_its_name_while_it_is_an_endpoint() -> None:
+    plain, all_of_them = service(), service(allow_unhealthy=True)
+    ill = pod(healthy=False)
+    assert inventory(plain, pod()).endpoint_of_pod(plain, "a") == pod()
+    assert inventory(plain, ill).endpoint_of_pod(plain, "a") is None
+    assert inventory(all_of_them, ill).endpoint_of_pod(all_of_them, "a") == ill
+    assert inventory(plain, pod(services={})).endpoint_of_pod(plain, "a") is None
+    assert inventory(plain, pod()).endpoint_of_pod(plain, "b") is None
 
 
 def test_unknown_names_are_nothing_to_remove() -> None:
