@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
@@ -83,6 +84,8 @@ def test_a_node_gets_the_certificate_of_a_pod_that_it_runs(meshed: Any) -> None:
     assert leaf.public_key() == key.public_key()
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == [WEB]
+    usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usages) == [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     assert timedelta(minutes=59) < leaf.not_valid_after_utc - datetime.now(UTC) <= timedelta(hours=1)
 
 
@@ -154,8 +157,10 @@ def test_a_node_certificate_serves_instead_of_a_token(new_control: Any) -> None:
     control.report({"name": "web", "node": "n1", "addresses": ["10.244.1.2"]})
     key = ec.generate_private_key(ec.SECP256R1())
     chain = "".join(control.certificate(request(key, identity=None), control.token("n1"), None))
-    names = x509.load_pem_x509_certificate(chain.encode()).extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    assert list(names.value) == [x509.UniformResourceIdentifier("spiffe://cluster.local/node/n1")]
+    shows = x509.load_pem_x509_certificate(chain.encode()).extensions
+    names = shows.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == [x509.UniformResourceIdentifier("spiffe://cluster.local/node/n1")]
+    assert list(shows.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     workload_chain = "".join(control.certificate(request(key), control.tokens["n1"]))
 
     def status(shown: str | None, node: str = "n1") -> Any:
@@ -295,10 +300,10 @@ async def serving(folder: Path, manifests: str = MESH) -> AsyncIterator[tuple[si
     bearers = {node: f"Bearer {tokens.issue(node, bytes([number] * 32))}" for number, node in enumerate(("n1", "n2"))}
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
 
-        async def call(node: str, *requests: bytes) -> grpc.aio.AioRpcError:
-            """How a call ends that is refused."""
+        async def call(node: str, *requests: bytes, stays: bool = False) -> grpc.aio.AioRpcError:
+            """How a call ends that is refused; one that `stays` says nothing at all."""
             method = channel.stream_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
-            sent = iter(requests) if requests else None
+            sent = None if stays else iter(requests)
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await asyncio.wait_for(method(sent, metadata=(("authorization", bearers[node]),)), 20)
             return ended.value
@@ -311,12 +316,22 @@ async def serving(folder: Path, manifests: str = MESH) -> AsyncIterator[tuple[si
 def test_who_asks_and_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> grpc.aio.AioRpcError:
         async with serving(tmp_path) as (_, call):
-            ended: grpc.aio.AioRpcError = await call("n1")
+            ended: grpc.aio.AioRpcError = await call("n1", stays=True)
         return ended
 
     monkeypatch.setattr(signing, "REQUEST_S", 0.1)
     ended = asyncio.run(scenario())
     assert (ended.code(), ended.details()) == (grpc.StatusCode.DEADLINE_EXCEEDED, "no certificate request within 0.1 s")
+
+
+def test_who_asks_and_leaves_without_a_request_hears_so(tmp_path: Path) -> None:
+    async def scenario() -> grpc.aio.AioRpcError:
+        async with serving(tmp_path) as (_, call):
+            ended: grpc.aio.AioRpcError = await call("n1")
+        return ended
+
+    ended = asyncio.run(scenario())
+    assert (ended.code(), ended.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "no certificate request was sent")
 
 
 def test_a_node_that_asks_for_too_much_waits_and_nobody_else_does(tmp_path: Path) -> None:
