@@ -25,6 +25,7 @@ def test_identity_from_string() -> None:
         "spiffe://td/ns/shop/sa/web/more",
         "spiffe://td/sa/web/ns/shop",
         "spiffe://td/ns/shop/pod/web",
+        "spiffe://td/node/shop/sa/web",
         "spiffe://td/ns/shop/sa/web?x",
         "spiffe://td/ns/sh op/sa/web",
         "SPIFFE://td/ns/shop/sa/web",

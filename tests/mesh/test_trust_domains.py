@@ -45,6 +45,12 @@ def test_a_principal_of_another_mesh_stays_what_it_is() -> None:
     assert RENAMED.expand(policy) is policy
 
 
+@pytest.mark.parametrize("written", ["new.org", "old", "", "cluster.local/"])
+def test_what_is_no_principal_of_anybody_means_nobody_in_each_domain(written: str) -> None:
+    policy = RENAMED.expand(naming(StringMatch("exact", written)))
+    assert not any(means(policy, web(domain)) for domain in MESH)
+
+
 def test_without_an_alias_nothing_is_touched() -> None:
     policy = naming(StringMatch("exact", "cluster.local/ns/demo/sa/web"))
     assert TrustDomains("cluster.local").expand(policy) is policy
