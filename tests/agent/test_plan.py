@@ -54,6 +54,12 @@ def test_new_addresses_are_recorded_and_written_without_another_announcement() -
     assert text(plan({"a": pod("a")}, actual)) == ["+record", "+capture"]
 
 
+def test_addresses_that_are_new_before_the_proxy_was_told_are_written_before_it_is() -> None:
+    actual = run({}, plan({"a": pod("a")}, {})[:3])
+    steps = plan({"a": pod("a", addresses=1)}, actual)
+    assert text(steps) == ["+record", "+network", "+register", "+announce", "+capture"]
+
+
 def test_a_family_that_is_new_is_set_up_in_the_namespace_first() -> None:
     actual = run({}, plan({"a": pod("a")}, {}))
     assert text(plan({"a": pod("a", addresses=1)}, actual)) == ["+record", "+network", "+capture"]
