@@ -111,7 +111,11 @@ def test_requests_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     [
         (b"GET / HTTP/2.0\r\n\r\n", 400),
         (b"GET  / HTTP/1.1\r\n\r\n", 400),
+        (b"G-T /hello HTTP/1.1\r\n\r\n", 400),
+        (b"GET hello HTTP/1.1\r\n\r\n", 400),
         (b"GET /hello HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\ncontent-length : 5\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n", 413),
         (b"POST /echo HTTP/1.1\r\ncontent-length: -1\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n\r\n", 413),
         (b"POST /echo HTTP/1.1\r\ncontent-length: 30\r\nContent-Length: 0\r\n\r\nGET /hello HTTP/1.1\r\n\r\n", 400),
@@ -125,6 +129,16 @@ def test_what_is_no_good_request_is_answered_and_closed(tmp_path: Path, sent: by
         writer.write(sent)
         reply = await reader.read()
         assert reply.startswith(b"HTTP/1.1 %d " % status)
+        writer.close()
+
+    with_server(tmp_path, scenario)
+
+
+def test_who_speaks_the_older_protocol_is_answered_and_left(tmp_path: Path) -> None:
+    async def scenario(_: World, path: Path) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 200 ")
         writer.close()
 
     with_server(tmp_path, scenario)
