@@ -242,6 +242,7 @@ def test_a_full_disk_leaves_no_program_that_nobody_knows_of() -> None:
         eventually(lambda: full.pod("shop/p")["ready"])
         assert cgroup.processes(path) == [processes(full)["shop/p"]]
         eventually(lambda: "s59.shop.svc" in full.output("shop/p", "cat", "/etc/hosts"))
+    layout.places.run.rmdir()
 
 
 def test_a_volume_below_a_folder_that_is_a_link_is_in_the_pod_and_nowhere_else(world: World) -> None:
