@@ -79,6 +79,7 @@ class End:
         self.http = Connection(server, self, 100.0, sizes)
         self.appetite = appetite
         self.streams: list[Recorder] = []
+        self.retirements = 0
 
     def requested(self, sid: int, fields: Fields) -> Stream | None:
         stream = Recorder(self.appetite)
@@ -87,7 +88,7 @@ class End:
         return stream
 
     def retired(self) -> None:
-        pass
+        self.retirements += 1
 
     def says(self) -> bytes:
         said, self.http.out = bytes(self.http.out), bytearray()
@@ -392,15 +393,18 @@ def test_who_says_anything_is_there_though_its_answer_is_late() -> None:
 
 def test_shutdown_sends_two_goaways_around_a_ping() -> None:
     client, server = pair()
+    assert not client.http.finished and not server.http.finished, "it is idle, and no more"
     mine, theirs = open_stream(client, server)
     server.http.drain()
     said = server.says()
     assert said.hex() == "0000080700000000007fffffff00000000" + "0000080600000000000b7ba2f08b9bfe54"
     client.hears(said)
-    assert client.http.room == 0 and client.http.streams
+    assert client.http.room == 0 and client.http.streams and client.retirements == 1, "its owner looks for another tunnel"
     assert not server.http.finished
     server.hears(client.says())
     assert server.says() == frames.goaway(1, Code.NO_ERROR)
+    server.hears(frame(PING, ACK, 0, frames.DRAIN_PAYLOAD))
+    assert server.says() == b"", "said once"
     server.hears(frame(HEADERS, END_HEADERS, 3, BLOCK))
     assert len(server.streams) == 1 and server.says() == b""  # too late: no answer
     server.hears(frame(DATA, 0, 1, b"goes on"))
