@@ -164,6 +164,18 @@ def test_a_known_certificate_is_the_beginning_of_an_ordinary_life() -> None:
     assert certificates.available(99) == [known] and certificates.available(100) == []
 
 
+def test_what_has_expired_is_not_there_any_more() -> None:
+    certificates = Certificates()
+    certificates.request(WEB, Priority.REALTIME, now=0)
+    certificates.request(DB, Priority.WARMUP, now=0)
+    first = issue(WEB, not_before=0, not_after=100)
+    assert certificates.start(now=0) == WEB and certificates.fetched(first, now=0) == [Issued(first)]
+    assert certificates.available(99) == [first] and certificates.available(100) == []
+    assert certificates.states(99) == [(DB, "Initializing", None), (WEB, "Available", first)]
+    assert certificates.states(100) == [(DB, "Initializing", None), (WEB, "Initializing", None)]
+    assert certificates.request(WEB, Priority.REALTIME, now=100) == []
+
+
 def test_no_key_shows_in_print() -> None:
     assert "key_pem" not in repr(issue(WEB, 0, 1))
 

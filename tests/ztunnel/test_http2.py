@@ -179,6 +179,19 @@ def test_a_stream_from_request_to_both_ends() -> None:
     assert mine.heard[-1] == "end" and not client.http.streams and not server.http.streams
 
 
+def test_a_request_may_be_the_last_that_its_client_says() -> None:
+    _, server = pair()
+    server.hears(frame(HEADERS, END_HEADERS | END_STREAM, 1, BLOCK))
+    assert server.streams[0].heard == ["end"] and server.streams[0].remote_closed
+
+
+def test_a_connection_ends_before_its_stream_numbers_do() -> None:
+    client, _ = pair()
+    for last, room in ((frames.MAX_STREAM_ID >> 1, frames.SERVER_STREAMS), ((frames.MAX_STREAM_ID >> 1) + 2, 0)):
+        client.http.next_sid = last
+        assert client.http.room == room
+
+
 def test_windows_reopen_only_for_delivered_bytes() -> None:
     client, server = pair(appetite=0)
     _, theirs = open_stream(client, server)
