@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_no_program_that_nobody_knows_of() -> None:
         eventually(lambda: full.pod("shop/p")["restarts"] >= 2 and "No space left" in full.pod("shop/p")["reason"])
         (disk / "fill").unlink()
         eventually(lambda: full.pod("shop/p")["ready"])
-        assert cgroup.processes(path) == [processes(full)["shop/p"]]
+        eventually(lambda: cgroup.processes(path) == [processes(full)["shop/p"]])
         eventually(lambda: "s59.shop.svc" in full.output("shop/p", "cat", "/etc/hosts"))
     layout.places.run.rmdir()
 
