@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -110,6 +111,9 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         warn(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        if sys.stdout is not None:
+            with suppress(OSError):
+                sys.stdout.close()  # what it could not take, Python 3.13 would try again at its end, and exit with 120
         sys.exit(1)
     except Exception as error:
         # What is reached here is a mistake of this program: still one line, with the way to more.
