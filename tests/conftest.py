@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -32,6 +33,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[_left_out] = len(peers)
         config.hook.pytest_deselected(items=peers)
         items[:] = [item for item in items if not item.get_closest_marker("peer")]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have what is imported from now on taken as it is; all tests are there, and their assertions rewritten.
+
+    Hypothesis has modules that it imports in the midst of tests. pytest would parse them for that, too, and CPython 3.11's
+    parser fails with a SystemError where the collector runs in it at a wrong moment (CPython's issue 106905).
+    """
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not session.config.pluginmanager.rewrite_hook]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
