@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.frozen import frozen
 from wire.cgroup import cgroup2_mount
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -81,18 +82,10 @@ class _Live:
         assert (status.returncode, status.stderr) == (0, "")
         return status.stdout.endswith("nothing is wrong\n")
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> AbstractContextManager[None]:
         """The lab starts nothing for the length of a `with` block."""
         group = cgroup2_mount() / self.environment["WEFT_PREFIX"] / ".lab" / "cgroup.procs"
-        pids = [int(pid) for pid in group.read_text().split()]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+        return frozen([int(pid) for pid in group.read_text().split()])
 
     def fetch(self) -> "subprocess.CompletedProcess[str]":
         return self.weft("lab", "exec", "live/user", "--", "curl", "-s", "-m", "5", "http://web.live/")

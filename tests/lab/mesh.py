@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lab.process import listener_of, popen
+from tests.frozen import frozen
 from tests.lab.puppet import ARGV, Puppet
 from tests.lab.world import World, eventually
 from wire.cgroup import cgroup2_mount
@@ -155,17 +156,6 @@ class Mesh(World):
         """The processes of one of the lab's own cgroups, `.lab` or `.control`."""
         return list(map(int, (cgroup2_mount() / self.layout.places.prefix / name / "cgroup.procs").read_text().split()))
 
-    @contextmanager
-    def frozen(self, pids: Sequence[int]) -> Iterator[None]:
-        """Processes stand still for the length of a `with` block."""
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-
     def kill_proxy(self, node: str) -> None:
         """SIGKILL a node's proxy, and wait until its workers are gone, too. The lab starts another."""
         before = self.processes(node, "ztunnel")
@@ -176,7 +166,7 @@ class Mesh(World):
     def without_proxy(self, node: str) -> Iterator[None]:
         """A node's proxy is killed and stays away for the length of a `with` block; then the lab starts another."""
         proxy = self.program(node, "ztunnel")
-        with self.frozen(self.cgroup_pids(".lab")):
+        with frozen(self.cgroup_pids(".lab")):
             os.kill(proxy, signal.SIGKILL)
             eventually(lambda: not self.processes(node, "ztunnel"))
             yield

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from mesh.identity import Identity
+from tests.frozen import frozen
 from tests.lab.mesh import ECHO_PORT, Mesh, pod
 from tests.lab.world import eventually
 from wire import keyring
@@ -122,7 +123,7 @@ def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh
     client, near, outsider = mesh.puppet("client"), mesh.puppet("near"), mesh.puppet("outsider")
     scope = keyring.scope(mesh.layout.places.prefix, "a")
     assert {name.removeprefix(scope) for name in keyring.names(scope)} == {str(identity("client")), str(identity("near"))}
-    with mesh.frozen(mesh.cgroup_pids(".control")):
+    with frozen(mesh.cgroup_pids(".control")):
         assert any("control does not answer" in reason for reason in mesh.status()["unready"])
         with undisturbed(mesh):
             agent = mesh.program("a", "agent")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.frozen import frozen
 from tests.lab.host import BASE, host_network, leftovers, pod, processes, runs
 from tests.lab.world import World, eventually
 
@@ -121,8 +122,7 @@ def test_no_program_starts_before_its_pod_is_enrolled(world: World) -> None:
     late = CLIENT.replace("client", "late")
     plain = OUTSIDER.replace("outsider", "plain")
     agent = program(world, "a", "agent")
-    os.kill(agent, signal.SIGSTOP)
-    try:
+    with frozen([agent]):
         plain = pod("plain", "[sleep, infinity]", "nodeName: a").replace(
             "plain,", "plain, labels: {istio.io/dataplane-mode: none},"
         )
@@ -132,8 +132,6 @@ def test_no_program_starts_before_its_pod_is_enrolled(world: World) -> None:
         eventually(lambda: "not enrolled: the agent does not answer" in world.pod("shop/late")["reason"])
         assert world.pod("shop/late")["containers"] == []
         assert (Path(world.pod("shop/late")["cgroup"]) / "cgroup.procs").read_text() == ""
-    finally:
-        os.kill(agent, signal.SIGCONT)
     eventually(lambda: world.pod("shop/late")["ready"] and world.pod("shop/late")["enrolled"])
     world.delete(late + "---" + plain)
 

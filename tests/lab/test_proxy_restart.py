@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.frozen import frozen
 from tests.lab.mesh import ECHO_PORT, NODES, Mesh, pod
 from tests.lab.world import eventually
 
@@ -54,7 +55,7 @@ def test_a_successor_that_ends_gives_everything_back(mesh: Mesh) -> None:
     """Whoever started it hears why; the endpoints are the old proxy's again."""
     former = mesh.program("a", "ztunnel")
     agent = mesh.program("a", "agent")
-    with mesh.frozen([agent]):  # no successor learns of pods: it does not become ready
+    with frozen([agent]):  # no successor learns of pods: it does not become ready
         restart = mesh.start_weft("lab", "restart", "--node", "a")
         fresh = eventually(lambda: max(set(mesh.supervisors("a")) - {former}, default=0))
         eventually(lambda: mesh.admin("a") == fresh)

@@ -64,6 +64,12 @@ class Control:
         self.server.add_secure_port(f"127.0.0.1:{self.port}", self.credentials)
         await self.server.start()
 
+    async def end(self, running: "asyncio.Future[None]") -> None:
+        """Of a client that runs, and of this server."""
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await self.server.stop(None)
+
     async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
         if self.refusal:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.refusal)
@@ -162,9 +168,7 @@ def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path
         assert (control.metadata[0]["x-first"], control.metadata[0]["clusterid"]) == ("1", "Kubernetes")
         assert client.status.terminations["Reconnect"] == client.status.terminations["Complete"] == 1
         assert client.status.messages == {ADDRESS: 3, AUTHORIZATION: 1}
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -189,9 +193,7 @@ def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
         await eventually(lambda: "root.pem: No such file" in client.status.last_error)
         (tmp_path / "root.pem").write_bytes(authority.root_pem)
         assert dict((await control.request()).initial_resource_versions) == {"K//Pod/fz/app": "v7"}, "from an earlier run"
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert "next attempt within 0.01 s" in caplog.text and "next attempt within 0.02 s" in caplog.text
@@ -221,9 +223,7 @@ def test_a_stream_that_ends_while_its_update_is_taken_in_is_opened_again(
         await control.start()
         assert dict((await control.request()).initial_resource_versions) == {"K//Pod/fz/app": "v1"}
         assert not running.done()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -246,9 +246,7 @@ def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
         control.refusal = "node token names another node"
         await eventually(lambda: client.status.last_error == "permission denied: node token names another node")
         assert not client.status.connected and not running.done()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -274,9 +272,7 @@ def test_a_server_that_does_not_hear_what_is_held_is_given_up(
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: client.status.last_error == "no answer within 0.2 s")
         assert not running.done()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -315,9 +311,7 @@ def test_a_server_that_hears_no_more_is_given_up(
         client.demand(ADDRESS, [f"fz/{number}" + "x" * 200 for number in range(demands)])
         await eventually(lambda: "nothing was read for 0.5 s" in caplog.text)
         assert not running.done()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -354,9 +348,7 @@ def test_an_update_is_taken_in_whole_though_its_server_is_given_up_meanwhile(
         client.demand(ADDRESS, [f"fz/{number}" + "x" * 200 for number in range(4000)])
         await eventually(lambda: client.status.terminations["Error"])
         assert taken[:2] == ["begun", "whole"] and not running.done()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -396,9 +388,7 @@ def test_a_consumer_that_fails_is_told_again_and_not_in_a_hurry(
         assert (await control.request()).response_nonce == "n3" and taken == ["K//Pod/fz/app", "fz/deny"]
         assert client.status.connected and "Traceback" in caplog.text
         assert not running.done()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -443,9 +433,7 @@ def test_who_is_refused_by_one_name_does_not_try_the_other(authority: Any, tmp_p
         try:
             await eventually(lambda: client.status.terminations["Error"] >= 3)
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            await control.server.stop(None)
+            await control.end(running)
         assert client.status.terminations["ConnectionError"] == 1, "the name that is not in its certificate, once"
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
@@ -503,9 +491,7 @@ def test_demands_are_sent_answered_and_asked_again_after_a_break(authority: Any,
         await control.request()
         control.respond(ADDRESS, "n1", {"fz/later": "v1"})
         await eventually(lambda: answers.get("fz/later") == "")
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -533,9 +519,7 @@ def test_a_stream_that_carried_many_names_makes_room_for_another(
         await eventually(lambda: client.status.terminations["Complete"] == 1 and len(control.metadata) == 2)
         again = await control.request()
         assert dict(again.initial_resource_versions) == {"fz/a": "1", "fz/c": ""} and set(answers) == {"fz/a", "fz/b"}
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -561,8 +545,6 @@ def test_that_caches_are_warm_before_unblocked(authority: Any, tmp_path: Path, e
         may_go_on.set()
         await eventually(lambda: client.ready)
         assert applied == [ADDRESS, AUTHORIZATION]
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await control.server.stop(None)
+        await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))

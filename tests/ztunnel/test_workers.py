@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.frozen import frozen
 from ztunnel import channel, worker_process, workers
 from ztunnel.headroom import Headroom
 
@@ -113,16 +114,13 @@ def test_a_worker_that_hangs_is_named_until_it_speaks_again(run: Any, eventually
         assert world.workers.silent(now) == []
         assert [line[:8] for line in world.workers.silent(now + 11)] == ["worker 0", "worker 1"]
         monkeypatch.setattr(workers, "_SILENT_AFTER_S", 0.05)
-        os.kill(hung, signal.SIGSTOP)
-        try:
+        with frozen([hung]):
             named = f"worker 1 (process {hung}, silent for "
             world.heard.clear()
             mend = f" s: it is stopped: kill -CONT {hung})"
             await eventually(
                 lambda: any(line.startswith(named) and line.endswith(mend) for line in world.workers.silent(time.monotonic()))
             )
-        finally:
-            os.kill(hung, signal.SIGCONT)
         world.workers.broadcast(ASK)
         await eventually(lambda: world.gauges(1))
         assert not any(line.startswith(named) for line in world.workers.silent(world.workers._workers[1].heard_at))
