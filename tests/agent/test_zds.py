@@ -33,6 +33,7 @@ from wire.fds import PacketStream
 
 pytestmark = pytest.mark.unit
 
+Trust = Callable[[list[ProxyPeer]], None]
 WEB = Announcement(WEB_UID, "amb", "web-97958b57f-gsv6n", "websa")
 ONE = Announcement(ONE_UID, "amb", "one", "default")
 
@@ -60,9 +61,9 @@ class Book:
 
 
 @asynccontextmanager
-async def serving(path: Path, book: Book) -> AsyncIterator[tuple[ZdsServer, list[list[ProxyPeer]]]]:
+async def serving(path: Path, book: Book, trust: Trust | None = None) -> AsyncIterator[tuple[ZdsServer, list[list[ProxyPeer]]]]:
     peers: list[list[ProxyPeer]] = []
-    server = ZdsServer(path, book, peers.append)
+    server = ZdsServer(path, book, trust or peers.append)
     task = asyncio.create_task(server.serve())
     try:
         await until(path.exists)
@@ -303,6 +304,34 @@ async def enrolled_meanwhile(path: Path) -> None:
 
 def test_a_pod_that_comes_during_the_snapshot_is_told_after_it(tmp_path: Path) -> None:
     asyncio.run(enrolled_meanwhile(tmp_path / "zds"))
+
+
+async def one_too_many(path: Path) -> None:
+    room = 1
+
+    def trust(peers: list[ProxyPeer]) -> None:
+        if len(peers) > room:
+            raise OSError("no room")
+
+    book = Book(WEB)
+    async with serving(path, book, trust) as (server, _):
+        first = await connect(path)
+        assert [await exchange(first), await exchange(first)] == [(ADD_WEB, 1), (SNAPSHOT, 0)]
+        second = await connect(path)
+        assert await exchange(second) == (b"", 0), "told of nothing"
+        room = -1
+        first.close()
+        await until(lambda: server.newest is None)
+        assert server.last_end == "it closed the connection" and book.changes == 3
+        room = 1
+        third = await connect(path)
+        assert await exchange(third) == (ADD_WEB, 1)
+        for proxy in (second, third):
+            proxy.close()
+
+
+def test_a_proxy_that_cannot_be_trusted_is_not_taken_and_the_others_are_served(tmp_path: Path) -> None:
+    asyncio.run(one_too_many(tmp_path / "zds.sock"))
 
 
 async def one_does_not_answer(path: Path) -> None:
