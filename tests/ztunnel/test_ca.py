@@ -17,7 +17,7 @@ from mesh.identity import Identity
 from mesh.proto import certificate_pb2, certificate_pb2_grpc
 from tests.conftest import key_pem
 from wire.grpc_tls import Endpoint, host_and_port
-from ztunnel.ca import CertificateClient, FetchError, make_request, read_chain
+from ztunnel.ca import CertificateClient, ExpiredError, FetchError, make_request, read_chain
 
 pytestmark = pytest.mark.unit
 
@@ -70,11 +70,15 @@ def with_ca(
 def test_either_name_of_the_server_will_do(tmp_path: Path, authority: Any) -> None:
     """At once, and for as many as ask at a time."""
 
-    async def scenario(_: Ca, endpoint: Endpoint) -> None:
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
         for name in ("127.0.0.1", "somebody.else"):
             client = CertificateClient(replace(endpoint, server_name=name), ttl_s=60)
             found = await asyncio.gather(*(client.fetch(WEB, time.time()) for _ in range(8)))
             assert [one.identity for one in found] == [WEB] * 8
+            before = len(ca.requests)
+            with pytest.raises(FetchError, match="unauthenticated"):
+                await client.fetch(Identity("cluster.local", "demo", "intruder"), time.time())
+            assert len(ca.requests) == before + 1, "a refusal is an answer"
             await client.close()
 
     with_ca(tmp_path, authority, scenario)
@@ -188,6 +192,7 @@ def test_empty_chain_wrong_identity_and_what_else_the_ca_must_not_answer(authori
         ([leaf, "no PEM"], "cannot be read"),
         ([leaf, "no PEM", roots], "cannot be read"),
         ([bare, roots], "cannot be read: No .*SubjectAlternativeName"),
+        ([authority.server("127.0.0.1")[1].decode(), roots], f"issued no identity instead of {URI}"),
         ([foreign, roots], f"issued spiffe://cluster.local/ns/demo/sa/db instead of {URI}"),
         ([stolen, roots], "another key than ours"),
         ([old, roots], "not valid now: compare this node's clock"),
@@ -199,6 +204,19 @@ def test_empty_chain_wrong_identity_and_what_else_the_ca_must_not_answer(authori
     assert whole.chain_pem.decode() == leaf + roots * 2 and whole.roots_pem.decode() == roots * 2
     joined = read_chain(WEB, key, [leaf + roots, roots], time.time())
     assert joined.chain_pem.decode() == leaf + roots, "an element may hold several blocks"
+
+
+def test_a_certificate_is_valid_from_its_first_second_to_before_its_last(authority: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = [authority.workload(key.public_key(), URI).decode(), authority.root_pem.decode()]
+    whole = read_chain(WEB, key, chain, time.time())
+    for now in (whole.not_before, whole.not_after - 1):
+        assert read_chain(WEB, key, chain, now) == whole
+    with pytest.raises(ExpiredError):
+        read_chain(WEB, key, chain, whole.not_after)
+    with pytest.raises(FetchError, match="not valid now") as early:
+        read_chain(WEB, key, chain, whole.not_before - 1)
+    assert not isinstance(early.value, ExpiredError), "a clock that is behind ends nothing that is in force"
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,54 @@ def test_whatever_a_server_sends_is_understood_or_refused(wire: bytes) -> None:
         pass
 
 
+def test_only_the_answer_to_what_was_asked_is_one() -> None:
+    question, other = question_for("a.example", A), question_for("b.example", A)
+    for head, asked_for in [
+        ((2, 0x8180, 1, 0, 0, 0), question),  # under another id
+        ((1, 0x0180, 1, 0, 0, 0), question),  # a question
+        ((1, 0x8980, 1, 0, 0, 0), question),  # of another kind
+        ((1, 0x8180, 1, 0, 0, 0), other),
+        ((1, 0x8180, 1, 0, 0, 0), question_for("a.example", AAAA)),
+        ((1, 0x8180, 2, 0, 0, 0), question),
+        ((1, 0x8182, 2, 0, 0, 0), question),
+        ((1, 0x8180, 0, 0, 0, 0), question._replace(wire=b"")),
+    ]:
+        with pytest.raises(DNSError):
+            read_response(struct.pack("!6H", *head) + asked_for.wire, 1, question)
+    assert read_response(struct.pack("!6H", 1, 0x8181, 0, 0, 0, 0), 1, question).code == FORMERR, "who could not read it"
+    upper = struct.pack("!6H", 1, 0x8180, 1, 0, 0, 0) + question_for("A.Example", A).wire
+    assert read_response(upper, 1, question).answers == ()
+
+
+def record(owner: str, kind: int, data: bytes, ttl_s: int = 60, klass: int = 1) -> bytes:
+    return encode_name(owner) + struct.pack("!HHIH", kind, klass, ttl_s, len(data)) + data
+
+
+def found_in(question_type: int, *records: bytes) -> tuple[list[bytes], int]:
+    question = question_for("a0", question_type)
+    wire = struct.pack("!6H", 1, 0x8180, 1, len(records), 0, 0) + question.wire + b"".join(records)
+    return addresses_in(read_response(wire, 1, question), question)
+
+
+def test_addresses_are_those_of_the_name_that_was_asked_for_through_its_aliases() -> None:
+    four, six = b"\1\2\3\4", bytes(16)
+    assert found_in(A, record("a0", A, four), record("A0", A, b"\5\6\7\x08", 50)) == ([four, b"\5\6\7\x08"], 50)
+    assert found_in(AAAA, record("a0", A, four), record("a0", AAAA, six), record("a0", AAAA, six[:15])) == ([six], 60)
+    foreign = (record("b", A, four), record("a0", A, four, klass=3), record("a0", A, four * 2), record("a0", 16, four))
+    assert found_in(A, *foreign)[0] == []
+    aliases = [record(f"a{number}", 5, encode_name(f"a{number + 1}"), 100 - number) for number in range(17)]
+    assert found_in(A, *reversed(aliases[:16]), record("a16", A, four)) == ([four], 60)
+    assert found_in(A, record("a16", A, four, 90), *aliases[:16]) == ([four], 85), "as short as the shortest"
+    assert found_in(A, *aliases, record("a17", A, four))[0] == [], "an alias too many"
+    assert found_in(A, record("a0", 5, encode_name("a0")), record("a0", A, four))[0] == [four]
+    assert found_in(A, record("a0", A, four, 1 << 31)) == ([four], 0)
+    assert found_in(A, record("a0", A, four, (1 << 31) - 1)) == ([four], (1 << 31) - 1)
+    many = [record("b", A, four)] * 255
+    assert (
+        found_in(A, *many, record("a0", A, four))[0] == [four] and found_in(A, *many, many[0], record("a0", A, four))[0] == []
+    )
+
+
 def test_hostile_names_cost_little() -> None:
     """4,000 records whose names all point back through one another are skipped, not followed."""
     question = question_for("a", A)

@@ -83,6 +83,14 @@ def test_a_broken_frame_is_refused_and_its_descriptor_closed(data: bytes, reason
     assert open_descriptors() <= before
 
 
+def test_what_came_before_a_broken_frame_is_closed_with_it() -> None:
+    before = open_descriptors()
+    data = framing.pack(channel.RemovePod("u"), 1) + struct.pack("!IB", 3, 0) + b"abc"
+    with pytest.raises(framing.FrameError, match="holds no message"):
+        framing.FrameReader().feed(data, [os.open("/dev/null", os.O_RDONLY)])
+    assert open_descriptors() <= before
+
+
 def test_what_is_too_large_never_leaves() -> None:
     with pytest.raises(ValueError, match=r"UpdateInventory of .* bytes: the channel carries at most"):
         framing.pack(channel.UpdateInventory([], ["x" * channel.MAX_FRAME_BYTES]))
