@@ -299,6 +299,27 @@ def test_only_the_answer_to_what_was_asked_is_one() -> None:
     assert read_response(upper, 1, question).answers == ()
 
 
+@pytest.mark.parametrize("edns", [True, False])
+@pytest.mark.parametrize("dnssec_ok", [True, False])
+@pytest.mark.parametrize("checking_disabled", [True, False])
+def test_a_server_is_asked_as_the_client_wishes(edns: bool, dnssec_ok: bool, checking_disabled: bool) -> None:
+    asked_for = dns.message.from_wire(ask(7, question_for("a.example", A), 1232, Wishes(edns, dnssec_ok, checking_disabled)))
+    assert asked_for.id == 7 and asked_for.flags == dns.flags.RD | (dns.flags.CD if checking_disabled else 0)
+    assert (asked_for.edns, asked_for.payload) == ((0, 1232) if edns else (-1, 0))
+    assert asked_for.ednsflags == (dns.flags.DO if edns and dnssec_ok else 0)
+
+
+def test_all_records_of_an_answer_are_read_and_no_more_than_a_bound() -> None:
+    question = question_for("a.example", A)
+    four = [record("a.example", A, bytes((number,) * 4)) for number in range(7)]
+    wire = struct.pack("!6H", 1, 0x8180, 1, 4, 2, 1) + question.wire + b"".join(four)
+    response = read_response(wire, 1, question)
+    assert (len(response.answers), len(response.rest)) == (4, 3) and response.rest[-1].end == len(wire)
+    for counts, words in (((2000, 1000, 1096), "cut short"), ((2000, 1000, 1097), "too many records")):
+        with pytest.raises(DNSError, match=words):
+            read_response(struct.pack("!6H", 1, 0x8180, 1, *counts) + question.wire, 1, question)
+
+
 def record(owner: str, kind: int, data: bytes, ttl_s: int = 60, klass: int = 1) -> bytes:
     return encode_name(owner) + struct.pack("!HHIH", kind, klass, ttl_s, len(data)) + data
 
