@@ -228,6 +228,7 @@ def test_what_we_ask_is_what_others_read(name: str, kind: int) -> None:
         assert len(name) > 250
         return
     message = dns.message.from_wire(ask(5, question, 1232, Wishes()))
+    assert (message.flags, message.edns, message.ednsflags) == (dns.flags.RD, 0, 0)
     assert message.question[0].name == dns.name.from_text(name) and message.question[0].rdtype == kind
     assert question.name == name and encode_name(name + ".") == encode_name(name)
 
