@@ -1,4 +1,4 @@
-"""Tells, piece by piece, of the connections that dead workers carried: there may be tens of thousands, and others wait meanwhile."""
+"""Tells piece by piece of the connections that dead workers carried: of tens of thousands, while others have their turns."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,10 +14,13 @@ class Losses:
         self._tell_some = tell_some
         self._burst = Burst()
         self._next: asyncio.Handle | None = None
+        self._all_told = asyncio.Event()
+        self._all_told.set()
 
     def begin(self) -> None:
         """A worker died: its connections follow those of who died before."""
         if self._next is None:
+            self._all_told.clear()
             self._next = asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
@@ -26,8 +29,8 @@ class Losses:
         if not self._tell_some():
             self._next.cancel()
             self._next = None
+            self._all_told.set()
 
     async def finish(self) -> None:
         """Wait until all are told of."""
-        while self._next is not None:
-            await asyncio.sleep(0)
+        await self._all_told.wait()
