@@ -84,6 +84,30 @@ def test_either_name_of_the_server_will_do(tmp_path: Path, authority: Any) -> No
     with_ca(tmp_path, authority, scenario)
 
 
+def test_a_fetch_that_ends_as_another_goes_over_to_the_other_name_goes_over_too(
+    tmp_path: Path, authority: Any, eventually: Any
+) -> None:
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
+        client = CertificateClient(replace(endpoint, server_name="somebody.else"), ttl_s=60)
+        connecting, reach = asyncio.Event(), client._ask
+
+        async def is_cut_off(message: certificate_pb2.IstioCertificateRequest) -> certificate_pb2.IstioCertificateResponse:
+            connecting.set()
+            await eventually(lambda: client._unreached)
+            client._ask = reach  # type: ignore[method-assign]
+            raise asyncio.CancelledError  # as a call does whose channel is closed
+
+        client._ask = is_cut_off  # type: ignore[method-assign]
+        slow = asyncio.create_task(client.fetch(WEB, time.time()))
+        await connecting.wait()
+        client._ask = reach  # type: ignore[method-assign]
+        assert [one.identity for one in await asyncio.gather(slow, client.fetch(WEB, time.time()))] == [WEB] * 2
+        assert client._unreached == 1 and len(ca.requests) == 2
+        await client.close()
+
+    with_ca(tmp_path, authority, scenario)
+
+
 def test_a_certificate_with_every_credential_read_anew(tmp_path: Path, authority: Any, other_authority: Any) -> None:
     async def scenario(ca: Ca, endpoint: Endpoint) -> None:
         client = CertificateClient(endpoint, ttl_s=86_400)
@@ -164,7 +188,11 @@ def test_a_new_root_ends_fetches_under_way_with_a_reason(tmp_path: Path, authori
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
+        left = asyncio.ensure_future(client.fetch(Identity("cluster.local", "demo", "slow"), time.time()))
+        await eventually(lambda: len(ca.requests) == 4)
         await client.close()
+        with pytest.raises(FetchError, match="the connection was replaced meanwhile"):
+            await left
 
     with_ca(tmp_path, authority, scenario)
 
