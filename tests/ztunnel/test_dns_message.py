@@ -10,6 +10,7 @@ import dns.message
 import dns.name
 import dns.opcode
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 import pytest
 from hypothesis import given
@@ -104,6 +105,41 @@ def test_labels_of_unknown_kinds_are_read_by_nobody(kind: int) -> None:
             read(bytes((kind,)) + bytes(200), 0)
 
 
+def test_a_compressed_name_is_read_wherever_it_points() -> None:
+    far = bytes(0x2101) + b"\3Web\0" + b"\1a\xe1\x01" + b"\1b\xe1\x06" + b"tail"
+    assert read_name(far, 0x2101) == ([b"web"], 0x2106)
+    assert read_name(far, 0x2106) == ([b"a", b"web"], 0x210A)
+    assert read_name(far, 0x210A) == ([b"b", b"a", b"web"], 0x210E) and after_name(far, 0x210A) == 0x210E
+    assert read_name(b"\0\xc0\0", 1) == ([], 3) and read_name(b"\0", 0) == ([], 1)
+    for loop, at in ((b"\xc0\0", 0), (b"\1a\xc0\0", 0), (b"\1a\xc0\2", 0), (b"\xc0\2\0", 0), (b"\0\0\xc0\2\xc0\2", 4)):
+        with pytest.raises(DNSError, match="does not point back"):
+            read_name(loop, at)
+
+
+def test_the_longest_name_is_read_and_no_longer_one() -> None:
+    for labels, size in ((127, 1), (5, 50)):
+        longest = bytes((size,)) + b"x" * size
+        wire = longest * (labels - 1) + (longest if size == 1 else b"\x31" + b"x" * 49) + b"\0"
+        assert len(wire) <= 255 and len(read_name(wire, 0)[0]) == labels
+    for wire in (b"\1x" * 128 + b"\0", (b"\x32" + b"x" * 50) * 5 + b"\0", b"\5four"):
+        with pytest.raises(DNSError, match="too long"):
+            read_name(wire, 0)
+
+
+def test_a_question_that_is_cut_short_is_refused_wherever_it_is() -> None:
+    whole = dns.message.make_query("a.b.", "A", use_edns=False).to_wire()
+    for end in range(12, len(whole)):
+        query = read_query(whole[:end])
+        assert query is not None and query.refusal == FORMERR
+    assert asked("a.b.", use_edns=False).refusal == NOERROR
+
+
+def test_types_are_counted_by_their_names() -> None:
+    known = {kind: question_for("a", kind).type_name for kind in range(65_536)}
+    named = {kind: name for kind, name in known.items() if name != "other"}
+    assert len(named) == 17 and named == {kind: dns.rdatatype.to_text(dns.rdatatype.RdataType.make(kind)) for kind in named}
+
+
 @pytest.mark.parametrize("name", ["a." * 127 + "a", "x" * 64, "a..b", "\u00e4.example"])
 def test_what_is_no_name_is_not_asked_for(name: str) -> None:
     with pytest.raises(DNSError):
@@ -139,6 +175,36 @@ def test_large_response() -> None:
     wire = answer(query, "large.com", "", V4, 30, query.udp_limit)
     cut = dns.message.from_wire(wire)
     assert len(cut.answer[0]) == 74 and cut.flags & dns.flags.TC and len(wire) <= 1232
+
+
+@pytest.mark.parametrize("edns", [True, False])
+@pytest.mark.parametrize("alias", ["web", ""])
+def test_an_answer_holds_as_many_addresses_as_have_room(edns: bool, alias: str) -> None:
+    query = asked("web.shop", use_edns=0 if edns else False)
+    whole = answer(query, "web.shop", alias, V4[:9], 30, 65535)
+    extra = len(V4[:9]) + bool(alias)
+    for limit in range(100, len(whole) + 2):
+        wire = answer(query, "web.shop", alias, V4[:9], 30, limit)
+        count = struct.unpack_from("!H", wire, 6)[0]
+        missing = max(0, -(-(len(whole) - limit) // 16))
+        assert len(wire) <= limit and count == extra - missing and bool(wire[2] & 0x02) == (missing > 0)
+        assert len(dns.message.from_wire(wire).answer) == (1 + bool(alias))
+    bare = answer(query, "web.shop", alias, V4[:9], 30, len(whole) - 16 * 9 - 1)
+    assert not dns.message.from_wire(bare).answer and bare[2] & 0x02
+
+
+def test_how_many_records_a_question_may_bring() -> None:
+    question = question_for("a", A)
+    for count, refusal in ((16, NOERROR), (17, FORMERR)):
+        for place in range(3):
+            counts = [count if one == place else 0 for one in range(3)]
+            wire = struct.pack("!6H", 1, 0x100, 1, *counts) + question.wire + record("b", A, bytes(4)) * count
+            query = read_query(wire)
+            assert query is not None and query.refusal == refusal
+    query = read_query(
+        struct.pack("!6H", 1, 0x100, 1, 0, 0, 1) + question.wire + b"\0" + struct.pack("!HHIH", 41, 1400, 1 << 16, 0)
+    )
+    assert query is not None and (query.refusal, query.edns and query.edns.version) == (BADVERS, 1)
 
 
 def test_no_answer_is_longer_than_a_datagram_can_be() -> None:
@@ -195,6 +261,29 @@ def test_a_long_answer_is_cut_at_a_record_and_says_so() -> None:
     got = dns.message.from_wire(wire)
     assert got.flags & dns.flags.TC and len(wire) <= 512 and 25 < len(got.answer[0]) < 40
     assert len(dns.message.from_wire(relay(query, response, 65535)).answer[0]) == 99
+
+
+@pytest.mark.parametrize("client_edns", [True, False])
+def test_a_servers_answer_is_whole_where_it_has_room_to_the_byte(client_edns: bool) -> None:
+    query = asked("www.example", use_edns=0 if client_edns else False)
+    assert query.question is not None
+    records = [f"www.example. 7 IN A 192.0.2.{number}" for number in range(1, 9)]
+    response = read_response(upstream(query, *records), 4711, query.question)
+    size = len(relay(query, response, 65535))
+    for limit in range(size - 40, size + 2):
+        wire = relay(query, response, limit)
+        missing = max(0, -(-(size - limit) // 16))
+        assert len(wire) == size - 16 * missing and len(dns.message.from_wire(wire).answer[0]) == 8 - missing
+        assert bool(wire[2] & 0x02) == (missing > 0)
+
+
+def test_a_servers_refusal_without_the_question_is_passed_on_as_it_is() -> None:
+    query = asked("www.example", use_edns=False)
+    assert query.question is not None
+    for flags in (0x8185, 0x8385):
+        response = read_response(struct.pack("!6H", 4711, flags, 0, 0, 0, 0), 4711, query.question)
+        relayed = relay(query, response, 512)
+        assert relayed == struct.pack("!6H", query.id, flags, 0, 0, 0, 0)
 
 
 def test_an_opt_record_in_an_odd_place_takes_the_additional_ones_with_it() -> None:
