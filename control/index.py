@@ -237,9 +237,15 @@ class Index:
                 workloads.update((workload.uid, workload) for workload in made)
             keys, uids = self._outsiders.became(namespace, services, workloads)
             for key in keys:
-                self.services.put(key, services.get(key))
+                if key in services or not self._is_written(namespace, key):
+                    self.services.put(key, services.get(key))
             for uid in uids:
                 self.workloads.put(uid, self._guarded(workloads.get(uid)))
+
+    def _is_written(self, namespace: str, key: str) -> bool:
+        """Whether a Service has this resource name, as it may since the entry that had it is gone."""
+        name = key.partition("/")[2].partition(".")[0]
+        return name in self._services_in.get(namespace, {}) and key == f"{namespace}/{hostname_of(namespace, name)}"
 
     def _replace_services(
         self, changes: Iterable[_Change], addresses: Addresses, known: set[Key], namespaces: Iterable[str]

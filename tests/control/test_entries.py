@@ -395,6 +395,16 @@ def test_two_of_one_host_in_a_namespace_are_refused() -> None:
     assert len(problems) == 1 and "is the name of Service demo/web" in problems[0]
 
 
+def test_a_service_and_an_entry_may_take_each_others_host_in_one_change() -> None:
+    service = "\n---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: demo}, spec: {ports: [{port: 80}]}}"
+    host, vips = "web.demo.svc.cluster.local", {"demo/web": "10.96.0.7", vip_name("demo", "web.demo.svc.cluster.local"): VIP}
+    index = made(entry(host=host), vips)
+    for manifests, ports in ((service, {80: 80}), (entry(host=host), {80: 8080}), (service, {80: 80})):
+        replace(index, BASE + manifests, vips)
+        found = [one for one in told(index).services() if one.hostname == host]
+        assert [one.ports for one in found] == [ports], "who has the host now is told of, and nobody else"
+
+
 def test_a_service_says_what_its_ports_speak_and_whether_gateways_go_by_its_waypoint() -> None:
     ports = "[{name: http-a, port: 1}, {name: grpc, port: 2}, {name: x, port: 3, appProtocol: kubernetes.io/h2c}"
     ports += ", {name: y, port: 4}]"
