@@ -22,7 +22,7 @@ POLL_SHARE = 20
 """A look at the folder may take one part in this many of the time: some 2,000 files every 0.2 s, 10,000 every second."""
 _MAX_FILE_NAME_BYTES = 255
 MAX_LOGGED = 20
-"""Objects named in one line."""
+"""Objects named in one line, and problems logged at a time."""
 _log = logging.getLogger("control.source")
 
 Change = Literal["created", "configured", "unchanged", "deleted", "absent"]
@@ -88,9 +88,11 @@ class FolderSource:
     def _say(self, problems: list[Problem]) -> None:
         """Show problems from now on, and log each one that is new."""
         known = set(self.problems)
-        for problem in problems:
-            if problem not in known:
-                _log.log(logging.WARNING if problem.warning else logging.ERROR, "manifests: %s", problem)
+        news = [problem for problem in problems if problem not in known]
+        for problem in news[:MAX_LOGGED]:
+            _log.log(logging.WARNING if problem.warning else logging.ERROR, "manifests: %s", problem)
+        if len(news) > MAX_LOGGED:
+            _log.warning("manifests: and %d more: see weft status", len(news) - MAX_LOGGED)
         if is_refused(problems):
             kept = (
                 "the last good state stays in force" if self._cluster.is_loaded else "nodes are told nothing until it is mended"

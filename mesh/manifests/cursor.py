@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 Check = Callable[[str], object]
+_MAX_GUESSES = 100
+"""Mistakes of one object after which nobody is told what a field might be called: a guess costs more than the reading."""
 
 
 class Notes:
@@ -15,11 +17,12 @@ class Notes:
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str, bool]] = []
+        self.mistakes = 0
 
     @property
     def refused(self) -> bool:
         """Whether anything was no mere warning."""
-        return any(not warning for _, _, warning in self.entries)
+        return self.mistakes > 0
 
 
 def _described(value: Any) -> str:
@@ -44,7 +47,7 @@ class Cursor:
     @property
     def mistakes(self) -> int:
         """How many mistakes of the object are noted by now."""
-        return sum(not warning for _, _, warning in self._notes.entries)
+        return self._notes.mistakes
 
     def _at(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
@@ -52,6 +55,7 @@ class Cursor:
     def refuse(self, key: str, reason: str) -> None:
         """Note a mistake at a key."""
         self._notes.entries.append((self._at(key) if key else self.path, reason, False))
+        self._notes.mistakes += 1
 
     def warn(self, key: str, reason: str) -> None:
         """Note that a key has no effect, or not the wanted one."""
@@ -267,5 +271,5 @@ class Cursor:
     def _no_such(self, key: str) -> str:
         from difflib import get_close_matches  # only here: the worth of a mistake, not of every start
 
-        near = get_close_matches(key, self._taken, 1)
+        near = get_close_matches(key, self._taken, 1) if self.mistakes < _MAX_GUESSES else []
         return f"no such field: {near[0]} is the nearest" if near else "no such field"

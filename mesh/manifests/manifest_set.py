@@ -1,5 +1,6 @@
 """Files into objects: all documents of all files, with what is wrong in them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +14,10 @@ from mesh.manifests.service import Service
 
 MAX_OBJECTS = 50_000
 """In one set: five times the largest mesh that is aimed at."""
+MAX_PROBLEMS = 1000
+"""Of one set that are shown, mistakes and warnings each."""
+_MAX_TEXT, _HEAD, _TAIL = 1000, 200, 600
+"""Characters of a text about a problem: its author's words may be megabytes long. Its end says how to mend it."""
 
 _O = TypeVar("_O", bound=Object)
 
@@ -52,9 +57,17 @@ class _Reading:
 
     result: ManifestSet = field(default_factory=ManifestSet)
     skipped: set[str] = field(default_factory=set)
+    noted: Counter[bool] = field(default_factory=Counter)
+    """Warnings, and mistakes."""
 
     def note(self, origin: Origin, name: str, where: str, reason: str, warning: bool = False) -> None:
-        self.result.problems.append(Problem(origin.file, origin.document, name, where, reason, warning))
+        self.noted[warning] += 1
+        if self.noted[warning] <= MAX_PROBLEMS:
+            texts = (_shortened(name), _shortened(where), _shortened(reason))
+            self.result.problems.append(Problem(origin.file, origin.document, *texts, warning))
+        elif self.noted[warning] == MAX_PROBLEMS + 1:
+            more = f"there are more {'warnings' if warning else 'mistakes'} than the {MAX_PROBLEMS} that are shown"
+            self.result.problems.append(Problem(origin.file, 0, "", "", more, warning))
 
     def take_file(self, file: str, text: str) -> None:
         try:
@@ -88,7 +101,10 @@ class _Reading:
 
     def take_list(self, origin: Origin, value: dict[str, Any]) -> None:
         items = value.get("items")
-        for item in items if isinstance(items, list) else []:
+        if items is not None and not isinstance(items, list):
+            self.note(origin, "List", "items", "expected a list")
+            return
+        for item in items or ():
             if isinstance(item, dict) and item.get("kind") == "List":
                 self.note(origin, "List", "items", "a list must not hold lists")
             else:
@@ -118,6 +134,10 @@ class _Reading:
             self.note(origin, made.title, "metadata.name", f"defined twice: first in {first.file}, document {first.document}")
         else:
             self.result.objects.append(made)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else f"{text[:_HEAD]}...{text[-_TAIL:]}"
 
 
 def _title_of(value: dict[str, Any], known: type[Object] | None = None) -> str:

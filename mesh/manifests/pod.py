@@ -143,7 +143,7 @@ class PodSpec:
 
 def _read_volumes(cursor: Cursor) -> tuple[tuple[str, ...], set[str]]:
     """The names of emptyDir volumes, and of those of kinds that weft does not have."""
-    volumes: list[str] = []
+    volumes: dict[str, None] = {}
     others: set[str] = set()
     for entry in cursor.children("volumes"):
         name = entry.text("name", required=True, check=dns_label)
@@ -152,15 +152,15 @@ def _read_volumes(cursor: Cursor) -> tuple[tuple[str, ...], set[str]]:
         directory = entry.child("emptyDir")
         if directory is not None:
             directory.finish(harmless=("medium", "sizeLimit"))
-            volumes.append(name)
+            volumes[name] = None
         else:
             others.add(name)
         entry.finish(ignored=_OTHER_VOLUMES)
     return tuple(volumes), others
 
 
-def _read_containers(cursor: Cursor, key: str, volumes: Iterable[str], others: set[str]) -> tuple[Container, ...]:
-    containers = []
+def _read_containers(cursor: Cursor, key: str, mounted: Iterable[str], others: set[str]) -> tuple[Container, ...]:
+    containers, volumes = [], frozenset(mounted)
     for entry in cursor.children(key):
         container = Container.read(entry)
         for index, mount in enumerate(container.mounts):

@@ -18,6 +18,7 @@ DATAPLANE_MODE = "istio.io/dataplane-mode"
 USE_WAYPOINT, _WAYPOINT_NAMESPACE = "istio.io/use-waypoint", "istio.io/use-waypoint-namespace"
 _CANARY, _CANARY_NAMESPACE = f"{USE_WAYPOINT}-canary", f"{USE_WAYPOINT}-canary-namespace"
 _CANARY_WEIGHT = f"{USE_WAYPOINT}-canary-weight"
+_MAX_DIGITS = 9
 WAYPOINT_PORT = 15008
 _SIDECAR = "sidecar.istio.io/status"
 _NOBODY_FINDS = f"{DYNAMIC} is for a waypoint to resolve, and it has none (label {USE_WAYPOINT}): its hosts are not reached"
@@ -84,8 +85,8 @@ def canary_wish(service: Service | ServiceEntry, owner: Namespace | None) -> tup
     if wish is None:
         return None
     share = next((one.annotations[_CANARY_WEIGHT] for one in levels if _CANARY_WEIGHT in one.annotations), "0")
-    if not share.isascii() or not share.isdigit() or int(share) > 100:
-        raise ValueError(f"{share!r} is no share: write a number of percent from 0 to 100")
+    if not share.isascii() or not share.isdigit() or len(share) > _MAX_DIGITS or int(share) > 100:
+        raise ValueError(f"{share[:40]!r} is no share: write a number of percent from 0 to 100")
     return wish, int(share)
 
 

@@ -93,9 +93,8 @@ class Service(Object):
             spec.warn("type", f"{kind} is treated as ClusterIP: nothing is opened to the outside")
         headless, addresses = _read_addresses(spec)
         families = spec.texts("ipFamilies")
-        for index, family in enumerate(families):
-            if family not in _FAMILIES or family in families[:index]:
-                spec.refuse(f"ipFamilies[{index}]", f"{family!r}: IPv4 and IPv6, each at most once")
+        if not set(families) <= set(_FAMILIES) or len(set(families)) < len(families):
+            spec.refuse("ipFamilies", f"{', '.join(families)}: IPv4 and IPv6, each at most once")
         made = cls(
             metadata,
             type=kind,

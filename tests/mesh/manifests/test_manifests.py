@@ -371,7 +371,8 @@ def test_what_a_cluster_adds_to_an_object_does_no_harm() -> None:
             "spec.clusterIPs",
             "must begin with clusterIP, 10.0.0.1",
         ),
-        (manifest("Service", spec={"ipFamilies": ["IPv5"], "ports": [{"port": 1}]}), "spec.ipFamilies[0]", "'IPv5'"),
+        (manifest("Service", spec={"ipFamilies": ["IPv5"], "ports": [{"port": 1}]}), "spec.ipFamilies", "IPv5: IPv4 and"),
+        (manifest("Service", spec={"ipFamilies": ["IPv4", "IPv4"], "ports": [{"port": 1}]}), "spec.ipFamilies", "at most once"),
         (policy({"form": []}), "spec.rules[0].form", "no such field"),
         (policy({"from": []}), "spec.rules[0].from", "an empty list"),
         (policy({"from": [{"source": {}}]}), "spec.rules[0].from[0].source", "an empty entry matches nothing"),
@@ -500,6 +501,7 @@ def test_dry_run_is_true_or_false() -> None:
             Problem("f", 1, "Deployment a", "apiVersion", "'apps/v1beta1' is not known for a Deployment: write apps/v1"),
         ),
         ("apiVersion: v1\nkind: Namespace", Problem("f", 1, "Namespace", "metadata", "required")),
+        ("apiVersion: v1\nkind: List\nitems: {kind: Namespace}", Problem("f", 1, "List", "items", "expected a list")),
     ],
 )
 def test_what_is_no_object(text: str, problem: Problem) -> None:
