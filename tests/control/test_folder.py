@@ -135,6 +135,26 @@ def test_a_change_that_cannot_be_written_leaves_no_trace(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_change_that_is_made_but_not_in_place_yet_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads next finishes it: to say that nothing was changed would be wrong."""
+    folder = Folder(tmp_path)
+    rename, left = os.rename, [1]
+
+    def full(source: Path, target: Path) -> None:
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left.pop()
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("control.folder.os.rename", full)
+        folder.write({"a.yaml": "one"})
+        texts = folder.read()
+        assert texts is not None and texts.unreadable == {".": f"{tmp_path}: No space left on device"}
+    texts = folder.read()
+    assert texts is not None and (texts.files, texts.unreadable) == ({"a.yaml": "one"}, {})
+
+
 def test_a_crash_leaves_the_old_state_or_the_new_one(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text("old")
     staged = tmp_path / ".apply.new"
