@@ -270,7 +270,10 @@ class Index:
             if isinstance(before, AnyService):
                 self._selection.drop(before)
             if isinstance(before, Service):
-                del self._services_in[before.namespace][before.name]
+                inside = self._services_in[before.namespace]
+                del inside[before.name]
+                if not inside:
+                    del self._services_in[before.namespace]
             if isinstance(after, AnyService):
                 self._selection.add(after)
             if isinstance(after, Service):

@@ -40,7 +40,10 @@ class Population:
         # A pod of this name may already come from another object; then that one stays.
         if self.pods.get(key) is pod:
             del self.pods[key]
-            self._inside[pod.namespace].discard(key)
+            inside = self._inside[pod.namespace]
+            inside.discard(key)
+            if not inside:
+                del self._inside[pod.namespace]
         return key
 
     def _add(self, pod: Pod) -> Key:
