@@ -30,13 +30,42 @@ def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) 
     assert cache.load(ADDRESS_TYPE) == [SECOND]
 
 
-def test_a_file_of_another_release_is_made_anew(tmp_path: Path) -> None:
-    old = sqlite3.connect(tmp_path / "mesh.sqlite")
-    old.executescript("CREATE TABLE resource (type TEXT, name TEXT); PRAGMA user_version = 1")
-    old.close()
+@pytest.mark.parametrize(
+    "written",
+    [
+        "CREATE TABLE resource (type TEXT, name TEXT); PRAGMA user_version = 1",
+        "CREATE TABLE answer (number INTEGER PRIMARY KEY, type TEXT, body BLOB, refused TEXT); PRAGMA user_version = 5",
+        "CREATE TABLE resource (type TEXT, name TEXT); PRAGMA user_version = 4",
+    ],
+    ids=["older", "newer", "not whole"],
+)
+def test_a_file_of_another_release_is_made_anew(tmp_path: Path, written: str) -> None:
+    other = sqlite3.connect(tmp_path / "mesh.sqlite")
+    other.executescript(written)
+    other.execute("INSERT INTO " + written.split()[2] + " (type) VALUES (?)", (ADDRESS_TYPE,))
+    other.commit()
+    other.close()
     cache = MeshCache(tmp_path / "mesh.sqlite")
+    assert cache.load(ADDRESS_TYPE) == [] and not cache.answered(ADDRESS_TYPE)
     apply(cache, FIRST)
     assert cache.load(ADDRESS_TYPE) == [FIRST]
+
+
+def test_a_damaged_file_costs_what_was_known_and_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.sqlite"
+    cache = MeshCache(path)
+    apply(cache, FIRST, Resource("b", "1", bytes(200 << 10)))
+    cache.close()
+    data = bytearray(path.read_bytes())
+    data[64 << 10 : 128 << 10] = b"\xff" * (64 << 10)
+    path.write_bytes(data)
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        sqlite3.connect(path).execute("SELECT body FROM answer").fetchall()
+    cache = MeshCache(path)
+    assert cache.load(ADDRESS_TYPE) == [] and not cache.answered(ADDRESS_TYPE)
+    apply(cache, SECOND)
+    cache.close()
+    assert MeshCache(path).load(ADDRESS_TYPE) == [SECOND]
 
 
 @pytest.mark.parametrize("opened_before", [False, True], ids=["before it is opened", "before it is read"])
@@ -84,7 +113,10 @@ def test_an_answer_that_cannot_be_read_costs_all_of_its_type_and_nothing_else(tm
     assert cache.load(ADDRESS_TYPE) == [] and not cache.answered(ADDRESS_TYPE) and cache.answered(AUTHORIZATION_TYPE)
 
 
-def test_the_file_does_not_grow_with_the_number_of_answers(tmp_path: Path) -> None:
+def test_the_file_does_not_grow_with_the_number_of_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joins = []
+    join = MeshCache._joined
+    monkeypatch.setattr(MeshCache, "_joined", lambda *arguments: joins.append(1) or join(*arguments))
     large = bytes(8 << 10)
     cache = MeshCache(tmp_path / "mesh.sqlite")
     apply(cache, *(Resource(str(number), "1", large) for number in range(32)))
@@ -93,6 +125,7 @@ def test_the_file_does_not_grow_with_the_number_of_answers(tmp_path: Path) -> No
             cache.close()
             cache = MeshCache(tmp_path / "mesh.sqlite")
         apply(cache, Resource(str(number % 32), str(number), large))
+    assert 1 <= len(joins) <= 4, "each costs as much as the mesh"
     assert {one.name: one.version for one in cache.load(ADDRESS_TYPE)} == {str(n % 32): str(n) for n in range(168, 200)}
     cache.close()
     assert (tmp_path / "mesh.sqlite").stat().st_size < 2 << 20
