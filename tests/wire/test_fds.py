@@ -28,15 +28,45 @@ def test_a_descriptor_travels_close_on_exec() -> None:
         packet.close()
 
 
-@pytest.mark.parametrize(("data", "count"), [(b"x" * 101, 1), (b"x", 3), (b"x" * 101, 0)])
-def test_beyond_the_bounds_nothing_is_kept(data: bytes, count: int) -> None:
+@pytest.mark.parametrize(
+    ("data", "count", "most"), [(b"x" * 101, 1, 1), (b"x", 2, 1), (b"x", 3, 1), (b"x", 3, 2), (b"x" * 101, 0, 1)]
+)
+def test_beyond_the_bounds_nothing_is_kept(data: bytes, count: int, most: int) -> None:
     ours, theirs = pair()
     with ours, theirs, open("/dev/null") as null:
         before = open_descriptors()
         fds.send_packet(ours, data, [null.fileno()] * count)
-        with pytest.raises(fds.Truncated, match="beyond 100 bytes or 1 descriptors"):
-            fds.receive_packet(theirs, 100, 1)
+        with pytest.raises(fds.Truncated, match=f"beyond 100 bytes or {most} descriptors"):
+            fds.receive_packet(theirs, 100, most)
         assert open_descriptors() <= before
+
+
+def test_who_it_is_from_is_not_taken_for_descriptors() -> None:
+    ours, theirs = pair()
+    with ours, theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        fds.send_packet(ours, b"x")
+        assert fds.receive_packet(theirs, 100, 8) == (b"x", [])
+
+
+def test_who_is_woken_for_nothing_waits_on() -> None:
+    """A packet that wakes two is one's alone."""
+
+    async def scenario() -> None:
+        ours, theirs = pair()
+        streams = [fds.PacketStream(theirs), fds.PacketStream(theirs.dup())]
+        waiting = [asyncio.ensure_future(stream.receive()) for stream in streams]
+        await asyncio.sleep(0)
+        for data in (b"one", b"two"):
+            ours.send(data)
+            done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            assert [one.result().data for one in done] == [data]
+            waiting = list(pending)
+        assert not waiting
+        for one in (ours, *streams):
+            one.close()
+
+    asyncio.run(scenario())
 
 
 def test_streams_wait_cancel_and_end(tmp_path: Path) -> None:
@@ -70,4 +100,4 @@ def test_streams_wait_cancel_and_end(tmp_path: Path) -> None:
         with pytest.raises(ConnectionRefusedError):
             await fds.PacketStream.connect(path)
 
-    asyncio.run(scenario())
+    asyncio.run(scenario(), debug=True)  # which tells of sockets that would hold the loop up

@@ -31,6 +31,10 @@ class World:
 
     def __init__(self) -> None:
         self.stream_closed = asyncio.Event()
+        self.is_endless = True
+        """Whether the stream that says one thing waits for a second one."""
+        self.given = 0
+        """Pieces of the large stream."""
         self.server = HttpServer(
             {
                 "GET /hello": self.hello,
@@ -38,6 +42,8 @@ class World:
                 "GET /fail": self.fail,
                 "GET /refuse": self.refuse,
                 "GET /count": self.count,
+                "GET /once": self.once,
+                "GET /large": self.large,
             },
             max_connections=3,
         )
@@ -64,6 +70,27 @@ class World:
                 self.stream_closed.set()
 
         return Response(200, stream=numbers())
+
+
+    async def once(self, _: Request) -> Response:
+        async def piece() -> AsyncGenerator[bytes, None]:
+            try:
+                yield b"one"
+                if self.is_endless:
+                    await asyncio.Event().wait()
+            finally:
+                self.stream_closed.set()
+
+        return Response(200, stream=piece())
+
+    async def large(self, _: Request) -> Response:
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            while True:
+                yield bytes(64 << 10)
+                self.given += 1
+                await asyncio.sleep(0)
+
+        return Response(200, stream=pieces())
 
 
 def with_server(tmp_path: Path, scenario: Callable[[World, Path], Awaitable[None]]) -> None:
@@ -138,7 +165,8 @@ def test_who_speaks_the_older_protocol_is_answered_and_left(tmp_path: Path) -> N
     async def scenario(_: World, path: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
-        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 200 ")
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in answer
         writer.close()
 
     with_server(tmp_path, scenario)
@@ -149,8 +177,9 @@ def test_a_connection_serves_several_requests_and_gives_way_when_it_says_no_more
         peers = [await asyncio.open_unix_connection(str(path)) for _ in range(3)]
         for reader, writer in peers:
             for _ in range(2):
-                writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
-                assert (await reader.readuntil(b'""}\n')).startswith(b"HTTP/1.1 200 OK")
+                writer.write(b"GET /hello HTTP/1.1\r\naccept-encoding: gzip\r\n\r\n")
+                answer = await reader.readuntil(b'""}\n')  # too short to be packed
+                assert answer.startswith(b"HTTP/1.1 200 OK") and b"connection: close" not in answer
         peers[0][1].write(b"GET /he")  # the beginning of a request is none
         assert (await request(path, "GET", "/hello")).status == 200
         assert await peers[0][0].read() == b"", "who waited longest was cut"
@@ -298,6 +327,41 @@ def test_a_stream_ends_with_its_reader(tmp_path: Path) -> None:
             lines = read_lines(pieces)
             assert [await anext(lines) for _ in range(3)] == [b"0", b"1", b"2"]
         await world.stream_closed.wait()
+
+    with_server(tmp_path, scenario)
+
+
+def test_a_stream_that_has_nothing_to_say_ends_with_its_reader_too(tmp_path: Path) -> None:
+    async def scenario(world: World, path: Path) -> None:
+        async with open_stream(path, "GET", "/once") as (_, _, pieces):
+            assert await anext(pieces) == b"one"
+        await world.stream_closed.wait()
+
+    with_server(tmp_path, scenario)
+
+
+def test_a_stream_that_ends_ends_its_connection(tmp_path: Path) -> None:
+    async def scenario(world: World, path: Path) -> None:
+        world.is_endless = False
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /once HTTP/1.1\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert b"connection: close" in head and body == b"3\r\none\r\n0\r\n\r\n"
+        writer.close()
+
+    with_server(tmp_path, scenario)
+
+
+def test_a_stream_waits_for_who_reads_slowly(tmp_path: Path) -> None:
+    async def scenario(world: World, path: Path) -> None:
+        _, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /large HTTP/1.1\r\n\r\n")
+        while not world.given:
+            await asyncio.sleep(0)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert world.given < 100, "the rest would be in memory"
+        writer.close()
 
     with_server(tmp_path, scenario)
 
