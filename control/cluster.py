@@ -70,6 +70,7 @@ class Cluster:
         self._keep_addresses()
         self.objects = {one.title: one for one in objects}
         self.index.replace_objects(objects, addresses)
+        self._name_reports()
         for node in self._tokens.keep_only(self.index.nodes):
             _log.info("node removed: node=%s: its tokens are no longer valid", node)
         self.is_loaded = True
@@ -138,11 +139,27 @@ class Cluster:
     def _take(self, changes: Changes) -> None:
         if not changes.upserts and not changes.removals:
             return
-        self._reports.apply(changes)
-        self._keep_reports(changes)
+        self._remember(replace(changes, upserts=tuple(map(self._named, changes.upserts))))
         changed = [*changes.removals, *(one.key for one in changes.upserts)]
         self.index.replace_reports(self._reports.pods, changed)
         self._publish()
+
+    def _remember(self, changes: Changes) -> None:
+        self._reports.apply(changes)
+        self._keep_reports(changes)
+
+    def _named(self, report: PodReport) -> PodReport:
+        """The report with its pod's service account: that under which this uid was first known, whatever is written since."""
+        known, pod = self._reports.pods.get(report.key), self.index.pods.get(report.key)
+        if known is not None and known.uid == report.uid and known.service_account:
+            return replace(report, service_account=known.service_account)
+        return replace(report, service_account=pod.spec.service_account) if pod is not None else report
+
+    def _name_reports(self) -> None:
+        """Note the service accounts of pods that were reported before they were written."""
+        unnamed = [one for one in self._reports.pods.values() if not one.service_account and one.key in self.index.pods]
+        if unnamed:
+            self._remember(Changes(tuple(map(self._named, unnamed)), ()))
 
     def has_node(self, name: str) -> bool:
         """Whether a node is an object of the mesh."""

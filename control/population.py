@@ -17,8 +17,6 @@ class Population:
     """By the title of the object that they come from."""
     _inside: dict[str, set[Key]] = field(default_factory=dict)
     """By namespace."""
-    _accounts: dict[Key, tuple[str, str]] = field(default_factory=dict)
-    """The uid that is reported of a pod, and the service account under which that one was first known."""
 
     def inside(self, namespace: str) -> set[Key]:
         """The pods of a namespace."""
@@ -56,17 +54,12 @@ class Population:
         """What is reported of a pod as it is written now.
 
         What runs keeps its service account: a report of one that is written with another account since is about a former pod of
-        that name, and no word that this one runs anywhere. Call it whenever one of the two has changed.
+        that name, and no word that this one runs anywhere.
         """
         report, pod = self.reports.get(key), self.pods.get(key)
-        if report is None:
-            self._accounts.pop(key, None)
-        if report is None or pod is None:
+        if report is None or pod is None or report.service_account not in ("", pod.spec.service_account):
             return None
-        account = pod.spec.service_account
-        if self._accounts.get(key, ("", ""))[0] != report.uid:
-            self._accounts[key] = (report.uid, account)
-        return report if self._accounts[key][1] == account else None
+        return report
 
     def running(self, namespace: str, service_account: str) -> Iterator[PodReport]:
         """What is reported of pods under a service account, and not ended."""

@@ -30,6 +30,8 @@ class PodReport:
     ready: bool = False
     enrolled: bool = False
     phase: str = "Pending"
+    service_account: str = field(default="", compare=False)
+    """Under which the pod with this uid was first known, as control found it; empty: it was written nowhere yet."""
 
     @property
     def key(self) -> Key:

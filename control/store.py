@@ -24,10 +24,12 @@ from sqlalchemy import (
     delete,
     event,
     insert,
+    inspect,
     select,
 )
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
+from sqlalchemy.schema import CreateColumn
 
 from control.reports import PodReport
 from mesh.workload import Address
@@ -50,6 +52,8 @@ _tokens = Table(
     Column("node", String, nullable=False, index=True),
     Column("number", Integer, nullable=False),
 )
+_account = Column("service_account", String, nullable=False, server_default="")
+"""Databases of before lack it, and a weft of before writes without it."""
 _reports = Table(
     "pod_reports",
     _metadata,
@@ -62,6 +66,7 @@ _reports = Table(
     Column("ready", Integer, nullable=False),
     Column("enrolled", Integer, nullable=False),
     Column("phase", String, nullable=False),
+    _account,
 )
 
 
@@ -97,6 +102,9 @@ class Store:
     def _check_schema(engine: Engine, path: Path) -> None:
         with engine.begin() as connection:
             _metadata.create_all(connection)
+            if _account.name not in {one["name"] for one in inspect(connection).get_columns(_reports.name)}:
+                column = CreateColumn(_account).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {_reports.name} ADD COLUMN {column}")
             version = connection.execute(select(_schema.c.version)).scalar()
             if version is None:
                 connection.execute(insert(_schema).values(version=SCHEMA_VERSION))
@@ -190,6 +198,7 @@ def _row(report: PodReport) -> dict[str, Any]:
         "ready": int(report.ready),
         "enrolled": int(report.enrolled),
         "phase": report.phase,
+        "service_account": report.service_account,
     }
 
 
@@ -204,4 +213,5 @@ def _report(row: Any) -> PodReport:
         ready=bool(row.ready),
         enrolled=bool(row.enrolled),
         phase=row.phase,
+        service_account=row.service_account,
     )

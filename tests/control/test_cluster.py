@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -18,6 +19,13 @@ pytestmark = pytest.mark.unit
 
 NODE = "{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}"
 SERVICE = "\n---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: demo}, spec: {ports: [{port: 80}]}}"
+POD = """
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: demo}
+spec: {serviceAccountName: ACCOUNT, containers: [{name: c, command: [x]}]}
+"""
 RANGES = [ip_network("10.96.0.0/24")]
 
 
@@ -85,4 +93,36 @@ def test_who_reports_nothing_wrong_is_not_remembered(tmp_path: Path) -> None:
         assert cluster.report(f"lab-{number}", [PodReport("demo", "x", "lab", "u", "n2")])
         assert not cluster.report(f"lab-{number}", [elsewhere])
     assert not cluster.misplaced
+    store.close()
+
+
+def written(account: str) -> str:
+    return POD.replace("ACCOUNT", account)
+
+
+@pytest.mark.parametrize("is_written_first", [True, False])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_pod_that_is_written_with_another_account_runs_once_it_is_reported_as_another(
+    tmp_path: Path, restarts: bool, is_written_first: bool
+) -> None:
+    """Else a node would be given an identity that nothing there has, and proxies would take who runs there for it."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + (written("web") if is_written_first else ""))
+    cluster.report("lab", pods("a"))
+    apply(cluster, NODE + written("web"))
+    assert cluster.index.runs_on("n1", "demo", "web") and cluster.index.workloads.nouns
+    apply(cluster, NODE)
+    if restarts:
+        cluster = cluster_on(store)
+    apply(cluster, NODE + written("vault"))
+    assert not cluster.index.runs("demo", "vault") and not cluster.index.workloads.nouns, "the former one is what runs"
+    cluster.report("lab", [replace(one, ready=True) for one in pods("a")])
+    assert not cluster.index.runs("demo", "vault") and not cluster.index.workloads.nouns
+    apply(cluster, NODE + written("web"))
+    assert cluster.index.runs_on("n1", "demo", "web"), "it was itself all the time"
+    apply(cluster, NODE + written("vault"))
+    cluster.report("lab", [replace(one, uid="another") for one in pods("a")])
+    [workload] = cluster.index.workloads.nouns.values()
+    assert cluster.index.runs_on("n1", "demo", "vault") and workload.service_account == "vault"
     store.close()

@@ -1,5 +1,4 @@
 import random
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -228,22 +227,6 @@ def test_runs_on() -> None:
     assert not index_of([NODE], [report("ghost")]).runs_on("n1", "demo", "default"), "a report is no pod"
 
 
-def test_a_pod_that_is_written_with_another_account_runs_once_it_is_reported_as_another() -> None:
-    other = pod().replace("containers:", "serviceAccountName: vault, containers:", 1)
-    made = index_of([NODE, pod()], [report()])
-    made.replace_objects(objects(NODE), {})
-    made.replace_objects(objects(NODE, other), {})
-    assert not made.runs_on("n1", "demo", "vault") and not made.runs("demo", "vault"), "the former one is what runs"
-    assert UID not in made.workloads.nouns
-    made.replace_objects(objects(NODE, pod()), {})
-    assert made.runs_on("n1", "demo", "default") and UID in made.workloads.nouns, "it was itself all the time"
-    made.replace_objects(objects(NODE, other), {})
-    made.replace_reports({("demo", "web-0"): replace(report(), ready=False)}, [("demo", "web-0")])
-    assert not made.runs("demo", "vault")
-    made.replace_reports({("demo", "web-0"): replace(report(), uid="another")}, [("demo", "web-0")])
-    assert made.runs_on("n1", "demo", "vault") and made.workloads.nouns[UID].service_account == "vault"
-
-
 def test_a_deployments_pods_are_pods_and_one_of_their_names_that_is_written_for_itself_stays() -> None:
     made = index_of([NODE, DEPLOYMENT.replace("NUMBER", "2")], [report(), report("web-1", "10.244.1.3")])
     written = pod("web-1")
@@ -359,6 +342,8 @@ def test_of_slices_that_differ_about_a_port_the_last_by_name_counts() -> None:
         index = index_of([*others, arrivals[0]], [report()])
         index.replace_objects(objects(*others, *arrivals), {})
         assert index.workloads.nouns[UID].services == {KEY: {81: 82}}
+    index.replace_objects(objects(NODE, pod(), service(), first), {})
+    assert index.workloads.nouns[UID].services == {KEY: {80: 8080, 81: 81}}, "by whom it is selected knows it better"
 
 
 def namespace(labels: str) -> str:

@@ -20,7 +20,7 @@ def test_everything_comes_back_after_a_restart(tmp_path: Path) -> None:
     dual = (ip_address("10.96.0.9"), ip_address("fd00:96::9"))
     store.replace_addresses({"demo/a": dual, "demo/b": (ip_address("10.96.0.2"),)})
     store.replace_addresses({"demo/b": (), "demo/c": (ip_address("10.96.0.2"),)})
-    full = report("a", addresses=dual, ready=True, enrolled=True, phase="Running")
+    full = report("a", addresses=dual, ready=True, enrolled=True, phase="Running", service_account="web")
     store.replace_reports([full, report("b")], [])
     store.replace_reports([report("c")], [("demo", "b")])
     store.close()
@@ -30,6 +30,7 @@ def test_everything_comes_back_after_a_restart(tmp_path: Path) -> None:
         "demo/c": {ip_address("10.96.0.2")},
     }
     assert {one.name: one for one in again.reports()} == {"a": full, "c": report("c")}
+    assert {one.name: one.service_account for one in again.reports()} == {"a": "web", "c": ""}
     again.close()
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -46,3 +47,27 @@ def test_a_foreign_or_newer_file_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ValueError, match=f"schema {SCHEMA_VERSION + 1}, this weft knows {SCHEMA_VERSION}"):
         Store(path)
+
+
+def test_a_database_of_before_is_taken_up_and_stays_of_use_to_who_wrote_it(tmp_path: Path) -> None:
+    """It has no service accounts of reported pods."""
+    path = tmp_path / "control.db"
+    store = Store(path)
+    store.replace_reports([report("a", service_account="web")], [])
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE pod_reports DROP COLUMN service_account")
+    connection.close()
+    store = Store(path)
+    assert [(one.name, one.service_account) for one in store.reports()] == [("a", "")]
+    store.replace_reports([report("a", service_account="web")], [])
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO pod_reports (namespace, name, reporter, uid, node, addresses, ready, enrolled, phase)"
+            " VALUES ('demo', 'b', 'lab', 'u', 'n1', '', 0, 0, 'Pending')"
+        )
+    connection.close()
+    store = Store(path)
+    assert {one.name: one.service_account for one in store.reports()} == {"a": "web", "b": ""}
+    store.close()
