@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from control.entries import clashes
 from control.entry_addresses import ENTRY_RANGES, allocate_entries, claimed_addresses
-from control.services import AnyService, claim_of
+from control.services import AnyService, claim_of, left_out
 from control.vips import Allocation, allocate
 from mesh.authorization import convert
 from mesh.manifests import (
@@ -77,7 +77,7 @@ class Examination:
             (security if isinstance(one, AuthorizationPolicy | PeerAuthentication) else plain).append(one)
         services: list[Object] = [one for one in plain if isinstance(one, AnyService)]
         references = self._references.of(plain, check_references)
-        allocation, exhausted = self._allocation.of(services, self._allocate)
+        allocation, others = self._allocation.of(services, self._allocate)
         named = {problem.object for problem in references if not problem.warning}
         collisions = [
             Problem("", 0, f"Service {service}", "spec.clusterIP", reason)
@@ -88,7 +88,7 @@ class Examination:
         nowhere = self._nowhere(security, self._inhabited.of(plain, _inhabited))
         placed: list[Object] = [one for one in plain if isinstance(one, Node | ServiceEntry)]
         claimed = self._claimed.of(placed, lambda objects: list(claimed_addresses(objects, self.ranges)))
-        problems = [*references, *collisions, *exhausted, *claimed, *self._clashes.of(services, _clashes), *lost, *nowhere]
+        problems = [*references, *collisions, *others, *claimed, *self._clashes.of(services, _clashes), *lost, *nowhere]
         return Findings(problems, allocation.addresses)
 
     def _nowhere(self, security: Iterable[Object], inhabited: frozenset[str]) -> Iterable[Problem]:
@@ -99,12 +99,12 @@ class Examination:
                 yield Problem("", 0, one.title, "metadata.namespace", reason, True)
 
     def _allocate(self, services: Iterable[Object]) -> tuple[Allocation, list[Problem]]:
-        claims = (claim_of(one, self.ranges) for one in services if isinstance(one, Service))
-        made = allocate(filter(None, claims), self.ranges, self.held)
+        plain = [one for one in services if isinstance(one, Service)]
+        made = allocate(filter(None, (claim_of(one, self.ranges) for one in plain)), self.ranges, self.held)
         entries = (one for one in services if isinstance(one, ServiceEntry))
         given, problems = allocate_entries(entries, ENTRY_RANGES, self.held)
         made.addresses |= given.addresses
-        return made, problems
+        return made, [*problems, *(problem for one in plain for problem in left_out(one, self.ranges))]
 
     def _lost(self, security: list[Object]) -> list[Problem]:
         """Warnings about what proxies cannot enforce."""

@@ -1,6 +1,6 @@
 """A Kubernetes Service as a service of the mesh, and the ports by which others serve it. Pure; filled in as istiod does."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from control.topology import Topology
 from control.vips import Claim
@@ -10,6 +10,7 @@ from mesh.manifests import (
     Endpoint,
     Namespace,
     Pod,
+    Problem,
     Service,
     ServiceEntry,
     ServicePort,
@@ -86,6 +87,15 @@ def claim_of(service: Service, ranges: Sequence[Network]) -> Claim | None:
     versions = versions_of(service, ranges)
     wanted = tuple(address for address in service.cluster_ips if address.version in versions)
     return Claim(f"{service.namespace}/{service.name}", versions, wanted)
+
+
+def left_out(service: Service, ranges: Sequence[Network]) -> Iterator[Problem]:
+    """Warnings about addresses that a service names, and has no use for by what else it says."""
+    versions = versions_of(service, ranges)
+    for address in service.cluster_ips:
+        if address.version not in versions:
+            reason = f"{address} is left out: by ipFamilies and ipFamilyPolicy it uses no IPv{address.version}"
+            yield Problem("", 0, service.title, "spec.clusterIPs", reason, True)
 
 
 def waypoint_of(namespace: str, topology: Topology, *labels: Mapping[str, str]) -> GatewayAddress | None:

@@ -48,6 +48,7 @@ VIPS = {vip_name("demo", "db.example"): VIP}
 TWO = "resolution: STATIC, endpoints: [{address: 192.0.2.1, weight: 3}, {address: 192.0.2.2, ports: {http: 81}}]"
 DNS = "resolution: DNS"
 SELECTED = "resolution: STATIC, workloadSelector: {labels: {app: db}}"
+STATIC = "resolution: STATIC, endpoints: "
 NO_MARKS = "creationTimestamp: ''"
 
 
@@ -177,7 +178,7 @@ def test_workload_entries_are_selected_by_their_labels_by_both_kinds_of_services
  spec: {selector: {app: db}, ports: [{name: a, port: 80, targetPort: web}, {name: b, port: 81}]}}
 """
     index = made(
-        entry(SELECTED) + service + workload("address: 192.0.2.9, weight: 5, ports: {http: 82, web: 8000}, network: ''")
+        entry(SELECTED) + service + workload("address: 192.0.2.9, weight: 5, ports: {http: 82, web: 8000, b: 83}, network: ''")
     )
     (found,) = outside(index).values()
     assert found.services == {KEY: {80: 82}, "demo/db.demo.svc.cluster.local": {80: 8000, 81: 81}}
@@ -210,6 +211,8 @@ def test_what_a_workload_entry_says_of_itself() -> None:
     assert (found.hostname, found.addresses, found.locality) == ("vm.example", (), Locality("r", "z", ""))
     assert (found.service_account, found.canonical_name, found.canonical_revision) == ("sa", "db", "v7")
     assert str(found.waypoint) == "demo/gw.demo.svc.cluster.local"
+    (named,) = outside(made(workload("address: 192.0.2.1, labels: {service.istio.io/workload-name: big}"))).values()
+    assert (named.workload_name, named.canonical_name) == ("big", "db")
     native = workload("address: 192.0.2.1, labels: {networking.istio.io/tunnel: http}")
     (found,) = outside(made(native)).values()
     assert (found.protocol, found.native_tunnel) == (TunnelProtocol.HBONE, True)
@@ -249,6 +252,19 @@ spec:
     replace(index, BASE + gateway + entry(SELECTED) + vm, VIPS)
     assert index.services.nouns[KEY].subject_alt_names == ("spiffe://cluster.local/ns/demo/sa/vm",)
     assert isinstance(route := decided(index), Route) and route.protocol == "DOUBLEHBONE"
+    for nameless in (entry(SELECTED) + workload("address: 10.9.9.9, network: far"), entry(f"{STATIC}[{{network: far}}]")):
+        replace(index, BASE + gateway + nameless, VIPS)
+        assert index.services.nouns[KEY].subject_alt_names == ("spiffe://cluster.local/ns/demo/sa/default",)
+
+
+def test_who_names_no_network_is_on_the_meshs_own() -> None:
+    root = "\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: istio-system, labels: {topology.istio.io/network: near}}}"
+    index = made(root + entry(f"{STATIC}[{{network: far}}, {{address: 192.0.2.1}}]") + workload("address: 192.0.2.2"))
+    assert sorted((one.network, *map(str, one.addresses)) for one in outside(index).values()) == [
+        ("far",),
+        ("near", "192.0.2.1"),
+        ("near", "192.0.2.2"),
+    ]
 
 
 def test_a_waypoint_is_not_gone_past() -> None:

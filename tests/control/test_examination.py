@@ -1,9 +1,14 @@
 """What a whole set of objects is warned of."""
 
+from ipaddress import ip_network
+
 import pytest
 
-from control.examination import Examination
-from mesh.manifests import parse
+from control.examination import Examination, Findings
+from control.services import mesh_service
+from control.topology import Topology
+from mesh.manifests import Service, parse
+from mesh.workload import Network
 
 pytestmark = pytest.mark.unit
 
@@ -16,6 +21,13 @@ spec: {action: DENY, rules: [{}]}
 """
 NAMESPACE = "{apiVersion: v1, kind: Namespace, metadata: {name: empty}}\n---\n"
 SERVICE = "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {ports: [{port: 80}]}}\n---\n"
+IPV4, IPV6 = ip_network("10.96.0.0/24"), ip_network("fd00:96::/120")
+
+
+def examined(spec: str, *ranges: Network) -> Findings:
+    """A service in a mesh with these service ranges."""
+    text = SERVICE.replace("spec: {", f"spec: {{{spec}, ")
+    return Examination("istio-system", ranges, {}).examine(parse({"x": text}).objects)
 
 
 def test_a_policy_of_a_namespace_that_nothing_is_in_is_warned_of() -> None:
@@ -31,3 +43,53 @@ def test_a_policy_of_a_namespace_that_nothing_is_in_is_warned_of() -> None:
     policies = "".join(POLICY % name for name in ("shop", "shopp", "empty", "istio-system"))
     assert warned(policies + SERVICE + NAMESPACE) == ["AuthorizationPolicy shopp/nobody"]
     assert warned(policies + SERVICE) == ["AuthorizationPolicy shopp/nobody", "AuthorizationPolicy empty/nobody"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "ranges", "versions"),
+    [
+        ("clusterIP: None", (IPV4, IPV6), []),
+        ("ipFamilyPolicy: SingleStack", (IPV4, IPV6), [4]),
+        ("ipFamilyPolicy: PreferDualStack", (IPV4,), [4]),
+        ("ipFamilyPolicy: PreferDualStack", (IPV4, IPV6), [4, 6]),
+        ("ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv6]", (IPV4, IPV6), [6, 4]),
+        ("ipFamilyPolicy: RequireDualStack", (IPV6, IPV4), [6, 4]),
+        ("ipFamilies: [IPv6, IPv4]", (IPV4, IPV6), [6, 4]),
+        ("clusterIP: 'fd00:96::7'", (IPV4, IPV6), [6]),
+    ],
+)
+def test_a_service_has_addresses_of_the_families_that_it_asks_for(
+    spec: str, ranges: tuple[Network, ...], versions: list[int]
+) -> None:
+    findings = examined(spec, *ranges)
+    assert not findings.problems
+    assert [one.version for one in findings.addresses.get("shop/web", ())] == versions
+
+
+@pytest.mark.parametrize(("only", "missing"), [(IPV4, 6), (IPV6, 4)])
+def test_a_service_that_must_have_both_families_is_refused_where_there_is_one(only: Network, missing: int) -> None:
+    [problem] = examined("ipFamilyPolicy: RequireDualStack", only).problems
+    assert not problem.warning and problem.object == "Service shop/web"
+    assert problem.reason == f"there is no IPv{missing} service range: add one with --service-cidr"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "ipFamilies: [IPv4], clusterIPs: ['fd00:96::7']",
+        "ipFamilyPolicy: SingleStack, clusterIPs: [10.96.0.7, 'fd00:96::7']",
+    ],
+)
+def test_an_address_that_a_service_names_and_does_not_get_is_warned_of(spec: str) -> None:
+    findings = examined(spec, IPV4, IPV6)
+    [problem] = findings.problems
+    assert (problem.warning, problem.field) == (True, "spec.clusterIPs")
+    assert problem.reason == "fd00:96::7 is left out: by ipFamilies and ipFamilyPolicy it uses no IPv6"
+    assert [one.version for one in findings.addresses["shop/web"]] == [4]
+
+
+def test_who_answers_for_a_service_is_named_in_one_order() -> None:
+    """Else a control plane that starts anew would send every service again."""
+    service = parse({"x": SERVICE}).of(Service)[0]
+    made = mesh_service(service, (), (IPV4,), None, Topology(), ["spiffe://b", "spiffe://c", "spiffe://a"])
+    assert made.subject_alt_names == ("spiffe://a", "spiffe://b", "spiffe://c")

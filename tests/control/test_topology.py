@@ -108,9 +108,11 @@ def test_a_mesh_of_one_network_names_nobody() -> None:
 
 
 def test_double_hbone_to_another_network() -> None:
-    route = decided(made(BASE + FAR))
+    index = made(BASE + FAR)
+    route = decided(index)
     assert isinstance(route, Route), route
     assert (route.protocol, str(route.address), route.port) == ("DOUBLEHBONE", "192.0.2.7", 15009)
+    assert index.workloads.nouns["NetworkGateway/far/192.0.2.7/15009"].hostname == ""
     assert str(route.authority) == "web.demo.svc.cluster.local:80"
     assert route.expected == {"spiffe://cluster.local/ns/demo/sa/far-istio-remote"}
     assert route.inner_expected == {"spiffe://cluster.local/ns/demo/sa/web-account"}
@@ -184,6 +186,12 @@ def test_a_second_waypoint_counts_while_it_is_there() -> None:
     replace(index, mesh, VIPS)
     outcome = decided(index)
     assert isinstance(outcome, Refused) and outcome.reason.startswith("unknown waypoint: demo/gw."), "never past the first"
+
+
+def test_a_second_waypoint_that_is_the_first_is_none() -> None:
+    own = service("web", wished("25").replace("canary: new", "canary: gw"))
+    found = made(NODES + pod("web") + own + WAYPOINTS).services.nouns[WEB]
+    assert str(found.waypoint) == "demo/gw.demo.svc.cluster.local" and found.weighted_waypoints == ()
 
 
 def test_a_service_that_names_its_waypoint_does_not_inherit_a_second_one() -> None:

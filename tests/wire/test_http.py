@@ -33,8 +33,8 @@ class World:
         self.stream_closed = asyncio.Event()
         self.is_endless = True
         """Whether the stream that says one thing waits for a second one."""
-        self.given = 0
-        """Pieces of the large stream."""
+        self.begun, self.given = asyncio.Event(), 0
+        """The large stream, and its pieces."""
         self.server = HttpServer(
             {
                 "GET /hello": self.hello,
@@ -71,7 +71,6 @@ class World:
 
         return Response(200, stream=numbers())
 
-
     async def once(self, _: Request) -> Response:
         async def piece() -> AsyncGenerator[bytes, None]:
             try:
@@ -88,6 +87,7 @@ class World:
             while True:
                 yield bytes(64 << 10)
                 self.given += 1
+                self.begun.set()
                 await asyncio.sleep(0)
 
         return Response(200, stream=pieces())
@@ -356,8 +356,7 @@ def test_a_stream_waits_for_who_reads_slowly(tmp_path: Path) -> None:
     async def scenario(world: World, path: Path) -> None:
         _, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b"GET /large HTTP/1.1\r\n\r\n")
-        while not world.given:
-            await asyncio.sleep(0)
+        await world.begun.wait()
         for _ in range(2000):
             await asyncio.sleep(0)
         assert world.given < 100, "the rest would be in memory"
