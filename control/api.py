@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -167,10 +168,12 @@ def _rotation(trust: Trust) -> wire.RootRotation:
 def _files(files: Sequence[wire.ManifestFile]) -> dict[str, str]:
     """By name; a name that occurs again (standard input twice) gets a number."""
     texts: dict[str, str] = {}
+    numbers: Counter[str] = Counter()
     for file in files:
         name = file.name
         while name in texts:
-            name += "'"
+            numbers[file.name] += 1
+            name = f"{file.name} ({numbers[file.name] + 1})"
         texts[name] = file.yaml
     return texts
 

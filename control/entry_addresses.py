@@ -51,7 +51,7 @@ def allocate_entries(
 
 
 def claimed_addresses(objects: Iterable[Object], service_ranges: Sequence[Network]) -> Iterator[Problem]:
-    """Addresses that entries claim and that are of Services or pods.
+    """Addresses that entries claim and that are of Services or pods; and warnings about pods that may have those of Services.
 
     A range that holds more than the service ranges takes nothing of theirs, as a Service's own address counts before it; and an
     entry without endpoints of its own leads to whoever has the address.
@@ -59,6 +59,8 @@ def claimed_addresses(objects: Iterable[Object], service_ranges: Sequence[Networ
     known = list(objects)
     pods = _Disjoint((cidr, one.title) for one in known if isinstance(one, Node) for cidr in one.pod_cidrs)
     for one in known:
+        if isinstance(one, Node):
+            yield from _both(one, service_ranges)
         if not isinstance(one, ServiceEntry) or not one.is_told:
             continue
         for address in one.addresses:
@@ -68,6 +70,14 @@ def claimed_addresses(objects: Iterable[Object], service_ranges: Sequence[Networ
                 yield _refuse(
                     one, f"{address} holds addresses of pods, of {node}: they would be reached at its endpoints instead"
                 )
+
+
+def _both(one: Node, service_ranges: Sequence[Network]) -> Iterator[Problem]:
+    for cidr in one.pod_cidrs:
+        for whole in service_ranges:
+            if cidr.version == whole.version and cidr.overlaps(whole):
+                reason = f"{cidr} overlaps the service range {whole}: a pod may get a Service's clients: choose another"
+                yield Problem("", 0, one.title, "spec.podCIDRs", reason, True)
 
 
 def _within(part: Network, whole: Network) -> bool:

@@ -43,9 +43,10 @@ def allocate(claims: Iterable[Claim], ranges: Sequence[Network], held: Mapping[s
         problem = _take_wanted(claim, ranges, owners)
         if problem:
             allocation.problems[claim.service] = problem
+    spaces = list(ranges)
     for claim in ordered:
         if claim.service not in allocation.problems:
-            _complete(claim, ranges, kept[claim.service], owners, allocation)
+            _complete(claim, ranges, spaces, kept[claim.service], owners, allocation)
     return allocation
 
 
@@ -70,13 +71,18 @@ def _take_wanted(claim: Claim, ranges: Sequence[Network], owners: dict[Address, 
 
 
 def _complete(
-    claim: Claim, ranges: Sequence[Network], kept: list[Address], owners: dict[Address, str], allocation: Allocation
+    claim: Claim,
+    ranges: Sequence[Network],
+    spaces: list[Network],
+    kept: list[Address],
+    owners: dict[Address, str],
+    allocation: Allocation,
 ) -> None:
     addresses: list[Address] = []
     for version in claim.versions:
         found = next((address for address in (*claim.wanted, *kept) if address.version == version), None)
         if found is None:
-            found = _first_free(claim.service, [one for one in ranges if one.version == version], owners)
+            found = _first_free(claim.service, version, spaces, owners)
         if found is None:
             sizes = ", ".join(str(one) for one in ranges if one.version == version)
             allocation.problems[claim.service] = (
@@ -103,8 +109,9 @@ def _size(one: Network) -> int:
     return one.num_addresses - (2 if one.version == 4 else 1)
 
 
-def _first_free(service: str, ranges: Sequence[Network], owners: Mapping[Address, str]) -> Address | None:
-    for one in ranges:
+def _first_free(service: str, version: int, spaces: list[Network], owners: Mapping[Address, str]) -> Address | None:
+    """An address out of ranges that may have some; those that are found full leave them, as nothing is given back here."""
+    for one in [space for space in spaces if space.version == version]:
         size = _size(one)
         start = int.from_bytes(hashlib.blake2b(service.encode(), digest_size=16).digest(), "big")
         # At most len(owners) addresses are taken, so one of that many and one more is free, or the range is full.
@@ -112,4 +119,5 @@ def _first_free(service: str, ranges: Sequence[Network], owners: Mapping[Address
             candidate = one[1 + (start + step) % size]
             if candidate not in owners:
                 return candidate
+        spaces.remove(one)
     return None

@@ -93,3 +93,13 @@ def test_who_answers_for_a_service_is_named_in_one_order() -> None:
     service = parse({"x": SERVICE}).of(Service)[0]
     made = mesh_service(service, (), (IPV4,), None, Topology(), ["spiffe://b", "spiffe://c", "spiffe://a"])
     assert made.subject_alt_names == ("spiffe://a", "spiffe://b", "spiffe://c")
+
+
+def test_a_pod_range_that_overlaps_a_service_range_is_warned_of() -> None:
+    nodes = "".join(
+        f"{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, spec: {{podCIDRs: ['{cidr}']}}}}\n---\n"
+        for name, cidr in (("inside", "10.96.0.64/26"), ("around", "fd00::/16"), ("apart", "10.96.1.0/24"))
+    )
+    problems = Examination("istio-system", (IPV4, IPV6), {}).examine(parse({"x": nodes}).objects).problems
+    assert [(one.object, one.warning) for one in problems] == [("Node inside", True), ("Node around", True)]
+    assert problems[0].reason.startswith("10.96.0.64/26 overlaps the service range 10.96.0.0/24: ")

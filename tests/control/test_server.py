@@ -283,6 +283,9 @@ def test_a_bad_change_changes_nothing(control: Any) -> None:
         (2, "Servic x", "kind"),
         (3, "AuthorizationPolicy demo/nobody", "spec.action"),
     ]
+    several = [control_pb2.ManifestFile(name=name, yaml="kind: x") for name in ("-", "-", "- (2)", "-")]
+    problems = control.stub.Apply(control_pb2.ApplyRequest(files=several)).problems
+    assert [one.file for one in problems] == ["-", "- (2)", "- (2) (2)", "- (3)"], "standard input may be named again"
     both = "{apiVersion: v1, kind: Service, metadata: {name: b}, spec: {clusterIP: 192.0.2.1, ports: [{port: 80}]}}"
     [problem] = control.apply("{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\n" + both, name="b.yaml").problems
     assert (problem.file, problem.document, problem.object, problem.field) == (

@@ -1,5 +1,6 @@
 """Networks, gateways between them, second waypoints, tunnels to applications: from a label to a proxy's decision."""
 
+from dataclasses import replace as changed
 from ipaddress import ip_address
 
 import pytest
@@ -226,7 +227,8 @@ def test_whom_a_namespaces_waypoint_is_for(purpose: str, for_service: bool, for_
 
 
 def test_a_pod_that_speaks_tunnels_itself() -> None:
-    index = indexed(NODES + pod("web", "networking.istio.io/tunnel: http"), [running("web", "10.244.2.1")], {})
+    reported = changed(running("web", "10.244.2.1"), enrolled=False)  # nobody else carries its connections
+    index = indexed(NODES + pod("web", "networking.istio.io/tunnel: http"), [reported], {})
     found = workload(index, "web")
     assert (found.native_tunnel, found.protocol) == (True, TunnelProtocol.HBONE)
 
