@@ -93,7 +93,7 @@ class Store:
             self._check_schema(self._engine, path)
         except DatabaseError as error:
             self.close()
-            raise ValueError(f"{path} cannot be used as control's database: {error.orig}") from error
+            raise self._unusable(error.orig) from error
         except ValueError:
             self.close()
             raise
@@ -115,6 +115,18 @@ class Store:
         """Close the database."""
         self._engine.dispose()
 
+    def _unusable(self, reason: BaseException | None) -> ValueError:
+        mend = "bring back a copy, or move it away: services are then given addresses anew, and nodes need new tokens"
+        return ValueError(f"{self._path} cannot be used as control's database: {reason}: {mend}")
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (DatabaseError, ValueError) as error:
+            raise self._unusable(error.orig if isinstance(error, DatabaseError) else error) from error
+
     @contextmanager
     def _change(self) -> Iterator[Connection]:
         try:
@@ -124,9 +136,9 @@ class Store:
             raise StoreError(f"{self._path} cannot be written: {error.orig}: make room for it") from error
 
     def addresses(self) -> dict[str, tuple[Address, ...]]:
-        """Service addresses by `namespace/name`."""
+        """Service addresses by `namespace/name`. Raises: ValueError where the file is damaged."""
         found: dict[str, tuple[Address, ...]] = {}
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             for row in connection.execute(select(_vips.c.service, _vips.c.address)):
                 found[row.service] = (*found.get(row.service, ()), ip_address(row.address))
         return found
@@ -143,8 +155,8 @@ class Store:
                 connection.execute(insert(_vips), rows)
 
     def tokens(self) -> list[tuple[bytes, str, int]]:
-        """Digest, node and number of every token; a higher number is newer."""
-        with self._engine.connect() as connection:
+        """Digest, node and number of every token; a higher number is newer. Raises: ValueError where the file is damaged."""
+        with self._reading() as connection:
             rows = connection.execute(select(_tokens.c.digest, _tokens.c.node, _tokens.c.number))
             return [(row.digest, row.node, row.number) for row in rows]
 
@@ -157,8 +169,8 @@ class Store:
                 connection.execute(insert(_tokens), rows)
 
     def reports(self) -> list[PodReport]:
-        """The last report of every pod."""
-        with self._engine.connect() as connection:
+        """The last report of every pod. Raises: ValueError where the file is damaged."""
+        with self._reading() as connection:
             return [_report(row) for row in connection.execute(select(_reports))]
 
     def replace_reports(self, upserts: Iterable[PodReport], removals: Iterable[tuple[str, str]]) -> None:

@@ -71,3 +71,23 @@ def test_a_database_of_before_is_taken_up_and_stays_of_use_to_who_wrote_it(tmp_p
     store = Store(path)
     assert {one.name: one.service_account for one in store.reports()} == {"a": "web", "b": ""}
     store.close()
+
+
+@pytest.mark.parametrize("damage", ["pages", "an address"])
+def test_a_damaged_file_is_refused_by_name_whatever_of_it_is_damaged(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "control.db"
+    store = Store(path)
+    store.replace_reports([report(f"pod-{number}") for number in range(2000)], [])
+    store.close()
+    if damage == "pages":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 :] = b"\xff" * (len(data) - len(data) // 2)
+        path.write_bytes(data)
+    else:
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE pod_reports SET addresses = '10.0.0' WHERE name = 'pod-7'")
+        connection.close()
+    store = Store(path)
+    with pytest.raises(ValueError, match=r"control\.db cannot be used as control's database: .*: bring back a copy"):
+        store.reports()
+    store.close()
