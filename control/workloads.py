@@ -60,6 +60,7 @@ def mesh_workload(
     meshed = native or (report.enrolled and not host_network)
     network = topology.network_of(pod, report.node)
     served = served_by_pod(pod, services)
+    served |= {key: dict(ports) for key, ports in sliced.items() if key not in served}
     return Workload(
         uid=workload_uid(names, pod.namespace, pod.name),
         name=pod.name,
@@ -80,7 +81,7 @@ def mesh_workload(
         authorization_policies=policies.keys,
         healthy=report.ready,
         cluster_id=names.cluster,
-        services=served | {key: dict(ports) for key, ports in sliced.items() if key not in served},
+        services=dict(sorted(served.items())),  # one order, whatever was before: one version on the wire
         application_tunnel=topology.tunnel_of(pod.namespace, labels),
         locality=_locality(node),
         network_mode=NetworkMode.HOST_NETWORK if host_network else NetworkMode.STANDARD,

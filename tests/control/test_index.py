@@ -62,6 +62,12 @@ addressType: IPv4
 endpoints: [{addresses: [192.0.2.5]}]
 ports: [{name: raw, port: 81}]
 """
+GATEWAY = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: NAME, namespace: demo, labels: {LABELS}}
+spec: {gatewayClassName: CLASS, listeners: [{name: l, port: 15008, protocol: HBONE}], addresses: [{value: 192.0.2.7}]}
+"""
 DEPLOYMENT = """
 apiVersion: apps/v1
 kind: Deployment
@@ -270,7 +276,7 @@ def test_one_pod_costs_one_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("names", [MeshNames(), MeshNames(waypoint_policies=True)])
 def test_every_way_to_a_state_leads_to_the_same_resources(names: MeshNames) -> None:
-    """Objects, addresses and reports come and go in random steps; a fresh index of the last state must agree each time."""
+    """Objects, addresses and reports come and go, mostly one by one; a fresh index of the last state must agree each time."""
     dice = random.Random(7)
     pool = [
         NODE,
@@ -304,15 +310,28 @@ def test_every_way_to_a_state_leads_to_the_same_resources(names: MeshNames) -> N
         VM,
         VM.replace("tier: back", "tier: front").replace("192.0.2.9", "192.0.2.8"),
         DEPLOYMENT.replace("name: web,", "name: api,").replace("NUMBER", "3"),
+        NODE.replace("labels: {", "labels: {topology.istio.io/network: far, "),
+        "{apiVersion: v1, kind: Namespace, metadata: {name: istio-system, labels: {topology.istio.io/network: near}}}",
+        GATEWAY.replace("NAME", "east").replace("LABELS", "topology.istio.io/network: far").replace("CLASS", "istio-remote"),
+        GATEWAY.replace("NAME", "gw").replace("LABELS", "istio.io/waypoint-for: workload").replace("CLASS", "istio-waypoint"),
+        GATEWAY.replace("NAME", "gw").replace("LABELS", "istio.io/waypoint-for: all").replace("CLASS", "istio-waypoint"),
+        pod("web-1").replace("spec: {", "spec: {serviceAccountName: another, "),
+        pod("web-2", "istio.io/use-waypoint: gw"),
     ]
     pods = [*(f"web-{number}" for number in range(4)), "web-9", "api-0", "api-1", "api-2"]
     walked = Index(names, RANGES)
     current: dict[str, Object] = {}
     reports: dict[tuple[str, str], PodReport] = {}
     published: dict[str, dict[str, object]] = {}
-    for _ in range(300):
-        if dice.random() < 0.5:
-            current = {one.title: one for text in dice.sample(pool, dice.randint(0, len(pool))) for one in objects(text)}
+    for _ in range(500):
+        if dice.random() < 0.6:
+            if dice.random() < 0.1:
+                current = {one.title: one for text in dice.sample(pool, dice.randint(0, len(pool))) for one in objects(text)}
+            else:  # one object comes, changes or goes
+                current = dict(current)
+                for one in objects(dice.choice(pool)):
+                    known = current.pop(one.title, None)
+                    current |= {one.title: one} if known != one else {}
             addresses = {"demo/web": (ip_address(f"10.96.0.{dice.randint(1, 3)}"),)} if dice.random() < 0.7 else {}
             addresses |= {f"{one.namespace}//outside.example": (ip_address("240.240.0.1"),) for one in current.values()}
             walked.replace_objects(list(current.values()), addresses)
