@@ -169,7 +169,7 @@ def relay(query: Query, response: Response, limit: int) -> bytes:
     high = options[0].ttl >> 24 << 4 if options else 0
     if options:  # its OPT is between it and us; where it is not last, all that is additional goes
         cut = 1 if options == [response.rest[-1]] else extras
-        message, extras = message[: response.rest[len(response.rest) - cut].start if cut else None], extras - cut
+        message, extras = message[: response.rest[-cut].start], extras - cut
     echo = _echo(query, high)
     if len(message) + len(echo) > limit or response.truncated:
         return _shorten(query, response, flags, limit)
