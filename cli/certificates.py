@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import click
 
-from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, proxy_json, report_failures
+from cli.config_dump import config_dump
+from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, report_failures
 from cli.group import Group
 from cli.health import certificates as leaf_certificates
 from cli.moments import parse_duration, span
@@ -45,9 +46,7 @@ def certificates(context: click.Context, output: str, node: tuple[str, ...]) -> 
 
 def _list(output: str, node: tuple[str, ...]) -> None:
     now = datetime.now(UTC)
-    answers = asyncio.run(
-        from_nodes(chosen_nodes(Places.from_environment(), node), lambda one: proxy_json(one, "/config_dump"))
-    )
+    answers = asyncio.run(from_nodes(chosen_nodes(Places.from_environment(), node), config_dump))
     found = [(answer.node, one) for answer in answers for one in leaf_certificates(answer.value or {})]
     if output == "json":
         print_json([{"node": name, **asdict(one), **_times(one.not_before, one.not_after)} for name, one in found])

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from cli.dial import chosen_nodes, from_nodes, proxy_json, report_failures
+from cli.config_dump import config_dump, open_connections
+from cli.dial import chosen_nodes, from_nodes, report_failures
 from cli.failure import Failure
 from cli.moments import span
 from cli.nodes import node_option
@@ -22,12 +23,11 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 async def _open_connections(node: NodePlaces) -> list[dict[str, Any]]:
     """What the node's proxy has open; of a foreign proxy what its config dump tells."""
     try:
-        found: list[dict[str, Any]] = await proxy_json(node, "/connections", list)
-        return found
+        return await open_connections(node)
     except Failure as failure:
         if "HTTP 404" not in failure.message:
             raise
-    return list(_of_dump(await proxy_json(node, "/config_dump")))
+    return list(_of_dump(await config_dump(node)))
 
 
 def _of_dump(dump: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -36,7 +36,7 @@ def _of_dump(dump: dict[str, Any]) -> Iterator[dict[str, Any]]:
         local = f"//Pod/{info.get('namespace')}/{info.get('name')}" if info else ""
         for direction, end in (("inbound", "destinationWorkload"), ("outbound", "sourceWorkload")):
             for one in (state.get("connections") or {}).get(direction) or []:
-                yield {"podUid": uid, "direction": direction, end: local, **one}
+                yield {end: local, **one, "podUid": uid, "direction": direction}
 
 
 def size(count: int) -> str:
@@ -49,36 +49,37 @@ def size(count: int) -> str:
     raise AssertionError("the last unit always fits")
 
 
-def _pod(uid: str) -> str:
+def _pod(uid: str | None) -> str:
     """`namespace/name` of a workload's uid, `CLUSTER//Pod/NAMESPACE/NAME`."""
-    return uid.partition("//Pod/")[2] or uid
+    return uid.partition("//Pod/")[2] or uid if uid else ""
 
 
 def row(node: str, one: dict[str, Any], now: float) -> Row:
     """A connection's cells. Pods by name where they are known, else addresses; sizes from the local pod's viewpoint."""
-    inbound = one["direction"] == "inbound"
-    source, destination = _pod(one.get("sourceWorkload", "")), _pod(one.get("destinationWorkload", ""))
+    inbound = one.get("direction") == "inbound"
+    source, destination = _pod(one.get("sourceWorkload")), _pod(one.get("destinationWorkload"))
+    sent, received = one.get("bytesSent"), one.get("bytesReceived")
     port = str(one.get("actualDst") or "").rpartition(":")[2]
     opened = one.get("openedUnixNs")
     target = f"{destination}:{port}" if destination else one.get("actualDst")
     return (
         node,
-        one["direction"],
-        f"{source} ({one['src']})" if source else one.get("src"),
+        one.get("direction"),
+        f"{source} ({one.get('src')})" if source else one.get("src"),
         f"{one['hop']} {target}" if one.get("hop") else target,
-        str(one.get("destinationService", "")).partition("/")[2],
+        str(one.get("destinationService") or "").partition("/")[2],
         one.get("protocol"),
         one.get("sourceIdentity" if inbound else "destinationIdentity"),
         one.get("policy"),
-        size(one["bytesSent"]) if "bytesSent" in one else None,
-        size(one["bytesReceived"]) if "bytesReceived" in one else None,
+        size(sent) if sent is not None else None,
+        size(received) if received is not None else None,
         span(now - opened / 1e9) if opened else None,
     )
 
 
 def _concerns(one: dict[str, Any], pod: str | None, direction: str | None) -> bool:
-    ends = (_pod(one.get("sourceWorkload", "")), _pod(one.get("destinationWorkload", "")))
-    return (direction in (None, one["direction"])) and (pod is None or any(end.startswith(pod) for end in ends))
+    ends = (_pod(one.get("sourceWorkload")), _pod(one.get("destinationWorkload")))
+    return (direction in (None, one.get("direction"))) and (pod is None or any(end.startswith(pod) for end in ends))
 
 
 @click.command(
@@ -104,7 +105,7 @@ def connections(pod: str | None, direction: str | None, output: str, node: tuple
         raise click.UsageError(f"{pod!r} is no pod: write NAMESPACE/POD, or NAMESPACE/ for all of one")
     answers = asyncio.run(from_nodes(chosen_nodes(Places.from_environment(), node), _open_connections))
     found = [(answer.node, one) for answer in answers for one in answer.value or [] if _concerns(one, pod, direction)]
-    found.sort(key=lambda entry: (entry[1].get("openedUnixNs", 0), entry[0]))
+    found.sort(key=lambda entry: (entry[1].get("openedUnixNs") or 0, entry[0]))
     if output == "json":
         print_json([{"node": name, **one} for name, one in found])
     else:

@@ -5,7 +5,7 @@ Findings are sentences with the mend. A warning is worth a look; everything else
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from cli.moments import span
@@ -62,9 +62,10 @@ def _certificate(entry: dict[str, Any]) -> Certificate:
 
 def _moment(text: str | None) -> datetime | None:
     try:
-        return datetime.fromisoformat(text) if text else None
+        moment = datetime.fromisoformat(text) if text else None
     except ValueError:
         return None  # another proxy's way to write it
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
 def agent_findings(node: str, status: AgentStatus) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from typing import Any
 
 import click
@@ -42,6 +43,11 @@ def _moment(context: click.Context, parameter: click.Parameter, value: str | Non
         raise click.BadParameter(str(error)) from None
 
 
+def _count(context: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    """Hubble's reading of 0: as if the option were not there."""
+    return value or None
+
+
 def _port(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         if not (value.isascii() and value.isdigit() and len(value) <= 5 and int(value) <= 65535):
@@ -74,10 +80,11 @@ Examples:
 @click.option(
     "--last",
     type=click.IntRange(0),
+    callback=_count,
     help=f"Only the newest N flows; with --follow, of each node.  [default: {DEFAULT_LAST}]",
     metavar="N",
 )
-@click.option("--first", type=click.IntRange(0), help="Only the oldest N flows.", metavar="N")
+@click.option("--first", type=click.IntRange(0), callback=_count, help="Only the oldest N flows.", metavar="N")
 @click.option("--all", "everything", is_flag=True, help="Everything that the nodes keep.")
 @click.option("--since", callback=_moment, help="Flows since then: 5m (ago) or a date, UTC.", metavar="TIME")
 @click.option("--until", callback=_moment, help="Flows until then.", metavar="TIME")
@@ -133,7 +140,10 @@ def _printer(form: str, color: str, node: bool) -> Printer:
         if form == "compact":
             return compact(response, paint, node)
         cells = {heading: text for heading, text in columns(response, paint).items() if node or heading != "NODE"}
-        return "\n".join(f"{heading:>11}: {text}" for heading, text in cells.items()) + "\n------------"
+        return "\n".join(f"{heading:>11}: {text}" for heading, text in cells.items())
+
+    separator = "------------\n" if form == "dict" else ""
+    between = chain([""], repeat(separator))
 
     def table(responses: list[GetFlowsResponse]) -> None:
         rows = [list(columns(response).items()) for response in responses]
@@ -143,7 +153,7 @@ def _printer(form: str, color: str, node: bool) -> Printer:
 
     def lines(responses: list[GetFlowsResponse]) -> None:
         for response in responses:
-            click.echo(one(response), color=True)
+            click.echo(next(between) + one(response), color=True)
 
     return table if form == "table" else lines
 

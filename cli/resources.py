@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, proxy_json, report_failures
+from cli.config_dump import config_dump
+from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, report_failures
 from cli.failure import Failure, warn
 from cli.nodes import node_option
 from cli.output import output_option, print_json, print_table
@@ -28,7 +29,7 @@ async def _from_control(places: Places, kind: str) -> list[Resource]:
 
 async def _from_proxies(places: Places, kind: str, names: Iterable[str]) -> list[Resource]:
     """What proxies know, each resource once. Raises: Failure when none answers."""
-    answers = await from_nodes(chosen_nodes(places, names), lambda node: proxy_json(node, "/config_dump"))
+    answers = await from_nodes(chosen_nodes(places, names), config_dump)
     if not any(answer.value for answer in answers):
         failures = [answer.failure for answer in answers if answer.failure]
         raise failures[0] if failures else Failure("proxies", "none knows anything yet")

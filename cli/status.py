@@ -8,7 +8,8 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 
-from cli.dial import TIMEOUT_S, Answer, agent_status, chosen_nodes, control_stub, from_nodes, proxy_json, proxy_readiness
+from cli.config_dump import config_dump
+from cli.dial import TIMEOUT_S, Answer, agent_status, chosen_nodes, control_stub, from_nodes, proxy_readiness
 from cli.failure import Failure
 from cli.health import (
     Certificate,
@@ -56,7 +57,7 @@ async def node_report(node: NodePlaces, now: datetime) -> NodeReport:
         report.readiness = await proxy_readiness(node)
         if report.readiness:
             report.findings.append(Finding(node.name, f"the proxy is not ready, waiting for: {report.readiness}"))
-        dump = await proxy_json(node, "/config_dump")
+        dump = await config_dump(node)
         report.findings += proxy_findings(node.name, dump, report.agent)
         report.certificates = certificates(dump)
         report.connections = _open_connections(dump)
@@ -67,8 +68,7 @@ async def node_report(node: NodePlaces, now: datetime) -> NodeReport:
 
 
 def _open_connections(dump: dict[str, Any]) -> int:
-    states = dump.get("workloadState") or {}
-    ends = [(state.get("connections") or {}) for state in (states.values() if isinstance(states, dict) else states)]
+    ends = [(state.get("connections") or {}) for state in (dump.get("workloadState") or {}).values()]
     return sum(len(end.get(direction) or []) for end in ends for direction in ("inbound", "outbound"))
 
 

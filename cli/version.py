@@ -6,7 +6,8 @@ import ssl
 
 import click
 
-from cli.dial import Answer, agent_status, from_nodes, proxy_json
+from cli.config_dump import config_dump
+from cli.dial import Answer, agent_status, from_nodes
 from cli.failure import Failure
 from cli.output import output_option, print_json, printable
 from cli.status import control_report
@@ -59,5 +60,5 @@ async def _agent_version(node: NodePlaces) -> str:
 
 
 async def _proxy_version(node: NodePlaces) -> str:
-    dump = await proxy_json(node, "/config_dump")
-    return str(dump.get("version", {}).get("version", "")).removeprefix("weft-")
+    dump = await config_dump(node)
+    return str((dump.get("version") or {}).get("version", "")).removeprefix("weft-")

@@ -152,6 +152,15 @@ class World:
         self._pages.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
+    def withdraw(self, node: str) -> None:
+        """End the node's proxy."""
+        socket = self.places.node(node).admin_socket
+        pages = next(one for one in self._pages if one.server_address == str(socket))
+        self._pages.remove(pages)
+        pages.shutdown()
+        pages.server_close()
+        socket.unlink()
+
     def node_folder(self, node: str) -> None:
         """A node without any process."""
         self.places.node(node).run.mkdir(parents=True)

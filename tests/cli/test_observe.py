@@ -108,8 +108,28 @@ def test_table_and_dict(world: "World") -> None:
         "       TYPE: to-endpoint",
         "    VERDICT: FORWARDED",
         "    SUMMARY: opened, mutual TLS",
-        "------------",
     ]
+
+
+def test_dicts_have_a_line_between_them_as_hubbles_do(world: "World") -> None:
+    world.observer("node-a", [_flow(second, "node-a") for second in (1, 2, 3)])
+    lines = world.weft("observe", "-o", "dict").stdout.splitlines()
+    assert [lines.count("------------"), lines[0], lines[6], lines[-1]] == [
+        2,
+        "  TIMESTAMP: Mar  5 08:00:01.000",
+        "------------",
+        "    SUMMARY: opened, mutual TLS",
+    ]
+
+
+def test_a_count_of_zero_is_none_as_hubble_has_it(world: "World") -> None:
+    observer = world.observer("node-a", [_flow(second, "node-a") for second in range(30)])
+    for option in ("--last", "--first"):
+        assert world.weft("observe", option, "0").stdout == world.weft("observe").stdout
+    assert len(world.weft("observe", "--last", "0").stdout.splitlines()) == 20
+    assert len(world.weft("observe", "--last", "0", "--since", "2026-03-05").stdout.splitlines()) == 30
+    assert world.weft("observe", "--last", "0", "--first", "2").exit_code == 0
+    assert [asked.number for asked in observer.asked] == [20, 20, 20, 20, 20, 0, 2]
 
 
 def test_options_reach_the_node(world: "World") -> None:
