@@ -26,15 +26,17 @@ class AgentEvents(EventLog):
         now = _now()
         self._add(flow_pb2.AgentEvent(type=flow_pb2.AGENT_STARTED, agent_start=flow_pb2.TimeNotification(time=now)))
 
-    def pod_changed(self, pod: Pod, entered: bool) -> None:
-        """A pod is in the mesh, or out of it."""
+    def pod_changed(self, pod: Pod, entered: bool, identity: Identity) -> None:
+        """A pod is in the mesh, or out of it; flows know it by the same number."""
         request = pod.request
-        identity = identity_number(Identity("cluster.local", request.namespace, request.service_account))
         self._add(
             flow_pb2.AgentEvent(
                 type=flow_pb2.ENDPOINT_CREATED if entered else flow_pb2.ENDPOINT_DELETED,
                 endpoint_update=flow_pb2.EndpointUpdateNotification(
-                    id=identity, labels=pod.flow_labels, pod_name=request.name, namespace=request.namespace
+                    id=identity_number(identity),
+                    labels=pod.flow_labels,
+                    pod_name=request.name,
+                    namespace=request.namespace,
                 ),
             )
         )

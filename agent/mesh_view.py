@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 from agent.agent_events import AgentEvents
+from agent.pod import PodRequest
 from mesh.delta import Resource
 from mesh.identity import Identity
 from mesh.inventory import Inventory
@@ -21,6 +22,7 @@ from wire.mesh_cache import MeshCache
 from wire.xds import Update
 
 TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
+_USUAL_DOMAIN = "cluster.local"
 _LARGE = 1024
 """Resources of an update from which on the collector rests."""
 
@@ -79,6 +81,15 @@ class MeshView:
     def workload_at(self, address: Address) -> Workload | None:
         """Who has an address on this node's network."""
         return self.inventory.workload_by_address(self.network, address)
+
+    def identity_of(self, pod: PodRequest, node: str) -> Identity:
+        """A pod's of this node; of a pod that control has not told of yet, in the trust domain of those that it has."""
+        found = self.inventory.workload_of_pod(pod.namespace, pod.name, pod.service_account, node)
+        if found is not None:
+            return found.identity
+        any_other = next(iter(self.inventory.workloads()), None)
+        domain = any_other.trust_domain if any_other is not None else _USUAL_DOMAIN
+        return Identity(domain, pod.namespace, pod.service_account)
 
     def evaluate_plain(self, workload: Workload, source: Address, destination: Address, port: int) -> Verdict:
         """What policy says to a connection whose peer proved no identity."""

@@ -202,7 +202,7 @@ class NodeAgent:
 
     def _pod_changed(self, pod: Pod, entered: bool) -> None:
         _log.info("pod %s is %s the mesh", pod, "in" if entered else "out of")
-        self.events.pod_changed(pod, entered)
+        self.events.pod_changed(pod, entered, self.view.identity_of(pod.request, self._settings.node))
         self._pre_mesh.changed()
 
     def _proxies_connected(self, peers: Sequence[ProxyPeer]) -> None:

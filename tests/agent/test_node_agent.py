@@ -3,8 +3,9 @@
 import ctypes
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -143,17 +144,23 @@ def test_an_address_that_has_gone_to_another_pod_stays_that_ones(node: Node) -> 
     redirect.close()
 
 
-def test_a_pod_whose_record_is_lost_stays_served_until_it_is_enrolled_anew(node: Node) -> None:
+def served_through_a_restart(node: Node, spoil: Callable[[Path], object]) -> "subprocess.Popen[bytes]":
+    """Pod a, whose record is spoilt while no agent runs, is served all the same; the proxy that serves it."""
     agent = node.start_agent()
     proxy = node.start_proxy()
     node.enrol("a")
     until_says(proxy, "add uid-a")
     node.stop_agent(agent)
-    (node.places.state / "pods/uid-a.json").unlink()
+    spoil(node.places.state / "pods/uid-a.json")
     until_says(proxy, "disconnected")
     node.start_agent()
     assert until_says(proxy, "snapshot_sent") == ["connected", "keep uid-a", "snapshot_sent"]
     assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
+    return proxy
+
+
+def test_a_pod_whose_record_is_lost_stays_served_until_it_is_enrolled_anew(node: Node) -> None:
+    served_through_a_restart(node, lambda record: record.unlink())
     assert any("pod uid-a is captured and no record tells of it" in one for one in node.status().problems)
     node.enrol("a")
     status = node.status()
@@ -162,16 +169,7 @@ def test_a_pod_whose_record_is_lost_stays_served_until_it_is_enrolled_anew(node:
 
 
 def test_a_pod_whose_record_is_spoilt_stays_served_until_it_is_withdrawn(node: Node) -> None:
-    agent = node.start_agent()
-    proxy = node.start_proxy()
-    node.enrol("a")
-    until_says(proxy, "add uid-a")
-    node.stop_agent(agent)
-    (node.places.state / "pods/uid-a.json").write_text("{")
-    until_says(proxy, "disconnected")
-    node.start_agent()
-    assert until_says(proxy, "snapshot_sent") == ["connected", "keep uid-a", "snapshot_sent"]
-    assert node.dial("a", OUTSIDE, 80) == f"{OUTSIDE}:80"
+    proxy = served_through_a_restart(node, lambda record: record.write_text("{"))
     assert node.post("/cmddel", {"UID": "uid-a"}) == (200, "")
     assert until_says(proxy, "del uid-a") == ["del uid-a"]
     with listening(node, "b", 8080):
