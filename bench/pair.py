@@ -24,10 +24,11 @@ def start(stack: ExitStack, netns: Path, command: list[str], log: Path, environm
     """Run a proxy in a network namespace until the stack closes; gives its pid.
 
     In a session of its own, as lab starts weft's: the kernel divides CPUs among sessions first (sched(7), autogroup). Proxies
-    that shared one with the load generator were quicker at one connection and slower at many.
+    that shared one with the load generator were quicker at one connection and slower at many. The kernel ends it where this
+    process is killed and ends nothing itself.
     """
     output = stack.enter_context(log.open("wb"))
-    argv = ["nsenter", f"--net={netns}", "--", *command]
+    argv = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={netns}", "--", *command]
     told = None if environment is None else dict(environment)
     process = subprocess.Popen(argv, stdout=output, stderr=output, env=told, start_new_session=True)
     stack.callback(_end, process)
