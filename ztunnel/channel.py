@@ -255,6 +255,8 @@ class ConnectionRecord:
     """CONNECT target, `ip:port` or `hostname:port`; empty for TCP."""
     original_destination: tuple[IPAddress, int] | None = None
     """What the application dialled (outbound), before services and waypoints."""
+    forwarded_host: str = ""
+    """Hostname of the service that the client's proxy says its application dialled (inbound), where this pod serves it."""
     source_workload: str = ""
     source_identity: Identity | None = None
     """Proved by mutual TLS (or our own, outbound over HBONE); None for plain text."""

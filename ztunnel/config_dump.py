@@ -69,12 +69,12 @@ def _chain(pem: bytes) -> list[JSON]:
 
 
 def dump_connection(record: ConnectionRecord) -> JSON:
-    """An open connection as the config dump shows it; of one by a tunnel the original destination is its service."""
+    """An open connection as the config dump shows it: inbound, the original destination is the service that was named."""
     dialled = endpoint_text(*record.destination)
     if record.direction == "outbound":
         original: str | None = endpoint_text(*(record.original_destination or record.destination))
     else:
-        original = (record.hbone_destination and record.destination_service.partition("/")[2]) or None
+        original = record.forwarded_host or None
         dialled = record.hbone_destination or dialled
     return {"src": endpoint_text(*record.source), "originalDst": original, "actualDst": dialled, "protocol": record.protocol}
 

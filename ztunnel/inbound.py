@@ -111,6 +111,8 @@ class Errand(NamedTuple):
     workload: Workload
     """Who is asked."""
     authority: str
+    named: str
+    """Hostname of the service that the client named, where that is who was admitted; a service that was guessed is not."""
     source: str
     """The client's xDS uid, where its address tells."""
     described: Described | None
@@ -144,7 +146,9 @@ def errand_of(
     if admitted.announced is not None and node.config.localhost_app_tunnel:
         local = _LOOPBACKS[local.version]  # where nobody reaches the application past its proxy
     application = application_at(pod, source, local, admitted.port)
-    return Errand(request, admitted, workload, str(request.authority), uid, described, application, subject, generation)
+    named = request.forwarded_host if admitted.service and admitted.service.hostname == request.forwarded_host else ""
+    authority = str(request.authority)
+    return Errand(request, admitted, workload, authority, named, uid, described, application, subject, generation)
 
 
 class InboundRequest(Inbound):
@@ -168,6 +172,7 @@ class InboundRequest(Inbound):
             "HBONE",
             *ends,
             errand.authority,
+            forwarded_host=errand.named,
             source_workload=errand.source,
             source_identity=tunnel.peer,
             source_described=errand.described,

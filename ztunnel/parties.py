@@ -22,7 +22,7 @@ _place: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
     "destination", "hbone_destination", "policy", "asked_policies"
 )
 _shared: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
-    "pod_uid", "destination", "original_destination", "hbone_destination", "policy", "asked_policies"
+    "pod_uid", "destination", "original_destination", "forwarded_host", "hbone_destination", "policy", "asked_policies"
 )
 
 

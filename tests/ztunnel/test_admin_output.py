@@ -110,12 +110,13 @@ def test_pods_with_their_connections() -> None:
 def test_where_clients_meant_to_go_is_shown_as_istios_ztunnel_shows_it() -> None:
     pod, client, hostname = ip_address("10.1.0.5"), (ip_address("10.2.0.2"), 99), "web.demo.svc.cluster.local"
     tunnelled = ConnectionRecord(1, "u1", "inbound", "HBONE", client, (pod, 15008), "10.1.0.5:80")
-    by_name = replace(tunnelled, destination_service=f"demo/{hostname}")
+    guessed = replace(tunnelled, destination_service=f"demo/{hostname}")
+    by_name = replace(guessed, forwarded_host=hostname)
     plain = ConnectionRecord(2, "u1", "inbound", "TCP", client, (pod, 80), destination_service=f"demo/{hostname}")
     out = ConnectionRecord(3, "u1", "outbound", "HBONE", client, (pod, 15008), "10.1.0.5:80", (ip_address("10.96.0.1"), 80))
-    shown = [config_dump.dump_connection(one) for one in (tunnelled, by_name, plain, out)]
-    assert [one["originalDst"] for one in shown] == [None, hostname, None, "10.96.0.1:80"]
-    assert [one["actualDst"] for one in shown] == ["10.1.0.5:80", "10.1.0.5:80", "10.1.0.5:80", "10.1.0.5:15008"]
+    shown = [config_dump.dump_connection(one) for one in (tunnelled, guessed, by_name, plain, out)]
+    assert [one["originalDst"] for one in shown] == [None, None, hostname, None, "10.96.0.1:80"]
+    assert [one["actualDst"] for one in shown] == [*["10.1.0.5:80"] * 4, "10.1.0.5:15008"]
 
 
 @pytest.fixture

@@ -110,7 +110,16 @@ def test_a_request_by_service_address_and_what_is_told_about_it(mesh: World, app
     assert mine.destination_identity == theirs.destination_identity == SERVER
     assert mine.source_workload == theirs.source_workload == mesh.client.workload.uid
     assert mine.destination_service == theirs.destination_service == mesh.service.key
+    assert (mine.forwarded_host, theirs.forwarded_host) == ("", mesh.service.hostname)
     assert mine.duration_ns > 0 and mine.opened_unix_ns > 1e18
+
+
+def test_a_service_that_is_only_guessed_was_not_named(mesh: World, app: socket.socket) -> None:
+    client, server = connected(mesh, app, mesh.server.address, 8080)
+    client.close()
+    server.close()
+    theirs = mesh.server.worker.closed()
+    assert (theirs.destination_service, theirs.forwarded_host) == (mesh.service.key, "")
 
 
 def test_bytes_are_counted_while_a_connection_is_open(mesh: World, app: socket.socket) -> None:
