@@ -2,7 +2,7 @@
 
 Each attempt has a socket of its own, connected (so that the kernel drops what others send) from a port and with an id that
 nobody can guess; an answer must repeat the question. A server that cannot answer (refused, SERVFAIL) is followed by the next
-one at once; one that is silent, after TIMEOUT_S.
+one at once; one that is silent, after TIMEOUT_S. One that cannot read a question with EDNS hears it without (RFC 6891, 7).
 """
 
 import errno
@@ -13,7 +13,7 @@ from secrets import randbelow
 from typing import Protocol
 
 from mesh.workload import Address
-from ztunnel.dns_message import NOERROR, NXDOMAIN, DNSError, Question
+from ztunnel.dns_message import FORMERR, NOERROR, NOTIMP, NXDOMAIN, DNSError, Question
 from ztunnel.dns_response import Response, Wishes, ask, read_response
 from ztunnel.loop import IN, OUT, Deadlines, Loop
 from ztunnel.nameservers import Nameservers
@@ -59,8 +59,12 @@ class Home:
 class Upstream:
     """One per worker: the servers, and all questions that are under way."""
 
-    def __init__(self, loop: Loop, nameservers: Nameservers, port: int = PORT, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, loop: Loop, nameservers: Nameservers, home: Origin, port: int = PORT, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """`home`: where the file is that names the servers."""
         self.loop = loop
+        self.home = home
         self.port = port
         self.deadlines = Deadlines(timeout_s)
         self._nameservers = nameservers
@@ -97,6 +101,8 @@ class Exchange:
         self._place = -1
         self._sock: socket.socket | None = None
         self._over_tcp = False
+        self._in_plain = False
+        """Without EDNS, though it was wished for."""
         self._id = 0
         self._strays = 0
         self._out = b""
@@ -128,6 +134,7 @@ class Exchange:
         if self._place >= len(self._plan):
             self._finish(self._best)
             return
+        self._in_plain = False
         self._attempt(over_tcp=False)
 
     def _attempt(self, over_tcp: bool) -> None:
@@ -135,11 +142,14 @@ class Exchange:
         self._over_tcp = over_tcp
         self._id = randbelow(65536)
         self._strays = 0
-        message = ask(self._id, self._question, PAYLOAD_BYTES, self._wishes)
+        wishes = self._wishes._replace(edns=False) if self._in_plain else self._wishes
+        message = ask(self._id, self._question, PAYLOAD_BYTES, wishes)
         family = socket.AF_INET if server.version == 4 else socket.AF_INET6
         kind = socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM
+        # An interface that is named with a server (fe80::1%eth0) is one of those beside the file.
+        origin = self._upstream.home if server.version == 6 and server.scope_id else self._origin
         try:
-            sock = self._sock = self._origin.make_socket_of(family, kind)
+            sock = self._sock = origin.make_socket_of(family, kind)
             error = sock.connect_ex((str(server), self._upstream.port))
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, "cannot reach it")
@@ -216,7 +226,10 @@ class Exchange:
 
     def _take(self, response: Response) -> None:
         self._release()
-        if response.code not in (NOERROR, NXDOMAIN):
+        if response.code in (FORMERR, NOTIMP) and self._wishes.edns and not self._in_plain:
+            self._in_plain = True
+            self._attempt(self._over_tcp)
+        elif response.code not in (NOERROR, NXDOMAIN):
             self._best = self._best or response
             self._fail(f"nameserver {self._plan[self._place]} answers with code {response.code}")
         elif response.truncated and not self._over_tcp:

@@ -95,7 +95,8 @@ class Node:
         """Streams to gateways whose inner tunnel has ended."""
         tuning = config.tuning
         self.demands = Demands(loop, emit, tuning.workload_timeout_s, tuning.questions_per_s) if config.on_demand else None
-        self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf))
+        home = Home(config.packet_mark)
+        self.dns_upstream = Upstream(loop, Nameservers(config.resolv_conf), home)
         self.dns_counts = Counts()
         self.zone = Zone(config.cluster_domain, config.preferred_service_namespace, config.ipv6, config.search_domains)
         self.dns_idle = Deadlines(DNS_IDLE_S)
@@ -106,7 +107,7 @@ class Node:
         """No application's."""
         self.dns_refused = 0
         """Questions beyond a bound."""
-        self.resolver = Resolver(self.dns_upstream, Home(config.packet_mark), self.dns_counts)
+        self.resolver = Resolver(self.dns_upstream, home, self.dns_counts)
         self.tunnels: dict[Tunnel, None] = {}
         self.revocations = Revocations(loop, emit, self.tunnels)
         self.keep_alives = Deadlines(PING_INTERVAL_S)

@@ -1,5 +1,6 @@
 """The worker's resolver, against real nameservers on loopback: families, caching, merging, and servers that are slow or lie."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import dns.message
+import dns.rcode
 import pytest
 
 from mesh.workload import Address, Workload
@@ -15,6 +17,7 @@ from tests.ztunnel.nameserver import Behaviour, Nameserver, code, nameserver, si
 from ztunnel import dns_upstream as upstream_module
 from ztunnel import resolver as resolver_module
 from ztunnel.dns_counts import Counts
+from ztunnel.dns_response import question_for
 from ztunnel.dns_upstream import Home, Upstream
 from ztunnel.loop import Loop
 from ztunnel.nameservers import Nameservers, read_nameservers, read_search
@@ -44,9 +47,10 @@ class Bench:
         path.write_text("".join(f"nameserver {server}\n" for server in servers))
         self.loop = Loop()
         self.path = path
-        self.upstream = Upstream(self.loop, Nameservers(str(path)), port, timeout_s)
+        home = Home(0x539)
+        self.upstream = Upstream(self.loop, Nameservers(str(path)), home, port, timeout_s)
         self.counts = Counts()
-        self.resolver = Resolver(self.upstream, Home(0x539), self.counts)
+        self.resolver = Resolver(self.upstream, home, self.counts)
         self.answers: list[Address | None] = []
 
     def ask(self, name: str, version: int = 4, who: object = None) -> None:
@@ -224,6 +228,53 @@ def test_a_server_that_cannot_answer_is_followed_by_the_next(first: Behaviour, t
     finally:
         for server in servers:
             server.close()
+
+
+@pytest.mark.parametrize("refusal", [dns.rcode.FORMERR, dns.rcode.NOTIMP])
+@pytest.mark.parametrize("name", ["v4.example", "many.example"])
+def test_a_server_that_knows_no_edns_is_asked_without(tmp_path: Path, refusal: dns.rcode.Rcode, name: str) -> None:
+    asked: list[tuple[str, int]] = []
+    whole, refuse = zone(ZONE, max_udp_bytes=512), code(refusal)
+
+    def behave(query: dns.message.Message, how: str) -> list[bytes]:
+        asked.append((how, query.edns))
+        return whole(query, how) if query.edns < 0 else refuse(query, how)
+
+    with nameserver(behave) as server:
+        bench = Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+        assert bench.get(name) is not None
+    assert asked == [("udp", 0), ("udp", -1), *([("tcp", -1)] if name == "many.example" else [])]
+
+
+def test_a_server_that_refuses_either_way_is_followed_by_the_next(tmp_path: Path) -> None:
+    first, second = several({"127.0.0.1": code(dns.rcode.FORMERR), "127.0.0.2": zone(ZONE)})
+    try:
+        bench = Bench(tmp_path / "resolv.conf", first.port, ["127.0.0.1", "127.0.0.2"])
+        assert bench.get("v4.example") == ip_address("192.0.2.1")
+        assert (len(first.asked), len(second.asked)) == (2, 1)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_server_on_a_link_is_asked_from_where_the_link_is(tmp_path: Path) -> None:
+    """The interface's name says nothing in a pod, whose links are others."""
+    made: list[tuple[str, int]] = []
+
+    class Place:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def make_socket_of(self, family: int, kind: int) -> socket.socket:
+            made.append((self.name, family))
+            raise OSError(errno.ENETUNREACH, "no such link")
+
+    bench = Bench(tmp_path / "resolv.conf", 53, ["fe80::1%lo", "127.0.0.1", "::1"])
+    bench.upstream.home = Place("home")
+    heard: list[str] = []
+    bench.upstream.ask(Place("pod"), question_for("v4.example", 1), lambda _answer, reason: heard.append(reason))
+    bench.run(lambda: heard)
+    assert made == [("home", socket.AF_INET6), ("pod", socket.AF_INET), ("pod", socket.AF_INET6)] * 2
 
 
 def test_a_server_that_is_not_there_and_one_that_never_answers_end_soon(tmp_path: Path) -> None:
