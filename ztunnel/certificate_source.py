@@ -14,9 +14,9 @@ from ztunnel.workload_api import WorkloadApi
 def certificate_source(config: Config, pods: Callable[[Identity], Set[str]]) -> Fetcher:
     """The CA, or who stands in its place; `pods`: the uids of an identity's pods on this node."""
     if config.spire_admin:
-        return DelegatedIdentities(config.spire_admin, pods)
+        return DelegatedIdentities(config.spire_admin, pods, aliases=config.trust_domain_aliases)
     if config.spiffe_endpoint:
-        return WorkloadApi(config.spiffe_endpoint)
+        return WorkloadApi(config.spiffe_endpoint, aliases=config.trust_domain_aliases)
     if config.fake_ca:
         from ztunnel.fake_ca import FakeCA  # only here: nobody else has it in memory
 

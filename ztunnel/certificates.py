@@ -53,6 +53,8 @@ class Certificate:
     roots_pem: bytes
     not_before: float
     not_after: float
+    federated: tuple[tuple[str, bytes], ...] = ()
+    """Other trust domains with their roots, PEM, which are believed about these domains alone."""
 
     def refresh_at(self, now: float, jitter: float = 0.0) -> float:
         """When to fetch its successor: around half of its life, or at half of what is left where that has passed."""

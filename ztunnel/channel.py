@@ -142,6 +142,8 @@ class SetCertificate:
     key_pem: bytes = field(repr=False)
     roots_pem: bytes
     expires_unix_s: float
+    federated: tuple[tuple[str, bytes], ...] = ()
+    """Other trust domains with their roots, PEM; see `ztunnel.authorities`."""
 
 
 @dataclass(frozen=True, slots=True)

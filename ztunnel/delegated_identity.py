@@ -2,8 +2,8 @@
 
 The agent makes the keys and renews the documents; to whom it hands them out, its own configuration says (authorized_delegates).
 An identity is asked for by what registration entries of pods select: k8s:ns and k8s:sa, and k8s:pod-uid of its pods here, as
-SPIRE's controller manager writes them. Its roots are the bundle of its own trust domain: those of federated domains would be
-believed about ours too.
+SPIRE's controller manager writes them. Its roots are the bundle of its own trust domain; and, about their own identities alone,
+those of the domains with which its entries federate, where they are other names of this mesh (TRUST_DOMAIN_ALIASES).
 
 An answer without the identity means that nobody may have it, if it is a stream's first: an agent answers when it has what its
 entries promise. Later on it may mean that an entry was replaced, or a key of the CA is tainted, and the next document is a
@@ -31,6 +31,7 @@ from ztunnel.ca import FetchError
 from ztunnel.certificates import Certificate
 from ztunnel.svid import FETCH_TIMEOUT_S, follow, open_channel, read_svid
 
+_SCHEME = "spiffe://"
 _SHOWN = 4
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class _Subscription:
         self.lost = ""
         """Why its stream has ended, while there is no other."""
         self.told: Certificate | None = None
+        self.federates: Set[str] = frozenset()
+        """The trust domains with which its entries federate."""
         self.pods: Set[str] = frozenset()
         """With whose uids it was asked for."""
         self.task: asyncio.Task[None] | None = None
@@ -54,11 +57,16 @@ class DelegatedIdentities:
     """Certificates of pods from a SPIRE agent; see `ztunnel.issuer.Fetcher`. Made inside an event loop."""
 
     def __init__(
-        self, address: str, pods: Callable[[Identity], Set[str]] = lambda _: frozenset(), clock: Callable[[], float] = time.time
+        self,
+        address: str,
+        pods: Callable[[Identity], Set[str]] = lambda _: frozenset(),
+        clock: Callable[[], float] = time.time,
+        aliases: Set[str] = frozenset(),
     ) -> None:
-        """`pods`: the uids of an identity's pods on this node."""
+        """`pods`: the uids of an identity's pods on this node; `aliases`: the other trust domains of this mesh."""
         self._address = address
         self._pods = pods
+        self._aliases = aliases
         self._clock = clock
         self._channel = open_channel(address)
         self._stub = DelegatedIdentityStub(self._channel)
@@ -153,6 +161,7 @@ class DelegatedIdentities:
         if svid is None and subscription.svid is not None and not first:
             return False
         subscription.svid, subscription.error, subscription.lost = svid, "", ""
+        subscription.federates = self._aliases & {name.removeprefix(_SCHEME) for name in response.federates_with}
         self._noted = ""
         if svid is None:
             subscription.error = self._nobody(identity, subscription.pods, sorted(named))
@@ -174,7 +183,7 @@ class DelegatedIdentities:
         if self._trouble:
             _log.info("SPIRE %s: serves again", self._address)
         self._trouble = self._noted = ""
-        self._bundles = {name.removeprefix("spiffe://"): der for name, der in response.ca_certificates.items()}
+        self._bundles = {name.removeprefix(_SCHEME): der for name, der in response.ca_certificates.items()}
         for identity, subscription in list(self._subscriptions.items()):
             self._update(identity, subscription)
         return True
@@ -217,8 +226,10 @@ class DelegatedIdentities:
             if subscription.error:
                 raise FetchError(subscription.error)
             return None
+        partners = subscription.federates - {identity.trust_domain}
+        federated = {domain: self._bundles.get(domain, b"") for domain in partners}
         try:
-            return read_svid(identity, list(svid.x509_svid.cert_chain), svid.x509_svid_key, bundle, self._clock())
+            return read_svid(identity, list(svid.x509_svid.cert_chain), svid.x509_svid_key, bundle, self._clock(), federated)
         except FetchError as error:
             raise FetchError(subscription.lost or str(error)) from error
 

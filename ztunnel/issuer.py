@@ -181,5 +181,10 @@ def _jitter() -> float:
 
 def _set_certificate(certificate: Certificate) -> SetCertificate:
     return SetCertificate(
-        certificate.identity, certificate.chain_pem, certificate.key_pem, certificate.roots_pem, certificate.not_after
+        certificate.identity,
+        certificate.chain_pem,
+        certificate.key_pem,
+        certificate.roots_pem,
+        certificate.not_after,
+        certificate.federated,
     )

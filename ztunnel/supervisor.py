@@ -52,7 +52,6 @@ from ztunnel.issuer import CertificateMessage, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
-from ztunnel.losses import Losses
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
 from ztunnel.nameservers import read_search
@@ -110,7 +109,6 @@ class Supervisor:
             config.cluster_id,
         )
         self._telemetry.as_json = config.log_json
-        self._losses = Losses(self._telemetry.tell_lost)
         self.log_levels = LogLevels(config.log_level, self._set_access_level)
         self.log_levels.on_change = self._log_levels_changed
         if config.local_mesh is not None:
@@ -217,7 +215,6 @@ class Supervisor:
     def worker_died(self, worker: int) -> None:
         """Its connections are gone."""
         self._telemetry.worker_died(worker)
-        self._losses.begin()
 
     # --- what others ask
 
@@ -356,7 +353,6 @@ class Supervisor:
 
     async def _close(self) -> None:
         self.pods.close()
-        await self._losses.finish()
         await self._admin.close()
         await self._ca.close()
         await self._output.drain()

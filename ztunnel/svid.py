@@ -10,16 +10,21 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import grpc
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import load_der_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_private_key
 
 from mesh.identity import Identity
 from wire.grpc_reason import reason_of
+from ztunnel.authorities import Federated
 from ztunnel.ca import ExpiredError, FetchError, read_chain
 from ztunnel.certificates import Certificate
 from ztunnel.der import Malformed, split_elements
@@ -36,11 +41,22 @@ _MENDS = {
 }
 """What an agent's words call for (SPIRE 1.16)."""
 _T = TypeVar("_T")
+_Name = tuple[tuple[str, str], ...]
 _log = logging.getLogger(__name__)
 
 
-def read_svid(identity: Identity, chain: Sequence[bytes], key: bytes, bundle: bytes, now: float) -> Certificate:
-    """A document of an agent: chain and key in DER, roots one after the other. Raises: FetchError with what is wrong."""
+def read_svid(
+    identity: Identity,
+    chain: Sequence[bytes],
+    key: bytes,
+    bundle: bytes,
+    now: float,
+    federated: Mapping[str, bytes] = MappingProxyType({}),
+) -> Certificate:
+    """A document of an agent: chain and key in DER, roots one after the other, those of federated trust domains by domain.
+
+    Raises: FetchError with what is wrong.
+    """
     if len(bundle) > MAX_BUNDLE_BYTES:
         raise FetchError(f"the agent's roots of {identity} are beyond {MAX_BUNDLE_BYTES} bytes")
     try:
@@ -54,9 +70,57 @@ def read_svid(identity: Identity, chain: Sequence[bytes], key: bytes, bundle: by
         raise FetchError(f"the agent's document of {identity} has no {'roots' if chain else 'certificate'}")
     pem = [ssl.DER_cert_to_PEM_cert(one) for one in chain]
     try:
-        return read_chain(identity, private, [*pem, "".join(map(ssl.DER_cert_to_PEM_cert, roots))], now)
+        certificate = read_chain(identity, private, [*pem, "".join(map(ssl.DER_cert_to_PEM_cert, roots))], now)
     except ExpiredError as error:
         raise FetchError(f"the agent's document of {identity} has expired: does the agent reach its server?") from error
+    if not federated:
+        return certificate
+    try:
+        return replace(certificate, federated=read_federated(certificate.roots_pem, federated))
+    except ValueError as error:
+        raise FetchError(f"the agent's roots of {identity} cannot be read: {error}") from error
+
+
+def read_federated(roots_pem: bytes, bundles: Mapping[str, bytes]) -> Federated:
+    """Other trust domains' roots, with nobody's where they cannot be read: then nobody is believed about that domain.
+
+    A root that bears the name of another one's is left out: OpenSSL would look in the one for who signed with the other's key,
+    and whoever runs a federated domain could have our own peers refused. Raises: ValueError for roots of ours without a name.
+    """
+    named: dict[_Name, tuple[str, list[bytes]]] = {}
+    """Whose the first root of a name was, and all of theirs."""
+    found = []
+    ours = [_named(root) for root in x509.load_pem_x509_certificates(roots_pem)]
+    for domain, roots in [("", ours), *((domain, _read_bundle(domain, bundles[domain])) for domain in sorted(bundles))]:
+        kept = []
+        for name, pem in roots:
+            owner, same = named.setdefault(name, (domain, []))
+            if owner == domain or pem in same:
+                same.append(pem)
+                kept.append(pem)
+        found.append((domain, b"".join(kept)))
+    return tuple(found[1:])
+
+
+@lru_cache(16)
+def _read_bundle(domain: str, bundle: bytes) -> tuple[tuple[_Name, bytes], ...]:
+    """A federated trust domain's roots, by name; none, and a warning, where they cannot be read: somebody else wrote them."""
+    try:
+        if len(bundle) > MAX_BUNDLE_BYTES:
+            raise ValueError(f"beyond {MAX_BUNDLE_BYTES} bytes")
+        roots = tuple(_named(x509.load_der_x509_certificate(one)) for one in split_elements(bundle))
+        if roots:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=b"".join(pem for _, pem in roots).decode())
+    except (ValueError, TypeError, UnsupportedAlgorithm, ssl.SSLError) as error:
+        _log.warning("the roots of the federated trust domain %s cannot be read: %s", domain, error)
+        return ()
+    return roots
+
+
+def _named(root: x509.Certificate) -> tuple[_Name, bytes]:
+    """A root's subject as OpenSSL compares it, without case and further spaces; and the root, PEM."""
+    name = tuple((one.oid.dotted_string, " ".join(str(one.value).lower().split())) for one in root.subject)
+    return name, root.public_bytes(Encoding.PEM)
 
 
 def open_channel(address: str) -> grpc.aio.Channel:

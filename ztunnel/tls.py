@@ -11,6 +11,7 @@ import os
 import ssl
 
 from mesh.identity import Identity, first_identity
+from ztunnel.authorities import Authorities
 from ztunnel.channel import SetCertificate
 from ztunnel.openssl import BOUND
 from ztunnel.verification import PeerRefused, Verifications, Verifier
@@ -89,9 +90,10 @@ def _context(protocol: int, certificate: SetCertificate, tls12: bool, known: Ver
     if BOUND is not None:
         BOUND.send_no_root(context)
         BOUND.take_short_chains(context)
-    context.verifier = Verifier(BOUND, known, certificate.roots_pem, server=protocol == ssl.PROTOCOL_TLS_SERVER)
+    authorities = Authorities(certificate.roots_pem, certificate.federated)
+    context.verifier = Verifier(BOUND, known, authorities, server=protocol == ssl.PROTOCOL_TLS_SERVER)
     context.asked = context.verifier.attach(context)
-    context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
+    context.load_verify_locations(cadata=authorities.pem.decode("ascii"))
     fd = os.memfd_create("identity", os.MFD_CLOEXEC)
     try:
         os.write(fd, certificate.chain_pem + b"\n" + certificate.key_pem)

@@ -9,13 +9,13 @@ Nothing is accepted by silence: a handshake that ends without an answer of ours 
 """
 
 import _ssl
-import hashlib
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ztunnel.authorities import Authorities
 from ztunnel.channel import Flag
 from ztunnel.openssl import OpenSSL, Verify
 
@@ -39,7 +39,7 @@ class Verified:
     """A peer's certificate, up to a root of ours."""
 
     names: list[str]
-    """Its URI names."""
+    """Its URI names, as far as its root may speak for them."""
     chain: list[bytes]
     """DER, leaf first, with the root."""
     not_before: int = 0
@@ -96,11 +96,12 @@ class Verifications:
 class Verifier:
     """What one context's handshakes ask of peers. A thread has one handshake at a time."""
 
-    def __init__(self, calls: OpenSSL | None, known: Verifications, roots_pem: bytes, server: bool) -> None:
+    def __init__(self, calls: OpenSSL | None, known: Verifications, authorities: Authorities, server: bool) -> None:
         """`server`: whether its peers are clients. Without `calls` all is asked after the handshake."""
         self._calls = calls
         self._known = known
-        self._realm = hashlib.sha256(roots_pem).digest() + (b"server" if server else b"client")
+        self._authorities = authorities
+        self._realm = authorities.key + (b"server" if server else b"client")
         self._asking: Asking | None = None
         self._refusals: list[BaseException] = []
         """Of the handshake that goes on: none or one."""
@@ -142,9 +143,18 @@ class Verifier:
             raise PeerRefused("the peer resumed a session: only whole handshakes are served")
         if self._calls is not None:
             raise PeerRefused("the peer's certificate was not verified in this handshake")
-        verified = read_verified(tls)
+        verified = self._believed(read_verified(tls))
         asking.judge(verified)
         asking.verified = verified
+
+    def _believed(self, verified: Verified) -> Verified:
+        """A verified certificate without the names for which its root may not speak. Raises: PeerRefused where none is left."""
+        names = self._authorities.believed(verified.names, verified.chain[-1] if verified.chain else b"")
+        if names == verified.names:
+            return verified
+        if not names:
+            raise PeerRefused(f"wrong trust domain: the root of its certificate may not speak for {verified.names[:4]}")
+        return replace(verified, names=names)
 
     def _verify(self, store: int, _argument: object) -> int:
         """OpenSSL asks. What is raised here would be lost, and the answer anything. Long, as each call costs: it runs cold."""
@@ -160,7 +170,7 @@ class Verifier:
             if verified is None:
                 if calls.verify(store) != 1:
                     return 0
-                verified = _read(calls, store, key[1], self._known.most > 0)
+                verified = self._believed(_read(calls, store, key[1], self._known.most > 0))
                 self._known.keep(key, verified)
             if asking is not None:
                 asking.judge(verified)

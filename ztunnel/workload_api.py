@@ -8,7 +8,7 @@ attestor that fails is left out (SPIRE 1.16), and so are the entries that need i
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import grpc
 
@@ -29,8 +29,12 @@ _log = logging.getLogger(__name__)
 class WorkloadApi:
     """Certificates from an agent's Workload API; see `ztunnel.issuer.Fetcher`. Made inside an event loop."""
 
-    def __init__(self, address: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, address: str, clock: Callable[[], float] = time.time, aliases: Set[str] = frozenset()) -> None:
+        """`aliases`: the other trust domains of this mesh."""
         self._address = address
+        self._aliases = aliases
+        self._federated: dict[str, bytes] = {}
+        """Roots of those with which the entries federate."""
         self._clock = clock
         self._channel = open_channel(address)
         self._stub = SpiffeWorkloadAPIStub(self._channel)
@@ -94,6 +98,8 @@ class WorkloadApi:
         if self._trouble:
             _log.info("Workload API %s: serves again", self._address)
         self._svids, self._trouble = svids, ""
+        partners = {name.removeprefix("spiffe://"): roots for name, roots in response.federated_bundles.items()}
+        self._federated = {domain: roots for domain, roots in partners.items() if domain in self._aliases}
         self._tell(svids)
         self._spoken, self._doubted = True, False
         return True
@@ -140,7 +146,8 @@ class WorkloadApi:
             chain = split_elements(svid.x509_svid)
         except Malformed as error:
             raise FetchError(f"the agent's document of {identity} cannot be read: {error}") from error
+        federated = {domain: roots for domain, roots in self._federated.items() if domain != identity.trust_domain}
         try:
-            return read_svid(identity, chain, svid.x509_svid_key, svid.bundle, self._clock())
+            return read_svid(identity, chain, svid.x509_svid_key, svid.bundle, self._clock(), federated)
         except FetchError as error:
             raise FetchError(self._trouble or str(error)) from error

@@ -112,7 +112,7 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
                 for one in self.entitled(selectors)
                 if one in self.keys
             ],
-            federates_with=["partner.net"],
+            federates_with=["spiffe://partner.net"],
         ).SerializeToString()
         return delegated.SubscribeToX509SVIDsResponse.FromString(said + LATER)
 
@@ -140,7 +140,8 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
                 )
                 for one in self.entitled(PROXY)
                 if one in self.keys
-            ]
+            ],
+            federated_bundles={name: roots for name, roots in self.bundles.items() if name != "spiffe://example.org"},
         ).SerializeToString()
         return workload.X509SVIDResponse.FromString(said + LATER)
 

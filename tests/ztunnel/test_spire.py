@@ -1,6 +1,7 @@
 """A SPIRE agent as the source of certificates: entries and agents that come, go and refuse, at both of its interfaces."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -10,13 +11,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mesh.identity import Identity
 from tests.ztunnel.spire_agent import DELEGATED, PROXY, WORKLOAD, Agent, der, serving
+from tests.ztunnel.world import Authority
 from ztunnel.ca import FetchError
 from ztunnel.certificates import Certificate
 from ztunnel.delegated_identity import DelegatedIdentities
-from ztunnel.svid import read_svid
+from ztunnel.svid import read_federated, read_svid
 from ztunnel.workload_api import WorkloadApi
 
 pytestmark = pytest.mark.unit
@@ -355,3 +359,51 @@ def test_what_an_agent_must_not_say(authority: Any, other_authority: Any) -> Non
     ):  # fmt: skip
         with pytest.raises(FetchError, match=reason):
             read_svid(WEB, chain, shown, bundle, time.time())
+
+
+@pytest.mark.parametrize("kind", [DelegatedIdentities, WorkloadApi])
+def test_roots_of_a_federated_domain_come_along_where_it_is_an_alias(
+    tmp_path: Path, authority: Any, other_authority: Any, eventually: Any, kind: type[DelegatedIdentities] | type[WorkloadApi]
+) -> None:
+    async def scenario(agent: Agent, address: str) -> None:
+        agent.register(WEB, *(["k8s:ns:demo"] if kind is DelegatedIdentities else PROXY))
+        agent.bundles["spiffe://partner.net"] = der(other_authority.root_pem)
+        agent.bundles["spiffe://stranger.net"] = der(other_authority.root_pem)
+        alone, source = kind(address), kind(address, aliases=frozenset({"partner.net", "absent.net", "example.org"}))
+        pushed = Heard(source).renewed
+        assert (await alone.fetch(WEB, time.time())).federated == ()
+        certificate = await source.fetch(WEB, time.time())
+        assert certificate.federated == (("partner.net", other_authority.root_pem),)
+        assert certificate.roots_pem == authority.root_pem
+        agent.bundles["spiffe://partner.net"] = b"no certificates"
+        agent.tell()
+        await eventually(lambda: pushed and pushed[-1].federated == (("partner.net", b""),))
+        for one in (alone, source):
+            await one.close()
+
+    with_agent(tmp_path, authority, scenario)
+
+
+def test_a_federated_root_takes_nobody_elses_name() -> None:
+    """OpenSSL would look in it for who signed with the other's key."""
+    own, partner, renewed = Authority("Mesh root"), Authority("partner root"), Authority("partner root")
+    lookalike, other = Authority("mesh  ROOT"), Authority("Partner Root")
+    bundles = {
+        "a.net": der(lookalike.pem + partner.pem + renewed.pem + own.pem),
+        "b.net": der(other.pem + renewed.pem),
+        "c.net": b"\x30\x01",
+    }
+    found = read_federated(own.pem, bundles)
+    assert found == (("a.net", partner.pem + renewed.pem + own.pem), ("b.net", renewed.pem), ("c.net", b""))
+
+
+_OWN, _ROOT = Authority("Mesh root").pem, der(Authority("partner root").pem)
+
+
+@given(place=st.integers(0, len(_ROOT) - 1), put=st.binary(max_size=4), cut=st.integers(0, 4))
+@settings(max_examples=200, deadline=None)
+def test_what_a_federated_domain_wrote_is_read_or_left_out(place: int, put: bytes, cut: int) -> None:
+    """Whatever it is, this mesh's own certificates are served with it."""
+    ((domain, roots),) = read_federated(_OWN, {"partner.net": _ROOT[:place] + put + _ROOT[place + cut :]})
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=(_OWN + roots).decode())
+    assert domain == "partner.net"

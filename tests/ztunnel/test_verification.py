@@ -17,10 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from mesh.identity import Identity
 from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.test_tls import Judge
 from tests.ztunnel.world import CLIENT, SERVER, Authority
 from ztunnel import openssl, tls, verification
+from ztunnel.authorities import Federated
 from ztunnel.channel import SetCertificate
 from ztunnel.crl_file import read_lists
 from ztunnel.key_engine import read_keys_fast
@@ -56,9 +58,11 @@ class Mesh:
 
         monkeypatch.setattr(openssl.BOUND, "verify", count)
 
-    def meets(self, peer: SetCertificate, judge: Judge | None = None, roots: bytes = b"") -> Verified | None:
+    def meets(
+        self, peer: SetCertificate, judge: Judge | None = None, roots: bytes = b"", federated: Federated = ()
+    ) -> Verified | None:
         """Greet a peer who shows this, as one with these roots. Raises: what refuses it."""
-        own = SetCertificate(SERVER, SERVING.chain_pem, SERVING.key_pem, roots or AUTHORITY.pem, 0)
+        own = SetCertificate(SERVER, SERVING.chain_pem, SERVING.key_pem, roots or AUTHORITY.pem, 0, federated)
         us, judge = Credentials(own, True, self.known), judge or Judge()
         ours = us.server if self._peer_is_client else us.client
         theirs = careless(peer, ssl.PROTOCOL_TLS_CLIENT if self._peer_is_client else ssl.PROTOCOL_TLS_SERVER)
@@ -74,11 +78,11 @@ class Mesh:
                     pass
         return judge.verified
 
-    def refuses(self, peer: SetCertificate, judge: Judge | None = None, roots: bytes = b"") -> str:
+    def refuses(self, peer: SetCertificate, judge: Judge | None = None, roots: bytes = b"", federated: Federated = ()) -> str:
         """Why it does."""
         judge = judge or Judge()
         with pytest.raises((ssl.SSLError, PeerRefused)) as refused:
-            self.meets(peer, judge, roots)
+            self.meets(peer, judge, roots, federated)
         assert judge.verified is None
         return reason_of(refused.value) if isinstance(refused.value, ssl.SSLError) else str(refused.value)
 
@@ -419,3 +423,34 @@ def test_a_library_without_one_of_the_calls_is_left_alone(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ctypes, "PyDLL", Without)
     assert openssl.bind() is None
+
+
+PARTNER = Authority("partner root")
+PARTNERS: Federated = (("partner.net", PARTNER.pem),)
+THEIRS = Identity("partner.net", CLIENT.namespace, CLIENT.service_account)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["in the handshake", "after it"])
+def test_a_federated_root_speaks_for_its_own_domain_alone(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    if not asked:
+        monkeypatch.setattr(tls, "BOUND", None)
+    for _ in range(2):  # what is remembered, too
+        found = mesh.meets(PARTNER.certificate_for(THEIRS), federated=PARTNERS)
+        assert found is not None and found.names == [str(THEIRS)]
+        ours = mesh.meets(HONEST, federated=PARTNERS)
+        assert ours is not None and ours.names == [str(CLIENT)]
+        both = mesh.meets(PARTNER.certificate_for(THEIRS, str(CLIENT), str(THEIRS)), federated=PARTNERS)
+        assert both is not None and both.names == [str(THEIRS)]
+        for name in (str(CLIENT), "spiffe://partner.net.evil/ns/a/sa/b", "spiffe://partner.net", "SPIFFE://cluster.local/x"):
+            assert "may not speak for" in mesh.refuses(PARTNER.certificate_for(CLIENT, name), federated=PARTNERS)
+        for name in (str(THEIRS), str(THEIRS).replace("partner", "Partner"), "SPIFFE://partner.net/ns/a/sa/b"):
+            assert "may not speak for" in mesh.refuses(AUTHORITY.certificate_for(THEIRS, name), federated=PARTNERS)
+
+
+def test_a_federated_root_is_none_any_more_once_it_is_gone(mesh: Mesh) -> None:
+    peer = PARTNER.certificate_for(THEIRS)
+    assert mesh.meets(peer, federated=PARTNERS) is not None
+    assert "untrusted issuer" in mesh.refuses(peer)
+    assert "untrusted issuer" in mesh.refuses(peer, federated=(("partner.net", b""),))
+    assert "may not speak for" in mesh.refuses(AUTHORITY.certificate_for(THEIRS), federated=(("partner.net", b""),))
+    assert "may not speak for" in mesh.refuses(peer, federated=(("other.net", PARTNER.pem),))
