@@ -34,7 +34,7 @@ class TrustedProxies:
         self._living: dict[ProxyPeer, int] = {}
 
     def connected(self, peers: Sequence[ProxyPeer]) -> None:
-        """These proxies are connected now, and no others."""
+        """These proxies are connected now, and no others. Raises: OSError when the kernel's list has no room."""
         for peer in peers:
             if peer not in self._living:
                 self._watch(peer)
@@ -59,12 +59,12 @@ class TrustedProxies:
         os.close(pidfd)
 
     def _apply(self) -> None:
-        wanted = self._connected | {peer.cgroup_id for peer in self._living}
-        for cgroup in wanted - self._cgroups.proxies():
-            self._cgroups.add_proxy(cgroup)
+        wanted, present = self._connected | {peer.cgroup_id for peer in self._living}, self._cgroups.proxies()
         if wanted:  # the last one stays: without listeners it can do nothing, and its successor may well come in its cgroup
-            for cgroup in self._cgroups.proxies() - wanted:
+            for cgroup in present - wanted:  # first: the list is short
                 self._cgroups.remove_proxy(cgroup)
+        for cgroup in wanted - present:
+            self._cgroups.add_proxy(cgroup)
 
     def close(self) -> None:
         """Watch nobody any more; the kernel's list stays as it is."""

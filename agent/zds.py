@@ -45,7 +45,10 @@ class _Live(NamedTuple):
 
 
 class ZdsServer:
-    """Listens at a path; `on_proxies` gets all connected proxies, before a new one is told of any pod."""
+    """Listens at a path; `on_proxies` gets all connected proxies, before a new one is told of any pod.
+
+    A new one with which it raises OSError is not taken.
+    """
 
     def __init__(self, path: Path, pods: Pods, on_proxies: Callable[[list[ProxyPeer]], None]) -> None:
         self._path = path
@@ -117,9 +120,12 @@ class ZdsServer:
         newest = self._is_newest(connection)
         self._live = [one for one in self._live if one.connection is not connection]
         self._syncing.discard(connection)
-        self._on_proxies([one.peer for one in self._live])
         if newest:
             self._pods.proxy_changed()
+        try:
+            self._on_proxies([one.peer for one in self._live])
+        except OSError as error:  # as for the proxy that leaves, perhaps: no reason to leave all others
+            _log.error("which proxies are trusted is not up to date: %s", error)
 
     @property
     def newest(self) -> "ProxyPeer | None":

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC
 
 import grpc
 from cryptography import x509
@@ -76,9 +75,7 @@ def read_chain(
         raise FetchError(f"the CA issued {uris[0] if uris else 'no identity'} instead of {identity}")
     if certified != key.public_key():
         raise FetchError(f"the CA certified another key than ours for {identity}")
-    not_before, not_after = (
-        moment.replace(tzinfo=UTC).timestamp() for moment in (leaf.not_valid_before_utc, leaf.not_valid_after_utc)
-    )
+    not_before, not_after = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
     if not not_before <= now < not_after:
         wrong = ExpiredError if now >= not_after else FetchError
         raise wrong(f"the certificate for {identity} is not valid now: compare this node's clock with the CA's")

@@ -52,6 +52,7 @@ from ztunnel.issuer import CertificateMessage, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import LogLevels
+from ztunnel.losses import Losses
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family
 from ztunnel.nameservers import read_search
@@ -109,6 +110,7 @@ class Supervisor:
             config.cluster_id,
         )
         self._telemetry.as_json = config.log_json
+        self._losses = Losses(self._telemetry.tell_lost)
         self.log_levels = LogLevels(config.log_level, self._set_access_level)
         self.log_levels.on_change = self._log_levels_changed
         if config.local_mesh is not None:
@@ -215,6 +217,7 @@ class Supervisor:
     def worker_died(self, worker: int) -> None:
         """Its connections are gone."""
         self._telemetry.worker_died(worker)
+        self._losses.begin()
 
     # --- what others ask
 
@@ -353,6 +356,7 @@ class Supervisor:
 
     async def _close(self) -> None:
         self.pods.close()
+        await self._losses.finish()
         await self._admin.close()
         await self._ca.close()
         await self._output.drain()

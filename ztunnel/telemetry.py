@@ -1,5 +1,6 @@
 """Turns what the workers report into access log, metrics and flows, and knows which connections are open."""
 
+import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from ztunnel.zds_session import PodInfo
 MAX_OPEN = 200_000
 """Connections whose bytes are counted while they are open; beyond, they count when they end."""
 
+LOST_AT_ONCE = 8
+"""Connections of dead workers that are told in one go: 50 us each."""
 _MAX_OFFENDERS = 1000
 """Identities that are named in a metric; whoever comes later is counted as one of the others."""
 _COUNTS = frozenset(("dropped_events", "endpoint_retries", "refused_lookups", "unknown_destinations"))
@@ -92,7 +95,10 @@ class Telemetry:
         self._directory = Directory(node, inventory, self._tcp)
         self._dns = DNSMetrics(inventory)
         self._open: defaultdict[int, dict[int, _Open]] = defaultdict(dict)
-        """By worker, and by the connection's number there."""
+        """By worker, and by the connection's number there; those of a worker that is dead by a number that is no worker's."""
+        self._died_unix_ns: dict[int, int] = {}
+        """When those died of whose connections some are still to be told, by that number."""
+        self._deaths = itertools.count(1)
         self._gauges: dict[int, dict[str, int]] = {}
         self._counted_before: Counter[str] = Counter()
         """By workers that are gone, of _COUNTS."""
@@ -107,7 +113,7 @@ class Telemetry:
     def hear(self, worker: int, message: FromWorker) -> None:
         """Take in one message of a worker."""
         if isinstance(message, Closed):
-            self._closed(worker, message)
+            self._closed(self._open[worker], message)
         elif isinstance(message, Opened):
             self._opened(worker, message.record)
         elif isinstance(message, Progress):
@@ -166,11 +172,11 @@ class Telemetry:
         """The inventory changed: names may stand for something else now."""
         self._directory.forget()
 
-    def _closed(self, worker: int, message: Closed) -> None:
+    def _closed(self, opened: dict[int, _Open], message: Closed) -> None:
         record = message.record
         parties = self._directory.of(record)
         if message.told or not message.was_open or record.flag != "-" or self.level <= Level.DEBUG:
-            self._count_whole(worker, parties, message)
+            self._count_whole(opened, parties, message)
         else:  # most connections: they came and went unnoticed
             series = parties.series("-")
             series.opened += 1
@@ -182,10 +188,10 @@ class Telemetry:
             self._log(level, "connection complete", fields, time.time_ns())
         self._tell_closed(parties, message)
 
-    def _count_whole(self, worker: int, parties: Parties, message: Closed) -> None:
+    def _count_whole(self, opened: dict[int, _Open], parties: Parties, message: Closed) -> None:
         record = message.record
         if message.was_open and message.told:
-            known = self._open[worker].pop(record.number, None) or _Open(record, record, parties.series("-"))
+            known = opened.pop(record.number, None) or _Open(record, record, parties.series("-"))
         else:
             # Refused: never opened as the worker sees it, but Istio counts it as opened nevertheless.
             known = _Open(record, record, self._begin(parties, record, message.count))
@@ -227,16 +233,30 @@ class Telemetry:
         self._write(access_log.line(level, message, fields, unix_ns, self.as_json))
 
     def worker_died(self, worker: int) -> None:
-        """A worker is gone, and with it every connection that it carried."""
-        for number, known in list(self._open[worker].items()):
-            record = known.record(number)
-            record.duration_ns = max(time.time_ns() - record.opened_unix_ns, 0)
-            record.error = "connection closed: the data worker that carried it ended"
-            self._closed(worker, Closed(record, was_open=True))
-        del self._open[worker]
+        """A worker is gone, and with it every connection that it carried: `tell_lost` tells of each."""
+        if lost := self._open.pop(worker, None):
+            dead = -next(self._deaths)
+            self._open[dead] = lost
+            self._died_unix_ns[dead] = time.time_ns()
         told = self._gauges.pop(worker, {})
         self._counted_before.update({name: told[name] for name in _COUNTS & told.keys()})
         self._limits.forget(worker)
+
+    def tell_lost(self) -> bool:
+        """Tell of some connections that dead workers carried; whether others are left."""
+        for _ in range(LOST_AT_ONCE):
+            if not self._died_unix_ns:
+                break
+            dead, died_unix_ns = next(iter(self._died_unix_ns.items()))
+            lost = self._open[dead]
+            number, known = lost.popitem()
+            if not lost:
+                del self._open[dead], self._died_unix_ns[dead]
+            record = known.record(number)
+            record.duration_ns = max(died_unix_ns - record.opened_unix_ns, 0)
+            record.error = "connection closed: the data worker that carried it ended"
+            self._closed({number: known}, Closed(record, was_open=True))
+        return bool(self._died_unix_ns)
 
     def families(self) -> list[Family]:
         """The metrics of connections and workers."""

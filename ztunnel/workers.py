@@ -245,18 +245,22 @@ class Workers:
         self._query_number += 1
         number = self._query_number
         query = self._queries[number] = _Query()
-        asked = len(self._workers)
+        asked = dict(self._workers)
         try:
             self.broadcast(question(number))
             async with asyncio.timeout(timeout_s):
-                while len(query.answers) < min(asked, len(self._workers)):
+                while self._owing(asked, query):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            _log.warning("%d of %d workers did not answer in time", asked - len(query.answers), asked)
+            _log.warning("%d of %d workers did not answer in time", self._owing(asked, query), len(asked))
         finally:
             del self._queries[number]
         return dict(sorted(query.answers.items()))
+
+    def _owing(self, asked: dict[int, Worker], query: _Query) -> int:
+        """How many have yet to answer, of those that are alive still: who came in the place of one was not asked."""
+        return sum(index not in query.answers and self._workers.get(index) is one for index, one in asked.items())
 
     def _hear(self, index: int, message: FromWorker) -> None:
         if isinstance(message, PodAdded):

@@ -45,6 +45,46 @@ def test_an_answer_that_breaks_off_is_none_and_what_is_left_of_an_earlier_one_is
     assert broken.value.errno == errno.ENOMEM
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+@pytest.mark.unit
+def test_which_addresses_are_a_pods_own() -> None:
+    link, own, peer = (bytes((10, 9, 0, last)) for last in (1, 2, 3))
+    six, loopback = ip_address("fd09::2").packed, ip_address("::1").packed
+    several = [
+        message(20, 7, struct.pack("=BBBBI", 2, 24, 0, 253, 1) + attribute(1, link)),  # of the link's scope
+        message(
+            20, 7, struct.pack("=BBBBI", 2, 32, 0, 0, 1) + attribute(3, b"eth0\0") + attribute(1, peer) + attribute(2, own)
+        ),
+        message(20, 7, struct.pack("=BBBBI", 10, 64, 0, 0, 1) + attribute(1, six)),
+        message(20, 7, struct.pack("=BBBBI", 10, 128, 0, 0, 1) + attribute(1, loopback)),
+        message(20, 7, struct.pack("=BBBBI", 10, 64, 0, 0, 1) + attribute(1, ip_address("fe80::2").packed)),
+        message(20, 7, struct.pack("=BBBBI", 2, 24, 0, 0, 1) + attribute(1, own[:3])),
+        message(20, 7, struct.pack("=BBBBI", 2, 24, 0, 0, 1)),
+        message(16, 7, struct.pack("=BBBBI", 2, 24, 0, 0, 1) + attribute(1, peer)),  # of a link
+    ]
+    found = [ip_address("10.9.0.2"), ip_address("fd09::2")]
+    assert parse_addresses(b"".join(several), 7) == (found, False)
+    assert parse_addresses(b"".join(several) + message(3, 7, bytes(4)) + several[1], 7) == (found, True)
+
+
+@pytest.mark.unit
+def test_an_answer_that_cannot_be_read_is_none() -> None:
+    head = struct.pack("=BBBBI", 2, 24, 0, 0, 1)
+    for body in (head[:7], head + struct.pack("=HH", 3, 1), head + struct.pack("=HH4s", 9, 1, bytes(4))):
+        with pytest.raises(ValueError, match="cut off"):
+            parse_addresses(message(20, 7, body), 7)
+    for packet in (message(20, 7, head)[:-1], struct.pack("=IHHII", 15, 20, 0, 7, 0)):
+        with pytest.raises(ValueError, match="cut off"):
+            parse_addresses(packet, 7)
+    for kind, body, number in ((2, bytes(4), 0), (2, struct.pack("=i", -1), 1), (2, b"", errno.EPROTO), (3, b"", errno.EPROTO)):
+        with pytest.raises(OSError, match="the kernel does not tell the addresses") as broken:
+            parse_addresses(message(kind, 7, body), 7)
+        assert broken.value.errno == number
+
+
 @pytest.fixture
 def netns() -> Iterator[int]:
     subprocess.run(["ip", "netns", "add", NAME], check=True)

@@ -1,6 +1,8 @@
 """Whose sockets are the proxy's, over a rolling upgrade; with real processes that come and go."""
 
 import asyncio
+import errno
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,9 +18,15 @@ pytestmark = pytest.mark.unit
 class Cgroups:
     """The kernel's list."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 16) -> None:
         self.listed: set[int] = set()
-        self.add_proxy, self.remove_proxy = self.listed.add, self.listed.remove
+        self.remove_proxy = self.listed.remove
+        self._room = room
+
+    def add_proxy(self, cgroup_id: int) -> None:
+        if len(self.listed) >= self._room:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        self.listed.add(cgroup_id)
 
     def proxies(self) -> frozenset[int]:
         return frozenset(self.listed)
@@ -83,6 +91,19 @@ def test_what_an_agent_before_trusted_is_judged_when_a_proxy_comes(start: Any) -
         peer, _ = start(8)
         trusted.connected([peer])
         assert cgroups.listed == {8}
+        trusted.close()
+
+    asyncio.run(run())
+
+
+def test_a_full_list_of_proxies_that_have_ended_has_room_for_a_new_one(start: Any) -> None:
+    async def run() -> None:
+        cgroups = Cgroups(room=2)
+        cgroups.listed.update((7, 8))
+        trusted = TrustedProxies(cgroups)
+        peer, _ = start(9)
+        trusted.connected([peer])
+        assert cgroups.listed == {9}
         trusted.close()
 
     asyncio.run(run())

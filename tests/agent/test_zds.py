@@ -1,6 +1,7 @@
 """The agent's end of ZDS against scripted proxies that speak the recorded bytes of the original."""
 
 import asyncio
+import errno
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ from agent.zds import ACCEPT_INTERVAL_S, ZdsServer
 from agent.zds_connection import ProxyAway, ProxyPeer
 from agent.zds_messages import Announcement, add, delete, keep, parse_ack, parse_hello, snapshot_sent
 from mesh.proto import zds_pb2
-from tests.descriptors import few_descriptors
+from tests.descriptors import few_descriptors, open_descriptors
 from tests.zds_packets import (
     ADD_ONE,
     ADD_WEB,
@@ -33,6 +34,7 @@ from wire.fds import PacketStream
 
 pytestmark = pytest.mark.unit
 
+Trust = Callable[[list[ProxyPeer]], None]
 WEB = Announcement(WEB_UID, "amb", "web-97958b57f-gsv6n", "websa")
 ONE = Announcement(ONE_UID, "amb", "one", "default")
 
@@ -60,9 +62,9 @@ class Book:
 
 
 @asynccontextmanager
-async def serving(path: Path, book: Book) -> AsyncIterator[tuple[ZdsServer, list[list[ProxyPeer]]]]:
+async def serving(path: Path, book: Book, trust: Trust | None = None) -> AsyncIterator[tuple[ZdsServer, list[list[ProxyPeer]]]]:
     peers: list[list[ProxyPeer]] = []
-    server = ZdsServer(path, book, peers.append)
+    server = ZdsServer(path, book, trust or peers.append)
     task = asyncio.create_task(server.serve())
     try:
         await until(path.exists)
@@ -305,6 +307,34 @@ def test_a_pod_that_comes_during_the_snapshot_is_told_after_it(tmp_path: Path) -
     asyncio.run(enrolled_meanwhile(tmp_path / "zds"))
 
 
+async def one_too_many(path: Path) -> None:
+    room = 1
+
+    def trust(peers: list[ProxyPeer]) -> None:
+        if len(peers) > room:
+            raise OSError("no room")
+
+    book = Book(WEB)
+    async with serving(path, book, trust) as (server, _):
+        first = await connect(path)
+        assert [await exchange(first), await exchange(first)] == [(ADD_WEB, 1), (SNAPSHOT, 0)]
+        second = await connect(path)
+        assert await exchange(second) == (b"", 0), "told of nothing"
+        room = -1
+        first.close()
+        await until(lambda: server.newest is None)
+        assert server.last_end == "it closed the connection" and book.changes == 3
+        room = 1
+        third = await connect(path)
+        assert await exchange(third) == (ADD_WEB, 1)
+        for proxy in (second, third):
+            proxy.close()
+
+
+def test_a_proxy_that_cannot_be_trusted_is_not_taken_and_the_others_are_served(tmp_path: Path) -> None:
+    asyncio.run(one_too_many(tmp_path / "zds.sock"))
+
+
 async def one_does_not_answer(path: Path) -> None:
     async with serving(path, Book()) as (server, _):
         stuck = await connect(path)
@@ -323,6 +353,38 @@ async def one_does_not_answer(path: Path) -> None:
 def test_a_withdrawal_reaches_every_proxy_whoever_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 2.0)
     asyncio.run(one_does_not_answer(tmp_path / "zds"))
+
+
+async def nothing_stays_open(path: Path) -> None:
+    async with serving(path, Book(WEB)) as (server, _):
+        proxy = await connect(path)
+        assert [await exchange(proxy), await exchange(proxy)] == [(ADD_WEB, 1), (SNAPSHOT, 0)]
+        before = open_descriptors()
+        for _ in range(3):
+            adding = asyncio.create_task(server.add(ONE))
+            packet = await proxy.receive()
+            packet.close()
+            await proxy.send(SUCCESS, [0])  # nobody asked for a file
+            await adding
+        assert open_descriptors() <= before
+        with pytest.raises(ProxyAway, match="withdrawn meanwhile"):
+            await server.add(Announcement("another", "amb", "another", "default"))
+        await asyncio.gather(server.delete(ONE_UID), exchange(proxy))  # and the proxy heard nothing of that
+        proxy.close()
+
+
+def test_no_descriptor_of_a_namespace_stays_open_nor_one_that_a_proxy_sends(tmp_path: Path) -> None:
+    asyncio.run(nothing_stays_open(tmp_path / "zds.sock"))
+
+
+def test_a_proxy_without_a_cgroup_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(pid: int) -> str:
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} is gone")
+
+    monkeypatch.setattr(zds_connection, "cgroup_of", gone)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, pytest.raises(ProxyAway, match=f"process {os.getpid()} has no cgroup to know it by"):
+        ProxyPeer.of(ours)
 
 
 async def no_descriptors_left(path: Path) -> None:

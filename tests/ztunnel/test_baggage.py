@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.identity import Identity
-from mesh.workload import Locality
+from mesh.workload import Locality, Workload
 from ztunnel import baggage
-from ztunnel.baggage import MAX_BYTES, MAX_PER_IDENTITY, Described, Descriptions, parse_baggage
+from ztunnel.baggage import MAX_BYTES, MAX_PER_IDENTITY, Described, Descriptions, baggage_of, parse_baggage
 
 pytestmark = pytest.mark.unit
 
@@ -24,6 +24,27 @@ def test_baggage_parser() -> None:
     backwards = b",".join(reversed(SAID.split(b",")))
     assert Descriptions().read(IDENTITY, backwards) == Descriptions().read(IDENTITY, SAID)
     assert parse_baggage(b"a=1,b=,=x,junk, c = 3 ") == {"a": "1", "c": "3", "": "x"}
+
+
+def test_what_a_workload_says_of_itself_is_what_the_other_side_reads() -> None:
+    workload = Workload(
+        "uid",
+        "web-1",
+        "elsewhere",
+        cluster_id="K2",
+        workload_type="deployment",
+        workload_name="web",
+        canonical_name="canon",
+        canonical_revision="rev7",
+        locality=Locality("r", "z", "s"),
+    )
+    assert baggage_of(workload) == SAID
+
+
+def test_what_is_long_is_read_up_to_a_bound() -> None:
+    longest = b"service.name=" + b"x" * (MAX_BYTES - 13)
+    assert Descriptions().read(IDENTITY, longest).service == "x" * 253
+    assert Descriptions().read(IDENTITY, longest + b"x") == Described(IDENTITY)
 
 
 def test_the_namespace_is_the_one_that_was_proved() -> None:

@@ -17,7 +17,7 @@ from mesh.identity import Identity
 from mesh.proto import certificate_pb2, certificate_pb2_grpc
 from tests.conftest import key_pem
 from wire.grpc_tls import Endpoint, host_and_port
-from ztunnel.ca import CertificateClient, FetchError, make_request, read_chain
+from ztunnel.ca import CertificateClient, ExpiredError, FetchError, make_request, read_chain
 
 pytestmark = pytest.mark.unit
 
@@ -70,12 +70,40 @@ def with_ca(
 def test_either_name_of_the_server_will_do(tmp_path: Path, authority: Any) -> None:
     """At once, and for as many as ask at a time."""
 
-    async def scenario(_: Ca, endpoint: Endpoint) -> None:
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
         for name in ("127.0.0.1", "somebody.else"):
             client = CertificateClient(replace(endpoint, server_name=name), ttl_s=60)
             found = await asyncio.gather(*(client.fetch(WEB, time.time()) for _ in range(8)))
             assert [one.identity for one in found] == [WEB] * 8
+            before = len(ca.requests)
+            with pytest.raises(FetchError, match="unauthenticated"):
+                await client.fetch(Identity("cluster.local", "demo", "intruder"), time.time())
+            assert len(ca.requests) == before + 1, "a refusal is an answer"
             await client.close()
+
+    with_ca(tmp_path, authority, scenario)
+
+
+def test_a_fetch_that_ends_as_another_goes_over_to_the_other_name_goes_over_too(
+    tmp_path: Path, authority: Any, eventually: Any
+) -> None:
+    async def scenario(ca: Ca, endpoint: Endpoint) -> None:
+        client = CertificateClient(replace(endpoint, server_name="somebody.else"), ttl_s=60)
+        connecting, reach = asyncio.Event(), client._ask
+
+        async def is_cut_off(message: certificate_pb2.IstioCertificateRequest) -> certificate_pb2.IstioCertificateResponse:
+            connecting.set()
+            await eventually(lambda: client._unreached)
+            client._ask = reach  # type: ignore[method-assign]
+            raise asyncio.CancelledError  # as a call does whose channel is closed
+
+        client._ask = is_cut_off  # type: ignore[method-assign]
+        slow = asyncio.create_task(client.fetch(WEB, time.time()))
+        await connecting.wait()
+        client._ask = reach  # type: ignore[method-assign]
+        assert [one.identity for one in await asyncio.gather(slow, client.fetch(WEB, time.time()))] == [WEB] * 2
+        assert client._unreached == 1 and len(ca.requests) == 2
+        await client.close()
 
     with_ca(tmp_path, authority, scenario)
 
@@ -160,7 +188,11 @@ def test_a_new_root_ends_fetches_under_way_with_a_reason(tmp_path: Path, authori
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
+        left = asyncio.ensure_future(client.fetch(Identity("cluster.local", "demo", "slow"), time.time()))
+        await eventually(lambda: len(ca.requests) == 4)
         await client.close()
+        with pytest.raises(FetchError, match="the connection was replaced meanwhile"):
+            await left
 
     with_ca(tmp_path, authority, scenario)
 
@@ -188,6 +220,7 @@ def test_empty_chain_wrong_identity_and_what_else_the_ca_must_not_answer(authori
         ([leaf, "no PEM"], "cannot be read"),
         ([leaf, "no PEM", roots], "cannot be read"),
         ([bare, roots], "cannot be read: No .*SubjectAlternativeName"),
+        ([authority.server("127.0.0.1")[1].decode(), roots], f"issued no identity instead of {URI}"),
         ([foreign, roots], f"issued spiffe://cluster.local/ns/demo/sa/db instead of {URI}"),
         ([stolen, roots], "another key than ours"),
         ([old, roots], "not valid now: compare this node's clock"),
@@ -199,6 +232,19 @@ def test_empty_chain_wrong_identity_and_what_else_the_ca_must_not_answer(authori
     assert whole.chain_pem.decode() == leaf + roots * 2 and whole.roots_pem.decode() == roots * 2
     joined = read_chain(WEB, key, [leaf + roots, roots], time.time())
     assert joined.chain_pem.decode() == leaf + roots, "an element may hold several blocks"
+
+
+def test_a_certificate_is_valid_from_its_first_second_to_before_its_last(authority: Any) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = [authority.workload(key.public_key(), URI).decode(), authority.root_pem.decode()]
+    whole = read_chain(WEB, key, chain, time.time())
+    for now in (whole.not_before, whole.not_after - 1):
+        assert read_chain(WEB, key, chain, now) == whole
+    with pytest.raises(ExpiredError):
+        read_chain(WEB, key, chain, whole.not_after)
+    with pytest.raises(FetchError, match="not valid now") as early:
+        read_chain(WEB, key, chain, whole.not_before - 1)
+    assert not isinstance(early.value, ExpiredError), "a clock that is behind ends nothing that is in force"
 
 
 @pytest.mark.parametrize(

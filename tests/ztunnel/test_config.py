@@ -203,7 +203,38 @@ def test_tls_settings() -> None:
 
 
 def test_how_long_a_worker_may_hang() -> None:
-    assert [read(WEFT_WORKER_PATIENCE=text).worker_patience_s for text in ("", "15s", "0s")] == [30.0, 15.0, 0.0]
+    patience = [read(WEFT_WORKER_PATIENCE=text).worker_patience_s for text in ("", "15s", "24h", "0s")]
+    assert patience == [30.0, 15.0, 86_400.0, 0.0]
+
+
+def test_as_many_workers_as_are_asked_for() -> None:
+    asked = [read(f"--node n1 --workers {text}").workers for text in ("0", "1", "256", "25%", "26%", "0%")]
+    assert asked == [4, 1, 256, 1, 2, 1]
+    with pytest.raises(ValueError, match=r"--workers '257': not a number of workers: write N up to 256"):
+        read("--node n1 --workers 257")
+
+
+def test_what_marks_its_own_packets() -> None:
+    assert (read().packet_mark, read(PROXY_MODE="dedicated").packet_mark) == (0x539, 0), "none where nothing is captured"
+    assert read(PROXY_MODE="dedicated", PACKET_MARK="4294967295").packet_mark == 0xFFFFFFFF
+
+
+def test_who_this_proxy_is_where_nobody_says_so() -> None:
+    config = read()
+    assert (config.pod_name, config.pod_namespace, config.service_account) == ("ztunnel-n1", "istio-system", "")
+    assert (config.cluster_id, config.network, config.trust_domain) == ("Kubernetes", "", "cluster.local")
+    said = read(POD_NAME="z", POD_NAMESPACE="mesh", INSTANCE_IP="fd00::9", CLUSTER_ID="c1", NETWORK="n", TRUST_DOMAIN="T.org")
+    assert (said.pod_name, said.pod_namespace, said.instance_ip) == ("z", "mesh", "fd00::9")
+    assert (said.cluster_id, said.network, said.trust_domain) == ("c1", "n", "T.org")
+
+
+def test_what_can_be_turned_off() -> None:
+    off = read(ENABLE_RESPONSE_BAGGAGE="false", LOCALHOST_APP_TUNNEL="0", IPV6_ENABLED="0", ADMIN_PORT="0", STATS_PORT="0")
+    assert not (off.enhanced_baggage or off.localhost_app_tunnel or off.ipv6)
+    assert (off.admin_port, off.metrics_port, off.readiness_port) == (0, 0, 15021)
+    on = read(AUTHZ_POLICY_INFO_LOGGING="true", RUST_LOG="debug", READINESS_PORT="65535")
+    assert on.enhanced_baggage and on.localhost_app_tunnel and on.policies_at_info and not read().policies_at_info
+    assert (on.admin_port, on.metrics_port, on.readiness_port, on.log_level) == (15000, 15020, 65535, "debug")
 
 
 def test_how_long_certificates_live_is_asked_for_or_left_to_the_ca() -> None:
@@ -391,6 +422,11 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
             "--node n1",
             {"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop/web"},
             "PROXY_WORKLOAD_INFO='shop/web': write NAMESPACE/NAME/SERVICEACCOUNT",
+        ),
+        (
+            "--node n1",
+            {"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop//sa"},
+            "PROXY_WORKLOAD_INFO='shop//sa': write NAMESPACE/NAME/SERVICEACCOUNT",
         ),
         ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"ISTIO_METAJSON_X": "[" * 100_000}, "ISTIO_METAJSON_X: not JSON"),

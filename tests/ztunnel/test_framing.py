@@ -83,6 +83,14 @@ def test_a_broken_frame_is_refused_and_its_descriptor_closed(data: bytes, reason
     assert open_descriptors() <= before
 
 
+def test_what_came_before_a_broken_frame_is_closed_with_it() -> None:
+    before = open_descriptors()
+    data = framing.pack(channel.RemovePod("u"), 1) + struct.pack("!IB", 3, 0) + b"abc"
+    with pytest.raises(framing.FrameError, match="holds no message"):
+        framing.FrameReader().feed(data, [os.open("/dev/null", os.O_RDONLY)])
+    assert open_descriptors() <= before
+
+
 def test_what_is_too_large_never_leaves() -> None:
     with pytest.raises(ValueError, match=r"UpdateInventory of .* bytes: the channel carries at most"):
         framing.pack(channel.UpdateInventory([], ["x" * channel.MAX_FRAME_BYTES]))
@@ -98,7 +106,11 @@ def test_a_message_that_waits_keeps_its_descriptor_open() -> None:
     os.close(write_end)
     writer.close()
     assert os.read(read_end, 1) == b""
-    os.close(read_end)
+    others = [os.dup(read_end) for _ in range(8)]  # one of them has the number that it had
+    writer.close()
+    assert not writer.pending_bytes
+    for fd in (read_end, *others):
+        os.close(fd)
     assert open_descriptors() <= before and pickle.loads(framing.pack(1)[5:]) == 1
 
 

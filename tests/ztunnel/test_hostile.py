@@ -208,6 +208,7 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
                 sock.close()
         worker.heard.clear()
         await_use("streams", 0, 1)  # what has ended is not held
+        await_use("connections", 0, 2)
 
 
 def test_who_says_nothing_costs_no_tunnel_and_one_line_stands_for_many() -> None:

@@ -695,6 +695,18 @@ def test_a_peer_within_its_allowance_goes_on_for_ever() -> None:
         server.says()
 
 
+def test_window_updates_are_earned_by_what_is_sent_and_only_once() -> None:
+    """Who acknowledges every few bytes may do so for ever; the same bytes are no excuse for a second flood."""
+    server = End(True)
+    server.hears(OPENING + frame(HEADERS, END_HEADERS, 1, BLOCK))
+    server.hears(window_update(0, 1) * 4096)  # all that it may say before it was sent anything
+    for _ in range(3):
+        server.http.window -= 2560  # as the pump does with what it sends
+        server.hears((window_update(0, 512) + window_update(1, 512)) * 5)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many WINDOW_UPDATEs"):
+        server.hears(window_update(0, 1))
+
+
 @pytest.mark.parametrize("opening", [b"GET / HTTP/1.1\r\n", OPENING[:24] + frame(PING, 0, 0, bytes(8)), OPENING[:20] + b"xxxx"])
 def test_a_server_wants_preface_and_settings_first(opening: bytes) -> None:
     server = End(True)

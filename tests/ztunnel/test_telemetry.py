@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import replace
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,12 @@ from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
-from ztunnel import flow_feed, limits, metrics, parties
+from ztunnel import flow_feed, limits, metrics, parties, telemetry
 from ztunnel.access_log import Level
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, Unasked, WorkerStatus
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.limits import Usage
-from ztunnel.telemetry import Telemetry
+from ztunnel.telemetry import LOST_AT_ONCE, Telemetry
 from ztunnel.zds_session import PodInfo
 
 pytestmark = pytest.mark.unit
@@ -84,6 +85,12 @@ class World:
 
     def close(self, record: ConnectionRecord, was_open: bool = True) -> None:
         self.telemetry.hear(0, Closed(record, was_open))
+
+    def die(self, worker: int) -> None:
+        """A worker dies, and all that it carried is told of."""
+        self.telemetry.worker_died(worker)
+        while self.telemetry.tell_lost():
+            pass
 
     def texts(self) -> list[list[str]]:
         """The lines without their times."""
@@ -271,7 +278,7 @@ def nothing_is_open(world: World) -> bool:
     """Neither counted as such, nor known: a worker's end would end it."""
     before = len(world.lines)
     for worker in range(2):
-        world.telemetry.worker_died(worker)
+        world.die(worker)
     return counted_open(world) == 0 and len(world.lines) == before
 
 
@@ -322,10 +329,37 @@ def test_a_dead_workers_connections_end_in_log_and_metrics() -> None:
     world.telemetry.hear(0, Progress([(7, 100, 10)]))
     world.telemetry.hear(1, Opened(replace(OUTBOUND, number=7)))
     assert sample(world, "weft_worker_open_connections") == 1
-    world.telemetry.worker_died(0)
+    world.die(0)
     assert counted_open(world) == 1 and sample(world, "istio_tcp_sockets_open") == 1
     assert "bytes_sent=100 bytes_recv=10" in world.lines[0] and "the data worker that carried it ended" in world.lines[0]
     assert sample(world, "weft_worker_open_connections") == 0
+
+
+def test_tens_of_thousands_are_told_of_in_pieces_whoever_dies_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, count = World(), 3 * LOST_AT_ONCE
+    for number in range(count):
+        for worker in (0, 1):
+            world.telemetry.hear(worker, Opened(replace(OUTBOUND, number=number)))
+    died_at = OUTBOUND.opened_unix_ns + 5_000_000
+    monkeypatch.setattr(telemetry, "time", SimpleNamespace(time_ns=lambda: died_at))
+    world.telemetry.worker_died(0)
+    assert not world.lines and counted_open(world) == 2 * count, "nothing at once"
+    assert world.telemetry.tell_lost() and len(world.lines) == LOST_AT_ONCE
+    died_at += 2_000_000
+    world.telemetry.worker_died(1)
+    world.telemetry.hear(0, Opened(replace(OUTBOUND, number=1)))  # of the one in its place
+    world.telemetry.worker_died(0)
+    world.telemetry.hear(0, Opened(replace(OUTBOUND, number=1)))
+    pieces = 1
+    while world.telemetry.tell_lost():
+        pieces += 1
+        assert len(world.lines) == pieces * LOST_AT_ONCE
+        assert counted_open(world) == sample(world, "istio_tcp_sockets_open") == 2 * count + 2 - len(world.lines)
+    assert len(world.lines) == 2 * count + 1 and counted_open(world) == 1 and not world.telemetry.tell_lost()
+    durations = [line.rpartition(' duration="')[2].partition('"')[0] for line in world.lines]
+    assert durations == ["5ms"] * count + ["7ms"] * (count + 1), "until its worker died, not until it was told of"
+    world.close(replace(OUTBOUND, number=1, bytes_sent=3))
+    assert sample(world, "istio_tcp_sockets_open") == 0 and nothing_is_open(world)
 
 
 def test_series_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

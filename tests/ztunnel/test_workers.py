@@ -160,6 +160,26 @@ def test_who_does_not_answer_in_time_is_an_error(run: Any, eventually: Any, monk
     run(scenario)
 
 
+def test_who_has_come_in_a_workers_place_owes_no_answer_to_what_that_one_was_asked(
+    run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_ANSWER_TIMEOUT_S", 600)
+
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        slow, dies = world.workers.pids.values()
+        with frozen([slow]):
+            os.kill(dies, signal.SIGSTOP)
+            answered = asyncio.ensure_future(world.workers.query_connections())
+            await asyncio.sleep(0)
+            os.kill(dies, signal.SIGKILL)
+            await eventually(lambda: world.workers.restarts == 1 and len(world.workers.alive) == 2)
+            assert not answered.done(), "the other one lives, and will answer"
+        assert await answered == []
+
+    run(scenario)
+
+
 def test_an_answer_that_comes_too_late_is_none_to_the_next_attempt(
     run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

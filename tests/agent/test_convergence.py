@@ -1,0 +1,277 @@
+"""How a pod's enrolment goes on when the proxy, or the machine, does not do its part: what is made, when it is tried again."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any, cast
+
+import pytest
+
+from agent import enrolment
+from agent.enrolment import Enrolment, EnrolmentFailed
+from agent.hands import Found, Hands, Place
+from agent.plan import DOWN, Actual, Layer
+from agent.pod import Pod, PodRequest
+from agent.records import Record
+from agent.zds_connection import NoProxy, ProxyAway
+from agent.zds_messages import Announcement
+
+pytestmark = pytest.mark.unit
+
+REQUEST = PodRequest("uid-1", "demo", "web", "websa", "/run/netns/web", (ip_address("10.0.0.1"),))
+POD = Pod(REQUEST, (4, 1), 7, "boot")
+ANNOUNCED = Announcement("uid-1", "demo", "web", "websa")
+LAYERS: tuple[Layer, ...] = ("record", "network", "register", "capture")
+
+
+class Machine:
+    """Hands that do what they are told, but for the layers that are broken; what they did, in order."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str]] = []
+        self.broken: set[Layer] = set()
+        self.found = Found([], [], {}, [])
+        self.alive = True
+        self.places: list[Place] = []
+        self.others: list[socket.socket] = []
+
+    def locate(self, _request: PodRequest) -> tuple[Pod, Place]:
+        return POD, self.hold()
+
+    def hold(self) -> Place:
+        here, there = socket.socketpair()
+        self.others.append(there)
+        self.places.append(Place(os.open("/dev/null", os.O_RDONLY), cast(Any, here)))
+        return self.places[-1]
+
+    def find_all(self) -> Found:
+        return self.found
+
+    def add(self, layer: Layer, _pod: Pod, _netns_fd: int) -> None:
+        self._do("add", layer)
+
+    def remove(self, layer: Layer, _pod: Pod, _netns_fd: int | None) -> None:
+        self._do("remove", layer)
+
+    def _do(self, what: str, layer: Layer) -> None:
+        if layer in self.broken:
+            raise OSError(5, f"no {layer} today")
+        self.done.append((what, layer))
+
+    def is_alive(self, _pod: Pod) -> bool:
+        return self.alive
+
+
+class Proxy:
+    """Takes pods, unless it has a reason not to."""
+
+    def __init__(self) -> None:
+        self.reason: ProxyAway | None = None
+        self.heard: list[object] = []
+
+    async def add(self, pod: Announcement) -> None:
+        self.heard.append(pod)
+        if self.reason is not None:
+            raise self.reason
+
+    async def delete(self, uid: str) -> None:
+        self.heard.append(uid)
+
+
+class Node:
+    """An enrolment with its machine and its proxy; which pods entered, and left."""
+
+    def __init__(self) -> None:
+        self.machine, self.proxy = Machine(), Proxy()
+        self.changes: list[tuple[str, bool]] = []
+        self.enrolment = Enrolment(cast(Hands, self.machine), lambda pod, entered: self.changes.append((pod.uid, entered)))
+        self.enrolment.proxy = self.proxy
+
+    def made(self) -> list[str]:
+        return [layer for what, layer in self.machine.done if what == "add"]
+
+
+@pytest.fixture
+def patient() -> Iterator[Node]:
+    """As it is."""
+    node = Node()
+    yield node
+    node.enrolment._thread.shutdown()
+    for place in node.machine.places:
+        if place.watch.fileno() >= 0:
+            place.close()
+    for other in node.machine.others:
+        other.close()
+
+
+@pytest.fixture
+def node(patient: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """Where nobody waits for long."""
+    for name in ("RETRY_FIRST_S", "RETRY_LONGEST_S", "ALIVE_INTERVAL_S", "_SNAPSHOT_GRACE_S"):
+        monkeypatch.setattr(enrolment, name, 0.01)
+    return patient
+
+
+def running(node: Node, scenario: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        task = asyncio.create_task(node.enrolment.run())
+        await scenario()
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_pod_that_the_proxy_does_not_take_is_captured_all_the_same(node: Node, eventually: Any) -> None:
+    node.proxy.reason = ProxyAway("it has no room")
+
+    async def scenario() -> None:
+        with pytest.raises(EnrolmentFailed, match=r"pod demo/web is pending: it has no room"):
+            await node.enrolment.add(REQUEST)
+        assert node.made() == list(LAYERS) and node.enrolment.is_captured("uid-1") and not node.changes
+        assert node.enrolment.pending_reason("uid-1") == "it has no room"
+        await eventually(lambda: len(node.proxy.heard) > 2)
+        node.proxy.reason = None
+        await eventually(lambda: node.changes)
+        assert node.changes == [("uid-1", True)] and node.enrolment.pending_reason("uid-1") == ""
+        assert node.made() == list(LAYERS) and set(node.proxy.heard) == {ANNOUNCED}
+
+    running(node, scenario)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_rests_on_a_layer_that_fails_waits_for_it(node: Node, eventually: Any, layer: Layer) -> None:
+    node.machine.broken.add(layer)
+
+    async def scenario() -> None:
+        with pytest.raises(EnrolmentFailed, match=f"no {layer} today"):
+            await node.enrolment.add(REQUEST)
+        assert node.made() == list(LAYERS[: LAYERS.index(layer)]) and not node.enrolment.is_captured("uid-1")
+        assert bool(node.proxy.heard) == (layer == "capture")
+        node.machine.broken.clear()
+        await eventually(lambda: node.changes)
+        place = LAYERS.index(layer)
+        again = ["network"] if layer == "register" else []  # which address families there are is known of what is registered
+        assert node.made() == [*LAYERS[:place], *again, *LAYERS[place:]] and node.proxy.heard == [ANNOUNCED]
+
+    running(node, scenario)
+
+
+def test_a_pod_waits_for_a_proxy_that_is_on_its_way_and_not_for_ever(
+    node: Node, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.proxy.reason = NoProxy("no proxy is connected")
+
+    async def scenario() -> None:
+        monkeypatch.setattr(enrolment, "PROXY_WAIT_S", 60.0)
+        adding = asyncio.create_task(node.enrolment.add(REQUEST))
+        await eventually(lambda: len(node.proxy.heard) > 2)
+        assert node.enrolment.is_captured("uid-1") and not adding.done()
+        node.proxy.reason = None
+        await adding
+        assert node.enrolment.pending_reason("uid-1") == ""
+        monkeypatch.setattr(enrolment, "PROXY_WAIT_S", 0.01)
+        node.enrolment.proxy = None
+        node.enrolment.proxy_changed()
+        with pytest.raises(EnrolmentFailed, match="is pending: no proxy is connected"):
+            await node.enrolment.add(REQUEST)
+
+    running(node, scenario)
+
+
+def test_another_proxy_is_told_of_a_pod_that_its_snapshot_did_not_name(node: Node, eventually: Any) -> None:
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        assert node.proxy.heard == [ANNOUNCED] and node.enrolment.snapshot() == ([ANNOUNCED], [])
+        node.enrolment.proxy_changed()
+        assert node.enrolment.pending_reason("uid-1") == "the proxy was not told yet" and node.enrolment.is_captured("uid-1")
+        await eventually(lambda: node.enrolment.pending_reason("uid-1") == "")
+        assert node.proxy.heard == [ANNOUNCED] * 2 and node.made() == list(LAYERS) and node.changes == [("uid-1", True)]
+
+    running(node, scenario)
+
+
+def test_what_a_proxy_answers_to_its_snapshot_counts_for_pods_that_are_registered(node: Node) -> None:
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        node.enrolment.told("uid-1", "Bind([::]:15008)")
+        node.enrolment.told("uid-2", "nobody asked")
+        assert node.enrolment.pending_reason("uid-1") == "", "of a proxy before"
+        node.enrolment.proxy_changed()
+        node.enrolment.told("uid-1", "Bind([::]:15008)")
+        assert node.enrolment.pending_reason("uid-1") == "the proxy did not take it: Bind([::]:15008)"
+        node.enrolment.told("uid-1", "")
+        assert node.enrolment.pending_reason("uid-1") == "" and node.enrolment.pending_reason("uid-2") != ""
+
+    asyncio.run(scenario())
+
+
+def test_who_fails_again_and_again_is_tried_less_and_less_often(patient: Node) -> None:
+    node = patient
+
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        loop = asyncio.get_running_loop()
+        for pause_s in (0.35, 0.7, 1.4, 2.8, 5.0, 5.0):
+            before_s = loop.time()
+            node.enrolment.told("uid-1", "no")
+            assert before_s + pause_s <= node.enrolment._due["uid-1"] <= loop.time() + pause_s
+        await node.enrolment.add(REQUEST)
+        node.enrolment.told("uid-1", "no")
+        assert node.enrolment._due["uid-1"] <= loop.time() + 0.35, "what worked is forgiven"
+
+    asyncio.run(scenario())
+
+
+def test_a_pod_leaves_in_order_and_again_until_it_is_out(node: Node, eventually: Any) -> None:
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        node.machine.done.clear()
+        node.machine.broken.add("network")
+        with pytest.raises(EnrolmentFailed, match=r"pod demo/web is not out of the mesh yet: .*no network today"):
+            await node.enrolment.remove("uid-1")
+        assert node.machine.done == [("remove", "register")] and node.proxy.heard == [ANNOUNCED, "uid-1"]
+        assert not node.enrolment.is_captured("uid-1") and node.enrolment.snapshot() == ([], [])
+        assert node.machine.places[0].watch.fileno() >= 0, "it is held while there is something to undo in it"
+        node.machine.broken.clear()
+        await eventually(lambda: node.changes[1:])
+        assert [layer for _, layer in node.machine.done] == [layer for layer in DOWN if layer != "announce"]
+        assert node.changes == [("uid-1", True), ("uid-1", False)]
+        await eventually(lambda: node.machine.places[0].watch.fileno() == -1)
+        await node.enrolment.remove("uid-1")
+        assert node.changes[2:] == []
+
+    running(node, scenario)
+
+
+def test_a_pod_whose_namespace_is_nobodys_any_more_leaves_unasked(node: Node, eventually: Any) -> None:
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        node.machine.alive = False
+        await eventually(lambda: node.changes == [("uid-1", True), ("uid-1", False)])
+        assert not node.enrolment.pods() and node.proxy.heard == [ANNOUNCED, "uid-1"]
+
+    running(node, scenario)
+
+
+def test_what_an_earlier_agent_left_goes_on_without_a_moment_out_of_the_mesh(node: Node, eventually: Any) -> None:
+    gone = replace(POD, request=replace(REQUEST, uid="uid-2"), cookie=8)
+    layers: frozenset[Layer] = frozenset(LAYERS)
+    actual = Actual(POD, layers, REQUEST.addresses)
+
+    async def scenario() -> None:
+        left = [(Record(gone, 1), Actual(gone, layers, REQUEST.addresses))]
+        node.machine.found = Found([(Record(POD, 1), actual, node.machine.hold())], left, {}, [])
+        await node.enrolment.adopt()
+        assert node.machine.done == [("remove", layer) for layer in DOWN if layer != "announce"]
+        assert node.enrolment.pods() == {"uid-1": POD} and node.enrolment.is_captured("uid-1")
+        assert node.enrolment.snapshot() == ([ANNOUNCED], []) and node.proxy.heard == []
+        node.enrolment.told("uid-1", "")
+        await eventually(lambda: node.changes == [("uid-1", True)])
+        assert node.proxy.heard == [] and node.made() == []
+
+    running(node, scenario)
