@@ -6,12 +6,15 @@ become one when they are twice as much as the largest. A file that cannot be rea
 
 A disk that takes nothing (full, read-only) keeps nobody from serving: answers wait for it in memory, in their order. When they
 become too many the journal ends, as it was at an older moment: with a gap a part of a mesh would be taken for the mesh.
+
+One process writes at a time: an answer that a predecessor writes late would undo a newer one that its successor had written.
 """
 
 import errno
 import json
 import logging
 import sqlite3
+import threading
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +38,8 @@ _ROW_BYTES = 64
 """What an answer costs beside its bytes."""
 _MAX_WAITING_BYTES = 16 << 20
 """Answers that wait for a disk."""
+_HOLD_S = 1.0
+"""For a write that is under way: a successor waits for us."""
 _DISK_CODES = frozenset(
     (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY)
 )
@@ -56,6 +61,10 @@ class MeshCache:
         self._unread: set[str] = set()
         """Types of which the disk did not say what is there: of those the control plane is asked for all, which replaces it."""
         self._complained = False
+        self._one_at_a_time = threading.Lock()
+        self._held = False
+        self._inode = 0
+        """Of the file that is open; a successor of another release makes one of its own."""
         self._database: sqlite3.Connection | None = None
         try:
             self._database = self._open_or_replace()
@@ -99,7 +108,8 @@ class MeshCache:
             elif version != _VERSION:
                 raise sqlite3.DatabaseError("it is of another release")
             database.execute("SELECT count(*) FROM answer").fetchone()
-        except sqlite3.DatabaseError:
+            self._inode = self._path.stat().st_ino
+        except (OSError, sqlite3.DatabaseError):
             database.close()
             raise
         return database
@@ -126,7 +136,7 @@ class MeshCache:
                 database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
         except sqlite3.DatabaseError:  # a type that cannot be deleted would be taken for known: no journal is better
             database.close()
-            self._database = None
+            self._database = self._waiting = None
             with suppress(OSError):
                 self._path.unlink()
 
@@ -153,34 +163,66 @@ class MeshCache:
 
     def apply(self, type_url: str, body: bytes, refused: Collection[str] = ()) -> None:
         """Keep an answer without what was refused of it, and those that wait; what the disk does not take waits."""
-        if self._waiting is None:
-            return
-        self._waiting.append((type_url, body, tuple(refused)))
+        with self._one_at_a_time:
+            if self._waiting is None:
+                return
+            self._waiting.append((type_url, body, tuple(refused)))
+            if self._held:
+                self._sizes.clear()  # what is in the file is another one's doing
+                self._bound(self._waiting)
+            elif self._database is not None and not self._is_ours():
+                self._give_up()
+            else:
+                self._write_waiting(self._waiting)
+
+    def _write_waiting(self, waiting: list[_Answer]) -> None:
         try:
             if self._database is None:
                 self._database = self._open_or_replace()
-            replaced = self._unread & {type_url for type_url, _, _ in self._waiting}
+            replaced = self._unread & {type_url for type_url, _, _ in waiting}
             with self._database as database:
                 for one in replaced:
                     self._empty(database, one)
-                for answer in self._waiting:
+                for answer in waiting:
                     self._write(database, *answer)
-        except (OSError, sqlite3.Error, ValueError) as error:
-            self._wait(self._waiting, error)
+        except (OSError, sqlite3.Error) as error:
+            self._sizes.clear()
+            self._complain(error)
+            self._bound(waiting)
+        except ValueError as error:
+            self._complain(error)
+            self._give_up()
         else:
             if self._complained:
                 _log.info("%s: what is known of the mesh is kept again", self._path)
             self._complained = False
             self._unread -= replaced
-            self._waiting.clear()
+            waiting.clear()
 
-    def _wait(self, waiting: list[_Answer], error: Exception) -> None:
-        self._sizes.clear()
-        self._complain(error)
-        too_much = sum(len(body) + _ROW_BYTES for _, body, _ in waiting) > _MAX_WAITING_BYTES
-        if too_much or isinstance(error, ValueError):
-            _log.error("%s: nothing more is kept in it until the next start", self._path)
-            self._waiting = None
+    def _bound(self, waiting: list[_Answer]) -> None:
+        if sum(len(body) + _ROW_BYTES for _, body, _ in waiting) > _MAX_WAITING_BYTES:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        _log.error("%s: nothing more is kept in it until the next start", self._path)
+        self._waiting = None
+
+    def hold(self) -> None:
+        """Leave the file to a successor: answers wait, and when this returns nothing is being written, or the disk hangs."""
+        self._held = True
+        if self._one_at_a_time.acquire(timeout=_HOLD_S):
+            self._one_at_a_time.release()
+
+    def resume(self) -> None:
+        """The successor is gone: what waits is written with the next answer, behind what it wrote, which is older by then."""
+        self._held = False
+
+    def _is_ours(self) -> bool:
+        """Whether the file is the one that was opened."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     def _write(self, database: sqlite3.Connection, type_url: str, body: bytes, refused: Collection[str]) -> None:
         self._insert(database, type_url, body, refused)

@@ -1,5 +1,6 @@
 """What an operator, kubelet and Prometheus may ask: HTTP on admin.sock, and on TCP 15000, 15020 and 15021."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -44,6 +45,12 @@ class Proxy(Protocol):
 
     async def dashboard(self) -> str:
         """The page for a browser."""
+
+    def step_aside(self) -> None:
+        """A successor takes over: leave it what only one may write. Blocks."""
+
+    def step_back(self) -> None:
+        """It ended before its time."""
 
     def quit(self) -> None:
         """Drain and end."""
@@ -103,10 +110,11 @@ class Admin:
                 where = f"port {port} of {host or 'all addresses'}"
                 raise OSError(f"{where}: {reason}: set {name} to another one, or to 0 for none") from error
 
-    def release(self) -> None:
-        """Leave the sockets to a successor; who is connected is served on."""
+    async def _release(self) -> None:
+        """Leave all to a successor; who is connected is served on."""
         for server in self._servers:
             server.stop_listening()
+        await asyncio.to_thread(self._proxy.step_aside)
 
     def retire(self) -> None:
         """Never take them back: a successor that ends from now on has a successor itself, whose they are."""
@@ -119,10 +127,11 @@ class Admin:
             await server.close()
 
     async def _succeed(self, _: Request) -> Response:
-        return Response(stream=succession.hand_over(self.release, self._take_back))
+        return Response(stream=succession.hand_over(self._release, self._take_back))
 
     async def _take_back(self) -> None:
         if self._where is not None:
+            self._proxy.step_back()
             try:
                 await self.listen(*self._where)
             except OSError as error:

@@ -5,7 +5,7 @@ admin socket), which are then its own: whoever asks for readiness hears the succ
 listeners bind beside the predecessor's (SO_REUSEPORT), and from the moment they listen the kernel side of the redirect hands
 new connections to them. When it is ready, whoever started it ends the predecessor (SIGTERM), which takes what waits in its
 accept queues, closes its listeners, lets open connections go on and asks its peers for new tunnels (GOAWAY). Keys are the
-kernel keyring's (`ztunnel.key_store`), the mesh is on disk: a successor waits for nobody to be ready.
+kernel keyring's (`ztunnel.key_store`), the mesh is on disk, where the successor alone writes: it waits for nobody.
 
 A successor that ends before its time gives the endpoints back: they are its own for as long as the connection that asked for
 them lives. Once the predecessor drains, it wants them no more: they are the successor's, or that one's own successor's.
@@ -42,11 +42,13 @@ async def succeed(admin_socket: Path, stack: AsyncExitStack) -> bool:
     return True
 
 
-async def hand_over(release: Callable[[], None], take_back: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes, None]:
+async def hand_over(
+    release: Callable[[], Awaitable[None]], take_back: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[bytes, None]:
     """The answer to a successor: lasts as long as it does."""
-    release()
-    _log.info("a successor takes over: it has the admin endpoints")
     try:
+        await release()
+        _log.info("a successor takes over: it has the admin endpoints")
         yield b"released\n"
         await asyncio.Event().wait()
     finally:

@@ -9,6 +9,7 @@ import pytest
 from mesh.delta import Resource
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from tests.answers import answer
+from wire import mesh_cache
 from wire.mesh_cache import MeshCache
 
 pytestmark = pytest.mark.unit
@@ -95,6 +96,77 @@ def test_a_file_in_which_somebody_writes_is_not_thrown_away(
     assert sorted(one.name for one in MeshCache(path).load(ADDRESS_TYPE)) == ["b", "c", "d"]
     assert MeshCache(path).load(AUTHORIZATION_TYPE) == [FIRST], "nobody has said anything else of it"
     writing.close()
+
+
+def test_an_answer_that_a_predecessor_hears_late_undoes_nothing_newer(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.sqlite"
+    predecessor = MeshCache(path)
+    apply(predecessor, FIRST, Resource("b", "1", b"z"))
+    predecessor.hold()
+    successor = MeshCache(path)
+    assert {one.name for one in successor.load(ADDRESS_TYPE)} == {"a", "b"}
+    apply(successor, Resource("a", "3", b"newest"), removals=("b",))
+    apply(predecessor, SECOND, Resource("b", "2", b"z"))
+    assert MeshCache(path).load(ADDRESS_TYPE) == [Resource("a", "3", b"newest")]
+
+
+def test_who_goes_on_when_its_successor_has_ended_writes_down_what_it_heard_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.sqlite"
+    predecessor = MeshCache(path)
+    apply(predecessor, FIRST, Resource("b", "1", b"z"))
+    predecessor.hold()
+    successor = MeshCache(path)
+    apply(successor, SECOND)
+    successor.close()
+    apply(predecessor, SECOND)
+    apply(predecessor, Resource("a", "3", b"newest"), removals=("b",))
+    predecessor.resume()
+    assert MeshCache(path).load(ADDRESS_TYPE) == [SECOND, Resource("b", "1", b"z")]
+    apply(predecessor, Resource("c", "1", b"z"))
+    assert MeshCache(path).load(ADDRESS_TYPE) == [Resource("a", "3", b"newest"), Resource("c", "1", b"z")]
+
+
+def test_a_successors_own_file_is_left_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One of another release: what a predecessor would write into it is a part of the mesh."""
+    path = tmp_path / "mesh.sqlite"
+    predecessor = MeshCache(path)
+    apply(predecessor, FIRST)
+    predecessor.hold()
+    path.unlink()
+    apply(MeshCache(path), Resource("b", "1", b"z"))
+    apply(predecessor, SECOND)
+    predecessor.resume()
+    apply(predecessor, SECOND)
+    assert MeshCache(path).load(ADDRESS_TYPE) == [Resource("b", "1", b"z")]
+    assert "nothing more is kept in it until the next start" in caplog.text
+
+
+def test_who_is_left_aside_for_long_keeps_a_bounded_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_cache, "_MAX_WAITING_BYTES", 4096)
+    cache = MeshCache(tmp_path / "mesh.sqlite")
+    apply(cache, FIRST)
+    cache.hold()
+    for number in range(100):
+        apply(cache, Resource("a", str(number), bytes(100)))
+    cache.resume()
+    apply(cache, SECOND)
+    assert cache.load(ADDRESS_TYPE) == [FIRST], "with a gap it would be a part of the mesh"
+
+
+def test_a_type_that_cannot_be_forgotten_ends_the_journal(tmp_path: Path) -> None:
+    """What comes later of another type, without what was there of it, would be taken for all of it."""
+    path = tmp_path / "mesh.sqlite"
+    cache = MeshCache(path)
+    apply(cache, FIRST)
+    cache.apply(AUTHORIZATION_TYPE, b"no answer")
+    cache.close()
+    broken = sqlite3.connect(path)
+    broken.execute("CREATE TRIGGER no BEFORE DELETE ON answer BEGIN SELECT RAISE(ABORT, 'no'); END")
+    broken.close()
+    cache = MeshCache(path)
+    assert cache.load(ADDRESS_TYPE) == [FIRST] and cache.load(AUTHORIZATION_TYPE) == []
+    apply(cache, Resource("b", "1", b"z"))
+    assert not path.exists()
 
 
 def test_what_was_refused_is_not_kept_but_what_it_would_have_replaced(tmp_path: Path) -> None:

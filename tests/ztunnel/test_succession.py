@@ -22,7 +22,13 @@ class Generation:
     def __init__(self, name: str, path: Path) -> None:
         self._path = path
         self._predecessor = AsyncExitStack()
-        self.admin = Admin(cast("Proxy", SimpleNamespace(waits_for=lambda: [name])))
+        self.steps: list[str] = []
+        proxy = SimpleNamespace(
+            waits_for=lambda: [name],
+            step_aside=lambda: self.steps.append("aside"),
+            step_back=lambda: self.steps.append("back"),
+        )
+        self.admin = Admin(cast("Proxy", proxy))
 
     async def start(self) -> None:
         await succeed(self._path, self._predecessor)
@@ -45,10 +51,10 @@ def test_a_successor_that_ends_gives_the_endpoints_back(tmp_path: Path, eventual
         first, second = (Generation(name, path) for name in ("first", "second"))
         await first.start()
         await second.start()
-        assert await who_answers(path) == "second"
+        assert await who_answers(path) == "second" and first.steps == ["aside"] and not second.steps
         await second.end()
         await eventually(lambda: not first.admin._local._connections)
-        assert await who_answers(path) == "first"
+        assert await who_answers(path) == "first" and first.steps == ["aside", "back"]
         await first.end()
 
     asyncio.run(scenario())
@@ -67,7 +73,7 @@ def test_one_that_drains_does_not_take_them_from_its_successors_successor(
         second.admin.retire()
         await second.end()
         await eventually(lambda: not first.admin._local._connections)  # it has heard of that
-        assert await who_answers(path) == "third"
+        assert await who_answers(path) == "third" and first.steps == second.steps == ["aside"]
         await first.end()
         assert await who_answers(path) == "third"
         await third.end()
