@@ -5,7 +5,7 @@ Nothing here touches a byte of traffic: the workers carry that, each with the wh
 
 Start: workers and the agent's pods first (ztunnel.front), then what the disk remembers of the mesh and the kernel's keyring of
 its keys; the control plane whenever it answers.
-End (SIGTERM, SIGINT, POST /quitquitquit): listeners close, workers drain up to the deadline; a second signal ends at once.
+End (SIGTERM, SIGINT, SIGHUP, POST /quitquitquit): listeners close, workers drain for a while; a second signal ends at once.
 What drains is told of the mesh, of policies and of pods that go until its last moment.
 """
 
@@ -270,6 +270,14 @@ class Supervisor:
         pods, states = self.pods.infos(), self._issuer.states()
         return dashboard.page(self.config.node, version, self.waits_for(), pods, self.zds.troubles, records, states)
 
+    def step_aside(self) -> None:
+        """Write no more of what the successor will have read, and writes itself."""
+        self._cache.hold()
+
+    def step_back(self) -> None:
+        """There is no successor any more."""
+        self._cache.resume()
+
     def quit(self) -> None:
         """Drain and end."""
         self._end.set()
@@ -364,7 +372,7 @@ class Supervisor:
         os.close(self._front.home_fd)
 
     def _handle_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:

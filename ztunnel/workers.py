@@ -108,7 +108,7 @@ class Workers:
         self._changed = asyncio.Event()
         self._queries: dict[int, _Query] = {}
         self._query_number = 0
-        self._ending = False
+        self._ending = asyncio.Event()
         self._patience_s = patience_s
         self.restarts = self.hangs = 0
 
@@ -142,25 +142,27 @@ class Workers:
         with suppress(ProcessLookupError):
             worker.process.send_signal(_TRACE)
         await asyncio.sleep(_LAST_WORDS_S)
-        if worker.heard_at == heard_at and not self._ending:
+        if worker.heard_at == heard_at and not self._ending.is_set():
             self.hangs += 1
             worker.kill()
 
     async def _keep(self, index: int) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self._ending.is_set():
             started_at = time.monotonic()
             try:
                 ending = how_it_ended(await self._one_life(index))
             except (OSError, RuntimeError) as error:  # the latter: no thread is left to wait for its end (Python 3.11)
                 ending = f"cannot be started: {error}"
-            if self._ending:
+            if self._ending.is_set():
                 return
             self.restarts += 1
             if time.monotonic() - started_at > _STEADY_S:
                 pause_s = _FIRST_PAUSE_S
             _log.error("worker %d %s; starting another in %.2g s", index, ending, pause_s)
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._ending.wait()
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _one_life(self, index: int) -> int:
@@ -277,7 +279,7 @@ class Workers:
 
     async def shut_down(self, deadline_s: float) -> None:
         """Let every worker drain and end, for at most `deadline_s`; `run` then returns."""
-        self._ending = True
+        self._ending.set()
         self.broadcast(Shutdown(deadline_s))
         exits = [asyncio.ensure_future(worker.process.wait()) for worker in self._workers.values()]
         if exits:

@@ -243,6 +243,26 @@ def test_a_worker_that_reads_nothing_is_replaced(tmp_path: Path, eventually: Any
     asyncio.run(main())
 
 
+def test_nobody_is_started_in_a_dead_workers_place_once_all_are_to_end(
+    tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(workers, "_LONGEST_PAUSE_S", 600.0)
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    async def main() -> None:
+        world = World(tmp_path / "program.py")
+        running = asyncio.ensure_future(world.workers.run())
+        await eventually(lambda: len(world.workers.alive) == 2)
+        os.kill(world.workers.pids[1], signal.SIGKILL)
+        await eventually(lambda: world.workers.restarts == 1)
+        await world.workers.shut_down(5)
+        await running  # by itself
+        assert world.deaths == [1, 0]
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_shutdown_hears_last_words_and_leaves_no_process(run: Any, eventually: Any) -> None:
     async def scenario(world: World) -> None:
         await eventually(lambda: len(world.workers.alive) == 2)
