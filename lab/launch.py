@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,7 +99,8 @@ def main() -> None:
             reason = error.strerror
         if status_fd == _NOBODY:
             print(f"lab: {reason}", file=sys.stderr)
-        _tell(status_fd, f"error {reason}")
+        with suppress(BrokenPipeError):
+            _tell(status_fd, f"error {reason}")
         sys.stderr.flush()
         os._exit(127)
 
@@ -125,7 +127,7 @@ def _go(launch: Launch, status_fd: int) -> None:
             if launch.image:
                 enter_image(launch.image, launch.image_folders)
             _tell(status_fd, f"pid {os.getpid()}")
-    _become(launch)
+    _become(launch, status_fd)
 
 
 def _redirect(launch: Launch) -> None:
@@ -186,7 +188,9 @@ def end(child: int) -> None:
         pass  # its end is what is waited for
 
 
-def _become(launch: Launch) -> None:
+def _become(launch: Launch, status_fd: int) -> None:
+    # Where the daemon has given us up it has started another one meanwhile, and nobody hears this: EPIPE.
+    _tell(status_fd, "still there")
     if launch.confined:
         syscalls.forbid_keyrings()
         syscalls.keep_capabilities(_KEPT_CAPABILITIES)

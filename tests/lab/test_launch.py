@@ -1,11 +1,12 @@
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lab.launch import Launch, end
+from lab.launch import Launch, _become, end
 from lab.layout import SOURCE_ROOT
 from lab.rootfs import Root
 
@@ -17,6 +18,19 @@ ROOT = Root("/scratch", ("/a",), (("/h", "/etc/hosts"),), (("/v", "/data", True)
 def test_an_order_comes_back_from_json(root: Root | None) -> None:
     launch = Launch(("a", "b"), "/cgroup", "/netns", {"X": "1"}, "/w", "/log", root, 7, "host", 5, 6, True, "/image", ("/run",))
     assert Launch.from_json(launch.to_json()) == launch
+
+
+@pytest.mark.unit
+def test_a_launcher_that_was_given_up_becomes_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hung for so long that another one was started in its place."""
+    started: list[str] = []
+    monkeypatch.setattr(os, "execvpe", lambda program, *_: started.append(program))
+    status, theirs = os.pipe()
+    os.close(status)
+    with pytest.raises(BrokenPipeError):
+        _become(Launch(("program",), "/cgroup"), theirs)
+    os.close(theirs)
+    assert not started
 
 
 @pytest.mark.unit
