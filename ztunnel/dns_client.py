@@ -24,8 +24,8 @@ Reply = Callable[[bytes], None]
 class Server(Protocol):
     """Who answers."""
 
-    def take(self, wire: bytes, protocol: Literal["udp", "tcp"], reply: Reply) -> None:
-        """Answer one message, once or not at all."""
+    def take(self, wire: bytes, protocol: Literal["udp", "tcp"], reply: Reply) -> bool:
+        """Answer one message, once; False: not at all."""
 
     def has_time(self) -> bool:
         """Whether more is to be heard now; else what comes waits for PAUSE_S where it is."""
@@ -107,7 +107,8 @@ class DNSClient:
             self._touch()
             self._server.heard(self)
             self._unanswered += 1
-            self._server.take(wire, "tcp", self._reply)
+            if not self._server.take(wire, "tcp", self._reply):
+                self._unanswered -= 1
 
     def _reply(self, message: bytes) -> None:
         if not self._open:

@@ -70,15 +70,19 @@ class DNSService:
                 os.close(fd)
             raise
 
-    def take(self, wire: bytes, protocol: Protocol, reply: Reply) -> None:
-        """Answer one message, once or not at all: at once, or when a nameserver has."""
+    def take(self, wire: bytes, protocol: Protocol, reply: Reply) -> bool:
+        """Answer one message, once: at once, or when a nameserver has; False: not at all."""
         self._allowance.spend(self.pod.node.loop.now)
         query = read_query(wire)
         if query is None:
-            return
+            return False
         if query.refusal:
             reply(refuse(query, query.refusal))
-            return
+        else:
+            self._find_out(query, protocol, reply)
+        return True
+
+    def _find_out(self, query: Query, protocol: Protocol, reply: Reply) -> None:
         client = self.pod.workload()
         if client is not None:
             self._resolve(client, query, protocol, reply)

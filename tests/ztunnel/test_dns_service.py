@@ -259,6 +259,25 @@ def test_many_questions_on_one_connection_and_a_half_close(bench: Bench) -> None
 
 
 @pytest.mark.unit
+def test_who_said_its_last_and_is_owed_no_answer_is_not_waited_for(bench: Bench) -> None:
+    """Messages that are answers themselves have none."""
+    bench.node.dns_idle.timeout_s = 1e9
+    sock = bench.tcp()
+    wire = dns.message.make_response(dns.message.make_query("web.", "A")).to_wire()
+    sock.send(framed(wire) * 3)
+    sock.shutdown(socket.SHUT_WR)
+
+    def ended() -> bool:
+        try:
+            return sock.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    bench.run(ended)
+    assert not bench.node.dns_idle
+
+
+@pytest.mark.unit
 def test_a_connection_that_says_nothing_is_closed(bench: Bench) -> None:
     sock = bench.tcp()
     sock.send(b"\0")
