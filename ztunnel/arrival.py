@@ -20,7 +20,7 @@ from ztunnel.handshakes import TIMEOUT_S
 from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, response_fields
 from ztunnel.hellos import end_of
 from ztunnel.inbound import Errand, InboundRequest, errand_of
-from ztunnel.ledger import SocketAddress
+from ztunnel.ledger import DRAINED, SocketAddress
 from ztunnel.loop import ERROR, IN
 from ztunnel.missing import missing_inbound
 from ztunnel.penance import CROWD
@@ -121,6 +121,9 @@ class Arrival:
     def _welcome(self, credentials: Credentials) -> None:
         node, sock = self.pod.node, self._sock
         if sock is None:
+            return
+        if self.pod.closed:
+            self.turn_away("-", DRAINED)
             return
         self._sock = None
         node.handshakes.discard(self)

@@ -15,7 +15,7 @@ from ztunnel.dial import Dial, text_of
 from ztunnel.flow import Stream
 from ztunnel.gate import Admitted
 from ztunnel.hbone import ConnectRequest, response_fields
-from ztunnel.ledger import DENIED, SocketAddress, Tracked
+from ztunnel.ledger import DENIED, DRAINED, SocketAddress, Tracked
 from ztunnel.node import Node
 from ztunnel.pod import Pod
 from ztunnel.proxy_header import proxy_header
@@ -218,6 +218,10 @@ class InboundRequest(Inbound):
     def connected(self, sock: socket.socket) -> None:
         """The application is there: say 200, and move bytes."""
         self._dial = None
+        if self.pod.closed:
+            sock.close()
+            self.abort("-", DRAINED)
+            return
         stream = self._stream
         assert stream is not None and self.workload is not None
         announced = self._errand.admitted.announced

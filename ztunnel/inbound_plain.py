@@ -8,7 +8,7 @@ from ztunnel.dial import endpoint, original_destination
 from ztunnel.gate import service_of
 from ztunnel.hbone import Authority
 from ztunnel.inbound import Inbound, application_at
-from ztunnel.ledger import SocketAddress
+from ztunnel.ledger import DRAINED, SocketAddress
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.waiting import WaitingConnection
@@ -67,6 +67,10 @@ class InboundPlain(Inbound):
     def connected(self, sock: socket.socket) -> None:
         """The application is there: move bytes."""
         self._dial = None
+        if self.pod.closed:
+            sock.close()
+            self.ended("-", DRAINED)
+            return
         client, self._sock = self._sock, None
         assert client is not None
         self.pump = Passthrough(self.pod.node.loop, self, sock, client, self.pod.holder.held)

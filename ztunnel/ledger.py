@@ -16,7 +16,7 @@ from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, 
 from ztunnel.failures import Failures
 from ztunnel.log_lines import RBAC
 from ztunnel.loop import Loop
-from ztunnel.walk import Walk
+from ztunnel.walk import ENDINGS_PER_TURN, Walk
 
 DENIED = "connection closed due to policy rejection: "
 CHANGED = "connection closed due to policy change: "
@@ -158,13 +158,18 @@ class Ledger:
         self._rechecking.begin()
 
     def _recheck(self, some: list[Tracked]) -> None:
-        for tracked in self._still_open(some):
-            if tracked.subject is None:
+        ended = 0
+        for place, tracked in enumerate(some):
+            if tracked.record.number not in self.open or tracked.subject is None:
                 continue
+            if ended == ENDINGS_PER_TURN:
+                self._rechecking.put_back(some[place:])
+                return
             tracked.workload = self._workload_of(tracked.record.pod_uid) or tracked.workload
             verdict = self.judge(tracked)
             if not verdict.allowed:
                 tracked.abort("DENY", CHANGED + verdict.reason)
+                ended += 1
 
     def progress(self, making_s: float) -> None:
         """Report what moved since the last time, and end what is not open after `making_s`, whatever it waits for."""

@@ -12,7 +12,7 @@ from ztunnel.dial import Dial, endpoint, original_destination, text_of
 from ztunnel.fields import Fields, Repeating
 from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.inner_tunnel import InnerStream, InnerTunnel
-from ztunnel.ledger import SocketAddress, Tracked
+from ztunnel.ledger import DRAINED, SocketAddress, Tracked
 from ztunnel.missing import missing_outbound
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
@@ -133,7 +133,9 @@ class Outbound(Tracked):
         """Go where the decision says."""
         self.pod.connections += 1
         self.ledger.register(self)
-        if isinstance(way, Refused):
+        if self.pod.closed:
+            self.ended("-", DRAINED)
+        elif isinstance(way, Refused):
             self._name(way)
             self.ended(way.flag, way.reason)
         else:
@@ -308,6 +310,10 @@ class Outbound(Tracked):
     def connected(self, sock: socket.socket) -> None:
         """See ztunnel.dial.Owner."""
         self._dial_over()
+        if self.pod.closed:
+            sock.close()
+            self.ended("-", DRAINED)
+            return
         client, self._sock = self._sock, None
         assert client is not None
         self.pump = Passthrough(self.pod.node.loop, self, client, sock, self.pod.holder.held, self._early)
@@ -340,6 +346,9 @@ class Outbound(Tracked):
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.pool.Waiter."""
+        if self.pod.closed:
+            self.ended("-", DRAINED)
+            return
         if self._generation != self.pod.node.generation and self._is_rerouted():
             return
         way, credentials = self._way, self._credentials
@@ -353,7 +362,7 @@ class Outbound(Tracked):
 
     def inner_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.inner_tunnel.Owner."""
-        way = self._elsewhere()
+        way = Refused(DRAINED, "-") if self.pod.closed else self._elsewhere()
         if way is not None:
             self._inner = None
             tunnel.end("")

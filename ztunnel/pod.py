@@ -1,18 +1,21 @@
 """A pod that this worker serves: its namespace, its listeners, its tunnels both ways, and its connections."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from mesh.workload import Address, Workload
 from ztunnel.baggage import baggage_of
 from ztunnel.channel import AddPod, Flag
-from ztunnel.ledger import DRAINED
+from ztunnel.ledger import DRAINED, Tracked
 from ztunnel.limits import Held, Holder, PartHeld, Usage
 from ztunnel.node import Node
 from ztunnel.outliers import Outliers
 from ztunnel.pod_netns import Netns
 from ztunnel.pool import Pool
 from ztunnel.tunnel import Tunnel
+from ztunnel.walk import ENDINGS_PER_TURN, Walk
 from ztunnel.ways import Ways
 
 if TYPE_CHECKING:
@@ -80,7 +83,8 @@ class Pod:
         self.guests: dict[Guest, None] = {}
         self.draining = False
         self.closed = False
-        """What fails now is for no other endpoint to try."""
+        """Nothing begins any more, and what fails is for no other endpoint to try."""
+        self._ending = Walk(node.loop, self._all_that_is_open, _end_each, ENDINGS_PER_TURN)
         self._workload: Workload | None = None
         self._looked_at = -1
         self._described: Workload | None = None
@@ -117,8 +121,8 @@ class Pod:
         return self.holder.usage(self.held_connections, self.node.handshakes.count(self.uid))
 
     def workload(self) -> Workload | None:
-        """The mesh's view of the pod, as it is now; not before all that goes with it is known."""
-        if self._looked_at != self.node.generation and not self.node.unfinished:
+        """The mesh's view of the pod, as it is now; not before all that goes with it is known, nor once it is closed."""
+        if self._looked_at != self.node.generation and not self.node.unfinished and not self.closed:
             self._looked_at = self.node.generation
             node, config = self.node, self.node.config
             name = self.namespace, self.name, self.service_account
@@ -140,32 +144,51 @@ class Pod:
             listener.close()
 
     def drain(self) -> None:
-        """Let what is open, or has come to the door, finish, and take nothing new."""
+        """Let what is open, or has come to the door, finish, and take nothing new; `every_tunnel` is not told."""
         self.draining = True
         for listener in self.listeners:
             listener.accept_rest()
         self.stop_listening()
         if self.dns is not None:
             self.dns.drain()
-        self.retire_tunnels()
 
-    def retire_tunnels(self) -> None:
-        """Those of both directions take no new streams; what is open goes on."""
-        for tunnel in list(self.tunnels):
-            tunnel.drain()
-        self.pool.drain()
+    def every_tunnel(self) -> list[Tunnel]:
+        """Those of both directions."""
+        return [*self.tunnels, *self.pool.tunnels()]
 
     def close(self) -> None:
-        """End everything now; peers hear GOAWAY first."""
+        """Begin nothing any more, from now on; what is open, of which there may be tens of thousands, ends some a turn.
+
+        Peers hear GOAWAY first.
+        """
         self.closed = True
+        self._workload, self._looked_at = None, -1
         self.stop_listening()
         if self.dns is not None:
             self.dns.close()
-        for guest in list(self.guests):
-            guest.turn_away("-", DRAINED)
-        self.pool.close(DRAINED)
-        for tunnel in list(self.tunnels):
-            tunnel.end(DRAINED)
-        for tracked in self.node.ledger.of_pod(self.uid):
-            tracked.abort("-", DRAINED)
         self.netns.close()
+        self._ending.begin()
+
+    def _all_that_is_open(self) -> list[Tracked | Callable[[], None]]:
+        """Connections, or how else it ends: the last one first."""
+        guests = (partial(one.turn_away, "-", DRAINED) for one in self.guests)
+        inbound = (partial(one.end, DRAINED) for one in self.tunnels)
+        outbound = (partial(one.end, DRAINED) for one in self.pool.members())
+        return [*self.node.ledger.of_pod(self.uid), *guests, *inbound, *outbound]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether some of what was open when it was closed is open still."""
+        return self._ending.unfinished
+
+    def finish(self) -> None:
+        """End what is left of it at once, as there will be no more turns."""
+        self._ending.finish()
+
+
+def _end_each(some: list[Tracked | Callable[[], None]]) -> None:
+    for one in reversed(some):
+        if isinstance(one, Tracked):
+            one.abort("-", DRAINED)
+        else:
+            one()

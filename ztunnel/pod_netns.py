@@ -150,6 +150,7 @@ class Netns:
         self._closed = True
         self._give_back(set(self._stock))
         os.close(self.fd)
+        self.fd = -1  # of which no socket can be made, whoever gets the number next
 
 
 def _set_foreign_options(sock: socket.socket) -> None:

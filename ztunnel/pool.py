@@ -110,6 +110,14 @@ class _Making:
         self.dial = None
         self.pool.failed(self, flag, error)
 
+    def end(self, error: str) -> None:
+        """End it now, wherever it stands."""
+        if self.tunnel is not None:
+            self.tunnel.end(error)
+        elif self.dial is not None:
+            self.dial.cancel()
+            self.not_connected("-", error)
+
     def check_peer(self, tunnel: Tunnel, peer: Verified) -> Identity:
         self.pool.node.revocations.check(tunnel.server, peer.chain)
         return check_server(peer.names, self.key.expected, self.pool.node.domains_of(self.key.source))
@@ -289,22 +297,10 @@ class Pool:
                     if member.tunnel is not None:
                         member.tunnel.end(f"{key.address} belongs to {owner.namespace}/{owner.name} now")
 
-    def drain(self) -> None:
-        """Open nothing new; what is open goes on."""
-        for members in list(self._ready.values()):
-            for member in list(members):
-                if member.tunnel is not None:
-                    member.tunnel.drain()
+    def tunnels(self) -> list[Tunnel]:
+        """Those that are made."""
+        return [one.tunnel for members in self._ready.values() for one in members if one.tunnel is not None]
 
-    def close(self, error: str) -> None:
-        """End everything now."""
-        everyone = [*self._making.values(), *(one for members in self._ready.values() for one in members)]
-        for member in everyone:
-            if member.tunnel is not None:
-                member.tunnel.end(error)
-            elif member.dial is not None:
-                member.dial.cancel()
-                member.not_connected("-", error)
-        while self._left:
-            self.go_on()
-        self.node.loop.rota.discard(self, self)
+    def members(self) -> list["_Making"]:
+        """All of them, those in the making too."""
+        return [*self._making.values(), *(one for members in self._ready.values() for one in members)]

@@ -10,7 +10,7 @@ from ztunnel.channel import Direction, Flag, Revocation
 from ztunnel.der import Malformed, certificate_key
 from ztunnel.loop import Loop
 from ztunnel.verification import PeerRefused
-from ztunnel.walk import Walk
+from ztunnel.walk import ENDINGS_PER_TURN, Walk
 
 Revoked = Mapping[bytes, frozenset[bytes]]
 """Issuer's name (DER) -> serial numbers (content octets)."""
@@ -60,9 +60,14 @@ class Revocations:
             raise PeerRevoked(reason)
 
     def _recheck(self, some: list[Connected]) -> None:
-        for one in some:
+        ended = 0
+        for place, one in enumerate(some):
+            if ended == ENDINGS_PER_TURN:
+                self._rechecking.put_back(some[place:])
+                return
             if one.open and one.established and (reason := self._reason(one.server, one.chain())):
                 one.end(f"connection closed: {reason}", "CERT_REVOKED")
+                ended += 1
 
     def _reason(self, server: bool, chain: Sequence[bytes]) -> str:
         direction: Direction = "inbound" if server else "outbound"

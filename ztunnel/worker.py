@@ -60,6 +60,8 @@ from ztunnel.outbound import accept_outbound
 from ztunnel.pod import Pod
 from ztunnel.socks_client import accept_socks
 from ztunnel.time_slice import take_short_slices
+from ztunnel.tunnel import Tunnel
+from ztunnel.walk import ENDINGS_PER_TURN, Walk
 
 TICK_S = 0.25
 STATUS_S = 1.0
@@ -78,6 +80,8 @@ class Worker:
         self._link = Link(loop, channel, self._take)
         self._node: Node | None = None
         self._pods: dict[str, Pod] = {}
+        self._leaving: list[Pod] = []
+        """Those that are served no more, while anything of theirs is open."""
         self._draining = False
         self._log_levels: dict[str, int] = {}
         self._tunnels_until = 0.0
@@ -124,9 +128,7 @@ class Worker:
             error = f"expected {first_dns} descriptors or more, got {len(fds)}{mend}"
             self._link.emit(PodAdded(message.uid, error, message.number))
             return
-        old = self._pods.pop(message.uid, None)
-        if old is not None:
-            old.close()
+        self._close_pod(message.uid)
         pod = Pod(node, message, fds[0])
         error = ""
         left = fds[1:]
@@ -162,8 +164,12 @@ class Worker:
             _log.error(_DNS_TROUBLE, pod.namespace, pod.name, error)
 
     def _remove_pod(self, _node: Node, message: RemovePod, _fds: list[int]) -> None:
-        pod = self._pods.pop(message.uid, None)
+        self._close_pod(message.uid)
+
+    def _close_pod(self, uid: str) -> None:
+        pod = self._pods.pop(uid, None)
         if pod is not None:
+            self._leaving = [*(one for one in self._leaving if one.is_ending), pod]
             pod.close()
 
     # --- what is true
@@ -187,10 +193,17 @@ class Worker:
 
     def _certificate_failed(self, node: Node, message: CertificateFailed, _fds: list[int]) -> None:
         if node.vault.failed(message):  # who has no certificate begins nothing, in tunnels from before neither
-            for pod in self._pods.values():
-                workload = pod.workload()
-                if workload is not None and workload.identity == message.identity:
-                    pod.retire_tunnels()
+            of_it = [pod for pod in self._pods.values() if (known := pod.workload()) and known.identity == message.identity]
+            self._retire_tunnels(of_it)
+
+    def _retire_tunnels(self, pods: list[Pod]) -> None:
+        """Those of both directions take no new streams; what is open goes on. There may be thousands: some a turn."""
+
+        def retire(some: list[Tunnel]) -> None:
+            for tunnel in some:
+                tunnel.drain()
+
+        Walk(self._loop, lambda: [one for pod in pods for one in pod.every_tunnel()], retire, ENDINGS_PER_TURN).begin()
 
     def _answered(self, node: Node, message: Answered, _fds: list[int]) -> None:
         if node.demands is not None:
@@ -261,6 +274,7 @@ class Worker:
         self._draining = True
         for pod in self._pods.values():
             pod.drain()
+        self._retire_tunnels(list(self._pods.values()))
         self._loop.call_at(self._loop.now + message.deadline_s, self._stop)
         self._tunnels_until = self._loop.now + min(FAREWELL_S, message.deadline_s)
         self._loop.every(TICK_S, self._end_when_done)
@@ -280,6 +294,8 @@ class Worker:
         """End everything, and report it."""
         for pod in self._pods.values():
             pod.close()
+        for pod in (*self._leaving, *self._pods.values()):
+            pod.finish()
         if self._node is not None:
             self._node.failures.finish()
         self._link.finish(1.0)
@@ -300,7 +316,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket pair to the supervisor")
     options = parser.parse_args(arguments)
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the supervisor says when and how to end
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # sent to the whole group: the supervisor says when and how to end
         signal.signal(number, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR2)  # where we are, for the supervisor when we hang, or for whoever wonders
     read_keys_fast()

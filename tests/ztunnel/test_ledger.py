@@ -14,7 +14,7 @@ from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progre
 from ztunnel.failures import AT_ONCE, Failures
 from ztunnel.ledger import Ledger, Tracked
 from ztunnel.loop import Loop
-from ztunnel.walk import PER_TURN
+from ztunnel.walk import ENDINGS_PER_TURN, PER_TURN
 
 pytestmark = pytest.mark.unit
 
@@ -170,10 +170,12 @@ def test_thousands_are_judged_and_told_in_parts_and_who_ends_meanwhile_is_neithe
     book.ledger.progress(60.0)
     book.policies.apply([policy("no", Action.DENY, "client")], [])
     book.ledger.recheck(lambda _: WEB)
-    assert len(book.ledger.open) == 2 * PER_TURN, "some at once"
+    assert len(book.ledger.open) == 3 * PER_TURN - ENDINGS_PER_TURN, "some at once, and fewer where each has to end"
     everybody[0].ended("-", "")
     while book.ledger.open or told[-1][1]:
+        before = len(book.ledger.open)
         book.loop.turn(1)
+        assert before - len(book.ledger.open) <= ENDINGS_PER_TURN
     assert not book.ledger.open
     assert [unfinished for _, unfinished in told] == [True, True, False]
     numbers = [record.number for part, _ in told for record in part]

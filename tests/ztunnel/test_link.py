@@ -9,7 +9,7 @@ import pytest
 
 from ztunnel.channel import Closed, ConnectionRecord, Opened, PodAdded
 from ztunnel.framing import FrameReader, receive
-from ztunnel.link import BATCH_S, Link
+from ztunnel.link import BATCH_EVENTS, BATCH_S, Link
 from ztunnel.loop import Loop
 
 pytestmark = pytest.mark.unit
@@ -44,6 +44,19 @@ def test_a_connection_that_opens_and_closes_at_once_travels_once(ends: tuple[Lin
     assert first == Closed(replace(RECORD, bytes_sent=3), was_open=True, told=False)
     assert second == Opened(other)
     assert third == Closed(replace(RECORD, number=3), was_open=False, told=True)
+
+
+def test_what_comes_by_the_thousand_is_packed_in_parts(ends: tuple[Link, Loop, socket.socket]) -> None:
+    link, _, supervisor = ends
+    events = [Closed(replace(RECORD, number=number), was_open=True) for number in range(BATCH_EVENTS + 1)]
+    for event in events:
+        link.emit(event)
+    assert link._batch == events[-1:] and link._writer.pending_bytes
+    link.emit(PodAdded("uid"))
+    reader, said = FrameReader(), list[object]()
+    while len(said) <= len(events):
+        said += [message for message, _ in reader.feed(*receive(supervisor))]
+    assert said == [*events, PodAdded("uid")]
 
 
 def test_what_was_told_already_is_closed_by_itself(ends: tuple[Link, Loop, socket.socket]) -> None:

@@ -62,14 +62,6 @@ def test_a_crowd_that_waits_for_a_tunnel_is_told_in_parts() -> None:
     assert [one.told for one in waiters] == [["gone"]] * 50 + [[]] + [["gone"]] * 49
 
 
-def test_whoever_is_left_when_the_pod_closes_is_told_then() -> None:
-    waiters = [Waiting() for _ in range(100)]
-    pool, making, rota = pool_of(waiters)
-    pool.failed(making, "CONNECT", "gone")
-    pool.close("closed")
-    assert [one.told for one in waiters] == [["gone"]] * 100 and rota.take() is None
-
-
 def test_a_crowd_is_served_in_parts_by_a_tunnel_that_came_up(monkeypatch: pytest.MonkeyPatch) -> None:
     waiters = [Waiting() for _ in range(20)]
     pool, making, rota = pool_of(waiters)

@@ -18,6 +18,33 @@ def test_a_pass_visits_everybody_once_and_some_at_once() -> None:
     assert sorted(seen) == list(range(2 * PER_TURN + 1)) and not walk.unfinished
 
 
+def test_a_visit_that_has_done_enough_finds_the_rest_in_the_next_turn() -> None:
+    loop, seen = Loop(), list[list[int]]()
+
+    def visit(part: list[int]) -> None:
+        seen.append(part[:2])
+        walk.put_back(part[2:])
+
+    walk = Walk(loop, lambda: list(range(5)), visit, per_turn=3)
+    walk.begin()
+    assert seen == [[2, 3]] and walk.unfinished
+    loop.turn(1)
+    loop.turn(1)
+    assert seen == [[2, 3], [0, 1], [4]] and not walk.unfinished
+    loop.turn(0)
+    assert len(seen) == 3
+
+
+def test_who_has_no_more_turns_finishes_at_once() -> None:
+    loop, seen = Loop(), list[int]()
+    walk = Walk(loop, lambda: list(range(3 * PER_TURN)), seen.extend)
+    walk.begin()
+    walk.finish()
+    assert sorted(seen) == list(range(3 * PER_TURN)) and not walk.unfinished
+    loop.turn(0)
+    assert len(seen) == 3 * PER_TURN
+
+
 class Busy:
     """A peer that always has more to do."""
 

@@ -36,6 +36,7 @@ from ztunnel.channel import (
 )
 from ztunnel.frames import LARGEST_FRAME_BYTES, Sizes
 from ztunnel.tuning import Tuning
+from ztunnel.walk import ENDINGS_PER_TURN
 
 pytestmark = pytest.mark.kernel
 
@@ -473,6 +474,18 @@ def test_a_removed_pod_says_goaway_and_takes_its_connections_along(mesh: World, 
     assert server.recv(5) == b"again"
     client.close()
     server.close()
+
+
+@pytest.mark.parametrize("gone", ["client", "server"])
+def test_a_removed_pods_many_connections_all_end(mesh: World, app: socket.socket, gone: str) -> None:
+    ends = [end for _ in range(5 * ENDINGS_PER_TURN) for end in connected(mesh, app)]
+    mesh.pods[gone].worker.tell(RemovePod(gone))
+    for end in ends:
+        with pytest.raises(ConnectionResetError):
+            end.recv(1)
+    for _ in ends[::2]:
+        assert "drain" in mesh.pods[gone].worker.closed().error
+    mesh.pods[gone].add_pod()
 
 
 def test_ztunnel_shutdown_lets_what_is_open_finish() -> None:

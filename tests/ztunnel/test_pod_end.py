@@ -1,0 +1,166 @@
+"""A pod that is served no more begins nothing from that moment on; what is open ends piece by piece, and nobody else's does."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any, cast
+
+import pytest
+
+from mesh.workload import Workload
+from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, FromWorker
+from ztunnel.inbound_plain import InboundPlain
+from ztunnel.ledger import DRAINED, Tracked
+from ztunnel.loop import Loop
+from ztunnel.node import Node
+from ztunnel.outbound import Outbound
+from ztunnel.pod import Pod
+from ztunnel.walk import ENDINGS_PER_TURN
+from ztunnel.ways import Way
+
+pytestmark = pytest.mark.unit
+
+CLIENT, APP = (ip_address("10.0.0.2"), 999), (ip_address("10.0.0.1"), 8080)
+WEB = Workload("K//Pod/ns/web", "web", "ns", (APP[0],), service_account="web", node="n", cluster_id="K")
+
+
+class Open:
+    """A connection's pump, a tunnel, or a guest: whatever ends once."""
+
+    sent = received = 0
+
+    def __init__(self, order: list[str], what: str, forget: Callable[["Open"], object] = lambda _: None) -> None:
+        self._order, self._what, self._forget = order, what, forget
+
+    def end(self, error: str, _flag: str = "-") -> None:
+        assert error == DRAINED
+        self._order.append(self._what)
+        self._forget(self)
+
+    def abort(self, flag: str, error: str) -> None:
+        self.end(error, flag)
+
+    turn_away = abort
+
+
+class World:
+    """A worker's node, and two of its pods."""
+
+    def __init__(self) -> None:
+        self.told: list[FromWorker] = []
+        self.loop = Loop()
+        self.node = Node(self.loop, Configure("n", "", "K", "cluster.local", 0), self.told.append)
+        self.node.inventory.apply([WEB, replace(WEB, uid="K//Pod/ns/next", name="next")], [])
+        self.order: list[str] = []
+        self.pod, self.neighbour = self.add("web"), self.add("next")
+
+    def add(self, name: str) -> Pod:
+        return Pod(self.node, AddPod(name, "ns", name, "web"), os.dup(self.node.home_fd))
+
+    def open(self, pod: Pod, count: int) -> list[Tracked]:
+        made = []
+        for _ in range(count):
+            record = ConnectionRecord(self.node.ledger.next_number(), pod.uid, "inbound", "TCP", CLIENT, APP)
+            tracked = Tracked(self.node.ledger, record)
+            tracked.pump = cast("Any", Open(self.order, pod.uid))
+            self.node.ledger.register(tracked)
+            tracked.opened()
+            made.append(tracked)
+        return made
+
+    def closed(self) -> list[ConnectionRecord]:
+        return [one.record for one in self.told if isinstance(one, Closed)]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    for pod in (made.pod, made.neighbour):
+        if not pod.closed:
+            pod.close()
+            pod.finish()
+    os.close(made.node.home_fd)
+
+
+def test_tens_of_thousands_end_in_pieces_and_only_they(world: World) -> None:
+    ours, theirs = world.open(world.pod, 100), world.open(world.neighbour, 100)
+    for kind, place in (("tunnel", world.pod.tunnels), ("guest", world.pod.guests)):
+        for _ in range(5):
+            cast("Any", place)[Open(world.order, kind, lambda one, place=place: cast("Any", place).pop(one))] = None  # type: ignore[misc]
+    world.pod.close()
+    assert world.order == ["tunnel"] * 5 + ["guest"] * (ENDINGS_PER_TURN - 5), "peers hear of it first"
+    anew = world.add("web")
+    later = world.open(anew, 100)
+    while world.pod.is_ending:
+        before = len(world.order)
+        world.loop.turn(1)
+        assert len(world.order) - before <= ENDINGS_PER_TURN
+    assert world.order[10:] == ["web"] * 100 and not world.pod.tunnels and not world.pod.guests
+    assert list(world.node.ledger.open.values()) == [*theirs, *later]
+    assert [one.number for one in world.closed()] == [one.record.number for one in reversed(ours)]
+    anew.close()
+    anew.finish()
+    assert not anew.is_ending and list(world.node.ledger.open.values()) == theirs, "at once, where there are no more turns"
+
+
+def test_of_a_pod_that_ends_nothing_is_known_and_no_socket_is_made(world: World) -> None:
+    assert world.pod.workload() == WEB
+    world.open(world.pod, 100)
+    world.pod.close()
+    assert world.pod.is_ending and world.pod.workload() is None
+    world.node.inventory_changed()
+    assert world.pod.workload() is None
+    with open(os.devnull):  # gets the number that the pod's namespace had
+        with pytest.raises(OSError, match="cannot enter the network namespace"):
+            world.pod.netns.make_socket(socket.AF_INET, None)
+        assert world.pod.netns.fd == -1
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def assert_ended(world: World, sockets: list[socket.socket], number: int) -> None:
+    record = next(one for one in world.closed() if one.number == number)
+    assert record.error == DRAINED and number not in world.node.ledger.open
+    for sock in sockets:
+        with sock:
+            sock.setblocking(False)
+            assert sock.recv(1) == b"", "the other end is closed"
+
+
+def test_an_application_that_answers_a_pod_that_ends_is_not_served(world: World) -> None:
+    (client, theirs), (application, ours) = pair(), pair()
+    waiting = InboundPlain(world.pod, theirs, CLIENT, APP, WEB)
+    world.pod.connections += 1
+    world.node.ledger.register(waiting)
+    world.open(world.pod, 100)
+    world.pod.close()
+    assert waiting.record.number in world.node.ledger.open, "its turn is to come"
+    waiting.connected(ours)
+    assert_ended(world, [client, application], waiting.record.number)
+
+
+@pytest.mark.parametrize("step", ["start", "connected", "tunnel_ready"])
+def test_a_connection_of_a_pod_that_ends_goes_nowhere(world: World, step: str) -> None:
+    (client, theirs), (server, ours) = pair(), pair()
+    leaving = Outbound(world.pod, theirs, CLIENT, WEB, APP)
+    if step != "start":
+        world.pod.connections += 1
+        world.node.ledger.register(leaving)
+    world.open(world.pod, 100)
+    world.pod.close()
+    match step:
+        case "start":
+            leaving.start(cast("Way", None))
+        case "connected":
+            leaving.connected(ours)
+        case _:
+            leaving.tunnel_ready(cast("Any", None))
+    if step != "connected":
+        ours.close()
+    assert_ended(world, [client, server], leaving.record.number)
+    assert world.pod.connections == 0
