@@ -27,6 +27,10 @@ MIN_MAX_FRAME_BYTES = 16384
 LARGEST_FRAME_BYTES = (1 << 24) - 1
 SEND_FRAME_BYTES = (256 << 10) - HEADER_BYTES
 """Largest payload that we send: small streams interleave, and header plus payload fill whole TLS records."""
+_RECORD_BYTES, _RECORD_ADDS = 16384, 22
+"""Of TLS 1.3: plaintext, and what comes on top."""
+_PACKET_BYTES = 65_200
+"""Linux hands on as many whole segments at once as fit in 64 KiB, less its room for headers (sk_setup_caps)."""
 BULK_FRAME_BYTES = 8192
 """DATA frames from here on are bulk: not worth copying into a turn's write, and what waits behind them is late."""
 SERVER_STREAMS = 200
@@ -88,6 +92,18 @@ class ProtocolError(Exception):
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
     return header.pack(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+@lru_cache(64)
+def payload_in_whole_packets(segment_bytes: int) -> int:
+    """Largest payload that we send where TCP's segments are so long: sealed, the frame fills whole packets.
+
+    What is left over by a send would leave at once as a packet of its own, and costs the way as much as one of 64 KiB.
+    """
+    packet_bytes = max(1, _PACKET_BYTES // segment_bytes) * segment_bytes
+    record = _RECORD_BYTES + _RECORD_ADDS
+    sealed_bytes = (HEADER_BYTES + SEND_FRAME_BYTES) // _RECORD_BYTES * record // packet_bytes * packet_bytes
+    return sealed_bytes - -(-sealed_bytes // record) * _RECORD_ADDS - HEADER_BYTES
 
 
 def settings(pairs: list[tuple[int, int]]) -> bytes:

@@ -63,6 +63,7 @@ class Connection(Intake):
         "blocked",
         "chunk",
         "draining",
+        "largest",
         "max_streams",
         "owner",
         "reopened",
@@ -75,7 +76,9 @@ class Connection(Intake):
         self.owner = owner
         self.window = self._initial_window = frames.DEFAULT_WINDOW
         self.chunk = frames.MIN_MAX_FRAME_BYTES
-        """Largest DATA payload that the peer accepts from us."""
+        """Largest DATA payload that the peer accepts from us, and that we send."""
+        self.largest = frames.SEND_FRAME_BYTES
+        """Largest that we send, whatever it accepts."""
         self.blocked: dict[Stream, None] = {}
         """Streams that wait for a window, in order."""
         self.reopened = False
@@ -200,7 +203,7 @@ class Connection(Intake):
                 self._move_windows(value - self._initial_window)
                 self._initial_window = value
             elif number == Setting.MAX_FRAME_SIZE:
-                self.chunk = min(value, frames.SEND_FRAME_BYTES)
+                self.chunk = min(value, self.largest)
             elif number == Setting.MAX_CONCURRENT_STREAMS:
                 self.max_streams = value
             elif number == Setting.HEADER_TABLE_SIZE:
@@ -215,7 +218,7 @@ class Connection(Intake):
         usual = frames.SIZES
         self._move_windows(usual.stream_window - self._initial_window)
         self._initial_window = usual.stream_window
-        self.chunk = min(usual.frame, frames.SEND_FRAME_BYTES)
+        self.chunk = min(usual.frame, self.largest)
         if not self.server:
             self.max_streams = frames.SERVER_STREAMS
         self.window += usual.connection_window - frames.DEFAULT_WINDOW

@@ -22,7 +22,7 @@ from ztunnel.channel import Flag
 from ztunnel.closing import end_on_close, undelivered_bytes
 from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
-from ztunnel.frames import BULK_FRAME_BYTES, DATA, HEADER_BYTES, SEND_FRAME_BYTES, Code, code_name, frame, header
+from ztunnel.frames import BULK_FRAME_BYTES, DATA, HEADER_BYTES, Code, code_name, frame, header
 from ztunnel.hbone import read_status, status_text
 from ztunnel.http2 import Connection
 from ztunnel.loop import ERROR, HANGUP, IN, OUT, Loop
@@ -212,7 +212,7 @@ class TunnelStream(Stream):
                 http.blocked[self] = None
                 return
             try:
-                count = sock.recv_into(_payload if room == SEND_FRAME_BYTES else _payload[:room])
+                count = sock.recv_into(_payload, room)
             except BlockingIOError:
                 return
             except OSError:

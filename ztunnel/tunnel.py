@@ -17,7 +17,7 @@ that makes us queue far beyond that (by asking for answers that it does not read
 
 import ssl
 from contextlib import suppress
-from socket import AF_UNIX, IPPROTO_TCP, SHUT_WR, TCP_NOTSENT_LOWAT, socket
+from socket import AF_UNIX, IPPROTO_TCP, SHUT_WR, TCP_MAXSEG, TCP_NOTSENT_LOWAT, socket
 
 from mesh.identity import Identity
 from ztunnel import buffers
@@ -26,7 +26,7 @@ from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.closing import reset_on_close
 from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
-from ztunnel.frames import HEADER_BYTES, SETTINGS_ACK, Code, ProtocolError
+from ztunnel.frames import HEADER_BYTES, SETTINGS_ACK, Code, ProtocolError, payload_in_whole_packets
 from ztunnel.hellos import End
 from ztunnel.http2 import Connection
 from ztunnel.limits import Held
@@ -96,6 +96,7 @@ class Tunnel(Outflow):
         self._recv_into = sock.recv_into
         if sock.family != AF_UNIX:  # an inner tunnel's
             sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
+            self.http.largest = payload_in_whole_packets(sock.getsockopt(IPPROTO_TCP, TCP_MAXSEG))
         self._hello = Hello() if server else None
         self.verified: Verified | None = None
         self._claim: Identity | None = None

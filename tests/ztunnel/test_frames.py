@@ -62,3 +62,13 @@ def test_any_payload_is_read_or_refused(payload: bytes) -> None:
     except ProtocolError:
         return
     assert len(pairs) <= len(payload) // 6
+
+
+@given(st.integers(48, 65535))
+def test_a_frame_of_bulk_fills_whole_packets(segment_bytes: int) -> None:
+    payload = frames.payload_in_whole_packets(segment_bytes)
+    records = -(-(frames.HEADER_BYTES + payload) // 16384)
+    sealed = frames.HEADER_BYTES + payload + 22 * records
+    packet = max(1, 65_200 // segment_bytes) * segment_bytes
+    assert -sealed % packet <= 22, "as good as nothing is left over; a record has a byte at least"
+    assert frames.SEND_FRAME_BYTES - packet - 22 <= payload <= frames.SEND_FRAME_BYTES

@@ -132,6 +132,14 @@ def test_settings_are_exchanged_and_acknowledged() -> None:
     assert server.http.chunk == frames.SEND_FRAME_BYTES == 256 * 1024 - 9
 
 
+@pytest.mark.parametrize(("accepted", "largest", "chunk"), [(1 << 20, 260_279, 260_279), (1 << 16, 260_279, 1 << 16)])
+def test_a_frame_is_no_larger_than_its_peer_accepts_nor_than_fits_our_packets(accepted: int, largest: int, chunk: int) -> None:
+    client, server = End(False, sizes=frames.Sizes(frame=accepted)), End(True)
+    server.http.largest = largest
+    server.hears(client.says())
+    assert server.http.chunk == chunk
+
+
 @pytest.mark.parametrize("server", [True, False])
 @pytest.mark.parametrize("acknowledged", [b"", frames.SETTINGS_ACK])
 def test_what_is_known_at_a_glance_is_what_comes_of_reading_it(server: bool, acknowledged: bytes) -> None:

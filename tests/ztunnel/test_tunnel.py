@@ -29,6 +29,7 @@ from ztunnel.frames import (
     Code,
     ProtocolError,
     frame,
+    payload_in_whole_packets,
 )
 from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import response_fields
@@ -550,6 +551,31 @@ def test_what_applications_say_in_one_turn_leaves_in_one_send(credentials: Crede
         said = b"".join(frame(DATA, 0, sid, b"a word") for sid in range(1, 2 * many, 2))
         assert peer.hear() == said and len(sent) == 1
         tunnel.close("-", "")
+
+
+def test_a_frame_of_bulk_leaves_in_whole_packets(credentials: Credentials) -> None:
+    with answering(credentials) as (loop, tunnel, peer):
+        tunnel.http.largest = payload_in_whole_packets(1448)  # an MTU of 1,500, and timestamps
+        peer.say(CLIENT_OPENING)
+        loop.turn(0)
+        sent = overhear(tunnel, len)
+        tunnel.send_large(memoryview(frame(DATA, 0, 1, bytes(tunnel.http.chunk))))
+        assert sent == [4 * 45 * 1448]
+        tunnel.close("-", "")
+
+
+def test_a_tunnel_asks_how_long_the_segments_of_its_way_are(credentials: Credentials) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        with socket.create_connection(listener.getsockname()):
+            mine, _ = listener.accept()
+            mine.setblocking(False)
+            door = Answering()
+            tunnel = Tunnel(Loop(), mine, end_of(credentials.server, True), True, door, Handshakes(512), "")
+            door.tunnels[tunnel] = None
+            segment_bytes = mine.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+            assert segment_bytes <= 1400 and tunnel.http.largest == payload_in_whole_packets(segment_bytes)
+            tunnel.close("-", "")
 
 
 @pytest.mark.parametrize(
