@@ -4,7 +4,7 @@ Theory of operation. TLS runs on memory BIOs, so that one receive call brings up
 decrypted before the frames in them are parsed: the application gets one large send instead of one per record. In the other
 direction small frames of all streams collect in `http.out`; the loop flushes every dirty tunnel once per turn, in one TLS
 write and one send. A large payload goes out at once, its frame header in front of it in the same buffer, so that both fill
-whole TLS records.
+whole TLS records, and those whole packets.
 
 A turn of the loop belongs to all tunnels. Who sends more frames than the work of one turn (see ztunnel.intake), begins a
 handshake when the turn has moved on enough of them, or comes when many others have used up the turn's time, goes on when its
