@@ -35,11 +35,14 @@ class Machine:
         self.broken: set[Layer] = set()
         self.found = Found([], [], {}, [])
         self.alive = True
+        self.pod = POD
+        self.visited: list[int | None] = []
+        """The namespaces in which something was taken away."""
         self.places: list[Place] = []
         self.others: list[socket.socket] = []
 
     def locate(self, _request: PodRequest) -> tuple[Pod, Place]:
-        return POD, self.hold()
+        return self.pod, self.hold()
 
     def hold(self) -> Place:
         here, there = socket.socketpair()
@@ -53,7 +56,8 @@ class Machine:
     def add(self, layer: Layer, _pod: Pod, _netns_fd: int) -> None:
         self._do("add", layer)
 
-    def remove(self, layer: Layer, _pod: Pod, _netns_fd: int | None) -> None:
+    def remove(self, layer: Layer, _pod: Pod, netns_fd: int | None) -> None:
+        self.visited.append(netns_fd)
         self._do("remove", layer)
 
     def _do(self, what: str, layer: Layer) -> None:
@@ -244,6 +248,24 @@ def test_a_pod_leaves_in_order_and_again_until_it_is_out(node: Node, eventually:
         await eventually(lambda: node.machine.places[0].watch.fileno() == -1)
         await node.enrolment.remove("uid-1")
         assert node.changes[2:] == []
+
+    running(node, scenario)
+
+
+def test_a_pod_that_came_back_in_another_namespace_is_withdrawn_and_enrolled_anew(node: Node, eventually: Any) -> None:
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        node.machine.done.clear()
+        node.machine.pod = replace(POD, netns_id=(4, 9), cookie=9)
+        await node.enrolment.add(REQUEST)
+        down, up = [layer for layer in DOWN if layer != "announce"], list(LAYERS)
+        assert node.machine.done == [("remove", layer) for layer in down] + [("add", layer) for layer in up]
+        assert node.machine.visited == [None] * len(down), "where it was, nobody may be sent"
+        assert node.proxy.heard == [ANNOUNCED, "uid-1", ANNOUNCED] and node.changes == [("uid-1", True)]
+        assert node.enrolment.netns_of("uid-1") == node.machine.places[1].netns_fd
+        await eventually(lambda: node.machine.places[0].watch.fileno() == -1)
+        await node.enrolment.remove("uid-1")
+        assert node.machine.visited[len(down) :] == [node.machine.places[1].netns_fd] * len(down)
 
     running(node, scenario)
 

@@ -13,7 +13,7 @@ import pytest
 
 from agent import zds, zds_connection
 from agent.zds import ACCEPT_INTERVAL_S, ZdsServer
-from agent.zds_connection import ProxyAway, ProxyPeer
+from agent.zds_connection import NoProxy, ProxyAway, ProxyPeer
 from agent.zds_messages import Announcement, add, delete, keep, parse_ack, parse_hello, snapshot_sent
 from mesh.proto import zds_pb2
 from tests.descriptors import few_descriptors, open_descriptors
@@ -73,6 +73,7 @@ async def serving(path: Path, book: Book, trust: Trust | None = None) -> AsyncIt
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         os.close(book.netns)
+        await until(lambda: not path.exists())  # a proxy that comes back finds the next agent, or none
 
 
 async def exchange(proxy: PacketStream, answer: bytes = SUCCESS) -> tuple[bytes, int]:
@@ -110,8 +111,11 @@ def test_packets_are_the_recorded_ones() -> None:
 async def snapshot_then_live(path: Path) -> None:
     book = Book(WEB, kept=["kept-uid"])
     async with serving(path, book) as (server, peers):
+        assert (server.connected_unix_s, server.newest, server.synced, server.last_end) == (0, None, False, "")
+        began_s = int(time.time())
         proxy = await connect(path)
         assert await exchange(proxy) == (ADD_WEB, 1)
+        assert began_s <= server.connected_unix_s <= time.time()
         assert await exchange(proxy) == (b"\x2a\x0a\x0a\x08kept-uid", 0)
         assert not server.synced
         assert await exchange(proxy) == (SNAPSHOT, 0)
@@ -130,8 +134,9 @@ async def snapshot_then_live(path: Path) -> None:
             await adding
         proxy.close()
         await until(lambda: server.newest is None)
-        with pytest.raises(ProxyAway, match="no proxy"):
+        with pytest.raises(NoProxy):
             await server.add(ONE)
+        await server.delete(ONE.uid)
         assert book.changes == 2 and peers[-1] == [] and "closed" in server.last_end
 
 
@@ -163,6 +168,34 @@ async def two_proxies(path: Path) -> None:
 
 def test_adds_go_to_the_newest_proxy_withdrawals_to_all(tmp_path: Path) -> None:
     asyncio.run(two_proxies(tmp_path / "zds"))
+
+
+async def overtaken(path: Path) -> None:
+    book = Book(WEB)
+    async with serving(path, book) as (server, _):
+        old = await connect(path)
+        (await old.receive()).close()
+        new = await connect(path)
+        assert (await exchange(new))[0] == ADD_WEB
+        await until(lambda: book.answers == [(WEB_UID, "")])
+        await old.send(NO_CONTROL)
+        assert (await exchange(old))[0] == SNAPSHOT
+        assert book.answers == [(WEB_UID, "")] and not server.synced
+        assert (await exchange(new))[0] == SNAPSHOT
+        await until(lambda: server.synced)
+        adding = asyncio.create_task(server.add(ONE))
+        (await new.receive()).close()
+        newest = await connect(path)
+        assert (await exchange(newest))[0] == ADD_WEB
+        await new.send(SUCCESS)
+        with pytest.raises(ProxyAway, match="another proxy took over meanwhile"):
+            await adding
+        for proxy in (old, new, newest):
+            proxy.close()
+
+
+def test_what_a_proxy_says_counts_no_more_when_another_has_come(tmp_path: Path) -> None:
+    asyncio.run(overtaken(tmp_path / "zds"))
 
 
 async def late_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
