@@ -165,6 +165,27 @@ def test_what_rests_on_a_layer_that_fails_waits_for_it(node: Node, eventually: A
     running(node, scenario)
 
 
+def test_of_several_failures_the_first_is_the_reason(node: Node) -> None:
+    node.proxy.reason = ProxyAway("it has no room")
+    node.machine.broken.add("capture")
+
+    async def scenario() -> None:
+        with pytest.raises(EnrolmentFailed, match="it has no room"):
+            await node.enrolment.add(REQUEST)
+
+    running(node, scenario)
+
+
+def test_what_an_earlier_agent_had_not_finished_is_finished_before_its_proxy_answers(node: Node) -> None:
+    async def scenario() -> None:
+        begun = Actual(POD, frozenset({"record", "register"}), REQUEST.addresses)
+        node.machine.found = Found([(Record(POD, 1), begun, node.machine.hold())], [], {}, [])
+        await node.enrolment.adopt()
+        assert node.made() == ["network", "capture"] and node.proxy.heard == [] and node.enrolment.is_captured("uid-1")
+
+    asyncio.run(scenario())
+
+
 def test_a_pod_waits_for_a_proxy_that_is_on_its_way_and_not_for_ever(
     node: Node, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -531,6 +531,14 @@ def hostile(block: bytes) -> list[HostileCase]:
         ("SETTINGS on a stream", frame(SETTINGS, 0, 1), Code.PROTOCOL_ERROR),
         ("padding too long", start + frame(DATA, PADDED, 1, b"\x09abc"), Code.PROTOCOL_ERROR),
         ("padded without length", start + frame(DATA, PADDED, 1), Code.FRAME_SIZE_ERROR),
+        ("bytes after END_STREAM", start + frame(DATA, END_STREAM, 1) + frame(DATA, 0, 1, b"more"), Code.STREAM_CLOSED),
+        ("headers interrupted by bytes", start + frame(HEADERS, 0, 3, block) + frame(DATA, 0, 1, b"more"), Code.PROTOCOL_ERROR),
+        (
+            "RST_STREAM on a server's stream",
+            frame(HEADERS, END_HEADERS, 5, block) + frames.rst_stream(2, 0),
+            Code.PROTOCOL_ERROR,
+        ),
+        ("head of oversized HEADERS", frame(HEADERS, END_HEADERS, 1, bytes((64 << 10) + 1))[:9], Code.ENHANCE_YOUR_CALM),
     ]
 
 
@@ -676,8 +684,10 @@ def test_long_header_lists_have_an_allowance() -> None:
         ([frame(HEADERS, END_HEADERS, 1, BLOCK), *[frame(DATA, 0, 1, b"xx")] * 1000], 128),
         ([window_update(0, 1)] * 1000, 128),
         ([frames.settings([(4, 1)])] * 250, 128),
+        ([frame(HEADERS, END_HEADERS | END_STREAM, sid, BLOCK) for sid in range(1, 399, 2)], 2),
+        ([frame(HEADERS, END_HEADERS, sid, BLOCK + literal(b"x", b"y" * 8000)) for sid in (1, 3, 5)], 1),
     ],
-    ids=["streams", "rapid resets", "small frames", "WINDOW_UPDATEs", "SETTINGS"],
+    ids=["streams", "rapid resets", "small frames", "WINDOW_UPDATEs", "SETTINGS", "short streams", "long headers"],
 )
 def test_one_turn_does_a_bounded_amount_of_work(flood: list[bytes], most: int) -> None:
     """However much has come: others are served before the rest is."""
@@ -693,6 +703,54 @@ def test_a_large_frame_is_no_more_work_than_a_small_one() -> None:
     server.hears(OPENING + frame(HEADERS, END_HEADERS, 1, BLOCK))
     bulk = frame(DATA, 0, 1, bytes(200_000)) * 2
     assert server.http.receive(memoryview(bulk), 100.0) == len(bulk)
+    assert server.http.bulk_bytes == 400_000
+
+
+def test_new_settings_are_more_work_the_more_streams_there_are() -> None:
+    server, change = End(True), frames.settings([(4, 1)])
+    server.hears(OPENING + b"".join(frame(HEADERS, END_HEADERS, sid, BLOCK) for sid in range(1, 401, 2)))
+    assert server.http.receive(memoryview(change * 100), 100.0) == 3 * len(change)
+
+
+def test_single_bytes_and_an_end_with_flags_that_nobody_knows_are_no_offence() -> None:
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    server.hears(frame(DATA, 0, 1, b"x") * 1000 + frame(DATA, END_STREAM | 0x40, 1))
+    assert len(theirs.data) == 1000 and theirs.heard == ["end"]
+    client.hears(frame(DATA, 0x40, 1, b"abc") + frame(DATA, END_STREAM | 0x40, 1))
+    assert mine.data == b"abc" and mine.heard == ["answer 200", "end"]
+
+
+@pytest.mark.parametrize("flags", [END_STREAM, END_STREAM | PADDED])
+def test_a_stream_that_is_given_up_while_its_last_bytes_come_hears_no_end(flags: int) -> None:
+    client, server = pair()
+    _, theirs = open_stream(client, server)
+
+    def give_up(data: memoryview) -> int:
+        server.http.reset(theirs, Code.CANCEL)
+        return 0
+
+    theirs.take = give_up  # type: ignore[method-assign]
+    server.hears(frame(DATA, flags, 1, b"\0last"))
+    assert theirs.heard == [] and not server.http.streams
+
+
+def test_a_client_takes_shorter_headers_than_a_server() -> None:
+    client, _ = pair()
+    client.http.request(Recorder(), REQUEST, b"")
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM"):
+        client.hears(frame(HEADERS, END_HEADERS, 1, bytes((16 << 10) + 1))[:9])
+
+
+def test_what_comes_beneath_frames_has_an_allowance_that_time_fills() -> None:
+    server = End(True)
+    server.hears(OPENING)
+    for second in range(100):
+        for _ in range(30):
+            server.http.charge("key updates", 100.0 + second)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many key updates"):
+        for _ in range(300):
+            server.http.charge("key updates", 200.0)
 
 
 def test_a_peer_within_its_allowance_goes_on_for_ever() -> None:
