@@ -735,6 +735,24 @@ def test_a_stream_that_is_given_up_while_its_last_bytes_come_hears_no_end(flags:
     assert theirs.heard == [] and not server.http.streams
 
 
+def test_bytes_for_a_stream_that_is_gone_have_an_allowance() -> None:
+    client, server = pair()
+    _, theirs = open_stream(client, server)
+    server.http.reset(theirs, Code.CANCEL)
+    late = frame(DATA, 0, 1, b"xx")
+    server.hears(late * 20_000)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many DATA on closed streams"):
+        server.hears(late * 10_000)
+
+
+@pytest.mark.parametrize("offence", [frames.rst_stream(2, 0), window_update(2, 1), frame(DATA, 0, 2, b"xx")])
+def test_a_server_has_no_streams_of_its_own(offence: bytes) -> None:
+    client, server = pair()
+    open_stream(client, server)
+    with pytest.raises(ProtocolError, match=r"PROTOCOL_ERROR: .* on idle stream 2"):
+        client.hears(offence)
+
+
 def test_a_client_takes_shorter_headers_than_a_server() -> None:
     client, _ = pair()
     client.http.request(Recorder(), REQUEST, b"")
@@ -822,7 +840,7 @@ def test_how_bytes_are_cut_does_not_matter(cuts: list[int]) -> None:
         parts.hears(CONVERSATION[start:end])
     assert parts.says() == whole.says()
     assert [(one.data, one.heard) for one in parts.streams] == [(one.data, one.heard) for one in whole.streams]
-    assert whole.streams[0].data == b"firstsecondthird"[: len(whole.streams[0].data)] == b"firstsecondthird"
+    assert whole.streams[0].data == b"firstsecondthird" and [one.heard for one in whole.streams] == [["end"]] * 3
 
 
 def random_frames() -> st.SearchStrategy[bytes]:
