@@ -122,7 +122,7 @@ class MeshCache:
         try:
             return list(map(read_resource, self._joined(self._database, type_url)))
         except (ValueError, sqlite3.DatabaseError) as error:
-            if isinstance(error, sqlite3.Error) and _is_of_the_disk(error):
+            if _is_of_the_disk(error):
                 self._complain(error)
                 self._unread.add(type_url)
                 return []
@@ -252,5 +252,5 @@ class MeshCache:
             self._database.close()
 
 
-def _is_of_the_disk(error: sqlite3.Error) -> bool:
+def _is_of_the_disk(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_CODES

@@ -48,6 +48,7 @@ VIPS = {vip_name("demo", "db.example"): VIP}
 TWO = "resolution: STATIC, endpoints: [{address: 192.0.2.1, weight: 3}, {address: 192.0.2.2, ports: {http: 81}}]"
 DNS = "resolution: DNS"
 SELECTED = "resolution: STATIC, workloadSelector: {labels: {app: db}}"
+WAYPOINT, INGRESS = "istio.io/use-waypoint", "istio.io/ingress-use-waypoint"
 STATIC = "resolution: STATIC, endpoints: "
 NO_MARKS = "creationTimestamp: ''"
 
@@ -79,6 +80,7 @@ def test_listed_endpoints_share_connections_by_their_weights_and_have_their_own_
     index = made(entry())
     found = index.services.nouns[KEY]
     assert (found.name, found.hostname, found.canonical, found.ports) == ("db", "db.example", True, {80: 8080})
+    assert (found.mode, found.preferences) == (BalancingMode.UNSPECIFIED, ())
     assert [str(vip) for vip in found.vips] == [f"/{VIP}"]
     routes = [decided(index, chance=chance / 8) for chance in range(8)]
     places = Counter((str(one.address), one.port, one.protocol) for one in routes if isinstance(one, Route))
@@ -246,6 +248,7 @@ spec:
 """
     index = made(gateway + entry("resolution: STATIC, endpoints: [{network: far, serviceAccount: db}]"))
     assert index.services.nouns[KEY].subject_alt_names == ("spiffe://cluster.local/ns/demo/sa/db",)
+    assert [uid.rpartition("/")[2] for uid in outside(index)] == ["far"], "who has no address is called by the network"
     route = decided(index)
     assert isinstance(route, Route) and (route.protocol, str(route.address), route.port) == ("DOUBLEHBONE", "192.0.2.7", 15009)
     vm = workload("address: 10.9.9.9, network: far, serviceAccount: vm")
@@ -275,11 +278,35 @@ def test_a_waypoint_is_not_gone_past() -> None:
     assert isinstance(refused, Refused) and refused.reason.startswith("unknown waypoint: demo/gw.demo")
 
 
+@pytest.mark.parametrize(
+    ("own", "inherited", "waypoint", "second", "ingress"),
+    [
+        ("a: b", f"{WAYPOINT}: gw", "demo/gw.demo.svc.cluster.local", False, False),
+        ("a: b", f"{WAYPOINT}: gw, {INGRESS}: 'true'", "demo/gw.demo.svc.cluster.local", False, True),
+        (f"{WAYPOINT}: own", f"{WAYPOINT}: gw", "demo/own.demo.svc.cluster.local", False, False),
+        (f"{WAYPOINT}: none", f"{WAYPOINT}: gw, {INGRESS}: 'true'", "None", False, False),
+        (f"{WAYPOINT}: gw, {WAYPOINT}-canary: new", "a: b", "demo/gw.demo.svc.cluster.local", True, False),
+        ("a: b", f"{WAYPOINT}: gw, {WAYPOINT}-canary: new", "demo/gw.demo.svc.cluster.local", True, False),
+        (f"{WAYPOINT}-canary: new", "a: b", "None", False, False),
+    ],
+)
+def test_an_entrys_waypoints_are_its_own_or_its_namespaces(
+    own: str, inherited: str, waypoint: str, second: bool, ingress: bool
+) -> None:
+    names = "\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: demo, MARKS}}"
+    new = "\n---\n{apiVersion: v1, kind: Service, metadata: {name: new, namespace: demo}, spec: {ports: [{port: 15008}]}}"
+    share = f"annotations: {{{WAYPOINT}-canary-weight: '25'}}"
+    index = made(entry(marks=f"labels: {{{own}}}, {share}") + new + names.replace("MARKS", f"labels: {{{inherited}}}"))
+    found = index.services.nouns[KEY]
+    assert (str(found.waypoint), found.ingress_use_waypoint) == (waypoint, ingress)
+    assert [one.weight for one in found.weighted_waypoints] == ([75, 25] if second else [])
+
+
 def test_to_whom_it_is_shown_and_how_it_is_preferred() -> None:
     near = "annotations: {networking.istio.io/traffic-distribution: PreferClose}"
     index = made(entry(f"{TWO}, exportTo: ['.'], subjectAltNames: [x]", near))
     found = index.services.nouns[KEY]
-    assert found.namespace_only and found.subject_alt_names == ("x",)
+    assert found.namespace_only and not found.shown_to and found.subject_alt_names == ("x",)
     assert (found.mode, found.preferences) == (BalancingMode.FAILOVER, (Scope.NETWORK, Scope.REGION, Scope.ZONE))
     replace(index, BASE + entry(f"{TWO}, exportTo: ['~']"), VIPS)
     assert not index.services.nouns and not outside(index)
@@ -468,6 +495,18 @@ def test_who_stands_behind_a_service_without_selector() -> None:
     assert isinstance(route, Route) and (str(route.address), route.port, route.protocol) == ("192.0.2.2", 5433, "TCP")
     replace(index, BASE + service, vips)
     assert isinstance(decided(index, PG_VIP), Refused)
+
+
+def test_of_a_slices_ports_those_for_connections_count() -> None:
+    service = SELECTING_NOBODY.replace("{name: p, port: PORT}", "{name: p, port: 80}, {name: q, port: 53, protocol: UDP}")
+    slices = HAND_WRITTEN.replace("ENDPOINTS", "{addresses: [192.0.2.1]}")
+    for ports, served in (
+        ("{name: p, port: 5433, protocol: UDP}", {}),
+        ("{name: p, port: 5433}, {name: q, port: 5353}", {80: 5433}),
+        ("{name: p, port: 5433}, {name: q, port: 5353, protocol: UDP}", {80: 5433}),
+    ):
+        index = made(service + slices.replace("{name: p, port: 5433}", ports), {"demo/pg": PG_VIP})
+        assert [one.services[PG] for one in index.workloads.nouns.values() if PG in one.services] == [served]
 
 
 def test_a_slice_may_name_pods() -> None:

@@ -41,7 +41,11 @@ def test_a_policy_of_a_namespace_that_nothing_is_in_is_warned_of() -> None:
         return [one.object for one in problems]
 
     policies = "".join(POLICY % name for name in ("shop", "shopp", "empty", "istio-system"))
-    assert warned(policies + SERVICE + NAMESPACE) == ["AuthorizationPolicy shopp/nobody"]
+    mode = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: shopp}}\n---\n"
+    assert warned(mode + policies + SERVICE + NAMESPACE) == [
+        "PeerAuthentication shopp/strict",
+        "AuthorizationPolicy shopp/nobody",
+    ]
     assert warned(policies + SERVICE) == ["AuthorizationPolicy shopp/nobody", "AuthorizationPolicy empty/nobody"]
 
 
@@ -103,3 +107,29 @@ def test_a_pod_range_that_overlaps_a_service_range_is_warned_of() -> None:
     problems = Examination("istio-system", (IPV4, IPV6), {}).examine(parse({"x": nodes}).objects).problems
     assert [(one.object, one.warning) for one in problems] == [("Node inside", True), ("Node around", True)]
     assert problems[0].reason.startswith("10.96.0.64/26 overlaps the service range 10.96.0.0/24: ")
+
+
+def test_what_was_examined_before_is_not_taken_for_what_is_asked_now() -> None:
+    """As many objects of the same kinds, and others."""
+    examination = Examination("istio-system", (IPV4,), {})
+    good, lost = SERVICE.replace("spec: {", "spec: {clusterIP: 10.96.0.7, "), "192.0.2.1 is not in a service range"
+    for text, reasons in ((good, []), (good.replace("10.96.0.7", "192.0.2.1"), [lost]), (good, [])):
+        findings = examination.examine(parse({"x": text}).objects)
+        assert [one.reason.partition(" (")[0] for one in findings.problems] == reasons
+    policies = [parse({"x": POLICY % name}).objects for name in ("shop", "shopp")]
+    for one in policies:
+        assert [problem.object for problem in examination.examine(one).problems] == [one[0].title]
+
+
+def test_a_service_is_refused_once_for_an_address_and_whatever_it_is_warned_of() -> None:
+    outside = SERVICE.replace("spec: {", "spec: {clusterIP: 192.0.2.1, ")
+    asking = outside.replace("namespace: shop", "namespace: shop, labels: {istio.io/use-waypoint: gw}")
+    examination = Examination("istio-system", (IPV4,), {})
+    problems = examination.examine(parse({"x": asking}).objects).problems
+    assert sorted((one.warning, one.field) for one in problems) == [
+        (False, "spec.clusterIP"),
+        (True, "metadata.labels[istio.io/use-waypoint]"),
+    ]
+    inside = SERVICE.replace("spec: {", "spec: {clusterIP: 10.96.0.7, ")
+    [problem] = examination.examine(parse({"x": inside + inside.replace("web", "zoo")}).objects).problems
+    assert (problem.object, problem.reason) == ("Service shop/zoo", "10.96.0.7 belongs to Service shop/web")

@@ -26,6 +26,7 @@ def test_a_descriptor_travels_close_on_exec() -> None:
         assert os.fstat(packet.fds[0]).st_rdev == os.fstat(null.fileno()).st_rdev
         assert not os.get_inheritable(packet.fds[0])
         packet.close()
+        assert (str(packet.fds[0]), "/dev/null") not in open_descriptors()
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,7 @@ def test_streams_wait_cancel_and_end(tmp_path: Path) -> None:
         waiting = asyncio.ensure_future(server.receive())
         await client.send(b"one")
         assert (await waiting).data == b"one"
+        assert not asyncio.get_running_loop().remove_reader(accepted), "nobody waits any more"
         # A peer that does not read makes the sender wait, not fail.
         count = 0
         with pytest.raises(TimeoutError):
@@ -97,7 +99,9 @@ def test_streams_wait_cancel_and_end(tmp_path: Path) -> None:
         assert await server.receive() == fds.Packet(b"", [])
         server.close()
         listener.close()
+        before = open_descriptors()
         with pytest.raises(ConnectionRefusedError):
             await fds.PacketStream.connect(path)
+        assert open_descriptors() <= before
 
     asyncio.run(scenario(), debug=True)  # which tells of sockets that would hold the loop up
