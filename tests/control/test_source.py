@@ -1,0 +1,216 @@
+"""Changes of manifests on disk: what is written, what is refused, and that what is refused changes nothing."""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from control.cluster import Cluster
+from control.folder import Folder
+from control.source import MAX_LOGGED, FolderSource, Outcome
+from control.store import Store
+from control.tokens import Tokens
+from control.workloads import MeshNames
+
+pytestmark = pytest.mark.unit
+
+NODE = "{apiVersion: v1, kind: Node, metadata: {name: n1}}"
+SERVICE = "{apiVersion: v1, kind: Service, metadata: {name: NAME, namespace: demo, MARKS}, spec: {ports: [{port: PORT}]}}"
+WISH = "labels: {istio.io/use-waypoint: gw}"
+
+
+def service(name: str = "web", port: int = 80, marks: str = "labels: {}") -> str:
+    return SERVICE.replace("NAME", name).replace("PORT", str(port)).replace("MARKS", marks)
+
+
+class World:
+    """Manifests in a folder, and a control plane that reads them."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.folder = folder
+        self.cluster = Cluster(MeshNames(), [ip_network("10.96.0.0/24")], store, Tokens(store))
+        self.source = FolderSource(Folder(folder), self.cluster)
+
+    def apply(self, *texts: str, dry_run: bool = False) -> Outcome:
+        files = {f"given-{number}.yaml": text for number, text in enumerate(texts)}
+        return asyncio.run(self.source.apply(files, dry_run))
+
+    def delete(self, text: str, dry_run: bool = False) -> Outcome:
+        return asyncio.run(self.source.delete({"given.yaml": text}, dry_run))
+
+    def refresh(self) -> None:
+        asyncio.run(self.source.refresh())
+
+    @property
+    def written(self) -> Mapping[str, str]:
+        return {path.name: path.read_text() for path in self.folder.iterdir()}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    store = Store(tmp_path / "control.db")
+    (tmp_path / "manifests").mkdir()
+    yield World(tmp_path / "manifests", store)
+    store.close()
+
+
+def shown(outcome: Outcome) -> list[tuple[str, str, bool]]:
+    return [(one.file, one.reason, one.warning) for one in outcome.problems]
+
+
+def test_what_changes_is_written_and_what_does_not_is_left_alone(world: World) -> None:
+    made = world.apply(NODE, service())
+    assert made.changes == [("Node n1", "created"), ("Service demo/web", "created")] and not made.is_refused
+    assert set(world.written) == {"node..n1.yaml", "service.demo.web.yaml"} and set(world.cluster.objects) == {
+        "Node n1",
+        "Service demo/web",
+    }
+    (world.folder / "node..n1.yaml").write_text(NODE + " # mine")
+    made = world.apply(NODE, service(port=81))
+    assert made.changes == [("Node n1", "unchanged"), ("Service demo/web", "configured")]
+    assert world.written["node..n1.yaml"] == NODE + " # mine", "an equal object is not written over"
+    revision = world.cluster.revision
+    assert world.apply(service(port=81)).changes == [("Service demo/web", "unchanged")]
+    assert world.cluster.revision == revision
+
+
+def test_what_is_there_is_deleted_and_what_is_not_is_absent(world: World) -> None:
+    world.apply(NODE, service())
+    gone = world.delete(f"{service(port=99)}\n---\n{service('other')}")
+    assert gone.changes == [("Service demo/web", "deleted"), ("Service demo/other", "absent")]
+    assert set(world.written) == {"node..n1.yaml"} and set(world.cluster.objects) == {"Node n1"}
+    assert world.delete(service()).changes == [("Service demo/web", "absent")]
+
+
+def test_a_dry_run_says_what_would_happen_and_changes_nothing(world: World) -> None:
+    world.apply(service())
+    before, revision = world.written, world.cluster.revision
+    assert world.apply(service(port=81), dry_run=True).changes == [("Service demo/web", "configured")]
+    assert world.delete(service(), dry_run=True).changes == [("Service demo/web", "deleted")]
+    assert world.apply(service(port=0), dry_run=True).is_refused
+    assert (world.written, world.cluster.revision) == (before, revision)
+
+
+def test_of_a_change_with_a_mistake_nothing_is_made(world: World) -> None:
+    world.apply(service())
+    before = world.written
+    refused = world.apply(service("new"), service(port=0))
+    assert refused.is_refused and not refused.changes and world.written == before
+    fixed = service().replace("spec: {", "spec: {clusterIP: 192.0.2.1, ")
+    refused = world.apply(service("new"), NODE, fixed)
+    assert not refused.changes and world.written == before
+    assert shown(refused) == [
+        (
+            "given-2.yaml",
+            "192.0.2.1 is not in a service range (10.96.0.0/24): choose one inside, or leave it out",
+            False,
+        )
+    ], "named where its author wrote it"
+
+
+def test_a_wrong_file_holds_up_every_change_but_its_own_mending(world: World) -> None:
+    world.apply(service())
+    (world.folder / "service.demo.web.yaml").write_text(service(port=0))
+    refused = world.apply(service("new"))
+    assert shown(refused) == [("service.demo.web.yaml", "0 is not between 1 and 65535", False)] and not refused.changes
+    assert "service.demo.new.yaml" not in world.written
+    assert set(world.cluster.objects) == {"Service demo/web"}, "the last good state stays in force"
+    assert world.apply(service("new"), service(port=82)).changes == [
+        ("Service demo/new", "created"),
+        ("Service demo/web", "created"),
+    ]
+    assert not world.source.problems and len(world.cluster.objects) == 2
+
+
+def test_a_file_that_cannot_be_read_holds_up_every_change_but_its_own(world: World) -> None:
+    world.apply(service())
+    (world.folder / "service.demo.web.yaml").write_bytes(b"\xff")
+    refused = world.apply(service("new"))
+    assert [(one.file, one.warning) for one in refused.problems] == [("service.demo.web.yaml", False)]
+    assert world.source.problems == refused.problems
+    assert not world.apply(service()).is_refused and not world.source.problems
+
+
+def test_what_stands_elsewhere_is_changed_there(world: World) -> None:
+    (world.folder / "mine.yaml").write_text(f"{NODE}\n---\n{service()}")
+    world.refresh()
+    where = f"it stands in mine.yaml, document 2, of {world.folder}: change it there"
+    for refused in (world.apply(service(port=81)), world.delete(service())):
+        assert shown(refused)[0][1:] == (where, False) and not refused.changes
+    assert world.apply(service()).changes == [("Service demo/web", "unchanged")]
+    assert set(world.written) == {"mine.yaml"}
+
+
+def test_a_name_that_no_file_can_have_is_refused(world: World) -> None:
+    refused = world.apply(NODE.replace("n1", ".".join(["a" * 62] * 4)))
+    assert shown(refused) == [("given-0.yaml", "its file name would have more than 255 bytes: shorten its name", False)]
+    assert not world.written
+
+
+def test_one_file_is_not_written_to(tmp_path: Path) -> None:
+    path, store = tmp_path / "all.yaml", Store(tmp_path / "control.db")
+    path.write_text(service())
+    world = World(path, store)
+    refused = world.apply(service("new"))
+    assert shown(refused) == [("given-0.yaml", f"control reads the one file {path}: change it there", False)]
+    assert world.apply(service()).changes == [("Service demo/web", "unchanged")]
+    store.close()
+
+
+def test_of_warnings_those_about_what_is_wanted_are_shown(world: World) -> None:
+    made = world.apply(service("old", marks=WISH))
+    assert [one.warning for one in made.problems] == [True] and made.changes == [("Service demo/old", "created")]
+    assert not world.apply(service()).problems
+    [problem] = world.source.problems
+    assert (problem.object, problem.file, problem.warning) == ("Service demo/old", "service.demo.old.yaml", True)
+
+
+def test_a_disk_that_takes_nothing_is_named_and_nothing_is_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("control.folder.write_new", full)
+        refused = world.apply(service())
+    assert shown(refused) == [("", f"cannot write to {world.folder}: No space left on device: nothing was changed", False)]
+    assert not refused.changes and not world.written and not world.cluster.objects
+
+
+def test_each_problem_is_logged_once_and_of_many_some(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "control.source")
+    (world.folder / "a.yaml").write_text(service(port=0))
+    world.refresh()
+    assert "port: 0 is not between 1 and 65535" in caplog.text
+    assert "manifests: refused: nodes are told nothing until it is mended" in caplog.text
+    caplog.clear()
+    (world.folder / "b.yaml").write_text(service("b", marks=WISH))
+    world.refresh()
+    assert "port: 0 is not" not in caplog.text
+    (world.folder / "a.yaml").unlink()
+    world.refresh()
+    assert "manifests: 1 objects in force, revision=1" in caplog.text
+    (world.folder / "a.yaml").write_text("\n---\n".join(service(f"x{number}", 0) for number in range(MAX_LOGGED + 3)))
+    caplog.clear()
+    world.refresh()
+    assert sum("is not between" in record.getMessage() for record in caplog.records) == MAX_LOGGED
+    assert "manifests: and 3 more: see weft status" in caplog.text
+    assert "manifests: refused: the last good state stays in force" in caplog.text and world.cluster.is_loaded
+
+
+def test_what_changes_on_disk_is_followed(world: World) -> None:
+    async def scenario() -> None:
+        changed = asyncio.Event()
+        world.cluster.objects_changed.listen(changed.set)
+        following = asyncio.ensure_future(world.source.follow())
+        for name in ("one", "two"):
+            (world.folder / f"{name}.yaml").write_text(service(name))
+            while f"Service demo/{name}" not in world.cluster.objects:
+                await changed.wait()
+                changed.clear()
+        following.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
