@@ -524,6 +524,49 @@ def test_a_stream_that_carried_many_names_makes_room_for_another(
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_more_than_may_be_held_is_refused_and_not_taken_in(
+    authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta.messages, "MAX_RESOURCES", 2)
+    updates: list[Update] = []
+
+    async def on_update(update: Update) -> Mapping[str, str]:
+        updates.append(update)
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update)
+        running = asyncio.ensure_future(client.run())
+        for _ in range(2):
+            await control.request()
+        control.respond(ADDRESS, "n1", {"a": "1", "b": "1", "c": "1"})
+        answer = await control.request()
+        assert answer.error_detail.message == "c: more than 2 resources of one type"
+        assert [one.name for one in updates[0].upserts] == ["a", "b"] and updates[0].refused == ("c",)
+        assert client.versions(ADDRESS) == {"a": "1", "b": "1"}
+        assert client.status.messages == {ADDRESS: 1} and client.status.message_bytes == {ADDRESS: len(updates[0].body)}
+        await control.end(running)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_who_asks_for_too_much_at_once_is_told_so(authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta.client, "MAX_PENDING", 1)
+    answers: dict[str, str] = {}
+
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        client = Control(authority, tmp_path).client(on_update, None, (ADDRESS,), answers.update)
+        client.demand(ADDRESS, ["fz/a", "fz/b"])
+        assert answers == {"fz/b": "1 names are being asked for already"}
+
+    asyncio.run(scenario())
+
+
 def test_that_caches_are_warm_before_unblocked(authority: Any, tmp_path: Path, eventually: Any) -> None:
     applied: list[str] = []
     may_go_on = asyncio.Event()
