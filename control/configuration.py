@@ -9,7 +9,7 @@ from pathlib import Path
 from control.authority import MAX_LIFETIME_S
 from control.entry_addresses import ENTRY_RANGES
 from control.service_accounts import ACCOUNT, ISSUER
-from mesh.trust_domains import read_aliases
+from mesh.identity import read_aliases
 from mesh.workload import Network
 from wire.places import Places
 

@@ -138,7 +138,7 @@ class Api:
         if run is None or run.state.pid == 0:
             what = f"container {container or 'of it'}"
             raise HttpError(409, f"pod {key}: no {what} runs: {pod.state.reason or pod.state.phase}")
-        return Response.json(asdict(run.joined(())))
+        return Response.json(run.joined(()).document())
 
 
 def _unready_pod(daemon: Daemon, state: PodState) -> str:

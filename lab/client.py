@@ -257,7 +257,7 @@ class Lab:
         document = self._call("GET", f"/join?{urlencode({'pod': pod, 'container': container})}")
         launch = Launch.from_json(json.dumps({**document, "argv": list(argv)}))
         if term := os.environ.get("TERM"):
-            launch.env.setdefault("TERM", term)
+            launch = launch._replace(env={"TERM": term, **launch.env})
         return launch
 
     def exec(self, pod: str, argv: Sequence[str], container: str = "") -> int:

@@ -2,7 +2,7 @@
 
 `python -S -E -s -m lab.launch SPEC_FD STATUS_FD`. The order is the point: first the cgroup, then the network namespace, and
 only then anything else, so that no socket is ever made in a wrong place (this process makes none at all). Standard
-library only: it starts in 20 ms.
+library only, without the costly parts of that (dataclasses, pathlib): every container, probe and proxy waits for this.
 
 - A node's process (`weft-agent`, `weft-ztunnel`) keeps the host's processes, and its files unless it runs from a node image.
 - A container gets its own mount, process, UTS and IPC namespaces; its program is their process 1.
@@ -16,9 +16,10 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lab import syscalls
 from lab.rootfs import Root, enter, enter_image
@@ -36,15 +37,14 @@ _NAMESPACES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """What to start, and where."""
 
     argv: tuple[str, ...]
     cgroup: str
     netns: str = ""
     """A namespace's path; empty: the caller's."""
-    env: dict[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = MappingProxyType({})
     cwd: str = "/"
     log: str = ""
     """Standard output and error are appended here; empty: the caller's."""
@@ -64,7 +64,11 @@ class Launch:
 
     def to_json(self) -> str:
         """As `main` reads it."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**self._asdict(), "env": dict(self.env), "root": self.root and self.root._asdict()}
 
     @classmethod
     def from_json(cls, text: str) -> "Launch":

@@ -7,7 +7,6 @@ cgroup, and the agent knows the host's own processes and the proxy by theirs.
 import asyncio
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from lab import cgroup, fabric, netns, teardown
@@ -203,10 +202,10 @@ class NodeRun:
         def launch() -> Launch:
             log = layout.process_log(self.name, part)
             own = program_launch(layout, path, layout.node_netns(self.name), log, argv)
-            own.env["NETWORK"] = self._network
+            env = {**own.env, "NETWORK": self._network}
             if foreign:
-                return replace(own, argv=foreign, env=self._surroundings().environment(own.env))
-            return replace(own, env=with_dns(own.env)) if part == "ztunnel" else own
+                return own._replace(argv=foreign, env=self._surroundings().environment(env))
+            return own._replace(env=with_dns(env) if part == "ztunnel" else env)
 
         program = Program(f"{part} of node {self.name}", launch, layout.program_record(self.name, part))
         self._programs[part] = (program, group.create_task(program.run()))

@@ -9,8 +9,7 @@ folders in memory.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from lab.syscalls import (
     CLONE_NEWNS,
@@ -42,8 +41,7 @@ _REPLACED = ("/var/lib", "/tmp")
 _SYSTEM_FOLDERS = ("/proc", "/sys", "/dev", "/run", "/tmp")
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(NamedTuple):
     """What goes into a container's root; all sources are the host's paths."""
 
     scratch: str
@@ -131,7 +129,9 @@ def _base(scratch: str) -> tuple[str, bool]:
 
 def _host_file_systems(top: str) -> None:
     """An overlay shows one file system: bring in what else holds the host's programs, such as a separate /usr or /var."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    with open("/proc/self/mountinfo") as file:
+        mounts = file.read().splitlines()
+    for line in mounts:
         fields = line.split()
         target = fields[4].encode().decode("unicode_escape")
         source = fields[fields.index("-") + 2]
@@ -161,10 +161,12 @@ def _bind_file(source: str, target: str) -> None:
 
 def _add_user(root: Root, top: str) -> None:
     """In a file of its own over the host's, so that it works on a read-only root too."""
-    known = Path(top + "/etc/passwd").read_text()
-    grown = Path(root.scratch, "passwd")
-    grown.write_text(f"{known.rstrip()}\n{root.passwd}\n")
-    mount(str(grown), top + "/etc/passwd", "", MS_BIND)
+    with open(top + "/etc/passwd") as file:
+        known = file.read()
+    grown = os.path.join(root.scratch, "passwd")
+    with open(grown, "w") as file:
+        file.write(f"{known.rstrip()}\n{root.passwd}\n")
+    mount(grown, top + "/etc/passwd", "", MS_BIND)
 
 
 def _devices(top: str) -> None:

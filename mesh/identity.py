@@ -1,8 +1,10 @@
 """SPIFFE identities: who a workload is, as its certificate says."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
+MAX_ALIASES = 16
 _PART = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _SPIFFE = "spiffe://"
 _SHOWN = 200
@@ -45,3 +47,14 @@ def first_identity(uris: list[str]) -> Identity | None:
         except ValueError:
             continue
     return None
+
+
+def read_aliases(texts: Iterable[str]) -> frozenset[str]:
+    """Trust domains from a setting. Raises: ValueError naming the one that is none."""
+    aliases = frozenset(text.strip() for text in texts if text.strip())
+    for alias in sorted(aliases):
+        if not _PART.fullmatch(alias):
+            raise ValueError(f"{alias[:100]!r}: not a trust domain: write one like example.org, without spiffe:// and slashes")
+    if len(aliases) > MAX_ALIASES:
+        raise ValueError(f"{len(aliases)} trust domains: at most {MAX_ALIASES} are aliases of one mesh")
+    return aliases

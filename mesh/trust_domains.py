@@ -5,15 +5,11 @@ one of the domains means that principal in all of them. `cluster.local` in a pol
 that is called.
 """
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mesh.policy import Match, Policy, StringMatch
 
-MAX_ALIASES = 16
 _PSEUDO = "cluster.local"
-_DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,253}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +53,3 @@ class TrustDomains:
         if domain not in ours and domain != _PSEUDO:
             return []
         return [StringMatch(match.kind, f"{one}/{rest}") for one in ours if one != domain]
-
-
-def read_aliases(texts: Iterable[str]) -> frozenset[str]:
-    """Trust domains from a setting. Raises: ValueError naming the one that is none."""
-    aliases = frozenset(text.strip() for text in texts if text.strip())
-    for alias in sorted(aliases):
-        if not _DOMAIN.fullmatch(alias):
-            raise ValueError(f"{alias[:100]!r}: not a trust domain: write one like example.org, without spiffe:// and slashes")
-    if len(aliases) > MAX_ALIASES:
-        raise ValueError(f"{len(aliases)} trust domains: at most {MAX_ALIASES} are aliases of one mesh")
-    return aliases

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,14 @@ def test_the_data_worker_starts_light() -> None:
             todo += IMPORTED[path]
     heavy = {name for name in seen if name.split(".")[0] in {"grpc", "google", "cryptography", "asyncio"}}
     assert not heavy, f"the data worker imports {sorted(heavy)}"
+
+
+def test_a_proxy_listens_before_it_imports_the_rest() -> None:
+    """Connections of its pods are refused until then, and wait from then on (ztunnel.front)."""
+    code = "import sys, ztunnel.__main__; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    rest = {"grpc", "cryptography", "sqlite3", "mesh.policy", "mesh.workload", "ztunnel.supervisor", "ztunnel.loop"}
+    assert not rest & set(run.stdout.split())
 
 
 def test_files_are_one_noun() -> None:

@@ -1,26 +1,16 @@
 """The access log: one line per connection, in the words, order and quoting of Istio's ztunnel."""
 
 import json
-from enum import IntEnum
 from json.encoder import encode_basestring
 
 from mesh.workload import Address
 from ztunnel.channel import EarlyFailure
 from ztunnel.connection_facts import Facts
+from ztunnel.log_levels import Level
 from ztunnel.log_lines import stamp
 
 Field = tuple[str, str | int, bool]
 """Name, value, and whether the plain form quotes it."""
-
-
-class Level(IntEnum):
-    """How much is logged; the numbers are logging's."""
-
-    DEBUG = 10
-    INFO = 20
-    WARN = 30
-    ERROR = 40
-    OFF = 100
 
 
 _NAMES = {level: level.name.lower() for level in Level}

@@ -16,7 +16,6 @@ from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.frames import Code
 from ztunnel.gate import Rejected, admit
-from ztunnel.handshakes import TIMEOUT_S
 from ztunnel.hbone import BadRequest, ConnectRequest, Malformed, read_request, response_fields
 from ztunnel.hellos import end_of
 from ztunnel.inbound import Errand, InboundRequest, errand_of
@@ -27,6 +26,7 @@ from ztunnel.penance import CROWD
 from ztunnel.pod import Pod
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_client
+from ztunnel.tuning import HANDSHAKE_S
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
 from ztunnel.waiting import WaitingRequest
@@ -112,7 +112,7 @@ class Arrival:
             self._welcome(credentials)
             return
         self._begin_time()
-        if wait_s < TIMEOUT_S:  # else it is shown out before: thousands that say one byte and go would be kept for it
+        if wait_s < HANDSHAKE_S:  # else it is shown out before: thousands that say one byte and go would be kept for it
             node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
 
     def _not_greeted(self) -> None:

@@ -13,15 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mesh.identity import Identity
-from mesh.policy import Policy
-from mesh.workload import Service, Workload
-from ztunnel.baggage import Described
 from ztunnel.limits import NODE, POD, Limits, Usage
-from ztunnel.query_counts import QueryCounts, QueryLabels
 from ztunnel.tuning import Tuning
+
+if TYPE_CHECKING:  # a proxy that starts listens before it knows of these (ztunnel.front)
+    from mesh.policy import Policy
+    from mesh.workload import Service, Workload
+    from ztunnel.baggage import Described
+    from ztunnel.query_counts import QueryCounts, QueryLabels
 
 MAX_FDS = 9
 MAX_FRAME_BYTES = 64 << 20
@@ -45,8 +47,7 @@ Flag = Literal[
 # --- supervisor -> worker
 
 
-@dataclass(frozen=True, slots=True)
-class Configure:
+class Configure(NamedTuple):
     """First message: who and where this proxy is. Timeouts in seconds."""
 
     node: str
@@ -60,7 +61,7 @@ class Configure:
     localhost_app_tunnel: bool = True
     """An application that wants PROXY headers is dialled at the loopback address."""
     packet_mark: int = 0x539
-    tuning: Tuning = field(default_factory=Tuning)
+    tuning: Tuning = Tuning()
     on_demand: bool = False
     """Not everything is told: what is met and not known is to be asked for."""
     resolv_conf: str = "/etc/resolv.conf"
@@ -84,8 +85,7 @@ class Configure:
     """Log what policies decide as information, not only for who debugs."""
 
 
-@dataclass(frozen=True, slots=True)
-class AddPod:
+class AddPod(NamedTuple):
     """A pod to serve. Descriptors, in this order: its netns, a listener for each of `ports`, the sockets of its DNS."""
 
     uid: str
@@ -100,33 +100,29 @@ class AddPod:
     """Of this attempt to have it served."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemovePod:
+class RemovePod(NamedTuple):
     """Stop serving a pod: GOAWAY to its peers, close its listeners and connections."""
 
     uid: str
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateInventory:
+class UpdateInventory(NamedTuple):
     """Workloads and services that are new or changed, and resource names that are gone."""
 
-    upserts: list[Workload | Service]
+    upserts: list["Workload | Service"]
     removals: list[str]
     unfinished: bool = False
     """More of the same state follows: who has not begun to decide by what is known waits for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class UpdatePolicies:
+class UpdatePolicies(NamedTuple):
     """Policies that are new or changed, and keys that are gone; every tracked inbound connection is checked again."""
 
-    upserts: list[Policy]
+    upserts: list["Policy"]
     removals: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """The control plane answered these demands, and what it told was sent before: name -> why refused, empty if not."""
 
     answers: dict[str, str]
@@ -146,30 +142,26 @@ class SetCertificate:
     """Other trust domains with their roots, PEM; see `ztunnel.authorities`."""
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateFailed:
+class CertificateFailed(NamedTuple):
     """No certificate for an identity now; who waits for it fails with this reason."""
 
     identity: Identity
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetCertificate:
+class ForgetCertificate(NamedTuple):
     """No local workload has this identity any more."""
 
     identity: Identity
 
 
-@dataclass(frozen=True, slots=True)
-class SetRevoked:
+class SetRevoked(NamedTuple):
     """All that revocation lists name, in the place of what was: issuer's name (DER) -> serial numbers (content octets)."""
 
     revoked: dict[bytes, frozenset[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class QueryConnections:
+class QueryConnections(NamedTuple):
     """Ask for the open connections; answered by Connections with the same number, one or more."""
 
     number: int
@@ -182,8 +174,7 @@ Stack = tuple[tuple[Place, ...], int, int]
 ProfileKind = Literal["cpu", "heap"]
 
 
-@dataclass(frozen=True, slots=True)
-class TakeProfile:
+class TakeProfile(NamedTuple):
     """Watch yourself for so long; answered by Profile with the same number."""
 
     number: int
@@ -193,22 +184,19 @@ class TakeProfile:
     """Samples a second of CPU time."""
 
 
-@dataclass(frozen=True, slots=True)
-class AddDNS:
+class AddDNS(NamedTuple):
     """Further sockets of a pod's DNS, which could not be opened when the pod came. Descriptors: those sockets."""
 
     uid: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetLogLevels:
+class SetLogLevels(NamedTuple):
     """Log from these levels on, by scope; the empty name is that of all others. Scopes that are not named are no exceptions."""
 
     levels: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(NamedTuple):
     """Close listeners, drain, and end after at most this long."""
 
     deadline_s: float
@@ -217,8 +205,7 @@ class Shutdown:
 # --- worker -> supervisor
 
 
-@dataclass(frozen=True, slots=True)
-class PodAdded:
+class PodAdded(NamedTuple):
     """Answer to AddPod: the listeners are being served, or why not."""
 
     uid: str
@@ -227,15 +214,13 @@ class PodAdded:
     """The one of that AddPod: an answer that comes too late is none to the next."""
 
 
-@dataclass(frozen=True, slots=True)
-class NeedCertificate:
+class NeedCertificate(NamedTuple):
     """A connection waits for this identity's certificate."""
 
     identity: Identity
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """Ask the control plane for workloads and services by these names: `NETWORK/ADDRESS`, `NAMESPACE/HOSTNAME`, xDS uid."""
 
     names: tuple[str, ...]
@@ -262,11 +247,11 @@ class ConnectionRecord:
     source_workload: str = ""
     source_identity: Identity | None = None
     """Proved by mutual TLS (or our own, outbound over HBONE); None for plain text."""
-    source_described: Described | None = None
+    source_described: "Described | None" = None
     """What the peer says of itself, where no lookup by its address can tell."""
     destination_workload: str = ""
     destination_identity: Identity | None = None
-    destination_described: Described | None = None
+    destination_described: "Described | None" = None
     """What answers behind a gateway, by its own words."""
     hop: Hop = ""
     """What `destination` is (outbound), where it is not the destination itself."""
@@ -307,8 +292,7 @@ class Opened:
     record: ConnectionRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """Byte counts of a connection that is still open: (number, bytes_sent, bytes_received) each, since its opening."""
 
     counts: list[tuple[int, int, int]]
@@ -342,8 +326,7 @@ class EarlyFailure:
     """How many it stands for: the last of many of one peer that failed alike."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offence:
+class Offence(NamedTuple):
     """A peer lost a tunnel because it broke the protocol or its budget. Its connections, or an EarlyFailure, tell the story."""
 
     identity: Identity | None
@@ -352,23 +335,20 @@ class Offence:
     """The error code that it was told, or UNREAD: it did not read what it asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unasked:
+class Unasked(NamedTuple):
     """On demand: a connection was refused, because who made it has more asked for than its share."""
 
     identity: Identity | None
 
 
-@dataclass(frozen=True, slots=True)
-class Revocation:
+class Revocation(NamedTuple):
     """A peer was refused or cut off for its revoked certificate; not `known`: for a chain that could not be looked up."""
 
     direction: Direction
     known: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Connections:
+class Connections(NamedTuple):
     """Answer to QueryConnections, or a part of it."""
 
     number: int
@@ -377,30 +357,27 @@ class Connections:
     """More parts will come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(NamedTuple):
     """Answer to TakeProfile."""
 
     number: int
     stacks: list[Stack]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
+class WorkerStatus(NamedTuple):
     """Sent every second: sizes that an operator watches, by name (open connections, tunnels, buffered bytes, drops)."""
 
     gauges: dict[str, int]
-    usage: dict[str, Usage] = field(default_factory=dict)
+    usage: dict[str, Usage]
     """What each pod (by uid) and the node (under "") holds of its limits."""
 
 
-@dataclass(frozen=True, slots=True)
-class DNSCounts:
+class DNSCounts(NamedTuple):
     """What was resolved since the last such message; sent every second while there is something to count."""
 
     on_demand: dict[tuple[str, str], int]
     """(hostname of a workload without address, the xDS uid of whose connection it was) -> lookups."""
-    queries: dict[QueryLabels, QueryCounts] = field(default_factory=dict)
+    queries: "dict[QueryLabels, QueryCounts]"
     """What pods asked their DNS proxy."""
 
 

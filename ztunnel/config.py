@@ -7,10 +7,11 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mesh.trust_domains import read_aliases
+from mesh.identity import read_aliases
 from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
 from wire.places import NodePlaces, Places, check_node_name
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _Part = dict[str, Any]
 """Fields of the configuration that are read together."""
 _MAX_WORKERS = 256
+_HELP_WIDTH = 100
+"""To look at the terminal, argparse imports what unpacks archives: at every start."""
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S = 15.0, 86_400.0
 
 
@@ -238,7 +241,11 @@ def _operators(environment: Mapping[str, str]) -> _Part:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="weft-ztunnel", description="The node proxy: supervisor of its data workers.")
+    parser = argparse.ArgumentParser(
+        prog="weft-ztunnel",
+        description="The node proxy: supervisor of its data workers.",
+        formatter_class=partial(argparse.HelpFormatter, width=_HELP_WIDTH),
+    )
     parser.add_argument("command", nargs="?", choices=("proxy",), help="may be said, as Istio's chart does")
     parser.add_argument("role", nargs="?", choices=("ztunnel",), help="the same")
     parser.add_argument("--node", metavar="NAME", help="this node's name (NODE_NAME)")

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-import ztunnel.pickles  # noqa: F401  how what is in frames is pickled
 from ztunnel.channel import MAX_FDS, MAX_FRAME_BYTES
 
 _HEADER = struct.Struct("!IB")

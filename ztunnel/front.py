@@ -1,8 +1,9 @@
-"""What a proxy that starts does first, before the rest of it is even imported: its workers' processes and its pods' listeners.
+"""What a proxy that starts does first, before the rest of it is even imported: its pods' listeners and its workers' processes.
 
 Until a pod's listeners are there the kernel refuses its connections; from then on they wait in a queue. What the rest needs
 (gRPC, cryptography, the state on disk) takes longer to import than all of this takes, and the workers' processes import what
-they need meanwhile.
+they need meanwhile. So nothing here, nor what it imports, may import what is not needed to listen: types that are only
+spoken of are imported for the type checker alone (tests/test_tree.py).
 
 Where a predecessor serves still there is no hurry: listeners would take its connections, and nobody could serve them yet.
 """
@@ -21,6 +22,8 @@ from ztunnel.succession import succeed
 from ztunnel.workers import Statement, Workers
 from ztunnel.zds import ZdsClient
 
+_HEAD_START_S = 0.02
+"""How long the workers wait for that: they want the CPUs for themselves, and have nothing to serve before the rest is there."""
 _PATIENCE_S = 0.1
 """How long the rest waits for the agent to name the pods: some 50 of them."""
 
@@ -78,12 +81,14 @@ class Front:
     async def begin(self) -> None:
         """Start the workers and listen for the pods. Raises: OSError when privileges are missing."""
         check_privileges(self.home_fd, self._config.packet_mark)
-        self._running = asyncio.ensure_future(self.workers.run())
         if await succeed(self._config.admin_socket, self.predecessor) or self._config.dedicated_to is not None:
+            self._running = asyncio.ensure_future(self.workers.run())
             return
         self.pods.ahead_of_workers = True
         self._orders = asyncio.ensure_future(self.zds.run())
         named = asyncio.ensure_future(self._all_named.wait())
+        await asyncio.wait((named, self._orders), timeout=_HEAD_START_S, return_when=asyncio.FIRST_COMPLETED)
+        self._running = asyncio.ensure_future(self.workers.run())
         await asyncio.wait((named, self._orders), timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         named.cancel()
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 from mesh.workload import Address
 from ztunnel.loop import Deadlines
+from ztunnel.tuning import HANDSHAKE_S
 
-TIMEOUT_S = 10.0
 PER_SOURCE = 128
 """Good clients need milliseconds, and share connections."""
 Bound = Literal["source", "pod", "node"]
@@ -22,7 +22,7 @@ class Handshakes(Deadlines):
 
     def __init__(self, limit: int) -> None:
         """`limit`: of all together."""
-        super().__init__(TIMEOUT_S)
+        super().__init__(HANDSHAKE_S)
         self._limit = limit
         self._keys: dict[object, tuple[Address, str]] = {}
         self._of: dict[Address | str, dict[object, None]] = {}

@@ -2,9 +2,20 @@
 
 import logging
 from collections.abc import Callable
+from enum import IntEnum
 
-from ztunnel.access_log import Level
 from ztunnel.log_lines import apply_levels
+
+
+class Level(IntEnum):
+    """How much is logged; the numbers are logging's."""
+
+    DEBUG = 10
+    INFO = 20
+    WARN = 30
+    ERROR = 40
+    OFF = 100
+
 
 _NAMES = {
     "error": Level.ERROR,

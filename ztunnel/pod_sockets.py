@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wire.netns import entered
 from ztunnel.channel import HBONE, INBOUND, OUTBOUND, PORTS, SOCKS
@@ -39,8 +40,7 @@ class BindError(Exception):
         super().__init__(f'Bind({address}, Os {{ code: {number}, kind: {kind}, message: "{os.strerror(number)}" }})')
 
 
-@dataclass(frozen=True, slots=True)
-class Openings:
+class Openings(NamedTuple):
     """What is opened in every pod's namespace."""
 
     mark: int

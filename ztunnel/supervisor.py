@@ -20,6 +20,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import ztunnel.pickles  # noqa: F401  how what is in frames is pickled
 from mesh.resources import ADDRESS_TYPE
 from mesh.trust_domains import TrustDomains
 from wire.followed_file import FollowedFile
@@ -27,7 +28,6 @@ from wire.grpc_tls import Endpoint
 from wire.mesh_cache import MeshCache
 from wire.xds import NodeMetadata, XdsClient
 from ztunnel import config_dump, dashboard
-from ztunnel.access_log import Level
 from ztunnel.admin import Admin
 from ztunnel.certificate_source import certificate_source, sealing_token
 from ztunnel.channel import (
@@ -51,7 +51,7 @@ from ztunnel.gaps import Gaps
 from ztunnel.issuer import CertificateMessage, Issuer
 from ztunnel.key_store import KeyStore
 from ztunnel.line_output import LineOutput
-from ztunnel.log_levels import LogLevels
+from ztunnel.log_levels import Level, LogLevels
 from ztunnel.losses import Losses
 from ztunnel.mesh_view import TYPE_URLS, MeshView
 from ztunnel.metrics import Family

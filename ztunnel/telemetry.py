@@ -10,7 +10,6 @@ from typing import TypeVar
 from mesh.inventory import Inventory
 from mesh.workload import Workload
 from ztunnel import access_log
-from ztunnel.access_log import Level
 from ztunnel.channel import (
     Closed,
     ConnectionRecord,
@@ -28,6 +27,7 @@ from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.flow_feed import FlowFeed, Moment, connection_event, early_event
 from ztunnel.limit_metrics import LimitMetrics
 from ztunnel.limits import Limits
+from ztunnel.log_levels import Level
 from ztunnel.metrics import Family, Series, TcpMetrics, counter, gauge, revocation_families
 from ztunnel.parties import Directory, Parties
 from ztunnel.zds_session import PodInfo

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ztunnel.frames import DEFAULT_WINDOW, LARGEST_FRAME_BYTES, MAX_WINDOW, MIN_MAX_FRAME_BYTES, SIZES, Sizes
-from ztunnel.handshakes import TIMEOUT_S as HANDSHAKE_S
 from ztunnel.variables import duration, integer, truth
 
+HANDSHAKE_S = 10.0
+"""Nobody sets how long a handshake may take."""
 _LONGEST_S = 86_400.0
 _UNANSWERED_S = 60.0
 _LONGEST_TCP_S = 32_767

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import sysconf
 from pathlib import Path
+from typing import NamedTuple
 
 EVERY_S = 1.0
 SPEAKS_EVERY_S = 2.0
@@ -20,8 +21,7 @@ _SHARE = 1 / 3
 _TICKS = sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """A process, for a moment."""
 
     state: str

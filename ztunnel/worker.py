@@ -6,9 +6,12 @@ It is told what is true (ztunnel.channel) and tells what happened; it reads no f
 across its end.
 """
 
-import argparse
-import faulthandler
 import gc
+
+if __name__ == "__main__":
+    gc.disable()  # as ztunnel.__main__ does
+
+import faulthandler
 import logging
 import os
 import signal
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import ztunnel.pickles  # noqa: F401  how what is in frames is pickled
 from mesh.workload import Workload
 from ztunnel.arrival import accept_hbone
 from ztunnel.channel import (
@@ -312,9 +316,7 @@ def _close_all(fds: list[int]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Serve until the supervisor says so, or is gone."""
-    parser = argparse.ArgumentParser(prog="ztunnel.worker", description=__doc__)
-    parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket pair to the supervisor")
-    options = parser.parse_args(arguments)
+    _, channel = arguments
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
     for number in (
         signal.SIGINT,
@@ -327,7 +329,7 @@ def main(arguments: list[str]) -> None:
     with suppress(OSError):  # who confines us may forbid it: then we wait as everybody does
         take_short_slices()
     loop = Loop()
-    worker = Worker(loop, socket.socket(fileno=options.channel))
+    worker = Worker(loop, socket.socket(fileno=int(channel)))
     gc.collect()
     gc.freeze()
     gc.disable()

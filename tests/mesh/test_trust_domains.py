@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.identity import Identity
+from mesh.identity import Identity, read_aliases
 from mesh.matching import Connection, policy_matches
 from mesh.policy import Action, Match, Policy, Scope, StringMatch
-from mesh.trust_domains import TrustDomains, read_aliases
+from mesh.trust_domains import TrustDomains
 
 pytestmark = pytest.mark.unit
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,7 +41,7 @@ class Successor:
         for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True)
         cgroup.create(self._cgroup)
-        self._process = popen(replace(self._launch, log=str(self._log)), **_QUIET)
+        self._process = popen(self._launch._replace(log=str(self._log)), **_QUIET)
         eventually(self._ready)
         return self
 

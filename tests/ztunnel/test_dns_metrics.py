@@ -29,8 +29,8 @@ def lines(made: DNSMetrics) -> list[str]:
 
 
 def test_lookups_on_demand_have_istios_labels(made: DNSMetrics) -> None:
-    made.take(DNSCounts({("db.example", CLIENT.uid): 2, ("db.example", "gone"): 1}))
-    made.take(DNSCounts({("db.example", CLIENT.uid): 3}))
+    made.take(DNSCounts({("db.example", CLIENT.uid): 2, ("db.example", "gone"): 1}, {}))
+    made.take(DNSCounts({("db.example", CLIENT.uid): 3}, {}))
     assert (
         'istio_on_demand_dns_total{source_workload="unknown",source_canonical_service="canon",'
         'source_canonical_revision="rev7",source_workload_namespace="shop",'

@@ -5,7 +5,8 @@ from ipaddress import ip_address
 import pytest
 
 from mesh.workload import Address
-from ztunnel.handshakes import PER_SOURCE, TIMEOUT_S, Bound, Handshakes
+from ztunnel.handshakes import PER_SOURCE, Bound, Handshakes
+from ztunnel.tuning import HANDSHAKE_S
 
 pytestmark = pytest.mark.unit
 
@@ -65,7 +66,7 @@ def test_many_sources_together_lose_the_oldest_of_all() -> None:
 def test_time_passes_and_nothing_is_remembered() -> None:
     door = Door()
     numbers = [door.come(FLOODER, now=5.0) for _ in range(3)]
-    door.flight.expire(5.0 + TIMEOUT_S - 0.1)
+    door.flight.expire(5.0 + HANDSHAKE_S - 0.1)
     assert not door.out
-    door.flight.expire(5.0 + TIMEOUT_S)
+    door.flight.expire(5.0 + HANDSHAKE_S)
     assert door.out == numbers and not door.flight._of and not door.flight._keys

@@ -17,10 +17,10 @@ from mesh.inventory import Inventory
 from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
 from ztunnel import flow_feed, limits, metrics, parties, telemetry
-from ztunnel.access_log import Level
 from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, Unasked, WorkerStatus
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.limits import Usage
+from ztunnel.log_levels import Level
 from ztunnel.telemetry import LOST_AT_ONCE, Telemetry
 from ztunnel.zds_session import PodInfo
 
@@ -210,7 +210,7 @@ def test_what_pods_and_the_node_hold_of_their_limits() -> None:
 def test_what_a_worker_counted_stays_when_it_ends_and_what_it_held_goes() -> None:
     world = World()
     for worker in (0, 1):
-        world.telemetry.hear(worker, WorkerStatus({"endpoint_retries": 5, "connections": 7}))
+        world.telemetry.hear(worker, WorkerStatus({"endpoint_retries": 5, "connections": 7}, {}))
     for alive in (2, 1, 0):
         shown = world.metrics()
         assert "weft_worker_endpoint_retries_total 10" in shown
@@ -303,7 +303,7 @@ def test_connections_that_share_a_tunnel_share_its_socket() -> None:
     for number in range(3):
         world.telemetry.hear(0, Opened(replace(OUTBOUND, number=number, direction="inbound")))
     world.telemetry.hear(0, Opened(replace(OUTBOUND, number=3, direction="inbound", protocol="TCP")))
-    world.telemetry.hear(0, WorkerStatus({"inbound_tunnels": 1}))
+    world.telemetry.hear(0, WorkerStatus({"inbound_tunnels": 1}, {}))
     assert sample(world, "istio_tcp_sockets_open", reporter="destination") == 2
 
 
@@ -324,7 +324,7 @@ def test_crl_metrics_by_reporter() -> None:
 
 def test_a_dead_workers_connections_end_in_log_and_metrics() -> None:
     world = World()
-    world.telemetry.hear(0, WorkerStatus({"open_connections": 1}))
+    world.telemetry.hear(0, WorkerStatus({"open_connections": 1}, {}))
     world.telemetry.hear(0, Opened(OUTBOUND))
     world.telemetry.hear(0, Progress([(7, 100, 10)]))
     world.telemetry.hear(1, Opened(replace(OUTBOUND, number=7)))

@@ -45,13 +45,13 @@ while True:
         elif name == "QueryConnections":
             say(channel.Connections(message.number, []))
         elif name == "Shutdown":
-            say(channel.WorkerStatus({"last words": 1}))
+            say(channel.WorkerStatus({"last words": 1}, {}))
             sys.exit(0)
         elif name == "RemovePod" and message.uid == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif name == "RemovePod":
             told["openssl.cnf"] = open(os.environ["OPENSSL_CONF"]).read().startswith("openssl_conf = ")
-            say(channel.WorkerStatus(told))
+            say(channel.WorkerStatus(told, {}))
 """
 NULL = os.open(os.devnull, os.O_RDONLY)
 ASK = channel.RemovePod("what were you told?")
