@@ -12,7 +12,6 @@ from mesh.policy_store import PolicyStore
 from mesh.workload import Address, NetworkAddress, Workload
 from wire.descriptors import take_all
 from wire.netns import open_home
-from ztunnel import handshakes
 from ztunnel.baggage import Descriptions
 from ztunnel.channel import SOCKS, Configure, Direction, EarlyFailure, Flag, FromWorker, Offence
 from ztunnel.demands import Demands
@@ -33,6 +32,7 @@ from ztunnel.nameservers import Nameservers
 from ztunnel.penance import Penance
 from ztunnel.resolver import Resolver
 from ztunnel.revocation import Revocations
+from ztunnel.tuning import HANDSHAKE_S
 from ztunnel.tunnel import Tunnel
 from ztunnel.vault import Vault
 
@@ -84,7 +84,7 @@ class Node:
         loop.sizes = config.tuning.sizes
         self.handshakes = Handshakes(config.node_limits.handshakes)
         """Inbound ones."""
-        self.client_handshakes = Deadlines(handshakes.TIMEOUT_S)
+        self.client_handshakes = Deadlines(HANDSHAKE_S)
         self.dials = Deadlines(config.tuning.connect_timeout_s)
         self.workload_waits = Deadlines(config.tuning.workload_timeout_s)
         self.in_plain: dict[InPlain, None] = {}

@@ -3,7 +3,7 @@
 Nothing here touches a byte of traffic: the workers carry that, each with the whole present state. So what is slow or away
 (control plane, CA, a reader of logs) costs a connection nothing that is open, and a busy worker delays no answer here.
 
-Start: workers and the agent's pods first (ztunnel.front), then what the disk remembers of the mesh and the kernel's keyring of
+Start: pods' listeners and workers first (ztunnel.front), then what the disk remembers of the mesh and the kernel's keyring of
 its keys; the control plane whenever it answers.
 End (SIGTERM, SIGINT, SIGHUP, POST /quitquitquit): listeners close, workers drain for a while; a second signal ends at once.
 What drains is told of the mesh, of policies and of pods that go until its last moment.

@@ -275,7 +275,7 @@ class PodWorld:
         configure = Configure(
             node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf, offender_pause_s=0.0
         )
-        self.worker.tell(replace(configure, **self.configuration))
+        self.worker.tell(configure._replace(**self.configuration))
         self.worker.tell(UpdateInventory(workloads, []))
         self.worker.tell(UpdatePolicies(list(policies), []))
         for certificate in certificates:
