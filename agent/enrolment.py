@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -162,6 +163,20 @@ class Enrolment:
                     _log.info("pod %s is gone: its network namespace has neither a process nor a name any more", pod)
                     self._want(uid, None)
                     self._schedule(uid, 0.0)
+            await self.steer_again()
+
+    async def steer_again(self) -> None:
+        """Capture anew the pods whose inbound program somebody detached: plain text reaches them past every policy."""
+        captured = [uid for uid in self._desired if self.is_captured(uid)]
+        steered = await self.blocking(self.hands.steered)
+        for uid in captured:
+            if uid not in steered and uid in self._desired and self.is_captured(uid):
+                present = self._actual[uid]
+                _log.error(
+                    "pod %s lost its inbound program: plain text reached it past every policy: attaching it", present.pod
+                )
+                self._actual = {**self._actual, uid: replace(present, layers=present.layers - {"capture"})}
+                self._schedule(uid, 0.0)
 
     async def blocking(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run something on the one thread that enters namespaces and writes maps."""

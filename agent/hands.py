@@ -111,6 +111,10 @@ class Hands:
         """Whether the pod's namespace is still somebody's but ours."""
         return namespaces.is_alive(pod)
 
+    def steered(self) -> frozenset[str]:
+        """The uids of pods whose inbound program is attached."""
+        return self._redirect.steered()
+
     # layers
 
     def add(self, layer: Layer, pod: Pod, netns_fd: int) -> None:

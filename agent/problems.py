@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from mesh.proto.agent_pb2 import EnrolledPod, StatusResponse
 
 _TAKEN = re.compile(r"Bind\(\S*:(\d+), Os \{ code: 98,")
-NOT_STEERED = "its inbound program is not attached: plain text reaches it past the proxy and every policy: restart the agent"
+NOT_STEERED = (
+    "its inbound program is not attached: plain text reaches it past the proxy and every policy: the agent attaches it within "
+    "seconds, or says why it cannot"
+)
 FULL_SHARE = 0.8
 """Maps and ports that are used beyond this are worth a warning."""
 

@@ -211,6 +211,10 @@ class Redirect:
             found.append(Enrolled(known, links.pop(uid, False)))
         return found + [Enrolled(PodRedirect(uid, 0, ()), alive) for uid, alive in links.items()]
 
+    def steered(self) -> frozenset[str]:
+        """The uids of pods whose inbound program is attached."""
+        return frozenset(uid for uid, attached in self._live_links().items() if attached)
+
     def listening(self, netns_cookie: int) -> frozenset[int]:
         """The ports (of 15001, 15006 and 15008) on which a proxy's listener is registered for a pod."""
         keys = (ListenerKey.from_buffer_copy(raw) for raw in self._maps["listeners"].keys())  # noqa: SIM118

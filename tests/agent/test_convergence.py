@@ -34,7 +34,7 @@ class Machine:
         self.done: list[tuple[str, str]] = []
         self.broken: set[Layer] = set()
         self.found = Found([], [], {}, [])
-        self.alive = True
+        self.alive = self.attached = True
         self.pod = POD
         self.visited: list[int | None] = []
         """The namespaces in which something was taken away."""
@@ -67,6 +67,9 @@ class Machine:
 
     def is_alive(self, _pod: Pod) -> bool:
         return self.alive
+
+    def steered(self) -> frozenset[str]:
+        return frozenset({POD.uid} if self.attached else ())
 
 
 class Proxy:
@@ -184,6 +187,28 @@ def test_what_an_earlier_agent_had_not_finished_is_finished_before_its_proxy_ans
         assert node.made() == ["network", "capture"] and node.proxy.heard == [] and node.enrolment.is_captured("uid-1")
 
     asyncio.run(scenario())
+
+
+def test_an_inbound_program_that_somebody_detached_is_attached_again(
+    node: Node, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing else is done: registering the pod anew would let it go for a moment."""
+
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        await node.enrolment.steer_again()
+        assert node.made() == list(LAYERS) and "lost" not in caplog.text
+        node.machine.attached = False
+        node.machine.broken.add("capture")
+        await eventually(lambda: node.enrolment.pending_reason("uid-1") == "no capture today")
+        node.machine.attached = True
+        node.machine.broken.clear()
+        await eventually(lambda: node.enrolment.is_captured("uid-1"))
+        assert node.made() == [*LAYERS, "capture"] and node.enrolment.pending_reason("uid-1") == ""
+        assert node.changes == [("uid-1", True)] and node.proxy.heard == [ANNOUNCED]
+
+    running(node, scenario)
+    assert "pod demo/web lost its inbound program" in caplog.text
 
 
 def test_a_pod_waits_for_a_proxy_that_is_on_its_way_and_not_for_ever(

@@ -48,6 +48,10 @@ class FullDisk:
         assert self.let.wait(30)
         raise OSError(28, "No space left on device")
 
+    def steered(self) -> frozenset[str]:
+        """None is captured."""
+        return frozenset()
+
 
 async def withdrawn_while_its_record_is_refused() -> None:
     hands = FullDisk()
@@ -100,6 +104,10 @@ class Machine:
     def add(self, layer: Layer, pod: Pod, netns_fd: int) -> None:
         """It is made."""
         self.done.append(("add", layer))
+
+    def steered(self) -> frozenset[str]:
+        """Nobody detached anything."""
+        return frozenset({POD.uid})
 
     def remove(self, layer: Layer, pod: Pod, netns_fd: int | None) -> None:
         """It is taken away."""
