@@ -60,6 +60,8 @@ class MeshCache:
         """What the disk did not take yet; None: the journal has ended."""
         self._unread: set[str] = set()
         """Types of which the disk did not say what is there: of those the control plane is asked for all, which replaces it."""
+        self._retained = False
+        """Resources of some type were read."""
         self._complained = False
         self._one_at_a_time = threading.Lock()
         self._held = False
@@ -120,7 +122,7 @@ class MeshCache:
             self._unread.add(type_url)
             return []
         try:
-            return list(map(read_resource, self._joined(self._database, type_url)))
+            resources = list(map(read_resource, self._joined(self._database, type_url)))
         except (ValueError, sqlite3.DatabaseError) as error:
             if _is_of_the_disk(error):
                 self._complain(error)
@@ -129,6 +131,8 @@ class MeshCache:
             _log.warning("%s: what was known of %s cannot be read (%s): forgotten", self._path, type_url, error)
             self._forget(self._database, type_url)
             return []
+        self._retained = self._retained or bool(resources)
+        return resources
 
     def _forget(self, database: sqlite3.Connection, type_url: str) -> None:
         try:
@@ -136,7 +140,9 @@ class MeshCache:
                 database.execute("DELETE FROM answer WHERE type = ?", (type_url,))
         except sqlite3.DatabaseError:  # a type that cannot be deleted would be taken for known: no journal is better
             database.close()
-            self._database = self._waiting = None
+            self._database = None
+            if self._retained:  # of which the control plane will tell changes alone
+                self._give_up()
             with suppress(OSError):
                 self._path.unlink()
 
