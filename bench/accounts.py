@@ -81,6 +81,12 @@ def started_s(pid: int) -> float:
     return int(text[text.rindex(")") + 2 :].split()[19]) * _TICK_S
 
 
+def parent(pid: int) -> int:
+    """Who started a process. Raises: OSError when it is gone."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text[text.rindex(")") + 2 :].split()[1])
+
+
 def listens(pid: int, port: int) -> bool:
     """Whether anybody listens at a port in the network namespace of a process. Raises: OSError when it is gone."""
     for name in ("tcp", "tcp6"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from bench.accounts import command_of, started_s
+from bench.accounts import command_of, parent, started_s
 from bench.topology import NODES, PODS, SOURCES, Place, manifests
 from lab.layout import Layout, netns_path
 from mesh.proto.control_pb2 import ApplyRequest, DeleteRequest, DescribeRequest, ManifestFile
@@ -98,7 +98,8 @@ class Stage:
     def proxy(self, node: str) -> int:
         """The supervisor of a node's proxy that started last; 0: none runs."""
         found = [pid for pid in pids_of(self.layout.node_cgroup(node) / "ztunnel") if command_of(pid) == "ztunnel"]
-        return max(found, key=started_s, default=0)
+        # A worker has the command line of its supervisor until it is executed.
+        return max((pid for pid in found if parent(pid) not in found), key=started_s, default=0)
 
     def await_ready(self, node: str) -> None:
         """Wait for a node's proxy. Raises: LoadError after a minute."""

@@ -15,6 +15,7 @@ from bench.accounts import (
     kill,
     listens,
     machine_cpu_s,
+    parent,
     pin,
     pss_bytes,
     started_s,
@@ -78,6 +79,7 @@ def test_listeners_and_starts_are_seen() -> None:
     assert not listens(os.getpid(), port)
     with subprocess.Popen(["sleep", "60"]) as process:
         assert abs(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s(process.pid)) < 5
+        assert parent(process.pid) == os.getpid()
         kill(process.pid)
         process.wait()
         kill(process.pid)  # gone: fine
