@@ -328,6 +328,10 @@ def test_a_host_is_canonical_where_nobody_else_has_it_and_it_is_not_of_kubernete
     assert [one.canonical for one in index.services.nouns.values()] == [False, False]
     replace(index, BASE + entry(), VIPS)
     assert [one.canonical for one in index.services.nouns.values()] == [True]
+    unrelated = "\n---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: third}, spec: {clusterIP: None}}"
+    replace(index, BASE + entry() + other + unrelated, VIPS)
+    entries = [one for one in index.services.nouns.values() if one.namespace != "third"]
+    assert [one.canonical for one in entries] == [False, False], "whatever else changes along with it"
     assert not made(entry(host="web.shop.svc.cluster.local")).services.nouns["demo/web.shop.svc.cluster.local"].canonical
 
 

@@ -68,6 +68,7 @@ kind: Gateway
 metadata: {name: NAME, namespace: demo, labels: {LABELS}}
 spec: {gatewayClassName: CLASS, listeners: [{name: l, port: 15008, protocol: HBONE}], addresses: [{value: 192.0.2.7}]}
 """
+NOTE = "networking.istio.io/traffic-distribution"
 DEPLOYMENT = """
 apiVersion: apps/v1
 kind: Deployment
@@ -287,6 +288,7 @@ def test_every_way_to_a_state_leads_to_the_same_resources(names: MeshNames) -> N
         service().replace("name: web,", "name: web, labels: {istio.io/use-waypoint: gw, istio.io/use-waypoint-canary: new},"),
         *(service().replace("name: web", f"name: {name}").replace("81}", "15008}") for name in ("gw", "new")),
         namespace("istio.io/use-waypoint: new"),
+        "{apiVersion: v1, kind: Namespace, metadata: {name: demo, annotations: {NOTE: PreferClose}}}".replace("NOTE", NOTE),
         service("clusterIP: None").replace("app: web", "tier: front"),
         policy("a"),
         policy("a").replace("app: web", "tier: back"),

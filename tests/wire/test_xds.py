@@ -439,6 +439,70 @@ def test_who_is_refused_by_one_name_does_not_try_the_other(authority: Any, tmp_p
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.parametrize("lasted", [True, False])
+def test_after_a_clean_end_the_next_stream_begins_at_once_if_the_last_one_lasted(
+    authority: Any,
+    tmp_path: Path,
+    eventually: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lasted: bool,
+) -> None:
+    """A server that ends streams as soon as it has answered them would be asked in a circle."""
+    monkeypatch.setattr(xds, "_FIRST_PAUSE_S", 3000.0)
+    monkeypatch.setattr(xds, "_LASTED_S", 0.0 if lasted else 3000.0)
+
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        await control.start()
+        client = control.client(on_update)
+        running = asyncio.ensure_future(client.run())
+        for _ in range(2):
+            await control.request()
+        control.respond(ADDRESS, "n1", {})
+        assert (await control.request()).response_nonce == "n1"
+        control.responses.put_nowait(None)
+        if lasted:
+            await eventually(lambda: len(control.metadata) == 2)
+            assert "next attempt" not in caplog.text
+        else:
+            await eventually(lambda: "the control plane ended the stream; next attempt within" in caplog.text)
+            assert len(control.metadata) == 1
+        await control.end(running)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize(("name", "attempts"), [("", 1), ("somebody.else", 2)])
+def test_who_is_reached_by_no_name_is_waited_for(
+    authority: Any,
+    tmp_path: Path,
+    eventually: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    attempts: int,
+) -> None:
+    monkeypatch.setattr(xds, "_FIRST_PAUSE_S", 3000.0)
+
+    async def on_update(_: Update) -> Mapping[str, str]:
+        return {}
+
+    async def scenario() -> None:
+        endpoint = Endpoint(f"127.0.0.1:{unused_port()}", authority.root_pem, "inline", "Kubernetes", name)
+        client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], on_update)
+        running = asyncio.ensure_future(client.run())
+        await eventually(lambda: "next attempt within" in caplog.text)
+        assert client.status.terminations == {"ConnectionError": attempts}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_the_roots_that_this_machine_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Any) -> None:
     endpoint = Endpoint("127.0.0.1:1", None, None, "Kubernetes")
     (tmp_path / "roots.pem").write_bytes(authority.root_pem)
