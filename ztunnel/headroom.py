@@ -55,6 +55,10 @@ class Headroom:
         """Whether a worker promised to take who comes."""
         return self._until[worker] > now
 
+    def others_have_time(self, now: float) -> bool:
+        """Whether another worker promised to take who comes."""
+        return any(until > now for worker, until in enumerate(self._until) if worker != self.own)
+
     def renew(self, now: float, cpu_s: float, full: bool) -> None:
         """Promise, or do not: to be called several times a second with the CPU time that this worker has used in its life.
 

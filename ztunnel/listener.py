@@ -4,6 +4,9 @@ The kernel wakes the worker that is first in line of those that wait for anythin
 (ztunnel.headroom): the others stand behind it in that line, so they are woken where it is in the middle of a turn, and then
 leave who has come to it for a moment. While the home is busy, or away, who has taken a connection goes to the end of the line,
 and so does who has taken one of others, which have no home.
+
+Who moves bulk is not in line while another worker has time: a connection that it took would wait for its turns, at each end of
+a tunnel and both ways, however many tunnels there are: 1.6 ms instead of 0.4.
 """
 
 import errno
@@ -67,6 +70,8 @@ class Listener:
         self._expected = 1
         self._full = 0
         """Events in a row that brought as many as were expected."""
+        self._aside = False
+        """The other workers take all who come."""
         self._left = 0
         """How many more of those that were left to the home are taken at most."""
         self._watch()
@@ -80,8 +85,21 @@ class Listener:
         if stale and headroom.has_time(self._home, now):
             self._fall_behind()
 
+    def stand_aside(self, aside: bool) -> None:
+        """Leave all who come to the other workers, or do so no longer; of who is here already we alone may have been told."""
+        if aside == self._aside:
+            return
+        self._aside = aside
+        if not aside:
+            self._watch()
+        elif self._open:
+            loop = self._pod.node.loop
+            loop.forget(self._sock.fileno())
+            loop.afterwards.append((self._come_back, self))
+
     def _watch(self) -> None:
-        if self._open and not self._pod.node.loop.watches(self._sock.fileno()):  # two pauses may have begun at once
+        in_line = self._aside or self._pod.node.loop.watches(self._sock.fileno())  # two pauses may have begun at once
+        if self._open and not in_line:
             self._pod.node.loop.watch_shared(self._sock.fileno(), self)
 
     def on_event(self, _events: int) -> None:

@@ -111,7 +111,7 @@ class Worker:
             self._node = Node(self._loop, message, self._link.emit, Headroom(fds[0], message.worker) if fds else None)
             _close_all(fds)
             if self._node.headroom is not None:
-                self._loop.on_bulk = self._node.headroom.take_back
+                self._loop.on_bulk = self._begin_bulk
             self._loop.every(TICK_S, self._tick)
             self._loop.every(STATUS_S, self._report)
             self._loop.every(COLLECT_S, self._collect)
@@ -243,9 +243,21 @@ class Worker:
             self._node.headroom.renew(self._loop.now, time.process_time(), full or bulky)
             small_at = 0.0 if bulky else self._loop.small_at  # remains of many bulk streams look like small messages
             self._loop.small_elsewhere_at = self._node.headroom.small_elsewhere_at(self._loop.now, small_at)
-            for pod in self._pods.values():
-                for listener in pod.listeners:
-                    listener.stand_behind()
+            aside = bulky and self._node.headroom.others_have_time(self._loop.now)
+            for listener in self._listeners():
+                listener.stand_aside(aside)
+                listener.stand_behind()
+
+    def _begin_bulk(self) -> None:
+        assert self._node is not None and self._node.headroom is not None
+        self._node.headroom.take_back()
+        if self._node.headroom.others_have_time(self._loop.now):
+            for listener in self._listeners():
+                listener.stand_aside(True)
+
+    def _listeners(self) -> Iterator[Listener]:
+        for pod in self._pods.values():
+            yield from pod.listeners
 
     def _holders(self, node: Node) -> Iterator[tuple[Holder, int]]:
         yield node.holder, node.connections

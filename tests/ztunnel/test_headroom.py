@@ -4,12 +4,15 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from ztunnel.channel import Configure
 from ztunnel.headroom import Headroom, make_table, withdraw
 from ztunnel.loop import MANY_BULKY_TURNS, Loop
+from ztunnel.pod import Pod
 from ztunnel.worker import Worker
 
 pytestmark = pytest.mark.unit
@@ -67,6 +70,61 @@ def test_who_begins_to_move_bulk_takes_its_promise_back(table: Table) -> None:
         worker.renew(1000.0, 0.5, full=False)
     table.views[1].take_back()
     assert table.with_time(1000.0) == [[0, 2]] * 3
+
+
+def test_each_worker_sees_whether_another_one_has_time(table: Table) -> None:
+    for own in (0, 2):
+        table.views[own].renew(1000.0, 0.5, full=False)
+    assert [view.others_have_time(1000.0) for view in table.views] == [True, True, True]
+    table.views[2].take_back()
+    assert [view.others_have_time(1000.0) for view in table.views] == [False, True, True]
+    assert [view.others_have_time(1001.0) for view in table.views] == [False] * 3
+
+
+class Aside:
+    """A listener that remembers whether it is in line."""
+
+    aside = False
+
+    def stand_aside(self, aside: bool) -> None:
+        self.aside = aside
+
+    def stand_behind(self) -> None:
+        pass
+
+
+def test_who_moves_bulk_is_out_of_line_while_another_worker_has_time(table: Table) -> None:
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        loop, neighbour, listener = Loop(), table.views[1], Aside()
+        worker = Worker(loop, ours)
+        worker._take(Configure("n1", "", "Kubernetes", "cluster.local", 0), [os.dup(table.fd)])
+        pod = SimpleNamespace(
+            listeners=[listener],
+            outliers=SimpleNamespace(tick=lambda now: None),
+            holder=SimpleNamespace(half_full=lambda connections: False),
+            held_connections=0,
+        )
+        worker._pods["pod"] = cast("Pod", pod)
+
+        loop.on_bulk()
+        assert not listener.aside, "there is nobody to leave it to"
+        neighbour.renew(loop.now, 0.0, full=False)
+        loop.on_bulk()
+        assert listener.aside
+        loop.bulky_turns = MANY_BULKY_TURNS
+        worker._tick()
+        assert listener.aside
+        neighbour.take_back()
+        loop.bulky_turns = MANY_BULKY_TURNS
+        worker._tick()
+        assert not listener.aside, "both move bulk"
+        neighbour.renew(loop.now, 0.0, full=False)
+        loop.bulky_turns = MANY_BULKY_TURNS
+        worker._tick()
+        assert listener.aside
+        worker._tick()
+        assert not listener.aside, "bulk is over"
 
 
 def test_who_lapsed_for_a_while_is_remembered(table: Table) -> None:

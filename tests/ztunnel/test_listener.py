@@ -333,3 +333,37 @@ def test_who_was_in_line_before_the_home_leaves_nobody_waiting_for_that(line: Li
     assert line.counts == (0, 1)
     line.loops[line.home].turn(1.0)
     assert line.counts == (1, 1)
+
+
+def test_who_stands_aside_leaves_all_who_come_to_the_others(line: Line) -> None:
+    home, other = line.loops[line.home], line.loops[1 - line.home]
+    listener = line.listeners[line.home]
+    listener.stand_aside(True)
+    home.turn(0)  # nobody is here
+    for number in range(1, 4):
+        line.come()
+        home.turn(0)
+        other.turn(1.0)
+        assert line.counts == (0, number)
+    listener.stand_aside(False)
+    line.come()
+    home.turn(1.0)
+    assert line.counts == (1, 3)
+
+
+def test_who_came_before_we_stood_aside_is_taken(line: Line) -> None:
+    """The kernel may have told nobody else."""
+    line.come()
+    line.listeners[line.home].stand_aside(True)
+    line.loops[line.home].turn(0)
+    assert line.counts == (1, 0)
+
+
+def test_who_stands_aside_is_back_in_line_after_a_pause_only_when_that_is_over(line: Line) -> None:
+    listener, loop = line.listeners[line.home], line.loops[line.home]
+    fd = listener._sock.fileno()
+    listener.stand_aside(True)
+    listener._watch()  # as after a pause, for want of descriptors, that was begun before
+    assert not loop.watches(fd)
+    listener.stand_aside(False)
+    assert loop.watches(fd)
