@@ -386,6 +386,11 @@ class Connection(Intake):
             self.out += frames.frame(PING, 0, 0, frames.DRAIN_PAYLOAD)
 
     @property
+    def idle(self) -> bool:
+        """It could carry streams, and does not."""
+        return self.ready and not self.streams and not self.draining
+
+    @property
     def finished(self) -> bool:
         """Nothing is open, and nothing new will be: the owner closes."""
         if not self.draining or self.streams:

@@ -10,6 +10,9 @@ TOTAL = 4096
 AT_ONCE = 4
 """So many go when one must, for the sake of their other ends too: four that hear of it together cost half as much."""
 
+_RECENT = 64
+"""Of those that carried a stream last, so many are looked at."""
+
 
 class InboundTunnels:
     """Those of one worker."""
@@ -50,6 +53,12 @@ class InboundTunnels:
             del own[tunnel]
             own[tunnel] = None
             self._last = tunnel
+
+    def beside_busy(self) -> list[Tunnel]:
+        """Idle ones, a few, of sources that have a busy one here: what they begin next may go to another worker."""
+        recent = list(islice(reversed(self._all.items()), _RECENT))
+        busy = {source for tunnel, source in recent if tunnel.http.streams}
+        return [tunnel for tunnel, source in recent if source in busy and tunnel.http.idle][:AT_ONCE]
 
     def remove(self, tunnel: Tunnel) -> None:
         """It is closed."""

@@ -35,6 +35,9 @@ class Closable(Protocol):
     def stand_behind(self) -> None:
         """Go behind the pod's home in the line, if it has time again."""
 
+    def stand_aside(self, aside: bool) -> None:
+        """Leave all who come to the other workers, or do so no longer."""
+
     def accept_rest(self) -> None:
         """Take what waits in the kernel's queue."""
 

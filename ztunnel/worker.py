@@ -61,7 +61,7 @@ from ztunnel.log_lines import apply_levels, log_to_stderr
 from ztunnel.loop import MANY_BULKY_TURNS, Loop
 from ztunnel.node import Node
 from ztunnel.outbound import accept_outbound
-from ztunnel.pod import Pod
+from ztunnel.pod import Closable, Pod
 from ztunnel.socks_client import accept_socks
 from ztunnel.time_slice import take_short_slices
 from ztunnel.tunnel import Tunnel
@@ -254,8 +254,10 @@ class Worker:
         if self._node.headroom.others_have_time(self._loop.now):
             for listener in self._listeners():
                 listener.stand_aside(True)
+            for tunnel in self._node.inbound_tunnels.beside_busy():
+                tunnel.drain()
 
-    def _listeners(self) -> Iterator[Listener]:
+    def _listeners(self) -> Iterator[Closable]:
         for pod in self._pods.values():
             yield from pod.listeners
 

@@ -11,6 +11,7 @@ import pytest
 
 from ztunnel.channel import Configure
 from ztunnel.headroom import Headroom, make_table, withdraw
+from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.loop import MANY_BULKY_TURNS, Loop
 from ztunnel.pod import Pod
 from ztunnel.worker import Worker
@@ -81,6 +82,15 @@ def test_each_worker_sees_whether_another_one_has_time(table: Table) -> None:
     assert [view.others_have_time(1001.0) for view in table.views] == [False] * 3
 
 
+class Idle:
+    """A tunnel that is beside bulk of the same source."""
+
+    drained = False
+
+    def drain(self) -> None:
+        self.drained = True
+
+
 class Aside:
     """A listener that remembers whether it is in line."""
 
@@ -107,11 +117,15 @@ def test_who_moves_bulk_is_out_of_line_while_another_worker_has_time(table: Tabl
         )
         worker._pods["pod"] = cast("Pod", pod)
 
+        tunnel = Idle()
+        assert worker._node is not None
+        worker._node.inbound_tunnels = cast("InboundTunnels", SimpleNamespace(beside_busy=lambda: [tunnel]))
+
         loop.on_bulk()
-        assert not listener.aside, "there is nobody to leave it to"
+        assert not listener.aside and not tunnel.drained, "there is nobody to leave it to"
         neighbour.renew(loop.now, 0.0, full=False)
         loop.on_bulk()
-        assert listener.aside
+        assert listener.aside and tunnel.drained
         loop.bulky_turns = MANY_BULKY_TURNS
         worker._tick()
         assert listener.aside

@@ -15,7 +15,7 @@ class Tunnel:
     """As far as it is looked at."""
 
     def __init__(self, streams: int = 0) -> None:
-        self.http = SimpleNamespace(streams=dict.fromkeys(range(streams)))
+        self.http = SimpleNamespace(streams=dict.fromkeys(range(streams)), idle=not streams)
 
 
 def fill(tunnels: InboundTunnels, count: int, source: str, streams: int = 0) -> list[Any]:
@@ -67,3 +67,16 @@ def test_nothing_is_remembered_of_who_is_gone() -> None:
     tunnels.remove(one)
     tunnels.used(one)
     assert not tunnels._all and not tunnels._of
+
+
+def test_idle_ones_are_beside_busy_ones_where_both_are_of_one_source() -> None:
+    tunnels = InboundTunnels()
+    idle = fill(tunnels, 3, "sends bulk")
+    fill(tunnels, 3, "another")
+    assert tunnels.beside_busy() == []
+    fill(tunnels, 1, "sends bulk", streams=1)
+    assert tunnels.beside_busy() == idle[::-1]
+    idle[1].http.idle = False  # it goes already, or has yet to come up
+    assert tunnels.beside_busy() == [idle[2], idle[0]]
+    idle = fill(tunnels, 9, "sends bulk")
+    assert tunnels.beside_busy() == idle[: -1 - AT_ONCE : -1], "those that carried a stream last"
