@@ -415,6 +415,15 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         await eventually(lambda: not any(map(_runs, workers)))
         node.agent.close()
 
+        # A terminal that is closed tells all of them.
+        await node.start(port)
+        await eventually(lambda: len(node.workers()) == 2)
+        for pid in node.workers():
+            os.kill(pid, signal.SIGHUP)
+        assert await node.end(signal.SIGHUP) == 0
+        assert node.log.read_text().count("draining for at most 30 s") == 2
+        node.agent.close()
+
         await node.start(port)
         await eventually(lambda: len(node.workers()) == 2)
         workers = node.workers()
