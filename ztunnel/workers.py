@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from ztunnel import framing
 from ztunnel.channel import (
+    AddDNS,
     AddPod,
     ConnectionRecord,
     Connections,
@@ -28,6 +29,7 @@ from ztunnel.channel import (
     Profile,
     ProfileKind,
     QueryConnections,
+    RemovePod,
     Shutdown,
     Stack,
     TakeProfile,
@@ -51,6 +53,10 @@ _LAST_WORDS_S = 0.5
 """For a worker that hangs, to say where."""
 _SILENT_AFTER_S = 10.0
 """A worker says something every second: who says nothing for so long carries nothing either."""
+_PIECE_BYTES = 256 << 10
+"""Of a large mesh: then others have their turn."""
+_NOT_OF_THE_STATE = (AddPod, RemovePod, AddDNS, QueryConnections, TakeProfile, Shutdown)
+"""What a worker that is being told the state need not hear: of pods it is told last."""
 _TRACE = signal.SIGUSR2
 """Has a worker write to standard error where it is."""
 _log = logging.getLogger(__name__)
@@ -102,6 +108,8 @@ class Workers:
         self.headroom_fd = make_table(count)
         self._openssl_fd = keep_in_memory("openssl.cnf", openssl_conf(ssl.OPENSSL_VERSION_INFO, pqc))
         self._workers: dict[int, Worker] = {}
+        self._joining: dict[int, list[bytes]] = {}
+        """What was said to all while new workers are told the state."""
         self._ready = asyncio.Event()
         self._answers: dict[int, dict[int, str]] = {}
         """To each AddPod that is waited for, by its number: why not, by worker."""
@@ -171,9 +179,9 @@ class Workers:
         try:
             if self._told is not None:
                 await self._told.wait()
-            # No await from here to its place among the others: nothing is said meanwhile that it would miss.
-            for message, fds in self._state(index):
-                worker.tell(framing.pack(message, len(fds)), fds)
+            await self._tell_all(worker)
+            if self._ending.is_set():
+                worker.kill()
             worker.heard_at = time.monotonic()
             self._workers[index] = worker
             self._ready.set()
@@ -181,10 +189,33 @@ class Workers:
         finally:
             worker.kill()
             self._workers.pop(index, None)
+            self._joining.pop(index, None)
             withdraw(self.headroom_fd, index)
             self._on_death(index)
             self._changed.set()
             await worker.process.wait()
+
+    async def _tell_all(self, worker: Worker) -> None:
+        """Tell a new worker the state: a large mesh, 0.3 s in all, piece by piece, and what changed meanwhile before its pods.
+
+        From its first pod on there is no await: what is said to all from then on finds it among the others.
+        """
+        self._joining[worker.index] = []
+        told_bytes = 0
+        for message, fds in self._state(worker.index):
+            if isinstance(message, AddPod):
+                self._catch_up(worker)
+            frame = framing.pack(message, len(fds))
+            worker.tell(frame, fds)
+            told_bytes += len(frame)
+            if told_bytes > _PIECE_BYTES and worker.index in self._joining:
+                told_bytes = 0
+                await asyncio.sleep(0)
+        self._catch_up(worker)
+
+    def _catch_up(self, worker: Worker) -> None:
+        for frame in self._joining.pop(worker.index, ()):
+            worker.tell(frame)
 
     @property
     def have_begun(self) -> bool:
@@ -214,6 +245,9 @@ class Workers:
         frame = framing.pack(message, len(fds))
         for worker in list(self._workers.values()):
             worker.tell(frame, fds)
+        if not isinstance(message, _NOT_OF_THE_STATE):
+            for changes in self._joining.values():
+                changes.append(frame)
 
     async def add_pod(self, message: AddPod, fds: Sequence[int]) -> str:
         """Tell every worker of a pod and wait for the answers: the first error, empty when all serve it."""

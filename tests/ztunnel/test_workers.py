@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,13 @@ class World:
         self.heard: list[tuple[int, channel.FromWorker]] = []
         self.deaths: list[int] = []
         self.state: list[workers.Statement] = []
+        self.command = (sys.executable, str(script))
         self.workers = workers.Workers(
             2,
             lambda index: [(channel.Configure("n", "", "c", "td", index), ()), *self.state],
             lambda index, message: self.heard.append((index, message)),
             self.deaths.append,
-            (sys.executable, str(script)),
+            self.command,
         )
 
     def gauges(self, index: int) -> dict[str, int]:
@@ -145,6 +146,50 @@ def test_a_dead_worker_is_replaced_with_all_it_must_know(run: Any, eventually: A
         assert world.gauges(1)["AddPod"] == 1 and world.gauges(1)["fd_inode"] == os.fstat(NULL).st_ino
 
     run(scenario)
+
+
+def test_a_large_state_is_told_in_pieces_and_what_changes_meanwhile_before_the_pods(
+    tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PIECE_BYTES", 1000)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    large, turns, seen = channel.UpdateInventory([], ["x" * 1000]), [0], list[int]()
+
+    def state(index: int) -> Iterator[workers.Statement]:
+        yield channel.Configure("n", "", "c", "td", index), ()
+        for _ in range(3):
+            seen.append(turns[0])
+            yield large, ()
+        world.workers.broadcast(channel.SetLogLevels({}))
+        world.workers.broadcast(channel.RemovePod("die"))  # of no concern to who has no pods yet
+        yield channel.AddPod("1", "ns", "pod", "sa"), [NULL]
+        seen.append(turns[0])
+        yield channel.AddPod("2", "ns", "pod", "sa"), [NULL]
+        assert seen[-1] == turns[0], "nobody can say anything from the first pod on"
+
+    async def others() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        running = [asyncio.ensure_future(world.workers.run()), asyncio.ensure_future(others())]
+        await eventually(lambda: world.workers.alive == [0])
+        assert seen[0] < seen[1] < seen[2], "others have their turn"
+        world.workers.broadcast(ASK)
+        await eventually(lambda: world.gauges(0))
+        told = {name: count for name, count in world.gauges(0).items() if name[0].isupper()}
+        expected = {"Configure": 1, "UpdateInventory": 3, "SetLogLevels": 1, "AddPod": 2, "RemovePod": 1}
+        assert list(told.items()) == list(expected.items()), "in this order"
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    world = World(tmp_path / "program.py")
+    world.workers = workers.Workers(
+        1, state, lambda index, message: world.heard.append((index, message)), world.deaths.append, world.command
+    )
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_who_does_not_answer_in_time_is_an_error(run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
