@@ -11,8 +11,9 @@ from mesh.identity import Identity
 from mesh.workload import Address, Workload
 from ztunnel.baggage import Described, Descriptions
 from ztunnel.gate import Admitted
-from ztunnel.hbone import Authority, ConnectRequest
-from ztunnel.inbound import Application, Errand, application_at, errand_of
+from ztunnel.hbone import Authority, ConnectRequest, response_fields
+from ztunnel.inbound import Application, Errand, InboundRequest, application_at, errand_of
+from ztunnel.proxy_header import proxy_header
 
 pytestmark = pytest.mark.unit
 
@@ -123,3 +124,60 @@ def test_who_asks_is_told_by_its_address_unless_that_is_a_gateways(source: Addre
     assert (made.source, made.described) == ((KNOWN.uid, None) if known else ("", told))
     silent = errand(pod_of(enhanced_baggage=False), source, request=request)
     assert silent.described == (None if known else Described(ONE)), "its words are not listened to"
+
+
+class Tunnel(SimpleNamespace):
+    """As far as a request looks at it."""
+
+    __hash__ = object.__hash__
+
+
+class Socket:
+    """An application's, that takes so many bytes, or is broken."""
+
+    def __init__(self, takes: int | OSError) -> None:
+        self.takes = takes
+        self.sent, self.closed = b"", False
+
+    def send(self, data: bytes) -> int:
+        if isinstance(self.takes, OSError):
+            raise self.takes
+        self.sent += data[: self.takes]
+        return min(self.takes, len(data))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("takes", "error"),
+    [
+        (1000, ""),
+        (27, "the application's socket took no PROXY header"),
+        (BrokenPipeError(32, "Broken pipe"), "connection failed: Broken pipe (os error 32)"),
+    ],
+)
+def test_a_request_is_accepted_when_its_application_has_the_proxy_header(takes: int | OSError, error: str) -> None:
+    said: list[object] = []
+    pod = pod_of()
+    failures = SimpleNamespace(refused=lambda closed, _now: said.append((closed.record.flag, closed.record.error)))
+    pod.node.ledger = SimpleNamespace(next_number=lambda: 1, open={}, failures=failures)
+    pod.uid, pod.closed, pod.connections = "uid-1", False, 1
+    pod.count_stream, pod.baggage = said.append, lambda workload: b"a=b"
+    reject = lambda sid, fields: said.append((sid, fields))  # noqa: E731
+    tunnel = cast(Any, Tunnel(peer=ONE, http=SimpleNamespace(reject=reject), loop=SimpleNamespace(dirty={})))
+    told = ("answer", "open", "attach", "drop")
+    stream = SimpleNamespace(
+        sid=3, sent=0, received=0, **{name: (lambda *_, name=name, **__: said.append(name)) for name in told}
+    )
+    request = InboundRequest(pod, ((CLIENT, 4000), (LOCAL, 15008)), tunnel, errand(pod, announced=True))
+    request.pump = request._stream = cast(Any, stream)
+    pod.node.ledger.open[1] = request
+    application = Socket(takes)
+    request.connected(cast(Any, application))
+    if error:
+        assert said == [(3, response_fields(503)), "drop", -1, ("CONNECT", error)] and tunnel in tunnel.loop.dirty
+        assert application.closed and not pod.connections and not pod.node.ledger.open
+    else:
+        assert said == ["answer", "open", "attach"] and not application.closed and pod.node.ledger.open
+        assert application.sent == proxy_header((CLIENT, 4000), (LOCAL, 80), ONE)
