@@ -235,6 +235,7 @@ def test_a_service_of_another_namespace_is_hidden_where_it_asks_for_that(bench: 
 
 @pytest.mark.unit
 def test_many_questions_on_one_connection_and_a_half_close(bench: Bench) -> None:
+    bench.node.dns_idle.timeout_s = 1e9  # it is not closed for its silence
     sock = bench.tcp()
     wires = [dns.message.make_query("web.", "A", id=number).to_wire() for number in range(300)]
     sock.send(b"".join(map(framed, wires)))
