@@ -1,6 +1,7 @@
 """Connections to applications of this node: policy first, then the application's own socket, then 200 and bytes."""
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -54,6 +55,11 @@ class Inbound(Tracked):
         self._port = port
 
     @property
+    def judged_port(self) -> int:
+        """See ztunnel.ledger.Tracked."""
+        return self._port
+
+    @property
     def subject(self) -> Connection:
         """See ztunnel.ledger.Tracked. Made when it is asked for: most connections are judged once."""
         record = self.record
@@ -91,9 +97,10 @@ class Inbound(Tracked):
         """See ztunnel.dial.Owner."""
         raise NotImplementedError
 
-    def left(self) -> None:
+    @property
+    def leave(self) -> Callable[[], None]:
         """See ztunnel.ledger.Tracked."""
-        self.pod.connections -= 1
+        return self.pod.connection_left
 
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""
@@ -195,10 +202,10 @@ class InboundRequest(Inbound):
         self.pod.count_stream(1)
         return super().check()
 
-    def left(self) -> None:
+    @property
+    def leave(self) -> Callable[[], None]:
         """See ztunnel.ledger.Tracked."""
-        self.pod.count_stream(-1)
-        super().left()
+        return self.pod.request_left
 
     def start(self, sid: int, stream: TunnelStream | None = None) -> Stream | None:
         """Check and connect; the stream (a new one, unless the request waited in it), unless it was rejected at once."""

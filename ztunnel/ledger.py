@@ -12,10 +12,12 @@ from mesh.policy import Policy
 from mesh.policy_set import Verdict, evaluate
 from mesh.policy_store import PolicyStore
 from mesh.workload import Address, Workload
+from ztunnel.carried import Carried, Kinds
 from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, Progress
 from ztunnel.failures import Failures
 from ztunnel.log_lines import RBAC
 from ztunnel.loop import Loop
+from ztunnel.stream_owner import Owner
 from ztunnel.walk import ENDINGS_PER_TURN, Walk
 
 DENIED = "connection closed due to policy rejection: "
@@ -23,10 +25,15 @@ CHANGED = "connection closed due to policy change: "
 DRAINED = "connection closed due to connection drain"
 
 SocketAddress = tuple[Address, int]
+SETTLED_NS = 500_000_000
+"""Who is open after so long will be for longer, as a rule: how it began is forgotten (ztunnel.carried)."""
 
 
 class Pump(Protocol):
     """What moves a connection's bytes: ztunnel.stream or ztunnel.passthrough."""
+
+    owner: Owner
+    """Who hears how that goes."""
 
     @property
     def sent(self) -> int:
@@ -55,9 +62,33 @@ class Tracked:
         self.began_ns = time.monotonic_ns()
 
     @property
+    def number(self) -> int:
+        """Its number in this worker."""
+        return self.record.number
+
+    @property
+    def pod_uid(self) -> str:
+        """Whose it is."""
+        return self.record.pod_uid
+
+    @property
     def subject(self) -> Connection | None:
         """What policies are asked about; None outbound, where none apply."""
         return None
+
+    @property
+    def judged_port(self) -> int | None:
+        """The application's, where policies are asked."""
+        return None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether how it began may be forgotten, once it is open for a while."""
+        return self.was_open
+
+    def note(self, verdict: Verdict) -> None:
+        """Which policy decided."""
+        self.record.policy, self.record.asked_policies = verdict.policy or "", verdict.asked
 
     def opened(self) -> None:
         """Bytes can flow."""
@@ -68,7 +99,7 @@ class Tracked:
         """It is over: write it down."""
         if self.ledger.open.pop(self.record.number, None) is None:
             return
-        self.left()
+        self.leave()
         record = self.record
         record.flag, record.error = flag, error
         now_ns = time.monotonic_ns()
@@ -81,8 +112,10 @@ class Tracked:
         else:
             self.ledger.failures.refused(closed, now_ns / 1e9)
 
-    def left(self) -> None:
-        """The ledger has it no more: give back what it held of its pod's limits."""
+    @property
+    def leave(self) -> Callable[[], None]:
+        """Gives back what it held of its pod's limits, when the ledger has it no more. Nothing of this one connection."""
+        return _nothing
 
     def abort(self, flag: Flag, error: str) -> None:
         """End it from outside, wherever it stands."""
@@ -98,6 +131,10 @@ class Tracked:
                 record.bytes_sent, record.bytes_received = sent, received
                 return record.number, sent, received
         return None
+
+
+def _nothing() -> None:
+    """It held nothing."""
 
 
 class Ledger:
@@ -116,17 +153,18 @@ class Ledger:
         self._loop = loop
         self.failures = failures
         self._log_level = log_level
-        self.open: dict[int, Tracked] = {}
+        self.open: dict[int, Tracked | Carried] = {}
+        self.kinds = Kinds()
         self._policies = policies
         self._numbers = itertools.count(1)
         self._rechecking = Walk(loop, self._all, self._recheck)
         self._counting = Walk(loop, self._all, self._progress)
 
-    def _all(self) -> list[Tracked]:
-        return list(self.open.values())
+    def _all(self) -> list[int]:
+        return list(self.open)
 
-    def _still_open(self, some: Iterable[Tracked]) -> list[Tracked]:
-        return [tracked for tracked in some if tracked.record.number in self.open]
+    def _still_open(self, some: Iterable[int]) -> list[Tracked | Carried]:
+        return [tracked for number in some if (tracked := self.open.get(number)) is not None]
 
     def next_number(self) -> int:
         """A number for a new record."""
@@ -137,7 +175,7 @@ class Ledger:
         tracked.record.opened_unix_ns = time.time_ns()
         self.open[tracked.record.number] = tracked
 
-    def judge(self, tracked: Tracked) -> Verdict:
+    def judge(self, tracked: Tracked | Carried) -> Verdict:
         """Ask the policies about an inbound connection, and note which one decided."""
         subject = tracked.subject
         assert subject is not None and tracked.workload is not None
@@ -145,8 +183,7 @@ class Ledger:
         verdict = evaluate(policies, subject)
         if RBAC.isEnabledFor(self._log_level):
             _log_verdict(self._log_level, subject, verdict, policies)
-        tracked.record.policy = verdict.policy or ""
-        tracked.record.asked_policies = verdict.asked
+        tracked.note(verdict)
         return verdict
 
     def recheck(self, workload_of: Callable[[str], Workload | None]) -> None:
@@ -157,15 +194,16 @@ class Ledger:
         self._workload_of = workload_of
         self._rechecking.begin()
 
-    def _recheck(self, some: list[Tracked]) -> None:
+    def _recheck(self, some: list[int]) -> None:
         ended = 0
-        for place, tracked in enumerate(some):
-            if tracked.record.number not in self.open or tracked.subject is None:
+        for place, number in enumerate(some):
+            tracked = self.open.get(number)
+            if tracked is None or tracked.subject is None:
                 continue
             if ended == ENDINGS_PER_TURN:
                 self._rechecking.put_back(some[place:])
                 return
-            tracked.workload = self._workload_of(tracked.record.pod_uid) or tracked.workload
+            tracked.workload = self._workload_of(tracked.pod_uid) or tracked.workload
             verdict = self.judge(tracked)
             if not verdict.allowed:
                 tracked.abort("DENY", CHANGED + verdict.reason)
@@ -176,22 +214,33 @@ class Ledger:
         self._making_ns = int(making_s * 1e9)
         self._counting.begin()
 
-    def _progress(self, some: list[Tracked]) -> None:
-        before_ns = time.monotonic_ns() - self._making_ns
+    def _progress(self, some: list[int]) -> None:
+        now_ns = time.monotonic_ns()
+        before_ns = now_ns - self._making_ns
         for tracked in [one for one in self._still_open(some) if not one.was_open and one.began_ns < before_ns]:
             tracked.abort("CONNECT", f"connection failed: not open after {self._making_ns / 1e9:g} s")
         counts = [change for tracked in self._still_open(some) if (change := tracked.count()) is not None]
         if counts:
             self.emit(Progress(counts))
+        for tracked in self._still_open(some):
+            if isinstance(tracked, Tracked) and tracked.lasts and tracked.began_ns < now_ns - SETTLED_NS:
+                self._settle(tracked)
 
-    def of_pod(self, uid: str) -> list[Tracked]:
+    def _settle(self, tracked: Tracked) -> None:
+        pump = tracked.pump
+        if pump is not None:
+            tracked.pump = None
+            carried = Carried(tracked, pump, self.kinds.find(tracked, tracked.record))
+            pump.owner = self.open[tracked.number] = carried
+
+    def of_pod(self, uid: str) -> list[Tracked | Carried]:
         """All that belong to one pod."""
-        return [tracked for tracked in self.open.values() if tracked.record.pod_uid == uid]
+        return [tracked for tracked in self.open.values() if tracked.pod_uid == uid]
 
     def tell_records(self, tell: Callable[[list[ConnectionRecord], bool], None]) -> None:
         """Tell the open connections, with their bytes so far: some at once, others in later turns; True: more will come."""
 
-        def visit(some: list[Tracked]) -> None:
+        def visit(some: list[int]) -> None:
             shown = [tracked for tracked in self._still_open(some) if tracked.was_open]
             for tracked in shown:
                 tracked.count()

@@ -1,6 +1,7 @@
 """Connections of this node's pods: captured at 15001, routed, and carried in a tunnel or in plain."""
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from random import randbytes
 
@@ -417,9 +418,15 @@ class Outbound(Tracked):
             return False
         return True
 
-    def left(self) -> None:
+    @property
+    def lasts(self) -> bool:
+        """See ztunnel.ledger.Tracked: not with a tunnel of its own."""
+        return self.was_open and self._inner is None
+
+    @property
+    def leave(self) -> Callable[[], None]:
         """See ztunnel.ledger.Tracked."""
-        self.pod.connections -= 1
+        return self.pod.connection_left
 
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.ledger.Tracked."""

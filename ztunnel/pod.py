@@ -119,6 +119,15 @@ class Pod:
         self.holder.streams += change
         self.node.holder.streams += change
 
+    def connection_left(self) -> None:
+        """One of its connections is in the ledger no more."""
+        self.connections -= 1
+
+    def request_left(self) -> None:
+        """The same of one that came in a stream."""
+        self.count_stream(-1)
+        self.connection_left()
+
     def usage(self) -> Usage:
         """What it holds in this worker."""
         return self.holder.usage(self.held_connections, self.node.handshakes.count(self.uid))

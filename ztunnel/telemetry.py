@@ -47,11 +47,11 @@ _Key = TypeVar("_Key")
 class _Open:
     """A connection that is open: its series, the bytes counted so far, and what a record needs that others do not share."""
 
-    __slots__ = ("alike", "opened_unix_ns", "received", "sent", "series", "source")
+    __slots__ = ("_address", "_port", "alike", "opened_unix_ns", "received", "sent", "series")
 
     def __init__(self, record: ConnectionRecord, alike: ConnectionRecord, series: Series) -> None:
         self.alike = alike
-        self.source = record.source
+        self._address, self._port = record.source
         self.opened_unix_ns = record.opened_unix_ns
         self.series = series
         self.sent = self.received = 0
@@ -61,7 +61,7 @@ class _Open:
         return replace(
             self.alike,
             number=number,
-            source=self.source,
+            source=(self._address, self._port),
             opened_unix_ns=self.opened_unix_ns,
             bytes_sent=self.sent,
             bytes_received=self.received,

@@ -1,6 +1,9 @@
 """The account of connections: registered before the first check, judged again on each change, gone with their end; logged."""
 
+import gc
 import logging
+import sys
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -9,11 +12,13 @@ from mesh.identity import Identity
 from mesh.matching import Connection
 from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.policy_store import PolicyStore
-from mesh.workload import Workload
+from mesh.workload import Address, Workload
+from ztunnel.carried import Carried, Kind
 from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
 from ztunnel.failures import AT_ONCE, Failures
-from ztunnel.ledger import Ledger, Tracked
+from ztunnel.ledger import SETTLED_NS, Ledger, Tracked
 from ztunnel.loop import Loop
+from ztunnel.stream_owner import NOBODY, Owner
 from ztunnel.walk import ENDINGS_PER_TURN, PER_TURN
 
 pytestmark = pytest.mark.unit
@@ -35,6 +40,7 @@ class Pump:
 
     def __init__(self) -> None:
         self.aborted: list[tuple[str, str]] = []
+        self.owner: Owner = NOBODY
 
     def abort(self, flag: str, error: str) -> None:
         self.aborted.append((flag, error))
@@ -44,6 +50,7 @@ class Judged(Tracked):
     """A connection that policies are asked about."""
 
     subject = Connection(SOURCE[0], CLIENT, LOCAL[0], 8080)
+    judged_port = 8080
 
 
 class Book:
@@ -61,6 +68,18 @@ class Book:
         tracked.workload = WEB if judged else None
         self.ledger.register(tracked)
         return tracked
+
+    def settle(self, port: int, judged: bool = True, source: Address = SOURCE[0]) -> tuple[Tracked, Carried, Pump]:
+        """A connection that was opened a while ago, as it was and as it is."""
+        tracked, pump = self.register(judged), Pump()
+        tracked.pump = pump
+        tracked.record.source = source, port
+        tracked.opened()
+        tracked.began_ns -= SETTLED_NS
+        self.ledger.progress(60.0)
+        carried = self.ledger.open[tracked.number]
+        assert isinstance(carried, Carried) and pump.owner is carried
+        return tracked, carried, pump
 
 
 def test_connection_manager_close() -> None:
@@ -182,3 +201,77 @@ def test_thousands_are_judged_and_told_in_parts_and_who_ends_meanwhile_is_neithe
     assert len(numbers) == len(set(numbers)) and 1 not in numbers, "the first has ended"
     ended = [one.record for one in book.heard if isinstance(one, Closed)]
     assert len(ended) == 3 * PER_TURN and [one.number for one in ended if one.flag != "DENY"] == [1]
+
+
+def test_who_is_open_for_a_while_is_told_as_before_and_ends_as_before() -> None:
+    book = Book()
+    _, carried, pump = book.settle(4711)
+    young, making = book.register(), book.register()
+    young.pump = Pump()
+    young.opened()
+    book.ledger.progress(60.0)
+    assert list(book.ledger.open.values()) == [carried, young, making] == book.ledger.of_pod("u1"), "none of them yet"
+    opened = next(one.record for one in book.heard if isinstance(one, Opened))
+    told: list[tuple[list[ConnectionRecord], bool]] = []
+    book.ledger.tell_records(lambda *part: told.append(part))
+    shown = told[0][0][0]
+    assert abs(shown.opened_unix_ns - opened.opened_unix_ns) < 10**9
+    shown.opened_unix_ns = opened.opened_unix_ns
+    assert (opened.source, shown) == ((SOURCE[0], 4711), opened)
+    book.heard.clear()
+    pump.received = 9
+    book.ledger.progress(60.0)
+    assert book.heard == [Progress([(1, 5, 9)])]
+    pump.sent = 6
+    carried.opened()
+    carried.ended("-", "h2 failed: connection closed")
+    carried.ended("CONNECT", "again")
+    closed = book.heard[-1]
+    assert isinstance(closed, Closed) and closed.was_open and len(book.heard) == 2 and list(book.ledger.open) == [2, 3]
+    record = closed.record
+    assert (record.number, record.source, record.bytes_sent, record.bytes_received) == (1, (SOURCE[0], 4711), 6, 9)
+    assert (record.flag, record.error) == ("-", "h2 failed: connection closed") and record.duration_ns >= SETTLED_NS
+    assert carried.pump is None, "the two do not keep each other"
+
+
+def test_who_is_open_for_a_while_is_judged_by_every_change_of_policy() -> None:
+    book = Book()
+    book.policies.apply([policy("yes", Action.ALLOW, "client")], [])
+    _, first, pump = book.settle(1)
+    _, second, _ = book.settle(2)
+    _, outbound, _ = book.settle(3, judged=False)
+    assert (first.subject, first.workload, outbound.subject) == (Judged.subject, WEB, None)
+    newer = replace(WEB, canonical_name="web")
+    book.ledger.recheck(lambda uid: newer if uid == "u1" else None)
+    assert first.record.policy == second.record.policy == "shop/yes" and first.workload is second.workload is newer
+    assert len(book.ledger.kinds) == 2, "what nobody is of any more is forgotten"
+    far = ip_address("10.9.9.9")
+    _, stranger, _ = book.settle(4, source=far)
+    assert stranger.subject == Judged.subject._replace(source=far)
+    stranger.ended("-", "")
+    book.heard.clear()
+    book.policies.apply([policy("no", Action.DENY, "client")], [])
+    book.ledger.recheck(lambda _: None)
+    error = "connection closed due to policy change: explicitly denied by: shop/no"
+    assert pump.aborted == [("DENY", error)] and list(book.ledger.open.values()) == [outbound]
+    ended = [one.record for one in book.heard if isinstance(one, Closed)]
+    assert sorted((one.source[1], one.flag, one.policy) for one in ended) == [(1, "DENY", "shop/no"), (2, "DENY", "shop/no")]
+
+
+def test_what_is_idle_for_a_while_holds_little_of_its_own() -> None:
+    """Tens of thousands may be: what they have in common is there once, and how each began is gone."""
+    _, carried, pump = Book().settle(4711)
+    own = _held_by(carried, Kind, type(pump), type(SOURCE[0]))
+    assert sum(map(sys.getsizeof, own)) <= 250
+
+
+def _held_by(one: object, *shared: type) -> list[object]:
+    """What would go with an object, but for what it has in common with others."""
+    found: dict[int, object] = {}
+    left = [one]
+    while left:
+        here = left.pop()
+        if id(here) not in found and not isinstance(here, (type, *shared)):
+            found[id(here)] = here
+            left += gc.get_referents(here)
+    return list(found.values())
