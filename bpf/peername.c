@@ -53,14 +53,18 @@ int weft_peer6(struct bpf_sock_addr *ctx) {
     return 1;
 }
 
-/* Runs after the kernel's own answer, which is an error: nothing was translated. */
+/* Runs after the kernel's own answer, which is an error: nothing was translated. A proxy asks once, when it has
+ * accepted: to carry it on would be 320 bytes of each connection for as long as that lives. */
 int weft_getsockopt(struct bpf_sockopt *ctx) {
     if (ctx->optlen > PAGE) /* a program sees one page; older kernels fail what is longer unless told to pass it on */
         ctx->optlen = 0;
     if (ctx->optname != ORIGINAL_DST || (ctx->level != LEVEL_IP4 && ctx->level != LEVEL_IP6))
         return 1;
-    struct tag *tag = tag_of(ctx->sk, ROLE_ACCEPTED);
-    if (!tag || is_ip4(&tag->destination.address) != (ctx->level == LEVEL_IP4))
+    struct bpf_sock *sk = ctx->sk;
+    if (!sk)
+        return 1;
+    struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
+    if (!tag || tag->role != ROLE_ACCEPTED || is_ip4(&tag->destination.address) != (ctx->level == LEVEL_IP4))
         return 1;
     void *end = ctx->optval_end;
     if (ctx->level == LEVEL_IP4) {
@@ -84,5 +88,6 @@ int weft_getsockopt(struct bpf_sockopt *ctx) {
         ctx->optlen = sizeof(struct sockaddr6);
     }
     ctx->retval = 0;
+    sockets.sk_storage_delete(sk);
     return 1;
 }

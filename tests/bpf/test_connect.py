@@ -38,7 +38,10 @@ def original_destination(accepted: socket.socket, level: int) -> tuple[str, int]
 def test_both_ends_learn_the_truth(world: Any, outbound: socket.socket, dialled: str, told: str, level: int) -> None:
     client = world.dial(world.pods["a"].where, dialled, 4321)
     accepted, peer = outbound.accept()
+    with pytest.raises(OSError):
+        accepted.getsockopt(level, SO_ORIGINAL_DST, 8)
     assert original_destination(accepted, level) == (told, 4321)
+    assert world.tag(accepted) is None, "who was told needs it no more: 320 bytes of each connection"
     assert client.getpeername()[:2] == (dialled, 4321)
     own = {"10.9.8.7": world.pods["a"].ip4, "2001:db8::7": world.pods["a"].ip6}[told]
     assert client.getsockname()[0].removeprefix("::ffff:") == own
