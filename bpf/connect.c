@@ -5,6 +5,8 @@
 
 #define SOL_SOCKET_ 1
 #define SO_MARK_ 36
+#define SO_BINDTOIFINDEX_ 62
+#define LOOPBACK 1 /* lo's number in every network namespace */
 #define CGROUP_DEPTH 12
 
 enum { REFUSE = 0, LEAVE = 1, CAPTURE = 2 };
@@ -58,13 +60,27 @@ static inline int dial_from_node(struct bpf_sock *sk, u64 netns, struct endpoint
     return LEAVE;
 }
 
+/* By mark and device a socket finds table 100's route, which all share. That of an own address is on eth0, and of it
+ * Linux makes one for each IPv4 socket: 192 bytes. It is lo either way, so where this fails nothing else changes. Not
+ * with a source that is the pod's own: what the app answers to that comes with the other route, for which this is eth0.
+ */
+static inline void share_route(struct bpf_sock_addr *ctx, struct bpf_sock *sk, u64 netns,
+                               const struct endpoint *dialled) {
+    struct address source = {};
+    int loopback = LOOPBACK;
+    set_ip4(&source, sk->src_ip4);
+    if (is_ip4(&dialled->address) && source.words[3] && !is_owned(&source, netns))
+        bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &loopback, sizeof(loopback));
+}
+
 /* The proxy dials: its own pod's app, or the world in the pod's name. */
-static inline int dial_by_proxy(struct bpf_sock_addr *ctx, u64 netns, struct endpoint *dialled) {
+static inline int dial_by_proxy(struct bpf_sock_addr *ctx, struct bpf_sock *sk, u64 netns, struct endpoint *dialled) {
     if (!is_owned(&dialled->address, netns))
         return LEAVE;
     u32 mark = MARK_DELIVER;
     if (bpf_setsockopt(ctx, SOL_SOCKET_, SO_MARK_, &mark, sizeof(mark)))
         return refuse(REASON_NO_MARK, netns, dialled);
+    share_route(ctx, sk, netns, dialled);
     return LEAVE;
 }
 
@@ -79,7 +95,7 @@ static inline int dial(struct bpf_sock_addr *ctx, struct endpoint *dialled, stru
         return datagrams ? LEAVE : dial_from_node(sk, netns, dialled);
     struct tag *tag = sockets.sk_storage_get(sk, 0, 0);
     if (tag && tag->role == ROLE_PROXY)
-        return datagrams ? LEAVE : dial_by_proxy(ctx, netns, dialled);
+        return datagrams ? LEAVE : dial_by_proxy(ctx, sk, netns, dialled);
     if (is_asked(ctx, sk, netns, pod, dialled, target)) {
         be_from_pod(ctx, sk, pod, &dialled->address);
         return CAPTURE;

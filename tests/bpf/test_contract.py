@@ -19,6 +19,7 @@ from bpf.layout import MARK_DELIVER, MARK_PROXY, PORT_INBOUND, PORT_OUTBOUND, Re
 from wire.cgroup import cgroup_id
 
 pytestmark = pytest.mark.kernel
+SO_BINDTOIFINDEX = 62
 FAMILIES = pytest.mark.parametrize("family", ["ip4", "ip6"])
 
 
@@ -48,11 +49,26 @@ def test_proxy_to_app(world: Any, app: socket.socket, inbound: socket.socket, fa
     assert peer[0].removeprefix("::ffff:") == source
     assert world.tag(client) is None, "nothing is asked of it after its SYN"
     assert mark_of(client) == MARK_DELIVER
+    device = client.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX)
+    assert device == (socket.if_nametoindex("lo") if family == "ip4" else 0), "one route for all such sockets"
     assert mark_of(accepted) == MARK_DELIVER
     assert world.tag(accepted) is None
     assert world.counted(before) == {"delivered": 1}
     accepted.sendall(b"answer")
     assert client.recv(16) == b"answer"
+
+
+@FAMILIES
+def test_proxy_to_app_in_its_own_name(world: Any, app: socket.socket, inbound: socket.socket, family: str) -> None:
+    """The answer to an address of the pod is on another way than that to a client's."""
+    own = getattr(world.pods["b"], family)
+    for source in (own, None):
+        client = world.dial(("b", "proxy"), own, 8080, mark=MARK_PROXY, source=source)
+        accepted, peer = app.accept()
+        assert peer[0].removeprefix("::ffff:") == own
+        assert (mark_of(client), client.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX)) == (MARK_DELIVER, 0)
+        accepted.sendall(b"answer")
+        assert client.recv(16) == b"answer"
 
 
 @FAMILIES
