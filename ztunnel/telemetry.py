@@ -47,12 +47,12 @@ _Key = TypeVar("_Key")
 class _Open:
     """A connection that is open: its series, the bytes counted so far, and what a record needs that others do not share."""
 
-    __slots__ = ("_address", "_port", "alike", "opened_unix_ns", "received", "sent", "series")
+    __slots__ = ("_address", "_came", "alike", "received", "sent", "series")
 
     def __init__(self, record: ConnectionRecord, alike: ConnectionRecord, series: Series) -> None:
         self.alike = alike
-        self._address, self._port = record.source
-        self.opened_unix_ns = record.opened_unix_ns
+        self._address, port = record.source
+        self._came = record.opened_unix_ns << 16 | port  # one number in the place of two: 40 bytes
         self.series = series
         self.sent = self.received = 0
 
@@ -61,8 +61,8 @@ class _Open:
         return replace(
             self.alike,
             number=number,
-            source=(self._address, self._port),
-            opened_unix_ns=self.opened_unix_ns,
+            source=(self._address, self._came & 0xFFFF),
+            opened_unix_ns=self._came >> 16,
             bytes_sent=self.sent,
             bytes_received=self.received,
         )
