@@ -7,21 +7,16 @@ for all of them. Of those that are idle there may be tens of thousands, for hour
 import time
 from collections.abc import Callable
 from copy import copy
-from operator import attrgetter
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from mesh.matching import Connection
 from mesh.policy_set import Verdict
 from mesh.workload import Workload
-from ztunnel.channel import Closed, ConnectionRecord, Flag, names_of
+from ztunnel.channel import Closed, ConnectionRecord, Flag, names_of, place_of
 
 if TYPE_CHECKING:
     from ztunnel.ledger import Ledger, Pump, Tracked
-
-_place_of: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
-    "pod_uid", "destination", "original_destination", "hbone_destination", "policy", "asked_policies"
-)
 
 
 class Kind:
@@ -49,7 +44,7 @@ class Kinds:
 
     def find(self, like: "Tracked | Kind", record: ConnectionRecord) -> Kind:
         """The kind of a connection whose record this is."""
-        key = (like.leave, like.judged_port, *names_of(record), *_place_of(record))
+        key = (like.leave, like.judged_port, *names_of(record), *place_of(record))
         kind = self._known.get(key)
         if kind is None:
             kind = self._known[key] = Kind(like, record)

@@ -283,6 +283,10 @@ names_of: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
     "hop",
 )
 """Who talks to whom: with the flag, all that decides by which series a connection is counted."""
+place_of: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
+    "pod_uid", "destination", "original_destination", "forwarded_host", "hbone_destination", "policy", "asked_policies"
+)
+"""Where to, and who allowed it: with the names, all that does not differ for each connection that is open."""
 
 
 @dataclass(slots=True)  # as the next but one: frozen ones are made in 2x the time, and these are of each connection

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from mesh.event_line import write_head, write_tail
 from mesh.inventory import Inventory
-from ztunnel.channel import ConnectionRecord, names_of
+from ztunnel.channel import ConnectionRecord, names_of, place_of
 from ztunnel.connection_facts import Facts, facts_of
 from ztunnel.flow_feed import Line, connection_event
 from ztunnel.metrics import Series, TcpMetrics
@@ -20,9 +20,6 @@ _MAX_TAILS = _MAX_ALIKE = 2048
 
 _place: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
     "destination", "hbone_destination", "policy", "asked_policies"
-)
-_shared: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
-    "pod_uid", "destination", "original_destination", "forwarded_host", "hbone_destination", "policy", "asked_policies"
 )
 
 
@@ -73,7 +70,7 @@ class Directory:
 
     def alike(self, parties: Parties, record: ConnectionRecord) -> ConnectionRecord:
         """One record for all open connections that differ in number, source, time and bytes alone."""
-        key = (parties, *_shared(record))
+        key = (parties, *place_of(record))
         first = self._alike.get(key)
         if first is None:
             if len(self._alike) >= _MAX_ALIKE:

@@ -3,7 +3,7 @@
 import gc
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import ip_address
 
 import pytest
@@ -14,7 +14,7 @@ from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.policy_store import PolicyStore
 from mesh.workload import Address, Workload
 from ztunnel.carried import Carried, Kind
-from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress
+from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress, names_of, place_of
 from ztunnel.failures import AT_ONCE, Failures
 from ztunnel.ledger import SETTLED_NS, Ledger, Tracked
 from ztunnel.loop import Loop
@@ -263,6 +263,12 @@ def test_what_is_idle_for_a_while_holds_little_of_its_own() -> None:
     _, carried, pump = Book().settle(4711)
     own = _held_by(carried, Kind, type(pump), type(SOURCE[0]))
     assert sum(map(sys.getsizeof, own)) <= 250
+
+
+def test_what_is_kept_once_for_many_is_all_but_what_differs_for_each() -> None:
+    record = ConnectionRecord(*[one.name for one in fields(ConnectionRecord)])  # type: ignore[arg-type]
+    own = {"number", "source", "opened_unix_ns", "duration_ns", "bytes_sent", "bytes_received", "flag", "error"}
+    assert sorted([*own, *names_of(record), *place_of(record)]) == sorted(one.name for one in fields(ConnectionRecord))  # type: ignore[type-var]
 
 
 def _held_by(one: object, *shared: type) -> list[object]:
