@@ -122,7 +122,7 @@ class Carried:
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.stream_owner.Owner: write it down."""
         kind = self._kind
-        if kind.ledger.open.pop(self.number, None) is None:
+        if kind.ledger.open.pop(self.number, None) is not self:
             return
         kind.leave()
         self.count()

@@ -97,8 +97,10 @@ class Tracked:
 
     def ended(self, flag: Flag, error: str) -> None:
         """It is over: write it down."""
-        if self.ledger.open.pop(self.record.number, None) is None:
+        open_now, number = self.ledger.open, self.record.number
+        if open_now.get(number) is not self:
             return
+        del open_now[number]
         self.leave()
         record = self.record
         record.flag, record.error = flag, error
@@ -233,9 +235,15 @@ class Ledger:
             carried = Carried(tracked, pump, self.kinds.find(tracked, tracked.record))
             pump.owner = self.open[tracked.number] = carried
 
-    def of_pod(self, uid: str) -> list[Tracked | Carried]:
-        """All that belong to one pod."""
-        return [tracked for tracked in self.open.values() if tracked.pod_uid == uid]
+    def of_pod(self, uid: str) -> list[int]:
+        """The numbers of all that belong to one pod."""
+        return [number for number, tracked in self.open.items() if tracked.pod_uid == uid]
+
+    def abort(self, number: int, flag: Flag, error: str) -> None:
+        """End one from outside, if it is open."""
+        tracked = self.open.get(number)
+        if tracked is not None:
+            tracked.abort(flag, error)
 
     def tell_records(self, tell: Callable[[list[ConnectionRecord], bool], None]) -> None:
         """Tell the open connections, with their bytes so far: some at once, others in later turns; True: more will come."""

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 from mesh.workload import Address, Workload
 from ztunnel.baggage import baggage_of
 from ztunnel.channel import AddPod, Flag
-from ztunnel.ledger import DRAINED, Tracked
+from ztunnel.ledger import DRAINED
 from ztunnel.limits import Held, Holder, PartHeld, Usage
 from ztunnel.node import Node
 from ztunnel.outliers import Outliers
@@ -87,7 +87,7 @@ class Pod:
         self.draining = False
         self.closed = False
         """Nothing begins any more, and what fails is for no other endpoint to try."""
-        self._ending = Walk(node.loop, self._all_that_is_open, _end_each, ENDINGS_PER_TURN)
+        self._ending = Walk(node.loop, self._all_that_is_open, self._end_each, ENDINGS_PER_TURN)
         self._workload: Workload | None = None
         self._looked_at = -1
         self._described: Workload | None = None
@@ -181,12 +181,19 @@ class Pod:
         self.netns.close()
         self._ending.begin()
 
-    def _all_that_is_open(self) -> list[Tracked | Callable[[], None]]:
-        """Connections, or how else it ends: the last one first."""
+    def _all_that_is_open(self) -> list[int | Callable[[], None]]:
+        """Connections by their number, or how else it ends: the last one first."""
         guests = (partial(one.turn_away, "-", DRAINED) for one in self.guests)
         inbound = (partial(one.end, DRAINED) for one in self.tunnels)
         outbound = (partial(one.end, DRAINED) for one in self.pool.members())
         return [*self.node.ledger.of_pod(self.uid), *guests, *inbound, *outbound]
+
+    def _end_each(self, some: list[int | Callable[[], None]]) -> None:
+        for one in reversed(some):
+            if isinstance(one, int):
+                self.node.ledger.abort(one, "-", DRAINED)
+            else:
+                one()
 
     @property
     def is_ending(self) -> bool:
@@ -196,11 +203,3 @@ class Pod:
     def finish(self) -> None:
         """End what is left of it at once, as there will be no more turns."""
         self._ending.finish()
-
-
-def _end_each(some: list[Tracked | Callable[[], None]]) -> None:
-    for one in reversed(some):
-        if isinstance(one, Tracked):
-            one.abort("-", DRAINED)
-        else:
-            one()

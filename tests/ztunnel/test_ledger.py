@@ -205,12 +205,15 @@ def test_thousands_are_judged_and_told_in_parts_and_who_ends_meanwhile_is_neithe
 
 def test_who_is_open_for_a_while_is_told_as_before_and_ends_as_before() -> None:
     book = Book()
-    _, carried, pump = book.settle(4711)
+    before, carried, pump = book.settle(4711)
     young, making = book.register(), book.register()
     young.pump = Pump()
     young.opened()
     book.ledger.progress(60.0)
-    assert list(book.ledger.open.values()) == [carried, young, making] == book.ledger.of_pod("u1"), "none of them yet"
+    assert list(book.ledger.open.values()) == [carried, young, making], "none of them yet"
+    assert book.ledger.of_pod("u1") == [1, 2, 3]
+    before.abort("-", "whoever has it still does not speak for it any more")
+    assert carried.number in book.ledger.open and not pump.aborted
     opened = next(one.record for one in book.heard if isinstance(one, Opened))
     told: list[tuple[list[ConnectionRecord], bool]] = []
     book.ledger.tell_records(lambda *part: told.append(part))
