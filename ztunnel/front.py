@@ -107,6 +107,8 @@ class Front:
 
     async def obey(self) -> None:
         """Carry out the agent's orders, until cancelled. Raises: ZdsProtocolError."""
+        if self._orders is None:  # a predecessor serves: from our listen() on, new connections are ours to serve
+            await self.workers.await_serving()
         await (self._orders or self.zds.run())
 
     def join(self, rest: Rest) -> None:

@@ -265,6 +265,11 @@ class Workers:
         finally:
             del self._answers[message.number]
 
+    async def await_serving(self) -> None:
+        """Return when workers have come and answer, or do not in time."""
+        await self._ready.wait()
+        await self.query_connections()
+
     async def query_connections(self) -> list[tuple[int, ConnectionRecord]]:
         """The open connections of all workers, with the worker's index; those that do not answer in time are left out."""
         answers = await self._query(QueryConnections, _ANSWER_TIMEOUT_S)

@@ -11,6 +11,7 @@ import pytest
 
 from wire.http_client import request
 from ztunnel.admin import Admin, Proxy
+from ztunnel.front import Front
 from ztunnel.succession import succeed
 
 pytestmark = pytest.mark.unit
@@ -79,3 +80,21 @@ def test_one_that_drains_does_not_take_them_from_its_successors_successor(
         await third.end()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("first", "expected"), [(False, ["workers serve", "listens"]), (True, ["listens"])])
+def test_a_successor_listens_when_its_workers_serve_and_the_first_proxy_at_once(first: bool, expected: list[str]) -> None:
+    done: list[str] = []
+
+    async def does(what: str) -> None:
+        await asyncio.sleep(0)
+        done.append(what)
+
+    async def scenario() -> None:
+        workers = SimpleNamespace(await_serving=lambda: does("workers serve"))
+        zds = SimpleNamespace(run=lambda: does("listens"))
+        orders = asyncio.ensure_future(zds.run()) if first else None
+        await Front.obey(cast("Front", SimpleNamespace(_orders=orders, workers=workers, zds=zds)))
+
+    asyncio.run(scenario())
+    assert done == expected

@@ -225,6 +225,22 @@ def test_who_has_come_in_a_workers_place_owes_no_answer_to_what_that_one_was_ask
     run(scenario)
 
 
+def test_workers_serve_when_they_answer_not_when_they_are_there(
+    run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_ANSWER_TIMEOUT_S", 600)
+
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        with frozen(list(world.workers.pids.values())):
+            serving = asyncio.ensure_future(world.workers.await_serving())
+            await eventually(lambda: world.workers._queries)
+            assert not serving.done()
+        await serving
+
+    run(scenario)
+
+
 def test_an_answer_that_comes_too_late_is_none_to_the_next_attempt(
     run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
