@@ -1,6 +1,7 @@
 """What an inbound request comes to, and for whom the same may be said again without another look."""
 
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,7 @@ from ztunnel.baggage import Described, Descriptions
 from ztunnel.gate import Admitted
 from ztunnel.hbone import Authority, ConnectRequest, response_fields
 from ztunnel.inbound import Application, Errand, InboundRequest, application_at, errand_of
+from ztunnel.pod import Pod
 from ztunnel.proxy_header import proxy_header
 
 pytestmark = pytest.mark.unit
@@ -164,6 +166,7 @@ def test_a_request_is_accepted_when_its_application_has_the_proxy_header(takes: 
     pod.node.ledger = SimpleNamespace(next_number=lambda: 1, open={}, failures=failures)
     pod.uid, pod.closed, pod.connections = "uid-1", False, 1
     pod.count_stream, pod.baggage = said.append, lambda workload: b"a=b"
+    pod.connection_left, pod.request_left = partial(Pod.connection_left, pod), partial(Pod.request_left, pod)
     reject = lambda sid, fields: said.append((sid, fields))  # noqa: E731
     tunnel = cast(Any, Tunnel(peer=ONE, http=SimpleNamespace(reject=reject), loop=SimpleNamespace(dirty={})))
     told = ("answer", "open", "attach", "drop")
