@@ -21,7 +21,7 @@ _TIMEOUT_S = 10.0
 _MAX_CHAIN_BYTES = 1 << 20
 
 
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -69,7 +69,7 @@ def read_chain(
         uris = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
             x509.UniformResourceIdentifier
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise FetchError(f"the CA's chain for {identity} cannot be read: {error}") from error
     if not uris or uris[0] != str(identity):
         raise FetchError(f"the CA issued {uris[0] if uris else 'no identity'} instead of {identity}")

@@ -25,13 +25,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_priv
 from mesh.identity import Identity
 from wire.grpc_reason import reason_of
 from ztunnel.authorities import Federated
-from ztunnel.ca import ExpiredError, FetchError, read_chain
+from ztunnel.ca import UNREADABLE, ExpiredError, FetchError, read_chain
 from ztunnel.certificates import Certificate
 from ztunnel.der import Malformed, split_elements
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 FETCH_TIMEOUT_S = 10.0
 MAX_BUNDLE_BYTES = 1 << 20
+MAX_FEDERATED_ROOTS, MAX_FEDERATED_BYTES = 64, 1 << 17
+"""Of one domain; somebody else says how many. Each worker loads them for each identity, and 4,000 take it 2 s and 30 MiB."""
 _UNREACHED = re.compile(r"connect failed: addr: unix:.* error: ([^:]+)$")
 _MENDS = {
     "not configured as an authorized delegate": ": name this proxy's SPIFFE ID in the agent's authorized_delegates",
@@ -85,19 +87,29 @@ def read_federated(roots_pem: bytes, bundles: Mapping[str, bytes]) -> Federated:
     """Other trust domains' roots, with nobody's where they cannot be read: then nobody is believed about that domain.
 
     A root that bears the name of another one's is left out: OpenSSL would look in the one for who signed with the other's key,
-    and whoever runs a federated domain could have our own peers refused. Raises: ValueError for roots of ours without a name.
+    and our own peers could be refused. Raises: ValueError for roots of ours without a name.
     """
+    # As much of each as tells that it is too much: what it is made of is remembered.
+    return _federated(roots_pem, tuple((domain, bundles[domain][: MAX_FEDERATED_BYTES + 1]) for domain in sorted(bundles)))
+
+
+@lru_cache(16)
+def _federated(roots_pem: bytes, bundles: tuple[tuple[str, bytes], ...]) -> Federated:
     named: dict[_Name, tuple[str, list[bytes]]] = {}
     """Whose the first root of a name was, and all of theirs."""
     found = []
     ours = [_named(root) for root in x509.load_pem_x509_certificates(roots_pem)]
-    for domain, roots in [("", ours), *((domain, _read_bundle(domain, bundles[domain])) for domain in sorted(bundles))]:
+    for domain, roots in [("", ours), *((domain, _read_bundle(domain, bundle)) for domain, bundle in bundles)]:
         kept = []
         for name, pem in roots:
             owner, same = named.setdefault(name, (domain, []))
             if owner == domain or pem in same:
                 same.append(pem)
                 kept.append(pem)
+            else:
+                _log.warning(
+                    "a root of the federated trust domain %s has the name of one of %s: left out", domain, owner or "ours"
+                )
         found.append((domain, b"".join(kept)))
     return tuple(found[1:])
 
@@ -106,20 +118,23 @@ def read_federated(roots_pem: bytes, bundles: Mapping[str, bytes]) -> Federated:
 def _read_bundle(domain: str, bundle: bytes) -> tuple[tuple[_Name, bytes], ...]:
     """A federated trust domain's roots, by name; none, and a warning, where they cannot be read: somebody else wrote them."""
     try:
-        if len(bundle) > MAX_BUNDLE_BYTES:
-            raise ValueError(f"beyond {MAX_BUNDLE_BYTES} bytes")
-        roots = tuple(_named(x509.load_der_x509_certificate(one)) for one in split_elements(bundle))
+        if len(bundle) > MAX_FEDERATED_BYTES:
+            raise ValueError(f"beyond {MAX_FEDERATED_BYTES} bytes")
+        elements = split_elements(bundle)
+        if len(elements) > MAX_FEDERATED_ROOTS:
+            raise ValueError(f"{len(elements)} roots are beyond {MAX_FEDERATED_ROOTS}")
+        roots = tuple(_named(x509.load_der_x509_certificate(one)) for one in elements)
         if roots:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=b"".join(pem for _, pem in roots).decode())
-    except (ValueError, TypeError, UnsupportedAlgorithm, ssl.SSLError) as error:
+    except (*UNREADABLE, ssl.SSLError) as error:
         _log.warning("the roots of the federated trust domain %s cannot be read: %s", domain, error)
         return ()
     return roots
 
 
 def _named(root: x509.Certificate) -> tuple[_Name, bytes]:
-    """A root's subject as OpenSSL compares it, without case and further spaces; and the root, PEM."""
-    name = tuple((one.oid.dotted_string, " ".join(str(one.value).lower().split())) for one in root.subject)
+    """A root's subject as OpenSSL compares it, without case, further spaces, and order where it has none; and the root, PEM."""
+    name = tuple(sorted((one.oid.dotted_string, " ".join(str(one.value).lower().split())) for one in root.subject))
     return name, root.public_bytes(Encoding.PEM)
 
 

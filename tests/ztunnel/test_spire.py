@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ from tests.ztunnel.world import Authority
 from ztunnel.ca import FetchError
 from ztunnel.certificates import Certificate
 from ztunnel.delegated_identity import DelegatedIdentities
-from ztunnel.svid import read_federated, read_svid
+from ztunnel.svid import MAX_FEDERATED_ROOTS, read_federated, read_svid
 from ztunnel.workload_api import WorkloadApi
 
 pytestmark = pytest.mark.unit
@@ -375,16 +377,22 @@ def test_roots_of_a_federated_domain_come_along_where_it_is_an_alias(
         certificate = await source.fetch(WEB, time.time())
         assert certificate.federated == (("partner.net", other_authority.root_pem),)
         assert certificate.roots_pem == authority.root_pem
-        agent.bundles["spiffe://partner.net"] = b"no certificates"
-        agent.tell()
-        await eventually(lambda: pushed and pushed[-1].federated == (("partner.net", b""),))
+        root, version = der(other_authority.root_pem), bytes.fromhex("a003020102")
+        for unreadable in (b"no certificates", root.replace(version, version[:-1] + b"\x05"), root * (MAX_FEDERATED_ROOTS + 1)):
+            agent.bundles["spiffe://partner.net"] = unreadable
+            agent.tell()
+            await eventually(lambda: pushed and pushed[-1].federated == (("partner.net", b""),))
+            assert (await source.fetch(WEB, time.time())).federated == (("partner.net", b""),)
+            agent.bundles["spiffe://partner.net"] = root * MAX_FEDERATED_ROOTS
+            agent.tell()
+            await eventually(lambda: pushed[-1].federated == (("partner.net", other_authority.root_pem * MAX_FEDERATED_ROOTS),))
         for one in (alone, source):
             await one.close()
 
     with_agent(tmp_path, authority, scenario)
 
 
-def test_a_federated_root_takes_nobody_elses_name() -> None:
+def test_a_federated_root_takes_nobody_elses_name(caplog: pytest.LogCaptureFixture) -> None:
     """OpenSSL would look in it for who signed with the other's key."""
     own, partner, renewed = Authority("Mesh root"), Authority("partner root"), Authority("partner root")
     lookalike, other = Authority("mesh  ROOT"), Authority("Partner Root")
@@ -395,6 +403,23 @@ def test_a_federated_root_takes_nobody_elses_name() -> None:
     }
     found = read_federated(own.pem, bundles)
     assert found == (("a.net", partner.pem + renewed.pem + own.pem), ("b.net", renewed.pem), ("c.net", b""))
+    assert [one.getMessage() for one in caplog.records if "left out" in one.getMessage()] == [
+        "a root of the federated trust domain a.net has the name of one of ours: left out",
+        "a root of the federated trust domain b.net has the name of one of a.net: left out",
+    ]
+    assert read_federated(own.pem, bundles) is found, "and not said again for each identity"
+
+
+def test_a_name_is_the_same_whose_parts_come_in_another_order_where_they_have_none() -> None:
+    """DER sorts them by their bytes, OpenSSL without case and further spaces."""
+    own, lookalike = (
+        Authority(x509.Name([x509.RelativeDistinguishedName(
+            [x509.NameAttribute(NameOID.COMMON_NAME, "aa"), x509.NameAttribute(NameOID.ORGANIZATION_NAME, spaced)]
+        )]))
+        for spaced in ("b", "b   ")
+    )  # fmt: skip
+    assert [one.oid for one in own.certificate.subject] != [one.oid for one in lookalike.certificate.subject]
+    assert read_federated(own.pem, {"a.net": der(lookalike.pem)}) == (("a.net", b""),)
 
 
 _OWN, _ROOT = Authority("Mesh root").pem, der(Authority("partner root").pem)

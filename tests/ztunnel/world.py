@@ -79,9 +79,9 @@ table inet capture {{
 class Authority:
     """A CA that signs what it is told to."""
 
-    def __init__(self, name: str = "test root") -> None:
+    def __init__(self, name: str | x509.Name = "test root") -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) if isinstance(name, str) else name
         now = datetime.now(UTC)
         self.certificate = (
             x509.CertificateBuilder()
