@@ -64,6 +64,8 @@ class Enrolment:
         self._pauses: dict[str, float] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._without_proxy: set[str] = set()
+        self._blind = ""
+        """Why it is not known whose inbound programs are attached."""
         self._settled = asyncio.Event()
         self._wake = asyncio.Event()
         self.unreadable: dict[str, str] = {}
@@ -168,7 +170,14 @@ class Enrolment:
     async def steer_again(self) -> None:
         """Capture anew the pods whose inbound program somebody detached: plain text reaches them past every policy."""
         captured = [uid for uid in self._desired if self.is_captured(uid)]
-        steered = await self.blocking(self.hands.steered)
+        try:
+            steered = await self.blocking(self.hands.steered)
+        except OSError as error:  # somebody takes one away meanwhile, or there are no descriptors left: the next look tells
+            if str(error) != self._blind:
+                _log.error("cannot tell which pods' inbound programs are attached: %s", error)
+            self._blind = str(error)
+            return
+        self._blind = ""
         for uid in captured:
             if uid not in steered and uid in self._desired and self.is_captured(uid):
                 present = self._actual[uid]

@@ -35,6 +35,8 @@ class Machine:
         self.broken: set[Layer] = set()
         self.found = Found([], [], {}, [])
         self.alive = self.attached = True
+        self.unseen = False
+        self.looks = 0
         self.pod = POD
         self.visited: list[int | None] = []
         """The namespaces in which something was taken away."""
@@ -69,6 +71,9 @@ class Machine:
         return self.alive
 
     def steered(self) -> frozenset[str]:
+        self.looks += 1
+        if self.unseen:
+            raise FileNotFoundError(2, "No such file or directory")
         return frozenset({POD.uid} if self.attached else ())
 
 
@@ -209,6 +214,26 @@ def test_an_inbound_program_that_somebody_detached_is_attached_again(
 
     running(node, scenario)
     assert "pod demo/web lost its inbound program" in caplog.text
+
+
+def test_an_agent_that_cannot_look_for_inbound_programs_goes_on_and_looks_again(
+    node: Node, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when somebody takes one away while it looks: it would end, and with it what captures every new pod."""
+
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        for _ in range(2):
+            node.machine.unseen, node.machine.looks = True, 0
+            await eventually(lambda: node.machine.looks > 2)
+            node.machine.unseen, node.machine.looks = False, 0
+            await eventually(lambda: node.machine.looks > 1)
+        node.machine.attached = False
+        await eventually(lambda: node.made() == [*LAYERS, "capture"])
+        node.machine.attached = True
+
+    running(node, scenario)
+    assert caplog.text.count("No such file or directory") == 2
 
 
 def test_a_pod_waits_for_a_proxy_that_is_on_its_way_and_not_for_ever(
