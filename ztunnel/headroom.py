@@ -62,7 +62,7 @@ class Headroom:
     def renew(self, now: float, cpu_s: float, full: bool) -> None:
         """Promise, or do not: to be called several times a second with the CPU time that this worker has used in its life.
 
-        `full`: it may soon have to refuse connections that others have room for.
+        `full`: it may soon have to refuse connections that others have room for, or does not listen for them yet, or cannot.
         """
         for worker, until in enumerate(self._until):
             if until <= now:

@@ -86,6 +86,8 @@ class Worker:
         self._pods: dict[str, Pod] = {}
         self._leaving: list[Pod] = []
         """Those that are served no more, while anything of theirs is open."""
+        self._unserved: set[str] = set()
+        """Uids of pods that we were told of and cannot serve."""
         self._draining = False
         self._log_levels: dict[str, int] = {}
         self._tunnels_until = 0.0
@@ -126,6 +128,7 @@ class Worker:
 
     def _add_pod(self, node: Node, message: AddPod, fds: list[int]) -> None:
         first_dns = 1 + len(message.ports)
+        self._unserved.add(message.uid)
         if len(fds) < first_dns:
             _close_all(fds)
             mend = "" if fds else ": too many are open, raise the limit (RLIMIT_NOFILE)"
@@ -149,6 +152,7 @@ class Worker:
             pod.close()
         else:
             self._pods[message.uid] = pod
+            self._unserved.discard(message.uid)
         self._link.emit(PodAdded(message.uid, error, message.number))
 
     def _add_dns(self, _node: Node, message: AddDNS, fds: list[int]) -> None:
@@ -168,6 +172,7 @@ class Worker:
             _log.error(_DNS_TROUBLE, pod.namespace, pod.name, error)
 
     def _remove_pod(self, _node: Node, message: RemovePod, _fds: list[int]) -> None:
+        self._unserved.discard(message.uid)
         self._close_pod(message.uid)
 
     def _close_pod(self, uid: str) -> None:
@@ -238,7 +243,8 @@ class Worker:
         for pod in self._pods.values():
             pod.outliers.tick(self._loop.now)
         if self._node.headroom is not None:
-            full = any(holder.half_full(connections) for holder, connections in self._holders(self._node))
+            lacking = bool(self._unserved) or not self._pods  # of what is left to us there nobody would hear
+            full = lacking or any(holder.half_full(connections) for holder, connections in self._holders(self._node))
             bulky, self._loop.bulky_turns = self._loop.bulky_turns >= MANY_BULKY_TURNS, 0
             self._node.headroom.renew(self._loop.now, time.process_time(), full or bulky)
             small_at = 0.0 if bulky else self._loop.small_at  # remains of many bulk streams look like small messages

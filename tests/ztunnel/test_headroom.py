@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from ztunnel.channel import Configure
+from ztunnel.channel import OUTBOUND, AddPod, Configure, RemovePod
 from ztunnel.headroom import Headroom, make_table, withdraw
 from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.loop import MANY_BULKY_TURNS, Loop
@@ -139,6 +139,35 @@ def test_who_moves_bulk_is_out_of_line_while_another_worker_has_time(table: Tabl
         assert listener.aside
         worker._tick()
         assert not listener.aside, "bulk is over"
+
+
+def test_who_lacks_pods_promises_nothing(table: Table) -> None:
+    """Others would leave it connections that it hears nothing of."""
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs), socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as none:
+        loop = Loop()
+        worker = Worker(loop, ours)
+        worker._take(Configure("n1", "", "Kubernetes", "cluster.local", 0), [os.dup(table.fd)])
+
+        def promises() -> bool:
+            loop.now += 60  # in which it was not busy
+            worker._tick()
+            return table.views[1].has_time(0, loop.now)
+
+        def add(uid: str, sock: socket.socket) -> None:
+            message = AddPod(uid, "demo", uid, "default", ports=(OUTBOUND,))
+            worker._take(message, [os.open("/proc/self/ns/net", os.O_RDONLY), os.dup(sock.fileno())])
+
+        assert not promises(), "it is told of none yet"
+        add("one", listener)
+        assert promises()
+        add("two", none)
+        assert not promises()
+        worker._take(RemovePod("two"), [])
+        assert promises()
+        worker._take(AddPod("one", "demo", "one", "default", ports=(OUTBOUND,)), [])
+        assert not promises(), "descriptors were lost on the way"
+        worker._close_pod("one")
 
 
 def test_who_lapsed_for_a_while_is_remembered(table: Table) -> None:
