@@ -173,13 +173,22 @@ class MeshCache:
             if self._waiting is None:
                 return
             self._waiting.append((type_url, body, tuple(refused)))
-            if self._held:
-                self._sizes.clear()  # what is in the file is another one's doing
-                self._bound(self._waiting)
-            elif self._database is not None and not self._is_ours():
-                self._give_up()
-            else:
-                self._write_waiting(self._waiting)
+            self._keep(self._waiting)
+
+    def keep_waiting(self) -> None:
+        """Keep the answers that wait; what the disk does not take waits on."""
+        with self._one_at_a_time:
+            if self._waiting:
+                self._keep(self._waiting)
+
+    def _keep(self, waiting: list[_Answer]) -> None:
+        if self._held:
+            self._sizes.clear()  # what is in the file is another one's doing
+            self._bound(waiting)
+        elif self._database is not None and not self._is_ours():
+            self._give_up()
+        else:
+            self._write_waiting(waiting)
 
     def _write_waiting(self, waiting: list[_Answer]) -> None:
         try:
@@ -220,7 +229,7 @@ class MeshCache:
             self._one_at_a_time.release()
 
     def resume(self) -> None:
-        """The successor is gone: what waits is written with the next answer, behind what it wrote, which is older by then."""
+        """The successor is gone: what waits may be written (`keep_waiting`), behind what it wrote, which is older by then."""
         self._held = False
 
     def _is_ours(self) -> bool:

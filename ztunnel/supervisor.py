@@ -275,8 +275,9 @@ class Supervisor:
         self._cache.hold()
 
     def step_back(self) -> None:
-        """There is no successor any more."""
+        """There is no successor any more: what came meanwhile is written, though nothing else may come for days."""
         self._cache.resume()
+        asyncio.get_running_loop().run_in_executor(None, self._cache.keep_waiting)  # a disk that hangs keeps nobody waiting
 
     def quit(self) -> None:
         """Drain and end."""
