@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,14 @@ class Stage:
 
     def proxy(self, node: str) -> int:
         """The supervisor of a node's proxy that started last; 0: none runs."""
-        found = [pid for pid in pids_of(self.layout.node_cgroup(node) / "ztunnel") if command_of(pid) == "ztunnel"]
+        found = {}
+        for pid in pids_of(self.layout.node_cgroup(node) / "ztunnel"):
+            with suppress(OSError):  # gone since: it was killed to see how soon the next one listens
+                if command_of(pid) == "ztunnel":
+                    found[pid] = (parent(pid), started_s(pid))
         # A worker has the command line of its supervisor until it is executed.
-        return max((pid for pid in found if parent(pid) not in found), key=started_s, default=0)
+        started = {pid: at_s for pid, (its_parent, at_s) in found.items() if its_parent not in found}
+        return max(started, key=started.__getitem__, default=0)
 
     def await_ready(self, node: str) -> None:
         """Wait for a node's proxy. Raises: LoadError after a minute."""
