@@ -9,10 +9,13 @@ from typing import cast
 
 import pytest
 
+from mesh.resources import ADDRESS_TYPE
 from wire.http_client import request
+from wire.mesh_cache import MeshCache
 from ztunnel.admin import Admin, Proxy
 from ztunnel.front import Front
 from ztunnel.succession import succeed
+from ztunnel.supervisor import Supervisor
 
 pytestmark = pytest.mark.unit
 
@@ -57,6 +60,25 @@ def test_a_successor_that_ends_gives_the_endpoints_back(tmp_path: Path, eventual
         await eventually(lambda: not first.admin._local._connections)
         assert await who_answers(path) == "first" and first.steps == ["aside", "back"]
         await first.end()
+
+    asyncio.run(scenario())
+
+
+def test_what_came_beside_a_successor_is_on_disk_once_that_is_gone(
+    tmp_path: Path, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    """Whatever comes later: a policy may be the last news for days, and the next start the one without a control plane."""
+
+    async def scenario() -> None:
+        cache, later = MeshCache(tmp_path / "mesh.sqlite"), MeshCache(tmp_path / "mesh.sqlite")
+        proxy = cast("Supervisor", SimpleNamespace(_cache=cache))
+        Supervisor.step_aside(proxy)
+        cache.apply(ADDRESS_TYPE, b"")
+        assert not later.answered(ADDRESS_TYPE)
+        Supervisor.step_back(proxy)
+        await eventually(lambda: later.answered(ADDRESS_TYPE))
+        cache.close()
+        later.close()
 
     asyncio.run(scenario())
 
