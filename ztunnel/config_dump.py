@@ -52,8 +52,15 @@ def dump_certificates(states: Iterable[tuple[Identity, str, Certificate | None]]
             "certChain": _chain(certificate.chain_pem) if certificate else [],
             "rootCerts": _chain(certificate.roots_pem) if certificate else [],
         }
+        | _federated(certificate)
         for identity, state, certificate in states
     ]
+
+
+def _federated(certificate: Certificate | None) -> JSON:
+    """Roots of other trust domains, which Istio's ztunnel has not."""
+    found = certificate.federated if certificate else ()
+    return {"federatedRootCerts": {domain: _chain(pem) if pem else [] for domain, pem in found}} if found else {}
 
 
 def _chain(pem: bytes) -> list[JSON]:

@@ -1,6 +1,7 @@
 """What leaves the proxy for operators: the config dump without secrets, log levels, and output that never blocks."""
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ URI = "spiffe://cluster.local/ns/demo/sa/web"
 WEB = Identity.parse(URI)
 
 
-def test_certificates_are_shown_whole_and_keys_never(authority: Any) -> None:
+def test_certificates_are_shown_whole_and_keys_never(authority: Any, other_authority: Any) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     chain = [authority.workload(key.public_key(), URI).decode(), authority.root_pem.decode()]
     certificate = read_chain(WEB, key, chain, time.time())
@@ -39,6 +40,15 @@ def test_certificates_are_shown_whole_and_keys_never(authority: Any) -> None:
     leaf = shown["certChain"][0]
     assert leaf["serialNumber"].isdigit() and leaf["validFrom"].endswith("Z") and len(leaf["expirationTime"]) == 20
     assert waiting == {"identity": URI, "state": "Initializing", "certChain": [], "rootCerts": []}
+    assert "federatedRootCerts" not in shown
+    partners = replace(certificate, federated=(("absent.net", b""), ("partner.net", other_authority.root_pem)))
+    (federated,) = config_dump.dump_certificates([(WEB, "Available", partners)])
+    (domain, absent), (_, (root,)) = federated.pop("federatedRootCerts").items()
+    assert (
+        federated == shown
+        and (domain, absent) == ("absent.net", [])
+        and base64.b64decode(root["pem"]) == other_authority.root_pem
+    )
     assert "PRIVATE" not in json.dumps(shown) and certificate.key_pem.decode() not in json.dumps(shown)
 
 

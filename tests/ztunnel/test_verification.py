@@ -7,6 +7,7 @@ import ssl
 import tempfile
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -454,3 +455,16 @@ def test_a_federated_root_is_none_any_more_once_it_is_gone(mesh: Mesh) -> None:
     assert "untrusted issuer" in mesh.refuses(peer, federated=(("partner.net", b""),))
     assert "may not speak for" in mesh.refuses(AUTHORITY.certificate_for(THEIRS), federated=(("partner.net", b""),))
     assert "may not speak for" in mesh.refuses(peer, federated=(("other.net", PARTNER.pem),))
+
+
+def test_of_what_two_domains_signed_the_root_counts_in_which_a_chain_ends(mesh: Mesh) -> None:
+    shared = Authority("shared")
+    for issuer, believed, other in ((AUTHORITY, CLIENT, THEIRS), (PARTNER, THEIRS, CLIENT)):
+        between = signed("shared", shared.key, issuer, ca=True).public_bytes(PEM)
+        shown = [replace(one, chain_pem=one.chain_pem + between) for one in map(shared.certificate_for, (believed, other))]
+        found = mesh.meets(shown[0], federated=PARTNERS)
+        assert found is not None and found.names == [str(believed)] and len(found.chain) == 3
+        assert "may not speak for" in mesh.refuses(shown[1], federated=PARTNERS)
+    crossed = signed("partner root", PARTNER.key, AUTHORITY, ca=True).public_bytes(PEM)
+    peer = PARTNER.certificate_for(CLIENT)
+    assert "may not speak for" in mesh.refuses(replace(peer, chain_pem=peer.chain_pem + crossed), federated=PARTNERS)
