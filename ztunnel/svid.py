@@ -133,7 +133,7 @@ def _read_bundle(domain: str, bundle: bytes) -> tuple[tuple[_Name, bytes], ...]:
 
 
 def _named(root: x509.Certificate) -> tuple[_Name, bytes]:
-    """A root's subject as OpenSSL compares it, without case, further spaces, and order where it has none; and the root, PEM."""
+    """A root's subject, for OpenSSL's comparison or a looser one: without case, further spaces and order; and the root, PEM."""
     name = tuple(sorted((one.oid.dotted_string, " ".join(str(one.value).lower().split())) for one in root.subject))
     return name, root.public_bytes(Encoding.PEM)
 

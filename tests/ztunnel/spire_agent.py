@@ -36,6 +36,7 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
     def __init__(self, authority: Any) -> None:
         self.authority = authority
         self.bundles = {"spiffe://example.org": der(authority.root_pem), "spiffe://partner.net": b"never to be trusted"}
+        self.federates = ["spiffe://partner.net"]
         self.entries: dict[frozenset[str], list[Identity]] = {}
         self.keys: dict[Identity, tuple[ec.EllipticCurvePrivateKey, bytes]] = {}
         self.subscribed: list[frozenset[str]] = []
@@ -112,7 +113,7 @@ class Agent(delegated_identity_pb2_grpc.DelegatedIdentityServicer, spiffe_worklo
                 for one in self.entitled(selectors)
                 if one in self.keys
             ],
-            federates_with=["spiffe://partner.net"],
+            federates_with=self.federates,
         ).SerializeToString()
         return delegated.SubscribeToX509SVIDsResponse.FromString(said + LATER)
 

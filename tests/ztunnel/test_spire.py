@@ -386,6 +386,10 @@ def test_roots_of_a_federated_domain_come_along_where_it_is_an_alias(
             agent.bundles["spiffe://partner.net"] = root * MAX_FEDERATED_ROOTS
             agent.tell()
             await eventually(lambda: pushed[-1].federated == (("partner.net", other_authority.root_pem * MAX_FEDERATED_ROOTS),))
+        agent.federates.clear()
+        del agent.bundles["spiffe://partner.net"]
+        agent.tell()
+        await eventually(lambda: pushed[-1].federated == ())
         for one in (alone, source):
             await one.close()
 
