@@ -367,3 +367,17 @@ def test_who_stands_aside_is_back_in_line_after_a_pause_only_when_that_is_over(l
     assert not loop.watches(fd)
     listener.stand_aside(False)
     assert loop.watches(fd)
+
+
+def test_who_waits_for_a_worker_that_hangs_is_taken_by_who_is_back_in_line(line: Line) -> None:
+    """Its promise lapses, and who stood aside sees that: the kernel tells then of who is there already."""
+    line.listeners[line.home].stand_aside(True)
+    line.loops[line.home].turn(0)
+    for _ in range(3):
+        line.come()
+    line.loops[line.home].turn(0)
+    assert line.counts == (0, 0)
+    line.listeners[line.home].stand_aside(False)
+    for _ in range(3):
+        line.loops[line.home].turn(1.0)
+    assert line.counts == (3, 0)
