@@ -182,7 +182,9 @@ class Enrolment:
             if uid not in steered and uid in self._desired and self.is_captured(uid):
                 present = self._actual[uid]
                 _log.error(
-                    "pod %s lost its inbound program: plain text reached it past every policy: attaching it", present.pod
+                    "pod %s lost its inbound program: plain text reached it past every policy, and connections that came so "
+                    "go on until they end or the pod is replaced: attaching it",
+                    present.pod,
                 )
                 self._actual = {**self._actual, uid: replace(present, layers=present.layers - {"capture"})}
                 self._schedule(uid, 0.0)
