@@ -221,12 +221,15 @@ class Ledger:
         before_ns = now_ns - self._making_ns
         for tracked in [one for one in self._still_open(some) if not one.was_open and one.began_ns < before_ns]:
             tracked.abort("CONNECT", f"connection failed: not open after {self._making_ns / 1e9:g} s")
-        counts = [change for tracked in self._still_open(some) if (change := tracked.count()) is not None]
-        if counts:
-            self.emit(Progress(counts))
+        self._count(self._still_open(some))
         for tracked in self._still_open(some):
             if isinstance(tracked, Tracked) and tracked.lasts and tracked.began_ns < now_ns - SETTLED_NS:
                 self._settle(tracked)
+
+    def _count(self, some: Iterable[Tracked | Carried]) -> None:
+        counts = [change for tracked in some if (change := tracked.count()) is not None]
+        if counts:
+            self.emit(Progress(counts))
 
     def _settle(self, tracked: Tracked) -> None:
         pump = tracked.pump
@@ -250,8 +253,7 @@ class Ledger:
 
         def visit(some: list[int]) -> None:
             shown = [tracked for tracked in self._still_open(some) if tracked.was_open]
-            for tracked in shown:
-                tracked.count()
+            self._count(shown)
             tell([copy(tracked.record) for tracked in shown], walk.unfinished)
 
         walk = Walk(self._loop, self._all, visit)

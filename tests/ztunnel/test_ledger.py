@@ -203,6 +203,22 @@ def test_thousands_are_judged_and_told_in_parts_and_who_ends_meanwhile_is_neithe
     assert len(ended) == 3 * PER_TURN and [one.number for one in ended if one.flag != "DENY"] == [1]
 
 
+def test_bytes_that_a_listing_shows_are_counted_at_once() -> None:
+    """Else those of a connection that is idle afterwards would be missing from the metrics for as long as that is."""
+    book = Book()
+    tracked, (_, carried, moves) = book.register(), book.settle(4711)
+    tracked.pump = Pump()
+    tracked.opened()
+    moves.sent = 6
+    book.heard.clear()
+    told: list[tuple[list[ConnectionRecord], bool]] = []
+    book.ledger.tell_records(lambda *part: told.append(part))
+    assert [(one.number, one.bytes_sent, one.bytes_received) for one in told[0][0]] == [(1, 5, 7), (carried.number, 6, 7)]
+    assert book.heard == [Progress([(1, 5, 7), (carried.number, 6, 7)])]
+    book.ledger.progress(60.0)
+    assert len(book.heard) == 1, "and once"
+
+
 def test_who_is_open_for_a_while_is_told_as_before_and_ends_as_before() -> None:
     book = Book()
     before, carried, pump = book.settle(4711)
