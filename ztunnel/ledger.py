@@ -221,8 +221,9 @@ class Ledger:
         before_ns = now_ns - self._making_ns
         for tracked in [one for one in self._still_open(some) if not one.was_open and one.began_ns < before_ns]:
             tracked.abort("CONNECT", f"connection failed: not open after {self._making_ns / 1e9:g} s")
-        self._count(self._still_open(some))
-        for tracked in self._still_open(some):
+        carried_on = self._still_open(some)
+        self._count(carried_on)
+        for tracked in carried_on:
             if isinstance(tracked, Tracked) and tracked.lasts and tracked.began_ns < now_ns - SETTLED_NS:
                 self._settle(tracked)
 

@@ -93,6 +93,15 @@ class World:
         return Response(200, stream=pieces())
 
 
+async def reply_to(path: Path, sent: bytes) -> bytes:
+    """All that a server says to this until it closes."""
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(sent)
+    reply = await reader.read()
+    writer.close()
+    return reply
+
+
 def with_server(tmp_path: Path, scenario: Callable[[World, Path], Awaitable[None]]) -> None:
     troubles: list[dict[str, Any]] = []
 
@@ -152,22 +161,15 @@ def test_requests_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 )
 def test_what_is_no_good_request_is_answered_and_closed(tmp_path: Path, sent: bytes, status: int) -> None:
     async def scenario(_: World, path: Path) -> None:
-        reader, writer = await asyncio.open_unix_connection(str(path))
-        writer.write(sent)
-        reply = await reader.read()
-        assert reply.startswith(b"HTTP/1.1 %d " % status)
-        writer.close()
+        assert (await reply_to(path, sent)).startswith(b"HTTP/1.1 %d " % status)
 
     with_server(tmp_path, scenario)
 
 
 def test_who_speaks_the_older_protocol_is_answered_and_left(tmp_path: Path) -> None:
     async def scenario(_: World, path: Path) -> None:
-        reader, writer = await asyncio.open_unix_connection(str(path))
-        writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 20)
+        answer = await asyncio.wait_for(reply_to(path, b"GET /hello HTTP/1.0\r\n\r\n"), 20)
         assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in answer
-        writer.close()
 
     with_server(tmp_path, scenario)
 
@@ -343,11 +345,8 @@ def test_a_stream_that_has_nothing_to_say_ends_with_its_reader_too(tmp_path: Pat
 def test_a_stream_that_ends_ends_its_connection(tmp_path: Path) -> None:
     async def scenario(world: World, path: Path) -> None:
         world.is_endless = False
-        reader, writer = await asyncio.open_unix_connection(str(path))
-        writer.write(b"GET /once HTTP/1.1\r\n\r\n")
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        head, _, body = (await reply_to(path, b"GET /once HTTP/1.1\r\n\r\n")).partition(b"\r\n\r\n")
         assert b"connection: close" in head and body == b"3\r\none\r\n0\r\n\r\n"
-        writer.close()
 
     with_server(tmp_path, scenario)
 
@@ -441,14 +440,11 @@ def test_a_long_body_is_packed_for_who_takes_it(tmp_path: Path, accepted: str, p
 
         server = HttpServer({"GET /metrics": answer})
         await server.listen_unix(tmp_path / "s")
-        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
         head = f"GET /metrics HTTP/1.1\r\naccept-encoding: {accepted}\r\nconnection: close\r\n\r\n"
-        writer.write(head.encode())
-        answered, _, content = (await reader.read()).partition(b"\r\n\r\n")
+        answered, _, content = (await reply_to(tmp_path / "s", head.encode())).partition(b"\r\n\r\n")
         assert (b"content-encoding: gzip" in answered) is packed
         assert (gzip.decompress(content) if packed else content) == body
         assert not packed or len(content) < len(body) // 5
-        writer.close()
         await server.close()
 
     asyncio.run(scenario())

@@ -98,12 +98,17 @@ def test_a_file_in_which_somebody_writes_is_not_thrown_away(
     writing.close()
 
 
-def test_an_answer_that_a_predecessor_hears_late_undoes_nothing_newer(tmp_path: Path) -> None:
-    path = tmp_path / "mesh.sqlite"
+def two_proxies(path: Path) -> tuple[MeshCache, MeshCache]:
+    """Who has written down two resources, and its successor."""
     predecessor = MeshCache(path)
     apply(predecessor, FIRST, Resource("b", "1", b"z"))
     predecessor.hold()
-    successor = MeshCache(path)
+    return predecessor, MeshCache(path)
+
+
+def test_an_answer_that_a_predecessor_hears_late_undoes_nothing_newer(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.sqlite"
+    predecessor, successor = two_proxies(path)
     assert {one.name for one in successor.load(ADDRESS_TYPE)} == {"a", "b"}
     apply(successor, Resource("a", "3", b"newest"), removals=("b",))
     apply(predecessor, SECOND, Resource("b", "2", b"z"))
@@ -112,10 +117,7 @@ def test_an_answer_that_a_predecessor_hears_late_undoes_nothing_newer(tmp_path: 
 
 def test_who_goes_on_when_its_successor_has_ended_writes_down_what_it_heard_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "mesh.sqlite"
-    predecessor = MeshCache(path)
-    apply(predecessor, FIRST, Resource("b", "1", b"z"))
-    predecessor.hold()
-    successor = MeshCache(path)
+    predecessor, successor = two_proxies(path)
     apply(successor, SECOND)
     successor.close()
     apply(predecessor, SECOND)

@@ -64,6 +64,14 @@ class Control:
         self.server.add_secure_port(f"127.0.0.1:{self.port}", self.credentials)
         await self.server.start()
 
+    async def meet(self, client: XdsClient) -> "asyncio.Future[None]":
+        """Start, and run the client until its first two requests are read."""
+        await self.start()
+        running = asyncio.ensure_future(client.run())
+        for _ in range(2):
+            await self.request()
+        return running
+
     async def end(self, running: "asyncio.Future[None]") -> None:
         """Of a client that runs, and of this server."""
         running.cancel()
@@ -115,6 +123,11 @@ class Control:
         )
         node = NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "Kubernetes", {"FOO": "bar", "J": {"x": [1]}})
         return XdsClient(endpoint, node, (ADDRESS, AUTHORIZATION), on_update, retained, *on_demand)
+
+
+async def accept(_: Update) -> Mapping[str, str]:
+    """What every update is to a client that has nothing against any."""
+    return {}
 
 
 def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path: Path) -> None:
@@ -178,14 +191,11 @@ def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
 ) -> None:
     caplog.set_level(logging.DEBUG)
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
         control = Control(authority, tmp_path)
         await control.start()
         (tmp_path / "root.pem").write_bytes(other_authority.root_pem)
-        client = control.client(on_update, {ADDRESS: [delta.Resource("K//Pod/fz/app", "v7", b"")]})
+        client = control.client(accept, {ADDRESS: [delta.Resource("K//Pod/fz/app", "v7", b"")]})
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: "unavailable" in client.status.last_error)
         assert control.requests.empty()
@@ -233,13 +243,10 @@ def test_a_server_that_refuses_or_says_nothing_is_given_up_with_the_reason(
 ) -> None:
     monkeypatch.setattr(xds, "_PATIENCE_S", 0.05)
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
         control = Control(authority, tmp_path)
         await control.start()
-        client = control.client(on_update)
+        client = control.client(accept)
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: client.status.last_error == "no answer within 0.05 s")
         monkeypatch.setattr(xds, "_PATIENCE_S", 30)  # a refusal takes the time that it takes
@@ -257,9 +264,6 @@ def test_a_server_that_does_not_hear_what_is_held_is_given_up(
     monkeypatch.setattr(xds, "_PATIENCE_S", 0.2)
     held = [delta.Resource(f"Kubernetes//Pod/demo/web-{number}", "v" * 64, b"") for number in range(50_000)]
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     class Deaf(Control):
         async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
             while (response := await self.responses.get()) is not None:
@@ -268,7 +272,7 @@ def test_a_server_that_does_not_hear_what_is_held_is_given_up(
     async def scenario() -> None:
         control = Deaf(authority, tmp_path)
         await control.start()
-        client = control.client(on_update, {ADDRESS: held})
+        client = control.client(accept, {ADDRESS: held})
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: client.status.last_error == "no answer within 0.2 s")
         assert not running.done()
@@ -394,9 +398,6 @@ def test_a_consumer_that_fails_is_told_again_and_not_in_a_hurry(
 
 
 def test_what_is_said_outright_needs_no_file_and_either_name_of_the_server_will_do(authority: Any, tmp_path: Path) -> None:
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
         control = Control(authority, tmp_path)
         await control.start()
@@ -404,7 +405,7 @@ def test_what_is_said_outright_needs_no_file_and_either_name_of_the_server_will_
             endpoint = Endpoint(
                 f"127.0.0.1:{control.port}", authority.root_pem, "inline", "Kubernetes", name, {"b": "2", "a": "1"}
             )
-            client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], on_update)
+            client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], accept)
             running = asyncio.ensure_future(client.run())
             assert (await control.request()).type_url == ADDRESS
             running.cancel()
@@ -420,15 +421,12 @@ def test_what_is_said_outright_needs_no_file_and_either_name_of_the_server_will_
 def test_who_is_refused_by_one_name_does_not_try_the_other(authority: Any, tmp_path: Path, eventually: Any) -> None:
     """A token that is not taken any more must not be told as a wrong certificate, nor a new one wait for twice the pauses."""
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
         control = Control(authority, tmp_path)
         control.refusal = "no"
         await control.start()
         endpoint = Endpoint(f"127.0.0.1:{control.port}", authority.root_pem, "inline", "Kubernetes", "somebody.else")
-        client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], on_update)
+        client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], accept)
         running = asyncio.ensure_future(client.run())
         try:
             await eventually(lambda: client.status.terminations["Error"] >= 3)
@@ -452,16 +450,10 @@ def test_after_a_clean_end_the_next_stream_begins_at_once_if_the_last_one_lasted
     monkeypatch.setattr(xds, "_FIRST_PAUSE_S", 3000.0)
     monkeypatch.setattr(xds, "_LASTED_S", 0.0 if lasted else 3000.0)
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
         control = Control(authority, tmp_path)
-        await control.start()
-        client = control.client(on_update)
-        running = asyncio.ensure_future(client.run())
-        for _ in range(2):
-            await control.request()
+        client = control.client(accept)
+        running = await control.meet(client)
         control.respond(ADDRESS, "n1", {})
         assert (await control.request()).response_nonce == "n1"
         control.responses.put_nowait(None)
@@ -488,12 +480,9 @@ def test_who_is_reached_by_no_name_is_waited_for(
 ) -> None:
     monkeypatch.setattr(xds, "_FIRST_PAUSE_S", 3000.0)
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
         endpoint = Endpoint(f"127.0.0.1:{unused_port()}", authority.root_pem, "inline", "Kubernetes", name)
-        client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], on_update)
+        client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], accept)
         running = asyncio.ensure_future(client.run())
         await eventually(lambda: "next attempt within" in caplog.text)
         assert client.status.terminations == {"ConnectionError": attempts}
@@ -566,16 +555,10 @@ def test_a_stream_that_carried_many_names_makes_room_for_another(
     monkeypatch.setattr(delta.client, "MAX_ASKED", 1)
     answers: dict[str, str] = {}
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
         control = Control(authority, tmp_path)
-        await control.start()
-        client = control.client(on_update, None, (ADDRESS,), answers.update)
-        running = asyncio.ensure_future(client.run())
-        for _ in range(2):
-            await control.request()
+        client = control.client(accept, None, (ADDRESS,), answers.update)
+        running = await control.meet(client)
         client.demand(ADDRESS, ["fz/a", "fz/b", "fz/c"])
         await control.request()
         control.respond(ADDRESS, "n1", {"fz/a": "1"}, ("fz/b",))
@@ -600,11 +583,8 @@ def test_more_than_may_be_held_is_refused_and_not_taken_in(
 
     async def scenario() -> None:
         control = Control(authority, tmp_path)
-        await control.start()
         client = control.client(on_update)
-        running = asyncio.ensure_future(client.run())
-        for _ in range(2):
-            await control.request()
+        running = await control.meet(client)
         control.respond(ADDRESS, "n1", {"a": "1", "b": "1", "c": "1"})
         answer = await control.request()
         assert answer.error_detail.message == "c: more than 2 resources of one type"
@@ -620,11 +600,8 @@ def test_who_asks_for_too_much_at_once_is_told_so(authority: Any, tmp_path: Path
     monkeypatch.setattr(delta.client, "MAX_PENDING", 1)
     answers: dict[str, str] = {}
 
-    async def on_update(_: Update) -> Mapping[str, str]:
-        return {}
-
     async def scenario() -> None:
-        client = Control(authority, tmp_path).client(on_update, None, (ADDRESS,), answers.update)
+        client = Control(authority, tmp_path).client(accept, None, (ADDRESS,), answers.update)
         client.demand(ADDRESS, ["fz/a", "fz/b"])
         assert answers == {"fz/b": "1 names are being asked for already"}
 
