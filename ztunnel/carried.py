@@ -122,8 +122,10 @@ class Carried:
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.stream_owner.Owner: write it down."""
         kind = self._kind
-        if kind.ledger.open.pop(self.number, None) is not self:
+        open_now = kind.ledger.open
+        if open_now.get(self.number) is not self:
             return
+        del open_now[self.number]
         kind.leave()
         self.count()
         self.pump = None

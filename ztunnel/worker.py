@@ -338,11 +338,8 @@ def main(arguments: list[str]) -> None:
     """Serve until the supervisor says so, or is gone."""
     _, channel = arguments
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # sent to the whole group: the supervisor says when and how to end
+    # Sent to the whole group: the supervisor says when and how to end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR2)  # where we are, for the supervisor when we hang, or for whoever wonders
     read_keys_fast()
