@@ -2,7 +2,6 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -72,18 +71,46 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path: Path
     (tmp_path / "b.yaml").write_text("two")
     folder, opened = Folder(tmp_path), list[str]()
 
-    def full(path: Path, mode: str) -> BinaryIO:
-        opened.append(path.name)
-        if path.name == "a.yaml" and len(opened) < 4:
+    def full(path: str, flags: int) -> int:
+        opened.append(Path(path).name)
+        if opened[-1] == "a.yaml" and len(opened) < 4:
             raise OSError(errno.EMFILE, "Too many open files")
-        return open(path, "rb")
+        return os.open(path, flags)
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(folder_module, "_open", full)
     texts = folder.read()
     assert texts is not None and texts.files == {"b.yaml": "two"} and "Too many open" in texts.unreadable["a.yaml"]
     assert folder.read() is None, "said once"
     assert folder.read() == Texts({"a.yaml": "one", "b.yaml": "two"})
     assert folder.read() is None and opened == ["a.yaml", "b.yaml", "a.yaml", "a.yaml"]
+
+
+def test_a_file_that_is_away_while_it_is_to_be_read_is_read_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same one: nothing about it shows that it was away."""
+    (tmp_path / "a.yaml").write_text("one")
+    folder = Folder(tmp_path)
+
+    def away(path: str, flags: int) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module, "_open", away)
+        assert folder.read() == Texts()
+    assert folder.read() == Texts({"a.yaml": "one"})
+    assert folder.read() is None
+
+
+@pytest.mark.timeout(30)
+def test_what_is_no_file_is_named_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    (tmp_path / "good.yaml").symlink_to(tmp_path / "target")
+    (tmp_path / "target").write_text("good")
+    folder = Folder(tmp_path)
+    assert folder.read() == Texts({"good.yaml": "good"}, dict.fromkeys(("pipe.yaml", "endless.yaml"), "it is no file"))
+    assert folder.read() is None
 
 
 def test_a_folder_of_too_many_files_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,19 @@ def test_everything_comes_back_after_a_restart(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_database_that_others_may_read_is_so_no_longer_once_it_is_open(tmp_path: Path) -> None:
+    """What it remembers of before, and what SQLite keeps beside it."""
+    path = tmp_path / "control.db"
+    Store(path).close()
+    path.chmod(0o644)
+    store = Store(path)
+    store.replace_tokens("n1", [(b"digest", 1)])
+    assert {one.name: one.stat().st_mode & 0o777 for one in tmp_path.iterdir()} == dict.fromkeys(
+        ("control.db", "control.db-shm", "control.db-wal"), 0o600
+    )
+    store.close()
+
+
 def test_a_foreign_or_newer_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "control.db"
     path.write_bytes(b"this is no database, and long enough to be read as one" * 10)

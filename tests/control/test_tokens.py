@@ -34,6 +34,8 @@ def test_tokens_survive_a_restart_as_hashes(store: Store, tmp_path: Path) -> Non
     assert again.node_of(older) == again.node_of(newer) == "n1"
     newest = again.issue("n1", secret(3))
     assert [again.node_of(one) for one in (older, newer, newest)] == [None, "n1", "n1"]
+    numbers = [number for _, _, number in sorted(store.tokens(), key=lambda row: row[2])]
+    assert len(set(numbers)) == 2 and Tokens(store).node_of(newest) == "n1", "which is the newest does not rest on their order"
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     for token in (older, newer, newest):
         assert token.encode() not in content
@@ -44,13 +46,14 @@ def test_tokens_go_with_their_node(store: Store) -> None:
     tokens = Tokens(store)
     gone, kept = tokens.issue("n1", secret(1)), tokens.issue("n2", secret(2))
     assert tokens.keep_only(["n2", "n3"]) == ["n1"]
+    assert tokens.keep_only(["n2", "n3"]) == [], "gone once"
     for current in (tokens, Tokens(store)):
         assert current.node_of(gone) is None
         assert current.node_of(kept) == "n2"
 
 
 def test_tokens_of_a_node_that_went_while_the_database_took_nothing_go_from_it_later(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And those that its successor has got since stay."""
     tokens = Tokens(store)
@@ -63,6 +66,7 @@ def test_tokens_of_a_node_that_went_while_the_database_took_nothing_go_from_it_l
         patched.setattr(store, "replace_tokens", full)
         assert tokens.keep_only([]) == ["n1", "n2"]
         assert tokens.node_of(gone) is None and tokens.node_of(back) is None
+        assert caplog.messages == ["tokens of removed nodes: no room; a restart would let them in until then"]
         with pytest.raises(StoreError):
             tokens.issue("n1", secret(3))
         assert tokens.keep_only(["n1", "n2"]) == [] and tokens.node_of(gone) is None
