@@ -79,10 +79,11 @@ class PreMesh:
             return
         hands = self._enrolment.hands
         living, listening = await self._enrolment.blocking(hands.older_connections, pod.uid, netns_fd)
+        own = self._own_addresses() if living else frozenset()  # a question to the kernel, and not one for each connection
         doomed: list[Connection] = []
         for one in living:
             inbound = one.local_port in listening
-            event = self._judge(pod, one, inbound)
+            event = self._judge(pod, one, inbound, own)
             if event is None:
                 continue
             if event.phase == "denied":
@@ -95,7 +96,7 @@ class PreMesh:
             closed = await self._enrolment.blocking(hands.close_connections, netns_fd, doomed)
             _log.info("pod %s: closed %d connections older than its enrolment that its policies do not allow", pod, closed)
 
-    def _judge(self, pod: Pod, one: Connection, inbound: bool) -> ConnectionEvent | None:
+    def _judge(self, pod: Pod, one: Connection, inbound: bool, own: frozenset[Address]) -> ConnectionEvent | None:
         """What becomes of a connection; None while control has not told enough of the pod to say."""
         request = pod.request
         who = (request.namespace, request.name, request.service_account)
@@ -105,7 +106,7 @@ class PreMesh:
             if workload
             else local_end(pod, one.local, one.local_port)
         )
-        there = self._far_end(one)
+        there = self._far_end(one, own)
         kept = ConnectionEvent(
             time_ns=time.time_ns(),
             node=self._node,
@@ -127,7 +128,7 @@ class PreMesh:
         key = verdict.policy or ""
         return replace(kept, phase="denied", policy=key, policy_object=policy_object(key, workload), reason=verdict.reason)
 
-    def _far_end(self, one: Connection) -> FlowEndpoint:
-        if one.remote in self._own_addresses():
+    def _far_end(self, one: Connection, own: frozenset[Address]) -> FlowEndpoint:
+        if one.remote in own:
             return FlowEndpoint.host(one.remote, one.remote_port)
         return FlowEndpoint.of(self._view.workload_at(one.remote), one.remote, one.remote_port)

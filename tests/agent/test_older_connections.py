@@ -17,7 +17,7 @@ from agent.pre_mesh import PreMesh
 from bpf.sock_destroy import Connection, State
 from mesh.exclusions import NOTHING, Exclusions
 from mesh.flows import ConnectionEvent
-from mesh.workload import Workload
+from mesh.workload import Address, Workload
 from tests.strict import STRICT
 from wire.mesh_cache import MeshCache
 
@@ -85,8 +85,12 @@ class Watched:
         self.told: list[ConnectionEvent] = []
         self.machine, self.view = machine, MeshView("", AgentEvents("n1"), MeshCache(folder / "mesh.sqlite"))
         enrolment = cast(Any, machine)
-        made = PreMesh("n1", "Kubernetes", enrolment, self.view, exclusions, lambda: frozenset({NODE}), self.told.append)
-        self.pre_mesh = made
+        self.pre_mesh = PreMesh("n1", "Kubernetes", enrolment, self.view, exclusions, self.node_addresses, self.told.append)
+        self.asked = 0
+
+    def node_addresses(self) -> frozenset[Address]:
+        self.asked += 1
+        return frozenset({NODE})
 
     def learn(self, *workloads: Workload, strict: bool = True) -> None:
         self.view.inventory.apply(list(workloads), [])
@@ -120,6 +124,7 @@ def test_what_policies_deny_is_closed_and_all_else_is_kept_and_told_of_once(tmp_
         await eventually(lambda: machine.closed)
         kept = [("kept", "outbound", 41_000), ("kept", "inbound", 8080), ("kept", "inbound", 9090)]
         assert machine.closed == [(50, [1])] and watched.said() == [("denied", "inbound", 8080), *kept]
+        assert watched.asked == 1, "the kernel is not asked for each connection"
         denied = watched.told[0]
         assert (denied.policy, denied.pre_mesh, denied.source.address) == (STRICT.key, True, CLIENT)
         assert [event.source.kind == "host" for event in watched.told] == [False, False, True, False]

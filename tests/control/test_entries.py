@@ -7,11 +7,13 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from control.describe import describe
+from control.entries import entry_services
 from control.entry_addresses import ENTRY_RANGES, vip_name
 from control.examination import Examination
 from control.index import Index
+from control.topology import Topology
 from mesh.delta import DeltaServer, Request, Snapshot
-from mesh.manifests import parse
+from mesh.manifests import ServiceEntry, parse
 from mesh.proto import workload_pb2
 from mesh.resources import ADDRESS_TYPE, decode_address, encode_service
 from mesh.workload import AppProtocol, BalancingMode, Locality, NetworkMode, Scope, Service, TunnelProtocol, Workload
@@ -258,6 +260,14 @@ spec:
     for nameless in (entry(SELECTED) + workload("address: 10.9.9.9, network: far"), entry(f"{STATIC}[{{network: far}}]")):
         replace(index, BASE + gateway + nameless, VIPS)
         assert index.services.nouns[KEY].subject_alt_names == ("spiffe://cluster.local/ns/demo/sa/default",)
+
+
+def test_who_answers_for_a_host_is_named_in_one_order_those_that_are_written_first() -> None:
+    """Else a control plane that starts anew would send every host again."""
+    (written,) = parse({"x": entry("resolution: STATIC, subjectAltNames: [z, spiffe://b]")}).of(ServiceEntry)
+    behind = ["spiffe://d", "spiffe://b", "spiffe://c", "spiffe://a"]
+    (found,) = entry_services(written, {}, {"db.example": 1}, None, Topology(), behind)
+    assert found.subject_alt_names == ("z", "spiffe://b", "spiffe://a", "spiffe://c", "spiffe://d")
 
 
 def test_who_names_no_network_is_on_the_meshs_own() -> None:
