@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent import pre_mesh
 from agent.agent_events import AgentEvents
 from agent.mesh_view import MeshView
 from agent.pod import Pod, PodRequest
@@ -127,6 +128,7 @@ def test_what_policies_deny_is_closed_and_all_else_is_kept_and_told_of_once(tmp_
         assert watched.asked == 1, "the kernel is not asked for each connection"
         denied = watched.told[0]
         assert (denied.policy, denied.pre_mesh, denied.source.address) == (STRICT.key, True, CLIENT)
+        assert (denied.policy_object, denied.node) == ("a STRICT PeerAuthentication", "n1") and STRICT.key in denied.reason
         assert [event.source.kind == "host" for event in watched.told] == [False, False, True, False]
         machine.living.append(connection(5))
         watched.learn()
@@ -173,5 +175,35 @@ def test_nothing_is_closed_in_a_namespace_that_became_another(tmp_path: Path, ev
         watched.learn()
         await eventually(lambda: machine.closed)
         assert machine.closed == [(60, [1])]
+
+    watching(watched, scenario)
+
+
+def test_they_are_looked_at_though_nothing_changes_and_those_of_a_pod_that_comes_anew_are_told_of_anew(
+    tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pre_mesh, "_RECHECK_S", 0.01)
+    machine = Machine(connection(1))
+    watched = Watched(machine, tmp_path)
+
+    async def scenario() -> None:
+        watched.learn(WEB, strict=False)
+        await eventually(lambda: machine.looked_at.count(POD.uid) > 3)
+        machine.living.append(connection(2, 41_000))
+        await eventually(lambda: len(watched.told) > 1)
+        told = [("kept", "inbound", 8080), ("kept", "outbound", 41_000)]
+        assert watched.said() == told
+        pods, looks = machine.pods, list[int]()
+
+        def nobody() -> dict[str, Pod]:
+            looks.append(len(machine.looked_at))
+            return {}
+
+        monkeypatch.setattr(machine, "pods", nobody)
+        await eventually(lambda: len(looks) > 2)
+        assert len(machine.looked_at) == looks[0]
+        monkeypatch.setattr(machine, "pods", pods)
+        await eventually(lambda: len(watched.told) > 3)
+        assert watched.said() == told * 2
 
     watching(watched, scenario)

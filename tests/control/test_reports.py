@@ -62,7 +62,9 @@ def test_a_pod_is_where_it_can_be(report: PodReport, problem: str | None) -> Non
         ([pod("a", node="")], "its node has 0 characters"),
         ([pod("a", phase="Evicted")], "phase 'Evicted' is none of Pending, Running, Succeeded, Failed"),
         ([replace(pod("a"), addresses=(ip_address("10.244.1.1"),) * 9)], "9 addresses, at most 8"),
+        ([replace(pod("a" * 253), uid="u" * 253), replace(pod("b"), addresses=(ip_address("10.244.1.1"),) * 8)], None),
         ([pod("a")] * (MAX_PODS + 1), "at most 50000 are read"),
+        ([pod("a")] * MAX_PODS, "pod demo/a is reported twice"),
     ],
 )
 def test_what_is_no_list_of_pods_is_refused_whole(reports: list[PodReport], problem: str | None) -> None:
@@ -82,6 +84,27 @@ def test_an_address_moves_between_pods_of_one_reporter() -> None:
     assert list(reports.pods) == [("demo", "b")]
     foreign = pod("c", "10.244.1.2", reporter="other")
     assert "held by pod demo/b" in reports.misplaced("other", [foreign], RANGES, ())[foreign.key]
+
+
+def test_an_address_that_a_pod_gave_back_is_anybodys() -> None:
+    reports = Reports.of([pod("a", "10.244.1.2")])
+    foreign = [pod("c", f"10.244.1.{last}", reporter="other") for last in (2, 3)]
+    for address, held in (("10.244.1.3", [False, True]), ("", [False, False]), ("10.244.1.2", [True, False])):
+        reports.apply(reports.changes("lab", [pod("a", address)]))
+        assert [bool(reports.misplaced("other", [one], RANGES, ())) for one in foreign] == held
+    reports.apply(reports.changes("lab", []))
+    assert not any(reports.misplaced("other", [one], RANGES, ()) for one in foreign)
+
+
+def test_a_pod_goes_from_one_reporter_to_another_with_its_address() -> None:
+    reports = Reports.of([pod("a", "10.244.1.2"), pod("b", "10.244.1.3")])
+    moved = pod("a", "10.244.1.2", reporter="other")
+    assert reports.misplaced("other", [moved], RANGES, ()) == {}
+    reports.apply(reports.changes("other", [moved]))
+    assert reports.changes("lab", []).removals == (("demo", "b"),), (
+        "what another reports now is not who had it before's to take away"
+    )
+    assert list(reports.misplaced("lab", [pod("c", "10.244.1.2")], RANGES, ())) == [("demo", "c")]
 
 
 def test_addresses_that_no_pod_can_have() -> None:
