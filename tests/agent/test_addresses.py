@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.addresses import AddressWatch, parse_addresses
+from tests.descriptors import open_descriptors
 from wire.netns import open_home
 
 NAME = f"weft-test-addr-{os.getpid()}"
@@ -76,7 +77,8 @@ def test_an_answer_that_cannot_be_read_is_none() -> None:
     for body in (head[:7], head + struct.pack("=HH", 3, 1), head + struct.pack("=HH4s", 9, 1, bytes(4))):
         with pytest.raises(ValueError, match="cut off"):
             parse_addresses(message(20, 7, body), 7)
-    for packet in (message(20, 7, head)[:-1], struct.pack("=IHHII", 15, 20, 0, 7, 0)):
+    whole = message(20, 7, head + attribute(1, bytes((10, 9, 0, 2))))
+    for packet in (message(20, 7, head)[:-1], whole + whole[:-1], struct.pack("=IHHII", 15, 20, 0, 7, 0)):
         with pytest.raises(ValueError, match="cut off"):
             parse_addresses(packet, 7)
     for kind, body, number in ((2, bytes(4), 0), (2, struct.pack("=i", -1), 1), (2, b"", errno.EPROTO), (3, b"", errno.EPROTO)):
@@ -106,7 +108,7 @@ def test_reads_global_addresses_and_notices_changes(netns: int) -> None:
     ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
     ip("link", "set", "eth0", "up")
     ip("addr", "add", "10.9.0.2/24", "dev", "eth0")
-    home = open_home()
+    home, before = open_home(), open_descriptors()
     watch = AddressWatch(netns, home)
     try:
         assert watch.read() == (ip_address("10.9.0.2"),)
@@ -119,4 +121,5 @@ def test_reads_global_addresses_and_notices_changes(netns: int) -> None:
         assert watch.read() == (ip_address("fd09::2"),)
     finally:
         watch.close()
+        assert open_descriptors() <= before
         os.close(home)

@@ -33,9 +33,24 @@ def test_what_is_wrong_between_files() -> None:
     assert reading.is_refused
     assert [(one.file, one.document, one.warning) for one in reading.problems] == [("b.yaml", 1, True), ("c.yaml", 2, False)]
     assert reading.problems[1].reason == "defined twice: first in a.yaml, document 1"
+    assert reading.located(reading.problems) == reading.problems, "a problem of a place of its own stays there"
+
+
+def test_each_kind_that_is_skipped_is_warned_of_once_and_each_field_wherever_it_stands() -> None:
+    wish = "{apiVersion: v1, kind: Service, metadata: {name: NAME}, spec: {ports: [{port: 80}], externalIPs: [x]}}"
+    files = {name: f"{SECRET}\n---\n{wish.replace('NAME', name)}" for name in "ab"}
+    reading = Catalogue().read(files | {"c": SECRET.replace("Secret", "ConfigMap")})
+    assert [(one.file, one.object) for one in reading.problems] == [
+        ("a", "Secret s"),
+        ("a", "Service default/a"),
+        ("b", "Service default/b"),
+        ("c", "ConfigMap s"),
+    ]
+    assert not reading.is_refused
 
 
 def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_module, "MAX_OBJECTS", 2)
     reading = Catalogue().read({name: namespace(name) for name in "abc"})
     assert reading.is_refused and "3 objects, at most 2 are kept" in reading.problems[0].reason
+    assert not Catalogue().read({name: namespace(name) for name in "ab"}).problems

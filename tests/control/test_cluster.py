@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from control.cluster import Cluster
+from control.cluster import MAX_SHOWN, Cluster
 from control.reports import PodReport
 from control.store import Store
 from control.tokens import Tokens
@@ -93,6 +93,40 @@ def test_who_reports_nothing_wrong_is_not_remembered(tmp_path: Path) -> None:
         assert cluster.report(f"lab-{number}", [PodReport("demo", "x", "lab", "u", "n2")])
         assert not cluster.report(f"lab-{number}", [elsewhere])
     assert not cluster.misplaced
+    store.close()
+
+
+def test_what_is_the_same_as_before_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE)
+    elsewhere = [replace(one, node="n2") for one in pods(*map(chr, range(65, 65 + MAX_SHOWN + 3)))]
+    for _ in range(2):
+        assert len(cluster.report("lab", elsewhere)) == len(elsewhere)
+    assert sum("pod not taken" in message for message in caplog.messages) == MAX_SHOWN
+    cluster.report("lab", elsewhere[:1])
+    assert caplog.messages[-1] == "pod not taken: pod=demo/A reporter=lab: node 'n2' is no Node object: apply it first"
+    with refusing(store):
+        cluster.report("lab", pods("a"))
+        apply(cluster, NODE + SERVICE)
+        for _ in range(2):
+            cluster.keep()
+    assert sum("a restart forgets it" in message for message in caplog.messages) == 1
+    store.close()
+
+
+def test_a_report_that_changes_nothing_tells_nobody_anything(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE)
+    told = list[int]()
+    cluster.objects_changed.listen(lambda: told.append(cluster.revision))
+    cluster.report("lab", pods("a"))
+    revision = cluster.revision
+    cluster.report("lab", pods("a"))
+    assert cluster.revision == revision and not told, "nor does any report change the objects"
+    apply(cluster, NODE + SERVICE)
+    assert cluster.revision == revision + 1 and told == [cluster.revision]
     store.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from control.describe import describe
 from control.entries import entry_services
-from control.entry_addresses import ENTRY_RANGES, vip_name
+from control.entry_addresses import ENTRY_RANGES, claimed_addresses, vip_name
 from control.examination import Examination
 from control.index import Index
 from control.topology import Topology
@@ -411,6 +411,11 @@ NODES = """
             "10.244.2.255",
             "10.244.2.255/32 holds addresses of pods, of Node n2: they would be reached at its endpoints instead",
         ),
+        (
+            "DNS",
+            "10.244.1.0",
+            "10.244.1.0/32 holds addresses of pods, of Node n1: they would be reached at its endpoints instead",
+        ),
         ("DNS", "'::/0'", "::/0 holds addresses of pods, of Node n2: they would be reached at its endpoints instead"),
         ("NONE", "10.244.1.9", ""),
         ("DNS", "10.244.3.0/24", ""),
@@ -422,6 +427,13 @@ NODES = """
 def test_addresses_of_services_and_pods_are_not_an_entrys_to_have(resolution: str, address: str, reason: str) -> None:
     problems, _ = examined(NODES + entry(f"resolution: {resolution}, addresses: [{address}]"))
     assert problems == ([f"ServiceEntry demo/db: spec.addresses: {reason}"] if reason else [])
+
+
+def test_an_entry_may_have_more_than_the_service_range_wherever_in_it_that_is() -> None:
+    wide = parse({"x": entry("resolution: NONE, addresses: [10.96.0.0/15]")}).objects
+    for inside in ("10.96.0.0/16", "10.97.0.0/16", "10.96.128.0/17"):
+        assert not [*claimed_addresses(wide, [ip_network(inside)])]
+    assert len([*claimed_addresses(wide, [ip_network("10.97.0.0/16"), ip_network("10.96.0.0/15")])]) == 1
 
 
 def test_an_address_that_a_host_was_given_is_not_anothers_to_name() -> None:

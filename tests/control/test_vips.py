@@ -41,6 +41,19 @@ def test_what_a_service_held_and_keeps_no_more_is_anothers_at_once() -> None:
     assert moved in narrow
 
 
+def test_a_service_gets_by_its_name_what_it_got_from_every_weft_before() -> None:
+    made = allocate([Claim("demo/web", (4, 6))], [V4, V6], {}).addresses
+    assert made == {"demo/web": (ip_address("10.96.132.202"), ip_address("fd00:96::4653"))}
+
+
+def test_of_several_ranges_of_a_family_each_is_one() -> None:
+    wide, six = ip_network("10.97.0.0/16"), ip_network("fd00:97::/112")
+    ranges, held = [V4, V6, wide, six], {"demo/a": (ip_address("10.97.1.1"), ip_address("fd00:97::1"))}
+    named = Claim("demo/b", (4, 6), (ip_address("10.97.2.2"), ip_address("fd00:97::2")))
+    result = allocate([Claim("demo/a", (4, 6)), named], ranges, held)
+    assert result.addresses == held | {"demo/b": named.wanted} and not result.problems
+
+
 def test_collisions_and_ranges_are_named() -> None:
     held = {"demo/a": (ip_address("10.96.1.1"),)}
     claims = [

@@ -75,6 +75,12 @@ def test_the_waypoint_is_let_in_and_nobody_else() -> None:
     assert not lets_in(index, "friend") and not lets_in(index, None)
 
 
+def test_a_waypoint_that_asks_for_itself_is_not_kept_to_itself() -> None:
+    own = pods("gw").replace("app: gw", "app: gw, istio.io/use-waypoint: gw")
+    index = made(MESH + pods("web") + own)
+    assert workload(index, "gw").authorization_policies == () and workload(index, "web").authorization_policies == (KEY,)
+
+
 def test_whom_a_policy_allows_is_let_in_beside_it() -> None:
     index = made(MESH + pods("web", "gw") + ALLOW)
     assert workload(index, "web").authorization_policies == ("demo/friends", KEY)

@@ -54,6 +54,13 @@ def test_the_kernel_destroys_what_has_lived() -> None:
     assert keyring.read(WEB) == b"anew", "its place can be taken"
 
 
+@pytest.mark.parametrize("lifetime_s", [0.2, 0.0, -5.0])
+def test_a_secret_whose_life_is_nearly_over_or_over_does_not_live_for_ever(lifetime_s: float) -> None:
+    keyring.store(WEB, b"to live", 100)
+    keyring.store(WEB, b"over", lifetime_s)
+    eventually(lambda: keyring.read(WEB) is None)
+
+
 def test_installations_and_nodes_do_not_share() -> None:
     same = "spiffe://cluster.local/ns/demo/sa/web"
     scopes = [keyring.scope(INSTALLATION, "n1"), keyring.scope(INSTALLATION, "n10")]
