@@ -267,7 +267,7 @@ def drain_deadline(environment: Mapping[str, str]) -> float:
     """How long open connections may go on after SIGTERM: its own variable, else what Kubernetes' grace period leaves."""
     if deadline := environment.get("CONNECTION_TERMINATION_DEADLINE"):
         return duration("CONNECTION_TERMINATION_DEADLINE", deadline)
-    if "TERMINATION_GRACE_PERIOD_SECONDS" in environment:
+    if environment.get("TERMINATION_GRACE_PERIOD_SECONDS"):
         grace = integer("TERMINATION_GRACE_PERIOD_SECONDS", environment, 0, 0, 86_400)
         return float(grace - 5 if grace > 10 else max(grace - 1, 1))
     return 5.0

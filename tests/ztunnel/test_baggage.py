@@ -41,6 +41,19 @@ def test_what_a_workload_says_of_itself_is_what_the_other_side_reads() -> None:
     assert baggage_of(workload) == SAID
 
 
+def test_what_a_workload_lacks_is_left_out() -> None:
+    bare = Workload("uid", "web-1", "shop", cluster_id="", workload_type="", workload_name="web", canonical_name="\xfc")
+    assert baggage_of(bare) == b"k8s.namespace.name=shop,service.name=?"
+
+
+@pytest.mark.parametrize("kind", ["deployment", "cronjob", "pod", "job"])
+def test_a_workloads_kind_is_said_and_read(kind: str) -> None:
+    workload = Workload("uid", "web-1", "shop", cluster_id="K2", workload_type=kind, workload_name="web")
+    said = baggage_of(workload)
+    assert said == f"k8s.cluster.name=K2,k8s.namespace.name=shop,k8s.{kind}.name=web".encode()
+    assert Descriptions().read(IDENTITY, said) == Described(IDENTITY, kind=kind, workload="web", cluster="K2")
+
+
 def test_what_is_long_is_read_up_to_a_bound() -> None:
     longest = b"service.name=" + b"x" * (MAX_BYTES - 13)
     assert Descriptions().read(IDENTITY, longest).service == "x" * 253

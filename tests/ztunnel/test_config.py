@@ -346,6 +346,8 @@ def test_no_address_is_no_control_plane() -> None:
     ("variables", "deadline"),
     [
         ({}, 5),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": ""}, 5),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "0"}, 1),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": "11"}, 6),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": "10"}, 9),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": "1"}, 1),

@@ -16,6 +16,8 @@ import dns.rcode
 import pytest
 
 from mesh.workload import NetworkAddress, Service, Workload
+from tests.descriptors import open_descriptors
+from tests.ports import unused_port
 from tests.ztunnel.nameserver import Nameserver, code, nameserver, silence, zone
 from ztunnel import dns_client, dns_service
 from ztunnel.allowance import Allowance
@@ -225,6 +227,67 @@ def test_a_question_before_the_workload_is_known_waits_and_then_fails(bench: Ben
     assert bench.counts().queries["a", "udp", "", ""].requests == 1
 
 
+def forget_the_client(bench: Bench) -> None:
+    bench.node.inventory.apply([], [CLIENT.uid])
+    bench.node.inventory_changed()
+
+
+def tell_of_the_client(bench: Bench) -> None:
+    bench.node.inventory.apply([CLIENT], [])
+    bench.node.inventory_changed()
+
+
+@pytest.mark.unit
+def test_questions_before_the_workload_is_known_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_service, "MAX_ASKING", 2)
+    forget_the_client(bench)
+    first, second, third = bench.udp(), bench.udp(), bench.udp()
+    for sock in (first, second, third):
+        sock.send(dns.message.make_query("web.", "A").to_wire())
+    assert bench.hear(third).rcode() == dns.rcode.SERVFAIL
+    tell_of_the_client(bench)
+    assert len(texts(bench.hear(first))) == len(texts(bench.hear(second))) == 2
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("comes", [True, False])
+def test_draining_waits_for_word_of_the_workload(bench: Bench, comes: bool) -> None:
+    forget_the_client(bench)
+    bench.node.workload_waits.timeout_s = 1e9 if comes else 0.0
+    sock = bench.udp()
+    sock.send(dns.message.make_query("web.", "A").to_wire())
+    bench.loop.turn(10.0)
+    bench.pod.drain()
+    assert len(bench.node.workload_waits) == 1
+    if comes:
+        tell_of_the_client(bench)
+    answer = bench.hear(sock)
+    assert (answer.rcode(), len(texts(answer))) == ((dns.rcode.NOERROR, 2) if comes else (dns.rcode.SERVFAIL, 0))
+    with pytest.raises(ConnectionRefusedError):
+        while True:
+            sock.send(dns.message.make_query("web.", "A").to_wire())
+
+
+@pytest.mark.unit
+def test_who_waits_for_word_of_the_workload_ends_with_the_pod(bench: Bench) -> None:
+    forget_the_client(bench)
+    bench.udp().send(dns.message.make_query("web.", "A").to_wire())
+    bench.run(lambda: len(bench.node.workload_waits) == 1)
+    bench.service.close()
+    assert not bench.node.workload_waits and not bench.node._waiting
+
+
+@pytest.mark.unit
+def test_descriptors_one_of_which_cannot_listen_are_all_closed(bench: Bench) -> None:
+    before = open_descriptors()
+    sockets, _ = open_dns_sockets(LOOPBACKS, 0x539)
+    deaf = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    fds = [sockets[0].detach(), sockets[1].detach(), deaf.detach(), sockets[2].detach(), sockets[3].detach()]
+    with pytest.raises(OSError, match="not a listening socket"):
+        DNSService(bench.pod, fds)
+    assert open_descriptors() <= before
+
+
 @pytest.mark.unit
 def test_a_service_of_another_namespace_is_hidden_where_it_asks_for_that(bench: Bench) -> None:
     bench.node.inventory.apply(
@@ -288,6 +351,30 @@ def test_a_connection_that_says_nothing_is_closed(bench: Bench) -> None:
     assert len(bench.node.dns_idle) == 1
     bench.node.dns_idle.expire(bench.loop.now + 5.1)
     assert _ended(sock)
+
+
+@pytest.mark.unit
+def test_who_asks_is_not_silent(bench: Bench) -> None:
+    sock = bench.tcp()
+    bench.run(lambda: len(bench.node.dns_idle) == 1)
+    opened_at = bench.loop.now
+    sock.send(framed(dns.message.make_query("web.", "A").to_wire()))
+    assert bench.hear(sock).answer
+    assert bench.loop.now > opened_at
+    bench.node.dns_idle.expire((opened_at + bench.loop.now) / 2 + 5.0)
+    assert len(bench.node.dns_idle) == 1
+    bench.node.dns_idle.expire(bench.loop.now + 5.0)
+    assert _ended(sock)
+
+
+@pytest.mark.unit
+def test_what_is_too_long_for_a_question_ends_its_connection_before_it_comes(bench: Bench) -> None:
+    longest, too_long = bench.tcp(), bench.tcp()
+    longest.send(struct.pack("!H", 4096))
+    too_long.send(struct.pack("!H", 4097))
+    bench.run(lambda: _ended(too_long))
+    longest.send(bytes(4096) + framed(dns.message.make_query("web.", "A").to_wire()))
+    assert bench.hear(longest).rcode() == dns.rcode.FORMERR and bench.hear(longest).answer
 
 
 @pytest.mark.unit
@@ -391,6 +478,20 @@ def test_a_port_that_is_taken_is_told_and_the_others_are_opened() -> None:
         ]
         for sock in sockets:
             sock.close()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_successor_listens_beside_its_predecessor_where_it_may(shared: bool) -> None:
+    port = unused_port()
+    places = [("127.0.0.1", port), ("::1", port)]
+    first, nothing_wrong = open_dns_sockets(places, 0x539, shared)
+    second, trouble = open_dns_sockets(places, 0x539, shared)
+    taken = f"127.0.0.1:{port}: Address already in use; [::1]:{port}: Address already in use"
+    assert (len(first), nothing_wrong) == (4, "")
+    assert (len(second), trouble) == ((4, "") if shared else (0, taken))
+    for sock in (*first, *second):
+        sock.close()
 
 
 # Forwarding makes sockets as in a pod's namespace, here this one: that takes privilege.

@@ -35,6 +35,16 @@ def test_keep_alive_and_shutdown_frames() -> None:
     assert frames.rst_stream(3, Code.CANCEL).hex() == "00000403000000000300000008"
 
 
+def test_the_reserved_bit_is_ignored_and_no_part_of_a_code() -> None:
+    payload = bytes.fromhex("80000007ffffffff")
+    assert (frames.read_u32(payload), frames.read_u32(payload, 4)) == (7, 2**31 - 1)
+    assert (frames.read_code(payload), frames.read_code(payload, 4)) == (0x80000007, 0xFFFFFFFF)
+
+
+def test_a_code_is_called_by_its_name_where_it_has_one() -> None:
+    assert [frames.code_name(code) for code in (0, 11, 13, 14)] == ["NO_ERROR", "ENHANCE_YOUR_CALM", "13", "14"]
+
+
 @pytest.mark.parametrize(
     ("payload", "code"),
     [

@@ -13,12 +13,13 @@ import pytest
 
 from mesh.workload import Address, Workload
 from tests.descriptors import open_descriptors
+from tests.ports import unused_port
 from tests.ztunnel.nameserver import Behaviour, Nameserver, code, nameserver, silence, zone
 from ztunnel import dns_upstream as upstream_module
 from ztunnel import resolver as resolver_module
 from ztunnel.dns_counts import Counts
-from ztunnel.dns_response import question_for
-from ztunnel.dns_upstream import Home, Upstream
+from ztunnel.dns_response import Response, Wishes, question_for
+from ztunnel.dns_upstream import PLAIN, Home, Upstream
 from ztunnel.loop import Loop
 from ztunnel.nameservers import Nameservers, read_nameservers, read_search
 from ztunnel.resolver import Resolver
@@ -55,6 +56,13 @@ class Bench:
 
     def ask(self, name: str, version: int = 4, who: object = None) -> None:
         self.resolver.resolve(name, version, who or object(), self.answers.append)
+
+    def ask_servers(self, name: str, wishes: Wishes = PLAIN) -> tuple[Response | None, str]:
+        heard: list[tuple[Response | None, str]] = []
+        self.upstream.ask(self.upstream.home, question_for(name, 1), lambda *said: heard.append(said), wishes)
+        self.run(lambda: heard)
+        assert not self.upstream.under_way and not self.upstream.deadlines
+        return heard[0]
 
     def run(self, done: Callable[[], object] = lambda: False, turns: int = 2000) -> None:
         for _ in range(turns):
@@ -255,6 +263,85 @@ def test_a_server_that_refuses_either_way_is_followed_by_the_next(tmp_path: Path
     finally:
         first.close()
         second.close()
+
+
+def cut(query: dns.message.Message, how: str) -> list[bytes]:
+    """Part of an answer, and the rest nowhere."""
+    return zone(ZONE, max_udp_bytes=512)(query, how) if how == "udp" else []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (code(dns.rcode.SERVFAIL), code(dns.rcode.REFUSED), (dns.rcode.SERVFAIL, False)),
+        (code(dns.rcode.REFUSED), cut, (dns.rcode.NOERROR, True)),
+        (cut, code(dns.rcode.SERVFAIL), (dns.rcode.NOERROR, True)),
+    ],
+)
+def test_the_best_of_what_servers_said_is_the_answer(
+    first: Behaviour, second: Behaviour, said: tuple[int, bool], tmp_path: Path
+) -> None:
+    servers = several({"127.0.0.1": first, "127.0.0.2": second})
+    bench = Bench(tmp_path / "resolv.conf", servers[0].port, ["127.0.0.1", "127.0.0.2"])
+    try:
+        response, reason = bench.ask_servers("many.example")
+        assert response is not None and (response.code, response.truncated) == said and not reason
+    finally:
+        for server in servers:
+            server.close()
+
+
+def test_why_no_server_answered_is_told(tmp_path: Path) -> None:
+    port = unused_port()
+    refused = Bench(tmp_path / "resolv.conf", port, ["127.0.0.1"])
+    assert refused.ask_servers("v4.example") == (None, "nameserver 127.0.0.1: Connection refused")
+    with nameserver(silence) as silent:
+        patient = Bench(tmp_path / "resolv.conf", silent.port, ["127.0.0.1"], timeout_s=0.05)
+        assert patient.ask_servers("v4.example") == (None, "nameserver 127.0.0.1 does not answer")
+    nobody = Bench(tmp_path / "resolv.conf", port, [])
+    assert nobody.ask_servers("v4.example") == (None, "no nameserver is known")
+
+
+def test_who_wants_no_edns_is_not_asked_for_twice(tmp_path: Path) -> None:
+    with nameserver(code(dns.rcode.FORMERR)) as server:
+        bench = Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+        response, _ = bench.ask_servers("v4.example", Wishes(edns=False))
+        assert response is not None and response.code == dns.rcode.FORMERR
+        assert [query.edns for _, query in server.asked] == [-1] * upstream_module.ROUNDS
+
+
+def test_what_nobody_wants_any_more_is_not_asked(bench: Bench, server: Nameserver) -> None:
+    exchange = bench.upstream.ask(Home(0x539), question_for("v4.example", 1), lambda *_: bench.answers.append(None))
+    assert exchange is not None
+    exchange.cancel()
+    assert bench.get("both.example") == V4 and server.names() == ["both.example. A udp"] and bench.answers == [V4]
+
+
+def test_an_answer_that_comes_in_pieces_is_put_together(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", unused_port()))
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with listener, datagrams:
+        datagrams.bind(listener.getsockname())
+        bench = Bench(tmp_path / "resolv.conf", listener.getsockname()[1], ["127.0.0.1"])
+        heard: list[Response | None] = []
+        bench.upstream.ask(Home(0x539), question_for("many.example", 1), lambda response, _: heard.append(response))
+        bench.loop.turn(1.0)
+        query, peer = datagrams.recvfrom(4096)
+        datagrams.sendto(cut(dns.message.from_wire(query), "udp")[0], peer)
+        for _ in range(4):
+            bench.loop.turn(0.1)
+        stream, _ = listener.accept()
+        with stream:
+            size = int.from_bytes(stream.recv(2), "big")
+            whole = zone(ZONE)(dns.message.from_wire(stream.recv(size)), "tcp")[0]
+            sent = len(whole).to_bytes(2, "big") + whole
+            for part in (sent[:1], sent[1:2], sent[2:900], sent[900:-1]):
+                stream.send(part)
+                bench.loop.turn(1.0)
+                assert not heard
+            stream.send(sent[-1:])
+            bench.run(lambda: heard)
+    assert heard[0] is not None and heard[0].message == whole and len(heard[0].answers) == 199
 
 
 def test_a_server_on_a_link_is_asked_from_where_the_link_is(tmp_path: Path) -> None:
