@@ -98,6 +98,38 @@ def test_what_is_too_large_never_leaves() -> None:
         framing.pack(channel.Shutdown(1.0), channel.MAX_FDS + 1)
 
 
+def test_what_is_just_as_large_as_it_may_be_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = channel.RemovePod("u" * 1000)
+    frame = framing.pack(message)
+    monkeypatch.setattr(framing, "MAX_FRAME_BYTES", len(frame) - 5)
+    assert framing.FrameReader().feed(framing.pack(message)) == [(message, [])]
+    monkeypatch.setattr(framing, "MAX_FRAME_BYTES", len(frame) - 6)
+    with pytest.raises(ValueError, match="the channel carries at most"):
+        framing.pack(message)
+    with pytest.raises(framing.FrameError, match="beyond the channel's bounds"):
+        framing.FrameReader().feed(frame)
+
+
+def test_what_arrives_is_not_inherited_by_what_the_receiver_starts() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        framing.send(ours, framing.pack(channel.RemovePod("u"), 1), [ours.fileno()])
+        _, (fd,) = framing.receive(theirs)
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+
+
+def test_the_peers_end_is_no_bytes_to_who_reads_and_an_error_to_who_writes() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        theirs.close()
+        assert framing.receive(ours) == (b"", [])
+        writer = framing.FrameWriter()
+        writer.push(channel.RemovePod("u"))
+        with pytest.raises(BrokenPipeError):
+            writer.flush(ours)
+
+
 def test_a_message_that_waits_keeps_its_descriptor_open() -> None:
     before = open_descriptors()
     read_end, write_end = os.pipe()
