@@ -26,6 +26,8 @@ def test_texts_become_one_set_and_each_is_read_once(monkeypatch: pytest.MonkeyPa
     assert second.objects["Namespace a"] is first.objects["Namespace a"]
     [located] = second.located([Problem("", 0, "Namespace d", "x", "y")])
     assert (located.file, located.document) == ("b.yaml", 1)
+    nowhere = [Problem("", 0, "", "x", "y"), Problem("", 0, "Namespace e", "x", "y"), Problem("z", 7, "Namespace d", "x", "y")]
+    assert second.located(nowhere) == nowhere
 
 
 def test_what_is_wrong_between_files() -> None:
@@ -33,7 +35,6 @@ def test_what_is_wrong_between_files() -> None:
     assert reading.is_refused
     assert [(one.file, one.document, one.warning) for one in reading.problems] == [("b.yaml", 1, True), ("c.yaml", 2, False)]
     assert reading.problems[1].reason == "defined twice: first in a.yaml, document 1"
-    assert reading.located(reading.problems) == reading.problems, "a problem of a place of its own stays there"
 
 
 def test_each_kind_that_is_skipped_is_warned_of_once_and_each_field_wherever_it_stands() -> None:
@@ -47,6 +48,11 @@ def test_each_kind_that_is_skipped_is_warned_of_once_and_each_field_wherever_it_
         ("c", "ConfigMap s"),
     ]
     assert not reading.is_refused
+
+
+def test_the_same_mistake_in_two_files_is_named_in_both() -> None:
+    reading = Catalogue().read({"a.yaml": "[", "b.yaml": "["})
+    assert [one.file for one in reading.problems] == ["a.yaml", "b.yaml"] and reading.is_refused
 
 
 def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,15 @@ def test_an_address_that_a_pod_gave_back_is_anybodys() -> None:
     assert not any(reports.misplaced("other", [one], RANGES, ()) for one in foreign)
 
 
+def test_who_has_the_address_of_one_that_is_over_keeps_it_when_that_one_goes() -> None:
+    reports = Reports.of([pod("dead", "10.244.1.2", phase="Failed"), pod("alive", "10.244.1.2")])
+    reports.apply(reports.changes("lab", [pod("alive", "10.244.1.2")]))
+    foreign = pod("c", "10.244.1.2", reporter="other")
+    assert reports.misplaced("other", [foreign], RANGES, ()) == {foreign.key: "10.244.1.2 is held by pod demo/alive"}
+    nowhere = reports.misplaced("other", [foreign], {"n1": ()}, ())
+    assert nowhere == {foreign.key: "10.244.1.2 is outside the podCIDRs of node n1 (none)"}
+
+
 def test_a_pod_goes_from_one_reporter_to_another_with_its_address() -> None:
     reports = Reports.of([pod("a", "10.244.1.2"), pod("b", "10.244.1.3")])
     moved = pod("a", "10.244.1.2", reporter="other")

@@ -134,6 +134,27 @@ def test_a_gateway_may_have_a_hostname_and_is_asked_for_by_it() -> None:
     assert str(workload(index, "web").network_gateway) == "demo/far.example"
 
 
+@pytest.mark.parametrize(
+    "way", [FAR.replace("istio-remote", "istio-waypoint"), FAR.replace("network: far", "other: far"), FAR.replace("HBONE", "TLS")]
+)
+def test_a_gateway_that_is_a_waypoint_or_says_no_network_or_takes_no_tunnels_leads_nowhere(way: str) -> None:
+    index = made(BASE + way)
+    assert index.topology.gateways == () and workload(index, "web").network_gateway is None
+    assert isinstance(decided(index), Refused)
+
+
+def test_who_says_no_network_is_on_the_meshs_own_and_makes_no_other() -> None:
+    entry = """
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: demo}
+spec: {hosts: [db.example], resolution: STATIC, ports: [{number: 80, name: http}], endpoints: [{address: 192.0.2.1ONE}]}
+"""
+    assert made(NODES.replace("far", "near") + pod("web") + entry.replace("ONE", "")).topology.networks == ("near",)
+    assert made(NODES + pod("web") + entry.replace("ONE", ", network: own")).topology.networks == ("far", "near", "own")
+
+
 def test_a_network_without_gateway_is_not_reached() -> None:
     index = made(BASE + FAR)
     assert next(iter(describe(index, "workloads")))["object"]
