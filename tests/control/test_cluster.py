@@ -1,5 +1,7 @@
 """The state of the mesh, and what of it a restart finds again."""
 
+import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import control.cluster
 from control.cluster import MAX_SHOWN, Cluster
 from control.reports import PodReport
 from control.store import Store
@@ -127,6 +130,72 @@ def test_a_report_that_changes_nothing_tells_nobody_anything(tmp_path: Path) -> 
     assert cluster.revision == revision and not told, "nor does any report change the objects"
     apply(cluster, NODE + SERVICE)
     assert cluster.revision == revision + 1 and told == [cluster.revision]
+    store.close()
+
+
+def test_objects_are_told_as_they_are_now_services_with_their_addresses(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+
+    def told(*kinds: str) -> list[tuple[str, list[str]]]:
+        found = [json.loads(one) for one in cluster.objects_json(kinds)]
+        return [(one["kind"], one["spec"].get("clusterIPs", one["spec"].get("podCIDRs"))) for one in found]
+
+    apply(cluster, NODE + SERVICE)
+    [address] = store.addresses()["demo/web"]
+    node, service = ("Node", ["10.244.1.0/24"]), ("Service", [str(address)])
+    assert (told(), told("Service"), told("Node", "Service"), told("Pod")) == ([node, service], [service], [node, service], [])
+    cidr = ip_network("10.244.9.0/24")
+    apply(cluster, NODE.replace("10.244.1.0/24", str(cidr)) + SERVICE.replace("{ports", "{clusterIP: 10.96.0.77, ports"))
+    assert told() == [("Node", [str(cidr)]), ("Service", ["10.96.0.77"])]
+    apply(cluster, NODE)
+    assert told() == [node]
+    store.close()
+
+
+def test_a_restart_finds_the_pods_that_were_reported_and_waits_for_what_is_written_of_them(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + written("web"))
+    cluster.report("lab", pods("a"))
+    again = cluster_on(store)
+    assert not again.is_loaded and not again.index.workloads.nouns
+    apply(again, NODE + written("web"))
+    assert again.is_loaded and again.index.workloads.nouns == cluster.index.workloads.nouns != {}
+    store.close()
+
+
+def test_a_report_is_written_as_what_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of pods one may come a second."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE)
+    monkeypatch.delattr(Store, "replace_all_reports")
+    cluster.report("lab", pods("a", "b"))
+    cluster.report("lab", pods("b", "c"))
+    assert {one.name for one in store.reports()} == {"b", "c"}
+    store.close()
+
+
+def test_what_the_database_does_not_take_is_written_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control.cluster, "RETRY_S", 0.001)
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE)
+
+    async def scenario() -> None:
+        trying = asyncio.ensure_future(cluster.keep_trying())
+        for names in ("ab", "cd"):
+            with refusing(store):
+                cluster.report("lab", pods(*names))
+            assert cluster.unkept
+            async with asyncio.timeout(40):
+                while cluster.unkept:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            assert {one.name for one in store.reports()} == set(names)
+        trying.cancel()
+
+    asyncio.run(scenario())
     store.close()
 
 

@@ -135,10 +135,10 @@ def test_a_gateway_may_have_a_hostname_and_is_asked_for_by_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "way", [FAR.replace("istio-remote", "istio-waypoint"), FAR.replace("network: far", "other: far"), FAR.replace("HBONE", "TLS")]
+    ("said", "instead"), [("istio-remote", "istio-waypoint"), ("network: far", "other: far"), ("HBONE", "TLS")]
 )
-def test_a_gateway_that_is_a_waypoint_or_says_no_network_or_takes_no_tunnels_leads_nowhere(way: str) -> None:
-    index = made(BASE + way)
+def test_a_gateway_that_is_a_waypoint_or_says_no_network_or_takes_no_tunnels_leads_nowhere(said: str, instead: str) -> None:
+    index = made(BASE + FAR.replace(said, instead))
     assert index.topology.gateways == () and workload(index, "web").network_gateway is None
     assert isinstance(decided(index), Refused)
 
