@@ -17,6 +17,7 @@ from control.store import Store
 from control.tokens import Tokens
 from control.workloads import MeshNames
 from mesh.manifests import parse
+from mesh.resources import ADDRESS_TYPE
 
 pytestmark = pytest.mark.unit
 
@@ -149,7 +150,30 @@ def test_objects_are_told_as_they_are_now_services_with_their_addresses(tmp_path
     apply(cluster, NODE.replace("10.244.1.0/24", str(cidr)) + SERVICE.replace("{ports", "{clusterIP: 10.96.0.77, ports"))
     assert told() == [("Node", [str(cidr)]), ("Service", ["10.96.0.77"])]
     apply(cluster, NODE)
-    assert told() == [node]
+    assert told() == [node] and store.addresses() == {}
+    store.close()
+
+
+def test_a_set_that_cannot_be_is_refused_whole_and_what_was_there_stays_in_force(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    wrong = parse({"all": NODE.replace("n1", "n2") + SERVICE.replace("{ports", "{clusterIP: 192.0.2.1, ports")}).objects
+
+    def refused() -> bool:
+        before = dict(cluster.objects), cluster.revision, store.addresses(), dict(cluster.feed.snapshots)
+        [problem] = cluster.replace_objects(wrong)
+        return "not in a service range" in problem.reason and before == (
+            cluster.objects,
+            cluster.revision,
+            store.addresses(),
+            cluster.feed.snapshots,
+        )
+
+    assert refused() and not cluster.is_loaded and not cluster.has_node("n2")
+    apply(cluster, NODE + SERVICE)
+    cluster.report("lab", pods("a"))
+    assert refused() and cluster.is_loaded and cluster.has_node("n1") and not cluster.has_node("n2")
+    assert "demo/web.demo.svc.cluster.local" in cluster.feed.snapshots[ADDRESS_TYPE].resources
     store.close()
 
 
