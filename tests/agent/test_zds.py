@@ -150,7 +150,8 @@ async def two_proxies(path: Path) -> None:
         assert (await exchange(old))[0] == SNAPSHOT
         await until(lambda: server.synced)
         new = await connect(path)
-        assert (await exchange(new))[0] == SNAPSHOT
+        assert (await new.receive()).data == SNAPSHOT and not server.synced, "what the old one has is not the newest one's"
+        await new.send(SUCCESS)
         adding = asyncio.create_task(server.add(WEB))
         assert (await exchange(new))[0] == ADD_WEB
         await adding
@@ -168,6 +169,25 @@ async def two_proxies(path: Path) -> None:
 
 def test_adds_go_to_the_newest_proxy_withdrawals_to_all(tmp_path: Path) -> None:
     asyncio.run(two_proxies(tmp_path / "zds"))
+
+
+async def old_one_leaves(path: Path) -> None:
+    book = Book(WEB)
+    async with serving(path, book) as (server, peers):
+        old = await connect(path)
+        assert [await exchange(old), await exchange(old)] == [(ADD_WEB, 1), (SNAPSHOT, 0)]
+        new = await connect(path)
+        assert [await exchange(new), await exchange(new)] == [(ADD_WEB, 1), (SNAPSHOT, 0)]
+        await until(lambda: server.synced)
+        newest, changes = server.newest, book.changes
+        old.close()
+        await until(lambda: server.last_end)
+        assert (server.newest, server.synced, book.changes) == (newest, True, changes) and len(peers[-1]) == 1
+        new.close()
+
+
+def test_when_an_old_proxy_leaves_the_newest_has_been_told_all_the_same(tmp_path: Path) -> None:
+    asyncio.run(old_one_leaves(tmp_path / "zds"))
 
 
 async def overtaken(path: Path) -> None:
