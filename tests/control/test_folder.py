@@ -182,6 +182,15 @@ def test_a_change_that_is_made_but_not_in_place_yet_is_no_failure(tmp_path: Path
     assert texts is not None and (texts.files, texts.unreadable) == ({"a.yaml": "one"}, {})
 
 
+def test_a_change_after_a_crash_comes_after_what_was_made_before_it(tmp_path: Path) -> None:
+    for name, text in ((".apply.new", "never committed"), (".apply", "committed")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.yaml").write_text(text)
+    (tmp_path / ".apply" / "b.yaml").write_text("committed")
+    Folder(tmp_path).write({"a.yaml": "newest"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.yaml": "newest", "b.yaml": "committed"}
+
+
 def test_a_crash_leaves_the_old_state_or_the_new_one(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text("old")
     staged = tmp_path / ".apply.new"
