@@ -171,7 +171,9 @@ def test_adds_go_to_the_newest_proxy_withdrawals_to_all(tmp_path: Path) -> None:
     asyncio.run(two_proxies(tmp_path / "zds"))
 
 
-async def old_one_leaves(path: Path) -> None:
+async def old_one_leaves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = iter((11, 12))
+    monkeypatch.setattr(ProxyPeer, "of", lambda _: ProxyPeer(next(pids), 7))
     book = Book(WEB)
     async with serving(path, book) as (server, peers):
         old = await connect(path)
@@ -179,15 +181,19 @@ async def old_one_leaves(path: Path) -> None:
         new = await connect(path)
         assert [await exchange(new), await exchange(new)] == [(ADD_WEB, 1), (SNAPSHOT, 0)]
         await until(lambda: server.synced)
-        newest, changes = server.newest, book.changes
+        changes = book.changes
+        assert server.newest == ProxyPeer(12, 7) and [one.pid for one in peers[-1]] == [11, 12]
         old.close()
         await until(lambda: server.last_end)
-        assert (server.newest, server.synced, book.changes) == (newest, True, changes) and len(peers[-1]) == 1
+        assert (server.newest, server.synced, book.changes) == (ProxyPeer(12, 7), True, changes)
+        assert [one.pid for one in peers[-1]] == [12]
         new.close()
 
 
-def test_when_an_old_proxy_leaves_the_newest_has_been_told_all_the_same(tmp_path: Path) -> None:
-    asyncio.run(old_one_leaves(tmp_path / "zds"))
+def test_when_an_old_proxy_leaves_the_newest_has_been_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(old_one_leaves(tmp_path / "zds", monkeypatch))
 
 
 async def overtaken(path: Path) -> None:
