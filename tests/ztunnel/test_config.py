@@ -223,6 +223,7 @@ def test_who_this_proxy_is_where_nobody_says_so() -> None:
     config = read()
     assert (config.pod_name, config.pod_namespace, config.service_account) == ("ztunnel-n1", "istio-system", "")
     assert (config.cluster_id, config.network, config.trust_domain) == ("Kubernetes", "", "cluster.local")
+    assert (config.instance_ip, config.log_json, config.log_level) == ("1.1.1.1", False, "info")
     said = read(POD_NAME="z", POD_NAMESPACE="mesh", INSTANCE_IP="fd00::9", CLUSTER_ID="c1", NETWORK="n", TRUST_DOMAIN="T.org")
     assert (said.pod_name, said.pod_namespace, said.instance_ip) == ("z", "mesh", "fd00::9")
     assert (said.cluster_id, said.network, said.trust_domain) == ("c1", "n", "T.org")

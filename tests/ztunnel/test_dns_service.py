@@ -19,11 +19,12 @@ from mesh.workload import NetworkAddress, Service, Workload
 from tests.descriptors import open_descriptors
 from tests.ports import unused_port
 from tests.ztunnel.nameserver import Nameserver, code, nameserver, silence, zone
-from ztunnel import dns_client, dns_service
+from ztunnel import dns_client, dns_service, dns_sockets
 from ztunnel.allowance import Allowance
 from ztunnel.channel import AddPod, Configure, DNSCounts, FromWorker
 from ztunnel.dns_service import DNSService
 from ztunnel.dns_sockets import open_dns_sockets
+from ztunnel.dns_upstream import MAX_EXCHANGES
 from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.pod import Pod
@@ -247,6 +248,23 @@ def test_questions_before_the_workload_is_known_are_bounded(bench: Bench, monkey
     assert bench.hear(third).rcode() == dns.rcode.SERVFAIL
     tell_of_the_client(bench)
     assert len(texts(bench.hear(first))) == len(texts(bench.hear(second))) == 2
+
+
+@pytest.mark.unit
+def test_what_pods_ask_leaves_room_for_what_connections_must_have_resolved(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = bench.node.dns_upstream
+    most = MAX_EXCHANGES * 3 // 4
+    monkeypatch.setattr(upstream, "under_way", dict.fromkeys(range(most)))
+    asked: list[object] = []
+    monkeypatch.setattr(upstream, "ask", lambda *_: asked.append(1))
+    assert bench.ask("www.example.").rcode() == dns.rcode.SERVFAIL and not asked
+    assert bench.node.gauges()["refused_lookups"] == 1
+    counted = bench.counts().queries["a", "udp", "canon", "rev7"]
+    assert (counted.requests, counted.upstream_requests, counted.upstream_failures) == (1, 1, 1)
+    upstream.under_way.popitem()
+    assert bench.ask("www.example.").rcode() == dns.rcode.SERVFAIL and asked, "the nameservers' own bound, which is later"
 
 
 @pytest.mark.unit
@@ -491,6 +509,35 @@ def test_a_successor_listens_beside_its_predecessor_where_it_may(shared: bool) -
     assert (len(first), nothing_wrong) == (4, "")
     assert (len(second), trouble) == ((4, "") if shared else (0, taken))
     for sock in (*first, *second):
+        sock.close()
+
+
+@pytest.mark.unit
+def test_a_port_whose_last_connection_lingers_is_listened_at_again() -> None:
+    places = [("127.0.0.1", unused_port())]
+    first, _ = open_dns_sockets(places, 0x539, shared=False)
+    with socket.create_connection(places[0]) as client:
+        first[1].accept()[0].close()
+        assert client.recv(1) == b""
+    for sock in first:
+        sock.close()
+    again, trouble = open_dns_sockets(places, 0x539, shared=False)
+    assert (len(again), trouble) == (2, "")
+    for sock in again:
+        sock.close()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("said", "served"), [("0\n", ["::1"] * 2), ("1\n", []), (None, [])])
+def test_ipv6_is_passed_over_where_the_loopback_has_none(
+    said: str | None, served: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns_sockets, "_IPV6_OFF", str(tmp_path / "disable_ipv6"))
+    if said is not None:
+        (tmp_path / "disable_ipv6").write_text(said)
+    sockets, trouble = open_dns_sockets([("::1", unused_port())], 0x539)
+    assert ([sock.getsockname()[0] for sock in sockets], trouble) == (served, "")
+    for sock in sockets:
         sock.close()
 
 

@@ -310,6 +310,15 @@ def test_who_wants_no_edns_is_not_asked_for_twice(tmp_path: Path) -> None:
         assert [query.edns for _, query in server.asked] == [-1] * upstream_module.ROUNDS
 
 
+def test_a_question_over_which_we_stumble_is_over(bench: Bench) -> None:
+    heard: list[tuple[Response | None, str]] = []
+    exchange = bench.upstream.ask(Home(0x539), question_for("v4.example", 1), lambda *said: heard.append(said))
+    assert exchange is not None
+    exchange.crashed(KeyError("x"))
+    assert heard == [(None, "internal error: 'x'")] and not bench.upstream.under_way
+    assert bench.get("both.example") == V4 and len(heard) == 1
+
+
 def test_what_nobody_wants_any_more_is_not_asked(bench: Bench, server: Nameserver) -> None:
     exchange = bench.upstream.ask(Home(0x539), question_for("v4.example", 1), lambda *_: bench.answers.append(None))
     assert exchange is not None
