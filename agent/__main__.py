@@ -1,8 +1,12 @@
 """`python -m agent`: the node agent's process."""
 
+from wire import endings
+
+if __name__ == "__main__":
+    endings.remember()
+
 import asyncio
 import logging
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     take_all()
     try:
         lock(settings)
-        asyncio.run(_uninstall(settings) if settings.uninstall else _run(settings))
+        asyncio.run(_run(settings))
     except* (OSError, RuntimeError, EnrolmentFailed) as errors:
         for error in _leaves(errors):
             mend = ": run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN" if isinstance(error, PermissionError) else ""
@@ -38,15 +42,19 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 async def _run(settings: Settings) -> None:
-    redirect = await asyncio.to_thread(open_redirect, settings)
-    agent = NodeAgent(settings, redirect)
-    running = asyncio.ensure_future(agent.run())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    running = asyncio.ensure_future(_uninstall(settings) if settings.uninstall else _serve(settings))
+    endings.listen(lambda _: running.cancel())
     try:
         await running
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as ended:
+        if settings.uninstall:
+            raise RuntimeError("told to end before all pods were out of the mesh: run it again") from ended
         logging.getLogger("agent").info("stops; pods stay in the mesh, the next agent takes over")
+
+
+async def _serve(settings: Settings) -> None:
+    redirect = await asyncio.to_thread(open_redirect, settings)
+    await NodeAgent(settings, redirect).run()
 
 
 async def _uninstall(settings: Settings) -> None:

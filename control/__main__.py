@@ -1,8 +1,12 @@
 """weft-control: one process, one event loop. Builds the parts and ties them together."""
 
+from wire import endings
+
+if __name__ == "__main__":
+    endings.remember()
+
 import asyncio
 import logging
-import signal
 import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -48,8 +52,7 @@ class Ground:
 async def serve(ground: Ground) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    endings.listen(lambda _: stop.set())
     configuration = ground.configuration
     names = MeshNames(
         configuration.cluster,

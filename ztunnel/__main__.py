@@ -2,15 +2,20 @@
 
 import gc
 
+from wire import endings
+
 if __name__ == "__main__":
     gc.disable()  # until all is imported: there is nothing to collect meanwhile, and looking for it is a tenth of the start
+    endings.remember()
 
 import asyncio
 import logging
 import os
 import resource
+import signal
 import ssl
 import sys
+from functools import partial
 
 from wire.descriptors import take_all
 from ztunnel.config import Config, read_config
@@ -36,12 +41,15 @@ def main() -> int:
     take_all()
     try:
         return asyncio.run(_run(config))
+    except asyncio.CancelledError:
+        return 0
     except (OSError, ValueError) as error:
         _complain(error)
         return 1
 
 
 async def _run(config: Config) -> int:
+    endings.listen(partial(_end, asyncio.current_task()))
     front = Front(config)
     try:
         await front.begin()
@@ -57,6 +65,13 @@ async def _run(config: Config) -> int:
         await front.abandon()
         raise
     return await supervisor.run()
+
+
+def _end(starting: "asyncio.Task[int] | None", number: int) -> None:
+    """End in order while the rest is yet to come; a supervisor that runs listens itself."""
+    if starting is not None and not starting.cancelling():
+        _log.info("%s while it starts: ending", signal.Signals(number).name)
+        starting.cancel()
 
 
 def _complain(error: Exception) -> None:

@@ -12,7 +12,6 @@ What drains is told of the mesh, of policies and of pods that go until its last 
 import asyncio
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 import ztunnel.pickles  # noqa: F401  how what is in frames is pickled
 from mesh.resources import ADDRESS_TYPE
 from mesh.trust_domains import TrustDomains
+from wire import endings
 from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
 from wire.mesh_cache import MeshCache
@@ -290,7 +290,7 @@ class Supervisor:
 
         Raises: OSError when an admin port is taken.
         """
-        self._handle_signals()
+        endings.listen(self._on_signal)
         config = self.config
         self._front.join(self)
         tasks = [asyncio.ensure_future(self._watch("the data workers", self._front.run_workers))]
@@ -371,10 +371,6 @@ class Supervisor:
         await self._output.drain()
         self._cache.close()
         os.close(self._front.home_fd)
-
-    def _handle_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:
         if self._signalled:

@@ -8,8 +8,11 @@ across its end.
 
 import gc
 
+from wire import endings
+
 if __name__ == "__main__":
     gc.disable()  # as ztunnel.__main__ does
+    endings.ignore()
 
 import faulthandler
 import logging
@@ -61,6 +64,7 @@ from ztunnel.log_lines import apply_levels, log_to_stderr
 from ztunnel.loop import MANY_BULKY_TURNS, Loop
 from ztunnel.node import Node
 from ztunnel.outbound import accept_outbound
+from ztunnel.parent import die_with_parent
 from ztunnel.pod import Closable, Pod
 from ztunnel.socks_client import accept_socks
 from ztunnel.time_slice import take_short_slices
@@ -338,9 +342,7 @@ def main(arguments: list[str]) -> None:
     """Serve until the supervisor says so, or is gone."""
     _, channel = arguments
     log_to_stderr(os.environ.get("LOG_FORMAT") == "json")
-    # Sent to the whole group: the supervisor says when and how to end.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
     faulthandler.register(signal.SIGUSR2)  # where we are, for the supervisor when we hang, or for whoever wonders
     read_keys_fast()
     with suppress(OSError):  # who confines us may forbid it: then we wait as everybody does

@@ -125,11 +125,15 @@ class Node:
 
     # the players
 
-    def start_agent(self, *more: str) -> "subprocess.Popen[bytes]":
-        """The agent, serving."""
+    def begin_agent(self, *more: str) -> "subprocess.Popen[bytes]":
+        """The agent, which starts."""
         command = [sys.executable, "-W", "error", "-m", "agent", "--node", NODE, "--cgroup", str(self.cgroup)]
         with (self.folder / "agent.log").open("ab") as log:
-            process = self.start("node", "agent", *command, "--metrics-port", "15090", *more, stdout=log, stderr=log)
+            return self.start("node", "agent", *command, "--metrics-port", "15090", *more, stdout=log, stderr=log)
+
+    def start_agent(self, *more: str) -> "subprocess.Popen[bytes]":
+        """The agent, serving."""
+        process = self.begin_agent(*more)
 
         def serves() -> bool:
             assert process.poll() is None, (self.folder / "agent.log").read_text()[-3000:]

@@ -195,6 +195,13 @@ def test_programs_that_are_not_attached_are_named_and_the_next_agent_attaches_th
     assert node.dial("b", "10.214.0.2", 7777) == "inbound 7777"
 
 
+def test_who_is_told_to_end_while_it_starts_ends_in_order_and_says_so(node: Node) -> None:
+    agent = node.begin_agent()
+    wait_until(lambda: "_asyncio." in Path(f"/proc/{agent.pid}/maps").read_text(), "its imports")
+    node.stop_agent(agent)
+    assert "stops; pods stay in the mesh" in node.log()
+
+
 def test_new_addresses_are_captured(node: Node) -> None:
     node.start_agent()
     node.start_proxy()

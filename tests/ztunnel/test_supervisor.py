@@ -95,10 +95,13 @@ class Node:
         self.listener.listen()
         self.listener.setblocking(False)
 
-    async def begin(self, control_port: int) -> None:
+    def spawn(self, control_port: int) -> None:
         command = [sys.executable, "-m", "ztunnel", "--node", "n1", "--workers", "2", "--control", f"127.0.0.1:{control_port}"]
-        with open(self.log, "ab") as log:  # noqa: ASYNC230  a local file
-            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)  # noqa: ASYNC220
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+
+    async def begin(self, control_port: int) -> None:
+        self.spawn(control_port)
         accepted, _ = await asyncio.get_running_loop().sock_accept(self.listener)
         self.agent = PacketStream(accepted)
         assert (await self.agent.receive()).data == b"\x08\x01"
@@ -410,8 +413,6 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         node.process.terminate()
         assert (await request(node.admin, "GET", "/healthz/ready")).body.startswith(b"not ready, waiting for: its successor")
         assert await node.end() == 128 + signal.SIGTERM
-        for pid in workers:
-            os.kill(pid, signal.SIGCONT)
         await eventually(lambda: not any(map(_runs, workers)))
         node.agent.close()
 
@@ -427,11 +428,36 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         await node.start(port)
         await eventually(lambda: len(node.workers()) == 2)
         workers = node.workers()
+        os.kill(workers[0], signal.SIGSTOP)
         node.process.kill()
         node.process.wait()
         await eventually(lambda: not any(map(_runs, workers)))
 
     play(scenario)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_who_is_told_to_end_while_it_starts_ends_in_order_and_says_so(play: Any, eventually: Any, number: int) -> None:
+    """While it listens already and imports the rest; and before its loop runs."""
+
+    async def scenario(node: Node, control: Control) -> None:
+        port = await control.start()
+        await node.begin(port)
+        assert await node.end(number) == 0
+        assert said_its_end(node)
+
+        node.log.unlink()
+        node.spawn(port)
+        await eventually(lambda: "_asyncio." in Path(f"/proc/{node.process.pid}/maps").read_text())
+        assert await node.end(number) == 0
+        assert said_its_end(node)
+
+    play(scenario)
+
+
+def said_its_end(node: Node) -> bool:
+    """Whether its log says why it ended."""
+    return any(words in node.log.read_text() for words in ("while it starts: ending", "draining for at most"))
 
 
 def test_every_line_is_json_when_that_is_wanted_and_workers_follow_the_levels(play: Any, eventually: Any) -> None:

@@ -1,0 +1,43 @@
+"""Signals that end a process: none is lost before its loop runs, and who listens last hears the others."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+_PROGRAM = """
+from wire import endings
+endings.remember()
+print("begins", flush=True)
+input()
+import asyncio
+async def main():
+    told = asyncio.Event()
+    endings.listen(lambda number: (print("first", number), told.set()))
+    endings.listen(lambda number: (print("second", number), told.set()))
+    print("listens", flush=True)
+    await told.wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_signal_is_heard_once_whenever_it_comes(number: signal.Signals, early: bool) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", _PROGRAM], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        if early:
+            process.send_signal(number)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        said = [process.stdout.readline()]
+        if not early:
+            process.send_signal(number)
+        said += process.stdout.readlines()
+    assert process.returncode == 0
+    assert said == ["listens\n", f"{'first' if early else 'second'} {int(number)}\n"]
