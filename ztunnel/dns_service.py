@@ -201,8 +201,7 @@ class DNSService:
         self._draining = True
         for door in self._doors:
             if isinstance(door, Listener):
-                door.accept_rest()
-                door.close()
+                door.drain()
         self._close_when_done()
 
     def _close_when_done(self) -> None:

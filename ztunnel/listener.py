@@ -72,6 +72,7 @@ class Listener:
         """Events in a row that brought as many as were expected."""
         self._aside = False
         """The other workers take all who come."""
+        self._draining = False
         self._left = 0
         """How many more of those that were left to the home are taken at most."""
         self._watch()
@@ -99,7 +100,7 @@ class Listener:
 
     def _watch(self) -> None:
         in_line = self._aside or self._pod.node.loop.watches(self._sock.fileno())  # two pauses may have begun at once
-        if self._open and not in_line:
+        if self._open and not in_line and not self._draining:
             self._pod.node.loop.watch_shared(self._sock.fileno(), self)
 
     def on_event(self, _events: int) -> None:
@@ -126,12 +127,14 @@ class Listener:
         loop.call_at(loop.now + COURTESY_S, self._come_back)
 
     def _come_back(self) -> None:
+        if self._draining:
+            return
         self._watch()
         self._left = self._at_once  # all who are still there: where the home hangs, the next would wait as long again
         self.go_on()
 
     def go_on(self) -> None:
-        """See ztunnel.rota.Continued: take some of those that were left to the home, as long as there are any."""
+        """See ztunnel.rota.Continued: take some of those that were left to the home, or come last, while there are any."""
         if not self._open:
             return
         self._expected = min(ACCEPTS_BEFORE_CLOCK, self._left)
@@ -139,6 +142,8 @@ class Listener:
         self._left -= accepted
         if accepted == ACCEPTS_BEFORE_CLOCK and self._left:
             self._pod.node.loop.rota.add(self, self)
+        elif self._draining:
+            self.close()
 
     def _fall_behind(self) -> None:
         self._to_the_end()
@@ -179,11 +184,14 @@ class Listener:
         if accepted > 1 or self._full >= _SINGLES:
             self._expected, self._full = min(2 * accepted, self._at_once), 0
 
-    def accept_rest(self) -> None:
-        """Take who has come before the listener closes; bounded, as others may still come."""
-        self._expected = LAST_ACCEPTS
-        if self._open:
-            self._take_who_waits(in_time=False)
+    def drain(self) -> None:
+        """Take who has come, some a turn, and then close; bounded, as others may still come."""
+        if self._open and not self._draining:
+            self._draining = True
+            self._pod.node.last_accepts[self] = None
+            self._pod.node.loop.forget(self._sock.fileno())
+            self._left = LAST_ACCEPTS
+            self.go_on()
 
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
         sock.setblocking(False)
@@ -214,5 +222,6 @@ class Listener:
         if self._open:
             self._open = False
             self._pod.node.loop.rota.discard(self, self)
+            self._pod.node.last_accepts.pop(self, None)
             self._pod.node.loop.forget(self._sock.fileno())
             self._sock.close()

@@ -89,6 +89,8 @@ class Node:
         self.workload_waits = Deadlines(config.tuning.workload_timeout_s)
         self.in_plain: dict[InPlain, None] = {}
         """Connections that dial who is not of the mesh, or is not known to be."""
+        self.last_accepts: dict[object, None] = {}
+        """Listeners that drain: of who has come to them some are yet to be taken."""
         self.retries = 0
         """Connections that were offered to another endpoint."""
         self.lingering = Deadlines(LINGER_S)
@@ -146,6 +148,7 @@ class Node:
             self.workload_waits,
             self.vault.deadlines,
             self.socks_clients,
+            self.last_accepts,
         )
         if self.ledger.open or self.dns_upstream.under_way:
             return True

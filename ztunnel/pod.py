@@ -38,8 +38,8 @@ class Closable(Protocol):
     def stand_aside(self, aside: bool) -> None:
         """Leave all who come to the other workers, or do so no longer."""
 
-    def accept_rest(self) -> None:
-        """Take what waits in the kernel's queue."""
+    def drain(self) -> None:
+        """Take what waits in the kernel's queue, some a turn, and then stop listening."""
 
     def close(self) -> None:
         """Stop listening."""
@@ -159,8 +159,7 @@ class Pod:
         """Let what is open, or has come to the door, finish, and take nothing new; `every_tunnel` is not told."""
         self.draining = True
         for listener in self.listeners:
-            listener.accept_rest()
-        self.stop_listening()
+            listener.drain()
         if self.dns is not None:
             self.dns.drain()
 

@@ -85,7 +85,7 @@ class Sending:
     queued = 1
 
 
-def test_a_worker_that_drains_waits_for_what_slow_peers_have_yet_to_read_and_for_their_farewells() -> None:
+def test_a_worker_that_drains_waits_for_who_is_at_the_door_for_slow_readers_and_for_farewells() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         loop = Loop()
@@ -94,6 +94,11 @@ def test_a_worker_that_drains_waits_for_what_slow_peers_have_yet_to_read_and_for
         node = worker._node
         assert node is not None
         worker._take(Shutdown(20), [])
+        node.last_accepts[listener := object()] = None
+        loop.now += 10
+        worker._end_when_done()
+        assert loop.running
+        del node.last_accepts[listener]
         tunnel = Sending()
         node.tunnels[tunnel] = None  # type: ignore[index]
         loop.now += 10
