@@ -182,11 +182,12 @@ class Enrolment:
             if uid not in steered and uid in self._desired and self.is_captured(uid):
                 present = self._actual[uid]
                 _log.error(
-                    "pod %s lost its inbound program: plain text reached it past every policy, and connections that came so "
-                    "go on until they end or the pod is replaced: attaching it",
+                    "pod %s lost its inbound program: plain text reached it past every policy: attaching it, and judging "
+                    "the connections that came so",
                     present.pod,
                 )
                 self._actual = {**self._actual, uid: replace(present, layers=present.layers - {"capture"})}
+                self._inside.pop(uid, None)  # it enters anew: who came meanwhile is looked at then
                 self._schedule(uid, 0.0)
 
     async def blocking(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

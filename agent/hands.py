@@ -17,7 +17,7 @@ from wire.netns import open_home
 
 HANDSHAKES_TIMEOUT_S = 0.2
 MAX_PRE_MESH = 4096
-"""Connections older than its enrolment that are remembered of a pod; more are kept as they are and not remembered."""
+"""Connections without a proxy that are remembered of a pod; more are kept as they are and not remembered."""
 
 
 @dataclass(slots=True)
@@ -131,9 +131,12 @@ class Hands:
         elif layer == "register":
             self._redirect.enrol(redirect_of(pod, capture=pod.uid in self._steered), netns_fd)
         elif layer == "capture":
-            older = self._older_connections(pod, netns_fd)
+            attached = self._attached(pod)
+            older = self._older_connections(pod, netns_fd) if attached is None else []
             self._redirect.enrol(redirect_of(pod, capture=True), netns_fd)
-            self._remember_older(pod, older)
+            if attached is False:
+                older = self._past_the_proxy(pod, netns_fd)
+            self._remember_older(pod, netns_fd, older)
 
     def remove(self, layer: Layer, pod: Pod, netns_fd: int | None) -> None:
         """Take one layer away; what is gone already is fine, and so is a namespace that is gone."""
@@ -180,11 +183,15 @@ class Hands:
 
     # connections older than the enrolment
 
+    def _attached(self, pod: Pod) -> bool | None:
+        """Whether a captured pod has its inbound program still; None: it is not captured."""
+        captured = {one.pod.netns_cookie: one.steered for one in self._redirect.enrolled() if one.pod.capture}
+        return captured.get(pod.cookie)
+
     def _older_connections(self, pod: Pod, netns_fd: int) -> list[Connection]:
-        record = self._known[pod.uid]
-        enrolled = {one.pod.netns_cookie for one in self._redirect.enrolled() if one.pod.capture}
-        if record.pre_mesh or pod.cookie in enrolled:
-            return []
+        return [] if self._known[pod.uid].pre_mesh else self._foreign(pod, netns_fd)
+
+    def _foreign(self, pod: Pod, netns_fd: int) -> list[Connection]:
         own = set(pod.request.addresses)
         return [
             one
@@ -192,21 +199,30 @@ class Hands:
             if not (one.remote.is_loopback or one.local.is_loopback or one.remote in own)
         ]
 
-    def _remember_older(self, pod: Pod, older: list[Connection]) -> None:
+    def _past_the_proxy(self, pod: Pod, netns_fd: int) -> list[Connection]:
+        """Those that came while the inbound program was detached: what the proxy carries is marked, at both ends."""
+        listening = self._listening(netns_fd)
+        return [one for one in self._foreign(pod, netns_fd) if one.local_port in listening and not one.mark]
+
+    def _remember_older(self, pod: Pod, netns_fd: int, older: list[Connection]) -> None:
         if older:
-            known = tuple(_tuple_of(one) for one in older[:MAX_PRE_MESH])
-            self._remember(replace(self._known[pod.uid], pre_mesh=known))
+            record = self._known[pod.uid]
+            known = tuple(dict.fromkeys((*record.pre_mesh, *map(_tuple_of, older))))[:MAX_PRE_MESH]
+            served = {port for _, port, _, _ in known} & {*record.served, *self._listening(netns_fd)}
+            self._remember(replace(record, pre_mesh=known, served=tuple(sorted(served))))
 
     def older_connections(self, uid: str, netns_fd: int) -> tuple[list[Connection], set[int]]:
-        """Those of a pod's remembered connections that still live, and the ports on which the pod listens."""
+        """Those of a pod's remembered connections that still live, and the ports on which the pod listens, or did then."""
         record = self._known.get(uid)
         if record is None or not record.pre_mesh:
             return [], set()
         wanted = set(record.pre_mesh)
         living = [one for one in connections(netns_fd, self._home_fd) if _tuple_of(one) in wanted]
         self._remember(replace(record, pre_mesh=tuple(_tuple_of(one) for one in living)))
-        listening = {one.local_port for one in connections(netns_fd, self._home_fd, [State.LISTEN])}
-        return living, listening
+        return living, {*record.served, *self._listening(netns_fd)}
+
+    def _listening(self, netns_fd: int) -> set[int]:
+        return {one.local_port for one in connections(netns_fd, self._home_fd, [State.LISTEN])}
 
     def close_connections(self, netns_fd: int, chosen: list[Connection]) -> int:
         """Close connections; how many were still there."""

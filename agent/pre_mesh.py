@@ -1,4 +1,4 @@
-"""Connections that are older than their pod's enrolment.
+"""Connections that are older than their pod's enrolment, or came while its inbound program was detached.
 
 No proxy carries them and no hook saw them open. They are left alone and shown as `pre-mesh` flows, except where a pod's
 policies, in force or to come, do not allow plain text: there the inbound ones are closed.
@@ -94,7 +94,7 @@ class PreMesh:
             self._on_event(event)
         if doomed and self._enrolment.netns_of(pod.uid) == netns_fd:
             closed = await self._enrolment.blocking(hands.close_connections, netns_fd, doomed)
-            _log.info("pod %s: closed %d connections older than its enrolment that its policies do not allow", pod, closed)
+            _log.info("pod %s: closed %d connections that no proxy carries and its policies do not allow", pod, closed)
 
     def _judge(self, pod: Pod, one: Connection, inbound: bool, own: frozenset[Address]) -> ConnectionEvent | None:
         """What becomes of a connection; None while control has not told enough of the pod to say."""

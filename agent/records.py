@@ -27,6 +27,8 @@ class Record:
     """Connections older than the enrolment: local address and port, remote address and port."""
     sysctls: tuple[tuple[str, str], ...] = ()
     """The namespace's own settings, to be given back; empty: they were not touched yet."""
+    served: tuple[int, ...] = ()
+    """Local ports of `pre_mesh` on which the pod listened when they were found: a server that is to end listens no more."""
 
 
 class Records:
@@ -92,6 +94,7 @@ def _to_document(record: Record) -> dict[str, Any]:
         "enrolled_unix_s": record.enrolled_unix_s,
         "sysctls": dict(record.sysctls),
         "pre_mesh": [list(connection) for connection in record.pre_mesh],
+        "served": list(record.served),
     }
 
 
@@ -114,7 +117,8 @@ def _from_document(document: dict[str, Any]) -> Record:
     pod = Pod(request, (int(device), int(inode)), int(document["netns_cookie"]), str(document["boot_id"]))
     connections = tuple((str(a), int(b), str(c), int(d)) for a, b, c, d in document["pre_mesh"])
     sysctls = tuple(sorted((str(name), str(text)) for name, text in document["sysctls"].items()))
-    return Record(pod, int(document["enrolled_unix_s"]), connections, sysctls)
+    served = tuple(int(port) for port in document.get("served", []))
+    return Record(pod, int(document["enrolled_unix_s"]), connections, sysctls, served)
 
 
 def _exclusions_document(exclusions: Exclusions) -> dict[str, Any]:

@@ -22,6 +22,9 @@ _NO_BODY = struct.Struct("=BBBBI")  # family, protocol, extensions, pad, states
 _ID = struct.Struct("=2s2s16s16sI8s")  # ports (network order), addresses, interface, cookie
 _ANSWER_HEAD = struct.Struct("=BBBB")  # family, state, timer, retransmissions
 _INODE_AT = _ANSWER_HEAD.size + _ID.size + 16  # after expiry, receive queue, send queue, uid
+_ATTRIBUTES_AT = _INODE_AT + 4
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
+_MARK = 15
 _NO_COOKIE = b"\xff" * 8
 
 
@@ -61,6 +64,8 @@ class Connection:
     cookie: int
     """The kernel's never-reused number of the socket."""
     interface: int = 0
+    mark: int = 0
+    """SO_MARK, which takes CAP_NET_ADMIN to set and to see."""
 
 
 def connections(netns_fd: int, home_fd: int, states: Iterable[State] = LIVE) -> list[Connection]:
@@ -106,7 +111,18 @@ def _dump(netlink: Netlink, family: int, mask: int) -> Iterator[Connection]:
             family=found_family,
             cookie=int.from_bytes(cookie, "little"),
             interface=interface,
+            mark=_mark(answer),
         )
+
+
+def _mark(answer: bytes) -> int:
+    at = _ATTRIBUTES_AT
+    while at + _ATTRIBUTE.size <= len(answer):
+        length, kind = _ATTRIBUTE.unpack_from(answer, at)
+        if kind == _MARK:
+            return int.from_bytes(answer[at + _ATTRIBUTE.size : at + length], "little")
+        at += max(length, _ATTRIBUTE.size) + 3 & ~3
+    return 0
 
 
 def _request(family: int, mask: int, one: Connection | None) -> bytes:

@@ -210,7 +210,7 @@ def test_an_inbound_program_that_somebody_detached_is_attached_again(
         node.machine.broken.clear()
         await eventually(lambda: node.enrolment.is_captured("uid-1"))
         assert node.made() == [*LAYERS, "capture"] and node.enrolment.pending_reason("uid-1") == ""
-        assert node.changes == [("uid-1", True)] and node.proxy.heard == [ANNOUNCED]
+        assert node.changes == [("uid-1", True)] * 2 and node.proxy.heard == [ANNOUNCED], "who came meanwhile is looked at"
 
     running(node, scenario)
     assert "pod demo/web lost its inbound program" in caplog.text

@@ -1,5 +1,6 @@
 """Connections older than their pod's enrolment: kept and shown, until a policy that denies plain text closes them."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,8 +38,9 @@ def workload(name: str, *addresses: str, **changes: Any) -> Workload:
 def conversation(node: Node, server: str, client: str, address: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A connection between two pods, or the node and a pod: the client prints `open`, and what the server's end came to."""
     serve = (
-        "import socket\ns=socket.create_server(('::',8080),family=socket.AF_INET6,dualstack_ipv6=True)\n"
-        "print('ready',flush=True)\nheld=[]\nwhile True:\n c,_=s.accept(); c.sendall(b'x'); held.append(c)"
+        "import signal,socket\ns=socket.create_server(('::',8080),family=socket.AF_INET6,dualstack_ipv6=True)\nheld=[]\n"
+        "def leave(*_):\n s.close(); print('left',flush=True); signal.pause()\nsignal.signal(signal.SIGUSR1,leave)\n"
+        "print('ready',flush=True)\nwhile True:\n c,_=s.accept(); c.sendall(b'x'); held.append(c)"
     )
     dial = (
         "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),15)\ns.recv(1); s.settimeout(None)\n"
@@ -110,6 +112,21 @@ def test_one_at_an_excluded_port_is_kept_whatever_policies_say(node: Node, contr
         node.enrol("a", Annotations={INBOUND_PORTS: "8080"})
         kept = wait_until(lambda: pre_mesh(node), "the old connection to be shown")
         assert [flow.verdict for flow in kept] == [flow_pb2.FORWARDED] and old.poll() is None
+
+
+def test_a_server_that_listens_no_more_is_still_who_was_called(node: Node, control: ScriptedControl) -> None:
+    """By who listens when policies change, its connections would be its own calls: kept, whatever they say."""
+    control.put(workload("a", "10.214.0.2", "fd14::2"), workload("b", "10.214.0.3", "fd14::3"))
+    node.start_agent("--control", ADDRESS)
+    node.start_proxy()
+    with conversation(node, "a", "b", "10.214.0.2") as old:
+        node.enrol("a")
+        wait_until(lambda: pre_mesh(node), "the old connection to be shown")
+        server = node.processes[-2]
+        server.send_signal(signal.SIGUSR1)
+        assert read_line(server) == "left"
+        control.put(workload("a", "10.214.0.2", "fd14::2", authorization_policies=(STRICT.key,)), STRICT)
+        assert read_line(old) in ("ConnectionResetError", "closed")
 
 
 def test_a_namesake_in_another_cluster_decides_nothing(node: Node, control: ScriptedControl) -> None:

@@ -25,7 +25,9 @@ REQUEST = PodRequest(
     Exclusions((3306,), (ip_network("10.9.0.0/16"), ip_network("fd09::/16")), (9100,), all_inbound=True, dns=True),
     ("annotation x: bad",),
 )
-RECORD = Record(Pod(REQUEST, (4, 77), 12, "boot"), 1_700_000_000, (("10.0.0.2", 80, "10.0.0.9", 4000),), (("ipv4/x", "1"),))
+RECORD = Record(
+    Pod(REQUEST, (4, 77), 12, "boot"), 1_700_000_000, (("10.0.0.2", 80, "10.0.0.9", 4000),), (("ipv4/x", "1"),), (80,)
+)
 
 
 def test_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -37,15 +39,15 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
     assert records.read() == ([], {})
 
 
-def test_a_record_of_an_agent_that_knew_no_exclusions_has_none(tmp_path: Path) -> None:
+def test_what_an_agent_did_not_know_of_its_record_has_not(tmp_path: Path) -> None:
     records = Records(tmp_path)
     records.write(RECORD)
     path = tmp_path / "u-1.json"
     document = json.loads(path.read_text())
-    del document["exclusions"], document["troubles"]
+    del document["exclusions"], document["troubles"], document["served"]
     path.write_text(json.dumps(document))
     older = replace(REQUEST, exclusions=NOTHING, troubles=())
-    assert records.read() == ([replace(RECORD, pod=replace(RECORD.pod, request=older))], {})
+    assert records.read() == ([replace(RECORD, pod=replace(RECORD.pod, request=older), served=())], {})
 
 
 WHOLE = json.dumps(_to_document(RECORD))

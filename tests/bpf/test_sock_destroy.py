@@ -40,6 +40,15 @@ def _inode(sock: socket.socket) -> int:
     return os.fstat(sock.fileno()).st_ino
 
 
+def test_what_a_listener_accepts_has_its_mark(world: Any) -> None:
+    namespace = world.namespaces["c"]
+    world.becomes(lambda: connections(namespace, world.home), [])
+    with world.listen(world.pods["c"].where, 80) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x539)
+        with world.dial(("node", "host"), world.pods["c"].ip4, 80), server.accept()[0]:
+            assert [one.mark for one in connections(namespace, world.home)] == [0x539]
+
+
 def test_listeners_are_listed_only_when_asked_for(world: Any) -> None:
     namespace = world.namespaces["c"]
     world.becomes(lambda: connections(namespace, world.home), [])  # those of others have ended

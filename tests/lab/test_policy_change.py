@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.frozen import frozen
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, authentication, pod
 from tests.lab.puppet import Puppet, Wire
 from tests.lab.world import eventually
@@ -176,3 +177,29 @@ def test_only_a_nodes_own_processes_are_exempt_from_strict(mesh: Mesh, version: 
         assert mesh.host("a").fate(near, ECHO_PORT) == "answered"
         mesh.await_flow("", "--to-pod", "shop/near", "--from-label", "reserved:host")
     eventually(lambda: hosted.fate(near, ECHO_PORT) == "answered")
+
+
+def test_who_came_while_the_inbound_program_was_detached_is_judged_when_it_is_back(mesh: Mesh, client: Puppet) -> None:
+    """And no connection that the proxy carries is taken for one of those."""
+    outsider = mesh.puppet("outsider")
+    carried = open_wires(mesh, outsider, "near")
+    proved = open_wires(mesh, client, "near")
+    link = mesh.layout.places.node("a").bpffs / "links" / mesh.pod("shop/near")["uid"]
+    with strict(mesh):
+        assert {wire.ended() for wire in carried} == {"reset"}
+        with frozen([mesh.program("a", "agent")]):
+            link.unlink()
+            past = open_wires(mesh, outsider, "near")
+        assert {wire.ended() for wire in past} == {"reset"}
+        assert all(wire.says("still here") for wire in proved)
+        flow = mesh.await_flow("pre-mesh", "--to-pod", "shop/near", "--verdict", "DROPPED")
+        assert "PeerAuthentication shop/mode" in flow["Summary"]
+    eventually(lambda: outsider.fate(mesh.address("near"), ECHO_PORT) == "answered")
+    allowed = open_wires(mesh, outsider, "near")
+    with frozen([mesh.program("a", "agent")]):
+        link.unlink()
+        past = open_wires(mesh, outsider, "near")
+    mesh.await_flow("pre-mesh", "--to-pod", "shop/near", "--verdict", "FORWARDED")
+    assert all(wire.says("still here") for wire in (*proved, *allowed, *past))
+    shown = mesh.flows("--to-pod", "shop/near", "--verdict", "FORWARDED")
+    assert sum("pre-mesh" in flow["Summary"] for flow in shown) == len(past), "the others are the proxy's"
