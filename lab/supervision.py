@@ -114,7 +114,7 @@ class Program:
         own = Path(launch.cgroup)
         Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
         cgroup.create(own)
-        if cgroup.populated(own):  # what a killed supervisor left: its workers
+        if cgroup.populated(own) and not self._drains:  # what a killed one left; who drains carries connections still
             await asyncio.to_thread(cgroup.kill, own)
         self._process = await Process.start(launch)
         try:

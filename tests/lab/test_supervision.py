@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,20 @@ def group() -> Iterator[Path]:
     cgroup.remove(path)
 
 
-def with_program(group: Path, folder: Path, eventually: Any, scenario: Callable[[Program], Awaitable[None]]) -> None:
+SLEEPER = ("sleep", "1000")
+
+
+def with_program(
+    group: Path,
+    folder: Path,
+    eventually: Any,
+    scenario: Callable[[Program], Awaitable[None]],
+    command: tuple[str, ...] = SLEEPER,
+) -> None:
     """Run a program that does nothing; when the scenario is over, it alone runs."""
 
     async def run() -> None:
-        launch = Launch(("sleep", "1000"), str(group), env={"PATH": os.defpath}, log=str(folder / "log"))
+        launch = Launch(command, str(group), env={"PATH": os.defpath}, log=str(folder / "log"))
         program = Program("sleeper", lambda: launch, folder / "record.json")
         running = asyncio.ensure_future(program.run())
         await eventually(lambda: program.state.pid)
@@ -70,6 +80,23 @@ def test_a_replacement_that_is_given_up_leaves_no_successor(group: Path, tmp_pat
         await asyncio.wait([replacing])
 
     with_program(group, tmp_path, eventually, scenario)
+
+
+@pytest.mark.kernel
+def test_who_drains_outlives_its_successors_death(group: Path, tmp_path: Path, eventually: Any) -> None:
+    """What it carries has nothing to do with that one."""
+
+    async def ready(_: int) -> str:
+        return ""
+
+    async def scenario(program: Program) -> None:
+        drains, successor = await program.replace(ready)
+        os.kill(successor, signal.SIGKILL)
+        await eventually(lambda: program.state.pid not in (0, successor))
+        assert sorted(cgroup.processes(group)) == sorted([drains, program.state.pid])
+        os.kill(drains, signal.SIGKILL)
+
+    with_program(group, tmp_path, eventually, scenario, ("env", "--ignore-signal=TERM", *SLEEPER))
 
 
 @pytest.mark.kernel
