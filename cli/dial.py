@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
-from cli.failure import Failure, explained, warn
+from cli.failure import Failure, Forbidden, explained, warn
 from cli.mend import START_A_MESH, continue_it, has_control, is_lab, look_at_log
 from mesh.proto.agent_pb2 import StatusRequest, StatusResponse
 from mesh.proto.agent_pb2_grpc import AgentStub
@@ -114,7 +114,7 @@ async def control_stub(places: Places) -> AsyncIterator[ControlStub]:
     """The control plane's own API, for the body. Raises: Failure for what goes wrong with it in the body."""
     if not has_control(places):
         mend = "run this where weft-control runs" if places.nodes() else START_A_MESH
-        raise Failure("control plane", "not on this machine", mend)
+        raise Failure("control plane", f"not on this machine: nobody serves {places.control_socket}", mend)
     mend = "look at: weft lab logs control" if is_lab(places) else "look at the log of weft-control"
     async with grpc_socket("control plane", places.control_socket, mend) as channel:
         yield ControlStub(channel)
@@ -135,7 +135,7 @@ def rpc_failure(error: grpc.aio.AioRpcError, what: str, socket: Path, mend: str)
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         exists = os.access(socket, os.F_OK)
         if exists and not os.access(socket, os.W_OK):
-            return Failure(what, f"no permission to open {socket}", "run as root")
+            return Forbidden(what, socket)
         there = "does not answer" if exists else "does not exist: nobody serves it"
         return Failure(what, f"{socket} {there}", continue_it(socket) or mend)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

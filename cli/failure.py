@@ -17,6 +17,8 @@ class Failure(click.ClickException):
     """What went wrong with which object, and the mend: printed as one line, exit code 1."""
 
     exit_code = 1
+    state = "down"
+    """What a table says of who did not answer."""
 
     def __init__(self, what: str, reason: str, mend: str = "") -> None:
         super().__init__(f"{what}: {reason}" + (f"; {mend}" if mend else ""))
@@ -24,6 +26,15 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line on stderr."""
         warn(self.message)
+
+
+class Forbidden(Failure):
+    """Whoever asks may not open a socket: nothing is known of who serves it."""
+
+    state = "no permission"
+
+    def __init__(self, what: str, socket: Path) -> None:
+        super().__init__(what, f"no permission to open {socket}", "run as root")
 
 
 def warn(message: str) -> None:
@@ -42,7 +53,7 @@ def explained(what: str, socket: Path, mend: str) -> Iterator[None]:
     except _UNREACHABLE:
         raise Failure(what, f"nobody serves {socket}", mend) from None
     except PermissionError:
-        raise Failure(what, f"no permission to open {socket}", "run as root") from None
+        raise Forbidden(what, socket) from None
     except TimeoutError:
         raise Failure(what, f"no answer on {socket} in time", continue_it(socket) or mend) from None
     except OSError as error:

@@ -10,6 +10,7 @@ import click
 from cli.config_dump import config_dump
 from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, report_failures
 from cli.failure import Failure, warn
+from cli.mend import has_control
 from cli.nodes import node_option
 from cli.output import output_option, print_json, print_table
 from mesh.proto.control_pb2 import DescribeRequest, DescribeResponse
@@ -57,8 +58,14 @@ async def _resources(kind: str, nodes: tuple[str, ...]) -> list[Resource]:
     try:
         return await _from_control(places, kind)
     except Failure as failure:
+        if not places.nodes():
+            raise
+        try:
+            found = await _from_proxies(places, kind, ())
+        except Failure as of_proxies:
+            raise (failure if has_control(places) else of_proxies) from None
         warn(f"{failure.message}; this is what the proxies know")
-        return await _from_proxies(places, kind, ())
+        return found
 
 
 def _show(

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 
 from cli.config_dump import config_dump
 from cli.dial import TIMEOUT_S, Answer, agent_status, chosen_nodes, control_stub, from_nodes, proxy_readiness
-from cli.failure import Failure
+from cli.failure import Failure, Forbidden
 from cli.health import (
     Certificate,
     Finding,
@@ -38,6 +38,9 @@ class NodeReport:
 
     name: str
     agent: AgentStatus | None = None
+    agent_state: str = Failure.state
+    proxy_state: str = Failure.state
+    """Of who did not answer."""
     readiness: str | None = None
     """Empty: the proxy is ready; else what it waits for."""
     certificates: list[Certificate] = field(default_factory=list)
@@ -52,6 +55,7 @@ async def node_report(node: NodePlaces, now: datetime) -> NodeReport:
         report.agent = await agent_status(node)
         report.findings += agent_findings(node.name, report.agent)
     except Failure as failure:
+        report.agent_state = failure.state
         report.findings.append(Finding(node.name, failure.message))
     try:
         report.readiness = await proxy_readiness(node)
@@ -63,6 +67,7 @@ async def node_report(node: NodePlaces, now: datetime) -> NodeReport:
         report.connections = _open_connections(dump)
         report.findings += certificate_findings(node.name, report.certificates, now)
     except Failure as failure:
+        report.proxy_state = failure.state
         report.findings.append(Finding(node.name, failure.message))
     return report
 
@@ -159,7 +164,7 @@ def _control_line(control: Answer[ControlStatus], reports: list[NodeReport], now
             f"root certificate for {span(status.root_expires_unix_s - now.timestamp())}{_rotation(status, now)}"
         )
     if control.failure is not None:
-        return "does not answer"
+        return control.failure.state if isinstance(control.failure, Forbidden) else "does not answer"
     asked = sorted({report.agent.control.address for report in reports if report.agent and report.agent.control.address})
     return f"not on this machine{', but at ' if asked else ''}{', '.join(asked)}"
 
@@ -200,16 +205,17 @@ def _node_row(report: NodeReport, now: datetime) -> tuple[object, ...]:
     first = min((seconds for seconds in left if seconds is not None), default=None)
     enrolled = sum(pod.state == "enrolled" for pod in agent.pods) if agent else 0
     available = sum(one.state.startswith("Available") for one in report.certificates)
-    proxy = "down" if report.readiness is None else "starting" if report.readiness else "ready"
+    answers = report.readiness is not None
+    proxy = ("starting" if report.readiness else "ready") if answers else report.proxy_state
     return (
         report.name,
-        f"running {agent.version}".strip() if agent else "down",
-        proxy if not agent or agent.proxy.connected or proxy == "down" else f"{proxy}, not connected",
+        f"running {agent.version}".strip() if agent else report.agent_state,
+        proxy if not agent or agent.proxy.connected or not answers else f"{proxy}, not connected",
         ("connected" if agent.control.connected else "away") if agent else None,
         f"{enrolled}/{len(agent.pods)}" if agent else None,
-        f"{available}/{len(report.certificates)}" if report.readiness is not None else None,
+        f"{available}/{len(report.certificates)}" if answers else None,
         span(first) if first is not None else None,
-        report.connections if report.readiness is not None else None,
+        report.connections if answers else None,
     )
 
 

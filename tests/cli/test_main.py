@@ -11,6 +11,7 @@ import pytest
 
 from cli.main import _COMMANDS, _HELP, weft
 from lab.client import Lab
+from mesh.proto import agent_pb2
 
 if TYPE_CHECKING:
     from tests.cli.conftest import World
@@ -135,17 +136,42 @@ def test_names_that_cannot_be_and_folders_that_may_not_be_read_are_one_line(tmp_
     assert run("closed") == (2, f"weft: WEFT_RUN_DIR='closed': {words}\n")
 
 
+def run_as_nobody(world: "World", *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Becomes nobody when all is imported: nobody may be unable to read where weft was cloned to."""
+    world.places.run.parent.chmod(0o755)
+    for socket in world.places.run.rglob("*.sock"):
+        socket.chmod(0o600)
+    environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run), "WEFT_STATE_DIR": str(world.places.state)}
+    modules = "cli.token, cli.status, cli.resources"
+    nobody = f"import os, {modules}; from cli.main import main; os.setgroups([]); os.setgid(65534); os.setuid(65534); main()"
+    command = [sys.executable, "-c", nobody, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
 def test_who_may_not_open_a_socket_is_told_so(world: "World") -> None:
     world.control()
-    world.places.run.parent.chmod(0o755)
-    world.places.control_socket.chmod(0o600)
-    environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run)}
-    # Becomes nobody when all is imported: nobody may be unable to read where weft was cloned to.
-    nobody = "import os, cli.token; from cli.main import main; os.setgroups([]); os.setgid(65534); os.setuid(65534); main()"
-    command = [sys.executable, "-c", nobody, "token", "node-a"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    socket = world.places.control_socket
-    assert (run.returncode, run.stderr) == (1, f"weft: control plane: no permission to open {socket}; run as root\n")
+    said = f"weft: control plane: no permission to open {world.places.control_socket}; run as root\n"
+    for command in ("token", "workloads"):
+        run = run_as_nobody(world, command, *(["node-a"] if command == "token" else []))
+        assert (run.returncode, run.stderr) == (1, said)
+
+
+def test_a_table_does_not_call_down_who_may_not_be_asked(world: "World") -> None:
+    world.control()
+    world.agent("node-a", agent_pb2.StatusResponse())
+    world.proxy("node-a", {})
+    world.node_folder("node-b")
+    run = run_as_nobody(world, "status")
+    lines = [line.split("   ") for line in run.stdout.splitlines()]
+    cells = [[cell.strip() for cell in line if cell] for line in lines]
+    assert cells[0] == ["control: no permission"]
+    assert cells[3] == ["node-a", "no permission", "no permission", *"-----"]
+    assert cells[4] == ["node-b", "down", "down", *"-----"]
+    sockets = world.places.control_socket, world.places.node("node-a").agent_socket, world.places.node("node-a").admin_socket
+    for socket in sockets:
+        assert f"no permission to open {socket}; run as root" in run.stdout
+    said = f"weft: control plane: no permission to open {world.places.control_socket}; run as root\n"
+    assert run_as_nobody(world, "workloads").stderr == said, "once, not for each part that would be asked instead"
 
 
 @pytest.mark.parametrize(

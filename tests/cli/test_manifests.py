@@ -111,7 +111,8 @@ def test_no_control_plane(world: "World", tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("x: 1")
     result = world.weft("apply", "-f", str(tmp_path / "p.yaml"))
     assert result.exit_code == 1
-    assert result.stderr == ("weft: control plane: not on this machine; start a mesh with: weft lab up\n")
+    reason = f"not on this machine: nobody serves {world.places.control_socket}"
+    assert result.stderr == f"weft: control plane: {reason}; start a mesh with: weft lab up\n"
 
 
 def test_a_file_is_required(world: "World") -> None:

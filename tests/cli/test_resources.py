@@ -84,6 +84,20 @@ def test_without_control_the_proxies_are_asked_and_each_resource_is_shown_once(w
     assert "this is what the proxies know" in result.stderr and "proxy of node-c" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["workloads", "services", "policies"])
+def test_where_no_mesh_runs_one_line_names_the_socket_the_reason_and_the_mend(world: "World", command: str) -> None:
+    result = world.weft(command)
+    socket = world.places.control_socket
+    said = f"weft: control plane: not on this machine: nobody serves {socket}; start a mesh with: weft lab up\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", said)
+    world.node_folder("node-a")  # of a mesh whose control plane runs elsewhere
+    said = f"weft: proxy of node-a: nobody serves {world.places.node('node-a').admin_socket}; look at the log of weft-ztunnel\n"
+    assert world.weft(command).stderr == said
+    world.places.control_state.mkdir(parents=True)
+    said = f"weft: control plane: {socket} does not exist: nobody serves it; look at the log of weft-control\n"
+    assert world.weft(command).stderr == said
+
+
 def test_a_node_without_a_proxy_is_an_error_in_one_line(world: "World") -> None:
     world.proxy("node-a", {}, ready=(200, b"ready"))
     world.node_folder("node-b")

@@ -123,7 +123,8 @@ def test_on_a_node_whose_control_plane_runs_elsewhere_nothing_is_wrong(world: "W
     assert (lines[0], lines[-1]) == ("control: not on this machine, but at 10.0.0.7:15012", "nothing is wrong")
     assert json.loads(world.weft("status", "-o", "json").stdout)["control"] is None
     told = world.weft("apply", "-f", "-", input="{}").stderr
-    assert told == "weft: control plane: not on this machine; run this where weft-control runs\n"
+    reason = f"not on this machine: nobody serves {world.places.control_socket}"
+    assert told == f"weft: control plane: {reason}; run this where weft-control runs\n"
 
 
 def test_what_is_nearly_full_is_a_warning_and_said_once(world: "World") -> None:
