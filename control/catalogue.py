@@ -1,5 +1,6 @@
-"""Texts of manifests into one set of objects, each text read once. Pure."""
+"""Texts of manifests into one set of objects, each text read once."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -7,6 +8,7 @@ from mesh.manifests import ManifestSet, Object, Origin, Problem, parse
 
 MAX_OBJECTS = 50_000
 """Of all files together."""
+_log = logging.getLogger("control.catalogue")
 
 
 @dataclass(slots=True)
@@ -39,6 +41,11 @@ def is_refused(problems: Iterable[Problem]) -> bool:
     return any(not problem.warning for problem in problems)
 
 
+def unexpected(error: Exception) -> str:
+    """What to say of manifests with which control cannot deal."""
+    return f"cannot be read: internal error: {type(error).__name__}: {error}; the log of weft-control says where"
+
+
 class Catalogue:
     """Remembers what each text said."""
 
@@ -47,12 +54,19 @@ class Catalogue:
 
     def read(self, files: Mapping[str, str]) -> Reading:
         """Read every text, or remember it; then put them together."""
-        current: dict[str, tuple[str, ManifestSet]] = {}
+        known, self._read = self._read, {}
+        parts = []
         for name, text in files.items():
-            known = self._read.get(name)
-            current[name] = known if known is not None and known[0] == text else (text, parse({name: text}))
-        self._read = current
-        return _join(found for _, found in current.values())
+            entry = known.get(name)
+            try:
+                entry = entry if entry is not None and entry[0] == text else (text, parse({name: text}))
+            except Exception as error:  # a mistake of ours, or no memory: this file is refused, and tried again another time
+                _log.exception("manifests: %s cannot be read", name)
+                parts.append(ManifestSet(problems=[Problem(name, 0, "", "", unexpected(error))]))
+            else:
+                self._read[name] = entry
+                parts.append(entry[1])
+        return _join(parts)
 
 
 def _join(parts: Iterable[ManifestSet]) -> Reading:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from control.catalogue import Catalogue, Reading, is_refused
+from control.catalogue import Catalogue, Reading, is_refused, unexpected
 from control.cluster import Cluster
 from control.folder import Folder, Texts
 from control.text import manifest_text
@@ -56,6 +56,8 @@ class FolderSource:
         self._catalogue = Catalogue()
         self._texts = Texts()
         self._reading = Reading()
+        self._failed = False
+        """The last look ended with a mistake of ours: the next one begins anew."""
         self._look_s = 0.0
         """How long a look takes that finds nothing new."""
         self._lock = asyncio.Lock()
@@ -64,7 +66,8 @@ class FolderSource:
         """Take in every change of the folder, for ever."""
         while True:
             await self.refresh()
-            await asyncio.sleep(min(LONGEST_POLL_S, max(POLL_S, POLL_SHARE * self._look_s)))
+            pause_s = LONGEST_POLL_S if self._failed else max(POLL_S, POLL_SHARE * self._look_s)
+            await asyncio.sleep(min(LONGEST_POLL_S, pause_s))
 
     async def refresh(self) -> None:
         """Take in what is on disk now."""
@@ -73,17 +76,32 @@ class FolderSource:
 
     async def _refresh(self) -> None:
         before = time.monotonic()
-        texts = await asyncio.to_thread(self._folder.read)
-        if texts is None:
-            self._look_s = time.monotonic() - before
+        try:
+            texts = await asyncio.to_thread(self._folder.read)
+            if texts is None and not self._failed:
+                self._look_s = time.monotonic() - before
+                return
+            if texts is not None:
+                self._texts = texts
+            reading = await asyncio.to_thread(self._catalogue.read, self._texts.files)
+            problems = [*_unreadable(self._texts), *reading.problems]
+            objects = list(reading.objects.values())
+            if not is_refused(problems):
+                problems += reading.located(self._cluster.check(objects))
+        except Exception as error:  # nothing was changed yet: what is in force stays so, and everybody is served
+            self._fail(error)
             return
-        self._texts = texts
-        self._reading = await asyncio.to_thread(self._catalogue.read, texts.files)
-        problems = [*_unreadable(texts), *self._reading.problems]
+        self._failed, self._reading = False, reading
         if not is_refused(problems):
-            found = self._cluster.replace_objects(list(self._reading.objects.values()))
-            problems += self._reading.located(found)
+            self._cluster.replace_objects(objects)
         self._say(problems)
+
+    def _fail(self, error: Exception) -> None:
+        problem = Problem("", 0, "", "", f"the folder of manifests {unexpected(error)}")
+        if not self._failed or self.problems != [problem]:
+            _log.error("manifests: %s", problem, exc_info=error)
+            self._say([problem])
+        self._failed = True
 
     def _say(self, problems: list[Problem]) -> None:
         """Show problems from now on, and log each one that is new."""
@@ -135,6 +153,8 @@ class FolderSource:
             return Outcome(problems=wanted.problems)
         async with self._lock:
             await self._refresh()
+            if self._failed:
+                return Outcome(problems=self.problems)
             changes, writes = plan(wanted)
             problems = [*wanted.problems, *self._obstacles(wanted, writes)]
             if not is_refused(problems):

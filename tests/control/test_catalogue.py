@@ -1,8 +1,10 @@
+from collections.abc import Mapping
+
 import pytest
 
 from control import catalogue as catalogue_module
 from control.catalogue import Catalogue
-from mesh.manifests import Problem
+from mesh.manifests import ManifestSet, Problem, parse
 
 pytestmark = pytest.mark.unit
 
@@ -60,3 +62,20 @@ def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     reading = Catalogue().read({name: namespace(name) for name in "abc"})
     assert reading.is_refused and "3 objects, at most 2 are kept" in reading.problems[0].reason
     assert not Catalogue().read({name: namespace(name) for name in "ab"}).problems
+
+
+def test_a_text_with_which_we_cannot_deal_is_refused_by_its_name_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(files: Mapping[str, str]) -> ManifestSet:
+        if "b" in files:
+            raise MemoryError("none left")
+        return parse(files)
+
+    texts, catalogue = {name: namespace(name) for name in "abc"}, Catalogue()
+    with monkeypatch.context() as patched:
+        patched.setattr(catalogue_module, "parse", without_memory)
+        reading = catalogue.read(texts)
+    assert list(reading.objects) == ["Namespace a", "Namespace c"]
+    [problem] = reading.problems
+    assert reading.is_refused and problem.file == "b"
+    assert problem.reason == "cannot be read: internal error: MemoryError: none left; the log of weft-control says where"
+    assert list(catalogue.read(texts).objects) == ["Namespace a", "Namespace b", "Namespace c"]

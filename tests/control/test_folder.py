@@ -122,6 +122,33 @@ def test_a_folder_of_too_many_files_is_a_problem(tmp_path: Path, monkeypatch: py
     assert folder.read() == Texts({"a.yaml": "one"}, {".": f"{tmp_path}: 2 files, at most 1 are read"})
 
 
+def test_a_folder_of_too_many_bytes_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "MAX_FOLDER_BYTES", 6)
+    folder, texts = Folder(tmp_path), {"a.yaml": "one", "b.yaml": "two"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert folder.read() == Texts(texts)
+    (tmp_path / "c.yaml").write_text("3")
+    assert folder.read() == Texts(texts, {".": f"{tmp_path}: 7 bytes in 3 files, at most 6 are read"})
+    (tmp_path / "c.yaml").unlink()
+    assert folder.read() == Texts(texts)
+
+
+@pytest.mark.parametrize(("bound", "most"), [("MAX_FOLDER_BYTES", 6), ("MAX_FILES", 2)])
+def test_no_folder_is_written_that_would_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+) -> None:
+    monkeypatch.setattr(folder_module, bound, most)
+    folder = Folder(tmp_path)
+    folder.write({"a.yaml": "one", "b.yaml": "two"})
+    with pytest.raises(OSError) as refused:
+        folder.write({"c.yaml": "3"})
+    assert f"at most {most} are read" in refused.value.strerror
+    assert folder.read() == Texts({"a.yaml": "one", "b.yaml": "two"})
+    folder.write({"a.yaml": None, "b.yaml": "2", "c.yaml": "four"})
+    assert folder.read() == Texts({"b.yaml": "2", "c.yaml": "four"})
+
+
 @pytest.mark.parametrize("files", [{"a.yaml": "one"}, {}], ids=["with a file", "empty"])
 def test_a_folder_that_vanishes_is_a_problem_and_not_an_empty_mesh(tmp_path: Path, files: dict[str, str]) -> None:
     path = tmp_path / "manifests"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from control.cluster import Cluster
-from control.folder import Folder
+from control.folder import Folder, Texts
 from control.source import MAX_LOGGED, FolderSource, Outcome
 from control.store import Store
 from control.tokens import Tokens
@@ -211,6 +211,53 @@ def test_what_changes_on_disk_is_followed(world: World) -> None:
             while f"Service demo/{name}" not in world.cluster.objects:
                 await changed.wait()
                 changed.clear()
+        following.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize("where", ["control.folder.Folder._list", "control.examination.check_references"])
+def test_a_mistake_of_ours_leaves_in_force_what_was_and_control_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("who")
+
+    world.apply(service())
+    revision = world.cluster.revision
+    (world.folder / "new.yaml").write_text(service("new"))
+    with monkeypatch.context() as patched:
+        patched.setattr(where, fail)
+        for _ in range(3):
+            world.refresh()
+        [problem] = world.source.problems
+        assert "internal error: KeyError: 'who'" in problem.reason and not problem.warning
+        assert sum("internal error" in record.getMessage() for record in caplog.records if record.exc_info) == 1
+        refused = world.apply(service("other"))
+        assert refused.problems == [problem] and not refused.changes and "service.demo.other.yaml" not in world.written
+    assert set(world.cluster.objects) == {"Service demo/web"} and world.cluster.revision == revision
+    world.refresh()
+    assert not world.source.problems and set(world.cluster.objects) == {"Service demo/web", "Service demo/new"}
+
+
+def test_a_mistake_of_ours_does_not_end_the_following(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        failed, changed = asyncio.Event(), asyncio.Event()
+        read = world.source._folder.read
+        loop = asyncio.get_running_loop()
+
+        def fail_once() -> Texts | None:
+            if not failed.is_set():
+                loop.call_soon_threadsafe(failed.set)
+                raise RuntimeError
+            return read()
+
+        monkeypatch.setattr(world.source._folder, "read", fail_once)
+        world.cluster.objects_changed.listen(changed.set)
+        (world.folder / "one.yaml").write_text(service("one"))
+        following = asyncio.ensure_future(world.source.follow())
+        await asyncio.wait([following, asyncio.ensure_future(changed.wait())], return_when=asyncio.FIRST_COMPLETED)
+        assert not following.done() and "Service demo/one" in world.cluster.objects
         following.cancel()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
