@@ -84,11 +84,14 @@ def tcp_labels(facts: Facts, flag: str) -> Labels:
         ("request_protocol", "tcp"),
         ("response_flags", flag),
         ("connection_security_policy", "mutual_tls" if facts.encrypted else ""),
-        ("source_region", source.locality.region if source else ""),
-        ("source_zone", source.locality.zone if source else ""),
-        ("destination_region", destination.locality.region if destination else ""),
-        ("destination_zone", destination.locality.zone if destination else ""),
     ]
+    if source or destination:  # else Istio's ztunnel has none of these
+        labels += [
+            ("source_region", source.locality.region if source else ""),
+            ("source_zone", source.locality.zone if source else ""),
+            ("destination_region", destination.locality.region if destination else ""),
+            ("destination_zone", destination.locality.zone if destination else ""),
+        ]
     return tuple((name, value or UNKNOWN) for name, value in labels)
 
 

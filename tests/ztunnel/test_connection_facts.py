@@ -99,3 +99,10 @@ def test_a_client_behind_a_gateway_is_named_by_its_own_words() -> None:
     assert "src.workload" not in logged(silent)
     event = connection_event(facts(silent), "opened", "n1")
     assert (event.source.kind, event.source.namespace) == ("world", "far")
+
+
+def test_where_neither_end_is_known_there_are_no_labels_of_localities() -> None:
+    unknown = replace(OUTBOUND, hop="", source_workload="", destination_workload="")
+    assert not [name for name, _ in tcp_labels(facts(unknown), "-") if name.endswith(("_region", "_zone"))]
+    labels = dict(tcp_labels(facts(replace(OUTBOUND, hop="", source_workload="")), "-"))
+    assert labels["source_region"] == labels["source_zone"] == "unknown" and "destination_zone" in labels
