@@ -47,6 +47,7 @@ class Connection(Intake):
     """Both roles of one connection."""
 
     __slots__ = (
+        "_answers",
         "_excused",
         "_goaway_sid",
         "_granted",
@@ -54,6 +55,7 @@ class Connection(Intake):
         "_next_ping",
         "_overdrawn",
         "_paid",
+        "_parting",
         "_peer_left",
         "_peer_streams",
         "_ping_sent",
@@ -98,6 +100,10 @@ class Connection(Intake):
         self._ping_sent = 0.0
         self._resets = Allowance(200, 20)
         self._refusals = Allowance(128, 16)
+        self._answers = Allowance(1280, 160)
+        """Final ones, which may be nobody's fault: a policy refuses, or an application is gone."""
+        self._parting = frames.SERVER_STREAMS
+        """Requests that may have left before the peer heard that it shall go."""
         self._overdrawn = False
         self._windows = Allowance(4096, 256)
 
@@ -172,8 +178,9 @@ class Connection(Intake):
         self.last_sid = sid
         if self._overdrawn:
             raise ProtocolError(Code.ENHANCE_YOUR_CALM, "too many refused requests")
-        if sid > self._goaway_sid:
-            return  # sent after our final GOAWAY: the peer knows that nobody answers
+        if sid > self._goaway_sid:  # sent after our final GOAWAY: the peer knows that nobody answers
+            self._came_late()
+            return
         if len(self.streams) >= self._peer_streams and self._excused:
             self._excused -= 1
             self._send_reset(sid, Code.REFUSED_STREAM)
@@ -293,7 +300,7 @@ class Connection(Intake):
 
     def restrain(self, share: float) -> None:
         """Leave a peer that is known to offend a part of its allowances and of its streams, and tell it how many those are."""
-        for allowance in (self._control, self._empty, self._resets, self._refusals, self._windows):
+        for allowance in (self._control, self._empty, self._resets, self._refusals, self._answers, self._windows):
             allowance.shrink(share)
         self._peer_streams, self._excused = int(frames.SERVER_STREAMS * share), frames.CLIENT_STREAMS
         self.out += frames.settings([(Setting.MAX_CONCURRENT_STREAMS, self._peer_streams)])
@@ -325,14 +332,23 @@ class Connection(Intake):
         self.out += frames.frame(HEADERS, END_HEADERS, stream.sid, self.writer.encode(fields))
 
     def reject(self, sid: int, fields: Fields | Repeating) -> None:
-        """Answer a request with a final status and no stream: HEADERS that end it, then RST_STREAM as its own side is open."""
-        self._overdrawn = not self._refusals.spend(self.now, 0.1) or self._overdrawn  # said to the peer's next request
+        """Answer a request with a final status and no stream: HEADERS that end it, then RST_STREAM as its own side is open.
+
+        Who has many is drained: its streams go on, and a client that does not know better asks by another tunnel.
+        """
+        if not self._answers.spend(self.now):
+            self.drain()  # told before the answer, so that the peer has no room for more requests until it knows
+            self._came_late()
         stream = self.streams.get(sid)
         self.out += frames.frame(HEADERS, END_HEADERS | END_STREAM, sid, self.writer.encode(fields))
         if stream is None or not stream.remote_closed:
             self._send_reset(sid, Code.NO_ERROR)
         if stream is not None:
             self._drop(stream)
+
+    def _came_late(self) -> None:
+        self._parting -= 1
+        self._overdrawn = self._parting < 0  # said to the peer's next request
 
     def refuse(self, sid: int, code: Code) -> None:
         """Reset a request that never became a stream."""

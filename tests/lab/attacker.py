@@ -359,10 +359,11 @@ def _request(block: bytes, sid: int, half: bool = False) -> bytes:
 
 
 def _come_and_go(link: Link, reset: bool, blocks: Iterator[bytes], until: float) -> None:
-    """Streams by the hundred, until the time is over or the tunnel is lost."""
+    """Streams by the hundred, until the time is over, the tunnel is lost, or the server wants it to be left."""
     farewell = b""
+    told = []
     for first in itertools.count(1, 200):
-        if link.end or time.monotonic() >= until:
+        if link.end or told or time.monotonic() >= until:
             return
         sids = range(first, first + 200, 2)
         behind = b"\0\0\1\0\0%bx" if reset else b"%.0b"
@@ -373,6 +374,8 @@ def _come_and_go(link: Link, reset: bool, blocks: Iterator[bytes], until: float)
             for kind, flags, sid, _ in link.frames():
                 if kind == _RST_STREAM or flags & 1 or (reset and kind == _HEADERS):
                     waiting.discard(sid)
+                elif kind == _GOAWAY:
+                    told.append(kind)
             return not waiting
 
         link.exchange(farewell + b"".join(begun), 1, True, over, 10)

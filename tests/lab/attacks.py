@@ -168,7 +168,7 @@ BENEATH = (
 )
 
 
-def storms(block: bytes, unread: bytes) -> list[Storm]:
+def storms(block: bytes, unread: bytes, refused: bytes) -> list[Storm]:
     """Requests: see `attacks`."""
     described = [
         block
@@ -180,6 +180,7 @@ def storms(block: bytes, unread: bytes) -> list[Storm]:
         Storm("streams reset when they are answered", "answered", [block]),
         Storm("half-closed streams", "halves", [block]),
         Storm("streams that describe themselves anew", "halves", described),
+        Storm("refused streams, on tunnels that are left when it is asked to", "halves", [refused]),
         Storm("60 tunnels full of what nobody reads", "fill", [unread]),
     ]
 

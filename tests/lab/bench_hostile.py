@@ -115,7 +115,7 @@ def _row(name: str, found: Found) -> list[str]:
 
 def _all(victim: Victim, only: list[str] | None) -> Iterator[Strike]:
     good, refused, deaf, nobody = map(victim.connect, (ATTACKED_PORT, 15001, DEAF_PORT, NOBODYS_PORT))
-    found = (*attacks(good, refused, deaf, nobody), *CROWDS, *BENEATH, *storms(good, deaf), *FLOODS)
+    found = (*attacks(good, refused, deaf, nobody), *CROWDS, *BENEATH, *storms(good, deaf, refused), *FLOODS)
     yield from (one for one in found if only is None or any(words in one.name for words in only))
 
 

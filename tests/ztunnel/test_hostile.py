@@ -18,7 +18,7 @@ from ztunnel import frames
 from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
 from ztunnel.failures import AT_ONCE
 from ztunnel.fields import literal
-from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, PING, Code, frame
+from ztunnel.frames import ACK, CLIENT_OPENING, DATA, END_HEADERS, END_STREAM, HEADERS, PING, Code, frame
 from ztunnel.handshakes import PER_SOURCE
 from ztunnel.limits import Limits
 from ztunnel.tls import Credentials
@@ -141,6 +141,26 @@ def test_rapid_reset_and_stream_floods(mesh: World, good: None) -> None:
             send(tls, b"".join(flood))
             last_words(tls)
         told(mesh, port, "h2 failed: ENHANCE_YOUR_CALM: too many ")
+
+
+def test_who_is_refused_again_and_again_keeps_its_good_streams(mesh: World, good: None) -> None:
+    """A busy client of what a policy refuses, or of a port where nobody listens, offends nobody: it is asked elsewhere."""
+    mesh.server.worker.heard.clear()
+    refused = request("10.198.0.2:15008")
+    with attack(mesh) as tls:
+        tls.settimeout(20)
+        send(tls, CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, ACCEPTED))
+        said, sids = b"", iter(range(3, 60_000, 2))
+        while goaway_code(said) is None:
+            asked = [next(sids) for _ in range(100)]
+            send(tls, b"".join(frame(HEADERS, END_HEADERS, sid, refused) for sid in asked))
+            while frames.rst_stream(asked[-1], Code.NO_ERROR) not in said:
+                said += tls.recv(65536)
+        assert goaway_code(said) == Code.NO_ERROR
+        send(tls, frame(PING, ACK, 0, frames.DRAIN_PAYLOAD) + frame(DATA, 0, 1, b"still here"))
+        while b"still here" not in said:
+            said += tls.recv(65536)
+    assert not [one for one in mesh.server.worker.heard if isinstance(one, Offence)]
 
 
 def test_a_peer_that_never_reads_the_answers_it_asks_for(mesh: World, good: None) -> None:

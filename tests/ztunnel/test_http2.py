@@ -608,14 +608,62 @@ def test_a_client_that_comes_back_with_all_its_streams_does_not_offend_again_by_
     assert [stream.heard for stream in many] == [[]] * 12 + [["reset 7"]] * 88 and client.http.room == 0
 
 
-def test_refused_requests_have_an_allowance_and_refusing_one_never_fails() -> None:
-    """Whoever refuses may do so long after the request came: the peer's next one tells it."""
-    server = End(True)
-    server.hears(OPENING)
-    for sid in range(1, 2801, 2):
-        server.http.reject(sid, [(b":status", b"503")])
+def ask_in_vain(client: End, server: End, times: int) -> int:
+    """A client whose requests are all refused, at once, and who goes when it is told: how many it had."""
+    for done in range(times):
+        if not client.http.room:
+            return done
+        mine = Recorder()
+        client.http.request(mine, REQUEST, b"")
+        server.hears(client.says())
+        server.http.reject(mine.sid, [(b":status", b"503")])
+        client.hears(server.says())
+        assert mine.heard[0] == "answer 503"
+    return times
+
+
+def test_who_is_refused_again_and_again_is_drained_and_its_streams_go_on() -> None:
+    """A policy refuses, or an application is gone: not the client's fault, nor that of its other connections."""
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    assert ask_in_vain(client, server, 2000) == 1281
+    talk(client, server)
+    assert client.http.draining and server.http.draining and not server.http.finished
+    server.hears(frame(DATA, 0, mine.sid, b"goes on"))
+    assert theirs.data == b"goes on" and mine.heard == ["answer 200"]
+    client.http.end(mine)
+    server.http.end(theirs)
+    talk(client, server)
+    assert server.http.finished
+
+
+def test_requests_on_their_way_when_a_client_is_drained_are_no_offence() -> None:
+    """As many as it may have open at a time; they are refused long after they came, as by an application that is gone."""
+    client, server = pair()
+    assert ask_in_vain(client, server, 1280) == 1280
+    many = [Recorder() for _ in range(200)]
+    for stream in many:
+        client.http.request(stream, REQUEST, b"")
+    server.hears(client.says())
+    for stream in many:
+        server.http.reject(stream.sid, [(b":status", b"503")])
+    client.hears(server.says())
+    assert all(stream.heard[0] == "answer 503" for stream in many) and client.http.room == 0
+    server.hears(frame(HEADERS, END_HEADERS, client.http.next_sid, BLOCK))  # one that nobody should send any more, and no error
+
+
+@pytest.mark.parametrize("acknowledges", [True, False])
+def test_who_asks_on_when_it_is_drained_for_what_it_was_refused_offends(acknowledges: bool) -> None:
+    client, server = pair()
+    ask_in_vain(client, server, 1281)
+    if acknowledges:
+        server.hears(frame(PING, ACK, 0, frames.DRAIN_PAYLOAD))  # from now on nobody answers
     with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many refused requests"):
-        server.hears(frame(HEADERS, END_HEADERS, 2801, BLOCK))
+        for sid in range(2601, 2601 + 2 * 201, 2):
+            server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
+            if not acknowledges:
+                server.http.reject(sid, [(b":status", b"503")])
+    assert 190 <= (server.http.last_sid - 2599) // 2 <= 201
 
 
 def test_refusals_within_their_allowance_cost_neither_end_the_connection() -> None:
