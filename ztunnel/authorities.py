@@ -27,7 +27,7 @@ class Authorities:
         """The same wherever the same are believed about the same."""
         self._prefixes = tuple(f"spiffe://{domain}/" for domain, _ in federated)
         self._theirs = tuple(prefix.lower() for prefix in self._prefixes)
-        self._ours = frozenset(_ders(roots_pem)) if federated else frozenset()
+        self._ours = frozenset(_ders(roots_pem))
         self._speaks_for: dict[bytes, tuple[str, ...]] = {}
         for prefix, (_, pem) in zip(self._prefixes, federated, strict=True):
             for root in _ders(pem):
@@ -39,6 +39,11 @@ class Authorities:
             return names
         its, ours = self._speaks_for.get(root, ()), root in self._ours
         return [name for name in names if name.startswith(its) or (ours and not name.lower().startswith(self._theirs))]
+
+    def still_believed(self, name: str, chain: list[bytes]) -> bool:
+        """Whether a peer of that URI name, who was verified by a chain (DER, leaf first), would be by the same one now."""
+        known = bool(chain) and (chain[-1] in self._ours or chain[-1] in self._speaks_for)
+        return known and bool(self.believed([name], chain[-1]))
 
 
 def _ders(pem: bytes) -> Iterator[bytes]:

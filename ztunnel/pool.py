@@ -125,6 +125,10 @@ class _Making:
     def established(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
         self.ready = True
+        now = self.pool.node.vault.find(self.key.source)
+        if now is not None and now is not self.credentials and not tunnel.is_believed_by(now.authorities):
+            self.credentials = now
+            tunnel.drain()  # by a root that ceased to count meanwhile: who waits has another one made
         self.pool.made(self)
         node = self.pool.node  # when the request is on its way
         node.loop.afterwards.append((partial(node.hellos.prepare, self.credentials), node.hellos))

@@ -56,11 +56,13 @@ class Credentials:
         self._known = Verifications(0) if known is None else known
         self.identity = certificate.identity
         self.expires_unix_s = certificate.expires_unix_s
-        self._server = _server_context(certificate, tls12, self._known)
+        self.authorities = Authorities(certificate.roots_pem, certificate.federated)
+        """Whom it believes about peers."""
+        self._server = _server_context(certificate, self.authorities, tls12, self._known)
         self._again = certificate if tls12 else None
         """For further server contexts: each remembers the sessions of TLS 1.2 that it began, and cannot be told not to."""
         self._greeted = 0
-        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, certificate, tls12, self._known)
+        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, certificate, self.authorities, tls12, self._known)
 
     @property
     def server(self) -> Context:
@@ -68,17 +70,19 @@ class Credentials:
         if self._again is not None:
             self._greeted += 1
             if self._greeted > _MAX_SESSIONS:
-                self._server, self._greeted = _server_context(self._again, True, self._known), 1
+                self._server, self._greeted = _server_context(self._again, self.authorities, True, self._known), 1
         return self._server
 
 
-def _server_context(certificate: SetCertificate, tls12: bool, known: Verifications) -> Context:
-    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, tls12, known)
+def _server_context(certificate: SetCertificate, authorities: Authorities, tls12: bool, known: Verifications) -> Context:
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, authorities, tls12, known)
     context.num_tickets = 0
     return context
 
 
-def _context(protocol: int, certificate: SetCertificate, tls12: bool, known: Verifications) -> Context:
+def _context(
+    protocol: int, certificate: SetCertificate, authorities: Authorities, tls12: bool, known: Verifications
+) -> Context:
     context = Context(protocol)
     context.check_hostname = False
     context.minimum_version = ssl.TLSVersion.TLSv1_2 if tls12 else ssl.TLSVersion.TLSv1_3
@@ -90,7 +94,6 @@ def _context(protocol: int, certificate: SetCertificate, tls12: bool, known: Ver
     if BOUND is not None:
         BOUND.send_no_root(context)
         BOUND.take_short_chains(context)
-    authorities = Authorities(certificate.roots_pem, certificate.federated)
     context.verifier = Verifier(BOUND, known, authorities, server=protocol == ssl.PROTOCOL_TLS_SERVER)
     context.asked = context.verifier.attach(context)
     context.load_verify_locations(cadata=authorities.pem.decode("ascii"))

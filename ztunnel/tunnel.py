@@ -21,6 +21,7 @@ from socket import AF_UNIX, IPPROTO_TCP, SHUT_WR, TCP_MAXSEG, TCP_NOTSENT_LOWAT,
 
 from mesh.identity import Identity
 from ztunnel import buffers
+from ztunnel.authorities import Authorities
 from ztunnel.channel import Flag
 from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.closing import reset_on_close
@@ -322,6 +323,10 @@ class Tunnel(Outflow):
     def chain(self) -> list[bytes]:
         """See ztunnel.revocation.Connected."""
         return self.verified.chain if self.verified is not None else []
+
+    def is_believed_by(self, authorities: Authorities) -> bool:
+        """Whether its peer would be who it is by these roots; one that has yet to prove itself is not."""
+        return self.peer is not None and authorities.still_believed(str(self.peer), self.chain())
 
     # --- sending
 

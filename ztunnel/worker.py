@@ -26,6 +26,7 @@ from contextlib import suppress
 from typing import Any
 
 import ztunnel.pickles  # noqa: F401  how what is in frames is pickled
+from mesh.identity import Identity
 from mesh.workload import Workload
 from ztunnel.arrival import accept_hbone
 from ztunnel.channel import (
@@ -102,7 +103,7 @@ class Worker:
             UpdateInventory: self._update_inventory,
             UpdatePolicies: self._update_policies,
             Answered: self._answered,
-            SetCertificate: lambda node, message, _: node.vault.set(message),
+            SetCertificate: self._set_certificate,
             CertificateFailed: self._certificate_failed,
             ForgetCertificate: lambda node, message, _: node.vault.forget(message),
             SetRevoked: lambda node, message, _: node.revocations.set(message.revoked),
@@ -206,15 +207,25 @@ class Worker:
 
     def _certificate_failed(self, node: Node, message: CertificateFailed, _fds: list[int]) -> None:
         if node.vault.failed(message):  # who has no certificate begins nothing, in tunnels from before neither
-            of_it = [pod for pod in self._pods.values() if (known := pod.workload()) and known.identity == message.identity]
-            self._retire_tunnels(of_it)
+            self._retire_tunnels(self._pods_of(message.identity))
 
-    def _retire_tunnels(self, pods: list[Pod]) -> None:
+    def _set_certificate(self, node: Node, message: SetCertificate, _fds: list[int]) -> None:
+        before = node.vault.find(message.identity)
+        node.vault.set(message)
+        now = node.vault.find(message.identity)
+        if before is not None and now is not None and now.authorities.key != before.authorities.key:
+            self._retire_tunnels(self._pods_of(message.identity), lambda one: not one.is_believed_by(now.authorities))
+
+    def _pods_of(self, identity: Identity) -> list[Pod]:
+        return [pod for pod in self._pods.values() if (known := pod.workload()) and known.identity == identity]
+
+    def _retire_tunnels(self, pods: list[Pod], which: Callable[[Tunnel], bool] = lambda _: True) -> None:
         """Those of both directions take no new streams; what is open goes on. There may be thousands: some a turn."""
 
         def retire(some: list[Tunnel]) -> None:
             for tunnel in some:
-                tunnel.drain()
+                if which(tunnel):
+                    tunnel.drain()
 
         Walk(self._loop, lambda: [one for pod in pods for one in pod.every_tunnel()], retire, ENDINGS_PER_TURN).begin()
 

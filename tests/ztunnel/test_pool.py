@@ -1,5 +1,7 @@
 """Outgoing tunnels are shared by who may share them, made one at a time, bounded in streams, and given back when idle."""
 
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,7 +10,7 @@ from random import Random
 
 import pytest
 
-from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, World, run, world
+from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, Authority, PodWorld, World, run, world
 from ztunnel.channel import (
     CertificateFailed,
     Closed,
@@ -18,6 +20,7 @@ from ztunnel.channel import (
     Opened,
     QueryConnections,
     RemovePod,
+    SetCertificate,
     WorkerStatus,
 )
 from ztunnel.ledger import SocketAddress
@@ -206,6 +209,60 @@ def test_who_lost_its_certificate_begins_nothing_in_tunnels_from_before(mesh: Wo
     mesh.server.worker.tell(mesh.authority.certificate_for(SERVER))
     talk(third)
     assert len(set(carriers(mesh, 3))) == 3
+
+
+def take_in(pod: PodWorld, certificate: SetCertificate) -> None:
+    """Have its worker know it."""
+    pod.worker.tell(certificate)
+    pod.worker.tell(QueryConnections(-4))
+    pod.worker.wait_for(Connections, lambda answer: answer.number == -4)
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_a_root_that_is_gone_lets_nobody_in_by_tunnels_from_before(mesh: World, end: str) -> None:
+    """What is open goes on; and while several roots are believed, old and new, nothing happens at all."""
+    other, third = Authority("other root"), Authority("third root")
+    own, foreign = (mesh.server, mesh.client) if end == "server" else (mesh.client, mesh.server)
+    both = mesh.authority.pem + other.pem
+    take_in(foreign, other.certificate_for(foreign.identity, roots=mesh.authority.pem))
+    take_in(own, mesh.authority.certificate_for(own.identity, roots=both))
+    first = mesh.client.connect(mesh.server.address, 8080)
+    talk(first)
+    for roots in (both, both + third.pem, third.pem + both):
+        take_in(own, mesh.authority.certificate_for(own.identity, roots=roots))
+        with mesh.client.connect(mesh.server.address, 8080) as client:
+            talk(client)
+        talk(first)
+    assert len(set(carriers(mesh, 4))) == 1
+    take_in(own, mesh.authority.certificate_for(own.identity))
+    talk(first)
+    with pytest.raises(ConnectionResetError):
+        mesh.client.connect(mesh.server.address, 8080).recv(1)
+    talk(first)
+    take_in(foreign, mesh.authority.certificate_for(foreign.identity))
+    with mesh.client.connect(mesh.server.address, 8080) as client:
+        talk(client)
+    assert len(set(carriers(mesh, 1))) == 1
+    talk(first)
+
+
+def test_a_root_that_goes_while_hands_are_shaken_lets_nobody_in(mesh: World) -> None:
+    other = Authority("other root")
+    both = mesh.authority.pem + other.pem
+    take_in(mesh.server, other.certificate_for(SERVER, roots=mesh.authority.pem))
+    take_in(mesh.client, mesh.authority.certificate_for(CLIENT, roots=both))
+    process = mesh.server.worker.process.pid
+    os.kill(process, signal.SIGSTOP)
+    try:
+        waiting = mesh.client.connect(mesh.server.address, 8080)
+        mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == 1)
+        take_in(mesh.client, mesh.authority.certificate_for(CLIENT))
+    finally:
+        os.kill(process, signal.SIGCONT)
+    with pytest.raises(ConnectionResetError):
+        waiting.recv(1)
+    assert "untrusted issuer" in mesh.client.worker.closed().error
+    take_in(mesh.server, mesh.authority.certificate_for(SERVER))
 
 
 def test_idle_eviction(forgetful: World) -> None:

@@ -23,7 +23,7 @@ from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.test_tls import Judge
 from tests.ztunnel.world import CLIENT, SERVER, Authority
 from ztunnel import openssl, tls, verification
-from ztunnel.authorities import Federated
+from ztunnel.authorities import Authorities, Federated
 from ztunnel.channel import SetCertificate
 from ztunnel.crl_file import read_lists
 from ztunnel.key_engine import read_keys_fast
@@ -427,6 +427,7 @@ def test_a_library_without_one_of_the_calls_is_left_alone(monkeypatch: pytest.Mo
 
 
 PARTNER = Authority("partner root")
+ROOT = ssl.PEM_cert_to_DER_cert(AUTHORITY.pem.decode())
 PARTNERS: Federated = (("partner.net", PARTNER.pem),)
 THEIRS = Identity("partner.net", CLIENT.namespace, CLIENT.service_account)
 
@@ -455,6 +456,20 @@ def test_a_federated_root_is_none_any_more_once_it_is_gone(mesh: Mesh) -> None:
     assert "untrusted issuer" in mesh.refuses(peer, federated=(("partner.net", b""),))
     assert "may not speak for" in mesh.refuses(AUTHORITY.certificate_for(THEIRS), federated=(("partner.net", b""),))
     assert "may not speak for" in mesh.refuses(peer, federated=(("other.net", PARTNER.pem),))
+
+
+def test_whom_a_root_let_in_is_believed_while_that_one_counts_for_the_same() -> None:
+    now = Authorities(AUTHORITY.pem, PARTNERS)
+    leaf = [b"any leaf"]
+    theirs, ours = [*leaf, ssl.PEM_cert_to_DER_cert(PARTNER.pem.decode())], [*leaf, ROOT]
+    assert now.still_believed(str(THEIRS), theirs) and now.still_believed(str(CLIENT), ours)
+    assert not now.still_believed(str(CLIENT), theirs) and not now.still_believed(str(THEIRS), ours)
+    assert not now.still_believed(str(CLIENT), [])
+    renewed = Authority("test root")
+    for ended in (Authorities(AUTHORITY.pem), Authorities(AUTHORITY.pem, (("partner.net", b""),)), Authorities(renewed.pem)):
+        assert not ended.still_believed(str(THEIRS), theirs)
+    assert not Authorities(renewed.pem, PARTNERS).still_believed(str(CLIENT), ours)
+    assert Authorities(renewed.pem + AUTHORITY.pem).still_believed(str(CLIENT), ours)
 
 
 def test_of_what_two_domains_signed_the_root_counts_in_which_a_chain_ends(mesh: Mesh) -> None:
