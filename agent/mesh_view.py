@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from agent.agent_events import AgentEvents
 from agent.pod import PodRequest
 from mesh.delta import Resource
+from mesh.domains import TRUST_DOMAIN
 from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.matching import Connection
@@ -22,7 +23,6 @@ from wire.mesh_cache import MeshCache
 from wire.xds import Update
 
 TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
-_USUAL_DOMAIN = "cluster.local"
 _LARGE = 1024
 """Resources of an update from which on the collector rests."""
 
@@ -88,7 +88,7 @@ class MeshView:
         if found is not None:
             return found.identity
         any_other = next(iter(self.inventory.workloads()), None)
-        domain = any_other.trust_domain if any_other is not None else _USUAL_DOMAIN
+        domain = any_other.trust_domain if any_other is not None else TRUST_DOMAIN
         return Identity(domain, pod.namespace, pod.service_account)
 
     def evaluate_plain(self, workload: Workload, source: Address, destination: Address, port: int) -> Verdict:

@@ -9,6 +9,7 @@ from pathlib import Path
 from control.authority import MAX_LIFETIME_S
 from control.entry_addresses import ENTRY_RANGES
 from control.service_accounts import ACCOUNT, ISSUER
+from mesh.domains import TRUST_DOMAIN
 from mesh.identity import read_aliases
 from mesh.workload import Network
 from wire.places import Places
@@ -92,7 +93,7 @@ def _parser(manifests: Path) -> argparse.ArgumentParser:
         action="append",
         help=f"range of service addresses, one per IP version (default {' and '.join(SERVICE_RANGES)})",
     )
-    parser.add_argument("--trust-domain", type=_trust_domain, default="cluster.local", help="of the identities (cluster.local)")
+    parser.add_argument("--trust-domain", type=_trust_domain, default=TRUST_DOMAIN, help=f"of the identities ({TRUST_DOMAIN})")
     parser.add_argument(
         "--trust-domain-alias",
         type=_trust_domain,

@@ -10,7 +10,6 @@ from ipaddress import ip_network
 
 from control.entry_addresses import vip_name
 from control.services import (
-    DNS_DOMAIN,
     AnyService,
     ingress_wish,
     keys_of,
@@ -22,6 +21,7 @@ from control.services import (
 from control.topology import Topology
 from control.workloads import MeshNames, endpoint_workload, waypoint_of_workload
 from mesh.authorization import Listed
+from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import Endpoint, EndpointSlice, Namespace, Object, Problem, ServiceEntry
 from mesh.manifests import Service as ServiceObject
 from mesh.workload import Address, BalancingMode, Network, NetworkAddress, NetworkMode, Service, Workload
@@ -57,7 +57,7 @@ def entry_services(
             preferences=preferences,
             mode=BalancingMode.PASSTHROUGH if passes else BalancingMode.FAILOVER if preferences else BalancingMode.UNSPECIFIED,
             allow_unhealthy=passes,
-            canonical=shared[host] == 1 and not host.endswith(f".svc.{DNS_DOMAIN}"),
+            canonical=shared[host] == 1 and not host.endswith(f".svc.{CLUSTER_DOMAIN}"),
             namespace_only=entry.is_private,
             shown_to=() if entry.is_private else entry.shown_to,
             app_protocols=protocols_of(entry),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from control.topology import Topology
 from control.vips import Claim
 from mesh import workload as nouns
+from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import (
     WAYPOINT_PORT,
     Endpoint,
@@ -31,7 +32,6 @@ from mesh.workload import (
 )
 
 AnyService = Service | ServiceEntry
-DNS_DOMAIN = "cluster.local"
 _VERSIONS = {"IPv4": 4, "IPv6": 6}
 _FAMILIES: dict[tuple[int, ...], IPFamilies] = {(4,): IPFamilies.IPV4_ONLY, (6,): IPFamilies.IPV6_ONLY}
 _DISTRIBUTION = "networking.istio.io/traffic-distribution"
@@ -58,7 +58,7 @@ _PROTOCOLS = {
 
 def hostname_of(namespace: str, name: str) -> str:
     """The name by which clients know a service."""
-    return f"{name}.{namespace}.svc.{DNS_DOMAIN}"
+    return f"{name}.{namespace}.svc.{CLUSTER_DOMAIN}"
 
 
 def keys_of(service: AnyService) -> tuple[str, ...]:

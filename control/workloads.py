@@ -8,6 +8,7 @@ from control.reports import PodReport
 from control.services import AnyService, served_by_endpoint, served_by_pod, waypoint_named
 from control.topology import NetworkGateway, Topology
 from mesh.authorization import Listed
+from mesh.domains import TRUST_DOMAIN
 from mesh.manifests import USE_WAYPOINT, Endpoint, Metadata, Namespace, Node, Pod, WorkloadEntry, waypoint_wish
 from mesh.workload import GatewayAddress, Locality, NetworkMode, TunnelProtocol, Workload
 
@@ -25,7 +26,7 @@ class MeshNames:
     """What this mesh is called."""
 
     cluster: str = "Kubernetes"
-    trust_domain: str = "cluster.local"
+    trust_domain: str = TRUST_DOMAIN
     root_namespace: str = "istio-system"
     trust_domain_aliases: frozenset[str] = frozenset()
     waypoint_policies: bool = False

@@ -32,10 +32,10 @@ from lab.service_rules import rules
 from lab.supervision import Program
 from lab.syscalls import become_subreaper
 from lab.wish import PodWish
+from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import Node, Object, from_dict
 
 _log = logging.getLogger(__name__)
-DOMAIN = "cluster.local"
 _RETRY_S = 1.0
 _DEBOUNCE_S = 0.02
 _LOG_CHECK_S = 5.0
@@ -159,7 +159,7 @@ class Daemon:
         self._dirty.set()
 
     async def _reconcile(self, objects: Sequence[Object]) -> None:
-        wanted = desired(objects, self.ledger, self.mesh, lambda: str(uuid.uuid4()), DOMAIN)
+        wanted = desired(objects, self.ledger, self.mesh, lambda: str(uuid.uuid4()), CLUSTER_DOMAIN)
         await asyncio.to_thread(save, self.ledger, self.layout.ledger)
         if self._reconciled is None:
             for node, uid in await asyncio.to_thread(orphans.remove, self.layout, wanted):
@@ -308,7 +308,7 @@ class Daemon:
         ]
 
     def _names(self, namespace: str, endpoints: Sequence[Endpoint]) -> str:
-        return service_lines(namespace, self.wanted.services, endpoints, DOMAIN)
+        return service_lines(namespace, self.wanted.services, endpoints, CLUSTER_DOMAIN)
 
     def _refresh_names(self, endpoints: Sequence[Endpoint]) -> None:
         texts = {run.wish.pod.namespace: "" for run, _ in self._pods.values()}

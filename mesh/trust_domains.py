@@ -7,9 +7,8 @@ that is called.
 
 from dataclasses import dataclass, replace
 
+from mesh.domains import TRUST_DOMAIN
 from mesh.policy import Match, Policy, StringMatch
-
-_PSEUDO = "cluster.local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class TrustDomains:
 
     def expand(self, policy: Policy) -> Policy:
         """The policy as it is meant: each principal in every domain. The very same where that changes nothing."""
-        if not self.aliases and self.own == _PSEUDO:
+        if not self.aliases and self.own == TRUST_DOMAIN:
             return policy
         rules = tuple(tuple(tuple(map(self._match, clause)) for clause in rule) for rule in policy.rules)
         return policy if rules == policy.rules else replace(policy, rules=rules)
@@ -45,11 +44,11 @@ class TrustDomains:
             return []  # any domain already
         if match.kind == "suffix":
             # What ends like one of our domains means whole principals: a suffix of an alias must not reach beyond it.
-            meant = slash and any(one.endswith(domain) for one in (*ours, _PSEUDO))
+            meant = slash and any(one.endswith(domain) for one in (*ours, TRUST_DOMAIN))
             return [StringMatch("exact", f"{one}/{rest}") for one in ours if meant and not one.endswith(domain)]
         if not slash:
-            meant = match.kind == "prefix" and any(one.startswith(domain) for one in (*ours, _PSEUDO))
+            meant = match.kind == "prefix" and any(one.startswith(domain) for one in (*ours, TRUST_DOMAIN))
             return [StringMatch("prefix", f"{one}/") for one in ours if meant and not one.startswith(domain)]
-        if domain not in ours and domain != _PSEUDO:
+        if domain not in ours and domain != TRUST_DOMAIN:
             return []
         return [StringMatch(match.kind, f"{one}/{rest}") for one in ours if one != domain]

@@ -8,6 +8,7 @@ from enum import Enum, IntEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from mesh.domains import TRUST_DOMAIN
 from mesh.identity import Identity
 from mesh.value import value
 
@@ -145,7 +146,7 @@ class Workload:
     addresses: tuple[Address, ...] = ()
     network: str = ""
     protocol: TunnelProtocol = TunnelProtocol.NONE
-    trust_domain: str = "cluster.local"
+    trust_domain: str = TRUST_DOMAIN
     service_account: str = "default"
     waypoint: GatewayAddress | None = None
     network_gateway: GatewayAddress | None = None

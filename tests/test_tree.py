@@ -91,6 +91,16 @@ def test_a_proxy_listens_before_it_imports_the_rest() -> None:
     assert not rest & set(run.stdout.split())
 
 
+def test_what_a_cluster_and_its_mesh_are_called_by_default_is_said_once() -> None:
+    """Elsewhere it would be a name that stays when the mesh has another one."""
+    saying = {
+        path
+        for path in sources()
+        if any(isinstance(one, ast.Constant) and one.value == "cluster.local" for one in ast.walk(ast.parse(path.read_text())))
+    }
+    assert {path.relative_to(ROOT) for path in saying} == {Path("mesh/domains.py"), Path("bench/scale.py")}
+
+
 def test_files_are_one_noun() -> None:
     for path in IMPORTED:
         assert path.stem not in VAGUE_NAMES, f"{path.relative_to(ROOT)}: name the noun it holds"

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from mesh.domains import CLUSTER_DOMAIN
 from mesh.identity import Identity
 from ztunnel.limits import NODE, POD, Limits, Usage
 from ztunnel.tuning import Tuning
@@ -68,7 +69,7 @@ class Configure(NamedTuple):
     """Names the nameservers; read again when it changes."""
     tls12: bool = False
     """Speak TLS 1.2 too."""
-    cluster_domain: str = "cluster.local"
+    cluster_domain: str = CLUSTER_DOMAIN
     preferred_service_namespace: str = ""
     ipv6: bool = True
     node_limits: Limits = NODE

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mesh.domains import CLUSTER_DOMAIN, TRUST_DOMAIN
 from mesh.identity import read_aliases
 from wire.followed_file import FollowedFile
 from wire.grpc_tls import Endpoint
@@ -59,7 +60,7 @@ class Config:
     """Where that is told."""
     cluster_id: str = "Kubernetes"
     network: str = ""
-    trust_domain: str = "cluster.local"
+    trust_domain: str = TRUST_DOMAIN
     trust_domain_aliases: frozenset[str] = frozenset()
     pod_name: str = "ztunnel"
     pod_namespace: str = "istio-system"
@@ -107,7 +108,7 @@ class Config:
     """0 in these three: not served."""
     dns_places: tuple[tuple[str, int], ...] = ()
     """Where each pod finds its DNS, on its own loopback; empty: nowhere."""
-    cluster_domain: str = "cluster.local"
+    cluster_domain: str = CLUSTER_DOMAIN
     preferred_service_namespace: str = ""
     ipv6: bool = True
     resolv_conf: str = "/etc/resolv.conf"
@@ -171,7 +172,7 @@ def _mesh(environment: Mapping[str, str], places: NodePlaces) -> _Part:
         "local_mesh_file": told_by,
         "cluster_id": cluster_id,
         "network": environment.get("NETWORK", ""),
-        "trust_domain": trust_domain("TRUST_DOMAIN", environment, "cluster.local"),
+        "trust_domain": trust_domain("TRUST_DOMAIN", environment, TRUST_DOMAIN),
         "trust_domain_aliases": _aliases(environment),
         "node_metadata": node_metadata(environment),
     }
@@ -221,7 +222,7 @@ def _names(environment: Mapping[str, str]) -> _Part:
     return {
         "ipv6": ipv6,
         "dns_places": dns_places(node_metadata(environment), ipv6),
-        "cluster_domain": domain("CLUSTER_DOMAIN", environment, "cluster.local"),
+        "cluster_domain": domain("CLUSTER_DOMAIN", environment, CLUSTER_DOMAIN),
         "preferred_service_namespace": environment.get("PREFERED_SERVICE_NAMESPACE", ""),
         "resolv_conf": environment.get("WEFT_RESOLV_CONF") or "/etc/resolv.conf",
     }

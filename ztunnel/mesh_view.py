@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from mesh.delta import Resource
+from mesh.domains import TRUST_DOMAIN
 from mesh.inventory import Inventory
 from mesh.policy import Policy
 from mesh.policy_store import PolicyStore
@@ -35,7 +36,7 @@ class MeshView:
         self,
         cache: MeshCache,
         on_change: Callable[[UpdateInventory | UpdatePolicies], None],
-        domains: TrustDomains = TrustDomains("cluster.local"),  # noqa: B008  a value
+        domains: TrustDomains = TrustDomains(TRUST_DOMAIN),  # noqa: B008  a value
     ) -> None:
         """`on_change` hears of every change, after it was taken in here."""
         self.inventory = Inventory()

@@ -7,6 +7,7 @@ headless and has a pod of that name. Names are lower case, without the last dot.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mesh.domains import CLUSTER_DOMAIN
 from mesh.inventory import Inventory
 from mesh.workload import Address, IPFamilies, Service, Workload
 
@@ -14,7 +15,7 @@ from mesh.workload import Address, IPFamilies, Service, Workload
 class Zone(NamedTuple):
     """What all names of this proxy are looked up with."""
 
-    domain: str = "cluster.local"
+    domain: str = CLUSTER_DOMAIN
     preferred_namespace: str = ""
     """Whose services win where neither the client's namespace nor a canonical one has the name."""
     ipv6: bool = True

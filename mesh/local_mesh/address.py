@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from mesh.domains import TRUST_DOMAIN
 from mesh.local_mesh.values import finish, gateway, network_address, network_of, parsed, pick, ports
 from mesh.manifests.cursor import Cursor
 from mesh.workload import (
@@ -39,7 +40,7 @@ def read_workload(cursor: Cursor) -> Workload:
         addresses=parsed(cursor, "workloadIps", ip_address),
         network=cursor.text("network"),
         protocol=pick(cursor, "protocol", _PROTOCOLS, "TCP"),
-        trust_domain=cursor.text("trustDomain", "cluster.local"),
+        trust_domain=cursor.text("trustDomain", TRUST_DOMAIN),
         service_account=cursor.text("serviceAccount", "default"),
         waypoint=gateway(cursor.child("waypoint")),
         network_gateway=gateway(cursor.child("networkGateway")),

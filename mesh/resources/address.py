@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.struct_pb2 import ListValue, Value
 
+from mesh.domains import TRUST_DOMAIN
 from mesh.proto import extension_pb2 as extension
 from mesh.proto import workload_pb2 as wire
 from mesh.resources.field import PORT_BITS, parse, pick, read_address, shared_strings
@@ -38,7 +39,6 @@ SESSION_AFFINITY = "weft.session-affinity"
 SHOWN_TO = "weft.shown-to"
 """Name of the extension that lists the namespaces which see a service, as a ListValue. Who does not know it shows it to all."""
 
-_DEFAULT_TRUST_DOMAIN = "cluster.local"
 _WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
 _NETWORK_MODES = (NetworkMode.STANDARD, NetworkMode.HOST_NETWORK)
 _COMMONS, _COMMON_BYTES = 512, 2048
@@ -185,7 +185,7 @@ def _common(value: bytes) -> Workload:
         namespace=intern(message.namespace),
         network=intern(message.network),
         protocol=_protocol(message.tunnel_protocol),
-        trust_domain=intern(message.trust_domain or _DEFAULT_TRUST_DOMAIN),
+        trust_domain=intern(message.trust_domain or TRUST_DOMAIN),
         service_account=intern(message.service_account or "default"),
         waypoint=_optional_gateway(message, "waypoint"),
         network_gateway=_optional_gateway(message, "network_gateway"),
@@ -268,7 +268,7 @@ def _put_ports(messages: Any, ports: dict[int, int], protocols: Mapping[int, App
 
 def _put_optional(message: Any, workload: Workload) -> None:
     """Fill in what most workloads do not have."""
-    if workload.trust_domain != _DEFAULT_TRUST_DOMAIN:
+    if workload.trust_domain != TRUST_DOMAIN:
         message.trust_domain = workload.trust_domain
     if workload.waypoint:
         _put_gateway(message.waypoint, workload.waypoint)
