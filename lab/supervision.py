@@ -67,6 +67,7 @@ class Program:
         self._process: Process | None = None
         self._successor: Process | None = None
         self._replacing = False
+        self._replaced = asyncio.Event()
         self._drains: set[asyncio.Future[None]] = set()
         self._stopping = asyncio.Event()
         self._restarts = 0
@@ -89,7 +90,7 @@ class Program:
                 assert self._process is not None
                 self._reason = ""
                 process = self._process
-                code = await process.wait()
+                code = await self._end_of(process)
                 if self._process is not process:
                     continue  # its successor runs
                 self._reason = f"ended with code {code}" if code is not None else "ended"
@@ -108,6 +109,17 @@ class Program:
             except TimeoutError:
                 pass
         self._record.unlink(missing_ok=True)
+
+    async def _end_of(self, process: Process) -> int | None:
+        """Its exit code; anything, once a successor is in its place: that one's end counts then, while this one drains."""
+        self._replaced.clear()
+        ended, replaced = asyncio.ensure_future(process.wait()), asyncio.ensure_future(self._replaced.wait())
+        try:
+            await asyncio.wait((ended, replaced), return_when=asyncio.FIRST_COMPLETED)
+            return ended.result() if ended.done() else None
+        finally:
+            ended.cancel()
+            replaced.cancel()
 
     async def _start(self) -> None:
         launch = self._launch()
@@ -150,6 +162,7 @@ class Program:
             await self._await_ready(fresh, unready)
             keep_record(fresh.record, self._record)
             self._process = fresh
+            self._replaced.set()
         except BaseException:
             fresh.signal(signal.SIGKILL)
             raise
