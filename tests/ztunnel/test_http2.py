@@ -801,6 +801,44 @@ def test_a_server_has_no_streams_of_its_own(offence: bytes) -> None:
         client.hears(offence)
 
 
+@pytest.mark.parametrize("late", [frames.rst_stream(1, 0), window_update(1, 1), frame(DATA, 0, 1, b"xx")])
+def test_a_stream_that_is_over_is_not_idle_the_next_one_is(late: bytes) -> None:
+    client, server = pair()
+    mine, _ = open_stream(client, server)
+    client.http.reset(mine, Code.CANCEL)
+    client.hears(late)
+    with pytest.raises(ProtocolError, match=r"PROTOCOL_ERROR: .* on idle stream 3"):
+        client.hears(late[:5] + bytes((0, 0, 0, 3)) + late[9:])
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        (frames.settings([(3, 1)] * 64), frames.settings([(3, 1)] * 65)),
+        (frame(GOAWAY, 0, 0, bytes(16 << 10)), frame(GOAWAY, 0, 0, bytes((16 << 10) + 1))),
+        (frame(0xBB, 0, 0, bytes(255 << 12)), frame(0xBB, 0, 0, bytes(256 << 12))),
+        (frame(0xBB, 0, 0, bytes(31 << 12)) * 8, frame(0xBB, 0, 0, bytes(31 << 12)) * 9),
+    ],
+    ids=["SETTINGS", "GOAWAY", "one unknown frame", "unknown frames"],
+)
+def test_what_is_as_long_as_it_may_be_is_taken_and_nothing_longer(most: bytes, more: bytes) -> None:
+    server = End(True)
+    server.hears(OPENING)
+    server.hears(most)
+    server = End(True)
+    server.hears(OPENING)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM"):
+        server.hears(more)
+
+
+def test_of_a_stream_that_its_peer_has_ended_no_window_is_reopened() -> None:
+    client, server = pair(appetite=0)
+    _, theirs = open_stream(client, server)
+    server.hears(frame(DATA, 0, 1, bytes(1 << 20)) * 3 + frame(DATA, END_STREAM, 1))
+    server.http.delivered(theirs, 3 << 20)
+    assert server.says() == b""
+
+
 def test_a_client_takes_shorter_headers_than_a_server() -> None:
     client, _ = pair()
     client.http.request(Recorder(), REQUEST, b"")

@@ -1,10 +1,11 @@
 """What an inbound request comes to, and for whom the same may be said again without another look."""
 
+import socket
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from ztunnel.baggage import Described, Descriptions
 from ztunnel.gate import Admitted
 from ztunnel.hbone import Authority, ConnectRequest, response_fields
 from ztunnel.inbound import Application, Errand, InboundRequest, application_at, errand_of
+from ztunnel.ledger import DRAINED
 from ztunnel.pod import Pod
 from ztunnel.proxy_header import proxy_header
 
@@ -151,15 +153,17 @@ class Socket:
         self.closed = True
 
 
-@pytest.mark.parametrize(
-    ("takes", "error"),
-    [
-        (1000, ""),
-        (27, "the application's socket took no PROXY header"),
-        (BrokenPipeError(32, "Broken pipe"), "connection failed: Broken pipe (os error 32)"),
-    ],
-)
-def test_a_request_is_accepted_when_its_application_has_the_proxy_header(takes: int | OSError, error: str) -> None:
+class Request(NamedTuple):
+    """One whose stream is there, with all that it looks at."""
+
+    inbound: InboundRequest
+    pod: Any
+    tunnel: Any
+    said: list[object]
+    """To the client, its stream, the pod's account and the record of failures."""
+
+
+def request_for(announced: bool = False) -> Request:
     said: list[object] = []
     pod = pod_of()
     failures = SimpleNamespace(refused=lambda closed, _now: said.append((closed.record.flag, closed.record.error)))
@@ -169,13 +173,26 @@ def test_a_request_is_accepted_when_its_application_has_the_proxy_header(takes: 
     pod.connection_left, pod.request_left = partial(Pod.connection_left, pod), partial(Pod.request_left, pod)
     reject = lambda sid, fields: said.append((sid, fields))  # noqa: E731
     tunnel = cast(Any, Tunnel(peer=ONE, http=SimpleNamespace(reject=reject), loop=SimpleNamespace(dirty={})))
-    told = ("answer", "open", "attach", "drop")
+    told = ("answer", "open", "attach", "drop", "abort")
     stream = SimpleNamespace(
         sid=3, sent=0, received=0, **{name: (lambda *_, name=name, **__: said.append(name)) for name in told}
     )
-    request = InboundRequest(pod, ((CLIENT, 4000), (LOCAL, 15008)), tunnel, errand(pod, announced=True))
+    request = InboundRequest(pod, ((CLIENT, 4000), (LOCAL, 15008)), tunnel, errand(pod, announced=announced))
     request.pump = request._stream = cast(Any, stream)
     pod.node.ledger.open[1] = request
+    return Request(request, pod, tunnel, said)
+
+
+@pytest.mark.parametrize(
+    ("takes", "error"),
+    [
+        (1000, ""),
+        (27, "the application's socket took no PROXY header"),
+        (BrokenPipeError(32, "Broken pipe"), "connection failed: Broken pipe (os error 32)"),
+    ],
+)
+def test_a_request_is_accepted_when_its_application_has_the_proxy_header(takes: int | OSError, error: str) -> None:
+    request, pod, tunnel, said = request_for(announced=True)
     application = Socket(takes)
     request.connected(cast(Any, application))
     if error:
@@ -184,3 +201,31 @@ def test_a_request_is_accepted_when_its_application_has_the_proxy_header(takes: 
     else:
         assert said == ["answer", "open", "attach"] and not application.closed and pod.node.ledger.open
         assert application.sent == proxy_header((CLIENT, 4000), (LOCAL, 80), ONE)
+
+
+def test_an_application_that_wants_no_proxy_header_is_sent_none() -> None:
+    request, _, _, said = request_for()
+    application = Socket(1000)
+    request.connected(cast(Any, application))
+    assert said == ["answer", "open", "attach"] and not application.sent and not application.closed
+
+
+def test_an_application_that_is_there_after_its_pod_left_is_let_go() -> None:
+    request, pod, _, said = request_for(announced=True)
+    pod.closed = True
+    application = Socket(1000)
+    request.connected(cast(Any, application))
+    assert said == ["abort", -1, ("-", DRAINED)] and application.closed and not application.sent
+
+
+def test_a_request_for_which_there_is_no_socket_is_answered_503() -> None:
+    request, pod, tunnel, said = request_for()
+
+    def make_socket(family: int, source: str | None) -> socket.socket:
+        assert (family, source) == (socket.AF_INET, str(CLIENT))
+        raise OSError(24, "Too many open files")
+
+    pod.netns = SimpleNamespace(make_socket=make_socket)
+    request.dial(request._errand.application)
+    failure = ("CONNECT", "cannot make a socket: [Errno 24] Too many open files")
+    assert said == [(3, response_fields(503)), "drop", -1, failure] and tunnel in tunnel.loop.dirty
