@@ -81,15 +81,16 @@ class Enrolment:
         Raises: ValueError for a request that cannot be; EnrolmentFailed when it did not work out yet.
         """
         pod, place = await self.blocking(self.hands.locate, request)
-        if pod.uid in self.strays or pod.uid in self.unreadable:
+        if self._is_left_over(pod.uid):
             try:
-                await self.blocking(self.hands.forget, pod.uid, pod.cookie)  # a former namespace of it
+                async with self._turn(pod.uid):
+                    await self._forget(pod.uid, pod.cookie)  # a former namespace of it
+                    self._take(pod, place)
             except BaseException:
                 place.close()
                 raise
-        self.strays.discard(pod.uid)
-        self.unreadable.pop(pod.uid, None)
-        self._take(pod, place)
+        else:
+            self._take(pod, place)
         await self._converge(request.uid)
         try:
             async with asyncio.timeout(PROXY_WAIT_S):
@@ -105,17 +106,29 @@ class Enrolment:
 
     async def remove(self, uid: str) -> None:
         """Have a pod out of the mesh; one that is not in it is fine. Raises: EnrolmentFailed."""
-        if uid in self.strays or uid in self.unreadable:
-            await self.blocking(self.hands.forget, uid)
-            if self.proxy is not None:
-                await self.proxy.delete(uid)
-            self.strays.discard(uid)
-            self.unreadable.pop(uid, None)
-        pod = self._want(uid, None)
+        if self._is_left_over(uid):
+            async with self._turn(uid):
+                await self._forget(uid)
+                pod = self._want(uid, None)
+        else:
+            pod = self._want(uid, None)
         await self._converge(uid)
         reason = self._failures.get(uid)
         if reason:
             raise EnrolmentFailed(f"pod {pod or uid} is not out of the mesh yet: {reason}")
+
+    def _is_left_over(self, uid: str) -> bool:
+        return uid in self.strays or uid in self.unreadable
+
+    async def _forget(self, uid: str, kept: int = 0) -> None:
+        """Withdraw what is left of a pod without a record, if it is still there, but in the namespace `kept`."""
+        if not self._is_left_over(uid):
+            return
+        await self.blocking(self.hands.forget, uid, kept)
+        if not kept and self.proxy is not None:
+            await self.proxy.delete(uid)
+        self.strays.discard(uid)
+        self.unreadable.pop(uid, None)
 
     async def remove_all(self) -> None:
         """Have every pod out of the mesh. Raises: EnrolmentFailed for the first that did not work out."""
@@ -292,7 +305,7 @@ class Enrolment:
 
     async def _converge(self, uid: str, announce: bool = True) -> None:
         """Do what is to be done for one pod; what fails is remembered, and tried again later."""
-        async with self._locks.setdefault(uid, asyncio.Lock()):
+        async with self._turn(uid):
             failure = ""
             self._without_proxy.discard(uid)
             for step in self._plan(uid):
@@ -307,6 +320,10 @@ class Enrolment:
                     if step.layer != "announce":
                         break  # what follows rests on it
             self._settle(uid, failure)
+
+    def _turn(self, uid: str) -> asyncio.Lock:
+        """For what is done with one pod: one after the other, in the order in which it was asked for."""
+        return self._locks.setdefault(uid, asyncio.Lock())
 
     def _plan(self, uid: str) -> list[Step]:
         desired = {uid: self._desired[uid]} if uid in self._desired else {}

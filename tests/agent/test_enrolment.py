@@ -182,6 +182,37 @@ def test_what_an_earlier_agent_left_without_a_record_stays_captured_and_what_was
     asyncio.run(scenario())
 
 
+def test_a_pod_that_is_enrolled_while_a_stray_of_its_uid_is_withdrawn_is_in_the_mesh_afterwards() -> None:
+    """However long the proxy takes to let go of what is left of that one: what was asked for last counts."""
+
+    async def scenario() -> None:
+        machine = Machine(Found([], [], {}, [stray("uid-1", 3, True)]))
+        enrolment, free, told = adopted(machine), asyncio.Event(), list[str]()
+
+        class Slow(Willing):
+            """A proxy that lets go of a pod when it is let."""
+
+            async def add(self, pod: Announcement) -> None:
+                told.append("add")
+
+            async def delete(self, uid: str) -> None:
+                await free.wait()
+                told.append("delete")
+
+        enrolment.proxy = Slow(machine.done)
+        await enrolment.adopt()
+        removing, adding = (asyncio.create_task(one) for one in (enrolment.remove("uid-1"), enrolment.add(REQUEST)))
+        for _ in range(20):  # each does as much as it can: all of it is done on this one thread
+            await enrolment.blocking(int)
+        free.set()
+        await asyncio.gather(removing, adding)
+        assert told == ["delete", "add"] and not enrolment.strays
+        assert enrolment.is_captured("uid-1") and set(enrolment.pods()) == {"uid-1"}
+        await enrolment.remove("uid-1")
+
+    asyncio.run(scenario())
+
+
 class Watch:
     """A namespace whose addresses the kernel does not tell at first."""
 
