@@ -135,7 +135,7 @@ class Carried:
     def hear(self, size: int) -> bytes:
         """So much of what the application is sent."""
         self.application.setblocking(False)
-        got = b""
+        got = bytearray()
         while len(got) < size:
             self.near.turn(0)
             try:
@@ -145,7 +145,7 @@ class Carried:
             assert piece, "an end before the end"
             got += piece
         self.application.setblocking(True)
-        return got
+        return bytes(got)
 
     def close(self) -> None:
         self.application.close()
