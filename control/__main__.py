@@ -59,6 +59,7 @@ async def serve(ground: Ground) -> None:
         configuration.trust_domain,
         configuration.root_namespace,
         configuration.trust_domain_aliases,
+        configuration.cluster_domain,
         configuration.waypoint_policies,
     )
     tokens = Tokens(ground.store)

@@ -49,7 +49,7 @@ class Cluster:
         """Why the database lacks what is new of a sort, which is in force all the same."""
         self.index = Index(names, ranges)
         self._kept_addresses: Mapping[str, tuple[Address, ...]] = store.addresses()
-        self._examination = Examination(names.root_namespace, ranges, self._kept_addresses)
+        self._examination = Examination(names.root_namespace, ranges, self._kept_addresses, names.cluster_domain)
         self._store = store
         self._tokens = tokens
         self._reports = Reports.of(store.reports())

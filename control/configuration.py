@@ -9,8 +9,9 @@ from pathlib import Path
 from control.authority import MAX_LIFETIME_S
 from control.entry_addresses import ENTRY_RANGES
 from control.service_accounts import ACCOUNT, ISSUER
-from mesh.domains import TRUST_DOMAIN
+from mesh.domains import CLUSTER_DOMAIN, TRUST_DOMAIN
 from mesh.identity import read_aliases
+from mesh.manifests.names import dns_subdomain
 from mesh.workload import Network
 from wire.places import Places
 
@@ -41,6 +42,7 @@ class Configuration:
     service_ranges: tuple[Network, ...]
     trust_domain: str
     trust_domain_aliases: frozenset[str]
+    cluster_domain: str
     root_namespace: str
     waypoint_policies: bool
     cluster: str
@@ -62,6 +64,7 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         service_ranges=tuple(flags.service_cidr or map(ip_network, SERVICE_RANGES)),
         trust_domain=flags.trust_domain,
         trust_domain_aliases=frozenset(flags.trust_domain_alias),
+        cluster_domain=flags.cluster_domain,
         root_namespace=flags.root_namespace,
         waypoint_policies=flags.waypoint_policies,
         cluster=flags.cluster,
@@ -100,6 +103,12 @@ def _parser(manifests: Path) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a further trust domain of this mesh, repeatable: policies that name one mean all, nodes keep their certificates",
+    )
+    parser.add_argument(
+        "--cluster-domain",
+        type=_domain,
+        default=CLUSTER_DOMAIN,
+        help=f"the cluster's in DNS, of services' names; ztunnel's CLUSTER_DOMAIN says the same ({CLUSTER_DOMAIN})",
     )
     parser.add_argument("--root-namespace", default="istio-system", help="whose policies hold everywhere (istio-system)")
     parser.add_argument(
@@ -156,6 +165,15 @@ def _trust_domain(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return domain
+
+
+def _domain(text: str) -> str:
+    name = text.strip(".").lower()
+    try:
+        dns_subdomain(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: write one like {CLUSTER_DOMAIN}") from None
+    return name
 
 
 def _duration(text: str) -> int:

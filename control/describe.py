@@ -43,5 +43,5 @@ def _source_of_workload(index: Index, workload: Workload) -> str:
 def _source_of_service(index: Index, service: Service) -> str:
     """The same for a service: a Service's hostname may be an entry's only where there is no such Service."""
     found = title("Service", service.namespace, service.name)
-    is_its_own = service.hostname == hostname_of(service.namespace, service.name)
+    is_its_own = service.hostname == hostname_of(service.namespace, service.name, index.names.cluster_domain)
     return found if is_its_own and found in index.objects else title("ServiceEntry", service.namespace, service.name)

@@ -21,7 +21,6 @@ from control.services import (
 from control.topology import Topology
 from control.workloads import MeshNames, endpoint_workload, waypoint_of_workload
 from mesh.authorization import Listed
-from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import Endpoint, EndpointSlice, Namespace, Object, Problem, ServiceEntry
 from mesh.manifests import Service as ServiceObject
 from mesh.workload import Address, BalancingMode, Network, NetworkAddress, NetworkMode, Service, Workload
@@ -57,7 +56,7 @@ def entry_services(
             preferences=preferences,
             mode=BalancingMode.PASSTHROUGH if passes else BalancingMode.FAILOVER if preferences else BalancingMode.UNSPECIFIED,
             allow_unhealthy=passes,
-            canonical=shared[host] == 1 and not host.endswith(f".svc.{CLUSTER_DOMAIN}"),
+            canonical=shared[host] == 1 and not host.endswith(f".svc.{topology.domain}"),
             namespace_only=entry.is_private,
             shown_to=() if entry.is_private else entry.shown_to,
             app_protocols=protocols_of(entry),
@@ -105,13 +104,13 @@ def slice_workloads(
                 workload_type="deployment",  # 0 on the wire: not said
                 healthy=endpoint.is_ready,
                 cluster_id=names.cluster,
-                services=dict.fromkeys(keys_of(service), ports),
+                services=dict.fromkeys(keys_of(service, topology.domain), ports),
                 network_mode=NetworkMode.HOST_NETWORK,
             )
 
 
 def served_by_slices(
-    pod: str, slices: Iterable[EndpointSlice], services: Mapping[str, ServiceObject]
+    pod: str, slices: Iterable[EndpointSlice], services: Mapping[str, ServiceObject], domain: str
 ) -> dict[str, dict[int, int]]:
     """By which of its ports a pod serves the services whose slices name it as ready; `services`: of its namespace, by name.
 
@@ -121,7 +120,7 @@ def served_by_slices(
     for one in sorted(slices, key=lambda one: one.title):
         service = services.get(one.service)
         if service is not None and any(endpoint.pod == pod and endpoint.is_ready for endpoint in one.endpoints):
-            for key in keys_of(service):
+            for key in keys_of(service, domain):
                 served[key] = served.get(key, {}) | _slice_ports(one, service)
     return served
 
@@ -131,12 +130,12 @@ def _slice_ports(one: EndpointSlice, service: ServiceObject) -> dict[int, int]:
     return {port.port: numbers[port.name] for port in service.ports if port.protocol == "TCP" and port.name in numbers}
 
 
-def clashes(objects: Iterable[Object]) -> Iterator[Problem]:
+def clashes(objects: Iterable[Object], domain: str) -> Iterator[Problem]:
     """Hosts that somebody else of their namespace has: proxies know a service by its namespace and hostname."""
     owners: dict[str, str] = {}
     services = [one for one in objects if isinstance(one, AnyService)]
     for one in sorted(services, key=lambda one: isinstance(one, ServiceEntry)):
-        for key in keys_of(one):
+        for key in keys_of(one, domain):
             first = owners.setdefault(key, one.title)
             if first != one.title:
                 host = key.partition("/")[2]

@@ -14,6 +14,7 @@ from control.entry_addresses import ENTRY_RANGES, allocate_entries, claimed_addr
 from control.services import AnyService, claim_of, left_out
 from control.vips import Allocation, allocate
 from mesh.authorization import convert
+from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import (
     AuthorizationPolicy,
     Namespace,
@@ -62,6 +63,8 @@ class Examination:
     ranges: Sequence[Network]
     held: Addresses
     """Addresses of services now; set it after each change that was made."""
+    domain: str = CLUSTER_DOMAIN
+    """The cluster's in DNS."""
     _inhabited: _Remembered[frozenset[str]] = field(default_factory=_Remembered)
     _references: _Remembered[list[Problem]] = field(default_factory=_Remembered)
     _allocation: _Remembered[tuple[Allocation, list[Problem]]] = field(default_factory=_Remembered)
@@ -88,7 +91,8 @@ class Examination:
         nowhere = self._nowhere(security, self._inhabited.of(plain, _inhabited))
         placed: list[Object] = [one for one in plain if isinstance(one, Node | ServiceEntry)]
         claimed = self._claimed.of(placed, lambda objects: list(claimed_addresses(objects, self.ranges)))
-        problems = [*references, *collisions, *others, *claimed, *self._clashes.of(services, _clashes), *lost, *nowhere]
+        clashing = self._clashes.of(services, lambda objects: list(clashes(objects, self.domain)))
+        problems = [*references, *collisions, *others, *claimed, *clashing, *lost, *nowhere]
         return Findings(problems, allocation.addresses)
 
     def _nowhere(self, security: Iterable[Object], inhabited: frozenset[str]) -> Iterable[Problem]:
@@ -111,10 +115,6 @@ class Examination:
         policies = [one for one in security if isinstance(one, AuthorizationPolicy)]
         modes = [one for one in security if isinstance(one, PeerAuthentication)]
         return list(convert(policies, modes, self.root_namespace).problems)
-
-
-def _clashes(services: list[Object]) -> list[Problem]:
-    return list(clashes(services))
 
 
 def _inhabited(objects: list[Object]) -> frozenset[str]:

@@ -123,6 +123,7 @@ class Index:
         self.workloads = Table(encode_workload, addresses, workload_aliases, workload_groups)
         self.services = Table(encode_service, addresses, service_aliases)
         self.policies = Table(encode_policy, authorizations)
+        self.topology = Topology(domain=self.names.cluster_domain)
         self._replace_policies()
 
     def take(self) -> dict[str, dict[str, Resource]]:
@@ -205,7 +206,7 @@ class Index:
 
     def _replace_topology(self) -> bool:
         """Find out about networks and gateways; whether anything changed about them."""
-        current = topology(self.objects.values(), self.pods.values(), self.names.root_namespace)
+        current = topology(self.objects.values(), self.pods.values(), self.names.root_namespace, self.names.cluster_domain)
         if current == self.topology:
             return False
         for gone in {one.uid for one in self.topology.gateways} - {one.uid for one in current.gateways}:
@@ -245,7 +246,7 @@ class Index:
     def _is_written(self, namespace: str, key: str) -> bool:
         """Whether a Service has this resource name, as it may since the entry that had it is gone."""
         name = key.partition("/")[2].partition(".")[0]
-        return name in self._services_in.get(namespace, {}) and key == f"{namespace}/{hostname_of(namespace, name)}"
+        return name in self._services_in.get(namespace, {}) and key == self._key(namespace, name)
 
     def _replace_services(
         self, changes: Iterable[_Change], addresses: Addresses, known: set[Key], namespaces: Iterable[str]
@@ -286,8 +287,12 @@ class Index:
             if service is not None:
                 where, owner, several = addresses.get(name, ()), self._owner(namespace), names.get(service.title, ())
                 made = mesh_service(service, where, self.ranges, owner, self.topology, several)
-            self.services.put(f"{namespace}/{hostname_of(namespace, short)}", made)
+            self.services.put(self._key(namespace, short), made)
         return dirty
+
+    def _key(self, namespace: str, name: str) -> str:
+        """A Service's resource name."""
+        return f"{namespace}/{hostname_of(namespace, name, self.names.cluster_domain)}"
 
     def _owner(self, namespace: str) -> Namespace | None:
         found = self.objects.get(f"Namespace {namespace}")
@@ -344,7 +349,8 @@ class Index:
             if pod is not None and report is not None and report.node in self.nodes:
                 services = self._selection.of(pod.namespace, pod.labels)
                 node, owner = self.nodes[report.node], self._owner(pod.namespace)
-                sliced = served_by_slices(pod.name, self._outsiders.naming(key), self._services_in.get(pod.namespace, {}))
+                naming, inside = self._outsiders.naming(key), self._services_in.get(pod.namespace, {})
+                sliced = served_by_slices(pod.name, naming, inside, self.names.cluster_domain)
                 made = mesh_workload(self.names, pod, report, services, self._listed[key], node, owner, self.topology, sliced)
             self.workloads.put(workload_uid(self.names, *key), self._guarded(made))
 

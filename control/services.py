@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from control.topology import Topology
 from control.vips import Claim
 from mesh import workload as nouns
-from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import (
     WAYPOINT_PORT,
     Endpoint,
@@ -56,14 +55,14 @@ _PROTOCOLS = {
 }
 
 
-def hostname_of(namespace: str, name: str) -> str:
-    """The name by which clients know a service."""
-    return f"{name}.{namespace}.svc.{CLUSTER_DOMAIN}"
+def hostname_of(namespace: str, name: str, domain: str) -> str:
+    """The name by which clients know a service of a cluster that has a domain in DNS."""
+    return f"{name}.{namespace}.svc.{domain}"
 
 
-def keys_of(service: AnyService) -> tuple[str, ...]:
+def keys_of(service: AnyService, domain: str) -> tuple[str, ...]:
     """Its resource names: one for each name by which clients know it."""
-    hosts = service.hosts if isinstance(service, ServiceEntry) else (hostname_of(service.namespace, service.name),)
+    hosts = service.hosts if isinstance(service, ServiceEntry) else (hostname_of(service.namespace, service.name, domain),)
     return tuple(f"{service.namespace}/{host}" for host in hosts)
 
 
@@ -107,12 +106,12 @@ def waypoint_of(namespace: str, topology: Topology, *labels: Mapping[str, str]) 
     wish = spoken_wish(namespace, *labels)
     if wish is None or topology.purposes.get(wish, "service") not in ("service", "all"):
         return None
-    return waypoint_named(wish)
+    return waypoint_named(wish, topology.domain)
 
 
-def waypoint_named(wish: tuple[str, str]) -> GatewayAddress:
+def waypoint_named(wish: tuple[str, str], domain: str) -> GatewayAddress:
     """Where a waypoint is, by namespace and name."""
-    return GatewayAddress(NamespacedHostname(wish[0], hostname_of(*wish)), WAYPOINT_PORT)
+    return GatewayAddress(NamespacedHostname(wish[0], hostname_of(*wish, domain)), WAYPOINT_PORT)
 
 
 def shares(
@@ -125,7 +124,7 @@ def shares(
         wish = canary_wish(service, owner)
     except ValueError:
         return ()
-    second = waypoint_named(wish[0]) if wish is not None else first
+    second = waypoint_named(wish[0], topology.domain) if wish is not None else first
     if wish is None or second == first or wish[0] not in topology.waypoints:
         return ()
     return WeightedWaypoint(first, 100 - wish[1]), WeightedWaypoint(second, wish[1])
@@ -145,7 +144,7 @@ def mesh_service(
     """
     labels = owner.labels if owner is not None else {}
     waypoint = waypoint_of(service.namespace, topology, service.labels, labels)
-    own = NamespacedHostname(service.namespace, hostname_of(service.namespace, service.name))
+    own = NamespacedHostname(service.namespace, hostname_of(service.namespace, service.name, topology.domain))
     if waypoint is not None and waypoint.destination == own:
         waypoint = None
     mode, preferences = _balancing(service, owner)
@@ -206,16 +205,16 @@ def _dialled(service: AnyService) -> Iterable[ServicePort]:
     return found.values()
 
 
-def served_by_pod(pod: Pod, services: Iterable[AnyService]) -> dict[str, dict[int, int]]:
+def served_by_pod(pod: Pod, services: Iterable[AnyService], domain: str) -> dict[str, dict[int, int]]:
     """By which of its ports a pod serves each port of services; a named port that the pod lacks is left out."""
 
     def target(_: AnyService, port: ServicePort) -> int | None:
         return port.target if isinstance(port.target, int) else pod.spec.port_named(port.target, port.protocol)
 
-    return _served(services, target)
+    return _served(services, domain, target)
 
 
-def served_by_endpoint(endpoint: Endpoint, services: Iterable[AnyService]) -> dict[str, dict[int, int]]:
+def served_by_endpoint(endpoint: Endpoint, services: Iterable[AnyService], domain: str) -> dict[str, dict[int, int]]:
     """The same for who is no pod: a Service names its target port, a ServiceEntry's own port is looked up by its name."""
 
     def target(service: AnyService, port: ServicePort) -> int | None:
@@ -223,14 +222,14 @@ def served_by_endpoint(endpoint: Endpoint, services: Iterable[AnyService]) -> di
             return endpoint.ports[port.name]
         return port.target if isinstance(port.target, int) else endpoint.ports.get(port.target)
 
-    return _served(services, target)
+    return _served(services, domain, target)
 
 
 def _served(
-    services: Iterable[AnyService], target: Callable[[AnyService, ServicePort], int | None]
+    services: Iterable[AnyService], domain: str, target: Callable[[AnyService, ServicePort], int | None]
 ) -> dict[str, dict[int, int]]:
     served: dict[str, dict[int, int]] = {}
     for service in services:
         ports = {port.port: found for port in _dialled(service) if (found := target(service, port))}
-        served |= dict.fromkeys(keys_of(service), ports)
+        served |= dict.fromkeys(keys_of(service, domain), ports)
     return served

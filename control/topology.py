@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import (
     EAST_WEST,
     NETWORK,
@@ -78,6 +79,8 @@ class Topology:
     """The Services that tunnels can be dialled to."""
     wishes: frozenset[Key] = frozenset()
     """The waypoints that anybody asks for, there or not."""
+    domain: str = CLUSTER_DOMAIN
+    """The cluster's in DNS."""
 
     def network_of(self, pod: Pod, node: str) -> str:
         """Where a pod is: by its own label, its node's, the root namespace's."""
@@ -92,7 +95,7 @@ class Topology:
         return self.tunnels.get((namespace, labels.get(_GATEWAY_NAME, "")))
 
 
-def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str) -> Topology:
+def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str, domain: str) -> Topology:
     """Put together what a whole set of objects says."""
     known, pods = list(objects), list(pods)
     root, nodes = named_networks(known, root_namespace)
@@ -104,7 +107,7 @@ def topology(objects: Iterable[Object], pods: Iterable[Pod], root_namespace: str
     ways = tuple(way for one in gateways for way in _ways(one))
     waypoints = frozenset((one.namespace, one.name) for one in known if is_waypoint(one))
     wishes = frozenset(wish for one in (*known, *pods) for wish in _wishes(one))
-    return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes, waypoints, wishes)
+    return Topology(root, tuple(sorted(networks)), ways, nodes, tunnels, purposes, waypoints, wishes, domain)
 
 
 def _wishes(one: Object) -> Iterator[Key]:

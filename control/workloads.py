@@ -8,7 +8,7 @@ from control.reports import PodReport
 from control.services import AnyService, served_by_endpoint, served_by_pod, waypoint_named
 from control.topology import NetworkGateway, Topology
 from mesh.authorization import Listed
-from mesh.domains import TRUST_DOMAIN
+from mesh.domains import CLUSTER_DOMAIN, TRUST_DOMAIN
 from mesh.manifests import USE_WAYPOINT, Endpoint, Metadata, Namespace, Node, Pod, WorkloadEntry, waypoint_wish
 from mesh.workload import GatewayAddress, Locality, NetworkMode, TunnelProtocol, Workload
 
@@ -29,6 +29,8 @@ class MeshNames:
     trust_domain: str = TRUST_DOMAIN
     root_namespace: str = "istio-system"
     trust_domain_aliases: frozenset[str] = frozenset()
+    cluster_domain: str = CLUSTER_DOMAIN
+    """In DNS."""
     waypoint_policies: bool = False
     """Whether who has a waypoint is to let it in alone (`control.waypoint_policies`)."""
 
@@ -60,7 +62,7 @@ def mesh_workload(
     native = _is_native(labels)
     meshed = native or (report.enrolled and not host_network)
     network = topology.network_of(pod, report.node)
-    served = served_by_pod(pod, services)
+    served = served_by_pod(pod, services, names.cluster_domain)
     served |= {key: dict(ports) for key, ports in sliced.items() if key not in served}
     return Workload(
         uid=workload_uid(names, pod.namespace, pod.name),
@@ -145,7 +147,7 @@ def endpoint_workload(
         native_tunnel=native,
         authorization_policies=policies.keys,
         cluster_id=names.cluster,
-        services=served_by_endpoint(endpoint, services),
+        services=served_by_endpoint(endpoint, services, names.cluster_domain),
         application_tunnel=topology.tunnel_of(metadata.namespace, endpoint.labels),
         locality=endpoint.place,
         capacity=endpoint.weight or 1,
@@ -167,7 +169,7 @@ def waypoint_of_workload(
         wish = waypoint_wish(namespace, owner.labels) if owner is not None else None
         if wish is not None and topology.purposes.get(wish) not in ("workload", "all"):
             return None
-    return waypoint_named(wish) if wish is not None else None
+    return waypoint_named(wish, topology.domain) if wish is not None else None
 
 
 def gateway_workload(names: MeshNames, gateway: NetworkGateway) -> Workload:

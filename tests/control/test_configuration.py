@@ -26,6 +26,10 @@ def test_flags() -> None:
     assert list(map(str, configuration.service_ranges)) == ["10.0.0.0/24"]
     assert list(map(str, configuration.listeners)) == ["10.0.0.1:15012", "[fd00::1]:99", "10.0.0.2:0", "[fd00::2]:15012"]
     assert configuration.workload_ttl_s == 5400
+    assert (configuration.cluster_domain, parse(["--cluster-domain", "K8s.Example."], PLACES).cluster_domain) == (
+        "cluster.local",
+        "k8s.example",
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,6 +47,7 @@ def test_flags() -> None:
         "--workload-ttl h",
         "--trust-domain spiffe://x",
         "--trust-domain-alias a/b",
+        "--cluster-domain a_b",
     ],
 )
 def test_wrong_flags_end_with_a_usage_message(text: str, capsys: pytest.CaptureFixture[str]) -> None:

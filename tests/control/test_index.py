@@ -4,6 +4,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from control import index as index_module
+from control.describe import describe
+from control.examination import Examination
 from control.index import TYPE_URLS, Index
 from control.reports import PodReport
 from control.workloads import MeshNames
@@ -224,6 +226,37 @@ def test_policies_name_every_trust_domain_of_the_mesh() -> None:
     )
     (((match,),),) = made.policies.nouns["demo/a"].rules
     assert [one.value for one in match.principals] == ["cluster.local/ns/demo/sa/web", "old.org/ns/demo/sa/web"]
+
+
+def test_services_are_called_by_the_clusters_own_domain() -> None:
+    names, domain = MeshNames(cluster_domain="k8s.example"), "demo.svc.k8s.example"
+    other = service().replace("name: web, n", "name: other, n").replace("selector: {app: web}, ", "")
+    naming = SLICE.replace("192.0.2.5]", "10.244.1.2], targetRef: {kind: Pod, name: web-0}").replace(
+        "name: web}", "name: other}"
+    )
+    naming = naming.replace("name: slice", "name: naming").replace("service-name: web", "service-name: other")
+    entry = ENTRY.replace("outside.example", f"far.{domain}, near.demo.svc.cluster.local").replace("SPEC", "endpoints: []")
+    written = objects(NODE, pod(label="istio.io/use-waypoint: gate"), service(), other, entry, VM, SLICE, naming)
+    made = Index(names, RANGES)
+    made.replace_reports({one.key: one for one in [report()]}, ())
+    made.replace_objects(written, {})
+    web, other = f"demo/web.{domain}", f"demo/other.{domain}"
+    assert set(made.services.nouns) == {web, other, f"demo/far.{domain}", "demo/near.demo.svc.cluster.local"}
+    assert [key for key, one in made.services.nouns.items() if not one.canonical] == [f"demo/far.{domain}"]
+    assert {one["object"] for one in describe(made, "services")} == {
+        "Service demo/web",
+        "Service demo/other",
+        "ServiceEntry demo/outside",
+    }
+    mine = made.workloads.nouns[UID]
+    assert set(mine.services) == {web, other} and mine.waypoint is not None
+    assert str(mine.waypoint.destination) == f"demo/gate.{domain}"
+    assert [set(one.services) for uid, one in made.workloads.nouns.items() if uid != UID] == [{web}] * 2
+    same = ENTRY.replace("outside.example", f"web.{domain}").replace("outside", "same").replace("SPEC", "endpoints: []")
+    problems = Examination("istio-system", RANGES, {}, names.cluster_domain).examine([*written, *objects(same)]).problems
+    assert [one.reason for one in problems if not one.warning] == [
+        f"web.{domain} is the name of Service demo/web: take it out of one of them"
+    ]
 
 
 def test_runs_on() -> None:
