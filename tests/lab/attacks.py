@@ -124,6 +124,7 @@ def attacks(block: bytes, refused: bytes, unread: bytes, nobody: bytes) -> list[
         for read in (True, False)
     ]
     cut = frozenset({FLOW, None})
+    drained = frozenset({CALM, Code.NO_ERROR})  # of the drain that comes first, where a reset overtook the rest
     oversized = (b"\xff\xff\xff\x00\x00\x00\x00\x00\x01", b"\x11\x00\x00\xbb\x00\x00\x00\x00\x00")
     odd = frame(HEADERS, END_HEADERS, 5, block) + frame(HEADERS, END_HEADERS, 3, block)
     bad_ids = [*(frame(HEADERS, END_HEADERS, sid, block) for sid in (0, 2)), frame(DATA, 0, 9, b"x"), rst_stream(7, 0), odd]
@@ -135,8 +136,8 @@ def attacks(block: bytes, refused: bytes, unread: bytes, nobody: bytes) -> list[
         Attack("CONTINUATION flood", (frame(HEADERS, 0, 1, block) + frame(CONTINUATION, 0, 1, b"") * 4000,)),
         Attack("CONTINUATION bytes", (frame(HEADERS, 0, 1, block) + frame(CONTINUATION, 0, 1, bytes(16000)) * 16,)),
         Attack("stream flood", (_streams(block),)),
-        Attack("refused stream flood", (_streams(refused),)),
-        Attack("stream flood, nobody listens", (_streams(nobody),)),
+        Attack("refused stream flood", (_streams(refused),), drained),
+        Attack("stream flood, nobody listens", (_streams(nobody),), drained),
         Attack("empty DATA flood", [frame(DATA, 0, 1) * 100], begin=start, repeat=100_000),
         Attack("header lists of 64 KiB", (_streams(block + _BOMB[:4005] + b"\xbe" * 15)[: 8 << 20],)),
         Attack("window overflow", (window_update(0, 0x7FFFFFFF) * 2, start + window_update(1, 0x7FFFFFFF)), frozenset({FLOW})),
