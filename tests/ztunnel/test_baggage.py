@@ -82,7 +82,9 @@ def test_what_all_say_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     for number in range(100):
         identity = IDENTITY._replace(service_account=f"sa{number}")
         assert heard.read(identity, b"service.name=x").service == "x"
-        assert sum(len(said) for said in heard._known.values()) <= 10
+        assert sum(len(said) for said in heard._known.values()) == number % 10 + 1
+    first, other = (heard.read(IDENTITY._replace(namespace=name), b"service.name=x") for name in ("first", "other"))
+    assert heard.read(first.identity, b"service.name=x") is first is not other, "what is said after that is remembered again"
 
 
 @given(st.binary(max_size=300))

@@ -209,7 +209,7 @@ def test_how_long_a_worker_may_hang() -> None:
 
 def test_as_many_workers_as_are_asked_for() -> None:
     asked = [read(f"--node n1 --workers {text}").workers for text in ("0", "1", "256", "25%", "26%", "0%")]
-    assert asked == [4, 1, 256, 1, 2, 1]
+    assert asked == [4, 1, 256, 1, 2, 1] and read("--node n1 --workers 100%", 200).workers == 200
     with pytest.raises(ValueError, match=r"--workers '257': not a number of workers: write N up to 256"):
         read("--node n1 --workers 257")
 
@@ -398,6 +398,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ENABLE_ORIG_SRC": "maybe"}, "ENABLE_ORIG_SRC='maybe': write true or false"),
         ("--node n1", {"ENABLE_PROXY": "no"}, "ENABLE_PROXY='no': write true or false"),
         ("--node n1", {"INPOD_ENABLED": "false"}, "INPOD_ENABLED='false': whose connections are served"),
+        ("--node n1", {"INPOD_ENABLED": "false", "PROXY_WORKLOAD_INFO": "a/b/c"}, "set PROXY_MODE=dedicated"),
         (
             "--node n1",
             {"INPOD_ENABLED": "false", "PROXY_MODE": "dedicated"},
@@ -405,6 +406,8 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ),
         ("--node n1", {"ZTUNNEL_CPU_LIMIT": "half"}, "ZTUNNEL_CPU_LIMIT='half': not a quantity of CPU: write one like 2, 1.5"),
         ("--node n1", {"PACKET_MARK": "0"}, "PACKET_MARK='0': not a number from 1 to"),
+        ("--node n1", {"PACKET_MARK": "4294967296"}, "PACKET_MARK='4294967296': not a number from 1 to 4294967295"),
+        ("--node n1", {"WEFT_STREAMS_PER_POD": "0"}, "WEFT_STREAMS_PER_POD='0': not a number from 1 to"),
         ("--node n1", {"LOG_FORMAT": "xml"}, "LOG_FORMAT='xml': write plain or json"),
         ("--node n1", {"CA_PROVIDER": "spire"}, "CA_PROVIDER='spire': SPIRE_ADMIN_SOCKET is not set: name the SPIRE agent's"),
         (

@@ -84,3 +84,17 @@ def test_whatever_comes_in_whatever_pieces_has_one_outcome(data: bytes, most: in
 
 def test_a_reply_has_an_address_that_nobody_can_use() -> None:
     assert Reply.SUCCEEDED.said().hex() == "05000001000000000000"
+
+
+def test_ports_have_two_bytes() -> None:
+    assert hear(GREETING + V4[:-2] + b"\x1f\x90")[0].target == (ip_address("10.0.0.1"), 8080)
+
+
+def test_replies_have_the_rfcs_numbers() -> None:
+    refused = (Reply.FAILED, Reply.HOST_UNREACHABLE, Reply.COMMAND_NOT_SUPPORTED, Reply.ADDRESS_TYPE_NOT_SUPPORTED)
+    assert [reply.said()[1] for reply in refused] == [1, 4, 7, 8]
+
+
+def test_no_more_is_read_at_first_than_a_greeting_without_methods() -> None:
+    talk = Negotiation()
+    assert talk.wanted == 2 and not talk.receive(b"\5\1") and talk.wanted == 1
