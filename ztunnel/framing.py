@@ -21,7 +21,7 @@ from contextlib import suppress
 from ztunnel.channel import MAX_FDS, MAX_FRAME_BYTES
 
 _HEADER = struct.Struct("!IB")
-_RECEIVE_BYTES = 256 << 10  # a socket pair's default buffer holds about 208 KiB: one call empties it
+RECEIVE_BYTES = 256 << 10  # a socket pair's default buffer holds about 208 KiB: one call empties it
 _LOST = -1
 """In the place of a message's descriptors, for which there was no room here."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
@@ -170,7 +170,7 @@ def send(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] = ())
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One recvmsg for `FrameReader.feed`; no bytes mean that the peer closed its end."""
-    data, ancillary, flags, _ = sock.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -87,6 +87,8 @@ class Worker:
                 for message, _ in self._reader.feed(data, fds):
                     self._burst.give_way()
                     self._on_message(self.index, message)  # type: ignore[arg-type]
+                if len(data) < framing.RECEIVE_BYTES:
+                    return  # that was all, as a rule: else there is another wake-up
         except BlockingIOError:
             return
         except (OSError, framing.FrameError) as error:
