@@ -33,6 +33,8 @@ LAST_ACCEPTS = 1024
 """As many as the kernel queues."""
 COURTESY_S = 0.01
 """How long the others leave connections to a pod's home: as long as it takes to accept a hundred that come at once."""
+MOST_COURTESY = 4
+"""So many times as long, where it has taken all of them again and again: who looks costs as much as it takes to accept four."""
 _SETTLED_S = 0.5
 """By then the home of a new pod listens, however late it began."""
 PAUSE_S = 0.1
@@ -75,6 +77,8 @@ class Listener:
         self._draining = False
         self._left = 0
         """How many more of those that were left to the home are taken at most."""
+        self._courtesy = 1
+        """How many times as long the next one is left to the home."""
         self._watch()
 
     def stand_behind(self) -> None:
@@ -124,7 +128,12 @@ class Listener:
     def _leave_to_home(self) -> None:
         loop = self._pod.node.loop
         loop.forget(self._sock.fileno())
-        loop.call_at(loop.now + COURTESY_S, self._come_back)
+        loop.call_at(loop.now + COURTESY_S * self._courtesy, self._look_after)
+
+    def _look_after(self) -> None:
+        """Come back to the line; where the home has left nobody behind, it will be trusted for longer."""
+        self._come_back()
+        self._courtesy = 1 if self._left < self._at_once else min(2 * self._courtesy, MOST_COURTESY)
 
     def _come_back(self) -> None:
         if self._draining:

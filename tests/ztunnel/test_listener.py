@@ -14,7 +14,7 @@ import pytest
 from ztunnel import listener as listener_module
 from ztunnel.headroom import Headroom, make_table
 from ztunnel.ledger import SocketAddress
-from ztunnel.listener import ACCEPTS_BEFORE_CLOCK, ACCEPTS_PER_EVENT, COURTESY_S, Listener
+from ztunnel.listener import ACCEPTS_BEFORE_CLOCK, ACCEPTS_PER_EVENT, COURTESY_S, MOST_COURTESY, Listener
 from ztunnel.loop import Loop
 from ztunnel.pod import Pod
 from ztunnel.tuning import Tuning
@@ -293,6 +293,24 @@ def test_another_worker_takes_who_waits_when_the_home_does_not_come(line: Line) 
         other.turn(1.0)
     assert line.counts == (0, 1)
     assert time.monotonic() - begin >= COURTESY_S
+
+
+def test_a_home_that_took_all_who_were_left_to_it_is_trusted_for_longer(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look costs another worker two wake-ups, in the middle of the home's turn."""
+    line.promise()
+    line.settle()
+    home, other = line.loops[line.home], line.loops[1 - line.home]
+    waits: list[float] = []
+    monkeypatch.setattr(other, "call_at", lambda when, call: (waits.append(round(when - other.now, 6)), calls.append(call)))
+    calls: list[Callable[[], None]] = []
+    for taken_by in (home, home, home, home, None, home):
+        line.come()
+        other.turn(1.0)
+        if taken_by is not None:
+            taken_by.turn(1.0)
+        calls.pop()()
+    assert waits == [COURTESY_S * times for times in (1, 2, 4, MOST_COURTESY, MOST_COURTESY, 1)]
+    assert line.counts == (5, 1)
 
 
 def test_nobody_is_left_to_a_home_that_went_to_the_end_meanwhile(line: Line) -> None:
