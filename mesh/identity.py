@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_ALIASES = 16
@@ -26,17 +27,23 @@ class Identity(NamedTuple):
         """The form that policies compare with: the SPIFFE id without its scheme."""
         return f"{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
-    @classmethod
-    def parse(cls, uri: str) -> "Identity":
+    @staticmethod
+    def parse(uri: str) -> "Identity":
         """Read a SPIFFE id of exactly this shape.
 
         Raises: ValueError for any other URI (other paths, empty parts, foreign characters).
         """
-        parts = uri.removeprefix(_SPIFFE).split("/") if uri.startswith(_SPIFFE) else []
-        if len(parts) != 5 or parts[1] != "ns" or parts[3] != "sa" or not all(map(_PART.fullmatch, parts)):
-            shown = uri if len(uri) <= _SHOWN else uri[:_SHOWN] + "..."
-            raise ValueError(f"not a workload identity: {shown!r}: expected spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/NAME")
-        return cls(parts[0], parts[2], parts[4])
+        return _parse(uri)
+
+
+@lru_cache(4096)
+def _parse(uri: str) -> Identity:
+    """Remembered: a certificate shows the same few in every handshake."""
+    parts = uri.removeprefix(_SPIFFE).split("/") if uri.startswith(_SPIFFE) else []
+    if len(parts) != 5 or parts[1] != "ns" or parts[3] != "sa" or not all(map(_PART.fullmatch, parts)):
+        shown = uri if len(uri) <= _SHOWN else uri[:_SHOWN] + "..."
+        raise ValueError(f"not a workload identity: {shown!r}: expected spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/NAME")
+    return Identity(parts[0], parts[2], parts[4])
 
 
 def first_identity(uris: list[str]) -> Identity | None:

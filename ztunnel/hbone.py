@@ -46,7 +46,8 @@ class Authority(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if isinstance(self.host, IPv6Address) else f"{self.host}:{self.port}"
+        host = str(self.host)  # in braces an address takes twice as long
+        return f"[{host}]:{self.port}" if isinstance(self.host, IPv6Address) else f"{host}:{self.port}"
 
 
 class ConnectRequest(NamedTuple):

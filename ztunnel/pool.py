@@ -239,7 +239,10 @@ class Pool:
         self._ready.setdefault(key, []).append(member)
         member.idle_since = self.node.loop.now
         waiting, member.waiting = list(member.waiting), {}
-        self._tell(waiting, partial(self._serve, key, member.credentials))
+        if len(waiting) == 1:  # mostly; whether it is there still is not worth asking: one stream in vain costs no patience
+            self.request(key, member.credentials, waiting[0])
+        else:
+            self._tell(waiting, partial(self._serve, key, member.credentials))
 
     def _serve(self, key: Key, credentials: Credentials, waiter: Waiter) -> None:
         # Thousands may have gone meanwhile. As streams that are reset they would cost this tunnel, too, its peer's patience.

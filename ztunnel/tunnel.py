@@ -17,7 +17,7 @@ that makes us queue far beyond that (by asking for answers that it does not read
 
 import ssl
 from contextlib import suppress
-from socket import AF_UNIX, IPPROTO_TCP, SHUT_WR, TCP_MAXSEG, TCP_NOTSENT_LOWAT, socket
+from socket import AF_UNIX, IPPROTO_TCP, MSG_PEEK, SHUT_WR, TCP_MAXSEG, TCP_NOTSENT_LOWAT, socket
 
 from mesh.identity import Identity
 from ztunnel import buffers
@@ -341,11 +341,20 @@ class Tunnel(Outflow):
 
         What it still says to a socket that is closed is answered with a reset, and what was on its way to it is lost.
         """
-        if self._sock.family != AF_UNIX:  # else all is at its other end already
+        if self._sock.family != AF_UNIX and not self._peer_has_ended():  # else all is at its other end already
             with suppress(OSError):
                 self._sock.shutdown(SHUT_WR)
                 return
         self.close("-", "")
+
+    def _peer_has_ended(self) -> bool:
+        """Whether nothing more will come. A peer that parts with an idle tunnel closes it behind its GOAWAY."""
+        try:
+            return not self._sock.recv(1, MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     # --- what the connection asks of its owner
 

@@ -83,6 +83,16 @@ def test_who_has_gone_meanwhile_asks_for_no_stream(monkeypatch: pytest.MonkeyPat
     assert [one.told for one in waiters] == [[], ["ready"]] * 10
 
 
+def test_who_waits_alone_is_served_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mostly so, and it is a call to the kernel; the tunnel bears one stream in vain."""
+    alone = Waiting()
+    monkeypatch.setattr(alone, "is_there", lambda: pytest.fail("asked"))
+    pool, making, rota = pool_of([alone])
+    monkeypatch.setattr(Pool, "request", lambda _pool, _key, _credentials, waiter: waiter.tunnel_ready(cast("Any", None)))
+    pool.made(making)
+    assert alone.told == ["ready"] and rota.take() is None
+
+
 def test_nor_does_who_went_while_it_waited_for_a_tunnel_beside_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
     waiters = [Waiting(gone=number % 2 == 0) for number in range(20)]
     pool, making, _ = pool_of(waiters)

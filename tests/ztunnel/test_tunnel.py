@@ -1,6 +1,7 @@
 """What a tunnel leaves behind: nothing, at once. The worker's cyclic collector is off, and OpenSSL holds 45 KiB for each."""
 
 import gc
+import select
 import socket
 import ssl
 import weakref
@@ -29,6 +30,7 @@ from ztunnel.frames import (
     Code,
     ProtocolError,
     frame,
+    goaway,
     payload_in_whole_packets,
 )
 from ztunnel.handshakes import Handshakes
@@ -203,6 +205,29 @@ def test_a_closed_tunnel_is_gone(
         tunnel = None
     loop.turn(0)
     assert gone() is None and http() is None and len(door.errors) == 1 and not len(flight)
+
+
+def test_a_tunnel_whose_peer_parted_with_it_and_closed_is_closed_in_that_turn(credentials: Credentials) -> None:
+    """Idle ones go for new ones: to shut one down first, and to wait for another event, would be in the way of those."""
+    loop, door = Loop(), Host()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        theirs = socket.create_connection(listening.getsockname())
+        mine, _ = listening.accept()
+    mine.setblocking(False)
+    ready = select.poll()
+    ready.register(mine, select.POLLRDHUP)
+    tunnel = Tunnel(loop, mine, end_of(credentials.server, True), True, door, Handshakes(512))
+    door.tunnels[tunnel] = None
+    with theirs:
+        peer = Peer(loop, theirs, credentials)
+        peer.say(CLIENT_OPENING)
+        while not tunnel.http.ready or tunnel.http.out:
+            loop.turn(1.0)
+        peer.say(goaway(0, Code.NO_ERROR))
+        theirs.shutdown(socket.SHUT_WR)
+        assert ready.poll(10_000)
+        loop.turn(0)
+    assert not tunnel.open and door.errors == [""]
 
 
 class Neighbours:
