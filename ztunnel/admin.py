@@ -91,12 +91,8 @@ class Admin:
         return self._local, self._all, self._only_metrics, self._only_ready
 
     async def listen(self, path: Path, admin_port: int, metrics_port: int, readiness_port: int) -> None:
-        """Open all sockets; port 0 leaves one out. OSError when a port is taken."""
+        """Open all sockets, last the one by which others judge us; port 0 leaves one out. OSError when a port is taken."""
         self._where = (path, admin_port, metrics_port, readiness_port)
-        try:
-            await self._local.listen_unix(path)
-        except OSError as error:
-            raise OSError(f"{path}: {error.strerror}: name a folder that can be written (WEFT_RUN_DIR)") from error
         for server, host, port, name in (
             *((self._all, loopback, admin_port, "ADMIN_PORT") for loopback in self._loopbacks),
             (self._only_metrics, self._everywhere, metrics_port, "STATS_PORT"),
@@ -109,6 +105,10 @@ class Admin:
                 reason = os.strerror(error.errno or 0).lower()
                 where = f"port {port} of {host or 'all addresses'}"
                 raise OSError(f"{where}: {reason}: set {name} to another one, or to 0 for none") from error
+        try:
+            await self._local.listen_unix(path)
+        except OSError as error:
+            raise OSError(f"{path}: {error.strerror}: name a folder that can be written (WEFT_RUN_DIR)") from error
 
     async def _release(self) -> None:
         """Leave all to a successor; who is connected is served on."""
@@ -127,7 +127,7 @@ class Admin:
             await server.close()
 
     async def _succeed(self, _: Request) -> Response:
-        return Response(stream=succession.hand_over(self._release, self._take_back))
+        return Response(stream=succession.hand_over(self._release, self._take_back, serves=self._where is not None))
 
     async def _take_back(self) -> None:
         if self._where is not None:

@@ -22,11 +22,12 @@ from wire.http_messages import HttpError
 
 PATH = "/succeed"
 _TIMEOUT_S = 2.0
+_DRAINS = b"released, and draining\n"
 _log = logging.getLogger(__name__)
 
 
 async def succeed(admin_socket: Path, stack: AsyncExitStack) -> bool:
-    """Have the endpoints of a proxy that serves this node already, for as long as `stack` lives; false where there is none.
+    """Have the endpoints of a proxy that is there already, for as long as `stack` lives: whether one takes connections.
 
     One that does not answer, or knows nothing of successors, is left alone: the endpoints are then taken, or are not.
     """
@@ -35,21 +36,24 @@ async def succeed(admin_socket: Path, stack: AsyncExitStack) -> bool:
             status, _, pieces = await stack.enter_async_context(open_stream(admin_socket, "POST", PATH, timeout_s=_TIMEOUT_S))
             if status != 200:
                 return False
-            await anext(pieces)
-    except (OSError, TimeoutError, HttpError, StopAsyncIteration):
+            serves = await anext(pieces) != _DRAINS
+    except TimeoutError:  # its workers may serve all the same
+        _log.warning("a proxy of this node is there and does not answer on %s: continue or kill it", admin_socket)
+        return True
+    except (OSError, HttpError, StopAsyncIteration):
         return False
-    _log.info("taking over from the proxy that serves this node")
-    return True
+    _log.info("taking over from the proxy that %s this node", "serves" if serves else "drains on")
+    return serves
 
 
 async def hand_over(
-    release: Callable[[], Awaitable[None]], take_back: Callable[[], Awaitable[None]]
+    release: Callable[[], Awaitable[None]], take_back: Callable[[], Awaitable[None]], serves: bool
 ) -> AsyncGenerator[bytes, None]:
     """The answer to a successor: lasts as long as it does."""
     try:
         await release()
         _log.info("a successor takes over: it has the admin endpoints")
-        yield b"released\n"
+        yield b"released\n" if serves else _DRAINS
         await asyncio.Event().wait()
     finally:
         await take_back()

@@ -1,6 +1,7 @@
 """Who has a node's admin endpoints when proxies take over from each other."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from mesh.resources import ADDRESS_TYPE
 from wire.http_client import request
 from wire.mesh_cache import MeshCache
+from ztunnel import succession
 from ztunnel.admin import Admin, Proxy
 from ztunnel.front import Front
 from ztunnel.succession import succeed
@@ -34,9 +36,11 @@ class Generation:
         )
         self.admin = Admin(cast("Proxy", proxy))
 
-    async def start(self) -> None:
-        await succeed(self._path, self._predecessor)
+    async def start(self) -> bool:
+        """Whether there is one that takes connections."""
+        serves = await succeed(self._path, self._predecessor)
         await self.admin.listen(self._path, 0, 0, 0)
+        return serves
 
     async def end(self) -> None:
         await self.admin.close()
@@ -53,13 +57,61 @@ def test_a_successor_that_ends_gives_the_endpoints_back(tmp_path: Path, eventual
     async def scenario() -> None:
         path = tmp_path / "admin.sock"
         first, second = (Generation(name, path) for name in ("first", "second"))
-        await first.start()
-        await second.start()
+        assert [await first.start(), await second.start()] == [False, True]
         assert await who_answers(path) == "second" and first.steps == ["aside"] and not second.steps
         await second.end()
         await eventually(lambda: not first.admin._local._connections)
         assert await who_answers(path) == "first" and first.steps == ["aside", "back"]
         await first.end()
+
+    asyncio.run(scenario())
+
+
+def test_who_succeeds_one_that_drains_has_its_endpoints_and_listens_at_once(tmp_path: Path) -> None:
+    """Nobody else takes its pods' connections."""
+
+    async def scenario() -> None:
+        path = tmp_path / "admin.sock"
+        first, second = (Generation(name, path) for name in ("first", "second"))
+        await first.start()
+        first.admin.retire()
+        assert not await second.start()
+        assert await who_answers(path) == "second"
+        for one in (second, first):
+            await one.end()
+
+    asyncio.run(scenario())
+
+
+def test_where_a_proxy_is_there_and_silent_nobody_takes_its_pods_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its workers may serve them: a successor whose ports that one holds would take them along when it ends."""
+    monkeypatch.setattr(succession, "_TIMEOUT_S", 0.05)
+
+    async def scenario() -> bool:
+        path = tmp_path / "admin.sock"
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(path))
+            silent.listen()
+            async with AsyncExitStack() as stack:
+                return await succeed(path, stack)
+
+    assert asyncio.run(scenario())
+    assert "does not answer" in caplog.text and "continue or kill it" in caplog.text
+
+
+def test_a_proxy_whose_port_is_taken_is_never_asked_whether_it_is_ready(tmp_path: Path) -> None:
+    """It would say yes, be given the node, and end."""
+
+    async def scenario() -> None:
+        path = tmp_path / "admin.sock"
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            generation = Generation("only", path)
+            with pytest.raises(OSError, match="set ADMIN_PORT to another one"):
+                await generation.admin.listen(path, taken.getsockname()[1], 0, 0)
+            assert not path.exists()
+            await generation.end()
 
     asyncio.run(scenario())
 
