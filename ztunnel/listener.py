@@ -39,7 +39,14 @@ _SETTLED_S = 0.5
 """By then the home of a new pod listens, however late it began."""
 PAUSE_S = 0.1
 """After the system ran out of something: accepting again at once would only spin."""
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_COMPLAINS_EVERY_S = 30.0
+"""Of that, for all pods of a worker: each tries ten times a second."""
+_EXHAUSTED = {
+    errno.EMFILE: "raise the limit (RLIMIT_NOFILE)",
+    errno.ENFILE: "raise the system's limit (fs.file-max)",
+    errno.ENOBUFS: "free memory",
+    errno.ENOMEM: "free memory",
+}
 _log = logging.getLogger("ztunnel.worker")
 
 Accept = Callable[[Pod, socket.socket, SocketAddress], None]
@@ -215,10 +222,13 @@ class Listener:
             sock.close()
 
     def _survive(self, error: OSError) -> None:
-        if error.errno not in _EXHAUSTED:
+        mend = _EXHAUSTED.get(error.errno or 0)
+        if mend is None:
             raise error
-        _log.warning("cannot accept: %s; trying again in %.1f s", os.strerror(error.errno or 0), PAUSE_S)
-        loop = self._pod.node.loop
+        node, loop = self._pod.node, self._pod.node.loop
+        if loop.now >= node.complains_at:
+            node.complains_at = loop.now + _COMPLAINS_EVERY_S
+            _log.warning("connections wait: cannot accept: %s: %s", os.strerror(error.errno or 0), mend)
         loop.forget(self._sock.fileno())
         loop.call_at(loop.now + PAUSE_S, self._watch)
 

@@ -91,6 +91,8 @@ class Node:
         """Connections that dial who is not of the mesh, or is not known to be."""
         self.last_accepts: dict[object, None] = {}
         """Listeners that drain: of who has come to them some are yet to be taken."""
+        self.complains_at = 0.0
+        """When the log may say again that the system has run out of something."""
         self.retries = 0
         """Connections that were offered to another endpoint."""
         self.lingering = Deadlines(LINGER_S)

@@ -44,7 +44,9 @@ class Place:
         self.clients: list[socket.socket] = []
         own = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.address = own.getsockname()
-        node = SimpleNamespace(loop=Loop(), config=SimpleNamespace(tuning=Tuning()), headroom=None, last_accepts={})
+        node = SimpleNamespace(
+            loop=Loop(), config=SimpleNamespace(tuning=Tuning()), headroom=None, last_accepts={}, complains_at=0.0
+        )
         pod = SimpleNamespace(node=node, uid="pod", has_room=lambda: True)
         self.listener = Listener(cast("Pod", pod), own.detach(), self._take, at_once=8)
         self.sock = Counting(self.listener._sock)
@@ -140,7 +142,8 @@ def test_a_listener_that_finds_nothing_left_twice_goes_on_after_the_pause(
         place.listener.go_on()
     while not place.taken:
         loop.turn(10)
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["connections wait: cannot accept: Too many open files: raise the limit (RLIMIT_NOFILE)"], "once for all"
 
 
 def exhausted() -> None:
@@ -163,7 +166,9 @@ class Line:
         self.listeners: dict[int, Listener] = {}
         for worker in (1 - self.home, self.home):
             config = SimpleNamespace(tuning=Tuning())
-            node = SimpleNamespace(loop=self.loops[worker], config=config, headroom=views[worker], last_accepts={})
+            node = SimpleNamespace(
+                loop=self.loops[worker], config=config, headroom=views[worker], last_accepts={}, complains_at=0.0
+            )
             pod = SimpleNamespace(node=node, uid="pod", has_room=lambda: True)
             take = self._take(self.taken[worker])
             self.listeners[worker] = Listener(cast("Pod", pod), os.dup(own.fileno()), take, has_home=has_home)
