@@ -161,8 +161,9 @@ class Program:
         try:
             await self._await_ready(fresh, unready)
             keep_record(fresh.record, self._record)
-            self._process = fresh
-            self._replaced.set()
+            if self._process is not fresh:  # else the old one has ended, and this one is waited for already
+                self._process = fresh
+                self._replaced.set()
         except BaseException:
             fresh.signal(signal.SIGKILL)
             raise

@@ -83,6 +83,26 @@ def test_a_replacement_that_is_given_up_leaves_no_successor(group: Path, tmp_pat
 
 
 @pytest.mark.kernel
+def test_a_successor_whose_predecessor_dies_before_it_is_ready_is_the_only_one(
+    group: Path, tmp_path: Path, eventually: Any
+) -> None:
+    async def scenario(program: Program) -> None:
+        first = program.state.pid
+
+        async def unready(pid: int) -> str:
+            if program.state.pid == first:
+                os.kill(first, signal.SIGKILL)
+            return "" if program.state.pid == pid and not program.state.reason else "it is not waited for yet"
+
+        _, successor = await program.replace(unready)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert program.state.pid == successor and program.state.restarts == 1
+
+    with_program(group, tmp_path, eventually, scenario)
+
+
+@pytest.mark.kernel
 def test_who_drains_outlives_its_successors_death(group: Path, tmp_path: Path, eventually: Any) -> None:
     """What it carries has nothing to do with that one."""
 
