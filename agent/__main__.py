@@ -14,6 +14,7 @@ from agent.enrolment import EnrolmentFailed
 from agent.node_agent import NodeAgent, lock, open_redirect, remove_pins
 from agent.settings import Settings, parse
 from wire.descriptors import take_all
+from wire.exhaustion import say_when_none_is_left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +44,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 async def _run(settings: Settings) -> None:
     running = asyncio.ensure_future(_uninstall(settings) if settings.uninstall else _serve(settings))
+    say_when_none_is_left()
     endings.listen(lambda _: running.cancel())
     try:
         await running

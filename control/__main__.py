@@ -32,6 +32,7 @@ from control.tokens import Tokens
 from control.trust import Trust
 from control.workloads import MeshNames
 from wire.descriptors import take_all
+from wire.exhaustion import say_when_none_is_left
 from wire.places import Places
 
 _log = logging.getLogger("control")
@@ -52,6 +53,7 @@ class Ground:
 async def serve(ground: Ground) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
+    say_when_none_is_left()
     endings.listen(lambda _: stop.set())
     configuration = ground.configuration
     names = MeshNames(

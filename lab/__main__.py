@@ -12,6 +12,7 @@ from lab.api import Api
 from lab.claim import claim, held
 from lab.daemon import Daemon
 from lab.layout import Layout
+from wire.exhaustion import say_when_none_is_left
 from wire.http_server import HttpServer
 
 _MAX_BODY_BYTES = 64 << 20
@@ -25,6 +26,7 @@ async def serve(layout: Layout, mesh: bool) -> None:
 
     Raises: ValueError for a ledger that is none; RuntimeError, OSError when the kernel refuses the lab's own network.
     """
+    say_when_none_is_left()
     daemon = Daemon(layout, mesh)
     server = HttpServer(Api(daemon).routes(), max_body_bytes=_MAX_BODY_BYTES)
     task = asyncio.create_task(daemon.run())

@@ -18,6 +18,7 @@ import sys
 from functools import partial
 
 from wire.descriptors import take_all
+from wire.exhaustion import say_when_none_is_left
 from ztunnel.config import Config, read_config
 from ztunnel.front import Front
 from ztunnel.log_lines import log_to_stderr
@@ -49,6 +50,7 @@ def main() -> int:
 
 
 async def _run(config: Config) -> int:
+    say_when_none_is_left()
     endings.listen(partial(_end, asyncio.current_task()))
     front = Front(config)
     try:
