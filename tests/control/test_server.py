@@ -412,6 +412,10 @@ def test_reports_are_checked(control: Any) -> None:
     )
     status = control.status()
     assert status.workloads == 1 and [problem.object for problem in status.problems] == ["Pod demo/web-1"]
+    many = [{"name": f"web-{last}", "node": "n1", "addresses": [f"10.244.2.{last}"]} for last in range(1, 24)]
+    code, reason = refusal(*many)
+    assert reason.count("is outside the podCIDRs") == 20 and reason.endswith("; and 3 more"), "a word to a person, not a list"
+    assert len(control.status().problems) == 20
     control.report(WEB_0)
     assert not control.status().problems
 

@@ -126,6 +126,21 @@ def test_a_wrong_file_holds_up_every_change_but_its_own_mending(world: World) ->
     assert not world.source.problems and len(world.cluster.objects) == 2
 
 
+def test_files_that_are_right_each_and_cannot_be_together_change_nothing(world: World) -> None:
+    world.apply(service())
+    objects, revision = dict(world.cluster.objects), world.cluster.revision
+    (world.folder / "mine.yaml").write_text(
+        f"{NODE}\n---\n{service('new').replace('spec: {', 'spec: {clusterIP: 192.0.2.1, ')}"
+    )
+    world.refresh()
+    [problem] = world.source.problems
+    assert (problem.file, problem.document, problem.warning) == ("mine.yaml", 2, False) and "service range" in problem.reason
+    assert (world.cluster.objects, world.cluster.revision) == (objects, revision)
+    (world.folder / "mine.yaml").unlink()
+    world.refresh()
+    assert not world.source.problems
+
+
 def test_a_file_that_cannot_be_read_holds_up_every_change_but_its_own(world: World) -> None:
     world.apply(service())
     (world.folder / "service.demo.web.yaml").write_bytes(b"\xff")
