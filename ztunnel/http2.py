@@ -35,6 +35,7 @@ from ztunnel.intake import WORK_OF_RESET, Intake
 
 PING_INTERVAL_S = 10.0
 PING_TIMEOUT_S = 20.0
+HEARD_LATELY_S = 2.0
 _BYTES_PER_WINDOW_UPDATE = 256
 """A peer that acknowledges every few bytes earns its WINDOW_UPDATEs by what we send it."""
 _CROSSING, _CROSSING_PER_BYTE = 0.1, 0.01 / frames.MIN_MAX_FRAME_BYTES
@@ -393,6 +394,10 @@ class Connection(Intake):
                 self._ping_sent = now
                 self.out += frames.frame(PING, 0, 0, frames.PING_PAYLOAD)
         return True
+
+    def heard_lately(self, now: float) -> bool:
+        """Whether the peer has said anything of late: its address is hardly another's yet."""
+        return now < self.now + HEARD_LATELY_S
 
     def drain(self) -> None:
         """Say that no new streams are wanted, and ask how far the peer had got: the second GOAWAY follows its answer."""

@@ -214,7 +214,7 @@ class Outbound(Tracked):
 
     def _declined(self, stream: TunnelStream, untouched: bool) -> bool:
         """See ztunnel.stream.Declined."""
-        if not untouched and not self._failed():
+        if self.pod.closed or (not untouched and not self._failed()):
             return False
         way = self._another()
         if way is None:

@@ -2,7 +2,7 @@
 
 A tunnel is found by who asks (identity and address) and who must answer (identities and address). One is made at a time for
 each such key; who comes meanwhile waits for it. A tunnel that is full, or has said or heard GOAWAY, is passed over; one that
-nobody uses is given back after five minutes; one whose peer's address went to somebody else, at once.
+nobody uses is given back after five minutes, or when its peer is gone; one whose peer's address is another pod's, at once.
 
 What shares a tunnel with bulk waits behind up to a stream's window of it in the other end's socket: 3 ms at 1 GB/s. So who
 comes while bulk flows gets another tunnel, of two at most to the same peer, as long as one of them is calm or can be made.
@@ -14,7 +14,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from mesh.identity import Identity
-from mesh.workload import Address
+from mesh.workload import Address, Workload
 from ztunnel.allowance import Allowance
 from ztunnel.channel import Flag
 from ztunnel.dial import Dial, text_of
@@ -68,6 +68,7 @@ class _Making:
         self.pool = pool
         self.key = key
         self.credentials = credentials
+        self.peer = _pod(pool.owner_of(key))
         self.waiting: dict[Waiter, None] = {}
         self.dial: Dial | None = None
         self.tunnel: Tunnel | None = None
@@ -294,15 +295,23 @@ class Pool:
             if not tunnel.http.streams and member.idle_since <= since:
                 tunnel.end("")
 
+    def owner_of(self, key: Key) -> Workload | None:
+        """Whose address it is that such a tunnel leads to, as far as is known."""
+        return self.node.inventory.workload_by_address(self.node.config.network, key.address)
+
     def inventory_changed(self) -> None:
         """Part with peers whose address is no longer theirs: nobody there knows of our tunnel, and waiting would be in vain."""
-        inventory, network = self.node.inventory, self.node.config.network
         for key, members in list(self._ready.items()):
-            owner = inventory.workload_by_address(network, key.address)
-            if owner is not None and str(owner.identity) not in key.expected:
-                for member in list(members):
-                    if member.tunnel is not None:
-                        member.tunnel.end(f"{key.address} belongs to {owner.namespace}/{owner.name} now")
+            owner = self.owner_of(key)
+            pod = _pod(owner)
+            for member in list(members):
+                if member.tunnel is None:
+                    continue
+                if owner is None:
+                    if member.peer is not None and not member.tunnel.http.streams:
+                        member.tunnel.end("")
+                elif str(owner.identity) not in key.expected or (member.peer is not None and pod not in (None, member.peer)):
+                    member.tunnel.end(f"{key.address} belongs to {owner.namespace}/{owner.name} now")
 
     def tunnels(self) -> list[Tunnel]:
         """Those that are made."""
@@ -311,3 +320,10 @@ class Pool:
     def members(self) -> list["_Making"]:
         """All of them, those in the making too."""
         return [*self._making.values(), *(one for members in self._ready.values() for one in members)]
+
+
+def _pod(workload: Workload | None) -> tuple[str, str, str] | None:
+    """Which pod that is; None: none. One of the same name on another node is another."""
+    if workload is None or not workload.is_pod:
+        return None
+    return workload.namespace, workload.name, workload.node

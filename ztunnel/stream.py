@@ -10,7 +10,7 @@ CANCEL, and any RST_STREAM but NO_ERROR becomes a RST.
 
 Bytes that an application sends at once may travel behind its request, before the answer, up to EARLY_BYTES of the window that
 is known then: that saves a new connection one round trip between nodes. They go to a peer that has proved its identity, and
-stop there when it refuses.
+stop there when it refuses. One that said nothing lately may be gone: they wait for its answer, and go another way without it.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ _pack = header.pack_into
 
 Declined = Callable[["TunnelStream", bool], bool]
 """Called where the peer does not take a stream, and nothing was delivered: its application is not there (503), or it never
-looked at it (True). Returns True when socket and bytes were taken back with `give_back`, to go another way."""
+looked at it, or is gone (True). Returns True when socket and bytes were taken back with `give_back`, to go another way."""
 
 
 def _nowhere_else(_stream: "TunnelStream", _untouched: bool) -> bool:
@@ -104,7 +104,7 @@ class TunnelStream(Stream):
     def request(self, sock: socket, repeating: Repeating, once: bytes, early: bytes = b"") -> None:
         """Ask the peer for a connection on behalf of `sock`'s application, which has sent `early` already."""
         self._http.request(self, repeating, once)
-        self._held = max(0, self.window - EARLY_BYTES)
+        self._held = max(0, self.window - (EARLY_BYTES if early or self._http.heard_lately(self._loop.now) else 0))
         self.window -= self._held
         self._loop.dirty[self.tunnel] = None
         if early and not self._send_early(early):
@@ -405,8 +405,10 @@ class TunnelStream(Stream):
 
     def connection_lost(self, flag: Flag, error: str) -> None:
         """See ztunnel.flow.Stream."""
-        if not self.closed:
-            self._finish(flag, error or "h2 failed: connection closed")
+        untouched = flag == "-" and self._kept is not None and not self.sent and not self.answered
+        if self.closed or (untouched and self._declined(self, True)):
+            return
+        self._finish(flag, error or "h2 failed: connection closed")
 
     # --- ends
 

@@ -21,6 +21,7 @@ from ztunnel.channel import (
     QueryConnections,
     RemovePod,
     SetCertificate,
+    UpdateInventory,
     WorkerStatus,
 )
 from ztunnel.ledger import SocketAddress
@@ -184,6 +185,53 @@ def test_server_goaway(mesh: World) -> None:
     with mesh.client.connect(mesh.server.address, 8080) as client:
         talk(client)
     assert carriers(mesh, 1) != before
+
+
+def test_an_idle_tunnel_goes_with_its_peer(mesh: World) -> None:
+    """One that carries something stays: its pod may be ending."""
+    own, idle = mesh.server.workload, mesh.client.connect(mesh.server.address6, 8080)
+    with mesh.client.connect(mesh.server.address, 8080) as client:
+        talk(client)
+        talk(idle)
+        idle.close()
+        mesh.client.worker.closed()
+        tunnels(mesh, 2)
+        mesh.client.worker.tell(UpdateInventory([], [own.uid]))
+        tunnels(mesh, 1)
+        talk(client)
+    mesh.client.worker.tell(UpdateInventory([own], []))
+
+
+# A peer is taken for one that may be gone however lately it was heard.
+DOUBTFUL = """
+import sys
+from ztunnel import http2, worker
+http2.HEARD_LATELY_S = 0.0
+worker.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def doubtful() -> Iterator[World]:
+    with pooling("doubtful", idle_s=600.0, program=("-c", DOUBTFUL)) as made, serving(made):
+        yield made
+
+
+def test_a_connection_is_not_lost_in_a_tunnel_whose_peer_is_gone_without_a_word(doubtful: World) -> None:
+    """As when a node loses its power, and the pod comes back elsewhere with the same address."""
+    with doubtful.client.connect(doubtful.server.address, 8080) as client:
+        talk(client)
+    before = carriers(doubtful, 1)
+    doubtful.client.worker.settle()
+    netns = doubtful.server.netns
+    run("ip", "-n", netns, "route", "add", "blackhole", f"{doubtful.client.address}/32")
+    run("ip", "netns", "exec", netns, "ss", "-K", "state", "established", "sport", "=", ":15008")
+    run("ip", "-n", netns, "route", "del", "blackhole", f"{doubtful.client.address}/32")
+    with doubtful.client.connect(doubtful.server.address, 8080) as client:
+        talk(client, b"all that I say")
+    assert carriers(doubtful, 1) != before
+    record = doubtful.client.worker.closed()
+    assert (record.flag, record.error, record.bytes_sent, record.bytes_received) == ("-", "", 14, 14)
 
 
 def test_who_lost_its_certificate_begins_nothing_in_tunnels_from_before(mesh: World) -> None:

@@ -180,3 +180,29 @@ def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods(mesh: Worl
         assert f"{mesh.server.address} belongs to shop/new now" in closed.error
         server.close()
         mesh.client.worker.tell(UpdateInventory([mesh.server.workload], [stranger.uid]))
+
+
+@pytest.mark.parametrize(
+    "differs", [{"uid": "Kubernetes//Pod/shop/new", "name": "new"}, {"node": "elsewhere"}], ids=["name", "node"]
+)
+def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods_with_the_same_identity(
+    mesh: World, differs: dict[str, str]
+) -> None:
+    mesh.client.worker.settle()
+    with mesh.server.listen(8080) as app:
+        app.settimeout(40)
+        client = mesh.client.connect(mesh.server.address, 8080)
+        client.sendall(b"a")
+        server, _ = app.accept()
+        assert server.recv(1) == b"a"
+        own = mesh.server.workload
+        mesh.client.worker.tell(UpdateInventory([replace(own, canonical_revision="v2")], []))
+        client.sendall(b"b")
+        assert server.recv(1) == b"b", "the same pod with another label"
+        other = replace(own, **differs)
+        mesh.client.worker.tell(UpdateInventory([other], [own.uid] if other.uid != own.uid else []))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert f"{mesh.server.address} belongs to shop/{other.name} now" in mesh.client.worker.wait_for(Closed).record.error
+        server.close()
+        mesh.client.worker.tell(UpdateInventory([own], [other.uid] if other.uid != own.uid else []))
