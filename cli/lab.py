@@ -12,11 +12,12 @@ from click.shell_completion import CompletionItem
 
 from cli.failure import Failure, warn
 from cli.group import Group
-from cli.manifests import read_manifests
+from cli.manifests import read_manifests, refuse_nothing
 from cli.nodes import node_option
 from cli.output import NOTHING, output_option, print_json, print_table, printable
 from lab.client import Lab, LabError, ManifestError, problem_line
 from lab.layout import SOURCE_ROOT
+from mesh.manifests import parse
 
 _DEMO = SOURCE_ROOT / "lab" / "demo"
 _MAX_LINE = 1 << 20
@@ -71,6 +72,8 @@ def up(sources: tuple[str, ...], no_mesh: bool, timeout_s: float, output: str) -
     if not sources and not _DEMO.is_dir():
         raise Failure("lab up", f"the demo is not installed: {_DEMO} is missing", "name a file or folder of manifests")
     files = {file.name: file.yaml for file in read_manifests(sources or [str(_DEMO)])}
+    found = parse(files)
+    refuse_nothing([*found, *found.problems])
     with _reported():
         try:
             status = Lab().up(files, not no_mesh, lambda line: click.echo(printable(line), err=True), timeout_s)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import click
@@ -38,6 +38,12 @@ def read_manifests(sources: Iterable[str]) -> list[ManifestFile]:
         except UnicodeDecodeError as error:
             raise Failure(name, f"not UTF-8 at byte {error.start}", "manifests are text") from None
     return files
+
+
+def refuse_nothing(found: Collection[object]) -> None:
+    """Raises: Failure where manifests have neither objects nor mistakes."""
+    if not found:
+        raise Failure("manifests", "no object in them", "each needs apiVersion, kind and metadata")
 
 
 def _named(sources: Iterable[str]) -> Iterable[tuple[str, Path | None]]:
@@ -94,8 +100,7 @@ def _show(response: ApplyResponse, dry_run: bool, output: str) -> None:
         print_json({"changes": changes, "problems": problems, "dryRun": dry_run})
     for problem in response.problems:
         warn(problem_line(problem))
-    if not changes and not response.problems:
-        raise Failure("manifests", "no object in them", "each needs apiVersion, kind and metadata")
+    refuse_nothing([*changes, *response.problems])
     if output == "table":
         for change in changes:
             click.echo(f"{printable(change['object'])} {change['change']}" + (" (dry run)" if dry_run else ""))
