@@ -198,9 +198,9 @@ def _processes(flag: str | None, environment: Mapping[str, str], cores: int) -> 
 
 def _connections(environment: Mapping[str, str]) -> _Part:
     """Whose are served, where, how many, and how."""
-    dedicated = _dedicated(environment)
+    dedicated, info = _dedicated(environment), _workload_info(environment)
     return {
-        "dedicated_to": _workload_info(environment) if dedicated else None,
+        "dedicated_to": info if dedicated else None,
         "impersonates": not dedicated,
         "packet_mark": integer("PACKET_MARK", environment, 0 if dedicated else 0x539, 1, 0xFFFFFFFF),
         "node_limits": _limits("NODE", environment, NODE),

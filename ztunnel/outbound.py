@@ -446,5 +446,5 @@ class Outbound(Tracked):
                 self.pod.node.demands.forget(self)
             sock.close()
         if error and self._attempts > 1 and not self.was_open:
-            error += f" (after {self._attempts - 1} other endpoints failed)"
+            error += f" (at attempt {self._attempts})"
         super().ended(flag, error)

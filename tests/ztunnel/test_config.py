@@ -429,6 +429,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
             {"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop/web"},
             "PROXY_WORKLOAD_INFO='shop/web': write NAMESPACE/NAME/SERVICEACCOUNT",
         ),
+        ("--node n1", {"PROXY_WORKLOAD_INFO": "a/b"}, "PROXY_WORKLOAD_INFO='a/b': write NAMESPACE/NAME/SERVICEACCOUNT"),
         (
             "--node n1",
             {"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "shop//sa"},

@@ -133,7 +133,7 @@ def test_when_nobody_takes_it_the_application_hears_so(mesh: World) -> None:
         client.sendall(b"anybody?")
         client.recv(1)
     record = mesh.client.worker.closed()
-    assert record.flag == "CONNECT" and record.error == "http status: 503 Service Unavailable (after 1 other endpoints failed)"
+    assert record.flag == "CONNECT" and record.error == "http status: 503 Service Unavailable (at attempt 2)"
     forgive(mesh)
 
 
