@@ -167,16 +167,16 @@ class Outflow(ABC):
 
     def send_large(self, data: memoryview) -> None:
         """Write a DATA frame now, behind what is there."""
-        out = self.http.out
-        if out:
-            self._write(out)
+        http, count = self.http, len(data)
+        if http.out:
+            self._write(http.out)
             self._taken_out()
         self._write(data)
-        self.http.bulk_bytes += len(data)
+        self._push()  # before what follows: the other node may work meanwhile
+        http.bulk_bytes += count
         self._sends_small = False
-        if len(data) > BULKY_BYTES:
+        if count > BULKY_BYTES:
             self.loop.bulky = True
-        self._push()
 
     def _push(self) -> None:
         data = self._written()

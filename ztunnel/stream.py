@@ -197,13 +197,12 @@ class TunnelStream(Stream):
         http, tunnel, sock = self._http, self.tunnel, self._sock
         assert sock is not None
         reads = _READS_PER_EVENT
-        while reads:
-            reads -= 1
-            room = self.window
+        while True:
+            room = http.chunk  # the least, as a rule
+            if self.window < room:
+                room = self.window
             if http.window < room:
                 room = http.window
-            if http.chunk < room:
-                room = http.chunk
             if room <= 0 or tunnel.queued > HIGH_WATER:
                 if self.local_closed:
                     self._discard(sock)
@@ -227,12 +226,13 @@ class TunnelStream(Stream):
             self._heard_last = False
             if self._kept is not None:
                 self._keep_sent(count)
-            _pack(_frame, 0, count << 8 | DATA, 0, self.sid)
+            _pack(_frame, 0, count << 8, 0, self.sid)  # DATA is 0
             if count < BULK_FRAME_BYTES:
                 tunnel.send_small(_frame_view[: HEADER_BYTES + count])
                 return
             tunnel.send_large(_frame_view[: HEADER_BYTES + count])
-            if count < _FULL_BYTES and count < room:
+            reads -= 1
+            if not reads or (count < _FULL_BYTES and count < room):
                 return
 
     def _keep_sent(self, count: int) -> None:
@@ -282,8 +282,9 @@ class TunnelStream(Stream):
         count = 0
         self._heard_last = True
         if self._backlog is None:
+            sock = self._sock
             try:
-                count = self._sock.send(data) if self._sock is not None else 0
+                count = sock.send(data) if sock is not None else 0
             except BlockingIOError:
                 pass
             except OSError:

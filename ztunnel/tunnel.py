@@ -112,9 +112,12 @@ class Tunnel(Outflow):
 
     def on_event(self, events: int) -> None:
         """The socket is ready."""
-        if events & OUT:
-            self._send_waiting()
-        if events != OUT and self.open and not self._late:
+        if events != IN:
+            if events & OUT:
+                self._send_waiting()
+            if events == OUT:
+                return
+        if self.open and not self._late:
             if self.loop.crowded and self.loop.is_late():
                 self._leave()
             else:
@@ -132,8 +135,6 @@ class Tunnel(Outflow):
             self._lost("connection closed by the peer")
             return
         self._incoming.write(_cipher[:count])
-        if count > BULKY_BYTES:
-            self.loop.bulky = True
         if not self.established:
             if not self._speaks_http2(_cipher[:count]):
                 return
@@ -142,8 +143,11 @@ class Tunnel(Outflow):
                 return
             self.loop.greetings += 1
         self._use()
-        if count == len(self._room) < _IO_BYTES and self.established and not self._late:
-            self._room = _cipher[: 2 * count]
+        if count >= _RECORD_BYTES:
+            if count > BULKY_BYTES:
+                self.loop.bulky = True
+            if count == len(self._room) < _IO_BYTES and self.established and not self._late:
+                self._room = _cipher[: 2 * count]
 
     def go_on(self) -> None:
         """See ztunnel.rota.Continued."""
@@ -171,18 +175,20 @@ class Tunnel(Outflow):
     def _decrypt(self) -> None:
         if self._rest and not self._use_rest():
             return
-        incoming, receive = self._incoming, self.http.receive
-        filled, records, came = 0, RECORDS_PER_TURN, incoming.pending
-        while records > 0 and incoming.pending:
+        incoming, http = self._incoming, self.http
+        filled, records = 0, RECORDS_PER_TURN
+        came = left = incoming.pending
+        while left and records > 0:
             try:
                 count: int = self._read(_IO_BYTES, _plain[filled:] if filled else _plain)
             except ssl.SSLWantReadError:
                 if not self._goes_on_after_message():
                     break
                 records -= _RECORDS_PER_MESSAGE
+                left = incoming.pending
                 continue
             if not count:
-                if filled and (used := receive(_plain[:filled], self.loop.now)) < filled:
+                if filled and (used := http.receive(_plain[:filled], self.loop.now)) < filled:
                     self._keep(used, filled)  # and learn of the end again behind it
                 else:
                     self._lost("connection closed by the peer")
@@ -190,15 +196,16 @@ class Tunnel(Outflow):
             filled += count
             records -= 1
             if filled > _PARSE_ABOVE:
-                if (used := receive(_plain[:filled], self.loop.now)) < filled:
+                if (used := http.receive(_plain[:filled], self.loop.now)) < filled:
                     self._keep(used, filled)
                     return
                 filled = 0
                 if not self.open:
                     return
+            left = incoming.pending
         if records <= 0:
-            self._leave_records(came - incoming.pending)
-        if filled and (used := receive(_plain[:filled], self.loop.now)) < filled:
+            self._leave_records(came - left)
+        if filled and (used := http.receive(_plain[:filled], self.loop.now)) < filled:
             self._keep(used, filled)
 
     def _leave_records(self, size: int) -> None:

@@ -241,6 +241,36 @@ def test_windows_and_frames_are_of_the_sizes_that_an_operator_sets() -> None:
         server.hears(frame(DATA, 0, 1, bytes(1 << 16)) * 3)
 
 
+@pytest.mark.parametrize("appetite", [1 << 30, 60, 0], ids=["all of it", "a part", "nothing"])
+def test_frames_that_come_together_are_accounted_for_as_those_that_come_in_pieces(appetite: int) -> None:
+    """Enough for windows of both kinds to open again, something else in the middle, and more than one turn's work."""
+    run = [frame(DATA, 0, sid, bytes([sid]) * 100) for sid in (1, 3, 5) for _ in range(50)]
+    data = [*run, frame(PING, 0, 0, b"12345678"), frame(DATA, 0, 3, bytes(9000)), frame(DATA, 0, 1, b"x"), *run[:50]]
+    data.append(frame(DATA, 0, 5, bytes(9000)))
+    heads_apart = [part for one in data for part in (one[: frames.HEADER_BYTES], one[frames.HEADER_BYTES :])]
+    seen = []
+    for pieces in ([b"".join(data)], heads_apart):
+        client, server = pair(appetite, frames.Sizes(stream_window=20_000, connection_window=70_000))
+        for _ in range(3):
+            open_stream(client, server)
+        for piece in pieces:
+            server.hears(piece)
+        http = server.http
+        seen.append(([(one.data, one.receive_window, one.credit) for one in server.streams], http.bulk_bytes))
+        undelivered = sum(20_000 - one.receive_window - one.credit for one in server.streams)
+        assert http._receive_window + http._credit == 70_000 - undelivered
+        assert http._credit <= 35_000 and (http._receive_window > 35_000) == (appetite > 100)
+    assert seen[0] == seen[1]
+
+
+def test_a_window_that_overflows_in_the_middle_of_what_came_does_so_behind_what_fitted() -> None:
+    client, server = pair(0, frames.Sizes(stream_window=1000, connection_window=70_000))
+    _, theirs = open_stream(client, server)
+    with pytest.raises(ProtocolError, match="FLOW_CONTROL_ERROR: stream 1"):
+        server.hears(frame(DATA, 0, 1, b"a" * 600) + frame(DATA, 0, 1, b"b" * 400) + frame(DATA, 0, 1, b"cc"))
+    assert theirs.data == b"a" * 600 + b"b" * 400
+
+
 def test_a_frame_with_padding_is_small_enough_to_be_collected_however_large_others_may_be() -> None:
     client, server = pair(sizes=frames.Sizes(frame=frames.LARGEST_FRAME_BYTES))
     _, theirs = open_stream(client, server)
