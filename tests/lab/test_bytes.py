@@ -145,9 +145,10 @@ def test_what_is_written_by_a_program_that_is_gone_arrives(mesh: Mesh, client: P
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_closed_port_resets_and_says_so(mesh: Mesh, client: Puppet, name: str, version: int) -> None:
-    assert client.fate(mesh.address(name, version), 7999) == "reset", "what is there is known after connect() only"
-    flow = mesh.await_flow("Connection refused", "--to-port", "7999", "--to-pod", f"shop/{name}", "--verdict", "ERROR")
-    assert flow["IP"]["destination"] == mesh.address(name, version)
+    address = mesh.address(name, version)
+    assert client.fate(address, 7999) == "reset", "what is there is known after connect() only"
+    flow = mesh.await_flow("Connection refused", "--to-port", "7999", "--to-ip", address, "--verdict", "ERROR")
+    assert flow["destination"]["pod_name"] == name
 
 
 @pytest.mark.parametrize("version", [4, 6])
