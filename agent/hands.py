@@ -55,6 +55,8 @@ class Hands:
         self._known: dict[str, Record] = {}
         self._steered: set[str] = set()
         """Pods that were in the mesh when this agent started: never out of it for a moment, whatever maps were made anew."""
+        self._unjudged: dict[str, list[Connection]] = {}
+        """Of pods whose inbound program is, or is to be, attached: who came before that and is yet to be remembered."""
 
     # finding
 
@@ -131,12 +133,7 @@ class Hands:
         elif layer == "register":
             self._redirect.enrol(redirect_of(pod, capture=pod.uid in self._steered), netns_fd)
         elif layer == "capture":
-            attached = self._attached(pod)
-            older = self._older_connections(pod, netns_fd) if attached is None else []
-            self._redirect.enrol(redirect_of(pod, capture=True), netns_fd)
-            if attached is False:
-                older = self._past_the_proxy(pod, netns_fd)
-            self._remember_older(pod, netns_fd, older)
+            self._capture(pod, netns_fd)
 
     def remove(self, layer: Layer, pod: Pod, netns_fd: int | None) -> None:
         """Take one layer away; what is gone already is fine, and so is a namespace that is gone."""
@@ -152,6 +149,7 @@ class Hands:
         elif layer == "record":
             self._records.remove(pod.uid)
             self._known.pop(pod.uid, None)
+            self._unjudged.pop(pod.uid, None)
 
     def _let_handshakes_end(self, pod: Pod) -> None:
         """Capture nothing more, and wait until the proxy has what is on its way: withdrawing would cut it off."""
@@ -182,6 +180,19 @@ class Hands:
             self._known[record.pod.uid] = record
 
     # connections older than the enrolment
+
+    def _capture(self, pod: Pod, netns_fd: int) -> None:
+        """Who came without the proxy is looked for until it is remembered: a disk may be full when the program is attached."""
+        attached = self._attached(pod)
+        if attached is None:
+            self._unjudged[pod.uid] = self._older_connections(pod, netns_fd)
+        elif not attached:
+            self._unjudged.setdefault(pod.uid, [])
+        self._redirect.enrol(redirect_of(pod, capture=True), netns_fd)
+        older = self._unjudged.get(pod.uid)
+        if older is not None:
+            self._remember_older(pod, netns_fd, [*older, *self._past_the_proxy(pod, netns_fd)])
+            del self._unjudged[pod.uid]
 
     def _attached(self, pod: Pod) -> bool | None:
         """Whether a captured pod has its inbound program still; None: it is not captured."""

@@ -19,6 +19,7 @@ from agent.pod import Pod, PodRequest
 from agent.records import Record, Records
 from agent.zds_messages import Announcement
 from bpf.redirect import Enrolled, PodRedirect, Redirect
+from bpf.sock_destroy import Connection, State
 from mesh.workload import Address
 
 pytestmark = pytest.mark.unit
@@ -273,3 +274,40 @@ def test_a_pod_whose_record_is_of_no_use_is_withdrawn_from_wherever_the_kernel_h
     assert kernel.withdrawn[1:] == [("uid-2", 4)] and not records.read()[1]
     hands.forget("uid-1")
     assert not kernel.has and records.read() == ([], {}) and hands.record("uid-1") is None
+
+
+def test_who_came_without_the_proxy_is_remembered_once_the_disk_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program is attached by then: that alone would say that nobody is to be looked for."""
+    listener = Connection(ip_address("::"), 8080, ip_address("::"), 0, State.LISTEN, 0, socket.AF_INET6, 1)
+    older, between, carried = (
+        Connection(
+            ip_address("10.0.0.2"), 8080, ip_address("10.0.0.3"), port, State.ESTABLISHED, 0, socket.AF_INET, 2, mark=mark
+        )
+        for port, mark in ((4000, 0), (4001, 0), (4002, 0x539))
+    )
+    living = [older]
+    monkeypatch.setattr("agent.hands.connections", lambda *asked: [listener] if len(asked) == 3 else list(living))
+
+    class Attaching(Kernel):
+        def enrol(self, pod: PodRedirect, _netns_fd: int) -> None:
+            self.has = [Enrolled(pod, True)]
+            living[:] = [older, between, carried]
+
+    def refuse(_record: Record) -> None:
+        raise OSError(28, "No space left on device")
+
+    records, kernel = Records(tmp_path), Attaching()
+    hands = Hands(records, cast(Redirect, kernel))
+    hands.add("record", POD, -1)
+    for meanwhile in (lambda: None, lambda: kernel.has.append(Enrolled(kernel.has.pop().pod, False))):
+        meanwhile()
+        with monkeypatch.context() as full:
+            full.setattr(records, "write", refuse)
+            with pytest.raises(OSError, match="No space left"):
+                hands.add("capture", POD, -1)
+        hands.add("capture", POD, -1)
+        record = hands.record(POD.uid)
+        assert record is not None and {one[3] for one in record.pre_mesh} == {4000, 4001} and record.served == (8080,)
+        hands._remember(replace(record, pre_mesh=(), served=()))
