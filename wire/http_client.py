@@ -4,6 +4,7 @@ Everything is bounded in size and time, as is what wire.http_server serves.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from wire.http_messages import HttpError, Reply, Target, parse_fields
 
 MAX_REPLY_BYTES = 256 << 20
 """A config dump of a large mesh is tens of megabytes."""
+_FULL_PAUSE_S = 0.05
 
 
 async def request(
@@ -71,8 +73,24 @@ async def read_lines(pieces: AsyncIterator[bytes], max_bytes: int = 1 << 20) -> 
 
 async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if isinstance(target, Path):
-        return await asyncio.open_unix_connection(str(target))
+        return await asyncio.open_unix_connection(sock=await _connect_unix(target))
     return await asyncio.open_connection(*target)
+
+
+async def _connect_unix(path: Path) -> socket.socket:
+    """Wait for a place in the queue of who hangs: asyncio takes a full one (EAGAIN) for a connection. Raises: OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        while True:
+            try:
+                sock.connect(str(path))
+            except BlockingIOError:
+                await asyncio.sleep(_FULL_PAUSE_S)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def _read_reply_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:

@@ -83,18 +83,24 @@ def test_who_succeeds_one_that_drains_has_its_endpoints_and_listens_at_once(tmp_
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("asked_before", [0, 1])
 def test_where_a_proxy_is_there_and_silent_nobody_takes_its_pods_connections(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked_before: int
 ) -> None:
-    """Its workers may serve them: a successor whose ports that one holds would take them along when it ends."""
+    """Its workers may serve them: a successor whose ports that one holds would take them along when it ends.
+
+    However many have asked it in vain: those stay in its queue, which is full then.
+    """
     monkeypatch.setattr(succession, "_TIMEOUT_S", 0.05)
 
     async def scenario() -> bool:
         path = tmp_path / "admin.sock"
         with socket.socket(socket.AF_UNIX) as silent:
             silent.bind(str(path))
-            silent.listen()
+            silent.listen(0)
             async with AsyncExitStack() as stack:
+                for _ in range(asked_before):
+                    stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
                 return await succeed(path, stack)
 
     assert asyncio.run(scenario())
