@@ -4,15 +4,21 @@ Nothing here may import what takes time: until `remember` is called, a signal en
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _early: list[int] = []
 
 
+def _heard() -> Iterator[int]:
+    for number in _NUMBERS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup: its terminal is to end without it
+            yield number
+
+
 def remember() -> None:
     """Until somebody listens: see `listen`."""
-    for number in _NUMBERS:
+    for number in _heard():
         signal.signal(number, lambda number, _: _early.append(number))
 
 
@@ -27,7 +33,7 @@ def listen(end: Callable[[int], object]) -> None:
     from asyncio import get_running_loop  # only here: see above
 
     loop = get_running_loop()
-    for number in _NUMBERS:
+    for number in _heard():
         loop.add_signal_handler(number, end, number)
     if _early:
         loop.call_soon(end, _early[0])

@@ -41,3 +41,19 @@ def test_a_signal_is_heard_once_whenever_it_comes(number: signal.Signals, early:
         said += process.stdout.readlines()
     assert process.returncode == 0
     assert said == ["listens\n", f"{'first' if early else 'second'} {int(number)}\n"]
+
+
+def test_who_was_started_to_outlive_its_terminal_does() -> None:
+    pipe = subprocess.PIPE
+    command = ["nohup", sys.executable, "-c", _PROGRAM]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        process.send_signal(signal.SIGHUP)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "listens\n"
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        said = process.stdout.readlines()
+    assert said == [f"second {int(signal.SIGTERM)}\n"]
