@@ -207,7 +207,7 @@ class Listener:
             self._pod.node.last_accepts[self] = None
             self._pod.node.loop.forget(self._sock.fileno())
             self._left = LAST_ACCEPTS
-            self.go_on()
+            self._pod.node.loop.rota.add(self, self)  # not here: one of them that is bad would end whoever has us drain
 
     def _take(self, sock: socket.socket, peer: SocketAddress) -> None:
         sock.setblocking(False)
@@ -235,6 +235,9 @@ class Listener:
     def crashed(self, error: Exception) -> None:
         """See ztunnel.loop.Handler: a listener is never given up for one bad connection."""
         _log.error("listener %d of pod %s: %s", self.port, self._pod.uid, error)
+        if self._draining and self._open:
+            self._left = max(0, self._left - ACCEPTS_PER_EVENT)  # what is broken for good is not asked a thousand times
+            self._pod.node.loop.rota.add(self, self)
 
     def close(self) -> None:
         """Stop; the kernel gives waiting connections to the other workers, or resets them with the last one."""

@@ -129,6 +129,42 @@ def test_a_listener_that_drains_is_bounded_and_not_back_in_line(place: Place, mo
     assert len(place.taken) == 2 * ACCEPTS_BEFORE_CLOCK
 
 
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage().rpartition(": ")[2] for record in caplog.records if record.filename == "listener.py"]
+
+
+def test_a_bad_connection_keeps_a_listener_that_drains_from_no_other(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does it end the worker, with all that is open."""
+    take, bad = place.listener._accept, [3, 5]
+
+    def take_most(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
+        take(pod, sock, peer)
+        if bad and len(place.taken) == bad[0]:
+            raise KeyError(f"connection {bad.pop(0)}")
+
+    place.listener._accept = take_most
+    place.clients += [socket.create_connection(place.address) for _ in range(20)]
+    place.listener.drain()
+    while place.listener._pod.node.last_accepts:
+        place.listener._pod.node.loop.turn(0)
+    assert len(place.taken) == 20 and not place.listener._open
+    assert complaints(caplog) == ["'connection 3'", "'connection 5'"]
+
+
+def test_a_listener_that_cannot_accept_while_it_drains_gives_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENETDOWN, "the network is down")
+
+    monkeypatch.setattr(listener_module, "LAST_ACCEPTS", 3 * ACCEPTS_PER_EVENT)
+    monkeypatch.setattr(place.sock, "_accept", fail)
+    place.listener.drain()
+    while place.listener._pod.node.last_accepts:
+        place.listener._pod.node.loop.turn(0)
+    assert len(complaints(caplog)) == 3 and not place.listener._open
+
+
 def test_a_listener_that_finds_nothing_left_twice_goes_on_after_the_pause(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
