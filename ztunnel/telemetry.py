@@ -185,7 +185,8 @@ class Telemetry:
         level = Level.ERROR if record.error else Level.INFO
         if self.level <= level:
             fields = access_log.closing_fields(parties.facts(record), message.count)
-            self._log(level, "connection complete", fields, time.time_ns())
+            ended_unix_ns = record.opened_unix_ns + record.duration_ns  # we hear of it up to a fifth of a second later
+            self._log(level, "connection complete", fields, ended_unix_ns if record.opened_unix_ns else time.time_ns())
         self._tell_closed(parties, message)
 
     def _count_whole(self, opened: dict[int, _Open], parties: Parties, message: Closed) -> None:

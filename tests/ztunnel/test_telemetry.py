@@ -21,6 +21,7 @@ from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Ope
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.limits import Usage
 from ztunnel.log_levels import Level
+from ztunnel.log_lines import stamp
 from ztunnel.telemetry import LOST_AT_ONCE, Telemetry
 from ztunnel.zds_session import PodInfo
 
@@ -129,6 +130,12 @@ def test_access_log_lines_as_recorded() -> None:
          'src.addr=10.244.1.6:52490 dst.addr=10.244.0.8:15008 direction="inbound" '
          'error="tls handshake error: \\"no certificate\\""'],
     ]  # fmt: skip
+
+
+def test_a_line_has_the_time_of_the_end_and_not_of_when_the_worker_told() -> None:
+    world = World()
+    world.close(replace(OUTBOUND, duration_ns=1_900_000))
+    assert world.lines[0].split("\t")[0] == stamp(OUTBOUND.opened_unix_ns + 1_900_000)
 
 
 def test_an_offender_is_named_in_line_and_metric() -> None:
