@@ -25,6 +25,9 @@ _PER_SECOND, _BURST = 4000.0, 8192.0
 _BATCH = 64
 """Events per piece: about 0.1 ms of work, then others get their turn."""
 
+_UNPROVED = ("TLS_FAILURE", "IDENTITY_ERROR", "CERT_REVOKED")
+"""Flags of who proved no acceptable identity, or one that is revoked."""
+
 Moment = Literal["opened", "refused", "closed"]
 Line = tuple[bytes, bytes]
 """What is this event's own, and what it shares with others; the two make the line."""
@@ -60,7 +63,7 @@ def connection_event(facts: Facts, moment: Moment, node: str, untold: bool = Fal
 def _ending(facts: Facts, moment: Moment) -> Phase:
     if facts.record.flag == "DENY":
         return "denied"
-    if facts.record.flag in ("TLS_FAILURE", "IDENTITY_ERROR"):
+    if facts.record.flag in _UNPROVED:
         return "unauthenticated"
     broke = facts.record.flag != "-" or (moment == "refused" and facts.record.error)
     return "failed" if broke else "closed"
@@ -72,7 +75,7 @@ def early_event(
     """What to tell of a connection that failed before it was one; `local` is the pod's workload, `peer` the other end's."""
     inbound = failure.direction == "inbound"
     source, destination = (peer, local) if inbound else (local, peer)
-    unauthenticated = inbound and failure.flag in ("TLS_FAILURE", "IDENTITY_ERROR")
+    unauthenticated = inbound and failure.flag in _UNPROVED
     return ConnectionEvent(
         time_ns=unix_ns,
         node=node,

@@ -430,10 +430,11 @@ def test_flows_name_what_happened() -> None:
             "pod-uid", "inbound", (ip_address("10.244.1.5"), 1), (ip_address("10.244.0.8"), 15008), "TLS_FAILURE", "expired",
         ))  # fmt: skip
         world.close(replace(OUTBOUND, flag="CONNECT", error="http status: 503 Service Unavailable"), was_open=False)
+        world.close(replace(OUTBOUND, flag="CERT_REVOKED", error="peer certificate revoked"), was_open=False)
 
     flows = [connection_flow(event) for event in events_of(world, act)]
     verdicts = [flow_pb2.Verdict.Name(flow.verdict) for flow in flows]
-    assert verdicts == ["FORWARDED", "DROPPED", "FORWARDED", "DROPPED", "ERROR"]
+    assert verdicts == ["FORWARDED", "DROPPED", "FORWARDED", "DROPPED", "ERROR", "DROPPED"]
     assert (flows[0].l4.TCP.destination_port, flows[0].IP.destination, flows[0].IP.encrypted) == (8080, "10.244.0.8", True)
     assert flows[0].destination_service.name == "web" and flows[0].node_name == "n1"
     assert "istio_converted_static_strict" in flows[1].Summary and flows[1].source.pod_name == "guaranteed"
@@ -441,6 +442,7 @@ def test_flows_name_what_happened() -> None:
     assert (flows[3].source.pod_name, flows[3].destination.pod_name) == ("one", "web-97958b57f-6w6xr")
     assert "no acceptable identity: expired" in flows[3].Summary
     assert "http status: 503" in flows[4].Summary
+    assert flows[5].Summary == "refused, no acceptable identity: peer certificate revoked"
 
 
 def test_a_slow_reader_loses_the_oldest_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
