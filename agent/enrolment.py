@@ -306,8 +306,7 @@ class Enrolment:
     async def _converge(self, uid: str, announce: bool = True) -> None:
         """Do what is to be done for one pod; what fails is remembered, and tried again later."""
         async with self._turn(uid):
-            failure = ""
-            self._without_proxy.discard(uid)
+            failure, without_proxy = "", False
             for step in self._plan(uid):
                 if step.layer == "announce" and step.add and not announce:
                     continue
@@ -315,10 +314,11 @@ class Enrolment:
                     await self._apply(step)
                 except (OSError, ValueError, ProxyAway) as error:
                     failure = failure or str(error)
-                    if isinstance(error, NoProxy):
-                        self._without_proxy.add(uid)
+                    without_proxy = without_proxy or isinstance(error, NoProxy)
                     if step.layer != "announce":
                         break  # what follows rests on it
+            # Only now: while this was under way, whoever waits for a proxy for the pod waited on.
+            (self._without_proxy.add if without_proxy else self._without_proxy.discard)(uid)
             self._settle(uid, failure)
 
     def _turn(self, uid: str) -> asyncio.Lock:

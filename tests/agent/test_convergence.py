@@ -258,6 +258,32 @@ def test_a_pod_waits_for_a_proxy_that_is_on_its_way_and_not_for_ever(
     running(node, scenario)
 
 
+def test_a_pod_that_a_proxy_is_just_being_told_of_waits_on_whatever_becomes_of_another(
+    node: Node, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many wait for the proxy of a node that starts: the first that it takes must not end the waiting of all others."""
+    monkeypatch.setattr(enrolment, "PROXY_WAIT_S", 60.0)
+    node.proxy.reason = NoProxy("no proxy is connected")
+
+    async def scenario() -> None:
+        told, let = asyncio.Event(), asyncio.Event()
+
+        async def slowly(_pod: Announcement) -> None:
+            told.set()
+            await let.wait()
+
+        adding = asyncio.create_task(node.enrolment.add(REQUEST))
+        await eventually(lambda: len(node.proxy.heard) > 2)
+        monkeypatch.setattr(node.proxy, "add", slowly)
+        await told.wait()
+        await node.enrolment.remove("uid-2")
+        await asyncio.sleep(0)
+        let.set()
+        await adding
+
+    running(node, scenario)
+
+
 def test_another_proxy_is_told_of_a_pod_that_its_snapshot_did_not_name(node: Node, eventually: Any) -> None:
     async def scenario() -> None:
         await node.enrolment.add(REQUEST)
