@@ -101,15 +101,16 @@ class Store:
     @staticmethod
     def _check_schema(engine: Engine, path: Path) -> None:
         with engine.begin() as connection:
+            _schema.create(connection, checkfirst=True)
+            version = connection.execute(select(_schema.c.version)).scalar()
+            if version not in (None, SCHEMA_VERSION):
+                raise ValueError(f"{path} has schema {version}, this weft knows {SCHEMA_VERSION}: use the weft that wrote it")
             _metadata.create_all(connection)
             if _account.name not in {one["name"] for one in inspect(connection).get_columns(_reports.name)}:
                 column = CreateColumn(_account).compile(dialect=connection.dialect)
                 connection.exec_driver_sql(f"ALTER TABLE {_reports.name} ADD COLUMN {column}")
-            version = connection.execute(select(_schema.c.version)).scalar()
             if version is None:
                 connection.execute(insert(_schema).values(version=SCHEMA_VERSION))
-            elif version != SCHEMA_VERSION:
-                raise ValueError(f"{path} has schema {version}, this weft knows {SCHEMA_VERSION}: use the weft that wrote it")
 
     def close(self) -> None:
         """Close the database."""

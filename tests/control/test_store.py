@@ -1,4 +1,5 @@
 import sqlite3
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_a_foreign_or_newer_file_is_refused(tmp_path: Path) -> None:
         Store(path)
 
 
+def test_a_newer_file_stays_as_its_weft_wrote_it(tmp_path: Path) -> None:
+    """Whose tables may be others than ours."""
+    path = tmp_path / "control.db"
+    Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE schema_version SET version = version + 1")
+        connection.execute("ALTER TABLE node_tokens RENAME TO tokens")
+        connection.execute("ALTER TABLE pod_reports DROP COLUMN service_account")
+        written = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+    connection.close()
+    with pytest.raises(ValueError, match="use the weft that wrote it"):
+        Store(path)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall() == written
+    connection.close()
+
+
 def test_a_database_of_before_is_taken_up_and_stays_of_use_to_who_wrote_it(tmp_path: Path) -> None:
     """It has no service accounts of reported pods."""
     path = tmp_path / "control.db"
@@ -83,6 +101,20 @@ def test_a_database_of_before_is_taken_up_and_stays_of_use_to_who_wrote_it(tmp_p
     connection.close()
     store = Store(path)
     assert {one.name: one.service_account for one in store.reports()} == {"a": "web", "b": ""}
+    store.close()
+
+
+def test_pods_of_one_name_are_known_in_each_namespace_until_none_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    pods = [replace(report("web"), namespace=namespace) for namespace in ("demo", "shop")]
+    store.replace_reports(pods, [])
+    assert sorted(one.namespace for one in store.reports()) == ["demo", "shop"]
+    store.replace_reports([], [("demo", "web")])
+    assert store.reports() == pods[1:]
+    store.replace_all_reports(pods)
+    assert len(store.reports()) == 2
+    store.replace_all_reports([])
+    assert store.reports() == []
     store.close()
 
 
