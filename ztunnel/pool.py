@@ -68,7 +68,8 @@ class _Making:
         self.pool = pool
         self.key = key
         self.credentials = credentials
-        self.peer = _pod(pool.owner_of(key))
+        self.peer: tuple[str, str, str] | None = None
+        """Which pod had the address when it took the call; None: none, as far as was known."""
         self.waiting: dict[Waiter, None] = {}
         self.dial: Dial | None = None
         self.tunnel: Tunnel | None = None
@@ -100,6 +101,7 @@ class _Making:
 
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
+        self.peer = _pod(self.pool.owner_of(self.key))
         node = self.pool.node
         end = node.hellos.take(self.credentials)
         tunnel = Tunnel(node.loop, sock, end, False, self, node.client_handshakes, self.key.address, self.pool.held)

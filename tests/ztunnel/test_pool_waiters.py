@@ -3,21 +3,25 @@
 import select
 import socket
 from contextlib import suppress
+from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from mesh.identity import Identity
 from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
 from ztunnel.limits import Held
 from ztunnel.outbound import Outbound
-from ztunnel.pool import WAITERS_PER_TURN, Pool
+from ztunnel.pool import WAITERS_PER_TURN, Key, Pool, _Making
 from ztunnel.rota import Rota
 from ztunnel.tuning import Tuning
 from ztunnel.tunnel import Tunnel
 
 pytestmark = pytest.mark.unit
+
+WEB = Identity("cluster.local", "demo", "web")
 
 
 class Waiting:
@@ -141,3 +145,42 @@ def test_whoever_fails_to_hear_of_it_keeps_nobody_else_from_hearing() -> None:
         with suppress(AssertionError):
             one.go_on()
     assert [one.told for one in waiters] == [[] if isinstance(one, Failing) else ["gone"] for one in waiters]
+
+
+class Made:
+    """A tunnel of which only its end is of interest."""
+
+    open = True
+    http = SimpleNamespace(streams=("one",))
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    def end(self, error: str) -> None:
+        self.ends.append(error)
+
+
+def test_a_tunnel_is_with_whoever_has_the_address_when_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that was dialled in vain goes, and another with its identity and its address takes the call."""
+    pool, *_ = pool_of([])
+    node = cast("Any", pool.node)
+    node.hellos, node.client_handshakes, node.add_tunnel = SimpleNamespace(take=lambda _: None), None, lambda _: None
+    address = ip_address("10.0.0.1")
+    key = Key(WEB, frozenset({str(WEB)}), address, address, 15008)
+    names = ["a"]
+    monkeypatch.setattr(
+        Pool,
+        "owner_of",
+        lambda _pool, _key: SimpleNamespace(is_pod=True, namespace="demo", name=names[-1], node="n", identity=WEB),
+    )
+    tunnel = Made()
+    monkeypatch.setattr("ztunnel.pool.Tunnel", lambda *_: tunnel)
+    making = _Making(pool, key, cast("Any", None))
+    names.append("b")
+    making.connected(cast("Any", None))
+    pool._ready[key] = [making]
+    pool.inventory_changed()
+    assert not tunnel.ends
+    names.append("c")
+    pool.inventory_changed()
+    assert tunnel.ends == ["10.0.0.1 belongs to demo/c now"]
