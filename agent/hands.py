@@ -131,7 +131,11 @@ class Hands:
             if not record.sysctls:
                 self._remember(replace(record, sysctls=tuple(sorted(found.sysctls.items()))))
         elif layer == "register":
-            self._redirect.enrol(redirect_of(pod, capture=pod.uid in self._steered), netns_fd)
+            attached = self._attached(pod)
+            if attached is False:
+                self._unjudged.setdefault(pod.uid, [])
+            captured = attached is not None or pod.uid in self._steered  # then it stays so
+            self._redirect.enrol(redirect_of(pod, capture=captured), netns_fd)
         elif layer == "capture":
             self._capture(pod, netns_fd)
 

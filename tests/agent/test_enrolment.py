@@ -311,3 +311,9 @@ def test_who_came_without_the_proxy_is_remembered_once_the_disk_takes_it(
         record = hands.record(POD.uid)
         assert record is not None and {one[3] for one in record.pre_mesh} == {4000, 4001} and record.served == (8080,)
         hands._remember(replace(record, pre_mesh=(), served=()))
+    kernel.has = [Enrolled(kernel.has.pop().pod, False)]
+    hands.add("register", POD, -1)  # it has other addresses, too
+    assert kernel.has[0].pod.capture, "for no moment is it out of the mesh"
+    hands.add("capture", POD, -1)
+    record = hands.record(POD.uid)
+    assert record is not None and {one[3] for one in record.pre_mesh} == {4000, 4001}
