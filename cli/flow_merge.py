@@ -10,7 +10,8 @@ from itertools import count
 
 from mesh.proto.observer_pb2 import GetFlowsResponse
 
-HOLD_S = 0.3
+HOLD_S = 0.4
+"""Twice as long as a proxy's worker gathers what it tells."""
 MAX_HELD = 4096
 """Beyond this many the oldest are let go at once: memory is bounded whatever the rate."""
 

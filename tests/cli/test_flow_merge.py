@@ -5,9 +5,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.flow_merge import MAX_HELD, LiveMerge, at, newest, oldest
+from cli.flow_merge import HOLD_S, MAX_HELD, LiveMerge, at, newest, oldest
 from mesh.proto.flow_pb2 import Flow, LostEvent
 from mesh.proto.observer_pb2 import GetFlowsResponse
+from ztunnel.link import BATCH_S
 
 pytestmark = pytest.mark.unit
 
@@ -55,3 +56,7 @@ def test_memory_is_bounded() -> None:
     for second in range(MAX_HELD + 10):
         merge.receive(_flow(second), now=0.0)
     assert [one.time.seconds for one in merge.due(0.0)] == list(range(10))
+
+
+def test_a_flow_waits_for_what_another_nodes_worker_has_yet_to_tell() -> None:
+    assert HOLD_S >= 2 * BATCH_S
