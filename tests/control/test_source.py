@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -214,6 +215,46 @@ def test_each_problem_is_logged_once_and_of_many_some(world: World, caplog: pyte
     assert sum("is not between" in record.getMessage() for record in caplog.records) == MAX_LOGGED
     assert "manifests: and 3 more: see weft status" in caplog.text
     assert "manifests: refused: the last good state stays in force" in caplog.text and world.cluster.is_loaded
+    (world.folder / "a.yaml").write_text("\n---\n".join(service(f"y{number}", 0) for number in range(MAX_LOGGED)))
+    caplog.clear()
+    world.refresh()
+    assert sum("is not between" in record.getMessage() for record in caplog.records) == MAX_LOGGED
+    assert "more: see weft status" not in caplog.text
+
+
+def test_what_refuses_manifests_is_an_error_and_what_does_not_a_warning(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    (world.folder / "a.yaml").write_text(service(port=0))
+    world.refresh()
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+    caplog.clear()
+    (world.folder / "a.yaml").write_text(service(marks=WISH))
+    world.refresh()
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+@pytest.mark.parametrize(("look_s", "pause_s"), [(0.001, 0.1), (0.02, 0.4), (3.0, 1.0), (None, 1.0)])
+def test_the_folder_is_looked_at_as_often_as_a_look_is_cheap(
+    world: World, monkeypatch: pytest.MonkeyPatch, look_s: float | None, pause_s: float
+) -> None:
+    """One that fails (None) may fail again at once."""
+    world.refresh()
+    now, pauses = [0.0], list[float]()
+
+    def read() -> None:
+        if look_s is None:
+            raise KeyError("who")
+        now[0] += look_s
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(world.source._folder, "read", read)
+    monkeypatch.setattr("control.source.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("control.source.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(world.source.follow())
+    assert pauses == [pytest.approx(pause_s)]
 
 
 def test_what_changes_on_disk_is_followed(world: World) -> None:
@@ -238,6 +279,9 @@ def test_a_mistake_of_ours_leaves_in_force_what_was_and_control_goes_on(
     def fail(*_: object) -> None:
         raise KeyError("who")
 
+    def fail_otherwise(*_: object) -> None:
+        raise ValueError("what")
+
     world.apply(service())
     revision = world.cluster.revision
     (world.folder / "new.yaml").write_text(service("new"))
@@ -248,6 +292,12 @@ def test_a_mistake_of_ours_leaves_in_force_what_was_and_control_goes_on(
         [problem] = world.source.problems
         assert "internal error: KeyError: 'who'" in problem.reason and not problem.warning
         assert sum("internal error" in record.getMessage() for record in caplog.records if record.exc_info) == 1
+        patched.setattr(where, fail_otherwise)
+        for _ in range(2):
+            world.refresh()
+        [problem] = world.source.problems
+        assert "internal error: ValueError: what" in problem.reason
+        assert sum("internal error" in record.getMessage() for record in caplog.records if record.exc_info) == 2
         refused = world.apply(service("other"))
         assert refused.problems == [problem] and not refused.changes and "service.demo.other.yaml" not in world.written
     assert set(world.cluster.objects) == {"Service demo/web"} and world.cluster.revision == revision

@@ -118,6 +118,17 @@ def test_pods_of_one_name_are_known_in_each_namespace_until_none_is(tmp_path: Pa
     store.close()
 
 
+def test_a_nodes_tokens_are_those_that_were_set_last(tmp_path: Path) -> None:
+    store = Store(tmp_path / "control.db")
+    store.replace_tokens("n1", [(b"one", 1), (b"two", 2)])
+    store.replace_tokens("n2", [(b"other", 1)])
+    store.replace_tokens("n1", [(b"two", 2), (b"three", 3)])
+    assert sorted(store.tokens()) == [(b"other", "n2", 1), (b"three", "n1", 3), (b"two", "n1", 2)]
+    store.replace_tokens("n2", [])
+    assert {node for _, node, _ in store.tokens()} == {"n1"}
+    store.close()
+
+
 @pytest.mark.parametrize("damage", ["pages", "an address"])
 def test_a_damaged_file_is_refused_by_name_whatever_of_it_is_damaged(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "control.db"

@@ -187,6 +187,25 @@ def test_a_stream_from_request_to_both_ends() -> None:
     assert mine.heard[-1] == "end" and not client.http.streams and not server.http.streams
 
 
+@pytest.mark.parametrize("piece", [1 << 20, 1000])
+def test_what_was_delivered_opens_windows_again_however_it_came_in(piece: int) -> None:
+    sizes = frames.Sizes(stream_window=1 << 16, connection_window=1 << 17)
+    client, server = pair(sizes=sizes)
+    _, theirs = open_stream(client, server)
+    sent = frame(DATA, 0, 1, bytes(16 << 10)) * 5
+    for place in range(0, len(sent), piece):
+        server.hears(sent[place : place + piece])
+    granted = server.says()
+    assert len(theirs.data) == 80 << 10
+    assert granted_by(granted, 1) > 1 << 15 and granted_by(granted, 0) > 1 << 16
+
+
+def granted_by(said: bytes, sid: int) -> int:
+    """What the WINDOW_UPDATEs of a stream add up to; they are all that was said."""
+    places = range(0, len(said), len(window_update(0, 1)))
+    return sum(frames.read_u32(said, place + 9) for place in places if frames.header.unpack_from(said, place)[2] == sid)
+
+
 def test_a_request_may_be_the_last_that_its_client_says() -> None:
     _, server = pair()
     server.hears(frame(HEADERS, END_HEADERS | END_STREAM, 1, BLOCK))

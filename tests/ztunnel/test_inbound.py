@@ -59,6 +59,16 @@ def test_policies_are_asked_about_who_proved_what_and_where_it_is_taken() -> Non
     assert (made.authority, made.source, made.described) == ("10.0.0.2:8080", KNOWN.uid, None)
 
 
+@pytest.mark.parametrize("said", ["web.shop.svc.cluster.local", "other.shop.svc.cluster.local", ""])
+def test_a_service_is_named_where_it_is_the_one_that_the_client_named(said: str) -> None:
+    """One that was guessed from the address is not."""
+    hostname = "web.shop.svc.cluster.local"
+    admitted = Admitted(9090, cast(Any, SimpleNamespace(hostname=hostname)), None)
+    request = SAID._replace(forwarded_host=said)
+    made = errand_of(pod_of(), SERVED, (CLIENT, LOCAL), ONE, request, admitted)
+    assert made.named == (said if said == hostname else "")
+
+
 def test_nothing_that_another_proved_or_that_came_elsewhere_is_an_errand_again() -> None:
     made = errand(pod_of())
     assert made.is_between((CLIENT, LOCAL), ONE)
