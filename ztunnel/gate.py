@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from mesh.inventory import Inventory
-from mesh.workload import Address, NetworkMode, Service, Workload
+from mesh.workload import Address, GatewayAddress, NetworkMode, Service, Workload
 from ztunnel.hbone import RESERVED_PORTS, Authority, ConnectRequest
 from ztunnel.ledger import SocketAddress
 
@@ -116,8 +116,18 @@ def _may_name(inventory: Inventory, network: str, workload: Workload, local: Add
 
 
 def _is_waypoint_of(inventory: Inventory, target: Workload | Service, workload: Workload, local: Address) -> bool:
-    """Whether what a target names as its waypoint is this workload, or a service with it behind."""
-    found = inventory.referred(target.waypoint.destination) if target.waypoint is not None else None
+    """Whether what a target names as a waypoint of its is this workload, or a service with it behind.
+
+    Istio's ztunnel looks at the first waypoint alone: there, one that shares a service's traffic must want PROXY headers.
+    """
+    named = [target.waypoint] if target.waypoint is not None else []
+    if isinstance(target, Service):
+        named += [share.destination for share in target.weighted_waypoints]
+    return any(_leads_to(inventory, waypoint, workload, local) for waypoint in named)
+
+
+def _leads_to(inventory: Inventory, waypoint: GatewayAddress, workload: Workload, local: Address) -> bool:
+    found = inventory.referred(waypoint.destination)
     if isinstance(found, Workload):
         return local in found.addresses
     return found is not None and found.key in workload.services

@@ -6,7 +6,16 @@ from ipaddress import ip_address
 import pytest
 
 from mesh.inventory import Inventory
-from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, NetworkMode, Service, Workload
+from mesh.workload import (
+    ApplicationTunnel,
+    GatewayAddress,
+    NamespacedHostname,
+    NetworkAddress,
+    NetworkMode,
+    Service,
+    WeightedWaypoint,
+    Workload,
+)
 from ztunnel.gate import Admitted, Rejected, admit, service_of
 from ztunnel.hbone import ConnectRequest, parse_authority
 
@@ -201,6 +210,17 @@ def test_a_waypoint_may_be_a_workload_with_a_hostname() -> None:
     behind = replace(OTHER, waypoint=GatewayAddress(NamespacedHostname("amb", "wp.example.com"), 15008))
     assert isinstance(ask("10.244.1.4:8080", named, behind), Admitted)
     assert isinstance(ask("10.244.1.4:8080", replace(named, hostname=""), behind), Rejected)
+
+
+def test_a_waypoint_that_shares_a_services_traffic_hears_what_is_for_the_service() -> None:
+    first, second = (GatewayAddress(NetworkAddress("", ip_address(one)), 15008) for one in ("10.244.9.9", str(LOCAL)))
+    shares = (WeightedWaypoint(first, 70), WeightedWaypoint(second, 30))
+    shared = replace(WEB, waypoint=first, weighted_waypoints=shares)
+    waypoint = replace(SERVER, services={})
+    for authority, port in (("10.96.0.1:80", 80), ("web.amb.svc.cluster.local:80", 8080)):
+        outcome = ask(authority, waypoint, shared)
+        assert isinstance(outcome, Admitted) and outcome.port == port
+        assert isinstance(ask(authority, waypoint, replace(shared, weighted_waypoints=shares[:1])), Rejected), "another's share"
 
 
 @pytest.mark.parametrize("authority", ["10.244.0.8:15008", "10.244.0.8:80"])
