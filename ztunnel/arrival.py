@@ -113,7 +113,17 @@ class Arrival:
             return
         self._begin_time()
         if wait_s < HANDSHAKE_S:  # else it is shown out before: thousands that say one byte and go would be kept for it
-            node.loop.call_at(now + wait_s, lambda: self._welcome(credentials))
+            node.loop.call_at(now + wait_s, self._welcome_late)
+
+    def _welcome_late(self) -> None:
+        """By what is believed now: it may have changed while this one waited."""
+        identity = self._identity
+        assert identity is not None
+        credentials = self.pod.node.vault.find(identity)
+        if credentials is None:
+            self.turn_away("IDENTITY_ERROR", f"{identity} has no certificate any more")
+        else:
+            self._welcome(credentials)
 
     def _not_greeted(self) -> None:
         self.turn_away("TLS_FAILURE", "tls handshake error: timed out or evicted before it was greeted")

@@ -13,7 +13,8 @@ import pytest
 
 from tests.lab.attacks import goaway_code
 from tests.ztunnel.test_http2 import hostile
-from tests.ztunnel.world import CLIENT, VIP, World, world
+from tests.ztunnel.test_pool import take_in
+from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, world
 from ztunnel import frames
 from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
 from ztunnel.failures import AT_ONCE
@@ -264,6 +265,33 @@ def test_who_offends_again_and_again_is_greeted_ever_later() -> None:
                 send(tls, b"x" * 30)
                 last_words(tls)
         assert 0.05 + 0.1 + 0.2 + 0.4 < time.monotonic() - began < 10
+
+
+def test_who_is_greeted_late_is_judged_by_what_is_believed_then() -> None:
+    """Else a root that is none any more lets in whoever offended just before."""
+    other = Authority("other root")
+    with world("late") as mesh:
+        mesh.server.configuration["offender_pause_s"] = 40.0  # 5 s for the first offence
+        mesh.start()
+        take_in(mesh.server, mesh.authority.certificate_for(SERVER, roots=mesh.authority.pem + other.pem))
+        with attack(mesh) as tls:
+            send(tls, b"x" * 30)
+            last_words(tls)
+        foreign = Credentials(other.certificate_for(CLIENT, roots=mesh.authority.pem))
+        raw = mesh.client.connect(mesh.server.address, 15008, mark=0x539)
+        tls = foreign.client.wrap_socket(raw, do_handshake_on_connect=False)
+        tls.setblocking(False)
+        with suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+        mesh.server.worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == 1)
+        take_in(mesh.server, mesh.authority.certificate_for(SERVER))
+        with tls:
+            tls.settimeout(20)
+            with suppress(ConnectionResetError, ssl.SSLError):
+                tls.do_handshake()
+                send(tls, CLIENT_OPENING + frame(PING, 0, 0, b"are you?"))
+            assert b"are you?" not in last_words(tls)
+        mesh.server.worker.early("tls handshake error: ")
 
 
 def test_who_offends_again_and_again_may_open_ever_fewer_streams() -> None:
