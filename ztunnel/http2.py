@@ -50,6 +50,7 @@ class Connection(Intake):
     __slots__ = (
         "_answers",
         "_excused",
+        "_final_at",
         "_goaway_sid",
         "_granted",
         "_initial_window",
@@ -96,6 +97,8 @@ class Connection(Intake):
         self._granted = frames.DEFAULT_WINDOW
         self._paid = 0
         self._goaway_sid = MAX_STREAM_ID
+        self._final_at = 0.0
+        """When we take no new streams any more, whatever the peer has heard; 0: not known yet."""
         self._peer_left = False
         self._next_ping = now + PING_INTERVAL_S
         self._ping_sent = 0.0
@@ -269,9 +272,8 @@ class Connection(Intake):
             self.out += frames.frame(PING, ACK, 0, payload)
         elif payload == frames.PING_PAYLOAD:
             self._ping_sent = 0.0
-        elif payload == frames.DRAIN_PAYLOAD and self.draining and self._goaway_sid == MAX_STREAM_ID:
-            self._goaway_sid = self.last_sid
-            self.out += frames.goaway(self.last_sid, Code.NO_ERROR)
+        elif payload == frames.DRAIN_PAYLOAD and self._is_parting:
+            self._take_no_more()
 
     def _rst_stream(self, sid: int, code: int) -> None:
         stream = self.streams.get(sid)
@@ -381,11 +383,25 @@ class Connection(Intake):
             self._stream = None
         self.owner.retired()
 
+    @property
+    def _is_parting(self) -> bool:
+        """No new streams are wanted, and still they would be taken."""
+        return self.draining and self._goaway_sid == MAX_STREAM_ID
+
+    def _take_no_more(self) -> None:
+        self._goaway_sid = self.last_sid
+        self.out += frames.goaway(self.last_sid, Code.NO_ERROR)
+
     def tick(self, now: float) -> bool:
         """Send a keep-alive PING when it is due; False when the last one was not answered, nor anything else said since.
 
         Behind bulk on a slow link the answer takes longer than a PING may, though the peer is plainly there.
+        A peer that was told to go and does not say that it heard may be one that is not believed any more: it has a while.
         """
+        if self.server and self._is_parting:
+            self._final_at = self._final_at or now + PING_TIMEOUT_S
+            if now >= self._final_at:
+                self._take_no_more()
         if self._ping_sent and now >= max(self._ping_sent, self.now) + PING_TIMEOUT_S:
             return False
         if now >= self._next_ping:

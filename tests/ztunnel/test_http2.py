@@ -485,6 +485,30 @@ def test_shutdown_sends_two_goaways_around_a_ping() -> None:
     assert all(end.http.finished for end in (server, client))
 
 
+@pytest.mark.parametrize("first", [b"", frame(GOAWAY, 0, 0, bytes(8))], ids=["deaf", "says that it goes itself"])
+def test_who_does_not_say_that_it_heard_of_the_end_begins_nothing_all_the_same(first: bytes) -> None:
+    """It may be a peer whose root is believed no more, and have a stream open for ever."""
+    client, server = pair()
+    _, theirs = open_stream(client, server)
+    server.hears(first)
+    server.http.drain()
+    server.hears(frame(HEADERS, END_HEADERS, 3, BLOCK))  # it may have been on its way
+    assert len(server.streams) == 2
+    server.says()
+    for now in (110.0, 120.0):
+        assert server.http.tick(now)
+        server.hears(frame(PING, ACK, 0, frames.PING_PAYLOAD), now)
+    assert frames.goaway(3, Code.NO_ERROR) not in server.says()
+    assert server.http.tick(130.0) and frames.goaway(3, Code.NO_ERROR) in server.says()
+    server.hears(frame(HEADERS, END_HEADERS, 5, BLOCK) + frame(DATA, 0, 1, b"goes on"), 130.0)
+    assert len(server.streams) == 2 and theirs.data == b"goes on"
+    server.hears(frame(PING, ACK, 0, frames.DRAIN_PAYLOAD), 130.0)
+    assert server.http.tick(140.0) and frames.goaway(3, Code.NO_ERROR) not in server.says(), "said once"
+    for sid in (1, 3):
+        server.hears(frames.rst_stream(sid, Code.NO_ERROR), 140.0)
+    assert server.http.finished
+
+
 def test_goaway_refuses_the_streams_that_it_did_not_reach() -> None:
     client, _ = pair()
     first, second = Recorder(), Recorder()
