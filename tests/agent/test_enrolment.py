@@ -160,6 +160,7 @@ def test_a_stray_whose_withdrawal_fails_is_a_stray_still() -> None:
         await enrolment.remove("uid-2")
         await enrolment.add(REQUEST)
         assert machine.done[:3] == [("forget", "uid-2", 0), ("delete", "uid-2"), ("forget", "uid-1", 7)]
+        assert ("delete", "uid-1") not in machine.done, "the proxy serves it all the while"
         assert not enrolment.strays
         assert enrolment.is_captured("uid-1")
         await enrolment.remove("uid-1")
