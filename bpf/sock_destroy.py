@@ -45,7 +45,7 @@ class State(IntEnum):
 
 
 # What carries data or may yet: a connection in TIME_WAIT is over.
-LIVE = frozenset({State.ESTABLISHED, State.SYN_SENT, State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSE_WAIT})
+LIVE = frozenset({State.ESTABLISHED, State.SYN_SENT, State.SYN_RECV, State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSE_WAIT})
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,24 @@ def test_what_a_listener_accepts_has_its_mark(world: Any) -> None:
             assert [one.mark for one in connections(namespace, world.home)] == [0x539]
 
 
+@pytest.mark.parametrize("address", ["ip4", "ip6"])
+def test_a_connection_whose_handshake_is_under_way_is_listed_and_closed(world: Any, address: str) -> None:
+    """It would be there when it is too late to look: a client may take its time, and a listener have it wait."""
+    namespace, place = world.namespaces["c"], world.pods["c"]
+    world.becomes(lambda: connections(namespace, world.home), [])
+    with world.listen(place.where, 80) as server:
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
+        with world.dial(("node", "host"), getattr(place, address), 80) as client:
+            [found] = connections(namespace, world.home)
+            assert (found.state, found.remote_port) == (State.SYN_RECV, client.getsockname()[1])
+            assert (found.local, found.local_port, found.mark) == (ip_address(getattr(place, address)), 80, 0)
+            assert destroy(namespace, world.home, [found]) == 1
+            assert connections(namespace, world.home) == []
+            client.sendall(b"too late")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+
+
 def test_listeners_are_listed_only_when_asked_for(world: Any) -> None:
     namespace = world.namespaces["c"]
     world.becomes(lambda: connections(namespace, world.home), [])  # those of others have ended
