@@ -129,7 +129,10 @@ class _Making:
         self.tunnel = tunnel
         self.ready = True
         now = self.pool.node.vault.find(self.key.source)
-        if now is not None and now is not self.credentials and not tunnel.is_believed_by(now.authorities):
+        if now is None:
+            tunnel.end(f"{self.key.source} has no certificate any more")
+            return
+        if now is not self.credentials and not tunnel.is_believed_by(now.authorities):
             self.credentials = now
             tunnel.drain()  # by a root that ceased to count meanwhile: who waits has another one made
         self.pool.made(self)

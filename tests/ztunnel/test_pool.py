@@ -294,6 +294,26 @@ def test_a_root_that_is_gone_lets_nobody_in_by_tunnels_from_before(mesh: World, 
     talk(first)
 
 
+def test_who_loses_its_certificate_while_hands_are_shaken_begins_nothing(mesh: World) -> None:
+    """Nor is the tunnel kept until there is another one."""
+    process = mesh.server.worker.process.pid
+    os.kill(process, signal.SIGSTOP)
+    try:
+        waiting = mesh.client.connect(mesh.server.address6, 8080)
+        mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == 1)
+        mesh.client.worker.tell(CertificateFailed(CLIENT, "withdrawn"))
+        mesh.client.worker.tell(QueryConnections(-4))
+        mesh.client.worker.wait_for(Connections, lambda answer: answer.number == -4)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    with pytest.raises(ConnectionResetError):
+        waiting.recv(1)
+    assert "has no certificate any more" in mesh.client.worker.closed().error
+    take_in(mesh.client, mesh.authority.certificate_for(CLIENT))
+    with mesh.client.connect(mesh.server.address6, 8080) as client:
+        talk(client)
+
+
 def test_a_root_that_goes_while_hands_are_shaken_lets_nobody_in(mesh: World) -> None:
     other = Authority("other root")
     both = mesh.authority.pem + other.pem
