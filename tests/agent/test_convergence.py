@@ -284,6 +284,20 @@ def test_a_pod_that_a_proxy_is_just_being_told_of_waits_on_whatever_becomes_of_a
     running(node, scenario)
 
 
+def test_pods_are_found_by_what_they_are_called_now(node: Node) -> None:
+    async def scenario() -> None:
+        assert not node.enrolment.index().by_name
+        await node.enrolment.add(REQUEST)
+        assert node.enrolment.index().by_cookie == {7: POD} and node.enrolment.index() is node.enrolment.index()
+        node.machine.pod = replace(POD, cookie=8)
+        await node.enrolment.add(REQUEST)
+        assert set(node.enrolment.index().by_cookie) == {8}
+        await node.enrolment.remove("uid-1")
+        assert not node.enrolment.index().by_name
+
+    running(node, scenario)
+
+
 def test_another_proxy_is_told_of_a_pod_that_its_snapshot_did_not_name(node: Node, eventually: Any) -> None:
     async def scenario() -> None:
         await node.enrolment.add(REQUEST)
