@@ -151,6 +151,10 @@ class FolderSource:
         wanted = await asyncio.to_thread(parse, files)
         if wanted.refused:
             return Outcome(problems=wanted.problems)
+        # Who asked may go away meanwhile: what is begun is written whole, and nobody looks before.
+        return await asyncio.shield(self._carry_out(wanted, dry_run, plan))
+
+    async def _carry_out(self, wanted: ManifestSet, dry_run: bool, plan: _Planner) -> Outcome:
         async with self._lock:
             await self._refresh()
             if self._failed:

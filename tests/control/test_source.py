@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -194,6 +195,40 @@ def test_a_disk_that_takes_nothing_is_named_and_nothing_is_changed(world: World,
         refused = world.apply(service())
     assert shown(refused) == [("", f"cannot write to {world.folder}: No space left on device: nothing was changed", False)]
     assert not refused.changes and not world.written and not world.cluster.objects
+
+
+def test_a_change_whose_asker_goes_away_is_written_whole_before_anybody_looks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its files alone would be in force else."""
+    begun, let, order = threading.Event(), threading.Event(), list[str]()
+    read, write = world.source._folder.read, world.source._folder.write
+
+    def slowly(writes: Mapping[str, str | None]) -> None:
+        begun.set()
+        assert let.wait(30)
+        write(writes)
+        order.append("written")
+
+    def look() -> Texts | None:
+        order.append("read")
+        return read()
+
+    async def scenario() -> None:
+        monkeypatch.setattr(world.source._folder, "write", slowly)
+        applying = asyncio.create_task(world.source.apply({"given.yaml": NODE}, False))
+        await asyncio.to_thread(begun.wait, 30)
+        monkeypatch.setattr(world.source._folder, "read", look)
+        applying.cancel()
+        await asyncio.gather(applying, return_exceptions=True)
+        looking = asyncio.create_task(world.source.refresh())
+        for _ in range(20):  # it does as much as it can
+            await asyncio.to_thread(int)
+        let.set()
+        await looking
+        assert order[:2] == ["written", "read"] and set(world.cluster.objects) == {"Node n1"}
+
+    asyncio.run(scenario())
 
 
 def test_each_problem_is_logged_once_and_of_many_some(world: World, caplog: pytest.LogCaptureFixture) -> None:
