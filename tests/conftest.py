@@ -56,16 +56,16 @@ class Authority:
     """A root of trust that signs whatever a test asks for."""
 
     def __init__(self, name: str = "test root") -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._root = self._build(self._name, self._key.public_key(), timedelta(days=1)).add_extension(
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._root = self._build(self.name, self.key.public_key(), timedelta(days=1)).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
-        self.root_pem = self._root.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        self.root_pem = self._root.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def _build(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, ttl: timedelta) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key)
         return (
             builder.serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=2))
@@ -84,7 +84,7 @@ class Authority:
         builder = self._build(x509.Name([]), key.public_key(), timedelta(days=1)).add_extension(
             x509.SubjectAlternativeName(alternatives), critical=True
         )
-        return key_pem(key), builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        return key_pem(key), builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def workload(self, public_key: ec.EllipticCurvePublicKey, *uris: str, ttl: timedelta = timedelta(days=1)) -> bytes:
         """A workload's certificate, PEM."""
@@ -93,7 +93,7 @@ class Authority:
         builder = self._build(x509.Name([]), public_key, ttl).add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=True)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -11,6 +11,8 @@ _ATTEMPT = re.compile(r".*last error: (?:[A-Z_]+: )?(?:ipv[46]:\S+: )?", re.DOTA
 """What precedes the reason of an attempt to connect."""
 _TLS = re.compile(r".*CERTIFICATE_VERIFY_FAILED: (.+?)(?:: OK)?", re.DOTALL)
 _UNREACHED = re.compile(r"(?:Failed to connect to remote host|connect failed): (?:.*: )?([^:]+)")
+_GIVEN_UP = "tcp handshaker shutdown"
+"""Nothing came back from its address within the time of an attempt."""
 _STRANGER = ("local issuer", "self signed", "self-signed", "signature failure")
 _CLOCK = ("expired", "not yet valid")
 
@@ -22,7 +24,7 @@ def reason_of(error: grpc.aio.AioRpcError, endpoint: Endpoint | None = None) -> 
         said = f"its certificate is refused: {refused[1]}{_certificate_mend(refused[1], endpoint)}"
     elif unreached := _UNREACHED.fullmatch(said):
         said = f"{unreached[1]}: is it up, and is there a way to it?"
-    elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or said == _GIVEN_UP:
         said = "no answer in time: is it up, and is there a way to it?"
     elif error.code() is grpc.StatusCode.UNAUTHENTICATED and said == "request authenticate failure":
         said += _token_mend(endpoint)

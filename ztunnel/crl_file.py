@@ -14,10 +14,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from wire.followed_file import FollowedFile
 from ztunnel.channel import SetRevoked
-from ztunnel.der import split_elements
+from ztunnel.der import certificate_key, split_elements
 
 MAX_FILE_BYTES = 16 << 20
 MAX_ENTRIES = 200_000
@@ -85,6 +86,11 @@ class CrlFile:
     def statement(self) -> SetRevoked:
         """All that is revoked, for a worker that starts."""
         return SetRevoked(self.revoked)
+
+    def names(self, chain_pem: bytes) -> bool:
+        """Whether lists in force name any certificate of a chain."""
+        chain = (one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(chain_pem))
+        return any(serial in self.revoked.get(issuer, ()) for issuer, serial in map(certificate_key, chain))
 
     def know(self, roots_pem: bytes) -> None:
         """Check lists in the name of these roots from now on, and those that are in force."""

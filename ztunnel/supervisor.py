@@ -20,6 +20,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import ztunnel.pickles  # noqa: F401  how what is in frames is pickled
+from mesh.identity import Identity
 from mesh.resources import ADDRESS_TYPE
 from mesh.trust_domains import TrustDomains
 from wire import endings
@@ -30,6 +31,7 @@ from wire.xds import NodeMetadata, XdsClient
 from ztunnel import config_dump, dashboard
 from ztunnel.admin import Admin
 from ztunnel.certificate_source import certificate_source, sealing_token
+from ztunnel.certificates import Certificate
 from ztunnel.channel import (
     Answered,
     Configure,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 
 _WARM_UP_AFTER_S = 0.5
 """A large mesh is in force before certificates for it are prefetched; who needs one at once asks at once."""
+_REVOKED = "Revoked: a list of CRL_PATH names it, and whoever reads that list refuses it until it is renewed"
 _log = logging.getLogger(__name__)
 
 
@@ -259,7 +262,7 @@ class Supervisor:
             "version": config_dump.dump_version(self._istio_version),
             "config": dump_config(self.config),
             "controlPlane": config_dump.dump_control(self.xds),
-            "certificates": config_dump.dump_certificates(self._issuer.states()),
+            "certificates": config_dump.dump_certificates(self._certificates()),
             "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, records),
         }
 
@@ -267,8 +270,15 @@ class Supervisor:
         """The page for a browser."""
         records = [record for _, record in await self.workers.query_connections()]
         version = config_dump.VERSION
-        pods, states = self.pods.infos(), self._issuer.states()
+        pods, states = self.pods.infos(), self._certificates()
         return dashboard.page(self.config.node, version, self.waits_for(), pods, self.zds.troubles, records, states)
+
+    def _certificates(self) -> list[tuple[Identity, str, Certificate | None]]:
+        """All, with their states: one that is revoked stays until it is renewed, and is shown as what it is."""
+        states, lists = self._issuer.states(), self._crl
+        if lists is None:
+            return states
+        return [(who, _REVOKED if one is not None and lists.names(one.chain_pem) else state, one) for who, state, one in states]
 
     def step_aside(self) -> None:
         """Write no more of what the successor will have read, and writes itself."""

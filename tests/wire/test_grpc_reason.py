@@ -45,6 +45,7 @@ def said(code: grpc.StatusCode, details: str | None, files: bool = True) -> str:
             f"{ALL}UNKNOWN: ipv4:10.0.0.2:15012: {TLS}CERTIFICATE_VERIFY_FAILED: certificate is not yet valid: OK",
             "its certificate is refused: certificate is not yet valid: compare the clocks of both machines",
         ),
+        (f"{ALL}UNKNOWN: ipv4:10.0.0.2:1: tcp handshaker shutdown", "no answer in time: is it up, and is there a way to it?"),
         ("Socket closed", "Socket closed"),
         (None, "no reason given"),
     ],

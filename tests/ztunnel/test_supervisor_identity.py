@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ def test_a_node_under_spire_renews_what_the_agent_renews_and_follows_its_revocat
             return "1 certificates are revoked" in node.log.read_text()
 
         await until(followed)
+        assert len(await shown()) == 1, "nobody of this mesh"
+        own = ssl.DER_cert_to_PEM_cert(agent.keys[WEB.identity][1]).encode()
+        crl.write_bytes(revocation_list(authority, own))
+
+        async def revoked() -> bool:
+            (one,) = (await node.get("/config_dump"))["certificates"]
+            return bool(one["certChain"]) and one["state"].startswith("Revoked: a list of CRL_PATH names it")
+
+        await until(revoked)
         text = node.log.read_text()
         assert "PRIVATE KEY" not in text and "Traceback" not in text
         await server.stop(None)
