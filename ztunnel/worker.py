@@ -217,7 +217,9 @@ class Worker:
             self._retire_tunnels(self._pods_of(message.identity), lambda one: not one.is_believed_by(now.authorities))
 
     def _pods_of(self, identity: Identity) -> list[Pod]:
-        return [pod for pod in self._pods.values() if (known := pod.workload()) and known.identity == identity]
+        """Those of an account, also where the mesh does not know them for a moment: their tunnels are there all the same."""
+        account = identity.namespace, identity.service_account
+        return [pod for pod in self._pods.values() if (pod.namespace, pod.service_account) == account]
 
     def _retire_tunnels(self, pods: list[Pod], which: Callable[[Tunnel], bool] = lambda _: True) -> None:
         """Those of both directions take no new streams; what is open goes on. There may be thousands: some a turn."""

@@ -294,6 +294,22 @@ def test_a_root_that_is_gone_lets_nobody_in_by_tunnels_from_before(mesh: World, 
     talk(first)
 
 
+def test_a_root_that_goes_while_a_pod_is_unknown_lets_nobody_in(mesh: World) -> None:
+    other, own = Authority("other root"), mesh.server.workload
+    both = mesh.authority.pem + other.pem
+    take_in(mesh.client, other.certificate_for(CLIENT, roots=mesh.authority.pem))
+    take_in(mesh.server, mesh.authority.certificate_for(SERVER, roots=both))
+    first = mesh.client.connect(mesh.server.address, 8080)
+    talk(first)
+    mesh.server.worker.tell(UpdateInventory([], [own.uid]))
+    take_in(mesh.server, mesh.authority.certificate_for(SERVER))
+    mesh.server.worker.tell(UpdateInventory([own], []))
+    talk(first)  # behind the word that its tunnel takes nothing new
+    with pytest.raises(ConnectionResetError):
+        mesh.client.connect(mesh.server.address, 8080).recv(1)
+    take_in(mesh.client, mesh.authority.certificate_for(CLIENT))
+
+
 def test_who_loses_its_certificate_while_hands_are_shaken_begins_nothing(mesh: World) -> None:
     """Nor is the tunnel kept until there is another one."""
     process = mesh.server.worker.process.pid
