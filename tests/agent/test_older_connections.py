@@ -53,9 +53,10 @@ class Machine:
         self.captured = {POD.uid, GONE.uid}
         self.looked_at: list[str] = []
         self.hands = self
+        self.pod = POD
 
     def pods(self) -> dict[str, Pod]:
-        return {pod.uid: pod for pod in (GONE, STRANGE, POD)}
+        return {pod.uid: pod for pod in (GONE, STRANGE, self.pod)}
 
     def is_captured(self, uid: str) -> bool:
         return uid in self.captured
@@ -135,6 +136,19 @@ def test_what_policies_deny_is_closed_and_all_else_is_kept_and_told_of_once(tmp_
         await eventually(lambda: len(machine.closed) == 2)
         assert machine.closed[1] == (50, [5]) and watched.said()[4:] == [("denied", "inbound", 8080)]
         assert set(machine.looked_at) == {GONE.uid, POD.uid}, "nor is anything closed of a pod that is not captured"
+
+    watching(watched, scenario)
+
+
+def test_what_a_pods_own_exclusions_let_in_is_kept(tmp_path: Path, eventually: Any) -> None:
+    machine = Machine(connection(4, 9090), connection(1))
+    machine.pod = replace(POD, request=replace(POD.request, exclusions=Exclusions(inbound_ports=(9090,))))
+    watched = Watched(machine, tmp_path)
+
+    async def scenario() -> None:
+        watched.learn(WEB)
+        await eventually(lambda: machine.closed)
+        assert machine.closed == [(50, [1])] and watched.said() == [("kept", "inbound", 9090), ("denied", "inbound", 8080)]
 
     watching(watched, scenario)
 

@@ -17,6 +17,7 @@ from tests.ports import unused_port
 from wire import grpc_tls, xds
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
+from wire.xds_response import read_response
 
 pytestmark = pytest.mark.unit
 
@@ -184,6 +185,11 @@ def test_a_conversation_across_a_break(authority: Any, eventually: Any, tmp_path
         await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_what_is_no_response_is_named_so() -> None:
+    with pytest.raises(ValueError, match="not a DeltaDiscoveryResponse"):
+        read_response(b"\xff")
 
 
 def test_a_foreign_server_is_not_spoken_to_and_mended_files_are_read(
