@@ -91,6 +91,20 @@ def test_what_came_before_a_broken_frame_is_closed_with_it() -> None:
     assert open_descriptors() <= before
 
 
+def test_who_is_closed_again_closes_nothing_of_others_and_begins_anew() -> None:
+    """A number that was given back may be another's descriptor by then."""
+    message = channel.AddPod("uid", "name", "namespace", "account")
+    frame = framing.pack(message, 1)
+    reader, fd = framing.FrameReader(), os.dup(0)
+    assert reader.feed(frame[:-1], [fd]) == []
+    reader.close()
+    os.dup2(0, fd)
+    reader.close()
+    os.fstat(fd)
+    assert reader.feed(frame, [fd]) == [(message, [fd])]
+    os.close(fd)
+
+
 def test_what_is_too_large_never_leaves() -> None:
     with pytest.raises(ValueError, match=r"UpdateInventory of .* bytes: the channel carries at most"):
         framing.pack(channel.UpdateInventory([], ["x" * channel.MAX_FRAME_BYTES]))
