@@ -407,6 +407,18 @@ def test_connections_are_bounded_the_silent_one_goes(bench: Bench, monkeypatch: 
     assert len(bench.node.dns_idle) == 3 and not _ended(first)
 
 
+@pytest.mark.unit
+def test_who_has_left_takes_nobodys_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_service, "MAX_CLIENTS", 3)
+    first, second, third = [bench.tcp() for _ in range(3)]
+    bench.run(lambda: len(bench.node.dns_idle) == 3)
+    third.close()
+    bench.run(lambda: len(bench.node.dns_idle) == 2)
+    bench.tcp()
+    bench.run(lambda: len(bench.node.dns_idle) == 3)
+    assert not _ended(first) and not _ended(second)
+
+
 def _ended(sock: socket.socket) -> bool:
     try:
         return sock.recv(1) == b""
