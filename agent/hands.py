@@ -10,6 +10,7 @@ from agent.plan import Actual, Layer
 from agent.pod import Pod, PodRequest
 from agent.records import Record, Records
 from bpf import pod_network
+from bpf.layout import MARK_DELIVER, MARK_MASK, MARK_PROXY
 from bpf.redirect import Enrolled, PodRedirect, Redirect
 from bpf.sock_destroy import Connection, State, connections, destroy
 from mesh.workload import Address
@@ -204,7 +205,10 @@ class Hands:
         return captured.get(pod.cookie)
 
     def _older_connections(self, pod: Pod, netns_fd: int) -> list[Connection]:
-        return [] if self._known[pod.uid].pre_mesh else self._foreign(pod, netns_fd)
+        """But those that a proxy carries already: the pod was in the mesh, and what the kernel knew of it is lost."""
+        if self._known[pod.uid].pre_mesh:
+            return []
+        return [one for one in self._foreign(pod, netns_fd) if one.mark & MARK_MASK not in (MARK_PROXY, MARK_DELIVER)]
 
     def _foreign(self, pod: Pod, netns_fd: int) -> list[Connection]:
         own = set(pod.request.addresses)
@@ -222,6 +226,7 @@ class Hands:
     def _remember_older(self, pod: Pod, netns_fd: int, older: list[Connection]) -> None:
         if older:
             record = self._known[pod.uid]
+            older = sorted(older, key=lambda one: one.state is State.SYN_RECV)  # a flood of those crowds nobody out
             known = tuple(dict.fromkeys((*record.pre_mesh, *map(_tuple_of, older))))[:MAX_PRE_MESH]
             served = {port for _, port, _, _ in known} & {*record.served, *self._listening(netns_fd)}
             self._remember(replace(record, pre_mesh=known, served=tuple(sorted(served))))

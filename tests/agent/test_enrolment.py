@@ -28,6 +28,14 @@ REQUEST = PodRequest("uid-1", "demo", "web", "web", "/run/netns/web")
 POD = Pod(REQUEST, (4, 1), 7, "boot")
 
 
+SERVED = Connection(ip_address("::"), 8080, ip_address("::"), 0, State.LISTEN, 0, socket.AF_INET6, 1)
+
+
+def from_client(port: int, mark: int = 0, state: State = State.ESTABLISHED) -> Connection:
+    """A connection to the pod."""
+    return Connection(ip_address("10.0.0.2"), 8080, ip_address("10.0.0.3"), port, state, 0, socket.AF_INET, 2, mark=mark)
+
+
 class FullDisk:
     """Hands of a node whose disk takes no record, and says so when it is let."""
 
@@ -255,6 +263,10 @@ class Kernel:
         """As it is now."""
         return self.has
 
+    def enrol(self, pod: PodRedirect, _netns_fd: int) -> None:
+        """With its program attached."""
+        self.has = [Enrolled(pod, True)]
+
     def withdraw(self, uid: str, cookie: int) -> None:
         """One less."""
         self.withdrawn.append((uid, cookie))
@@ -281,19 +293,13 @@ def test_who_came_without_the_proxy_is_remembered_once_the_disk_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The program is attached by then: that alone would say that nobody is to be looked for."""
-    listener = Connection(ip_address("::"), 8080, ip_address("::"), 0, State.LISTEN, 0, socket.AF_INET6, 1)
-    older, between, carried = (
-        Connection(
-            ip_address("10.0.0.2"), 8080, ip_address("10.0.0.3"), port, State.ESTABLISHED, 0, socket.AF_INET, 2, mark=mark
-        )
-        for port, mark in ((4000, 0), (4001, 0), (4002, 0x539))
-    )
+    older, between, carried = from_client(4000), from_client(4001), from_client(4002, 0x539)
     living = [older]
-    monkeypatch.setattr("agent.hands.connections", lambda *asked: [listener] if len(asked) == 3 else list(living))
+    monkeypatch.setattr("agent.hands.connections", lambda *asked: [SERVED] if len(asked) == 3 else list(living))
 
     class Attaching(Kernel):
-        def enrol(self, pod: PodRedirect, _netns_fd: int) -> None:
-            self.has = [Enrolled(pod, True)]
+        def enrol(self, pod: PodRedirect, netns_fd: int) -> None:
+            super().enrol(pod, netns_fd)
             living[:] = [older, between, carried]
 
     def refuse(_record: Record) -> None:
@@ -318,3 +324,28 @@ def test_who_came_without_the_proxy_is_remembered_once_the_disk_takes_it(
     hands.add("capture", POD, -1)
     record = hands.record(POD.uid)
     assert record is not None and {one[3] for one in record.pre_mesh} == {4000, 4001}
+
+
+def captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *living: Connection) -> set[int]:
+    """The clients' ports of what is remembered of a pod that is captured while these connections live."""
+    monkeypatch.setattr("agent.hands.connections", lambda *asked: [SERVED] if len(asked) == 3 else list(living))
+    hands = Hands(Records(tmp_path), cast(Redirect, Kernel()))
+    hands.add("record", POD, -1)
+    hands.add("capture", POD, -1)
+    record = hands.record(POD.uid)
+    assert record is not None
+    return {one[3] for one in record.pre_mesh}
+
+
+def test_what_a_proxy_carries_is_not_from_before_the_mesh_though_the_kernel_forgot_the_pod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a STRICT policy would end every tunnel. A mark of the application's own excuses nobody."""
+    living = [from_client(4000), from_client(4001, 0x539), from_client(4002, 0x111), from_client(4003, 0x7)]
+    assert captured(tmp_path, monkeypatch, *living) == {4000, 4003}
+
+
+def test_handshakes_under_way_crowd_out_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.hands.MAX_PRE_MESH", 2)
+    flood = [from_client(port, state=State.SYN_RECV) for port in range(5000, 5003)]
+    assert captured(tmp_path, monkeypatch, *flood, from_client(4000)) == {4000, 5000}
