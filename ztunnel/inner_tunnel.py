@@ -47,6 +47,7 @@ class InnerTunnel:
         self._owner: Owner | None = owner
         self._expected = expected
         self._domains: frozenset[str] = frozenset()
+        self._credentials: Credentials | None = None
         self._tunnel: Tunnel | None = None
         self._outer: TunnelStream | None = None
 
@@ -58,6 +59,7 @@ class InnerTunnel:
             self._fail("CONNECT", f"cannot make a socket: {error}")
             return
         node = self._node
+        self._credentials = credentials
         self._domains = node.domains_of(credentials.identity)
         tunnel = Tunnel(
             node.loop, ours, node.hellos.take(credentials), False, self, node.client_handshakes, self._gateway, outer.held
@@ -105,7 +107,16 @@ class InnerTunnel:
         return check_server(peer.names, self._expected, self._domains)
 
     def established(self, tunnel: Tunnel) -> None:
-        """See ztunnel.tunnel_owner.Owner."""
+        """See ztunnel.tunnel_owner.Owner. What was believed when the connection came may have changed meanwhile."""
+        asked_with = self._credentials
+        assert asked_with is not None
+        now = self._node.vault.find(asked_with.identity)
+        if now is None:
+            tunnel.end(f"{asked_with.identity} has no certificate any more")
+            return
+        if now is not asked_with and not tunnel.is_believed_by(now.authorities):
+            tunnel.end("its peer's root is believed no more")
+            return
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.inner_ready(tunnel)

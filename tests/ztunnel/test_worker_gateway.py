@@ -16,9 +16,10 @@ import pytest
 from mesh.identity import Identity
 from mesh.workload import ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Service, Workload
 from tests.ztunnel.revocation_lists import revocation_list
-from tests.ztunnel.world import CLIENT, SERVER, World, assert_reset, run, world
+from tests.ztunnel.world import CLIENT, SERVER, Authority, World, assert_reset, run, world
 from ztunnel.baggage import Described
 from ztunnel.channel import (
+    CertificateFailed,
     Connections,
     ForgetCertificate,
     NeedCertificate,
@@ -355,3 +356,28 @@ def test_a_waypoint_that_comes_while_who_answers_is_greeted_is_not_gone_past(mes
             client.recv(1)
     mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["tunnels"] <= 1)  # the gateway's own
     mesh.client.worker.tell(UpdateInventory([far_service(mesh)], []))
+
+
+@pytest.mark.parametrize("gone", ["certificate", "root"])
+def test_who_is_greeted_behind_a_gateway_is_judged_by_what_holds_then(mesh: World, gone: str) -> None:
+    """A certificate of ours that was withdrawn meanwhile begins nothing, and a root that is gone lets nobody in."""
+    other, own = Authority("other root"), mesh.authority.certificate_for(CLIENT)
+    mesh.client.worker.tell(mesh.authority.certificate_for(CLIENT, roots=mesh.authority.pem + other.pem))
+    mesh.server.worker.heard.clear()
+    mesh.server.worker.tell(ForgetCertificate(SERVER))
+    with mesh.server.listen(8080):
+        client = mesh.client.connect(VIP, 80)
+        mesh.server.worker.wait_for(NeedCertificate)
+        mesh.client.worker.tell(CertificateFailed(CLIENT, "withdrawn") if gone == "certificate" else own)
+        mesh.client.worker.tell(QueryConnections(-4))
+        mesh.client.worker.wait_for(Connections, lambda answer: answer.number == -4)
+        mesh.server.worker.tell(other.certificate_for(SERVER, roots=mesh.authority.pem))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    error = {"certificate": f"{CLIENT} has no certificate any more", "root": "its peer's root is believed no more"}[gone]
+    assert mesh.client.worker.closed().error == f"io error: {error}"
+    mesh.client.worker.tell(own)
+    mesh.server.worker.tell(mesh.papers)  # type: ignore[attr-defined]
+    with mesh.server.listen(8080) as listener:
+        for sock in connected(mesh, listener):
+            sock.close()
