@@ -27,14 +27,14 @@ class PeerRevoked(PeerRefused):
 
 
 class Connected(Protocol):
-    """A connection with a peer that proved itself."""
+    """A connection with a peer that proved itself, or is about to."""
 
     server: bool
     open: bool
     established: bool
 
     def chain(self) -> list[bytes]:
-        """The peer's verified chain, DER, leaf first."""
+        """The peer's verified chain, DER, leaf first; empty until it is verified."""
 
     def end(self, error: str, flag: Flag = "-") -> None:
         """Close it."""
@@ -65,7 +65,8 @@ class Revocations:
             if ended == ENDINGS_PER_TURN:
                 self._rechecking.put_back(some[place:])
                 return
-            if one.open and one.established and (reason := self._reason(one.server, one.chain())):
+            chain = one.chain()  # there is one before the handshake is done, and who was let in by it is not asked again
+            if one.open and (chain or one.established) and (reason := self._reason(one.server, chain)):
                 one.end(f"connection closed: {reason}", "CERT_REVOKED")
                 ended += 1
 

@@ -1,6 +1,7 @@
 """Revoked certificates against real workers: who is refused, who is cut off, and who hears why."""
 
 import socket
+import ssl
 from collections.abc import Iterator
 
 import pytest
@@ -8,11 +9,23 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.ztunnel.revocation_lists import revocation_list
+from tests.ztunnel.test_tls import Judge
 from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, assert_reset
-from ztunnel.channel import Direction, EarlyFailure, Flag, Revocation, SetCertificate, SetRevoked
+from ztunnel.channel import (
+    Connections,
+    Direction,
+    EarlyFailure,
+    Flag,
+    QueryConnections,
+    Revocation,
+    SetCertificate,
+    SetRevoked,
+)
 from ztunnel.crl_file import read_lists
+from ztunnel.hellos import end_of
 from ztunnel.loop import Loop
 from ztunnel.revocation import PeerRevoked, Revocations
+from ztunnel.tls import Credentials
 from ztunnel.walk import ENDINGS_PER_TURN
 
 pytestmark = pytest.mark.kernel
@@ -83,6 +96,26 @@ def test_crl_drops_live_connections_with_the_reason_at_the_end_that_knows(mesh: 
             end.close()
     record = judge.worker.closed(lambda one: one.flag == "CERT_REVOKED")
     assert record.error.startswith("connection closed: peer certificate revoked: serial number ")
+
+
+def test_who_keeps_back_the_last_byte_of_its_handshake_until_it_is_revoked_is_not_let_in(mesh: Revocable) -> None:
+    """Its certificate was looked up when it came, before the list did."""
+    client = Credentials(mesh.papers["client"])
+    end, judge = end_of(client.client, server=False), Judge()
+    with mesh.client.connect(mesh.server.address, 15008, mark=0x539) as sock:
+        sock.sendall(end.outgoing.read())
+        while judge.verified is None:
+            end.incoming.write(sock.recv(65536))
+            try:
+                client.client.verifier.shake_hands(end.tls, judge)
+            except ssl.SSLWantReadError:
+                continue
+        sock.sendall(end.outgoing.read()[:-1])
+        mesh.server.worker.tell(QueryConnections(5))
+        mesh.server.worker.wait_for(Connections, lambda answer: answer.number == 5)
+        mesh.revoke("client")
+        failure = mesh.server.worker.wait_for(EarlyFailure)
+        assert failure.flag == "CERT_REVOKED" and "peer certificate revoked: serial number " in failure.error
 
 
 def test_crl_reload_lets_in_whom_the_new_lists_do_not_name(mesh: Revocable) -> None:
