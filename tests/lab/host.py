@@ -1,9 +1,11 @@
 """What the lab's tests share: small manifests, and a look at the host that a lab must not change."""
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bench.accounts import started_s
 from tests.lab.world import World
 from wire import keyring
 from wire.cgroup import cgroup2_mount
@@ -51,8 +53,12 @@ def processes(world: World) -> dict[str, int]:
 
 
 def daemon_pid(world: World) -> int:
-    (pid,) = map(int, (world.layout.lab_cgroup / "cgroup.procs").read_text().split())
-    return pid
+    """The oldest in its cgroup: what it starts is there for a moment, too."""
+    started = []
+    for pid in map(int, (world.layout.lab_cgroup / "cgroup.procs").read_text().split()):
+        with suppress(OSError):  # one of those, which has ended since
+            started.append((started_s(pid), pid))
+    return min(started)[1]
 
 
 def runs(pid: int) -> bool:

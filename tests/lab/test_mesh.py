@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.frozen import frozen
-from tests.lab.host import BASE, host_network, leftovers, pod, processes, runs
+from tests.lab.host import BASE, daemon_pid, host_network, leftovers, pod, processes, runs
 from tests.lab.world import World, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
@@ -138,8 +138,7 @@ def test_no_program_starts_before_its_pod_is_enrolled(world: World) -> None:
 
 def test_the_next_daemon_adopts_agents_and_proxies(world: World) -> None:
     before = [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")]
-    (daemon,) = map(int, (world.layout.lab_cgroup / "cgroup.procs").read_text().split())
-    os.kill(daemon, signal.SIGKILL)
+    os.kill(daemon_pid(world), signal.SIGKILL)
     eventually(lambda: not world.running())
     world.up({}, timeout_s=60)
     assert [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")] == before
