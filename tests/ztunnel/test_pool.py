@@ -1,7 +1,5 @@
 """Outgoing tunnels are shared by who may share them, made one at a time, bounded in streams, and given back when idle."""
 
-import os
-import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,6 +8,7 @@ from random import Random
 
 import pytest
 
+from tests.frozen import frozen
 from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, Authority, PodWorld, World, run, world
 from ztunnel.channel import (
     CertificateFailed,
@@ -312,16 +311,12 @@ def test_a_root_that_goes_while_a_pod_is_unknown_lets_nobody_in(mesh: World) -> 
 
 def test_who_loses_its_certificate_while_hands_are_shaken_begins_nothing(mesh: World) -> None:
     """Nor is the tunnel kept until there is another one."""
-    process = mesh.server.worker.process.pid
-    os.kill(process, signal.SIGSTOP)
-    try:
+    with frozen([mesh.server.worker.process.pid]):
         waiting = mesh.client.connect(mesh.server.address6, 8080)
         mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == 1)
         mesh.client.worker.tell(CertificateFailed(CLIENT, "withdrawn"))
         mesh.client.worker.tell(QueryConnections(-4))
         mesh.client.worker.wait_for(Connections, lambda answer: answer.number == -4)
-    finally:
-        os.kill(process, signal.SIGCONT)
     with pytest.raises(ConnectionResetError):
         waiting.recv(1)
     assert "has no certificate any more" in mesh.client.worker.closed().error
@@ -335,14 +330,10 @@ def test_a_root_that_goes_while_hands_are_shaken_lets_nobody_in(mesh: World) -> 
     both = mesh.authority.pem + other.pem
     take_in(mesh.server, other.certificate_for(SERVER, roots=mesh.authority.pem))
     take_in(mesh.client, mesh.authority.certificate_for(CLIENT, roots=both))
-    process = mesh.server.worker.process.pid
-    os.kill(process, signal.SIGSTOP)
-    try:
+    with frozen([mesh.server.worker.process.pid]):
         waiting = mesh.client.connect(mesh.server.address, 8080)
         mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == 1)
         take_in(mesh.client, mesh.authority.certificate_for(CLIENT))
-    finally:
-        os.kill(process, signal.SIGCONT)
     with pytest.raises(ConnectionResetError):
         waiting.recv(1)
     assert "untrusted issuer" in mesh.client.worker.closed().error

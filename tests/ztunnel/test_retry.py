@@ -160,14 +160,20 @@ def test_a_pod_that_goes_asks_no_other_endpoint(mesh: World) -> None:
     mesh.client.add_pod()
 
 
+def _in_a_tunnel(mesh: World, app: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """Both ends of a connection through which a byte went."""
+    app.settimeout(40)
+    client = mesh.client.connect(mesh.server.address, 8080)
+    client.sendall(b"a")
+    server, _ = app.accept()
+    assert server.recv(1) == b"a"
+    return client, server
+
+
 def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods(mesh: World) -> None:
     mesh.client.worker.settle()
     with mesh.server.listen(8080) as app:
-        app.settimeout(40)
-        client = mesh.client.connect(mesh.server.address, 8080)
-        client.sendall(b"a")
-        server, _ = app.accept()
-        assert server.recv(1) == b"a"
+        client, server = _in_a_tunnel(mesh, app)
         stranger = Workload("Kubernetes//Pod/shop/new", "new", "shop", (ip_address(mesh.server.address),),
                             protocol=TunnelProtocol.HBONE, service_account="new")  # fmt: skip
         client.settimeout(60)
@@ -190,11 +196,7 @@ def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods_with_the_s
 ) -> None:
     mesh.client.worker.settle()
     with mesh.server.listen(8080) as app:
-        app.settimeout(40)
-        client = mesh.client.connect(mesh.server.address, 8080)
-        client.sendall(b"a")
-        server, _ = app.accept()
-        assert server.recv(1) == b"a"
+        client, server = _in_a_tunnel(mesh, app)
         own = mesh.server.workload
         mesh.client.worker.tell(UpdateInventory([replace(own, canonical_revision="v2")], []))
         client.sendall(b"b")
