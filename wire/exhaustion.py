@@ -1,12 +1,11 @@
 """What servers say when no descriptor is left to accept with."""
 
 import asyncio
-import errno
 import logging
 from typing import Any
 
-_SAYS_SO_EVERY_S = 30.0
-_MENDS = {errno.EMFILE: "raise the limit (RLIMIT_NOFILE)", errno.ENFILE: "raise the system's limit (fs.file-max)"}
+from wire.descriptors import MENDS, SAYS_SO_EVERY_S
+
 _log = logging.getLogger(__name__)
 
 
@@ -15,15 +14,15 @@ def say_when_none_is_left() -> None:
 
     asyncio tries again every second, as often as its backlog is long, and writes a traceback each time.
     """
-    said_at = -_SAYS_SO_EVERY_S
+    said_at = -SAYS_SO_EVERY_S
 
     def hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal said_at
         error = context.get("exception")
-        mend = _MENDS.get(error.errno or 0) if isinstance(error, OSError) else None
+        mend = MENDS.get(error.errno or 0) if isinstance(error, OSError) else None
         if mend is None:
             loop.default_exception_handler(context)
-        elif loop.time() - said_at >= _SAYS_SO_EVERY_S:
+        elif loop.time() - said_at >= SAYS_SO_EVERY_S:
             said_at = loop.time()
             _log.warning("nobody is answered: %s: %s", error, mend)
 

@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from wire.descriptors import MENDS, SAYS_SO_EVERY_S
 from ztunnel.closing import reset_on_close
 from ztunnel.dial import endpoint
 from ztunnel.ledger import SocketAddress
@@ -39,14 +40,7 @@ _SETTLED_S = 0.5
 """By then the home of a new pod listens, however late it began."""
 PAUSE_S = 0.1
 """After the system ran out of something: accepting again at once would only spin."""
-_COMPLAINS_EVERY_S = 30.0
-"""Of that, for all pods of a worker: each tries ten times a second."""
-_EXHAUSTED = {
-    errno.EMFILE: "raise the limit (RLIMIT_NOFILE)",
-    errno.ENFILE: "raise the system's limit (fs.file-max)",
-    errno.ENOBUFS: "free memory",
-    errno.ENOMEM: "free memory",
-}
+_EXHAUSTED = {**MENDS, errno.ENOBUFS: "free memory", errno.ENOMEM: "free memory"}
 _log = logging.getLogger("ztunnel.worker")
 
 Accept = Callable[[Pod, socket.socket, SocketAddress], None]
@@ -227,7 +221,7 @@ class Listener:
             raise error
         node, loop = self._pod.node, self._pod.node.loop
         if loop.now >= node.complains_at:
-            node.complains_at = loop.now + _COMPLAINS_EVERY_S
+            node.complains_at = loop.now + SAYS_SO_EVERY_S  # for all pods of a worker: each tries ten times a second
             _log.warning("connections wait: cannot accept: %s: %s", os.strerror(error.errno or 0), mend)
         loop.forget(self._sock.fileno())
         loop.call_at(loop.now + PAUSE_S, self._watch)
