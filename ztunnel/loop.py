@@ -154,6 +154,11 @@ class Loop:
         self._timers = _Timers()
         self.watch(self._timers.fd, IN, self._timers)
 
+    @property
+    def has_company_elsewhere(self) -> bool:
+        """Small messages go on in another worker, whose ends wait for this CPU if bulk goes on here."""
+        return self.now - self.small_elsewhere_at < _COMPANY_ELSEWHERE_S
+
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
         """Call `handler.on_event` while the descriptor is ready for `mask`; who watched it before does not any more."""
         if self._handler(fd) is not None:
@@ -325,8 +330,7 @@ class Loop:
             self.bulky_turns += 1
             if self.bulky_turns == MANY_BULKY_TURNS:
                 self.on_bulk()
-            now = self.now
-            if now - self.small_at < _COMPANY_S or now - self.small_elsewhere_at < _COMPANY_ELSEWHERE_S:
+            if self.now - self.small_at < _COMPANY_S or self.has_company_elsewhere:
                 sched_yield()
 
     def _contain(self, owner: Crashing, error: Exception) -> None:

@@ -67,6 +67,7 @@ from ztunnel.node import Node
 from ztunnel.outbound import accept_outbound
 from ztunnel.parent import die_with_parent
 from ztunnel.pod import Closable, Pod
+from ztunnel.session_nice import BEHIND, SessionNice
 from ztunnel.socks_client import accept_socks
 from ztunnel.time_slice import take_short_slices
 from ztunnel.tunnel import Tunnel
@@ -96,6 +97,7 @@ class Worker:
         self._draining = False
         self._log_levels: dict[str, int] = {}
         self._tunnels_until = 0.0
+        self._session_nice = SessionNice()
         self._handlers: dict[type, Callable[[Node, Any, list[int]], None]] = {
             AddPod: self._add_pod,
             AddDNS: self._add_dns,
@@ -266,6 +268,7 @@ class Worker:
             self._node.headroom.renew(self._loop.now, time.process_time(), full or bulky)
             small_at = 0.0 if bulky else self._loop.small_at  # remains of many bulk streams look like small messages
             self._loop.small_elsewhere_at = self._node.headroom.small_elsewhere_at(self._loop.now, small_at)
+            self._session_nice.set(BEHIND if bulky and self._loop.has_company_elsewhere else 0)
             aside = bulky and self._node.headroom.others_have_time(self._loop.now)
             for listener in self._listeners():
                 listener.stand_aside(aside)

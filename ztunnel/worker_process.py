@@ -47,6 +47,7 @@ class Worker:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno(), openssl_fd],
                 stdin=DEVNULL,
+                start_new_session=True,
                 env={"GLIBC_TUNABLES": _MALLOC, **os.environ, "OPENSSL_CONF": f"/proc/self/fd/{openssl_fd}"},
             )
         except BaseException:

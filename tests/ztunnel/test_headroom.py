@@ -14,6 +14,7 @@ from ztunnel.headroom import Headroom, make_table, withdraw
 from ztunnel.inbound_tunnels import InboundTunnels
 from ztunnel.loop import MANY_BULKY_TURNS, Loop
 from ztunnel.pod import Pod
+from ztunnel.session_nice import BEHIND, SessionNice
 from ztunnel.worker import Worker
 
 pytestmark = pytest.mark.unit
@@ -210,6 +211,25 @@ def test_a_worker_tells_of_its_small_messages_as_time_goes_by_and_of_none_while_
         loop.small_at, loop.bulky_turns = loop.now, MANY_BULKY_TURNS
         worker._tick()
         assert neighbour.small_elsewhere_at(loop.now, 0.0) == 0.0, "what follows bulk may be remains of it"
+
+
+def test_a_worker_that_moves_bulk_gives_way_while_small_messages_go_on_elsewhere(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(SessionNice, "set", lambda _, nice: asked.append(nice))
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        loop, neighbour = Loop(), table.views[1]
+        worker = Worker(loop, ours)
+        worker._take(Configure("n1", "", "Kubernetes", "cluster.local", 0), [os.dup(table.fd)])
+        bulky = MANY_BULKY_TURNS
+        for small_at, turns in ((0.0, bulky), (loop.now, bulky), (loop.now, 0), (0.0, bulky)):
+            for before_s in (0.1, 0.0):
+                neighbour.small_elsewhere_at(loop.now, small_at - before_s)
+            loop.bulky_turns = turns
+            worker._tick()
+        assert asked == [0, BEHIND, 0, 0], "not without neighbours, not without bulk, and no longer than they go on"
 
 
 def test_the_promise_of_a_worker_that_is_gone_goes_with_it(table: Table) -> None:

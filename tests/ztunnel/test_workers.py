@@ -50,6 +50,7 @@ while True:
         elif name == "RemovePod" and message.uid == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif name == "RemovePod":
+            told["leads a session"] = os.getsid(0) == os.getpid()
             told["openssl.cnf"] = open(os.environ["OPENSSL_CONF"]).read().startswith("openssl_conf = ")
             say(channel.WorkerStatus(told, {}))
 """
@@ -101,7 +102,7 @@ def test_every_worker_is_told_and_the_first_error_counts(run: Any, eventually: A
         world.workers.broadcast(ASK)
         await eventually(lambda: world.gauges(0) and world.gauges(1))
         expected = {"Configure": 1, "AddPod": 2, "fd_inode": os.fstat(NULL).st_ino, "QueryConnections": 1, "RemovePod": 1}
-        assert world.gauges(0) == world.gauges(1) == {**expected, "openssl.cnf": True}
+        assert world.gauges(0) == world.gauges(1) == {**expected, "openssl.cnf": True, "leads a session": True}
 
     run(scenario)
 
