@@ -18,8 +18,9 @@ for extra in "$@"; do
     esac
 done
 # Kernel headers: the running kernel's own, else any (the programs touch UAPI structs only).
+headers=
 if [ ! -e "/lib/modules/$(uname -r)/build" ] && ! compgen -G '/usr/src/linux-headers-*' >/dev/null; then
-    packages+=("linux-headers-$(dpkg --print-architecture)")
+    headers=linux-headers-$(uname -r)
 fi
 
 # One at a time on a machine: two would install into the same folders, and into the same system.
@@ -49,7 +50,7 @@ finish() {
 }
 
 install_missing() {
-    say "Debian packages: ${missing[*]}"
+    say "Debian packages: ${missing[*]}${headers:+${missing:+ }kernel headers}"
     new=()
     for unit in nginx redis-server postgresql; do
         case " ${missing[*]} " in *" $unit "*) new+=("$unit") ;; esac
@@ -66,6 +67,11 @@ install_missing() {
     fi
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
+    # Debian 13's headers come with their kernel: those of the running one bring no other, which the next boot would start.
+    if [ -n "$headers" ]; then
+        apt-cache show "$headers" >/dev/null 2>&1 || headers=linux-headers-$(dpkg --print-architecture)
+        missing+=("$headers")
+    fi
     # A machine that has just started may be upgrading itself.
     apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
     finish "${new[@]}"
@@ -76,7 +82,7 @@ if grep -qsF "$mark" $policy; then
     say "finishing an installation that was killed: ${left[*]:-no servers}"
     finish "${left[@]}"
 fi
-[ ${#missing[@]} = 0 ] || install_missing
+[ -z "${missing[*]}$headers" ] || install_missing
 
 venv=.venv
 # One that was interrupted on its way has no pip yet; one from before the system's Python was upgraded has nothing for this Python; one

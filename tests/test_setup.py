@@ -1,4 +1,4 @@
-"""setup.sh where it is broken off: the machine is left as it was, at the latest by the next run."""
+"""setup.sh broken off: the machine is left as it was, at the latest by the next run. And which kernel headers it takes."""
 
 import os
 import signal
@@ -74,3 +74,37 @@ def test_a_killed_set_up_leaves_no_rule_that_keeps_servers_from_starting(tmp_pat
         "installing",
         "gone",
     ]
+
+
+_NO_HEADERS = """
+mount -t tmpfs tmpfs /usr/src && mount -t tmpfs tmpfs /usr/sbin
+exec "$1"
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "installed"),
+    [
+        ("linux-headers-6.99-cloud linux-headers-amd64", "linux-headers-6.99-cloud"),
+        ("linux-headers-amd64", "linux-headers-amd64"),
+    ],
+)
+def test_headers_are_those_of_the_running_kernel_where_debian_has_them(tmp_path: Path, known: str, installed: str) -> None:
+    stubs = {
+        "dpkg": "echo amd64",
+        "dpkg-query": 'case "$*" in *linux-headers*) exit 1 ;; *) printf installed ;; esac',
+        "uname": "echo 6.99-cloud",
+        "apt-cache": f'case " {known} " in *" $2 "*) ;; *) exit 100 ;; esac',
+        "apt-get": 'case "$*" in *install*) echo "apt-get $*"; exit 1 ;; esac',
+    }
+    for name, script in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    run = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "bash", "-c", _NO_HEADERS, "bash", str(_SETUP)],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.stdout.split()[-1] == installed, run
