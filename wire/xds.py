@@ -172,6 +172,11 @@ class XdsClient:
                 self.status.last_error = reason_of(error, self._endpoint)
             except (OSError, ValueError) as error:
                 self.status.last_error = str(error)
+            except MemoryError:  # as below; where it ended says nothing
+                self.status.last_error = (
+                    "no memory is left to take an update in: raise the limit of this process or its container"
+                )
+                self.status.connected = False
             except Exception as error:  # of who takes updates in: what it holds serves, and it is told the rest again
                 _log.exception("control plane %s: an update could not be taken in", self._endpoint.address)
                 self.status.last_error = f"internal error: {error!r}"

@@ -4,7 +4,8 @@ A turn: wait; call the handler of each ready descriptor (one of them is time: zt
 turns left (ztunnel.rota); then flush what the turn left in `dirty` (so that all small frames for one tunnel leave in one TLS
 write and one send); then do what nobody waits for (`afterwards`), and give the CPU away where bulk keeps small messages
 waiting, or where there is more to do than the turn had time for. Handlers must not raise: what one does raise is logged and
-ends its own object, never the loop.
+ends its own object, never the loop. But a MemoryError ends the loop: it comes anywhere, between two halves of a change, so
+nobody knows what accounts, timers and policies are worth after it; and to close things takes memory.
 """
 
 import heapq
@@ -254,8 +255,7 @@ class Loop:
             if dirty or left_over or afterwards or lingering:
                 wait_s = self._wait_s(longest_wait_s)
             self.greetings = self.lookups = 0
-            if new:
-                new.clear()
+            new.clear()
             ready = poll(wait_s, _EVENTS_PER_TURN)
             self.now = clock()
             count = len(ready)
@@ -267,6 +267,8 @@ class Loop:
                         handler.on_event(events)
                     except Exception as error:  # the one catch point of a connection: it alone ends
                         self._contain(handler, error)
+                        if not self.running:  # whoever comes next would be judged by a change that broke off
+                            return
             if left_over:
                 self._go_on(self.overtime_s * _BUSY_OVERTIME if ready else self.overtime_s)
             if lingering:
@@ -334,9 +336,13 @@ class Loop:
                 sched_yield()
 
     def _contain(self, owner: Crashing, error: Exception) -> None:
+        if isinstance(error, MemoryError):
+            raise error
         _log.exception("%s failed and is closed", type(owner).__name__)
         try:
             owner.crashed(error)
+        except MemoryError:
+            raise
         except Exception:
             _log.exception("%s could not be closed cleanly", type(owner).__name__)
 
@@ -364,6 +370,8 @@ class _Timers:
         for call in due:  # what they add waits: by the time of a turn that is late it would be due again, for ever
             try:
                 call()
+            except MemoryError:
+                raise
             except Exception:
                 _log.exception("a timer failed")
         self._alarm.set(heap[0][0] if heap else None)

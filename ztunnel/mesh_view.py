@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from mesh.delta import Resource
@@ -51,7 +51,7 @@ class MeshView:
         self._on_change = on_change
         self._domains = domains
         self._awaited: set[str] = set()
-        """Types of which nothing at all is known yet, or of which a large update broke off."""
+        """Types of which nothing at all is known yet, or of which an update broke off."""
         self._unfinished = False
         """What workers know is a part of a state. A pod that began now would send past waypoints, and let in past policies."""
 
@@ -141,14 +141,29 @@ class MeshView:
 
     def _change_inventory(self, upserts: list[Workload | Service], removals: list[str], unfinished: bool = False) -> None:
         if upserts or removals or unfinished is not self._unfinished:
-            self.inventory.apply(upserts, removals)
+            with self._broken_off_if_it_fails(ADDRESS_TYPE):
+                self.inventory.apply(upserts, removals)
             self._unfinished = unfinished
             self._on_change(UpdateInventory(upserts, removals, unfinished))
 
     def _change_policies(self, upserts: list[Policy], removals: list[str]) -> None:
         if upserts or removals:
-            self.policies.apply(upserts, removals)
+            with self._broken_off_if_it_fails(AUTHORIZATION_TYPE):
+                self.policies.apply(upserts, removals)
             self._on_change(UpdatePolicies(upserts, removals))
+
+    @contextmanager
+    def _broken_off_if_it_fails(self, type_url: str) -> Iterator[None]:
+        """Where memory ends within a change, what is here may lack a policy that was to be replaced, or an endpoint.
+
+        Workers that run go on with what they were told; those that start begin nothing until the change has come again.
+        """
+        try:
+            yield
+        except BaseException:
+            self._awaited.add(type_url)
+            self._unfinished = True
+            raise
 
     def statements(self) -> Iterator[UpdateInventory | UpdatePolicies]:
         """All that is known, for a worker that starts."""

@@ -68,6 +68,7 @@ from ztunnel.outbound import accept_outbound
 from ztunnel.parent import die_with_parent
 from ztunnel.pod import Closable, Pod
 from ztunnel.session_nice import BEHIND, SessionNice
+from ztunnel.shortage import MEND
 from ztunnel.socks_client import accept_socks
 from ztunnel.time_slice import take_short_slices
 from ztunnel.tunnel import Tunnel
@@ -368,7 +369,11 @@ def main(arguments: list[str]) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    loop.run()
+    try:
+        loop.run()
+    except MemoryError:
+        _log.error("no memory is left: this worker ends, and another one takes its place; %s", MEND)
+        sys.exit(1)  # in no order, which would take memory: the kernel resets what is open
     worker.finish()
 
 

@@ -11,6 +11,7 @@ from subprocess import DEVNULL
 from wire.burst import Burst
 from ztunnel import framing
 from ztunnel.channel import FromWorker
+from ztunnel.shortage import MEND
 
 _MAX_PENDING_BYTES = 256 << 20
 _FAREWELL_S = 1.0
@@ -95,6 +96,9 @@ class Worker:
         except (OSError, framing.FrameError) as error:
             _log.error("worker %d: channel broken: %s", self.index, error)
             self._hang_up()
+        except MemoryError:  # bytes of it are lost: what comes next would be read as something else
+            self._hang_up()
+            _log.error("worker %d: no memory is left to hear it: replacing it; %s", self.index, MEND)
 
     def _hang_up(self) -> None:
         if not self.gone.is_set():
@@ -125,8 +129,10 @@ class Worker:
         return exited.result()
 
 
-def how_it_ended(code: int) -> str:
-    """A process by its exit status, in plain words."""
+def how_it_ended(code: int, killed_for_memory: bool = False) -> str:
+    """A process by its exit status, in plain words; `killed_for_memory`: the kernel killed somebody while it ran."""
+    if code == -signal.SIGKILL and killed_for_memory:
+        return f"was killed by SIGKILL, as the kernel does where memory ends (its log, dmesg, says whom): {MEND}"
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with status {code}"

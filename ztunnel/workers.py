@@ -37,6 +37,7 @@ from ztunnel.channel import (
 )
 from ztunnel.headroom import make_table, withdraw
 from ztunnel.openssl_conf import openssl_conf
+from ztunnel.shortage import oom_kills
 from ztunnel.watchdog import EVERY_S, SPEAKS_EVERY_S, Watchdog, look_at
 from ztunnel.worker_process import Worker, how_it_ended
 
@@ -157,9 +158,10 @@ class Workers:
     async def _keep(self, index: int) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._ending.is_set():
-            started_at = time.monotonic()
+            started_at, kills = time.monotonic(), oom_kills()
             try:
-                ending = how_it_ended(await self._one_life(index))
+                code = await self._one_life(index)
+                ending = how_it_ended(code, oom_kills() > kills)
             except (OSError, RuntimeError) as error:  # the latter: no thread is left to wait for its end (Python 3.11)
                 ending = f"cannot be started: {error}"
             if self._ending.is_set():

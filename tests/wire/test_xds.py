@@ -363,8 +363,21 @@ def test_an_update_is_taken_in_whole_though_its_server_is_given_up_meanwhile(
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (KeyError("not known"), "internal error: KeyError('not known')"),
+        (MemoryError(), "no memory is left to take an update in: raise"),
+    ],
+)
 def test_a_consumer_that_fails_is_told_again_and_not_in_a_hurry(
-    authority: Any, tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    authority: Any,
+    tmp_path: Path,
+    eventually: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: Exception,
+    said: str,
 ) -> None:
     monkeypatch.setattr(xds, "random", lambda: 1.0)
     failing = [True, True, True]
@@ -373,7 +386,7 @@ def test_a_consumer_that_fails_is_told_again_and_not_in_a_hurry(
     async def on_update(update: Update) -> Mapping[str, str]:
         if failing and update.type_url == AUTHORIZATION:
             failing.pop()
-            raise KeyError("not known")
+            raise failure
         taken.extend(one.name for one in update.upserts)
         return {}
 
@@ -391,12 +404,12 @@ def test_a_consumer_that_fails_is_told_again_and_not_in_a_hurry(
                 assert (await control.request()).response_nonce == "n1"
             if attempt < 3:
                 control.respond(AUTHORIZATION, "n2", {"fz/deny": "v1"})
-        assert not client.status.connected and client.status.last_error == "internal error: KeyError('not known')"
+        assert not client.status.connected and client.status.last_error.startswith(said)
         assert dict(client.status.terminations) == {"Error": 3}
         assert client._pause_s == 8 * xds._FIRST_PAUSE_S, "each time it waits longer, though each stream delivered something"
         control.respond(AUTHORIZATION, "n3", {"fz/deny": "v1"})
         assert (await control.request()).response_nonce == "n3" and taken == ["K//Pod/fz/app", "fz/deny"]
-        assert client.status.connected and "Traceback" in caplog.text
+        assert client.status.connected and ("Traceback" in caplog.text) is isinstance(failure, KeyError)
         assert not running.done()
         await control.end(running)
 

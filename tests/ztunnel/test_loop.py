@@ -69,6 +69,67 @@ def test_a_crash_ends_its_own_object_only(pipes: list[tuple[int, int]], caplog: 
     assert "crashed: a bug" in bad.log and "y" not in bad.log and good.log == ["x", "flush", "y", "flush"]
 
 
+class Exhausted(Reader):
+    """Meets the end of memory: at once, when it writes, or when it is to be closed for something else."""
+
+    def __init__(self, loop: Loop, fd: int, where: str) -> None:
+        super().__init__(loop, fd, crash=where == "crashed")
+        self.where = where
+        if where == "timer":
+            loop.call_at(loop.now, self.go_on)
+        if where == "afterwards":
+            loop.afterwards.append((self.go_on, self))
+        if where == "go_on":
+            loop.rota.add(self, self)
+
+    def on_event(self, events: int) -> None:
+        super().on_event(events)
+        if self.where == "event":
+            raise MemoryError
+
+    def flush(self) -> None:
+        if self.where == "flush":
+            raise MemoryError
+
+    def go_on(self) -> None:
+        raise MemoryError
+
+    def crashed(self, error: Exception) -> None:
+        assert self.where == "crashed", "what is closed after it takes memory, and is worth nothing"
+        raise MemoryError
+
+
+@pytest.mark.parametrize("where", ["event", "flush", "go_on", "afterwards", "timer", "crashed"])
+def test_where_memory_ends_the_loop_does(where: str, pipes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture) -> None:
+    """It comes between two halves of a change: an account that is wrong from then on, a timer that never comes again."""
+    loop = Loop()
+    reader = Exhausted(loop, pipes[0][0], where)
+    loop.watch(reader.fd, IN, reader)
+    os.write(pipes[0][1], b"x")
+    with caplog.at_level(logging.CRITICAL), pytest.raises(MemoryError):
+        for _ in range(3):
+            loop.turn(1.0)
+
+
+def test_who_comes_behind_what_ends_the_loop_is_not_served(
+    pipes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A change of policies that breaks off ends the worker: nobody is let in by half of it in that turn."""
+
+    class Channel(Reader):
+        def crashed(self, error: Exception) -> None:
+            self.loop.running = False
+
+    loop = Loop()
+    readers = [Channel(loop, pipes[0][0], crash=True), Channel(loop, pipes[1][0], crash=True)]
+    for reader, (_, write) in zip(readers, pipes, strict=True):
+        loop.watch(reader.fd, IN, reader)
+        os.write(write, b"x")
+    with caplog.at_level(logging.CRITICAL):
+        loop.run()
+    assert sorted(reader.log for reader in readers) == [[], ["x"]]
+
+
 def test_timers_run_in_order_and_a_bad_one_is_contained(caplog: pytest.LogCaptureFixture) -> None:
     loop, log = Loop(), []
     loop.call_at(loop.now + 0.02, lambda: log.append("second"))

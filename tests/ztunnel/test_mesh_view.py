@@ -229,6 +229,42 @@ def test_an_update_that_broke_off_leaves_a_part_until_it_comes_again(tmp_path: P
     assert changes[-1] == UpdateInventory(several[4:], [])
 
 
+@pytest.mark.parametrize("type_url", [ADDRESS_TYPE, AUTHORIZATION_TYPE])
+def test_where_memory_ends_within_a_change_no_worker_begins_with_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_url: str
+) -> None:
+    """The policy that was to be replaced is gone: who started with what is left would let in whomever it keeps out."""
+    changes: list[UpdateInventory | UpdatePolicies] = []
+    view = MeshView(MeshCache(tmp_path / "m.sqlite"), changes.append)
+    told = {ADDRESS_TYPE: {WEB.uid: encode_workload(WEB)}, AUTHORIZATION_TYPE: {POLICY.key: encode_policy(POLICY)}}
+    for url, resources in told.items():
+        take(view, url, resources)
+
+    def unfinished() -> set[bool]:
+        return {one.unfinished for one in view.statements() if isinstance(one, UpdateInventory)}
+
+    assert unfinished() == {False}
+    half = view.inventory if type_url == ADDRESS_TYPE else view.policies
+    whole = half.apply
+
+    def broken(_upserts: list[object], removals: list[str]) -> None:
+        whole([], [*told[type_url], *removals])
+        raise MemoryError
+
+    with monkeypatch.context() as memory_ends:
+        memory_ends.setattr(half, "apply", broken)
+        before = len(changes)
+        with pytest.raises(MemoryError):
+            take(view, type_url, told[type_url])
+    assert unfinished() == {True} and len(changes) == before, "who runs goes on with what it was told"
+    other = ADDRESS_TYPE if type_url == AUTHORIZATION_TYPE else AUTHORIZATION_TYPE
+    take(view, other, told[other])
+    assert unfinished() == {True}
+    take(view, type_url, told[type_url])
+    assert unfinished() == {False} and [one for one in changes if isinstance(one, UpdateInventory)][-1].unfinished is False
+    assert view.inventory.workload(WEB.uid) == WEB and view.policies.policy(POLICY.key) == POLICY
+
+
 def test_a_cache_that_holds_a_part_of_the_first_state_is_no_better_than_none(tmp_path: Path) -> None:
     """One that ended after its first addresses and before its first policies would let in whom they forbid."""
     cache = MeshCache(tmp_path / "mesh.sqlite")

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 
 from tests.frozen import frozen
 from ztunnel import channel, worker_process, workers
+from ztunnel.framing import FrameReader
 from ztunnel.headroom import Headroom
+from ztunnel.shortage import MEND
 
 pytestmark = pytest.mark.unit
 
@@ -303,6 +305,29 @@ def test_a_worker_that_reads_nothing_is_replaced(tmp_path: Path, eventually: Any
         await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(main())
+
+
+def test_a_worker_of_which_memory_loses_bytes_is_replaced(
+    run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it says next would be read from the middle of something."""
+    feed = FrameReader.feed
+    failing = [True]
+
+    def broken(self: FrameReader, data: bytes, fds: Sequence[int] = ()) -> list[tuple[object, list[int]]]:
+        if failing:
+            failing.pop()
+            raise MemoryError
+        return feed(self, data, fds)
+
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        monkeypatch.setattr(FrameReader, "feed", broken)
+        world.workers.broadcast(ASK)
+        await eventually(lambda: world.workers.restarts == 1 and world.workers.alive == [0, 1])
+        assert not failing and MEND in caplog.text
+
+    run(scenario)
 
 
 def test_nobody_is_started_in_a_dead_workers_place_once_all_are_to_end(
