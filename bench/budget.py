@@ -1,8 +1,8 @@
-"""The hot path's budget: what one round trip costs weft's data workers in the kernel, in OpenSSL and in the interpreter.
+"""What one of each load costs the proxies: in the kernel and above it, where weft's workers have OpenSSL and the interpreter.
 
-Times come from `perf` (samples of the CPU clock by the library that was running), system calls and bytes from `strace`, which
-slows what it counts: at many connections more messages share a call than without it. Where a tool is missing, its part is left
-out.
+Others are sampled as well: only beside them does a part say what stands between weft and a target. Times come from `perf`
+(samples of the CPU clock by the library that was running), system calls and bytes from `strace`, which slows what it counts: at
+many connections more messages share a call than without it. Where a tool is missing, its part is left out.
 """
 
 import re
@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench import accounts
-from bench.contenders import Contender
+from bench.contenders import WEFT, Contender
 from bench.figures import Sample
+from bench.topology import SOURCES
 
 _SHARE = re.compile(r"\s*([\d.]+)%\s+(\S+)")
 _CALL = re.compile(r"^(?:\d+ +)?(?:<\.\.\. )?(\w+)(?: resumed>|\().*= (-?\d+)")
@@ -28,24 +30,26 @@ _SENDING = frozenset(("sendto", "sendmsg", "send", "write", "writev"))
 _MIB = 1 << 20
 _TOOLS = {"perf": "linux-perf", "strace": "strace"}
 _SETTLE_S = 10.0
+INTERPRETER = "interpreter"
 
 
 @dataclass(frozen=True, slots=True)
-class _Load:
+class Load:
     """What is carried out, and in what it is counted."""
 
     name: str
     order: str
-    details: dict[str, int]
+    details: dict[str, Any]
     unit_of: Callable[[Sample], float]
     """Units of a whole load, warming up included."""
 
 
 @dataclass(slots=True)
 class Budget:
-    """Of one round trip (or MiB) under one load, both nodes' workers together."""
+    """Of one round trip (or MiB, or connection) under one load, both nodes' proxies together; of weft's the workers."""
 
     load: str
+    whose: str
     cpu_us: float
     parts_us: dict[str, float] = field(default_factory=dict)
     calls: dict[str, float] = field(default_factory=dict)
@@ -53,31 +57,53 @@ class Budget:
     sent_bytes: float = 0.0
 
 
-def _loads(quick: bool) -> list[_Load]:
+def warm_loads(quick: bool) -> list[Load]:
+    """Those that leave nothing behind."""
     many, seconds = (512, 1) if quick else (1024, 2)
+    sizes = (("1 connection, 64 B", 1, 64), ("1 connection, 16 KiB", 1, 16 << 10), ("64 connections, 1 KiB", 64, 1 << 10))
     return [
-        _Load(f"round trip, {name}", "round_trips", {**details, "seconds": seconds}, lambda found: found["total"])
-        for name, details in (
-            ("1 connection, 64 B", {"connections": 1, "size": 64}),
-            ("64 connections, 1 KiB", {"connections": 64, "size": 1024}),
-        )
-    ] + [_Load("MiB, client to server", "upload", {"bytes": many * _MIB}, lambda found: found["bytes"] / _MIB)]
+        *(
+            Load(f"round trip, {name}", "round_trips", {"connections": connections, "size": size, "seconds": seconds}, _total)
+            for name, connections, size in sizes
+        ),
+        *(
+            Load(f"MiB, {way}", order, {"bytes": many * _MIB}, lambda found: found["bytes"] / _MIB)
+            for way, order in (("client to server", "upload"), ("server to client", "download"))
+        ),
+        Load("connect + request, same peer", "exchanges", {"seconds": seconds}, _count),
+    ]
 
 
-def part_of(library: str) -> str:
-    """Where a sample was taken, in three words."""
+def new_peers(quick: bool) -> Load:
+    """Behind all else: see `contenders.fresh`."""
+    details = {"seconds": 1 if quick else 2, "sources": SOURCES}
+    return Load("connect + request, a new peer each time", "exchanges", details, _count)
+
+
+def _total(found: Sample) -> float:
+    return found["total"]
+
+
+def _count(found: Sample) -> float:
+    return found["count"]
+
+
+def part_of(library: str, whose: str = WEFT) -> str:
+    """Where a sample was taken, in few words. Others have their TLS in the binary, and it has no symbols."""
     if library.startswith("[k") or library.startswith("[guest"):
         return "kernel"
-    return "OpenSSL" if re.match(r"lib(crypto|ssl)\b", library) else "interpreter"
+    if whose != WEFT:
+        return "user space"
+    return "OpenSSL" if re.match(r"lib(crypto|ssl)\b", library) else INTERPRETER
 
 
-def read_shares(report: str) -> dict[str, float]:
+def read_shares(report: str, whose: str = WEFT) -> dict[str, float]:
     """Shares of the CPU time by part, of `perf report --sort dso`."""
     shares: dict[str, float] = {}
     for line in report.splitlines():
         found = _SHARE.match(line)
         if found:
-            part = part_of(found[2])
+            part = part_of(found[2], whose)
             shares[part] = shares.get(part, 0.0) + float(found[1])
     total = sum(shares.values())
     return {part: shares[part] / total for part in sorted(shares, key=lambda part: -shares[part])} if total else {}
@@ -105,24 +131,25 @@ def missing_tools() -> list[str]:
     return [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
 
 
-def budgets(weft: Contender, workers: Sequence[int], quick: bool) -> list[Budget]:
-    """Measure every load. Raises: bench.stage.LoadError."""
-    found = []
-    for load in _loads(quick):
-        with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
-            budget = _times(weft, workers, load, Path(folder, "perf.data"))
-            if shutil.which("strace"):
-                _count_calls(budget, weft, workers, load, Path(folder, "trace"))
-        found.append(budget)
-    return found
+def budgets(found: Sequence[Contender], workers: Sequence[int], loads: Sequence[Load]) -> list[Budget]:
+    """Measure all under every load, `workers` for weft. Raises: bench.stage.LoadError."""
+    return [_budget(one, workers if one.name == WEFT else one.pids(), load) for load in loads for one in found]
 
 
-def _carry_out(weft: Contender, load: _Load) -> float:
+def _budget(one: Contender, pids: Sequence[int], load: Load) -> Budget:
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+        budget = _times(one, pids, load, Path(folder, "perf.data"))
+        if one.name == WEFT and shutil.which("strace"):
+            _count_calls(budget, one, pids, load, Path(folder, "trace"))
+    return budget
+
+
+def _carry_out(one: Contender, load: Load) -> float:
     """Units that were carried out, from the first connection on."""
-    weft.client.order(load.order, host=weft.host, port=weft.port, **load.details)
+    one.client.order(load.order, host=one.host, port=one.port, **load.details)
     if load.order == "round_trips":
-        weft.client.answer()  # it is warm
-    return load.unit_of(weft.client.answer())
+        one.client.answer()  # it is warm
+    return load.unit_of(one.client.answer())
 
 
 @contextmanager
@@ -139,18 +166,18 @@ def _watching(command: list[str]) -> Iterator[None]:
                 tool.kill()
 
 
-def _times(weft: Contender, workers: Sequence[int], load: _Load, file: Path) -> Budget:
-    record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "1999", "-p", ",".join(map(str, workers)), "-o", str(file)]
+def _times(one: Contender, pids: Sequence[int], load: Load, file: Path) -> Budget:
+    record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "1999", "-p", ",".join(map(str, pids)), "-o", str(file)]
     has_perf = shutil.which("perf") is not None
     with _watching(record) if has_perf else nullcontext():
         _await(file.exists if has_perf else lambda: True)
-        before = accounts.cpu_s(workers)
-        units = _carry_out(weft, load)
-    budget = Budget(load.name, (accounts.cpu_s(workers) - before) * 1e6 / units)
+        before = accounts.cpu_s(pids)
+        units = _carry_out(one, load)
+    budget = Budget(load.name, one.name, (accounts.cpu_s(pids) - before) * 1e6 / units)
     if has_perf:
         report = ["perf", "report", "-q", "--stdio", "--sort", "dso", "-i", str(file)]
         said = subprocess.run(report, capture_output=True, text=True, timeout=60).stdout
-        budget.parts_us = {part: share * budget.cpu_us for part, share in read_shares(said).items()}
+        budget.parts_us = {part: share * budget.cpu_us for part, share in read_shares(said, one.name).items()}
     return budget
 
 
@@ -165,11 +192,11 @@ def _all_traced(pids: Sequence[int]) -> bool:
     return not any("TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text() for pid in pids)
 
 
-def _count_calls(budget: Budget, weft: Contender, workers: Sequence[int], load: _Load, file: Path) -> None:
-    attached = [word for pid in workers for word in ("-p", str(pid))]
+def _count_calls(budget: Budget, one: Contender, pids: Sequence[int], load: Load, file: Path) -> None:
+    attached = [word for pid in pids for word in ("-p", str(pid))]
     with _watching(["strace", "-f", "-qq", "-s", "0", "-o", str(file), *attached]):
-        _await(lambda: _all_traced(workers))
-        units = _carry_out(weft, load)
+        _await(lambda: _all_traced(pids))
+        units = _carry_out(one, load)
     calls, received, sent = read_calls(file.read_text(errors="replace"))
     budget.calls = {name: count / units for name, count in calls.most_common() if count / units >= 0.01}
     budget.received_bytes, budget.sent_bytes = received / units, sent / units

@@ -137,6 +137,7 @@ def markdown(where: Mapping[str, Any], results: Results) -> str:
         _generator(results.rounds),
         tables.costs(results.rounds),
         tables.hot_path(results.budgets),
+        tables.calls(results.budgets),
         tables.near(results.rounds),
         tables.memory(results.memory),
         tables.happenings(results.events),

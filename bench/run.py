@@ -89,10 +89,12 @@ class Run:
                     raise
 
     def _budget(self) -> None:
-        weft = next(one for one in self.found if one.name == contenders.WEFT)
-        both = [*workers_of(self.made, "a"), *workers_of(self.made, "b")]
-        self.results.budgets += budget.budgets(weft, both, self.quick)
+        self._budgets(budget.warm_loads(self.quick))
         self.results.notes += [f"the budget is incomplete: apt-get install {package}" for package in budget.missing_tools()]
+
+    def _budgets(self, loads: Sequence[budget.Load]) -> None:
+        both = [*workers_of(self.made, "a"), *workers_of(self.made, "b")]
+        self.results.budgets += budget.budgets([one for one in self.found if one.name in contenders.JUDGED], both, loads)
 
     def _paced(self) -> None:
         judged = [one for one in self.found if one.name in alone.PACED]
@@ -133,6 +135,7 @@ class Run:
 
     def _fresh(self) -> None:
         self.paired(self.proxied, [contenders.fresh(self.quick)], self.rounds)
+        self._budgets([budget.new_peers(self.quick)])
         self.proxies.close()
 
     def _start_up(self) -> None:

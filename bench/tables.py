@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench import contenders
-from bench.budget import Budget
+from bench.budget import INTERPRETER, Budget
 from bench.figures import Figure, Round, part_costs, ratio, short, values
 from bench.targets import ROWS, Judged, Row
 
@@ -93,15 +93,25 @@ def alone(entries: Sequence[Judged]) -> str:
 
 
 def hot_path(budgets: Sequence[Budget]) -> str:
-    """What one round trip costs the data workers of both nodes."""
+    """What one of each load costs the proxies of both nodes, and what weft would without its interpreter, to others."""
+    bare = {one.load: one.cpu_us - one.parts_us[INTERPRETER] for one in budgets if INTERPRETER in one.parts_us}
     lines = []
     for one in budgets:
         parts = ", ".join(f"{part} {short(micros)}" for part, micros in one.parts_us.items()) or "not sampled"
-        calls = ", ".join(f"{name} {count:.2f}" for name, count in one.calls.items()) or "not counted"
-        moved = f"{short(one.received_bytes)} in, {short(one.sent_bytes)} out" if one.calls else ""
-        lines.append([one.load, short(one.cpu_us), parts, calls, moved])
-    heads = ["weft's workers, both nodes, per", "CPU us", "of it", "system calls", "bytes through them"]
-    return markdown(heads, lines)
+        lines.append([one.load, _SHORT[one.whose], short(one.cpu_us), parts])
+        lines[-1].append(f"{bare[one.load] / one.cpu_us:.2f}" if one.load in bare else "")
+    return markdown(["both nodes' proxies, per", "", "CPU us", "of it", "weft without its interpreter, to it"], lines)
+
+
+def calls(budgets: Sequence[Budget]) -> str:
+    """What weft's workers ask of the kernel."""
+    lines = []
+    for one in budgets:
+        if one.whose == contenders.WEFT:
+            counts = ", ".join(f"{name} {count:.2f}" for name, count in one.calls.items()) or "not counted"
+            moved = f"{short(one.received_bytes)} in, {short(one.sent_bytes)} out" if one.calls else ""
+            lines.append([one.load, counts, moved])
+    return markdown(["weft's workers, both nodes, per", "system calls", "bytes through them"], lines)
 
 
 def memory(entries: Sequence[Mapping[str, Any]]) -> str:

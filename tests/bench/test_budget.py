@@ -3,7 +3,8 @@
 import pytest
 
 from bench.budget import Budget, part_of, read_calls, read_shares
-from bench.tables import hot_path
+from bench.contenders import WEFT, ZTUNNEL
+from bench.tables import calls, hot_path
 
 pytestmark = pytest.mark.unit
 
@@ -19,6 +20,7 @@ def test_samples_are_the_kernels_openssls_or_the_interpreters() -> None:
 """
     assert read_shares(report) == pytest.approx({"kernel": 0.6, "interpreter": 0.25, "OpenSSL": 0.15})
     assert read_shares("") == {}
+    assert read_shares(report, ZTUNNEL) == pytest.approx({"kernel": 0.6, "user space": 0.4})
     assert part_of("[vdso]") == part_of("libpython3.13.so.1.0") == "interpreter"
 
 
@@ -38,7 +40,15 @@ def test_calls_are_counted_once_and_bytes_where_they_moved() -> None:
 
 
 def test_the_table_says_what_was_not_measured() -> None:
-    whole = Budget("1 connection", 80.0, {"kernel": 60.0, "OpenSSL": 5.0, "interpreter": 15.0}, {"sendto": 4.0}, 300.0, 300.0)
-    text = hot_path([whole, Budget("64 connections", 20.0)])
-    assert "kernel 60, OpenSSL 5, interpreter 15" in text and "sendto 4.00" in text
-    assert "not sampled" in text and "not counted" in text
+    parts = {"kernel": 60.0, "OpenSSL": 5.0, "interpreter": 15.0}
+    whole = Budget("1 connection", WEFT, 80.0, parts, {"sendto": 4.0}, 300.0, 300.0)
+    other = Budget("1 connection", ZTUNNEL, 50.0, {"kernel": 40.0, "user space": 10.0})
+    found = [whole, other, Budget("64 connections", WEFT, 20.0)]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in hot_path(found).splitlines()[2:]]
+    assert lines == [
+        ["1 connection", "U", "80", "kernel 60, OpenSSL 5, interpreter 15", "0.81"],
+        ["1 connection", "Z", "50", "kernel 40, user space 10", "1.30"],
+        ["64 connections", "U", "20", "not sampled", ""],
+    ]
+    counted = calls(found).splitlines()[2:]
+    assert len(counted) == 2 and "sendto 4.00" in counted[0] and "not counted" in counted[1]
