@@ -1,8 +1,9 @@
 """One flow as text: the compact, dict and table forms that users of the hubble command know. Pure.
 
-Times are UTC. Two things differ on purpose: a refused flow always says who refused it (`DROPPED BY AuthorizationPolicy
-demo/web`, or that a default did), and every control character is escaped, line feeds too: names and texts come
-from the mesh, and must not fake a line.
+Times are UTC. Three things differ on purpose: a refused flow always says who refused it (`DROPPED BY AuthorizationPolicy
+demo/web`, or that a default did); a pod is named with its own namespace, not with that of the service that was dialled
+(a gateway has another); every control character is escaped, line feeds too: names and texts come from the mesh, and must
+not fake a line.
 """
 
 from collections.abc import Callable
@@ -142,12 +143,11 @@ def _host(flow: Flow, side: Literal["source", "destination"], paint: Paint) -> s
     endpoint: Endpoint = getattr(flow, side)
     service = getattr(flow, f"{side}_service")
     names = getattr(flow, f"{side}_names")
-    namespace = service.namespace or endpoint.namespace
     address = getattr(flow.IP, side)
     if endpoint.pod_name:
-        host = f"{namespace}/{endpoint.pod_name}" if namespace else endpoint.pod_name
+        host = _placed(endpoint.namespace or service.namespace, endpoint.pod_name)
     elif service.name:
-        host = f"{namespace}/{service.name}" if namespace else service.name
+        host = _placed(service.namespace or endpoint.namespace, service.name)
     else:
         host = ",".join(names) or address or getattr(flow.ethernet, side)
     port = _port(flow, side)
@@ -155,6 +155,10 @@ def _host(flow: Flow, side: Literal["source", "destination"], paint: Paint) -> s
         host = f"[{host}]"
     host = printable(host)
     return paint(f"{host}:", "cyan") + paint(str(port), "yellow") if port else paint(host, "cyan")
+
+
+def _placed(namespace: str, name: str) -> str:
+    return f"{namespace}/{name}" if namespace else name
 
 
 def _end(flow: Flow, side: Literal["source", "destination"], paint: Paint) -> str:

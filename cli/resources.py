@@ -97,7 +97,7 @@ def service_row(one: Resource) -> Row:
     ports = [
         f"{port}:{target}" if target else str(port) for port, target in sorted((one.get("ports") or {}).items(), key=_port)
     ]
-    vips = [vip.rpartition("/")[2] for vip in one.get("vips") or []]
+    vips = list(dict.fromkeys(vip.rpartition("/")[2] for vip in one.get("vips") or []))  # the same on each network
     endpoints = _listed(one.get("endpoints"))
     healthy = sum(endpoint.get("status", "Healthy") == "Healthy" for endpoint in endpoints)
     waypoint = (one.get("waypoint") or {}).get("destination") or "None"

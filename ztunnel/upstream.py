@@ -170,11 +170,20 @@ def _why_nobody(
     reasons = (
         ("have no capacity", [one for one in endpoints if one.workload.capacity <= 0]),
         ("are set aside after failures", [one for one in endpoints if one.workload.uid in avoid]),
-        (
-            "cannot be reached: no address, or a network without gateway",
-            [e for e in endpoints if not reachable(e.workload, client, role)],
-        ),
+        *_out_of_reach(endpoints, client, role),
         (f"have no port {port}", [one for one in endpoints if target_port(service, one, port, role) is None]),
     )
     shown = "; ".join(f"{len(some)} {text}" for text, some in reasons if some)
     return f"{name}: of {len(endpoints)} endpoints {shown}"
+
+
+def _out_of_reach(endpoints: Sequence[Endpoint], client: Workload, role: Role) -> list[tuple[str, list[Endpoint]]]:
+    """Those that no way leads to, by what is missing: an address, or the gateway of which network."""
+    missing: dict[str, list[Endpoint]] = {}
+    for one in endpoints:
+        if not reachable(one.workload, client, role):
+            local = one.workload.network == client.network or role == "network gateway"
+            network = one.workload.network or "''"
+            text = "have no address" if local else f"are on network {network}, to which no gateway is known"
+            missing.setdefault(text, []).append(one)
+    return list(missing.items())

@@ -10,7 +10,7 @@ from mesh.workload import ApplicationTunnel
 
 NETWORK = "topology.istio.io/network"
 """The label that says on which network something is: of a pod, a node, a gateway, and of the root namespace for all others."""
-REMOTE, EAST_WEST = "istio-remote", "istio-east-west"
+REMOTE, EAST_WEST, _WAYPOINT = "istio-remote", "istio-east-west", "istio-waypoint"
 PURPOSES = ("service", "workload", "all", "none")
 _BINDING, _PURPOSE, _ACCOUNT = (
     "ambient.istio.io/waypoint-inbound-binding",
@@ -69,6 +69,9 @@ class Gateway(Object):
             cursor.warn(f"metadata.labels[{NETWORK}]", "missing: nobody knows to which network it leads")
         elif self.class_name in (REMOTE, EAST_WEST) and (not self.hbone_port or not self.addresses):
             cursor.warn("spec", f"without an address and a listener of protocol HBONE nobody reaches network {self.network!r}")
+        elif self.network and self.class_name not in (REMOTE, EAST_WEST, _WAYPOINT):
+            leads = f"no way to network {self.network!r}: that is what {REMOTE} and {EAST_WEST} are"
+            cursor.warn("spec.gatewayClassName", f"{self.class_name!r}: {leads}")
 
     @property
     def network(self) -> str:

@@ -94,6 +94,14 @@ def test_a_refusal_names_the_policy_that_refused() -> None:
     assert cells["VERDICT"] == "DENIED BY AuthorizationPolicy demo/web"
 
 
+def test_a_pod_is_named_with_its_own_namespace_whatever_the_service_was() -> None:
+    gateway, service = {"namespace": "istio-system", "pod_name": "far"}, {"name": "cart", "namespace": "shop"}
+    flow = _response(destination=gateway, destination_service=service)
+    assert columns(flow)["DESTINATION"] == "istio-system/far"
+    flow.flow.destination.Clear()
+    assert columns(flow)["DESTINATION"] == "shop/cart"
+
+
 def test_a_refusal_by_default_says_so() -> None:
     flow = {
         "event_type": {"type": 5},

@@ -15,7 +15,8 @@ _WORKLOAD: dict[str, Any] = {
     "node": "node-a", "protocol": "HBONE", "serviceAccount": "web", "status": "Healthy",
 }  # fmt: skip
 _SERVICE: dict[str, Any] = {
-    "name": "web", "namespace": "demo", "hostname": "web.demo.svc.cluster.local", "vips": ["/10.96.0.10", "/fd00:96::10"],
+    "name": "web", "namespace": "demo", "hostname": "web.demo.svc.cluster.local",
+    "vips": ["/10.96.0.10", "/fd00:96::10", "far/10.96.0.10", "far/fd00:96::10"],
     "ports": {"443": 0, "80": 8080},
     "endpoints": {"Kubernetes//Pod/demo/web-0": {"status": "Healthy"}, "Kubernetes//Pod/demo/web-1": {"status": "Unhealthy"}},
 }  # fmt: skip

@@ -161,7 +161,7 @@ def test_a_network_without_gateway_is_not_reached() -> None:
     replace(index, BASE, VIPS)
     assert not [uid for uid in index.workloads.nouns if uid.startswith("NetworkGateway")]
     outcome = decided(index)
-    assert isinstance(outcome, Refused) and "a network without gateway" in outcome.reason
+    assert isinstance(outcome, Refused) and "1 are on network far, to which no gateway is known" in outcome.reason
 
 
 def test_a_service_names_who_answers_for_it_as_pods_come_and_go() -> None:

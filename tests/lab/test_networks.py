@@ -83,7 +83,7 @@ def test_a_service_on_another_network_is_reached_through_its_gateway(mesh: Mesh)
     assert all(pid not in before for pid in (mesh.program(node, "ztunnel") for node in ("a", "b")))
     assert mesh.puppet("client").ask(vip(mesh, "near"), ECHO_PORT, "at home") == "at home"
     assert mesh.puppet("client").fate(far, ECHO_PORT) == "reset"
-    mesh.await_flow("a network without gateway")
+    mesh.await_flow("1 are on network far, to which no gateway is known")
 
     relay = GATEWAY_POD.replace("PROGRAM", json.dumps(RELAY)).replace("ADDRESS", mesh.address("far"))
     mesh.apply(relay.replace("WHERE", ""))

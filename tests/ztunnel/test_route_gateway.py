@@ -117,7 +117,7 @@ def test_a_gateway_to_ones_own_network_is_not_used() -> None:
 
 def test_wrong_network_is_an_error() -> None:
     stranded = replace(FAR, network_gateway=None, addresses=(ip_address("10.0.0.2"),))
-    assert "1 cannot be reached: no address, or a network without gateway" in refusal(route(WEB, stranded))
+    assert refusal(route(WEB, stranded)).endswith("of 1 endpoints 1 are on network remote, to which no gateway is known")
 
 
 def test_a_waypoint_on_another_network_is_not_dialled_past_that_networks_gateway() -> None:

@@ -219,7 +219,7 @@ def test_a_waypoint_wanted_on_the_clients_own_network_is_not_passed() -> None:
 def test_nor_is_one_wanted_on_the_proxys_network_alone() -> None:
     far = replace(CLIENT, network="n2")
     outcome = route("10.96.0.1", 80, replace(WEB, waypoint=BY_NAME), POD, GATEWAY, client=far)
-    assert refusal(outcome).endswith("1 cannot be reached: no address, or a network without gateway")
+    assert refusal(outcome).endswith("endpoints 1 are on network '', to which no gateway is known")
     elsewhere = replace(POD, network_gateway=BY_POD)
     outcome = route("10.96.0.1", 80, replace(WEB, waypoint=BY_NAME), elsewhere, GATEWAY, client=far)
     assert taken(outcome).protocol == "DOUBLEHBONE"

@@ -84,6 +84,11 @@ def test_a_way_that_leads_nowhere_is_a_warning() -> None:
     assert first == (True, "metadata.labels[topology.istio.io/network]", "missing: nobody knows to which network it leads")
     (second,) = said(manifest("topology.istio.io/network: n", kind="istio-east-west"))
     assert second[0] and second[1] == "spec" and "nobody reaches network 'n'" in second[2]
+    network = "topology.istio.io/network: n"
+    (third,) = said(manifest(network, kind="istio-eastwest", more=WAY))
+    what = "'istio-eastwest': no way to network 'n': that is what istio-remote and istio-east-west are"
+    assert third == (True, "spec.gatewayClassName", what)
+    assert said(manifest(network, kind="istio-waypoint", more=WAY)) == []
 
 
 SERVICE = "{apiVersion: v1, kind: Service, metadata: {name: NAME, labels: {LABELS}, NOTES}, spec: {ports: [{port: 15008}]}}"
