@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab import cgroup
+from lab import cgroup, logs
 from lab.launch import Launch
 from lab.process import LaunchError, Process, Record
 
@@ -19,6 +19,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _HEALTHY_AFTER_S = 30.0
 _STOP_GRACE_S = 5.0
 _READY_S, _POLL_S = 20.0, 0.02
+_BY_SIGNAL = 128
+"""Exit codes from here on: the program was ended, and knows nothing of it."""
+_LAST_WORDS = 500
 _DRAIN_S = 40.0
 """More than a proxy's own deadline."""
 
@@ -93,7 +96,7 @@ class Program:
                 code = await self._end_of(process)
                 if self._process is not process:
                     continue  # its successor runs
-                self._reason = f"ended with code {code}" if code is not None else "ended"
+                self._reason = _ending(code, Path(self._launch().log))
             except (LaunchError, OSError) as error:
                 self._reason = str(error)
             self._process = self._successor
@@ -157,9 +160,10 @@ class Program:
         return old.pid, fresh.pid
 
     async def _succeed(self, unready: Callable[[int], Awaitable[str]]) -> Process:
-        self._successor = fresh = await Process.start(self._launch())
+        launch = self._launch()
+        self._successor = fresh = await Process.start(launch)
         try:
-            await self._await_ready(fresh, unready)
+            await self._await_ready(fresh, unready, launch.log)
             keep_record(fresh.record, self._record)
             if self._process is not fresh:  # else the old one has ended, and this one is waited for already
                 self._process = fresh
@@ -169,14 +173,14 @@ class Program:
             raise
         return fresh
 
-    async def _await_ready(self, process: Process, unready: Callable[[int], Awaitable[str]]) -> None:
+    async def _await_ready(self, process: Process, unready: Callable[[int], Awaitable[str]], log: str) -> None:
         ended = asyncio.ensure_future(process.wait())
         reason = "it said nothing"
         try:
             async with asyncio.timeout(_READY_S):
                 while reason := await unready(process.pid):
                     if ended.done():
-                        raise LaunchError(f"the successor of {self.name} ended with code {ended.result()}: see its log")
+                        raise LaunchError(f"the successor of {self.name} {_ending(ended.result(), Path(log))}")
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise LaunchError(f"the successor of {self.name} is not ready after {_READY_S:.0f} s: {reason}") from error
@@ -195,6 +199,14 @@ class Program:
                 _log.warning("%s does not end within %.0f s: killed", self.name, _STOP_GRACE_S)
         path = Path(self._launch().cgroup)
         await asyncio.to_thread(cgroup.kill, path)
+
+
+def _ending(code: int | None, log: Path) -> str:
+    """What became of a program; who ended by itself, and not well, had a reason to: its last line."""
+    if code is None:
+        return "ended"
+    said = logs.tail(log, 1).strip()[:_LAST_WORDS] if 0 < code < _BY_SIGNAL else ""
+    return f"ended with code {code}" + (f": {said}" if said else "")
 
 
 async def _see_off(process: Process) -> None:

@@ -135,6 +135,29 @@ def test_a_program_runs_though_nobody_can_write_it_down(
     with_program(group, tmp_path, eventually, scenario)
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("exit 2", "ended with code 2: PORTS: 'x' is no port"),
+        ("exit 0", "ended with code 0"),
+        ("kill -9 $$", "ended with code 137"),
+    ],
+)
+def test_who_ends_with_an_error_is_quoted(group: Path, tmp_path: Path, eventually: Any, ending: str, reason: str) -> None:
+    script = f"echo usage; echo \"PORTS: 'x' is no port\" >&2; {ending}"
+
+    async def run() -> None:
+        launch = Launch(("sh", "-c", script), str(group), env={"PATH": os.defpath}, log=str(tmp_path / "log"))
+        program = Program("p", lambda: launch, tmp_path / "record.json")
+        running = asyncio.ensure_future(program.run())
+        await eventually(lambda: program.state.reason == reason)
+        await program.stop()
+        await running
+
+    asyncio.run(run())
+
+
 @pytest.mark.unit
 def test_a_later_process_with_the_number_is_let_be() -> None:
     before = open_descriptors()
