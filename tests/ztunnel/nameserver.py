@@ -92,14 +92,11 @@ def _bound(address: str, port: int, family: int) -> tuple[socket.socket, socket.
 
 
 def zone(records: Mapping[str, list[str]], max_udp_bytes: int = 65535) -> Behaviour:
-    """Know `name.` -> ["TTL TYPE DATA", ...]; other names do not exist; what is too long for UDP is cut."""
+    """Know `name.` -> ["TTL TYPE DATA", ...]; other names, aliases' too, do not exist; what is too long for UDP is cut."""
 
     def behave(query: dns.message.Message, how: str) -> list[bytes]:
         answer = dns.message.make_response(query, recursion_available=True)
         asked = query.question[0]
-        name = str(asked.name).lower()
-        if name not in records:
-            answer.set_rcode(dns.rcode.NXDOMAIN)
         _add(answer, records, asked.name.to_text(), dns.rdatatype.to_text(asked.rdtype))
         wire = answer.to_wire(max_size=65535)
         if how == "udp" and len(wire) > max_udp_bytes:
@@ -112,6 +109,8 @@ def zone(records: Mapping[str, list[str]], max_udp_bytes: int = 65535) -> Behavi
 
 
 def _add(answer: dns.message.Message, records: Mapping[str, list[str]], name: str, kind: str) -> None:
+    if name.lower() not in records:
+        answer.set_rcode(dns.rcode.NXDOMAIN)
     for record in records.get(name.lower(), []):
         ttl, got, data = record.split(maxsplit=2)
         if got in (kind, "CNAME"):

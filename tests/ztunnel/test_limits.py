@@ -80,8 +80,8 @@ def test_a_workers_share_is_never_nothing(workers: int, share: int) -> None:
 
 
 def test_limits_are_read_from_the_environment() -> None:
-    config = read(WEFT_STREAMS_PER_POD="7", WEFT_BUFFERED_BYTES_PER_NODE="1000000", WEFT_OFFENDER_PAUSE="2s")
-    assert config.pod_limits.streams == 7 and config.pod_limits.connections == limits.POD.connections
+    config = read(WEFT_STREAMS_PER_POD="1", WEFT_BUFFERED_BYTES_PER_NODE="1000000", WEFT_OFFENDER_PAUSE="2s")
+    assert config.pod_limits.streams == 1 and config.pod_limits.connections == limits.POD.connections
     assert config.node_limits.buffered_bytes == 1_000_000 and config.offender_pause_s == 2.0
     with pytest.raises(ValueError, match="WEFT_HANDSHAKES_PER_POD='none': not a number from 1"):
         read(WEFT_HANDSHAKES_PER_POD="none")
