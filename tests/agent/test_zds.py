@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,8 +72,9 @@ async def serving(path: Path, book: Book, trust: Trust | None = None) -> AsyncIt
         yield server, peers
     finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        [end] = await asyncio.gather(task, return_exceptions=True)
         os.close(book.netns)
+        assert isinstance(end, asyncio.CancelledError), end
         await until(lambda: not path.exists())  # a proxy that comes back finds the next agent, or none
 
 
@@ -174,6 +176,7 @@ def test_adds_go_to_the_newest_proxy_withdrawals_to_all(tmp_path: Path) -> None:
 async def old_one_leaves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pids = iter((11, 12))
     monkeypatch.setattr(ProxyPeer, "of", lambda _: ProxyPeer(next(pids), 7))
+    monkeypatch.setattr(zds, "time", SimpleNamespace(time=iter((1100.0, 1200.0)).__next__))
     book = Book(WEB)
     async with serving(path, book) as (server, peers):
         old = await connect(path)
@@ -182,7 +185,10 @@ async def old_one_leaves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [await exchange(new), await exchange(new)] == [(ADD_WEB, 1), (SNAPSHOT, 0)]
         await until(lambda: server.synced)
         changes = book.changes
-        assert server.newest == ProxyPeer(12, 7) and [one.pid for one in peers[-1]] == [11, 12]
+        assert (server.newest, server.connected_unix_s) == (ProxyPeer(12, 7), 1200) and [one.pid for one in peers[-1]] == [
+            11,
+            12,
+        ]
         old.close()
         await until(lambda: server.last_end)
         assert (server.newest, server.synced, book.changes) == (ProxyPeer(12, 7), True, changes)
@@ -282,18 +288,26 @@ def test_an_answer_at_the_last_moment_is_the_one_that_was_waited_for(tmp_path: P
     ],
 )
 def test_a_proxy_out_of_step_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packets: list[bytes], short: str, reason: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    packets: list[bytes],
+    short: str,
+    reason: str,
 ) -> None:
     for name in ("HELLO_TIMEOUT_S", "ACK_TIMEOUT_S"):
         monkeypatch.setattr(zds_connection, name, 0.2 if name == short else 20.0)
 
     async def scenario() -> None:
-        async with serving(tmp_path / "zds", Book(WEB)) as (server, _):
+        async with serving(tmp_path / "zds", Book(WEB)) as (server, peers):
             proxy = await PacketStream.connect(str(tmp_path / "zds"))
             for packet in packets:
                 await proxy.send(packet)
             await until(lambda: server.last_end)
-            assert reason in server.last_end and server.newest is None
+            assert reason in server.last_end and server.newest is None and not server._syncing
+            assert len(peers) == (2 if HELLO in packets else 0), "who is trusted changes when somebody comes, and goes"
+            who = f"proxy (process {os.getpid()})" if HELLO in packets else "somebody on the proxy's socket"
+            assert caplog.messages == [f"{who} is away: {server.last_end}"]
 
     asyncio.run(scenario())
 
@@ -390,8 +404,22 @@ async def one_too_many(path: Path) -> None:
             proxy.close()
 
 
-def test_a_proxy_that_cannot_be_trusted_is_not_taken_and_the_others_are_served(tmp_path: Path) -> None:
+def test_a_proxy_that_cannot_be_trusted_is_not_taken_and_the_others_are_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     asyncio.run(one_too_many(tmp_path / "zds.sock"))
+    assert caplog.messages.count("which proxies are trusted is not up to date: no room") == 1
+
+
+async def socket_is_gone(path: Path) -> None:
+    before = open_descriptors()
+    async with serving(path, Book()):
+        await asyncio.to_thread(path.unlink)
+    assert open_descriptors() <= before
+
+
+def test_an_agent_whose_socket_somebody_removed_ends_in_order(tmp_path: Path) -> None:
+    asyncio.run(socket_is_gone(tmp_path / "zds"))
 
 
 async def one_does_not_answer(path: Path) -> None:
@@ -409,9 +437,13 @@ async def one_does_not_answer(path: Path) -> None:
         proxy.close()
 
 
-def test_a_withdrawal_reaches_every_proxy_whoever_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_withdrawal_reaches_every_proxy_whoever_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 2.0)
     asyncio.run(one_does_not_answer(tmp_path / "zds"))
+    said = [line for line in caplog.messages if "withdrawal" in line]
+    assert said == [f"withdrawal of pod {ONE_UID}: the proxy did not answer within 2 s"]
 
 
 async def nothing_stays_open(path: Path) -> None:
@@ -460,10 +492,11 @@ async def no_descriptors_left(path: Path) -> None:
 
 
 def test_a_proxy_that_comes_when_no_descriptors_are_left_is_accepted_once_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(zds, "ACCEPT_INTERVAL_S", 0.01)
     asyncio.run(no_descriptors_left(tmp_path / "zds"))
+    assert "a proxy that connects has to wait: [Errno 24] Too many open files" in caplog.messages
 
 
 def test_proxies_are_accepted_five_times_a_second(tmp_path: Path) -> None:

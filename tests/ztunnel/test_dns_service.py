@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.ztunnel.nameserver import Nameserver, code, nameserver, silence, zone
 from ztunnel import dns_client, dns_service, dns_sockets
 from ztunnel.allowance import Allowance
 from ztunnel.channel import AddPod, Configure, DNSCounts, FromWorker
+from ztunnel.dns_client import DNSClient
 from ztunnel.dns_service import DNSService
 from ztunnel.dns_sockets import open_dns_sockets
 from ztunnel.dns_upstream import MAX_EXCHANGES
@@ -115,6 +117,21 @@ class Bench:
 
         self.run(whole)
         return dns.message.from_wire(bytes(got[2:] if sock.type == socket.SOCK_STREAM else got))
+
+    def hear_ids(self, sock: socket.socket, count: int) -> list[int]:
+        """Those of the next answers on a stream."""
+        got, ids = bytearray(), []
+
+        def heard() -> bool:
+            with suppress(BlockingIOError):
+                got.extend(sock.recv(65536))
+            while len(got) >= 2 and len(got) >= (end := 2 + int.from_bytes(got[:2], "big")):
+                ids.append(dns.message.from_wire(bytes(got[2:end])).id)
+                del got[:end]
+            return len(ids) >= count
+
+        self.run(heard)
+        return ids
 
     def ask(self, name: str, kind: str = "A", over: str = "udp", **options: Any) -> dns.message.Message:
         query = dns.message.make_query(name, kind, **options)
@@ -322,23 +339,65 @@ def test_many_questions_on_one_connection_and_a_half_close(bench: Bench) -> None
     wires = [dns.message.make_query("web.", "A", id=number).to_wire() for number in range(300)]
     sock.send(b"".join(map(framed, wires)))
     sock.shutdown(socket.SHUT_WR)
-    got = bytearray()
+    assert bench.hear_ids(sock, 300) == list(range(300))
+    bench.run(lambda: _ended(sock))
+    assert not bench.node.dns_idle
 
-    def ended() -> bool:
-        try:
-            part = sock.recv(65536)
-        except BlockingIOError:
-            return False
-        got.extend(part)
-        return not part
 
-    bench.run(ended)
-    ids = []
-    while got:
-        size = int.from_bytes(got[:2], "big")
-        ids.append(int.from_bytes(got[2:4], "big"))
-        del got[: 2 + size]
-    assert ids == list(range(300)) and not bench.node.dns_idle
+def client_of(bench: Bench) -> DNSClient:
+    bench.run(lambda: bench.service._clients)
+    [client] = bench.service._clients
+    return client
+
+
+@pytest.mark.unit
+def test_who_said_its_last_still_hears_all_that_it_is_owed(bench: Bench) -> None:
+    forget_the_client(bench)
+    sock = bench.tcp()
+    sock.send(b"".join(framed(dns.message.make_query("web.", "A", id=number).to_wire()) for number in range(3)))
+    sock.shutdown(socket.SHUT_WR)
+    client = client_of(bench)
+    bench.run(lambda: client._ended)
+    tell_of_the_client(bench)
+    assert bench.hear_ids(sock, 3) == [0, 1, 2]
+    bench.run(lambda: _ended(sock))
+
+
+@pytest.mark.unit
+def test_who_reads_late_hears_the_rest_as_it_makes_room(bench: Bench) -> None:
+    sock = bench.tcp()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client = client_of(bench)
+    client._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sock.send(b"".join(framed(dns.message.make_query("large.com.", "A", id=number).to_wire()) for number in range(20)))
+    bench.run(lambda: client._out and not client._in)
+    assert bench.hear_ids(sock, 20) == list(range(20))
+
+
+@pytest.mark.unit
+def test_who_was_answered_is_not_silent_however_late_that_was(bench: Bench) -> None:
+    forget_the_client(bench)
+    sock = bench.tcp()
+    sock.send(framed(dns.message.make_query("web.", "A").to_wire()))
+    bench.run(lambda: bench.node.workload_waits)
+    bench.loop.now += 4.0
+    tell_of_the_client(bench)
+    bench.node.dns_idle.expire(bench.loop.now + 4.0)
+    assert bench.hear(sock).answer and not _ended(sock)
+
+
+@pytest.mark.unit
+def test_who_leaves_while_it_is_not_heard_is_let_go(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.service._allowance = Allowance(0, 0.0)
+    assert bench.ask("web.").answer
+    sock = bench.tcp()
+    sock.send(framed(dns.message.make_query("web.", "A").to_wire()))
+    client = client_of(bench)
+    bench.run(lambda: client._paused)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    bench.run(lambda: not bench.node.dns_idle and not client._paused)
+    assert not bench.service._clients and not caplog.records
 
 
 @pytest.mark.unit
@@ -380,6 +439,7 @@ def test_who_asks_is_not_silent(bench: Bench) -> None:
     sock.send(framed(dns.message.make_query("web.", "A").to_wire()))
     assert bench.hear(sock).answer
     assert bench.loop.now > opened_at
+    assert client_of(bench)._sock.fileno() not in dict(bench.loop._epoll.poll(0)), "what is answered wakes nobody"
     bench.node.dns_idle.expire((opened_at + bench.loop.now) / 2 + 5.0)
     assert len(bench.node.dns_idle) == 1
     bench.node.dns_idle.expire(bench.loop.now + 5.0)
