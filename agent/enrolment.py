@@ -25,6 +25,7 @@ PROXY_WAIT_S = 4.0
 """How long an enrolment waits for a proxy: a node's processes start together, and runtimes give up after five seconds."""
 _SNAPSHOT_GRACE_S = 1.0
 """A proxy that just connected is told of every pod by its snapshot; only then does trying again make sense."""
+_NO_MEMORY = "no memory is left: raise the limit of the agent or its container"
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -312,8 +313,8 @@ class Enrolment:
                     continue
                 try:
                     await self._apply(step)
-                except (OSError, ValueError, ProxyAway) as error:
-                    failure = failure or str(error)
+                except (OSError, ValueError, ProxyAway, MemoryError) as error:
+                    failure = failure or (_NO_MEMORY if isinstance(error, MemoryError) else str(error))
                     without_proxy = without_proxy or isinstance(error, NoProxy)
                     if step.layer != "announce":
                         break  # what follows rests on it

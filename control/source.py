@@ -57,7 +57,7 @@ class FolderSource:
         self._texts = Texts()
         self._reading = Reading()
         self._failed = False
-        """The last look ended with a mistake of ours: the next one begins anew."""
+        """The last look ended with a mistake of ours, or for want of memory: the next one begins anew."""
         self._look_s = 0.0
         """How long a look takes that finds nothing new."""
         self._lock = asyncio.Lock()
@@ -91,9 +91,10 @@ class FolderSource:
         except Exception as error:  # nothing was changed yet: what is in force stays so, and everybody is served
             self._fail(error)
             return
-        self._failed, self._reading = False, reading
+        self._failed, self._reading = True, reading  # should it break off, as where memory ends, the next look begins it anew
         if not is_refused(problems):
             self._cluster.replace_objects(objects)
+        self._failed = False
         self._say(problems)
 
     def _fail(self, error: Exception) -> None:

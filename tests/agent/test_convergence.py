@@ -33,6 +33,8 @@ class Machine:
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
         self.broken: set[Layer] = set()
+        self.exhausted = False
+        """They are broken by the end of memory."""
         self.found = Found([], [], {}, [])
         self.alive = self.attached = True
         self.unseen = False
@@ -64,7 +66,7 @@ class Machine:
 
     def _do(self, what: str, layer: Layer) -> None:
         if layer in self.broken:
-            raise OSError(5, f"no {layer} today")
+            raise MemoryError if self.exhausted else OSError(5, f"no {layer} today")
         self.done.append((what, layer))
 
     def is_alive(self, _pod: Pod) -> bool:
@@ -155,12 +157,14 @@ def test_a_pod_that_the_proxy_does_not_take_is_captured_all_the_same(node: Node,
     running(node, scenario)
 
 
+@pytest.mark.parametrize("exhausted", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_what_rests_on_a_layer_that_fails_waits_for_it(node: Node, eventually: Any, layer: Layer) -> None:
+def test_what_rests_on_a_layer_that_fails_waits_for_it(node: Node, eventually: Any, layer: Layer, exhausted: bool) -> None:
     node.machine.broken.add(layer)
+    node.machine.exhausted = exhausted
 
     async def scenario() -> None:
-        with pytest.raises(EnrolmentFailed, match=f"no {layer} today"):
+        with pytest.raises(EnrolmentFailed, match="no memory is left: raise" if exhausted else f"no {layer} today"):
             await node.enrolment.add(REQUEST)
         assert node.made() == list(LAYERS[: LAYERS.index(layer)]) and not node.enrolment.is_captured("uid-1")
         assert bool(node.proxy.heard) == (layer == "capture")

@@ -13,6 +13,7 @@ import pytest
 
 from control.cluster import Cluster
 from control.folder import Folder, Texts
+from control.index import Index
 from control.source import MAX_LOGGED, FolderSource, Outcome
 from control.store import Store
 from control.tokens import Tokens
@@ -338,6 +339,28 @@ def test_a_mistake_of_ours_leaves_in_force_what_was_and_control_goes_on(
     assert set(world.cluster.objects) == {"Service demo/web"} and world.cluster.revision == revision
     world.refresh()
     assert not world.source.problems and set(world.cluster.objects) == {"Service demo/web", "Service demo/new"}
+
+
+def test_a_change_that_breaks_off_while_it_comes_into_force_is_made_by_the_next_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a policy that is written, and told of nobody, would be in force after the next restart."""
+    world.apply(NODE)
+    with monkeypatch.context() as memory_ends:
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        memory_ends.setattr(Index, "replace_objects", fail)
+        with pytest.raises(MemoryError):
+            world.apply(service())
+    assert "service.demo.web.yaml" in world.written
+    published = world.cluster.revision
+    world.refresh()
+    assert world.cluster.revision > published and "Service demo/web" in world.cluster.objects and not world.source.problems
+    published = world.cluster.revision
+    world.refresh()
+    assert world.cluster.revision == published, "what has come into force is not looked at again"
 
 
 def test_a_mistake_of_ours_does_not_end_the_following(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
