@@ -42,7 +42,9 @@ def test_the_reserved_bit_is_ignored_and_no_part_of_a_code() -> None:
 
 
 def test_a_code_is_called_by_its_name_where_it_has_one() -> None:
-    assert [frames.code_name(code) for code in (0, 11, 13, 14)] == ["NO_ERROR", "ENHANCE_YOUR_CALM", "13", "14"]
+    rfc = """NO_ERROR PROTOCOL_ERROR INTERNAL_ERROR FLOW_CONTROL_ERROR SETTINGS_TIMEOUT STREAM_CLOSED FRAME_SIZE_ERROR
+        REFUSED_STREAM CANCEL COMPRESSION_ERROR CONNECT_ERROR ENHANCE_YOUR_CALM 12 13 14"""
+    assert [frames.code_name(code) for code in range(15)] == rfc.split()
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,11 @@ def test_settings_outside_the_rfc_end_the_connection(payload: str, code: Code) -
     with pytest.raises(ProtocolError) as failure:
         frames.read_settings(bytes.fromhex(payload))
     assert failure.value.code is code
+
+
+def test_settings_as_far_as_the_rfc_lets_them_go_are_taken() -> None:
+    pairs = [(2, 0), (2, 1), (4, 0), (4, 2**31 - 1), (5, 1 << 14), (5, (1 << 24) - 1), (1, 2**32 - 1), (3, 0), (6, 0)]
+    assert frames.read_settings(frames.settings(pairs)[frames.HEADER_BYTES :]) == pairs
 
 
 def test_unknown_settings_are_ignored() -> None:

@@ -181,10 +181,10 @@ def test_a_stream_from_request_to_both_ends() -> None:
     assert (theirs.data, mine.data) == (b"to the server", b"to the client")
     client.http.end(mine)
     talk(client, server)
-    assert theirs.heard == ["end"] and client.http.streams and server.http.streams
+    assert theirs.heard == ["end"] and client.http.streams and server.http.streams and not server.http.idle
     server.http.end(theirs)
     talk(client, server)
-    assert mine.heard[-1] == "end" and not client.http.streams and not server.http.streams
+    assert mine.heard[-1] == "end" and not client.http.streams and not server.http.streams and server.http.idle
 
 
 @pytest.mark.parametrize("piece", [1 << 20, 1000])
@@ -375,6 +375,21 @@ def test_a_rejected_request_leaves_the_connection_in_use() -> None:
     assert open_stream(client, server)[0].heard == ["answer 200"]
 
 
+@pytest.mark.parametrize("adopted", [True, False], ids=["a stream already", "none yet"])
+@pytest.mark.parametrize("ended", [END_STREAM, 0], ids=["has spoken", "may speak"])
+def test_a_rejected_request_is_reset_where_its_client_may_still_speak(adopted: bool, ended: int) -> None:
+    """RFC 9113 section 8.1. A client whose end is not known for want of a stream may."""
+    server = End(True)
+    if not adopted:
+        server.requested = lambda _sid, _fields: None  # type: ignore[assignment,method-assign]
+    server.hears(OPENING + frame(HEADERS, END_HEADERS | ended, 1, BLOCK))
+    server.says()
+    server.http.reject(1, [(b":status", b"503")])
+    said = server.says()
+    assert said[3:9] == bytes((HEADERS, END_HEADERS | END_STREAM, 0, 0, 0, 1)) and not server.http.streams
+    assert said.endswith(frames.rst_stream(1, Code.NO_ERROR)) == (not adopted or not ended)
+
+
 def test_the_201st_stream_is_refused_and_the_others_live() -> None:
     client, server = pair()
     client.http.max_streams = 1000
@@ -433,6 +448,27 @@ def test_new_windows_apply_to_open_streams() -> None:
     assert mine.window == 5
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["as wide as it may be", "wider"])
+@pytest.mark.parametrize("of", ["the connection", "a stream", "all streams"])
+def test_a_window_is_2_gib_at_most(of: str, wide: bool) -> None:
+    """RFC 9113 section 6.9.1."""
+    client, server = pair()
+    mine, _ = open_stream(client, server)
+    if of == "all streams":
+        mine.window += 1
+        change = frames.settings([(4, frames.MAX_WINDOW - 1 + wide)])
+    elif of == "a stream":
+        change = window_update(1, frames.MAX_WINDOW - mine.window + wide)
+    else:
+        change = window_update(0, frames.MAX_WINDOW - client.http.window + wide)
+    if wide:
+        with pytest.raises(ProtocolError, match="FLOW_CONTROL_ERROR"):
+            client.hears(change)
+    else:
+        client.hears(change)
+        assert frames.MAX_WINDOW in (client.http.window, mine.window)
+
+
 def test_padding_is_taken_off_and_counted() -> None:
     client, server = pair()
     _, theirs = open_stream(client, server)
@@ -449,7 +485,10 @@ def test_ping_is_answered_and_sent_and_its_silence_noticed() -> None:
     assert server.says().hex() == "0000080600000000003b7cdb7a0b8716b4"
     assert server.http.tick(129.9) and not server.http.tick(130.0)
     server.hears(frame(PING, ACK, 0, frames.PING_PAYLOAD))
-    assert server.http.tick(130.0)
+    assert server.http.tick(130.0) and server.says() == b""
+    assert server.http.tick(139.9) and server.says() == frame(PING, 0, 0, frames.PING_PAYLOAD)
+    server.hears(frame(PING, ACK, 0, frames.PING_PAYLOAD), 140.0)
+    assert server.http.tick(141.0) and not server.says(), "not before it is due"
 
 
 def test_who_says_anything_is_there_though_its_answer_is_late() -> None:
@@ -485,6 +524,22 @@ def test_shutdown_sends_two_goaways_around_a_ping() -> None:
     assert all(end.http.finished for end in (server, client))
 
 
+def test_who_carries_nothing_goes_as_soon_as_nothing_can_be_on_its_way() -> None:
+    """A request may be, to a server whose client has not heard yet. Nobody asks a client."""
+    client, server = pair()
+    server.http.drain()
+    seen = [(client.http.finished, server.http.finished)]
+    for speaks, hears in ((server, client), (client, server)):
+        hears.hears(speaks.says())
+        seen.append((client.http.finished, server.http.finished))
+    assert seen == [(False, False), (True, False), (True, True)]
+    client, server = pair()
+    client.http.drain()
+    assert client.http.finished
+    server.hears(client.says())
+    assert server.http.finished
+
+
 @pytest.mark.parametrize("first", [b"", frame(GOAWAY, 0, 0, bytes(8))], ids=["deaf", "says that it goes itself"])
 def test_who_does_not_say_that_it_heard_of_the_end_begins_nothing_all_the_same(first: bytes) -> None:
     """It may be a peer whose root is believed no more, and have a stream open for ever."""
@@ -507,6 +562,14 @@ def test_who_does_not_say_that_it_heard_of_the_end_begins_nothing_all_the_same(f
     for sid in (1, 3):
         server.hears(frames.rst_stream(sid, Code.NO_ERROR), 140.0)
     assert server.http.finished
+
+
+def test_a_connection_that_is_gone_takes_no_stream() -> None:
+    """Whose stream is lost with it may ask for another one at once."""
+    client, server = pair()
+    mine, _ = open_stream(client, server)
+    assert client.http.abandon() == [mine]
+    assert client.http.room == 0 and not client.http.idle
 
 
 def test_goaway_refuses_the_streams_that_it_did_not_reach() -> None:
@@ -564,6 +627,7 @@ def hostile(block: bytes) -> list[HostileCase]:
         ("PRIORITY flood", frame(PRIORITY, 0, 1, bytes(5)) * 300, Code.ENHANCE_YOUR_CALM),
         ("unknown flood", frame(0xBB, 0, 0) * 300, Code.ENHANCE_YOUR_CALM),
         ("GOAWAY flood", frame(GOAWAY, 0, 0, bytes(8)) * 300, Code.ENHANCE_YOUR_CALM),
+        ("RST_STREAM flood", start + frames.rst_stream(1, 8) * 300, Code.ENHANCE_YOUR_CALM),
         ("empty DATA flood", start + frame(DATA, 0, 1) * 200, Code.ENHANCE_YOUR_CALM),
         ("padding-only DATA flood", start + frame(DATA, PADDED, 1, b"\0") * 200, Code.ENHANCE_YOUR_CALM),
         ("WINDOW_UPDATE flood", window_update(0, 1) * 5000, Code.ENHANCE_YOUR_CALM),
@@ -636,14 +700,18 @@ def test_rapid_resets_end_the_connection() -> None:
     assert len(server.streams) < 250
 
 
-def test_resets_of_streams_whose_application_spoke_first_are_none_of_them() -> None:
+@pytest.mark.parametrize("first", ["application", "client"])
+def test_resets_of_streams_that_carried_anything_are_none_of_them(first: str) -> None:
     """Whoever looks whether a database is there, and closes without reading its greeting, resets."""
     server = End(True)
     server.hears(OPENING)
     for sid in range(1, 1001, 2):
         server.hears(frame(HEADERS, END_HEADERS, sid, BLOCK))
         server.http.answer(server.streams[-1], [(b":status", b"200")])
-        server.streams[-1].window -= 10  # as the pump does with what it sends
+        if first == "client":
+            server.hears(frame(DATA, 0, sid, b"x"))
+        else:
+            server.streams[-1].window -= 10  # as the pump does with what it sends
         server.hears(frames.rst_stream(sid, Code.CANCEL))
     assert not server.http.streams
 
@@ -854,6 +922,23 @@ def test_a_stream_that_is_given_up_while_its_last_bytes_come_hears_no_end(flags:
     theirs.take = give_up  # type: ignore[method-assign]
     server.hears(frame(DATA, flags, 1, b"\0last"))
     assert theirs.heard == [] and not server.http.streams
+
+
+@pytest.mark.parametrize("of", ["answers", "trailers"])
+def test_headers_for_a_stream_that_is_gone_have_an_allowance(of: str) -> None:
+    """They may cross our reset."""
+    client, server = pair()
+    mine, theirs = open_stream(client, server)
+    client.http.reset(mine, Code.CANCEL)
+    server.http.reset(theirs, Code.CANCEL)
+    end, late = (
+        (client, frame(HEADERS, END_HEADERS, 1, literal(b":status", b"200")))
+        if of == "answers"
+        else (server, frame(HEADERS, END_HEADERS | END_STREAM, 1, literal(b"x", b"y")))
+    )
+    end.hears(late * 1000)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many HEADERS on closed streams"):
+        end.hears(late * 4000)
 
 
 def test_bytes_for_a_stream_that_is_gone_have_an_allowance() -> None:

@@ -1,5 +1,6 @@
 """A pod that is served no more begins nothing from that moment on; what is open ends piece by piece, and nobody else's does."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -9,13 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from mesh.workload import Workload
+from mesh.workload import TunnelProtocol, Workload
 from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, FromWorker
 from ztunnel.inbound_plain import InboundPlain
 from ztunnel.ledger import DRAINED, Tracked
 from ztunnel.loop import Loop
 from ztunnel.node import Node
-from ztunnel.outbound import Outbound
+from ztunnel.outbound import Outbound, depart
 from ztunnel.pod import Pod
 from ztunnel.walk import ENDINGS_PER_TURN
 from ztunnel.ways import Way
@@ -23,6 +24,7 @@ from ztunnel.ways import Way
 pytestmark = pytest.mark.unit
 
 CLIENT, APP = (ip_address("10.0.0.2"), 999), (ip_address("10.0.0.1"), 8080)
+SERVER, STRANGER = (ip_address("10.0.0.3"), 8080), (ip_address("192.0.2.1"), 8080)
 WEB = Workload("K//Pod/ns/web", "web", "ns", (APP[0],), service_account="web", node="n", cluster_id="K")
 
 
@@ -164,3 +166,68 @@ def test_a_connection_of_a_pod_that_ends_goes_nowhere(world: World, step: str) -
         ours.close()
     assert_ended(world, [client, server], leaving.record.number)
     assert world.pod.connections == 0
+
+
+class Held:
+    """Of a dial: that nobody answers it."""
+
+    def __init__(self, *_: object) -> None:
+        self.cancelled = False
+
+    def start(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a tunnel", "a certificate"])
+def test_who_waits_for_a_tunnel_is_gone_from_the_queue_when_its_time_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """The tunnel may come up later, and the queue is bounded."""
+    monkeypatch.setattr("ztunnel.pool.Dial", Held)
+    monkeypatch.setattr(type(world.pod.netns), "make_socket", lambda *_: None)
+    server = replace(WEB, uid="K//Pod/ns/server", name="server", addresses=(SERVER[0],), protocol=TunnelProtocol.HBONE)
+    world.node.inventory.apply([server], [])
+    if there:
+        world.node.vault._held[WEB.identity] = cast("Any", object())
+    waiting = []
+    for number in range(3):
+        client, theirs = pair()
+        depart(world.pod, WEB, theirs, (CLIENT[0], 1000 + number), SERVER)
+        waiting.append((client, next(reversed(world.node.ledger.open))))
+    world.node.ledger.abort(waiting[1][1], "-", DRAINED)
+    assert_ended(world, [waiting[1][0]], waiting[1][1])
+    queue = list(world.pod.pool.members()[0].waiting) if there else list(world.node.vault._waiting[WEB.identity])
+    assert [cast("Outbound", one).number for one in queue] == [waiting[0][1], waiting[2][1]]
+    for client, _ in waiting:
+        client.close()
+
+
+def test_who_is_dialled_in_plain_is_dialled_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    dials: list[Held] = []
+    monkeypatch.setattr("ztunnel.outbound.Dial", lambda *_: dials.append(Held()) or dials[-1])
+    ours, theirs = socket.socket(), pair()
+    monkeypatch.setattr(type(world.pod.netns), "make_socket", lambda *_: ours)
+    depart(world.pod, WEB, theirs[1], CLIENT, STRANGER)
+    assert len(world.node.in_plain) == 1
+    world.pod.close()
+    assert [one.cancelled for one in dials] == [True] and not world.node.in_plain
+    assert world.closed()[-1].error == DRAINED
+    for sock in (ours, theirs[0]):
+        sock.close()
+
+
+def test_a_connection_for_which_no_socket_can_be_made_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_socket(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(type(world.pod.netns), "make_socket", make_socket)
+    client, theirs = pair()
+    depart(world.pod, WEB, theirs, CLIENT, STRANGER)
+    with client:
+        client.setblocking(False)
+        assert client.recv(1) == b"", "the other end is closed"
+    record = world.closed()[-1]
+    assert (record.flag, record.error) == ("CONNECT", "cannot make a socket: [Errno 24] Too many open files")

@@ -75,6 +75,8 @@ def test_a_crowd_is_served_in_parts_by_a_tunnel_that_came_up(monkeypatch: pytest
     while (one := rota.take()) is not None:
         one.go_on()
     assert all(one.told == ["ready"] for one in waiters)
+    pool.failed(making, "-", "")
+    assert not pool._ready and not pool.members(), "peers come and go: nothing is left of one that is gone"
 
 
 def test_who_has_gone_meanwhile_asks_for_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +186,21 @@ def test_a_tunnel_is_with_whoever_has_the_address_when_it_connects(monkeypatch: 
     names.append("c")
     pool.inventory_changed()
     assert tunnel.ends == ["10.0.0.1 belongs to demo/c now"]
+
+
+def test_a_tunnel_is_idle_from_the_end_of_its_last_stream_on() -> None:
+    """Not from when it was made: one that was in use all day is kept for the next request."""
+    pool, *_ = pool_of([])
+    loop, tunnel = cast("Any", pool.node.loop), Made()
+    making = _Making(pool, cast("Any", "key"), cast("Any", None))
+    making.tunnel = cast("Any", tunnel)
+    pool.made(making)
+    idle_s = Tuning().pool_idle_s
+    tunnel.http = SimpleNamespace(streams=("one", "two"), bulk_bytes=0)
+    for loop.now, tunnel.http.streams in ((2 * idle_s, ("one",)), (3 * idle_s, ())):
+        making.retired(cast("Any", tunnel))
+        pool.release_idle()
+    for loop.now in (4 * idle_s - 1, 4 * idle_s):
+        assert not tunnel.ends
+        pool.release_idle()
+    assert tunnel.ends == [""]

@@ -128,12 +128,14 @@ def test_an_endpoint_that_keeps_failing_is_set_aside(mesh: World, app: socket.so
 
 def test_when_nobody_takes_it_the_application_hears_so(mesh: World) -> None:
     mesh.client.worker.settle()
+    before = retries(mesh)
     with pytest.raises((ConnectionResetError, BrokenPipeError)):  # in whichever call it comes: perhaps before connect() returns
         client = mesh.client.connect(VIP, 80)
         client.sendall(b"anybody?")
         client.recv(1)
     record = mesh.client.worker.closed()
     assert record.flag == "CONNECT" and record.error == "http status: 503 Service Unavailable (at attempt 2)"
+    assert retries(mesh) == before + 1
     forgive(mesh)
 
 
