@@ -90,7 +90,7 @@ def certificate_findings(node: str, found: Iterable[Certificate], now: datetime)
     for one in found:
         left = one.left_s(now)
         if not one.state.startswith("Available"):
-            missing.setdefault(one.state.replace(f"{one.identity}: ", ""), []).append(one.identity)
+            missing.setdefault(one.state.replace(f": {one.identity}: ", ": "), []).append(one.identity)
         elif left is not None and left <= 0:
             yield Finding(node, f"certificate of {one.identity} expired {span(-left)} ago: is the control plane reachable?")
         elif left is not None and one.not_before and one.not_after:

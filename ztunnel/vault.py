@@ -94,7 +94,7 @@ class Vault:
         """Nobody gets one now, and what there was has expired or is withdrawn: whether there was one."""
         held = self._held.pop(failure.identity, None)
         self._replaced(held)
-        self._tell(failure.identity, failure.reason)
+        self._tell(failure.identity, f"no certificate for {failure.identity}: {failure.reason}")
         return held is not None
 
     def forget(self, message: ForgetCertificate) -> None:

@@ -51,10 +51,10 @@ def test_certificate(certificate: Certificate, expected: str | None, warning: bo
 def test_certificates_that_are_missing_for_one_reason_are_one_finding() -> None:
     names = [f"spiffe://cluster.local/ns/a/sa/{name}" for name in "bcd"]
     refused = [Certificate(name, f"Unavailable: CA c:1: {name}: unauthenticated: no") for name in names]
-    found = [*refused, Certificate("spiffe://x", "Unavailable: CA c:1: not for this pod")]
+    found = [*refused, Certificate("spiffe://x", "Unavailable: SPIRE s: no entry gives spiffe://x: register one")]
     assert [one.text for one in certificate_findings("n", found, _NOW)] == [
         f"certificate of {names[0]} and 2 more: Unavailable: CA c:1: unauthenticated: no",
-        "certificate of spiffe://x: Unavailable: CA c:1: not for this pod",
+        "certificate of spiffe://x: Unavailable: SPIRE s: no entry gives spiffe://x: register one",
     ]
 
 

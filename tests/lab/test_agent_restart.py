@@ -139,7 +139,8 @@ def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh
         eventually(lambda: client.fate(mesh.address("far"), ECHO_PORT) == "answered")
         eventually(lambda: outsider.fate(mesh.address("near"), ECHO_PORT) == "answered")
         assert client.fate(mesh.address("near"), ECHO_PORT) == near.fate(mesh.address("far"), ECHO_PORT) == "reset"
-        mesh.await_flow("no acceptable identity: CA", "--from-pod", "shop/near", "--to-pod", "shop/far", "--node", "a")
+        ends = ("--from-pod", "shop/near", "--to-pod", "shop/far")
+        mesh.await_flow(f"no certificate for {identity('near')}: CA", *ends, "--node", "a")
     eventually(lambda: near.fate(mesh.address("far"), ECHO_PORT) == "answered")
     eventually(lambda: client.fate(mesh.address("near"), ECHO_PORT) == "answered")
     mesh.await_ready()

@@ -64,7 +64,7 @@ def test_a_failure_reaches_its_own_waiters_only() -> None:
     desk.wait("one")
     desk.vault.failed(CertificateFailed(SERVER, "not yours"))
     desk.vault.failed(CertificateFailed(CLIENT, "CA away"))
-    assert desk.heard == ["CA away"]
+    assert desk.heard == [f"no certificate for {CLIENT}: CA away"]
 
 
 def test_what_has_expired_or_is_withdrawn_serves_nobody() -> None:
@@ -74,7 +74,8 @@ def test_what_has_expired_or_is_withdrawn_serves_nobody() -> None:
     assert desk.vault.failed(CertificateFailed(CLIENT, "CA away")) and desk.replaced[-1] is held
     desk.wait("one")
     assert desk.vault.find(CLIENT) is None and desk.asked == [NeedCertificate(CLIENT)] and not desk.heard
-    assert not desk.vault.failed(CertificateFailed(CLIENT, "CA away")) and desk.heard == ["CA away"]
+    assert not desk.vault.failed(CertificateFailed(CLIENT, "CA away"))
+    assert desk.heard == [f"no certificate for {CLIENT}: CA away"]
 
 
 def test_a_certificate_of_no_use_is_a_reason() -> None:

@@ -435,7 +435,7 @@ def test_a_connection_waits_for_its_certificate_and_fails_without(mesh: World, a
     with pytest.raises(ConnectionResetError):
         waiting.recv(1)
     record = mesh.client.worker.closed()
-    assert (record.flag, record.error) == ("IDENTITY_ERROR", "the CA is away")
+    assert (record.flag, record.error) == ("IDENTITY_ERROR", f"no certificate for {CLIENT}: the CA is away")
     waiting = mesh.client.connect(VIP, 80)
     mesh.client.worker.wait_for(NeedCertificate)
     mesh.client.worker.tell(mesh.authority.certificate_for(CLIENT))
