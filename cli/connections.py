@@ -9,7 +9,7 @@ import click
 
 from cli.config_dump import config_dump, open_connections
 from cli.dial import chosen_nodes, from_nodes, report_failures
-from cli.failure import Failure
+from cli.failure import Failure, warn
 from cli.moments import span
 from cli.nodes import node_option
 from cli.output import output_option, print_json, print_table
@@ -113,3 +113,5 @@ def connections(pod: str | None, direction: str | None, output: str, node: tuple
         print_table(_HEADINGS, [row(name, one, now) for name, one in found])
     if not report_failures(answers):
         raise click.exceptions.Exit(1)
+    if pod is not None and not found:
+        warn(f"no open connection is of a pod {pod}...; weft workloads lists pods, weft observe what has ended")

@@ -90,7 +90,7 @@ Examples:
 @click.option("--until", callback=_moment, help="Flows until then.", metavar="TIME")
 @_sided_options
 @click.option(
-    "--verdict", "verdicts", multiple=True, help="Verdict, e.g. DROPPED.",
+    "--verdict", "verdicts", multiple=True, help="Verdict, e.g. DROPPED (also what lines call DENIED).",
     type=click.Choice(list(Verdict.keys()), case_sensitive=False), metavar="VERDICT",
 )  # fmt: skip
 @click.option("--protocol", "protocols", multiple=True, help="Protocol, e.g. tcp.", metavar="NAME")

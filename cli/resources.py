@@ -18,6 +18,8 @@ from wire.places import Places
 
 Resource = dict[str, Any]
 Row = tuple[object, ...]
+_SHOWN = 10
+"""Namespaces in a hint."""
 
 _namespace_option = click.option("-n", "--namespace", metavar="NAME", help="Only this namespace.")
 
@@ -83,6 +85,10 @@ def _show(
         print_json(kept)
     else:
         print_table(headings, [row(one) for one in kept])
+    if found and not kept:
+        places = sorted({str(one.get("namespace")) for one in found})
+        more = ", ..." if places[_SHOWN:] else ""
+        warn(f"no {kind} in namespace {namespace}; namespaces that have some: {', '.join(places[:_SHOWN])}{more}")
 
 
 def workload_row(one: Resource) -> Row:

@@ -78,6 +78,8 @@ def test_pods_and_directions_select(world: "World") -> None:
     assert numbers("--pod", "demo/w") == ["outbound", "inbound"]
     assert numbers("--direction", "inbound") == ["inbound"]
     assert numbers("--pod", "other/") == []
+    hint = "weft: no open connection is of a pod other/...; weft workloads lists pods, weft observe what has ended\n"
+    assert world.weft("connections", "--pod", "other/").stderr == hint
     result = world.weft("connections", "--pod", "web")
     assert result.exit_code == 2 and "'web' is no pod: write NAMESPACE/POD, or NAMESPACE/ for all of one" in result.stderr
 

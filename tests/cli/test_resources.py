@@ -67,7 +67,9 @@ def test_tables(world: "World", kind: str, expected: list[str]) -> None:
 def test_json_is_complete_and_namespaces_select(world: "World") -> None:
     _known(world)
     assert json.loads(world.weft("workloads", "-o", "json").stdout) == [_WORKLOAD | {"object": "Pod demo/web-0"}]
-    assert json.loads(world.weft("workloads", "-o", "json", "-n", "other").stdout) == []
+    result = world.weft("workloads", "-o", "json", "-n", "other")
+    assert json.loads(result.stdout) == []
+    assert result.stderr == "weft: no workloads in namespace other; namespaces that have some: demo\n"
 
 
 def test_a_nodes_own_view(world: "World") -> None:
