@@ -41,9 +41,9 @@ def is_refused(problems: Iterable[Problem]) -> bool:
     return any(not problem.warning for problem in problems)
 
 
-def unexpected(error: Exception) -> str:
+def unexpected(error: Exception, outcome: str = "cannot be read") -> str:
     """What to say of manifests with which control cannot deal."""
-    return f"cannot be read: internal error: {type(error).__name__}: {error}; the log of weft-control says where"
+    return f"{outcome}: internal error: {type(error).__name__}: {error}; the log of weft-control says where"
 
 
 class Catalogue:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from control.catalogue import is_refused
-from control.examination import Examination
+from control.catalogue import is_refused, unexpected
+from control.examination import Addresses, Examination
 from control.feed import Feed
 from control.index import TYPE_URLS, Index
 from control.notice import Notice
@@ -31,6 +31,10 @@ _Sort = Literal["addresses", "reports"]
 _log = logging.getLogger("control.cluster")
 
 
+class NotTaken(Exception):
+    """A set of objects without a problem ended in a mistake of ours: which objects, and which mistake. What was is in force."""
+
+
 class Cluster:
     """One mesh."""
 
@@ -47,29 +51,34 @@ class Cluster:
         """By reporter: pods that were not taken, with the reason."""
         self._unkept: dict[_Sort, str] = {}
         """Why the database lacks what is new of a sort, which is in force all the same."""
-        self.index = Index(names, ranges)
+        self._ranges = ranges
         self._kept_addresses: Mapping[str, tuple[Address, ...]] = store.addresses()
         self._examination = Examination(names.root_namespace, ranges, self._kept_addresses, names.cluster_domain)
         self._store = store
         self._tokens = tokens
         self._reports = Reports.of(store.reports())
         self._json: dict[str, tuple[Object, str]] = {}
-        self.index.replace_reports(self._reports.pods, ())
+        self.index = self._new_index()
+        self._half_made = False
+        """The index: a change of it broke off."""
 
     def check(self, objects: Iterable[Object]) -> list[Problem]:
         """What is wrong with a set of objects as a whole, and what of it will have no effect; nothing is changed."""
         return self._examination.examine(objects).problems
 
     def replace_objects(self, objects: Sequence[Object]) -> list[Problem]:
-        """Make a whole set of objects current, unless it has problems that are no warnings; returns all problems."""
+        """Make a whole set of objects current, unless it has problems that are no warnings; returns all problems.
+
+        Raises: NotTaken.
+        """
         findings = self._examination.examine(objects)
         if is_refused(findings.problems):
             return findings.problems
         addresses = findings.addresses
+        self._index_objects(objects, addresses)
         self._examination.held = addresses
         self._keep_addresses()
         self.objects = {one.title: one for one in objects}
-        self.index.replace_objects(objects, addresses)
         self._name_reports()
         for node in self._tokens.keep_only(self.index.nodes):
             _log.info("node removed: node=%s: its tokens are no longer valid", node)
@@ -77,6 +86,29 @@ class Cluster:
         self._publish()
         self.objects_changed.give()
         return findings.problems
+
+    def _index_objects(self, objects: Sequence[Object], addresses: Addresses) -> None:
+        self._mend_index()
+        self._half_made = True
+        try:
+            self.index.replace_objects(objects, addresses)
+        except Exception as error:
+            self._mend_index()
+            raise NotTaken(f"{_differing(self.objects, objects)}: {unexpected(error, 'cannot be taken in')}") from error
+        self._half_made = False
+
+    def _mend_index(self) -> None:
+        """Have the state before in the place of a half-made one, which may lack policies: nobody must be told that."""
+        if self._half_made:
+            self.index = self._new_index()
+            if self.is_loaded:
+                self.index.replace_objects(self.objects.values(), self._examination.held)
+            self._half_made = False
+
+    def _new_index(self) -> Index:
+        made = Index(self.names, self._ranges)
+        made.replace_reports(self._reports.pods, ())
+        return made
 
     def _keep_addresses(self) -> None:
         kept, addresses = self._kept_addresses, self._examination.held
@@ -139,6 +171,7 @@ class Cluster:
     def _take(self, changes: Changes) -> None:
         if not changes.upserts and not changes.removals:
             return
+        self._mend_index()
         self._remember(replace(changes, upserts=tuple(map(self._named, changes.upserts))))
         changed = [*changes.removals, *(one.key for one in changes.upserts)]
         self.index.replace_reports(self._reports.pods, changed)
@@ -165,6 +198,14 @@ class Cluster:
         """Whether a node is an object of the mesh."""
         return name in self.index.nodes
 
+    def runs_on(self, node: str, namespace: str, service_account: str) -> bool:
+        """As the index says, which may be another one by then."""
+        return self.index.runs_on(node, namespace, service_account)
+
+    def runs(self, namespace: str, service_account: str) -> bool:
+        """The same."""
+        return self.index.runs(namespace, service_account)
+
     def objects_json(self, kinds: Sequence[str]) -> Iterator[str]:
         """The objects of some kinds (of all, if none is named) as Kubernetes JSON, services with their addresses."""
         for title, one in self.objects.items():
@@ -190,3 +231,11 @@ class Cluster:
         resources = self.index.take()
         if resources:
             self.feed.publish(resources)
+
+
+def _differing(before: Mapping[str, Object], after: Iterable[Object]) -> str:
+    """Which objects are new, others or gone, for a message."""
+    current = {one.title: one for one in after}
+    titles = [title for title, one in current.items() if before.get(title) != one] + [*before.keys() - current.keys()]
+    more = f" and {len(titles) - MAX_SHOWN} more" if len(titles) > MAX_SHOWN else ""
+    return ", ".join(titles[:MAX_SHOWN]) + more

@@ -111,7 +111,10 @@ class Folder:
         if not self.is_writable:
             return {self.path.name: mark(self.path.stat())}
         statuses = self._statuses()
-        _check_size({name: status.st_size for name, status in statuses.items()})
+        try:
+            _check_size({name: status.st_size for name, status in statuses.items()})
+        except OSError as error:
+            raise OSError(0, f"{error.strerror}: move some of them away") from None
         return {name: mark(status) for name, status in statuses.items()}
 
     def _statuses(self) -> dict[str, os.stat_result]:
@@ -159,8 +162,7 @@ class Folder:
         for entry in sorted(committed.iterdir()):
             if entry.name != _REMOVALS and not entry.name.startswith("."):
                 os.rename(entry, self.path / entry.name)
-        removals = committed / _REMOVALS
-        for name in json.loads(removals.read_text()) if removals.exists() else []:
+        for name in _removals(committed / _REMOVALS):
             (self.path / name).unlink(missing_ok=True)
         sync_folder(self.path)
         shutil.rmtree(committed)
@@ -169,6 +171,24 @@ class Folder:
 def _open(path: str, flags: int) -> int:
     # A pipe that nobody writes to would hold up whoever opens it.
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _removals(path: Path) -> list[str]:
+    """The names of files that a committed change removes. Raises: OSError where nobody can know."""
+    if not path.exists():
+        return []
+    try:
+        names = json.loads(path.read_text())
+        if not isinstance(names, list) or not all(map(_is_manifest, names)):
+            raise ValueError("no list of manifests")
+    except (ValueError, RecursionError) as error:
+        mend = "remove that file, and delete again what the last weft delete named"
+        raise OSError(0, f"{_COMMITTED}/{_REMOVALS} is damaged ({error}): {mend}") from error
+    return names
+
+
+def _is_manifest(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(_SUFFIXES) and "/" not in name
 
 
 def _check_size(sizes: Mapping[str, int]) -> None:

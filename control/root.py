@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -24,6 +25,8 @@ KEY_FILE = "root-key.pem"
 CERTIFICATE_FILE = "root-cert.pem"
 ROTATION_FILE = "rotation.json"
 _PEM = serialization.Encoding.PEM
+_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, UnsupportedAlgorithm)
+"""How reading ends of what somebody else wrote."""
 
 
 def load_or_make_roots(folder: Path, organization: str, now: datetime) -> Roots:
@@ -41,7 +44,7 @@ def load_or_make_roots(folder: Path, organization: str, now: datetime) -> Roots:
         if not path.exists():
             raise ValueError(f"{path} is missing beside {other}: restore it, or remove both to start with a new root")
     _refuse_open(key_path)
-    signer = _authority(key_path.read_text(), certificate_path.read_text(), key_path)
+    signer = _authority(key_path.read_bytes(), certificate_path.read_bytes(), key_path)
     return _roots(signer, state, rotation_path) if state else Roots(signer)
 
 
@@ -89,9 +92,13 @@ def _read_rotation(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(path.read_text())
         if missing := {"since_s", "overlap_s", "signs", "successor", "retiring", "crossed"} - state.keys():
             raise ValueError(f"without {sorted(missing)}")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: no state of a rotation: {error}: restore it, or remove it and renew all nodes") from error
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
     return state
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: no state of a rotation: {error}: restore it, or remove it and renew all nodes")
 
 
 def _roots(signer: Authority, state: dict[str, Any], path: Path) -> Roots:
@@ -104,15 +111,18 @@ def _roots(signer: Authority, state: dict[str, Any], path: Path) -> Roots:
             overlap_s=int(state["overlap_s"]),
             expired_s=float(state.get("expired_s", 0.0)),
         )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no state of a rotation: {error}: restore it, or remove it and renew all nodes") from error
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
     announced = state["successor"] and not state["signs"]
     return replace(roots, successor=_successor(state, path)) if announced else roots
 
 
 def _successor(state: dict[str, Any], path: Path) -> Authority:
-    key_pem, certificate_pem = state["successor"]
-    return _authority(key_pem, certificate_pem, path)
+    try:
+        key, certificate = (one.encode() for one in state["successor"])
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
+    return _authority(key, certificate, path)
 
 
 def _refuse_open(path: Path) -> None:
@@ -120,13 +130,14 @@ def _refuse_open(path: Path) -> None:
         raise ValueError(f"{path} may be read by others: chmod 600 it, and consider a new root")
 
 
-def _authority(key_pem: str, certificate_pem: str, path: Path) -> Authority:
+def _authority(key_pem: bytes, certificate_pem: bytes, path: Path) -> Authority:
     try:
-        key = serialization.load_pem_private_key(key_pem.encode(), password=None)
-        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
-    except (ValueError, TypeError) as error:
+        key = serialization.load_pem_private_key(key_pem, password=None)
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        public_key = certificate.public_key()
+    except _UNREADABLE as error:
         raise ValueError(f"{path} or its certificate: cannot be read as PEM: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or public_key != key.public_key():
         raise ValueError(f"the root certificate does not belong to the key in {path}")
     return Authority(certificate, key)
 

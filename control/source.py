@@ -8,11 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from control.catalogue import Catalogue, Reading, is_refused, unexpected
-from control.cluster import Cluster
+from control.cluster import Cluster, NotTaken
 from control.folder import Folder, Texts
 from control.text import manifest_text
 from mesh.manifests import ManifestSet, Problem, parse
@@ -58,16 +59,18 @@ class FolderSource:
         self._reading = Reading()
         self._failed = False
         """The last look ended with a mistake of ours, or for want of memory: the next one begins anew."""
+        self._is_read = False
+        """The last look found out what is written, whatever came of it."""
         self._look_s = 0.0
-        """How long a look takes that finds nothing new."""
+        """How long a look takes that finds nothing new, or fails."""
         self._lock = asyncio.Lock()
 
     async def follow(self) -> None:
         """Take in every change of the folder, for ever."""
         while True:
             await self.refresh()
-            pause_s = LONGEST_POLL_S if self._failed else max(POLL_S, POLL_SHARE * self._look_s)
-            await asyncio.sleep(min(LONGEST_POLL_S, pause_s))
+            share_s = POLL_SHARE * self._look_s
+            await asyncio.sleep(max(LONGEST_POLL_S, share_s) if self._failed else min(LONGEST_POLL_S, max(POLL_S, share_s)))
 
     async def refresh(self) -> None:
         """Take in what is on disk now."""
@@ -89,16 +92,23 @@ class FolderSource:
             if not is_refused(problems):
                 problems += reading.located(self._cluster.check(objects))
         except Exception as error:  # nothing was changed yet: what is in force stays so, and everybody is served
-            self._fail(error)
+            self._is_read = False
+            self._fail(f"the folder of manifests {unexpected(error)}", error, before)
             return
-        self._failed, self._reading = True, reading  # should it break off, as where memory ends, the next look begins it anew
-        if not is_refused(problems):
-            self._cluster.replace_objects(objects)
+        self._is_read, self._reading = True, reading
+        self._failed = True  # should it break off, as where memory ends, the next look begins it anew
+        try:
+            if not is_refused(problems):
+                self._cluster.replace_objects(objects)
+        except NotTaken as error:
+            self._fail(str(error), error, before)
+            return
         self._failed = False
         self._say(problems)
 
-    def _fail(self, error: Exception) -> None:
-        problem = Problem("", 0, "", "", f"the folder of manifests {unexpected(error)}")
+    def _fail(self, reason: str, error: Exception, since: float) -> None:
+        self._look_s = time.monotonic() - since
+        problem = Problem("", 0, "", "", reason)
         if not self._failed or self.problems != [problem]:
             _log.error("manifests: %s", problem, exc_info=error)
             self._say([problem])
@@ -158,7 +168,7 @@ class FolderSource:
     async def _carry_out(self, wanted: ManifestSet, dry_run: bool, plan: _Planner) -> Outcome:
         async with self._lock:
             await self._refresh()
-            if self._failed:
+            if not self._is_read:
                 return Outcome(problems=self.problems)
             changes, writes = plan(wanted)
             problems = [*wanted.problems, *self._obstacles(wanted, writes)]
@@ -202,13 +212,19 @@ class FolderSource:
         return reading.located(replace(one, file="") if one.file in writes else one for one in kept)
 
     async def _write(self, writes: Mapping[str, str | None]) -> list[Problem]:
+        before = {name: self._texts.files.get(name) for name in writes if name not in self._texts.unreadable}
         try:
             await asyncio.to_thread(self._folder.write, writes)
         except OSError as error:
             reason = f"cannot write to {self._folder.path}: {error.strerror}: nothing was changed"
             return [Problem("", 0, "", "", reason)]
         await self._refresh()
-        return [one for one in self.problems if not one.warning]
+        problems = [one for one in self.problems if not one.warning]
+        if problems:  # it cannot be taken in, or somebody wrote beside it: a control that starts anew would tell nodes nothing
+            with suppress(OSError):
+                await asyncio.to_thread(self._folder.write, before)
+            await self._refresh()
+        return problems
 
 
 def _unreadable(texts: Texts) -> list[Problem]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 
 import control.cluster
-from control.cluster import MAX_SHOWN, Cluster
+from control.cluster import MAX_SHOWN, Cluster, NotTaken
+from control.index import Index
 from control.reports import PodReport
 from control.store import Store
 from control.tokens import Tokens
 from control.workloads import MeshNames
 from mesh.manifests import parse
-from mesh.resources import ADDRESS_TYPE
+from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 pytestmark = pytest.mark.unit
 
@@ -29,6 +31,13 @@ apiVersion: v1
 kind: Pod
 metadata: {name: a, namespace: demo}
 spec: {serviceAccountName: ACCOUNT, containers: [{name: c, command: [x]}]}
+"""
+POLICY = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: none, namespace: demo}
+spec: {action: DENY, rules: [{}]}
 """
 RANGES = [ip_network("10.96.0.0/24")]
 
@@ -174,6 +183,80 @@ def test_a_set_that_cannot_be_is_refused_whole_and_what_was_there_stays_in_force
     cluster.report("lab", pods("a"))
     assert refused() and cluster.is_loaded and cluster.has_node("n1") and not cluster.has_node("n2")
     assert "demo/web.demo.svc.cluster.local" in cluster.feed.snapshots[ADDRESS_TYPE].resources
+    store.close()
+
+
+def test_a_set_that_ends_in_a_mistake_of_ours_is_named_and_what_was_there_stays_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was half made, without a policy say, and the next report told everybody."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + POD.replace("ACCOUNT", "web") + POLICY)
+    cluster.report("lab", pods("a"))
+    revision, told, addresses = cluster.revision, dict(cluster.feed.snapshots), store.addresses()
+    with monkeypatch.context() as patched:
+        made, mistakes = Index._replace_workloads, [KeyError("who")]
+
+        def replace_workloads(index: Index, dirty: Iterable[tuple[str, str]]) -> None:
+            made(index, dirty)
+            if mistakes:
+                raise mistakes.pop()
+
+        patched.setattr(Index, "_replace_workloads", replace_workloads)
+        without = parse({"all": NODE + POD.replace("ACCOUNT", "web") + SERVICE}).objects
+        reason = "Service demo/web, AuthorizationPolicy demo/none: cannot be taken in: internal error: KeyError: 'who'"
+        with pytest.raises(NotTaken, match=re.escape(reason)):
+            cluster.replace_objects(without)
+    assert (cluster.revision, cluster.feed.snapshots, store.addresses()) == (revision, told, addresses)
+    assert set(cluster.objects) == {"Node n1", "Pod demo/a", "AuthorizationPolicy demo/none"}
+    assert cluster.runs_on("n1", "demo", "web") and cluster.has_node("n1")
+    cluster.report("lab", [replace(pods("a")[0], ready=True)])
+    assert cluster.feed.snapshots[AUTHORIZATION_TYPE] == told[AUTHORIZATION_TYPE], "the policy counts as before"
+    assert cluster.feed.snapshots[ADDRESS_TYPE] != told[ADDRESS_TYPE], "and control goes on"
+    cluster.replace_objects(without)
+    assert "Service demo/web" in cluster.objects and not cluster.index.policies.nouns.keys() & {"demo/none"}
+    store.close()
+
+
+def test_nothing_is_told_of_a_change_that_broke_off_and_could_not_be_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory ends: a report that comes meanwhile is refused, and one that comes later finds the state before."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + POD.replace("ACCOUNT", "web") + POLICY)
+    told = dict(cluster.feed.snapshots)
+    with monkeypatch.context() as patched:
+        made = Index._replace_policies
+
+        def replace_policies(index: Index) -> set[tuple[str, str]]:
+            made(index)
+            raise MemoryError
+
+        patched.setattr(Index, "_replace_policies", replace_policies)
+        with pytest.raises(MemoryError):
+            cluster.replace_objects(parse({"all": NODE}).objects)
+        with pytest.raises(MemoryError):
+            cluster.report("lab", pods("a"))
+    assert cluster.feed.snapshots == told
+    cluster.report("lab", pods("a"))
+    assert cluster.feed.snapshots[AUTHORIZATION_TYPE] == told[AUTHORIZATION_TYPE] and cluster.runs("demo", "web")
+    store.close()
+
+
+def test_of_many_objects_that_cannot_be_taken_in_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    nodes = "\n---\n".join(NODE.replace("n1", f"n{number}") for number in range(MAX_SHOWN + 2))
+
+    def fail(*_: object) -> None:
+        raise KeyError("who")
+
+    monkeypatch.setattr(Index, "replace_objects", fail)
+    with pytest.raises(NotTaken, match=rf"^Node n0, .*, Node n{MAX_SHOWN - 1} and 2 more: cannot"):
+        cluster.replace_objects(parse({"all": nodes.replace("10.244.1.0/24", "")}).objects)
+    assert not cluster.is_loaded and not cluster.index.nodes
     store.close()
 
 

@@ -119,7 +119,7 @@ def test_a_folder_of_too_many_files_is_a_problem(tmp_path: Path, monkeypatch: py
     (tmp_path / "a.yaml").write_text("one")
     assert folder.read() == Texts({"a.yaml": "one"})
     (tmp_path / "b.yaml").write_text("two")
-    assert folder.read() == Texts({"a.yaml": "one"}, {".": f"{tmp_path}: 2 files, at most 1 are read"})
+    assert folder.read() == Texts({"a.yaml": "one"}, {".": f"{tmp_path}: 2 files, at most 1 are read: move some of them away"})
 
 
 def test_a_folder_of_too_many_bytes_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_a_folder_of_too_many_bytes_is_a_problem(tmp_path: Path, monkeypatch: py
         (tmp_path / name).write_text(text)
     assert folder.read() == Texts(texts)
     (tmp_path / "c.yaml").write_text("3")
-    assert folder.read() == Texts(texts, {".": f"{tmp_path}: 7 bytes in 3 files, at most 6 are read"})
+    assert folder.read() == Texts(texts, {".": f"{tmp_path}: 7 bytes in 3 files, at most 6 are read: move some of them away"})
     (tmp_path / "c.yaml").unlink()
     assert folder.read() == Texts(texts)
 
@@ -234,3 +234,23 @@ def test_a_crash_leaves_the_old_state_or_the_new_one(tmp_path: Path) -> None:
     texts = Folder(tmp_path).read()
     assert texts is not None and texts.files == {"a.yaml": "moved before the crash", "b.yaml": "two"}
     assert not committed.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[", '"a.yaml"', "[1]", '["../a.yaml"]', '["."]', "[" * 100_000])
+def test_what_a_change_removes_is_not_guessed_where_that_is_damaged(tmp_path: Path, text: str) -> None:
+    """An ALLOW may be among it: it stays as it was, and the user reads what to do."""
+    path = tmp_path / "manifests"
+    (path / ".apply").mkdir(parents=True)
+    for file in (tmp_path / "a.yaml", path / "old.yaml"):
+        file.write_text("kept")
+    removals = path / ".apply" / "removals.json"
+    removals.write_text(text)
+    folder = Folder(path)
+    texts = folder.read()
+    assert texts is not None and set(texts.unreadable) == {"."}
+    assert texts.unreadable["."].startswith(f"{path}: .apply/removals.json is damaged (")
+    assert texts.unreadable["."].endswith("): remove that file, and delete again what the last weft delete named")
+    with pytest.raises(OSError, match=r"removals\.json is damaged"):
+        folder.write({"old.yaml": None})
+    removals.unlink()
+    assert folder.read() == Texts({"old.yaml": "kept"}) and (tmp_path / "a.yaml").exists()

@@ -1,8 +1,10 @@
 import json
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -40,9 +42,10 @@ def test_half_a_root_or_an_open_one_is_refused(tmp_path: Path) -> None:
     certificate.write_text(make_root(ec.generate_private_key(ec.SECP256R1()), "other", NOW, 1).root_pem)
     with pytest.raises(ValueError, match="does not belong to the key"):
         load_or_make_roots(tmp_path, "cluster.local", NOW)
-    certificate.write_text("no certificate")
-    with pytest.raises(ValueError, match="cannot be read as PEM"):
-        load_or_make_roots(tmp_path, "cluster.local", NOW)
+    for text in (b"no certificate", b"\xff"):
+        certificate.write_bytes(text)
+        with pytest.raises(ValueError, match=r"root-key\.pem or its certificate: cannot be read as PEM"):
+            load_or_make_roots(tmp_path, "cluster.local", NOW)
     certificate.write_text(pem)
     key.unlink()
     with pytest.raises(ValueError, match=r"root-key\.pem is missing beside"):
@@ -88,12 +91,27 @@ def test_a_crash_while_the_pair_is_replaced_is_finished_by_the_next_start(tmp_pa
         assert found.retiring == old.signer.certificate and found.bundle_pem == signing.bundle_pem
 
 
-def test_a_damaged_rotation_is_refused(tmp_path: Path) -> None:
-    load_or_make_roots(tmp_path, "cluster.local", NOW)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "[]",
+        "[" * 100_000,
+        {"overlap_s": math.inf},
+        {"since_s": None},
+        {"retiring": 5},
+        {"crossed": 5},
+        {"successor": 5},
+        {"successor": [5, 5]},
+        {"successor": ["one"]},
+        {"successor": 5, "signs": True},
+    ],
+)
+def test_a_damaged_rotation_is_refused(tmp_path: Path, damage: Any) -> None:
+    roots = load_or_make_roots(tmp_path, "cluster.local", NOW)
+    save_roots(tmp_path, begin(roots, new_root("cluster.local", NOW), 60, 1000.0))
     path = tmp_path / "rotation.json"
-    path.write_text("[]")
-    path.chmod(0o600)
-    with pytest.raises(ValueError, match=r"rotation\.json: no state of a rotation"):
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(ValueError, match=r"rotation\.json: no state of a rotation: .*: restore it, or remove it"):
         load_or_make_roots(tmp_path, "cluster.local", NOW)
     path.chmod(0o644)
     with pytest.raises(ValueError, match="may be read by others"):

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +13,12 @@ import pytest
 
 from control.cluster import Cluster
 from control.folder import Folder, Texts
-from control.index import Index
+from control.index import Addresses, Index
 from control.source import MAX_LOGGED, FolderSource, Outcome
 from control.store import Store
 from control.tokens import Tokens
 from control.workloads import MeshNames
+from mesh.manifests import Object
 
 pytestmark = pytest.mark.unit
 
@@ -268,18 +269,18 @@ def test_what_refuses_manifests_is_an_error_and_what_does_not_a_warning(world: W
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
-@pytest.mark.parametrize(("look_s", "pause_s"), [(0.001, 0.1), (0.02, 0.4), (3.0, 1.0), (None, 1.0)])
+@pytest.mark.parametrize(("look_s", "pause_s"), [(0.001, 0.1), (0.02, 0.4), (3.0, 1.0), (-0.001, 1.0), (-0.5, 10.0)])
 def test_the_folder_is_looked_at_as_often_as_a_look_is_cheap(
-    world: World, monkeypatch: pytest.MonkeyPatch, look_s: float | None, pause_s: float
+    world: World, monkeypatch: pytest.MonkeyPatch, look_s: float, pause_s: float
 ) -> None:
-    """One that fails (None) may fail again at once."""
+    """One that fails (below zero) may fail again at once."""
     world.refresh()
     now, pauses = [0.0], list[float]()
 
     def read() -> None:
-        if look_s is None:
+        now[0] += abs(look_s)
+        if look_s < 0:
             raise KeyError("who")
-        now[0] += look_s
 
     async def sleep(pause_s: float) -> None:
         pauses.append(pause_s)
@@ -361,6 +362,73 @@ def test_a_change_that_breaks_off_while_it_comes_into_force_is_made_by_the_next_
     published = world.cluster.revision
     world.refresh()
     assert world.cluster.revision == published, "what has come into force is not looked at again"
+
+
+class Indexing:
+    """Whether the index takes in a Service of the name `bad`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fails = True
+        replace_objects = Index.replace_objects
+
+        def replaced(index: Index, objects: Iterable[Object], addresses: Addresses) -> None:
+            wanted = list(objects)
+            replace_objects(index, wanted, addresses)
+            if self.fails and any(one.name == "bad" for one in wanted):
+                raise KeyError("who")
+
+        monkeypatch.setattr(Index, "replace_objects", replaced)
+
+
+def test_what_control_cannot_take_in_is_said_once_and_can_be_mended_by_a_change(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.apply(service())
+    indexing, revision = Indexing(monkeypatch), world.cluster.revision
+    (world.folder / "service.demo.bad.yaml").write_text(service("bad"))
+    for _ in range(3):
+        world.refresh()
+    [problem] = world.source.problems
+    assert problem.reason.startswith("Service demo/bad: cannot be taken in: internal error: KeyError: 'who'")
+    assert sum("internal error" in record.getMessage() for record in caplog.records if record.exc_info) == 1
+    assert set(world.cluster.objects) == {"Service demo/web"} and world.cluster.revision == revision
+    assert world.delete(service("bad")).changes == [("Service demo/bad", "deleted")]
+    assert not world.source.problems and set(world.cluster.objects) == {"Service demo/web"}
+    (world.folder / "service.demo.bad.yaml").write_text(service("bad"))
+    world.refresh()
+    indexing.fails = False
+    world.refresh()
+    assert not world.source.problems and len(world.cluster.objects) == 2, "tried again by itself"
+
+
+def test_a_change_that_control_cannot_take_in_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a control that starts anew had no valid set."""
+    world.apply(service(), service("other"))
+    Indexing(monkeypatch)
+    before = world.written
+    refused = world.apply(service("bad"), service(port=81))
+    [problem] = refused.problems
+    assert not refused.changes and problem.reason.startswith("Service demo/bad, Service demo/web: cannot be taken in: internal")
+    assert world.written == before and not world.source.problems
+    assert world.apply(service(port=82)).changes == [("Service demo/web", "configured")]
+
+
+def test_a_change_beside_which_somebody_writes_what_is_wrong_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its asker reads that nothing was changed."""
+    world.apply(service(), service("other"))
+    before, write = world.written, world.source._folder.write
+
+    def beside(writes: Mapping[str, str | None]) -> None:
+        write(writes)
+        (world.folder / "mine.yaml").write_text("kind: [")
+
+    monkeypatch.setattr(world.source._folder, "write", beside)
+    refused = world.apply(service(port=81), service("new"))
+    assert [one.file for one in refused.problems] == ["mine.yaml"] and not refused.changes
+    assert world.written == before | {"mine.yaml": "kind: ["}
+    assert world.source.problems == refused.problems and len(world.cluster.objects) == 2
 
 
 def test_a_mistake_of_ours_does_not_end_the_following(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
