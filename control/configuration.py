@@ -8,7 +8,7 @@ from pathlib import Path
 
 from control.authority import MAX_LIFETIME_S
 from control.entry_addresses import ENTRY_RANGES
-from control.service_accounts import ACCOUNT, ISSUER
+from control.service_accounts import ACCOUNT, usual_issuer
 from mesh.domains import CLUSTER_DOMAIN, TRUST_DOMAIN
 from mesh.identity import read_aliases
 from mesh.manifests.names import dns_subdomain
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str], places: Places) -> Configuration:
         cluster=flags.cluster,
         workload_ttl_s=flags.workload_ttl,
         account_keys=flags.service_account_keys,
-        account_issuer=flags.service_account_issuer,
+        account_issuer=flags.service_account_issuer or usual_issuer(flags.cluster_domain),
         account=flags.service_account,
     )
 
@@ -125,7 +125,7 @@ def _parser(manifests: Path) -> argparse.ArgumentParser:
         type=Path,
         help="JSON Web Key Set of a Kubernetes cluster: tokens of its service account are accepted from nodes (default none)",
     )
-    parser.add_argument("--service-account-issuer", default=ISSUER, help=f"who signs them (default {ISSUER})")
+    parser.add_argument("--service-account-issuer", help=f"who signs them (default {usual_issuer('CLUSTER_DOMAIN')})")
     parser.add_argument("--service-account", default=ACCOUNT, help=f"NAMESPACE/NAME of nodes' pods (default {ACCOUNT})")
     return parser
 

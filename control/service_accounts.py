@@ -16,7 +16,6 @@ import jwt
 from wire.followed_file import FollowedFile
 
 AUDIENCE = "weft-control"
-ISSUER = "https://kubernetes.default.svc.cluster.local"
 ACCOUNT = "weft-system/weft-node"
 MAX_TOKEN_CHARACTERS = 8192
 _MAX_KEYS_BYTES = 1 << 18
@@ -25,10 +24,15 @@ _LEEWAY_S = 10
 _log = logging.getLogger(__name__)
 
 
+def usual_issuer(cluster_domain: str) -> str:
+    """Who signs the tokens of a cluster that was not told otherwise (kubeadm)."""
+    return f"https://kubernetes.default.svc.{cluster_domain}"
+
+
 class ServiceAccounts:
     """Which node a token of a service account speaks for."""
 
-    def __init__(self, keys: Path, issuer: str = ISSUER, account: str = ACCOUNT) -> None:
+    def __init__(self, keys: Path, issuer: str, account: str = ACCOUNT) -> None:
         """`account`: NAMESPACE/NAME, whose pods speak for their nodes. Raises: OSError or ValueError for keys that are none."""
         self._file = FollowedFile(keys)
         self._issuer = issuer

@@ -32,7 +32,6 @@ from lab.service_rules import rules
 from lab.supervision import Program
 from lab.syscalls import become_subreaper
 from lab.wish import PodWish
-from mesh.domains import CLUSTER_DOMAIN
 from mesh.manifests import Node, Object, from_dict
 
 _log = logging.getLogger(__name__)
@@ -66,9 +65,9 @@ class Daemon:
 
     def _control_launch(self) -> Any:
         listen = [f"{one.ip}:{XDS_PORT}" if one.version == 4 else f"[{one.ip}]:{XDS_PORT}" for one in control()]
-        argv = ["control", *(word for address in listen for word in ("--listen", address))]
-        log = self.layout.logs / "control.log"
-        return program_launch(self.layout, self.layout.control_cgroup, self.layout.control_netns, log, argv)
+        layout = self.layout
+        argv = ["control", *(word for address in listen for word in ("--listen", address)), "--cluster-domain", layout.domain]
+        return program_launch(layout, layout.control_cgroup, layout.control_netns, layout.logs / "control.log", argv)
 
     async def run(self) -> None:
         """Run until cancelled. Cancel: nodes, pods and their programs go on; the next daemon adopts them."""
@@ -159,7 +158,7 @@ class Daemon:
         self._dirty.set()
 
     async def _reconcile(self, objects: Sequence[Object]) -> None:
-        wanted = desired(objects, self.ledger, self.mesh, lambda: str(uuid.uuid4()), CLUSTER_DOMAIN)
+        wanted = desired(objects, self.ledger, self.mesh, lambda: str(uuid.uuid4()), self.layout.domain)
         await asyncio.to_thread(save, self.ledger, self.layout.ledger)
         if self._reconciled is None:
             for node, uid in await asyncio.to_thread(orphans.remove, self.layout, wanted):
@@ -308,7 +307,7 @@ class Daemon:
         ]
 
     def _names(self, namespace: str, endpoints: Sequence[Endpoint]) -> str:
-        return service_lines(namespace, self.wanted.services, endpoints, CLUSTER_DOMAIN)
+        return service_lines(namespace, self.wanted.services, endpoints, self.layout.domain)
 
     def _refresh_names(self, endpoints: Sequence[Endpoint]) -> None:
         texts = {run.wish.pod.namespace: "" for run, _ in self._pods.values()}

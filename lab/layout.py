@@ -4,11 +4,13 @@
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.domains import CLUSTER_DOMAIN
 from wire.cgroup import cgroup2_mount
-from wire.places import Places
+from wire.places import Places, PlacesError
 
 _NETNS_FOLDER = Path("/run/netns")
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
@@ -29,11 +31,14 @@ class Layout:
     """The names of one lab."""
 
     places: Places
+    domain: str = CLUSTER_DOMAIN
+    """The cluster's in DNS."""
 
     @classmethod
     def from_environment(cls) -> "Layout":
-        """The lab that WEFT_PREFIX, WEFT_RUN_DIR and WEFT_STATE_DIR name."""
-        return cls(Places.from_environment())
+        """The lab that WEFT_PREFIX, WEFT_RUN_DIR, WEFT_STATE_DIR and WEFT_CLUSTER_DOMAIN name. Raises: PlacesError."""
+        text = os.environ.get("WEFT_CLUSTER_DOMAIN")
+        return cls(Places.from_environment(), _domain(text) if text else CLUSTER_DOMAIN)
 
     @property
     def fabric_netns(self) -> str:
@@ -142,6 +147,17 @@ class Layout:
     def container_log(self, pod: str, container: str, init: bool = False) -> Path:
         """The log of one container, or of an init container."""
         return self.logs / "pods" / pod.replace("/", ".", 1) / f"{container}{'.init' if init else ''}.log"
+
+
+def _domain(text: str) -> str:
+    from mesh.manifests.names import dns_subdomain  # only here: commands that ask for no domain start without it
+
+    domain = text.strip(".").lower()
+    try:
+        dns_subdomain(domain)
+    except ValueError as error:
+        raise PlacesError(f"WEFT_CLUSTER_DOMAIN={text!r}: {error}: write one like {CLUSTER_DOMAIN}") from None
+    return domain
 
 
 def link_name(kind: str, owner: str) -> str:

@@ -47,6 +47,7 @@ def program_environment(layout: Layout) -> dict[str, str]:
         "WEFT_PREFIX": layout.places.prefix,
         "WEFT_RUN_DIR": str(layout.places.run),
         "WEFT_STATE_DIR": str(layout.places.state),
+        "WEFT_CLUSTER_DOMAIN": layout.domain,
     }
 
 
@@ -202,7 +203,7 @@ class NodeRun:
         def launch() -> Launch:
             log = layout.process_log(self.name, part)
             own = program_launch(layout, path, layout.node_netns(self.name), log, argv)
-            env = {**own.env, "NETWORK": self._network}
+            env = {**own.env, "NETWORK": self._network, "CLUSTER_DOMAIN": layout.domain}
             if foreign:
                 return own._replace(argv=foreign, env=self._surroundings().environment(env))
             return own._replace(env=with_dns(env) if part == "ztunnel" else env)

@@ -32,6 +32,13 @@ def test_flags() -> None:
     )
 
 
+def test_tokens_are_signed_by_the_clusters_usual_issuer_unless_told_otherwise() -> None:
+    assert parse([], PLACES).account_issuer == "https://kubernetes.default.svc.cluster.local"
+    domain = ["--cluster-domain", "k8s.example"]
+    assert parse(domain, PLACES).account_issuer == "https://kubernetes.default.svc.k8s.example"
+    assert parse([*domain, "--service-account-issuer", "https://a.example"], PLACES).account_issuer == "https://a.example"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from control.credentials import Credentials
-from control.service_accounts import AUDIENCE, ISSUER, ServiceAccounts
+from control.service_accounts import AUDIENCE, ServiceAccounts
 from control.store import Store
 from control.tokens import Tokens
 
 pytestmark = pytest.mark.unit
 
+ISSUER = "https://issuer.example"
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 STRANGER = ec.generate_private_key(ec.SECP256R1())
@@ -61,7 +62,7 @@ def token(key: Any = RSA, kid: str = "old", algorithm: str = "RS256", bound: Any
 @pytest.fixture
 def accounts(tmp_path: Path) -> ServiceAccounts:
     (tmp_path / "jwks.json").write_text(key_set(old=RSA, new=EC))
-    return ServiceAccounts(tmp_path / "jwks.json")
+    return ServiceAccounts(tmp_path / "jwks.json", ISSUER)
 
 
 def test_a_pods_token_names_its_node(accounts: ServiceAccounts) -> None:
@@ -158,7 +159,7 @@ def test_keys_that_could_not_be_read_for_a_moment_are_read_again(
 def test_a_file_without_keys_is_refused_with_the_mend(tmp_path: Path, text: str) -> None:
     (tmp_path / "jwks.json").write_text(text)
     with pytest.raises(ValueError, match="kubectl get --raw /openid/v1/jwks"):
-        ServiceAccounts(tmp_path / "jwks.json")
+        ServiceAccounts(tmp_path / "jwks.json", ISSUER)
 
 
 def test_both_kinds_of_token_are_bearers(accounts: ServiceAccounts, tmp_path: Path) -> None:
