@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,7 @@ def send_packet(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> No
 def receive_packet(sock: socket.socket, max_bytes: int, max_fds: int) -> Packet:
     """Receive one packet; descriptors are close-on-exec.
 
-    Raises: Truncated beyond the bounds; OSError as sockets raise it.
+    Raises: Truncated beyond the bounds; OSError as sockets raise it, and with EMFILE where no descriptor was left for its own.
     """
     space = socket.CMSG_SPACE(max_fds * _INT_BYTES)
     data, ancillary, flags, _ = sock.recvmsg(max_bytes, space, socket.MSG_CMSG_CLOEXEC)
@@ -46,6 +47,8 @@ def receive_packet(sock: socket.socket, max_bytes: int, max_fds: int) -> Packet:
             fds.frombytes(content[: len(content) - len(content) % _INT_BYTES])
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > max_fds:
         close_all(fds)
+        if not flags & socket.MSG_TRUNC and len(fds) < max_fds:  # as many had room in the answer
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         raise Truncated(f"packet beyond {max_bytes} bytes or {max_fds} descriptors")
     return Packet(data, list(fds))
 

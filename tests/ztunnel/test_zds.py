@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.proto.zds_pb2 import WorkloadRequest
-from tests.descriptors import open_descriptors
+from tests.descriptors import few_descriptors, open_descriptors
 from tests.zds_packets import (
     ADD_ONE,
     ADD_WEB,
@@ -210,6 +210,33 @@ def test_an_agent_that_breaks_off_in_the_snapshot_is_not_stormed(
         agent.stream.close()
         await agent.accept()
         assert len(pauses) == 4, "after a whole snapshot the next connection comes at once"
+
+    converse(tmp_path, scenario)
+
+
+def test_who_has_no_descriptor_left_says_so_once_and_waits(
+    tmp_path: Path, spaces: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A snapshot that was complete before is no reason to begin anew at once: all pods are named again each time."""
+    pauses, sleep = list[float](), asyncio.sleep
+
+    async def note(pause_s: float) -> None:
+        pauses.append(pause_s)
+        await sleep(0)
+
+    async def scenario(agent: Agent, client: zds.ZdsClient, host: Host, _: Any) -> None:
+        monkeypatch.setattr(zds.asyncio, "sleep", note)
+        with spaces[0].open() as netns:
+            for _ in range(3):
+                await agent.tell(SNAPSHOT)
+                with few_descriptors(0):
+                    await agent.stream.send(ADD_WEB, [netns.fileno()])
+                    answer = (await agent.stream.receive()).data
+                assert answer == ack("failure to read message : Too many open files: raise the limit (RLIMIT_NOFILE)")
+                await agent.closed()
+                await agent.accept()
+        assert pauses == [zds.RETRY_S] * 3 and host.attempts == Counter()
+        assert sum("no descriptor is left for what it says" in line for line in caplog.messages) == 1
 
     converse(tmp_path, scenario)
 
