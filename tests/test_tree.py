@@ -65,30 +65,22 @@ def test_the_vocabulary_is_pure() -> None:
             assert not impure, f"{path.relative_to(ROOT)} imports {sorted(impure)}: mesh/ holds values and functions only"
 
 
+def brought_in_by(module: str) -> set[str]:
+    """All that an interpreter has in memory that imported it."""
+    command = [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+
+
 def test_the_data_worker_starts_light() -> None:
     """The worker's memory and start-up stay small: neither gRPC nor protobuf nor cryptography may come in by an import."""
-    seen: set[str] = set()
-    todo = ["ztunnel.worker"]
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        path = ROOT / (name.replace(".", "/") + ".py")
-        if not path.exists():
-            path = ROOT / name.replace(".", "/") / "__init__.py"
-        if path.exists():
-            todo += IMPORTED[path]
-    heavy = {name for name in seen if name.split(".")[0] in {"grpc", "google", "cryptography", "asyncio"}}
+    heavy = {"grpc", "google", "cryptography", "asyncio"} & {name.split(".")[0] for name in brought_in_by("ztunnel.worker")}
     assert not heavy, f"the data worker imports {sorted(heavy)}"
 
 
 def test_a_proxy_listens_before_it_imports_the_rest() -> None:
     """Connections of its pods are refused until then, and wait from then on (ztunnel.front)."""
-    code = "import sys, ztunnel.__main__; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     rest = {"grpc", "cryptography", "sqlite3", "mesh.policy", "mesh.workload", "ztunnel.supervisor", "ztunnel.loop"}
-    assert not rest & set(run.stdout.split())
+    assert not rest & brought_in_by("ztunnel.__main__")
 
 
 def test_what_a_cluster_and_its_mesh_are_called_by_default_is_said_once() -> None:
