@@ -110,27 +110,27 @@ async def agent_status(node: NodePlaces) -> StatusResponse:
 
 
 @asynccontextmanager
-async def control_stub(places: Places) -> AsyncIterator[ControlStub]:
-    """The control plane's own API, for the body. Raises: Failure for what goes wrong with it in the body."""
+async def control_stub(places: Places, timeout_s: float = TIMEOUT_S) -> AsyncIterator[ControlStub]:
+    """The control plane's own API, for the body, whose calls have so long. Raises: Failure for what goes wrong in the body."""
     if not has_control(places):
         mend = "run this where weft-control runs" if places.nodes() else START_A_MESH
         raise Failure("control plane", f"not on this machine: nobody serves {places.control_socket}", mend)
     mend = "look at: weft lab logs control" if is_lab(places) else "look at the log of weft-control"
-    async with grpc_socket("control plane", places.control_socket, mend) as channel:
+    async with grpc_socket("control plane", places.control_socket, mend, timeout_s) as channel:
         yield ControlStub(channel)
 
 
 @asynccontextmanager
-async def grpc_socket(what: str, socket: Path, mend: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a unix socket for the body, whose gRPC errors become a Failure about `what`."""
+async def grpc_socket(what: str, socket: Path, mend: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a unix socket for the body, whose gRPC errors become a Failure about `what`; `timeout_s`: of its calls."""
     async with grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
         try:
             yield channel
         except grpc.aio.AioRpcError as error:
-            raise rpc_failure(error, what, socket, mend) from None
+            raise rpc_failure(error, what, socket, mend, timeout_s) from None
 
 
-def rpc_failure(error: grpc.aio.AioRpcError, what: str, socket: Path, mend: str) -> Failure:
+def rpc_failure(error: grpc.aio.AioRpcError, what: str, socket: Path, mend: str, timeout_s: float) -> Failure:
     """One clear line for a gRPC error."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         exists = os.access(socket, os.F_OK)
@@ -139,7 +139,7 @@ def rpc_failure(error: grpc.aio.AioRpcError, what: str, socket: Path, mend: str)
         there = "does not answer" if exists else "does not exist: nobody serves it"
         return Failure(what, f"{socket} {there}", continue_it(socket) or mend)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Failure(what, f"no answer on {socket} within {TIMEOUT_S:g} s", continue_it(socket) or mend)
+        return Failure(what, f"no answer on {socket} within {timeout_s:g} s", continue_it(socket) or mend)
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return Failure(what, "does not know this call: its version differs from this command's", "compare with: weft version")
     return Failure(what, error.details() or str(error.code()))

@@ -1,7 +1,7 @@
-"""Flows of several nodes in the order of their times. Pure: time is an argument.
+"""Flows of several nodes, and of a node's workers, in the order of their times. Pure: time is an argument.
 
-Every node's own stream is in order; live ones arrive at their own pace. A live flow therefore waits a moment for older ones
-of other nodes, and is let go when it has waited long enough; what comes even later is shown late rather than not at all.
+What a node has stored is in order; live flows arrive when a worker tells of them. A live flow therefore waits a moment for
+older ones, and is let go when it has waited long enough; what comes even later is shown late rather than not at all.
 """
 
 import heapq
@@ -45,7 +45,7 @@ def oldest(responses: list[GetFlowsResponse], number: int) -> list[GetFlowsRespo
 
 
 class LiveMerge:
-    """Live flows of several nodes on their way to the screen; `hold_s` is how long each waits for older ones."""
+    """Live flows on their way to the screen; `hold_s` is how long each waits for older ones."""
 
     def __init__(self, hold_s: float) -> None:
         self._hold_s = hold_s

@@ -17,6 +17,8 @@ from mesh.proto.observer_pb2_grpc import ObserverStub
 from wire.places import NodePlaces
 
 RETRY_S = 1.0
+_HISTORY_S = 6 * TIMEOUT_S
+"""For all that a node has stored; what follows has no end."""
 _QUEUE = 1024
 
 
@@ -25,7 +27,7 @@ async def history(nodes: list[NodePlaces], asked: GetFlowsRequest) -> list[Answe
 
     async def one(node: NodePlaces) -> list[GetFlowsResponse]:
         async with _observer(node) as stub:
-            return [_stamped(node, response) async for response in await _answer(stub, asked, timeout=6 * TIMEOUT_S)]
+            return [_stamped(node, response) async for response in await _answer(stub, asked, timeout=_HISTORY_S)]
 
     return await from_nodes(nodes, one)
 
@@ -44,12 +46,17 @@ async def follow(
     async with asyncio.TaskGroup() as group:
         for node in nodes:
             group.create_task(_follow_one(node, asked, arrived, report))
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(merge.next_timer()):
-                    merge.receive(await arrived.get(), clock())
-            for response in merge.due(clock()):
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(merge.next_timer()):
+                        merge.receive(await arrived.get(), clock())
+                for response in merge.due(clock()):
+                    show(response)
+        except asyncio.CancelledError:
+            for response in merge.rest():
                 show(response)
+            raise
 
 
 async def _follow_one(
@@ -105,4 +112,4 @@ async def _observer(node: NodePlaces) -> AsyncIterator[ObserverStub]:
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN):
                 raise Failure(what, error.details() or "refused the filters") from None
-            raise rpc_failure(error, what, node.hubble_socket, mend) from None
+            raise rpc_failure(error, what, node.hubble_socket, mend, _HISTORY_S) from None

@@ -17,6 +17,7 @@ from wire.places import Places
 _SUFFIXES = (".yaml", ".yml", ".json")
 _MAX_BYTES = 16 << 20
 _MAX_FILES = 10_000
+_CHANGE_S = 6 * TIMEOUT_S
 _MAX_ENTRIES = 100_000
 """Below a folder, manifests or not."""
 
@@ -34,7 +35,8 @@ def read_manifests(sources: Iterable[str]) -> list[ManifestFile]:
         if total > _MAX_BYTES or len(files) == _MAX_FILES:
             raise Failure(name, f"more than {_MAX_BYTES >> 20} MiB or {_MAX_FILES} files of manifests", "apply them in parts")
         try:
-            files.append(ManifestFile(name=name, yaml=data.decode()))
+            shown = name.encode(errors="backslashreplace").decode()  # a file's name need not be text, a message's must
+            files.append(ManifestFile(name=shown, yaml=data.decode()))
         except UnicodeDecodeError as error:
             raise Failure(name, f"not UTF-8 at byte {error.start}", "manifests are text") from None
     return files
@@ -137,8 +139,8 @@ def apply(sources: tuple[str, ...], dry_run: bool, output: str) -> None:
     files = read_manifests(sources)
 
     async def call() -> ApplyResponse:
-        async with control_stub(Places.from_environment()) as stub:
-            response: ApplyResponse = await stub.Apply(ApplyRequest(files=files, dry_run=dry_run), timeout=6 * TIMEOUT_S)
+        async with control_stub(Places.from_environment(), _CHANGE_S) as stub:
+            response: ApplyResponse = await stub.Apply(ApplyRequest(files=files, dry_run=dry_run), timeout=_CHANGE_S)
             return response
 
     _show(asyncio.run(call()), dry_run, output)
@@ -163,8 +165,8 @@ def delete(sources: tuple[str, ...], dry_run: bool, output: str) -> None:
     files = read_manifests(sources)
 
     async def call() -> ApplyResponse:
-        async with control_stub(Places.from_environment()) as stub:
-            response: ApplyResponse = await stub.Delete(DeleteRequest(files=files, dry_run=dry_run), timeout=6 * TIMEOUT_S)
+        async with control_stub(Places.from_environment(), _CHANGE_S) as stub:
+            response: ApplyResponse = await stub.Delete(DeleteRequest(files=files, dry_run=dry_run), timeout=_CHANGE_S)
             return response
 
     _show(asyncio.run(call()), dry_run, output)

@@ -172,4 +172,4 @@ async def _show_live(nodes: list[NodePlaces], asked: GetFlowsRequest, printer: P
     def report(failure: Failure) -> None:
         warn(f"{failure.message}; asking again until it is back")
 
-    await follow(nodes, asked, HOLD_S if len(nodes) > 1 else 0.0, lambda response: printer([response]), report)
+    await follow(nodes, asked, HOLD_S, lambda response: printer([response]), report)

@@ -81,6 +81,9 @@ class Control(control_pb2_grpc.ControlServicer):
         self.described: dict[str, list[dict[str, Any]]] = {}
         self.answer = control_pb2.ApplyResponse()
         self.asked: Any = None
+        self.answers = threading.Event()
+        """Cleared: changes are waited for."""
+        self.answers.set()
 
     def Status(self, request: Any, context: grpc.ServicerContext) -> control_pb2.StatusResponse:
         return self.status
@@ -101,6 +104,7 @@ class Control(control_pb2_grpc.ControlServicer):
 
     def Apply(self, request: Any, context: grpc.ServicerContext) -> control_pb2.ApplyResponse:
         self.asked = request
+        self.answers.wait(30)
         return self.answer
 
     def Delete(self, request: Any, context: grpc.ServicerContext) -> control_pb2.ApplyResponse:

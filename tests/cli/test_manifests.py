@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,28 @@ def test_no_control_plane(world: "World", tmp_path: Path) -> None:
     assert result.exit_code == 1
     reason = f"not on this machine: nobody serves {world.places.control_socket}"
     assert result.stderr == f"weft: control plane: {reason}; start a mesh with: weft lab up\n"
+
+
+def test_who_waited_in_vain_reads_for_how_long(world: "World", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.manifests._CHANGE_S", 0.2)
+    (tmp_path / "p.yaml").write_text("x: 1")
+    control = world.control()
+    control.answers.clear()
+    result = world.weft("apply", "-f", str(tmp_path / "p.yaml"))
+    control.answers.set()
+    assert result.exit_code == 1 and f"no answer on {world.places.control_socket} within 0.2 s; " in result.stderr
+
+
+def test_a_file_whose_name_is_no_text_is_taken(world: "World", tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/\xff.yaml", "w") as file:
+        file.write("x: 1")
+    control = world.control()
+    control.answer = ApplyResponse(changes=[ObjectChange(object="Pod demo/web", change="created")])
+    result = world.weft("apply", "-f", str(folder))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [(file.name, file.yaml) for file in control.asked.files] == [(rf"{folder}/\udcff.yaml", "x: 1")]
 
 
 def test_a_file_is_required(world: "World") -> None:

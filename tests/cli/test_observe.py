@@ -1,17 +1,22 @@
 """`weft observe` against real Observer servers."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from mesh.proto.observer_pb2 import GetFlowsResponse
+from cli.flow_merge import LiveMerge
+from cli.flow_source import follow
+from mesh.proto.observer_pb2 import GetFlowsRequest, GetFlowsResponse
+from wire.places import NodePlaces, Places
 
 if TYPE_CHECKING:
     from tests.cli.conftest import World
@@ -174,8 +179,9 @@ def test_wrong_calls(world: "World", arguments: list[str], words: str) -> None:
     assert result.exit_code == 2 and words in result.stderr
 
 
-def test_following_shows_flows_as_they_come_and_ends_well_when_interrupted(world: "World") -> None:
-    observer = world.observer("node-a", [_flow(1, "node-a"), _flow(2, "node-a")])
+def test_following_shows_flows_in_order_and_ends_well_when_interrupted(world: "World") -> None:
+    """Also those of one node, whose workers tell of theirs one after the other."""
+    observer = world.observer("node-a", [_flow(2, "node-a"), _flow(1, "node-a")])
     environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run)}
     command = [sys.executable, "-m", "cli.main", "observe", "-f", "--last", "2"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -187,6 +193,34 @@ def test_following_shows_flows_as_they_come_and_ends_well_when_interrupted(world
     observer.live.set()
     assert [line[:19] for line in lines] == ["Mar  5 08:00:01.000", "Mar  5 08:00:02.000"]
     assert observer.asked[0].follow and observer.asked[0].number == 2
+
+
+def test_flows_that_wait_for_older_ones_are_shown_when_following_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown: list[GetFlowsResponse] = []
+    told = asyncio.Event()
+    receive = LiveMerge.receive
+
+    def received(merge: LiveMerge, response: GetFlowsResponse, now: float) -> None:
+        receive(merge, response, now)
+        if response.time.seconds % 60 == 1:
+            told.set()
+
+    async def follow_one(_node: NodePlaces, _asked: Any, arrived: "asyncio.Queue[GetFlowsResponse]", _report: Any) -> None:
+        for second in (2, 1):
+            await arrived.put(_flow(second, "node-a"))
+
+    async def scenario() -> None:
+        node = Places(tmp_path, tmp_path, "x").node("node-a")
+        following = asyncio.ensure_future(follow([node], GetFlowsRequest(), 3600.0, shown.append, print))
+        await told.wait()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        assert following.cancelled()
+
+    monkeypatch.setattr("cli.flow_source._follow_one", follow_one)
+    monkeypatch.setattr(LiveMerge, "receive", received)
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert [one.time.seconds % 60 for one in shown] == [1, 2]
 
 
 def test_following_ends_quietly_when_its_reader_has_gone(world: "World") -> None:
