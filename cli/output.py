@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from mesh.line import one_line
+
 NOTHING = "-"
 _GAP = "   "
 _COLOURS = {
@@ -34,7 +36,7 @@ def styled(text: str, **style: Any) -> str:
 
 def printable(text: str) -> str:
     """Escape control characters: what comes from the mesh must not steer a terminal or fake a line."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return one_line(text)
 
 
 def cell(value: object) -> str:

@@ -21,6 +21,7 @@ from control.discovery import DiscoveryService
 from control.folder import Folder
 from control.grants import Grants
 from control.lock import take_lock
+from control.log_lines import log_to_stderr
 from control.root import make_folder
 from control.server import STOP_GRACE_S, control_server, node_server
 from control.server_tls import server_addresses
@@ -88,9 +89,7 @@ async def serve(ground: Ground) -> None:
 def _servers(ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tokens) -> tuple[grpc.aio.Server, grpc.aio.Server]:
     configuration = ground.configuration
     credentials = Credentials(tokens, configuration.trust_domain, configuration.trust_domain_aliases, _accounts(configuration))
-    grants = Grants(
-        configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.index.runs_on, cluster.index.runs
-    )
+    grants = Grants(configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.runs_on, cluster.runs)
     discovery = DiscoveryService(cluster, credentials)
     signing = CertificateService(ground.trust, cluster, credentials, grants, configuration.workload_ttl_s)
     service = ControlService(source, cluster, tokens, ground.trust, discovery)
@@ -106,7 +105,7 @@ def _accounts(configuration: Configuration) -> ServiceAccounts | None:
 
 def main(arguments: list[str]) -> int:
     """Run control; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     try:
         places = Places.from_environment()
     except ValueError as error:

@@ -198,13 +198,18 @@ def _report(reporter: str, pod: wire.PodReport) -> PodReport:
 
 def _problem(problem: Problem) -> wire.Problem:
     return wire.Problem(
-        file=problem.file,
+        file=_text(problem.file),
         document=problem.document,
         object=problem.object,
         field=problem.field,
-        reason=problem.reason,
+        reason=_text(problem.reason),
         warning=problem.warning,
     )
+
+
+def _text(text: str) -> str:
+    """What a message can carry: names of files, which need not be text, in what they are not with escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _response(outcome: Outcome) -> wire.ApplyResponse:

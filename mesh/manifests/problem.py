@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mesh.line import one_line
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -20,11 +22,4 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.file}, document {self.document}" if self.file else ""
         parts = [part for part in (where, self.object, self.field, self.reason) if part]
-        return ("warning: " if self.warning else "") + _one_line(": ".join(parts))
-
-
-def _one_line(text: str) -> str:
-    """Keys of a manifest may hold anything, and this goes to terminals and logs."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+        return ("warning: " if self.warning else "") + one_line(": ".join(parts))

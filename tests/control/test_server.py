@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def test_a_refusal_is_kept_and_shown(control: Any) -> None:
     for response in (stream.receive(), stream.receive()):
         stream.acknowledge(response, "demo/web: no thanks" if response.type_url == ADDRESS_TYPE else "")
     # A nonce that was never given is neither an ACK nor a reason to say anything again.
-    stream.send(ADDRESS_TYPE, response_nonce="stale", error_detail={"message": "late"})
+    stream.send(ADDRESS_TYPE, response_nonce="stale", error_detail={"message": "late\na line of its own"})
     control.report(WEB_0)
     pushed = stream.receive()
     assert names(pushed) == [UID_0], "what was refused is not sent again"
@@ -153,6 +154,7 @@ def test_a_refusal_is_kept_and_shown(control: Any) -> None:
     assert (node.node, node.acked, node.synced_resources) == ("n1", False, 3)
     stream.acknowledge(pushed)
     world.eventually(lambda: control.status().nodes[0].acked)
+    assert r"late\na line of its own" in control.log.read_text(), "and logged in one"
 
 
 def test_a_slow_client_is_told_the_newest_state_in_one_piece(control: Any) -> None:
@@ -330,6 +332,15 @@ def test_a_bad_file_leaves_the_last_good_state_in_force(control: Any) -> None:
     assert control.log.read_text().count("no valid YAML") == 1, "said once"
     by_hand.unlink()
     assert {url for one in (stream.take(), stream.take()) for url in [one.type_url]} == {ADDRESS_TYPE, AUTHORIZATION_TYPE}
+
+
+def test_a_file_whose_name_is_no_text_is_named_all_the_same(control: Any) -> None:
+    with open(os.fsencode(control.manifests) + b"/\xff.yaml", "w") as file:
+        file.write(DENY + "---\nkind: [\n")
+    control.wait_for_log("no valid YAML")
+    [problem] = control.status().problems
+    assert (problem.file, problem.document) == (r"\udcff.yaml", 2)
+    assert [one.file for one in control.apply(NODES).problems] == [r"\udcff.yaml"]
 
 
 def test_nothing_is_told_before_the_first_good_state(new_control: Callable[[], Any]) -> None:
