@@ -5,15 +5,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 
 from mesh.proto import control_pb2
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
+from mesh.version import VERSION
 from mesh.workload import Service, TunnelProtocol, Workload
 from tests.lab import world
 from wire.grpc_tls import Endpoint
@@ -137,6 +140,20 @@ def test_from_apply_to_a_node(control: Any) -> None:
         ADDRESS_TYPE: [],
         AUTHORIZATION_TYPE: ["demo/nobody"],
     }
+
+
+def test_status_counts_what_there_is_and_says_since_when_and_until_when(new_control: Callable[[], Any]) -> None:
+    control, began_s = new_control(), int(time.time())
+    control.start()
+    control.apply("---".join((NODES, WEB, DENY)))
+    control.report(WEB_0)
+    control.token("n1")
+    status = control.status()
+    assert (status.version, status.objects, status.workloads, status.services, status.policies) == (VERSION, 5, 1, 1, 2)
+    assert began_s <= status.started_unix_s <= time.time()
+    root = x509.load_pem_x509_certificate(control.root_pem.encode())
+    assert status.root_expires_unix_s == root.not_valid_after_utc.timestamp()
+    assert (status.rotation.phase, status.rotation.until_unix_s, status.rotation.bundle_pem) == ("steady", 0, control.root_pem)
 
 
 def test_a_refusal_is_kept_and_shown(control: Any) -> None:
@@ -305,6 +322,7 @@ def test_a_bad_change_changes_nothing(control: Any) -> None:
     assert applied(control.apply(pod, dry_run=True)) == {"Pod default/p": "created"}
     assert control.status().objects == 3
     control.apply(pod)
+    assert applied(control.delete(pod, dry_run=True)) == {"Pod default/p": "deleted"}
     [problem] = control.delete("{apiVersion: v1, kind: Node, metadata: {name: n2}}").problems
     assert (problem.object, problem.reason) == ("Pod default/p", "there is no Node n2")
 
@@ -414,7 +432,8 @@ def test_reports_are_checked(control: Any) -> None:
         "pod demo/web-1: 'here' does not appear to be an IPv4 or IPv6 address",
     )
     assert refusal(WEB_0, WEB_0)[1] == "pod demo/web-0 is reported twice"
-    assert refusal(WEB_0, reporter="")[1] == "reporter: 1 to 253 characters"
+    assert refusal(WEB_0, reporter="")[1] == refusal(WEB_0, reporter="x" * 254)[1] == "reporter: 1 to 253 characters"
+    control.report(reporter="x" * 253)
     assert control.status().workloads == 0
     code, reason = refusal(WEB_0, {"name": "web-1", "node": "n1", "addresses": ["10.244.2.9"]})
     assert code is grpc.StatusCode.FAILED_PRECONDITION
@@ -427,7 +446,7 @@ def test_reports_are_checked(control: Any) -> None:
     code, reason = refusal(*many)
     assert reason.count("is outside the podCIDRs") == 20 and reason.endswith("; and 3 more"), "a word to a person, not a list"
     assert len(control.status().problems) == 20
-    control.report(WEB_0)
+    control.report(WEB_0 | {"phase": ""})  # as of one that has just been made
     assert not control.status().problems
 
 
