@@ -96,7 +96,7 @@ class Node:
         self.retries = 0
         """Connections that were offered to another endpoint."""
         self.lingering = Deadlines(LINGER_S)
-        """Streams to gateways whose inner tunnel has ended."""
+        """Tunnels through gateways whose connection has ended: until the gateway ends its stream, or takes nothing any more."""
         tuning = config.tuning
         self.demands = Demands(loop, emit, tuning.workload_timeout_s, tuning.questions_per_s) if config.on_demand else None
         home = Home(config.packet_mark)
@@ -151,6 +151,7 @@ class Node:
             self.vault.deadlines,
             self.socks_clients,
             self.last_accepts,
+            self.lingering,
         )
         if self.ledger.open or self.dns_upstream.under_way:
             return True

@@ -153,12 +153,12 @@ class Outbound(Tracked):
         self.record.hop = way.route.hop
         self._go(way)
 
-    def _not_taken(self, flag: Flag, error: str) -> None:
-        """Who was chosen does not take the connection: another one may."""
+    def _not_taken(self, flag: Flag, error: str, untouched: bool = False) -> None:
+        """Who was chosen does not take the connection, or (`untouched`) never heard of it: another one may, or the same."""
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.end()
-        if not self.pod.closed and self._failed():
+        if not self.pod.closed and (untouched or self._failed()):
             other = self._another()
             if other is not None:
                 self._try_another(other)
@@ -372,9 +372,9 @@ class Outbound(Tracked):
         self.record.destination_identity = tunnel.peer
         self._open(InnerStream(tunnel, self, self._heard), self.pod.node.config.network)
 
-    def inner_failed(self, flag: Flag, error: str) -> None:
+    def inner_failed(self, flag: Flag, error: str, untouched: bool) -> None:
         """See ztunnel.inner_tunnel.Owner."""
-        self._not_taken(flag, error)
+        self._not_taken(flag, error, untouched)
 
     def _open(self, stream: TunnelStream, network: str | None) -> None:
         sock, self._sock = self._sock, None

@@ -348,7 +348,7 @@ class Tunnel(Outflow):
 
         What it still says to a socket that is closed is answered with a reset, and what was on its way to it is lost.
         """
-        if self._sock.family != AF_UNIX and not self._peer_has_ended():  # else all is at its other end already
+        if not self._peer_has_ended():
             with suppress(OSError):
                 self._sock.shutdown(SHUT_WR)
                 return

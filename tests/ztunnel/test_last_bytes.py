@@ -1,8 +1,9 @@
 """What is on its way when a tunnel has nothing more to do: it arrives, whatever the peer still says meanwhile."""
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import pytest
 
@@ -48,10 +49,23 @@ def connected(receive_bytes: int) -> Iterator[tuple[socket.socket, socket.socket
             yield mine, theirs
 
 
-def test_the_last_bytes_of_a_tunnel_that_drains_outlive_what_the_peer_says_behind_them() -> None:
+@contextmanager
+def paired() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """What an inner tunnel and its outer stream have between them."""
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        mine.setblocking(False)
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BULK)
+        yield mine, theirs
+
+
+@pytest.mark.parametrize("connection", [partial(connected, 4096), paired], ids=["to the peer", "to an outer stream"])
+def test_the_last_bytes_of_a_tunnel_that_drains_outlive_what_the_peer_says_behind_them(
+    connection: Callable[[], AbstractContextManager[tuple[socket.socket, socket.socket]]],
+) -> None:
     """The kernel answers what comes to a closed socket with a reset, and forgets what it had yet to deliver."""
     loop, door, credentials = Loop(), Answering(), Credentials(Authority().certificate_for(CLIENT))
-    with connected(4096) as (mine, theirs):
+    with connection() as (mine, theirs):
         tunnel = Tunnel(loop, mine, end_of(credentials.server, True), True, door, Handshakes(512), "")
         door.tunnels[tunnel] = None
         peer = Peer(loop, theirs, credentials)
@@ -85,7 +99,7 @@ class Sending:
     queued = 1
 
 
-def test_a_worker_that_drains_waits_for_who_is_at_the_door_for_slow_readers_and_for_farewells() -> None:
+def test_a_worker_that_drains_waits_for_who_is_at_the_door_for_last_bytes_and_for_farewells() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         loop = Loop()
@@ -99,6 +113,11 @@ def test_a_worker_that_drains_waits_for_who_is_at_the_door_for_slow_readers_and_
         worker._end_when_done()
         assert loop.running
         del node.last_accepts[listener]
+        node.lingering.add("gateway", loop.now, lambda: None)
+        loop.now += 10
+        worker._end_when_done()
+        assert loop.running
+        node.lingering.discard("gateway")
         tunnel = Sending()
         node.tunnels[tunnel] = None  # type: ignore[index]
         loop.now += 10
