@@ -579,6 +579,7 @@ def test_goaway_refuses_the_streams_that_it_did_not_reach() -> None:
     client.http.request(second, REQUEST, b"")
     client.hears(frames.goaway(1, Code.NO_ERROR))
     assert second.heard == ["reset 7"] and first.heard == [] and client.http.room == 0
+    assert list(client.http.streams) == [1]
 
 
 # --- a hostile peer
@@ -922,6 +923,15 @@ def test_a_stream_that_is_given_up_while_its_last_bytes_come_hears_no_end(flags:
     theirs.take = give_up  # type: ignore[method-assign]
     server.hears(frame(DATA, flags, 1, b"\0last"))
     assert theirs.heard == [] and not server.http.streams
+
+
+def test_a_reset_of_ours_excuses_what_may_cross_it_and_no_more() -> None:
+    client, server = pair()
+    _, theirs = open_stream(client, server)
+    server.hears(frame(PING, 0, 0, bytes(8)) * 250)
+    server.http.reset(theirs, Code.CANCEL)
+    with pytest.raises(ProtocolError, match="ENHANCE_YOUR_CALM: too many control frames"):
+        server.hears(frame(PING, 0, 0, bytes(8)) * 20)
 
 
 @pytest.mark.parametrize("of", ["answers", "trailers"])
