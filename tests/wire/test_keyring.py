@@ -82,6 +82,16 @@ def test_the_largest_fits_and_a_larger_one_is_refused() -> None:
     assert caught.value.errno == errno.EINVAL
 
 
+def test_keys_that_cannot_be_forgotten_are_not_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(keyring, "_keyctl", fail)
+    for forget in (keyring.forget, keyring.forget_all):
+        with pytest.raises(OSError, match="no memory"):
+            forget(WEB)
+
+
 FORBIDDEN = """
 from lab.syscalls import forbid_keyrings
 from wire import keyring

@@ -74,6 +74,7 @@ def test_one_connection_at_a_time_is_asked_for_once(place: Place) -> None:
     for _ in range(10):
         place.come(1)
     assert (len(place.taken), place.sock.asked) == (10, 10)
+    assert not any(sock.getblocking() for sock in place.taken), "one that is slow would stop all others"
 
 
 def test_a_crowd_is_taken_in_batches_that_double_up_to_a_bound(place: Place) -> None:
