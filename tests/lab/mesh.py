@@ -150,7 +150,7 @@ class Mesh(World):
     def processes(self, node: str, part: str) -> list[int]:
         """Every living process of a node's agent or proxy."""
         path = self.layout.node_cgroup(node) / part / "cgroup.procs"
-        return [pid for pid in map(int, path.read_text().split()) if not _is_zombie(pid)]
+        return [pid for pid in map(int, path.read_text().split()) if not _has_ended(pid)]
 
     def cgroup_pids(self, name: str) -> list[int]:
         """The processes of one of the lab's own cgroups, `.lab` or `.control`."""
@@ -238,8 +238,10 @@ def _command(pid: int) -> bytes:
         return b"ztunnel.worker"  # gone meanwhile
 
 
-def _is_zombie(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
+    """By proc_pid_stat(5): its first thread may have ended before others, which keep its listeners open until they end."""
     try:
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return True
+    return fields[0] == "Z" and int(fields[17]) <= 1
