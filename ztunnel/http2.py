@@ -52,7 +52,6 @@ class Connection(Intake):
         "_excused",
         "_final_at",
         "_goaway_sid",
-        "_granted",
         "_initial_window",
         "_next_ping",
         "_overdrawn",
@@ -67,6 +66,7 @@ class Connection(Intake):
         "blocked",
         "chunk",
         "draining",
+        "granted",
         "largest",
         "max_streams",
         "owner",
@@ -94,7 +94,8 @@ class Connection(Intake):
         self.draining = False
         """No new streams, by either side's GOAWAY."""
         self.writer = FieldWriter()
-        self._granted = frames.DEFAULT_WINDOW
+        self.granted = frames.DEFAULT_WINDOW
+        """Bytes that the peer has let us send by now, of all streams together."""
         self._paid = 0
         self._goaway_sid = MAX_STREAM_ID
         self._final_at = 0.0
@@ -233,7 +234,7 @@ class Connection(Intake):
         if not self.server:
             self.max_streams = frames.SERVER_STREAMS
         self.window += usual.connection_window - frames.DEFAULT_WINDOW
-        self._granted += usual.connection_window - frames.DEFAULT_WINDOW
+        self.granted += usual.connection_window - frames.DEFAULT_WINDOW
         self.ready = True
         self.out += frames.SETTINGS_ACK
 
@@ -245,7 +246,7 @@ class Connection(Intake):
         self.reopened = True
 
     def _window_update(self, sid: int, increment: int) -> None:
-        sent = self._granted - self.window
+        sent = self.granted - self.window
         self._windows.earn((sent - self._paid) / _BYTES_PER_WINDOW_UPDATE)
         self._paid = sent
         self._spend(self._windows, "WINDOW_UPDATEs")
@@ -253,7 +254,7 @@ class Connection(Intake):
             raise ProtocolError(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         if not sid:
             self.window += increment
-            self._granted += increment
+            self.granted += increment
             overflows = self.window > MAX_WINDOW
         else:
             stream = self.streams.get(sid)

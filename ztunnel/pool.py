@@ -20,6 +20,7 @@ from ztunnel.channel import Flag
 from ztunnel.dial import Dial, text_of
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
+from ztunnel.http2 import Connection
 from ztunnel.limits import Held
 from ztunnel.node import Node
 from ztunnel.pod_netns import Netns
@@ -36,6 +37,8 @@ _BULK_BYTES, _BULK_BYTES_PER_S = 1 << 20, 8 << 20
 """What a tunnel moves in large frames, at once and for ever after, and is calm all the same."""
 _PATIENCE_S, _CONTENT_S = 0.25, 10.0
 """Who waits longer for another tunnel goes beside bulk after all, and so does whoever comes for a while after."""
+_STALLED_S = 0.25
+"""A tunnel whose peer grants nothing for so long takes no more streams: applications do not read what fills its window."""
 
 
 class Key(NamedTuple):
@@ -80,11 +83,27 @@ class _Making:
         self._quiet = Allowance(_BULK_BYTES, _BULK_BYTES_PER_S)
         self._was_quiet = True
         self._seen_bytes = 0
+        self._full_at, self._full_since = -1, 0.0
+        """What its peer had granted when its window was first seen to be full, and when that was."""
 
     def room(self, most: int) -> bool:
         """Whether it takes one more stream, of `most`."""
         http = self.tunnel.http if self.tunnel is not None else None
-        return http is not None and bool(http.room) and len(http.streams) < most
+        return (
+            http is not None and bool(http.room) and len(http.streams) < most and (http.window > 0 or not self._stalled(http))
+        )
+
+    def _stalled(self, http: Connection) -> bool:
+        """Whether its window, which is full, has been so for long: who comes would wait for applications that read nothing.
+
+        Where no stream is left, its peer grants nothing to anybody: another tunnel for each connection would not help.
+        """
+        if not http.streams:
+            return False
+        now = self.pool.node.loop.now
+        if http.granted != self._full_at:
+            self._full_at, self._full_since = http.granted, now
+        return now - self._full_since >= _STALLED_S
 
     def calm(self, now: float) -> bool:
         """Whether none of its streams moves bulk, or that is no reason for another tunnel now."""
@@ -92,7 +111,7 @@ class _Making:
         http = self.tunnel.http
         moved = http.bulk_bytes - self._seen_bytes
         if not moved and self._was_quiet:
-            return True
+            return http.window > 0 or not http.streams
         self._seen_bytes += moved
         if not http.streams:
             return True

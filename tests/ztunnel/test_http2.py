@@ -152,7 +152,7 @@ def test_what_is_known_at_a_glance_is_what_comes_of_reading_it(server: bool, ack
         for place in range(0, len(opening), size):
             end.hears(opening[place : place + size])
         http = end.http
-        windows = http.window, http._granted, http._initial_window, stream.window
+        windows = http.window, http.granted, http._initial_window, stream.window
         found.append((windows, http.chunk, http.max_streams, http.ready, http.reopened, end.says()))
     assert found[0] == found[1] == found[2] and found[0][3]
 

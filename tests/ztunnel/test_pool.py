@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from random import Random
 
 import pytest
@@ -23,6 +23,7 @@ from ztunnel.channel import (
     UpdateInventory,
     WorkerStatus,
 )
+from ztunnel.frames import DEFAULT_WINDOW, Sizes
 from ztunnel.ledger import SocketAddress
 from ztunnel.tuning import Tuning
 
@@ -409,6 +410,56 @@ def test_who_comes_while_bulk_flows_shares_no_tunnel_with_it(patient: World) -> 
     with patient.client.connect(patient.server.address, 8080) as client:
         talk(client)
     assert carriers(patient, 1) == [before], "one that carries nothing is calm"
+
+
+# Who is stalled once is stalled however soon the next one comes.
+STALLED = """
+import sys
+from ztunnel import pool, worker
+pool._STALLED_S, pool._PATIENCE_S = 0.0, 60.0
+worker.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def narrow() -> Iterator[World]:
+    """A server whose tunnels have the smallest window there may be, for all streams together."""
+    before, _seen[0] = _seen[0], 0
+    with world("narrow") as made:
+        made.client.program = ("-c", STALLED)
+        made.server.configuration = {"tuning": Tuning(sizes=Sizes(DEFAULT_WINDOW, DEFAULT_WINDOW))}
+        made.start()
+        with serving(made):
+            yield made
+    _seen[0] = before
+
+
+def test_who_reads_nothing_holds_up_what_fits_its_tunnel_and_nobody_who_comes_later(narrow: World) -> None:
+    with ExitStack() as stack:
+        deaf = stack.enter_context(narrow.server.listen(8081, socket.AF_INET6))
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        held = 0
+        for _ in range(3):
+            client = stack.enter_context(narrow.client.connect(narrow.server.address, 8081))
+            threading.Thread(target=pour, args=(client,), daemon=True).start()
+            held = standstill(narrow, held)
+            with narrow.client.connect(narrow.server.address, 8080) as other:
+                other.settimeout(20)
+                talk(other)
+
+
+def standstill(mesh: World, before: int) -> int:
+    """How many bytes wait at the server once they are more than before, and become no more."""
+    sizes: list[int] = []
+    while not sizes or sizes[-3:] != sizes[-1:] * 3 or sizes[-1] <= before:
+        sizes.append(mesh.server.worker.wait_for(WorkerStatus).gauges["buffered_bytes"])
+    return sizes[-1]
+
+
+def pour(client: socket.socket) -> None:
+    """More than all buffers on the way hold."""
+    with suppress(OSError):
+        client.sendall(bytes(64 << 20))
 
 
 def test_stress(forgetful: World) -> None:

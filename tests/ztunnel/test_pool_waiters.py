@@ -14,7 +14,7 @@ from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
 from ztunnel.limits import Held
 from ztunnel.outbound import Outbound
-from ztunnel.pool import WAITERS_PER_TURN, Key, Pool, _Making
+from ztunnel.pool import _STALLED_S, WAITERS_PER_TURN, Key, Pool, _Making
 from ztunnel.rota import Rota
 from ztunnel.tuning import Tuning
 from ztunnel.tunnel import Tunnel
@@ -196,7 +196,7 @@ def test_a_tunnel_is_idle_from_the_end_of_its_last_stream_on() -> None:
     making.tunnel = cast("Any", tunnel)
     pool.made(making)
     idle_s = Tuning().pool_idle_s
-    tunnel.http = SimpleNamespace(streams=("one", "two"), bulk_bytes=0)
+    tunnel.http = SimpleNamespace(streams=("one", "two"), bulk_bytes=0, window=1)
     for loop.now, tunnel.http.streams in ((2 * idle_s, ("one",)), (3 * idle_s, ())):
         making.retired(cast("Any", tunnel))
         pool.release_idle()
@@ -204,3 +204,20 @@ def test_a_tunnel_is_idle_from_the_end_of_its_last_stream_on() -> None:
         assert not tunnel.ends
         pool.release_idle()
     assert tunnel.ends == [""]
+
+
+def test_a_tunnel_whose_window_stays_full_has_no_room_while_any_stream_fills_it() -> None:
+    loop = SimpleNamespace(now=5.0)
+    http = SimpleNamespace(room=True, streams={1: object()}, window=0, granted=1 << 24, bulk_bytes=0)
+    member = _Making(cast(Any, SimpleNamespace(node=SimpleNamespace(loop=loop))), cast(Any, None), cast(Any, None))
+    member.tunnel = cast(Any, SimpleNamespace(http=http))
+    assert member.room(100) and not member.calm(loop.now), "it may open in this moment"
+    loop.now += _STALLED_S
+    assert not member.room(100)
+    http.granted += 1
+    assert member.room(100), "somebody reads: what was granted is in use again"
+    loop.now += _STALLED_S
+    http.streams.clear()
+    assert member.room(100) and member.calm(loop.now), "the next tunnel would be no better"
+    http.streams[3], http.window = object(), 1
+    assert member.room(100) and member.calm(loop.now)
