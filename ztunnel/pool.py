@@ -6,6 +6,8 @@ nobody uses is given back after five minutes, or when its peer is gone; one whos
 
 What shares a tunnel with bulk waits behind up to a stream's window of it in the other end's socket: 3 ms at 1 GB/s. So who
 comes while bulk flows gets another tunnel, of two at most to the same peer, as long as one of them is calm or can be made.
+Where the window of all streams together is full, who comes would wait for applications that may read nothing, for ever: it
+gets another tunnel, whatever their number, and goes into a full one only if no other comes while that one has yet to show it.
 """
 
 import socket
@@ -105,18 +107,23 @@ class _Making:
             self._full_at, self._full_since = http.granted, now
         return now - self._full_since >= _STALLED_S
 
+    @property
+    def flows(self) -> bool:
+        """Whether its window is open, so that who comes waits behind others at most."""
+        return self.tunnel is not None and self.tunnel.http.window > 0
+
     def calm(self, now: float) -> bool:
-        """Whether none of its streams moves bulk, or that is no reason for another tunnel now."""
+        """Whether its window is open and none of its streams moves bulk, or that is no reason for another tunnel now."""
         assert self.tunnel is not None
         http = self.tunnel.http
         moved = http.bulk_bytes - self._seen_bytes
-        if not moved and self._was_quiet:
-            return http.window > 0 or not http.streams
-        self._seen_bytes += moved
+        if moved or not self._was_quiet:
+            self._seen_bytes += moved
+            if http.streams:
+                self._was_quiet = self._quiet.spend(now, min(moved, 2 * _BULK_BYTES))
         if not http.streams:
             return True
-        self._was_quiet = self._quiet.spend(now, min(moved, 2 * _BULK_BYTES))
-        return self._was_quiet or now < self.content_until
+        return (self._was_quiet and http.window > 0) or now < self.content_until
 
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
@@ -197,10 +204,11 @@ class Pool:
                     break
                 busy.append(member)
         else:
-            if len(busy) < _APART:
+            moving = [one for one in busy if one.flows]
+            if len(busy) < _APART or not moving:
                 self._wait(key, credentials, waiter, bool(busy))
                 return
-            member = busy[0]
+            member = moving[0]
         assert member.tunnel is not None
         waiter.tunnel_ready(member.tunnel)
 
@@ -315,7 +323,8 @@ class Pool:
             tunnel = member.tunnel
             if tunnel is None:
                 continue
-            member.calm(now)  # so that bulk of long ago is not taken for bulk of now
+            member.calm(now)  # so that bulk of long ago is not taken for bulk of now,
+            member.room(self._streams)  # and that a window which fills up is known to be full since then
             if not tunnel.http.streams and member.idle_since <= since:
                 tunnel.end("")
 

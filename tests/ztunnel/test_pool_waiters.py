@@ -196,7 +196,7 @@ def test_a_tunnel_is_idle_from_the_end_of_its_last_stream_on() -> None:
     making.tunnel = cast("Any", tunnel)
     pool.made(making)
     idle_s = Tuning().pool_idle_s
-    tunnel.http = SimpleNamespace(streams=("one", "two"), bulk_bytes=0, window=1)
+    tunnel.http = SimpleNamespace(streams=("one", "two"), bulk_bytes=0, window=1, room=True)
     for loop.now, tunnel.http.streams in ((2 * idle_s, ("one",)), (3 * idle_s, ())):
         making.retired(cast("Any", tunnel))
         pool.release_idle()
@@ -221,3 +221,68 @@ def test_a_tunnel_whose_window_stays_full_has_no_room_while_any_stream_fills_it(
     assert member.room(100) and member.calm(loop.now), "the next tunnel would be no better"
     http.streams[3], http.window = object(), 1
     assert member.room(100) and member.calm(loop.now)
+
+
+def full_pool(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Pool, list[_Making], list[_Making]]:
+    """One whose so many tunnels are full, all of them seen for the first time; and what it dials."""
+    pool, *_ = pool_of([])
+    pool._making.clear()
+    cast("Any", pool.node.loop).call_at = lambda _when, _call: None
+    dialled: list[_Making] = []
+    monkeypatch.setattr(Pool, "_dial", lambda _, making: dialled.append(making))
+    members = []
+    for _ in range(count):
+        member = _Making(pool, cast("Any", "key"), cast("Any", None))
+        http = SimpleNamespace(room=True, streams={1: object()}, window=0, granted=1 << 24, bulk_bytes=0)
+        member.tunnel = cast("Any", SimpleNamespace(http=http, end=lambda _error: None))
+        members.append(member)
+    pool._ready[cast("Any", "key")] = members
+    cast("Any", pool.node.loop).now = 5.0
+    return pool, members, dialled
+
+
+@pytest.mark.parametrize("moved", [0, 1 << 16], ids=["long ago", "just now"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_who_finds_all_tunnels_full_waits_for_another_however_lately_they_filled_up(
+    count: int, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether anybody reads is not known yet: who is put into one of them may wait for ever."""
+    pool, members, dialled = full_pool(count, monkeypatch)
+    waiter = Waiting()
+    for member in members:
+        cast("Any", member.tunnel).http.bulk_bytes = moved
+    pool.request(cast("Any", "key"), cast("Any", None), waiter)
+    assert not waiter.told and len(dialled) == 1 and waiter in dialled[0].waiting
+
+
+def test_of_tunnels_with_bulk_one_with_an_open_window_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, members, dialled = full_pool(2, monkeypatch)
+    taken: list[object] = []
+    waiter = Waiting()
+    monkeypatch.setattr(waiter, "tunnel_ready", taken.append)
+    for member in members:
+        cast("Any", member.tunnel).http.bulk_bytes = 1 << 24
+    cast("Any", members[1].tunnel).http.window = 1
+    pool.request(cast("Any", "key"), cast("Any", None), waiter)
+    assert taken == [members[1].tunnel] and not dialled
+
+
+def test_who_waits_beside_a_full_window_is_told_where_no_other_tunnel_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and without another attempt, which would fail as soon: without descriptors at once, again and again."""
+    pool, _, dialled = full_pool(1, monkeypatch)
+    monkeypatch.setattr(
+        Pool, "_dial", lambda pool, making: (dialled.append(making), pool.failed(making, "CONNECT", "none left"))
+    )
+    waiter = Waiting()
+    pool.request(cast("Any", "key"), cast("Any", None), waiter)
+    assert waiter.told == ["ready"] and len(dialled) == 1
+    cast("Any", pool.node.loop).now += _STALLED_S
+    pool.request(cast("Any", "key"), cast("Any", None), waiter)
+    assert waiter.told == ["ready", "none left"], "nobody reads: there is nothing to wait for"
+
+
+def test_a_window_that_fills_up_is_known_to_be_full_before_anybody_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, members, _ = full_pool(1, monkeypatch)
+    pool.release_idle()
+    cast("Any", pool.node.loop).now += _STALLED_S
+    assert not members[0].room(100)
