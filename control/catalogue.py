@@ -43,6 +43,8 @@ def is_refused(problems: Iterable[Problem]) -> bool:
 
 def unexpected(error: Exception, outcome: str = "cannot be read") -> str:
     """What to say of manifests with which control cannot deal."""
+    if isinstance(error, MemoryError):
+        return f"{outcome}: no memory is left: raise the limit of weft-control or its container"
     return f"{outcome}: internal error: {type(error).__name__}: {error}; the log of weft-control says where"
 
 
@@ -51,17 +53,22 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._read: dict[str, tuple[str, ManifestSet]] = {}
+        self.failing: dict[str, str] = {}
+        """The texts with which it could not deal the last time: perhaps it can the next time."""
 
     def read(self, files: Mapping[str, str]) -> Reading:
         """Read every text, or remember it; then put them together."""
         known, self._read = self._read, {}
+        failed, self.failing = self.failing, {}
         parts = []
         for name, text in files.items():
             entry = known.get(name)
             try:
                 entry = entry if entry is not None and entry[0] == text else (text, parse({name: text}))
-            except Exception as error:  # a mistake of ours, or no memory: this file is refused, and tried again another time
-                _log.exception("manifests: %s cannot be read", name)
+            except Exception as error:  # a mistake of ours, or no memory: this file is refused, and tried again
+                self.failing[name] = text
+                if failed.get(name) != text:
+                    _log.exception("manifests: %s cannot be read", name)
                 parts.append(ManifestSet(problems=[Problem(name, 0, "", "", unexpected(error))]))
             else:
                 self._read[name] = entry

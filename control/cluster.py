@@ -60,7 +60,7 @@ class Cluster:
         self._json: dict[str, tuple[Object, str]] = {}
         self.index = self._new_index()
         self._half_made = False
-        """The index: a change of it broke off."""
+        """The index: a change of it broke off, or nobody was told of it yet."""
 
     def check(self, objects: Iterable[Object]) -> list[Problem]:
         """What is wrong with a set of objects as a whole, and what of it will have no effect; nothing is changed."""
@@ -95,7 +95,6 @@ class Cluster:
         except Exception as error:
             self._mend_index()
             raise NotTaken(f"{_differing(self.objects, objects)}: {unexpected(error, 'cannot be taken in')}") from error
-        self._half_made = False
 
     def _mend_index(self) -> None:
         """Have the state before in the place of a half-made one, which may lack policies: nobody must be told that."""
@@ -169,17 +168,21 @@ class Cluster:
         return misplaced
 
     def _take(self, changes: Changes) -> None:
-        if not changes.upserts and not changes.removals:
+        if not changes.upserts and not changes.removals and not self._half_made:
             return
         self._mend_index()
-        self._remember(replace(changes, upserts=tuple(map(self._named, changes.upserts))))
-        changed = [*changes.removals, *(one.key for one in changes.upserts)]
-        self.index.replace_reports(self._reports.pods, changed)
+        named = replace(changes, upserts=tuple(map(self._named, changes.upserts)))
+        before = self._reports.undoing(named)
+        self._half_made = True
+        self._reports.apply(named)
+        try:
+            self.index.replace_reports(self._reports.pods, named.keys)
+        except Exception:  # who reported reads so, and is to find it new when he tries again
+            self._reports.apply(before)
+            self._mend_index()
+            raise
+        self._keep_reports(named)
         self._publish()
-
-    def _remember(self, changes: Changes) -> None:
-        self._reports.apply(changes)
-        self._keep_reports(changes)
 
     def _named(self, report: PodReport) -> PodReport:
         """The report with its pod's service account: that under which this uid was first known, whatever is written since."""
@@ -192,7 +195,9 @@ class Cluster:
         """Note the service accounts of pods that were reported before they were written."""
         unnamed = [one for one in self._reports.pods.values() if not one.service_account and one.key in self.index.pods]
         if unnamed:
-            self._remember(Changes(tuple(map(self._named, unnamed)), ()))
+            named = Changes(tuple(map(self._named, unnamed)), ())
+            self._reports.apply(named)
+            self._keep_reports(named)
 
     def has_node(self, name: str) -> bool:
         """Whether a node is an object of the mesh."""
@@ -231,6 +236,7 @@ class Cluster:
         resources = self.index.take()
         if resources:
             self.feed.publish(resources)
+        self._half_made = False
 
 
 def _differing(before: Mapping[str, Object], after: Iterable[Object]) -> str:

@@ -51,6 +51,11 @@ class Changes:
     upserts: tuple[PodReport, ...]
     removals: tuple[Key, ...]
 
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The pods that they touch."""
+        return *self.removals, *(report.key for report in self.upserts)
+
 
 @dataclass(slots=True)
 class Reports:
@@ -72,9 +77,14 @@ class Reports:
         gone = (key for key, report in self.pods.items() if report.reporter == reporter and key not in told)
         return Changes(tuple(report for report in reports if self.pods.get(report.key) != report), tuple(gone))
 
+    def undoing(self, changes: Changes) -> Changes:
+        """What undoes them when they are made."""
+        known = tuple(self.pods[key] for key in changes.keys if key in self.pods)
+        return Changes(known, tuple(key for key in changes.keys if key not in self.pods))
+
     def apply(self, changes: Changes) -> None:
         """Make changes current."""
-        for key in (*changes.removals, *(report.key for report in changes.upserts)):
+        for key in changes.keys:
             known = self.pods.pop(key, None)
             for address in known.addresses if known else ():
                 self._owners[address].discard(key)

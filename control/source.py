@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -96,15 +95,16 @@ class FolderSource:
             self._fail(f"the folder of manifests {unexpected(error)}", error, before)
             return
         self._is_read, self._reading = True, reading
-        self._failed = True  # should it break off, as where memory ends, the next look begins it anew
         try:
             if not is_refused(problems):
                 self._cluster.replace_objects(objects)
-        except NotTaken as error:
-            self._fail(str(error), error, before)
+        except Exception as error:  # as where memory ends: the next look begins it anew
+            reason = str(error) if isinstance(error, NotTaken) else f"manifests {unexpected(error, 'cannot be taken in')}"
+            self._fail(reason, error, before)
             return
-        self._failed = False
-        self._say(problems)
+        again, self._failed = self._failed, bool(self._catalogue.failing)
+        if not (again and self._failed and problems == self.problems):
+            self._say(problems)
 
     def _fail(self, reason: str, error: Exception, since: float) -> None:
         self._look_s = time.monotonic() - since
@@ -178,8 +178,11 @@ class FolderSource:
                 return Outcome(problems=problems)
             if writes and not dry_run:
                 problems += await self._write(writes)
+            if is_refused(problems):
+                return Outcome(problems=problems)
+            if writes and not dry_run:
                 _log.info("manifests: written: %s", ", ".join(f"{title} {change}" for title, change in changes[:MAX_LOGGED]))
-            return Outcome([] if is_refused(problems) else changes, problems)
+            return Outcome(changes, problems)
 
     def _obstacles(self, wanted: ManifestSet, writes: Mapping[str, str | None]) -> Iterator[Problem]:
         """Why objects cannot be written where they are."""
@@ -221,8 +224,11 @@ class FolderSource:
         await self._refresh()
         problems = [one for one in self.problems if not one.warning]
         if problems:  # it cannot be taken in, or somebody wrote beside it: a control that starts anew would tell nodes nothing
-            with suppress(OSError):
+            try:
                 await asyncio.to_thread(self._folder.write, before)
+            except OSError as error:
+                mend = "it is written: delete it, or weft status says when it is in force"
+                problems.append(Problem("", 0, "", "", f"the change cannot be taken back: {error.strerror}: {mend}"))
             await self._refresh()
         return problems
 

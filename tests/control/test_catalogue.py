@@ -77,5 +77,5 @@ def test_a_text_with_which_we_cannot_deal_is_refused_by_its_name_and_tried_again
     assert list(reading.objects) == ["Namespace a", "Namespace c"]
     [problem] = reading.problems
     assert reading.is_refused and problem.file == "b"
-    assert problem.reason == "cannot be read: internal error: MemoryError: none left; the log of weft-control says where"
+    assert problem.reason == "cannot be read: no memory is left: raise the limit of weft-control or its container"
     assert list(catalogue.read(texts).objects) == ["Namespace a", "Namespace b", "Namespace c"]

@@ -16,8 +16,10 @@ from control.cluster import MAX_SHOWN, Cluster, NotTaken
 from control.index import Index
 from control.reports import PodReport
 from control.store import Store
+from control.table import Resources
 from control.tokens import Tokens
 from control.workloads import MeshNames
+from mesh.delta import Resource
 from mesh.manifests import parse
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -242,6 +244,65 @@ def test_nothing_is_told_of_a_change_that_broke_off_and_could_not_be_undone(
     assert cluster.feed.snapshots == told
     cluster.report("lab", pods("a"))
     assert cluster.feed.snapshots[AUTHORIZATION_TYPE] == told[AUTHORIZATION_TYPE] and cluster.runs("demo", "web")
+    store.close()
+
+
+@pytest.mark.parametrize("types", [0, 1])
+def test_a_change_that_breaks_off_before_it_is_told_is_told_by_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: int
+) -> None:
+    """As where memory ends: a new DENY was in force for control, and no node heard of it before the next policy changed."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + POD.replace("ACCOUNT", "web"))
+    objects = parse({"all": NODE + POD.replace("ACCOUNT", "web") + SERVICE + POLICY}).objects
+    with monkeypatch.context() as patched:
+        taken, left = Resources.take, [None] * types
+
+        def take(resources: Resources) -> dict[str, Resource] | None:
+            copied = taken(resources)
+            if not left:
+                raise MemoryError
+            left.pop()
+            return copied
+
+        patched.setattr(Resources, "take", take)
+        with pytest.raises(MemoryError):
+            cluster.replace_objects(objects)
+    assert not cluster.feed.snapshots[AUTHORIZATION_TYPE].resources.keys() & {"demo/none"}
+    cluster.replace_objects(objects)
+    assert "demo/none" in cluster.feed.snapshots[AUTHORIZATION_TYPE].resources
+    assert any("web" in name for name in cluster.feed.snapshots[ADDRESS_TYPE].resources)
+    store.close()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_report_that_breaks_off_leaves_in_force_what_was_and_is_taken_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent: bool
+) -> None:
+    """It was remembered and told of nobody: its reporter, which tries again, has nothing new to say then."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + POD.replace("ACCOUNT", "web") + POD.replace("ACCOUNT", "web").replace("name: a", "name: b"))
+    cluster.report("lab", pods("a"))
+    told = dict(cluster.feed.snapshots)
+    with monkeypatch.context() as patched:
+        made = Index._replace_workloads
+
+        def replace_workloads(index: Index, dirty: Iterable[tuple[str, str]]) -> None:
+            keys = list(dirty)
+            if ("demo", "b") in keys and (persistent or index is before):
+                raise MemoryError
+            made(index, keys)
+
+        before = cluster.index
+        patched.setattr(Index, "_replace_workloads", replace_workloads)
+        with pytest.raises(MemoryError):
+            cluster.report("lab", [replace(pods("a")[0], ready=True), *pods("b")])
+    assert cluster.feed.snapshots == told and {one.name for one in store.reports()} == {"a"}
+    cluster.report("lab", [replace(pods("a")[0], ready=True), *pods("b")])
+    assert {one.split("/")[-1] for one in cluster.feed.snapshots[ADDRESS_TYPE].resources} >= {"a", "b"}
+    assert {one.name: one.ready for one in store.reports()} == {"a": True, "b": False}
     store.close()
 
 

@@ -18,7 +18,7 @@ from control.source import MAX_LOGGED, FolderSource, Outcome
 from control.store import Store
 from control.tokens import Tokens
 from control.workloads import MeshNames
-from mesh.manifests import Object
+from mesh.manifests import ManifestSet, Object
 
 pytestmark = pytest.mark.unit
 
@@ -347,15 +347,18 @@ def test_a_change_that_breaks_off_while_it_comes_into_force_is_made_by_the_next_
 ) -> None:
     """Else a policy that is written, and told of nobody, would be in force after the next restart."""
     world.apply(NODE)
+    before = world.written
     with monkeypatch.context() as memory_ends:
 
         def fail(*_: object) -> None:
             raise MemoryError
 
         memory_ends.setattr(Index, "replace_objects", fail)
-        with pytest.raises(MemoryError):
-            world.apply(service())
-    assert "service.demo.web.yaml" in world.written
+        [problem] = world.apply(service()).problems
+        assert "no memory is left" in problem.reason and world.written == before, "who asked reads so, and nothing is left"
+        (world.folder / "mine.yaml").write_text(service())
+        world.refresh()
+        assert world.source.problems == [problem], "and control follows the folder as before"
     published = world.cluster.revision
     world.refresh()
     assert world.cluster.revision > published and "Service demo/web" in world.cluster.objects and not world.source.problems
@@ -413,6 +416,31 @@ def test_a_change_that_control_cannot_take_in_is_taken_back(world: World, monkey
     assert world.apply(service(port=82)).changes == [("Service demo/web", "configured")]
 
 
+def test_a_change_that_cannot_be_taken_back_is_not_called_undone(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the disk came to be full: it is written, and whoever starts control anew has it before him."""
+    world.apply(service(), service("other"))
+    Indexing(monkeypatch)
+    write, full = world.source._folder.write, False
+
+    def once(writes: Mapping[str, str | None]) -> None:
+        nonlocal full
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        full = True
+        write(writes)
+
+    monkeypatch.setattr(world.source._folder, "write", once)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    [mistake, left] = world.apply(service("bad")).problems
+    assert "cannot be taken in" in mistake.reason and "service.demo.bad.yaml" in world.written
+    assert left.reason.startswith("the change cannot be taken back: No space left on device: ")
+    assert world.source.problems == [mistake]
+    assert not [one for one in caplog.messages if one.startswith("manifests: written:")], "it is refused"
+
+
 def test_a_change_beside_which_somebody_writes_what_is_wrong_is_taken_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +457,28 @@ def test_a_change_beside_which_somebody_writes_what_is_wrong_is_taken_back(
     assert [one.file for one in refused.problems] == ["mine.yaml"] and not refused.changes
     assert world.written == before | {"mine.yaml": "kind: ["}
     assert world.source.problems == refused.problems and len(world.cluster.objects) == 2
+
+
+def test_a_file_that_could_not_be_read_for_want_of_memory_is_read_by_the_next_look(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stayed refused, and all manifests with it, until somebody changed one."""
+    world.apply(NODE)
+    (world.folder / "mine.yaml").write_text(service())
+    with monkeypatch.context() as memory_ends:
+
+        def fail(_: Mapping[str, str]) -> ManifestSet:
+            raise MemoryError
+
+        memory_ends.setattr("control.catalogue.parse", fail)
+        world.refresh()
+        said = len(caplog.records)
+        for _ in range(3):
+            world.refresh()
+    assert len(caplog.records) == said, "said once"
+    assert [one.file for one in world.source.problems] == ["mine.yaml"] and set(world.cluster.objects) == {"Node n1"}
+    world.refresh()
+    assert not world.source.problems and set(world.cluster.objects) == {"Node n1", "Service demo/web"}
 
 
 def test_a_mistake_of_ours_does_not_end_the_following(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
