@@ -9,9 +9,8 @@ from pathlib import Path
 from control.authority import MAX_LIFETIME_S
 from control.entry_addresses import ENTRY_RANGES
 from control.service_accounts import ACCOUNT, usual_issuer
-from mesh.domains import CLUSTER_DOMAIN, TRUST_DOMAIN
+from mesh.domains import CLUSTER_DOMAIN, TRUST_DOMAIN, read_cluster_domain
 from mesh.identity import read_aliases
-from mesh.manifests.names import dns_subdomain
 from mesh.workload import Network
 from wire.places import Places
 
@@ -168,12 +167,10 @@ def _trust_domain(text: str) -> str:
 
 
 def _domain(text: str) -> str:
-    name = text.strip(".").lower()
     try:
-        dns_subdomain(name)
+        return read_cluster_domain(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}: write one like {CLUSTER_DOMAIN}") from None
-    return name
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def _duration(text: str) -> int:

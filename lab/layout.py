@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.domains import CLUSTER_DOMAIN
+from mesh.domains import CLUSTER_DOMAIN, read_cluster_domain
 from wire.cgroup import cgroup2_mount
 from wire.places import Places, PlacesError
 
@@ -38,7 +38,11 @@ class Layout:
     def from_environment(cls) -> "Layout":
         """The lab that WEFT_PREFIX, WEFT_RUN_DIR, WEFT_STATE_DIR and WEFT_CLUSTER_DOMAIN name. Raises: PlacesError."""
         text = os.environ.get("WEFT_CLUSTER_DOMAIN")
-        return cls(Places.from_environment(), _domain(text) if text else CLUSTER_DOMAIN)
+        try:
+            domain = read_cluster_domain(text) if text else CLUSTER_DOMAIN
+        except ValueError as error:
+            raise PlacesError(f"WEFT_CLUSTER_DOMAIN={text!r}: {error}") from None
+        return cls(Places.from_environment(), domain)
 
     @property
     def fabric_netns(self) -> str:
@@ -147,17 +151,6 @@ class Layout:
     def container_log(self, pod: str, container: str, init: bool = False) -> Path:
         """The log of one container, or of an init container."""
         return self.logs / "pods" / pod.replace("/", ".", 1) / f"{container}{'.init' if init else ''}.log"
-
-
-def _domain(text: str) -> str:
-    from mesh.manifests.names import dns_subdomain  # only here: commands that ask for no domain start without it
-
-    domain = text.strip(".").lower()
-    try:
-        dns_subdomain(domain)
-    except ValueError as error:
-        raise PlacesError(f"WEFT_CLUSTER_DOMAIN={text!r}: {error}: write one like {CLUSTER_DOMAIN}") from None
-    return domain
 
 
 def link_name(kind: str, owner: str) -> str:

@@ -25,7 +25,7 @@ from ztunnel.log_levels import read_levels
 from ztunnel.proxy_config import proxy_config
 from ztunnel.spelling import is_service_link
 from ztunnel.tuning import Tuning, read_tuning
-from ztunnel.variables import address, choice, domain, duration, integer, trust_domain, truth, whole_cores
+from ztunnel.variables import address, choice, cluster_domain, duration, integer, trust_domain, truth, whole_cores
 
 if TYPE_CHECKING:
     from mesh.local_mesh import LocalMesh
@@ -222,7 +222,7 @@ def _names(environment: Mapping[str, str]) -> _Part:
     return {
         "ipv6": ipv6,
         "dns_places": dns_places(node_metadata(environment), ipv6),
-        "cluster_domain": domain("CLUSTER_DOMAIN", environment, CLUSTER_DOMAIN),
+        "cluster_domain": cluster_domain("CLUSTER_DOMAIN", environment),
         "preferred_service_namespace": environment.get("PREFERED_SERVICE_NAMESPACE", ""),
         "resolv_conf": environment.get("WEFT_RESOLV_CONF") or "/etc/resolv.conf",
     }

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 
+from mesh.domains import CLUSTER_DOMAIN, read_cluster_domain
+
 _DAY_S = 86_400.0
 _UNITS_S = {
     **dict.fromkeys(("y", "year"), 365 * _DAY_S),
@@ -22,7 +24,6 @@ _UNITS_S = {
 _LONGEST_S = 100 * 365 * _DAY_S
 """Clocks and timers take this, and not whatever can be written."""
 _PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s?([a-zµ]*)\s?")
-_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _TRUST_DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -88,12 +89,13 @@ def address(name: str, environment: Mapping[str, str], default: str) -> str:
     return text
 
 
-def domain(name: str, environment: Mapping[str, str], default: str) -> str:
-    """A DNS domain in lower case, without dots at its ends; the default where the variable is not set."""
-    text = environment.get(name) or default
-    if not _DOMAIN.fullmatch(text.strip(".").lower()):
-        raise ValueError(f"{name}={text!r}: not a DNS domain: write one like cluster.local")
-    return text.strip(".").lower()
+def cluster_domain(name: str, environment: Mapping[str, str]) -> str:
+    """A cluster's domain in DNS; the usual one where the variable is not set."""
+    text = environment.get(name) or CLUSTER_DOMAIN
+    try:
+        return read_cluster_domain(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r}: {error}") from None
 
 
 def trust_domain(name: str, environment: Mapping[str, str], default: str) -> str:
