@@ -224,13 +224,19 @@ class FolderSource:
         await self._refresh()
         problems = [one for one in self.problems if not one.warning]
         if problems:  # it cannot be taken in, or somebody wrote beside it: a control that starts anew would tell nodes nothing
+            kept = {name: text for name, text in before.items() if self._is_ours(name, writes[name])}
             try:
-                await asyncio.to_thread(self._folder.write, before)
+                await asyncio.to_thread(self._folder.write, kept)
             except OSError as error:
                 mend = "it is written: delete it, or weft status says when it is in force"
                 problems.append(Problem("", 0, "", "", f"the change cannot be taken back: {error.strerror}: {mend}"))
             await self._refresh()
         return problems
+
+    def _is_ours(self, name: str, text: str | None) -> bool:
+        """Whether a file is as it was just written; else somebody wrote it since."""
+        texts = self._texts
+        return "." in texts.unreadable or (name not in texts.unreadable and texts.files.get(name) == text)
 
 
 def _unreadable(texts: Texts) -> list[Problem]:

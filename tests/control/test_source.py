@@ -416,6 +416,30 @@ def test_a_change_that_control_cannot_take_in_is_taken_back(world: World, monkey
     assert world.apply(service(port=82)).changes == [("Service demo/web", "configured")]
 
 
+def test_what_somebody_wrote_in_place_of_a_change_is_his(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking the change back would have it lost."""
+    world.apply(service(), service("old"), service("other"))
+    write = world.source._folder.write
+    mine = {"service.demo.web.yaml": "kind: [", "service.demo.old.yaml": "{"}
+
+    written: list[str] = []
+
+    def replaced(writes: Mapping[str, str | None]) -> None:
+        write(writes)
+        for name in mine.keys() & writes.keys() - set(written):
+            (world.folder / name).write_text(mine[name])
+            written.append(name)
+
+    for change, text in ((world.apply, service(port=81) + "\n---\n" + service("other", 81)), (world.delete, service("old"))):
+        before = world.written
+        with monkeypatch.context() as patched:
+            patched.setattr(world.source._folder, "write", replaced)
+            [problem] = change(text).problems
+        assert world.written == before | {problem.file: mine.pop(problem.file)}, "the rest is taken back"
+        (world.folder / problem.file).write_text(before[problem.file])
+    assert not mine
+
+
 def test_a_change_that_cannot_be_taken_back_is_not_called_undone(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
