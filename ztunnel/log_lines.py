@@ -5,6 +5,8 @@ import sys
 import time
 from functools import lru_cache
 
+from mesh.line import one_line
+
 _NAMES = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "info"))
 RBAC = logging.getLogger("rbac")
 """What policies decided, connection by connection."""
@@ -41,8 +43,7 @@ class LogFormatter(logging.Formatter):
             return json.dumps(
                 values | ({"traceback": traceback} if traceback else {}), ensure_ascii=False, separators=(",", ":")
             )
-        shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message)
-        return f"{when}\t{level}\t{scope}\t{shown}" + (f"\n{traceback}" if traceback else "")
+        return f"{when}\t{level}\t{scope}\t{one_line(message)}" + (f"\n{traceback}" if traceback else "")
 
 
 def log_to_stderr(as_json: bool) -> None:
