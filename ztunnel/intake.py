@@ -55,6 +55,8 @@ WORK_PER_TURN = 128
 """In DATA frames, which cost 5 us each with the application's send; a turn of the loop belongs to all tunnels."""
 _WORK_OF_HEADERS, WORK_OF_RESET, _BLOCK_BYTES_PER_WORK, _STREAMS_PER_WORK = 64, 32, 64, 4
 """A new stream asks for a policy's verdict and a connection to an application; new settings walk over all streams."""
+_LEAST_GRANT_BYTES = 2048
+"""Of the connection's window: what peers get in smaller pieces they may take for an offence, as we do (ztunnel.http2)."""
 
 
 class Intake(ABC):
@@ -66,7 +68,6 @@ class Intake(ABC):
         "_credit",
         "_empty",
         "_flags",
-        "_half_connection",
         "_half_stream",
         "_head",
         "_kind",
@@ -75,7 +76,6 @@ class Intake(ABC):
         "_payload",
         "_preface",
         "_reader",
-        "_receive_window",
         "_sid",
         "_stream",
         "bulk_bytes",
@@ -84,9 +84,11 @@ class Intake(ABC):
         "now",
         "out",
         "ready",
+        "receive_window",
         "server",
         "stream_window",
         "streams",
+        "widened",
         "work",
     )
 
@@ -110,9 +112,12 @@ class Intake(ABC):
         self._stream: Stream | None = None
         self._payload: bytearray | None = None
         self._credit = 0
-        self._receive_window = sizes.connection_window
+        self.receive_window = sizes.connection_window
+        """Bytes that the peer may send, of all streams together."""
+        self.widened = 0
+        """By how many bytes that was opened again."""
         self._max_frame = sizes.frame
-        self._half_stream, self._half_connection = sizes.stream_window // 2, sizes.connection_window // 2
+        self._half_stream = sizes.stream_window // 2
         self.bulk_bytes = 0
         """What has come, and gone, in bulk: see BULK_FRAME_BYTES."""
         self.work = WORK_PER_TURN
@@ -171,7 +176,7 @@ class Intake(ABC):
         Nearly all frames are such, and with many connections this is most of what the interpreter does: so what all frames
         have in common is looked at and reckoned once.
         """
-        if self._left or self._head or self._reader.stream_id or end > self._max_frame or end > self._receive_window:
+        if self._left or self._head or self._reader.stream_id or end > self._max_frame or end > self.receive_window:
             return position
         streams, half = self.streams, self._half_stream
         work = before = self.work
@@ -205,9 +210,9 @@ class Intake(ABC):
         if position > begun:
             self.work = work
             count = position - begun - HEADER_BYTES * (before - work)
-            self._receive_window -= count
+            self.receive_window -= count
             self._credit = credit = self._credit + count - undelivered
-            if credit > self._half_connection:
+            if credit > self.receive_window:
                 self._widen()
         return position
 
@@ -276,7 +281,7 @@ class Intake(ABC):
         stream = self.streams.get(sid)
         if flags or length < 2 or stream is None or stream.remote_closed or self._reader.stream_id or length > self._max_frame:
             self._check_data(length, flags, sid, stream)
-        self._receive_window = room = self._receive_window - length
+        self.receive_window = room = self.receive_window - length
         if length >= BULK_FRAME_BYTES:
             self.bulk_bytes += length
         if stream is not None:
@@ -401,10 +406,14 @@ class Intake(ABC):
     def discarded(self, count: int) -> None:
         """The connection's window gets bytes back: those of a stream that is gone, which will never be delivered, too."""
         self._credit += count
-        if self._credit > self._half_connection:
+        if self._credit > self.receive_window:
             self._widen()
 
     def _widen(self) -> None:
+        """More may come than is left of the window: of all of it that is half, less while applications do not read."""
+        if self._credit < _LEAST_GRANT_BYTES:
+            return
         self.out += frames.window_update(0, self._credit)
-        self._receive_window += self._credit
+        self.receive_window += self._credit
+        self.widened += self._credit
         self._credit = 0

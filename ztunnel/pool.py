@@ -40,7 +40,7 @@ _BULK_BYTES, _BULK_BYTES_PER_S = 1 << 20, 8 << 20
 _PATIENCE_S, _CONTENT_S = 0.25, 10.0
 """Who waits longer for another tunnel goes beside bulk after all, and so does whoever comes for a while after."""
 _STALLED_S = 0.25
-"""A tunnel whose peer grants nothing for so long takes no more streams: applications do not read what fills its window."""
+"""A tunnel with a full window that nobody opens for so long takes no more streams: applications do not read what fills it."""
 
 
 class Key(NamedTuple):
@@ -86,14 +86,12 @@ class _Making:
         self._was_quiet = True
         self._seen_bytes = 0
         self._full_at, self._full_since = -1, 0.0
-        """What its peer had granted when its window was first seen to be full, and when that was."""
+        """What the two ends had granted when a window was first seen to be full, and when that was."""
 
     def room(self, most: int) -> bool:
         """Whether it takes one more stream, of `most`."""
         http = self.tunnel.http if self.tunnel is not None else None
-        return (
-            http is not None and bool(http.room) and len(http.streams) < most and (http.window > 0 or not self._stalled(http))
-        )
+        return http is not None and bool(http.room) and len(http.streams) < most and (_flows(http) or not self._stalled(http))
 
     def _stalled(self, http: Connection) -> bool:
         """Whether its window, which is full, has been so for long: who comes would wait for applications that read nothing.
@@ -103,17 +101,12 @@ class _Making:
         if not http.streams:
             return False
         now = self.pool.node.loop.now
-        if http.granted != self._full_at:
-            self._full_at, self._full_since = http.granted, now
+        if (granted := http.granted + http.widened) != self._full_at:
+            self._full_at, self._full_since = granted, now
         return now - self._full_since >= _STALLED_S
 
-    @property
-    def flows(self) -> bool:
-        """Whether its window is open, so that who comes waits behind others at most."""
-        return self.tunnel is not None and self.tunnel.http.window > 0
-
     def calm(self, now: float) -> bool:
-        """Whether its window is open and none of its streams moves bulk, or that is no reason for another tunnel now."""
+        """Whether its windows are open and none of its streams moves bulk, or that is no reason for another tunnel now."""
         assert self.tunnel is not None
         http = self.tunnel.http
         moved = http.bulk_bytes - self._seen_bytes
@@ -123,7 +116,7 @@ class _Making:
                 self._was_quiet = self._quiet.spend(now, min(moved, 2 * _BULK_BYTES))
         if not http.streams:
             return True
-        return (self._was_quiet and http.window > 0) or now < self.content_until
+        return (self._was_quiet and _flows(http)) or now < self.content_until
 
     def connected(self, sock: socket.socket) -> None:
         self.dial = None
@@ -204,7 +197,7 @@ class Pool:
                     break
                 busy.append(member)
         else:
-            moving = [one for one in busy if one.flows]
+            moving = [one for one in busy if one.tunnel is not None and _flows(one.tunnel.http)]
             if len(busy) < _APART or not moving:
                 self._wait(key, credentials, waiter, bool(busy))
                 return
@@ -353,6 +346,11 @@ class Pool:
     def members(self) -> list["_Making"]:
         """All of them, those in the making too."""
         return [*self._making.values(), *(one for members in self._ready.values() for one in members)]
+
+
+def _flows(http: Connection) -> bool:
+    """Whether the windows of all its streams together are open, both ways."""
+    return http.window > 0 < http.receive_window
 
 
 def _pod(workload: Workload | None) -> tuple[str, str, str] | None:

@@ -263,8 +263,8 @@ class Schedule:
         pairs = [pair for pair in self.tunnels if pair[0].open and pair[1].open]
         both = [*pairs, *((server, client) for client, server in pairs)]
         return all(one.open == other.open for one, other in self.tunnels) and all(
-            one.http.window == other.http._receive_window
-            and other.http._receive_window + other.http._credit == SIZES.connection_window
+            one.http.window == other.http.receive_window
+            and other.http.receive_window + other.http._credit == SIZES.connection_window
             and not (one.queued or one.http.streams or one.http.blocked)
             for one, other in both
         )

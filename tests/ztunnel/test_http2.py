@@ -242,6 +242,29 @@ def test_the_connections_window_bounds_all_streams_together() -> None:
         server.hears(frame(DATA, 0, 9, b"x"))
 
 
+@pytest.mark.parametrize(("left", "size"), [(1 << 16, 1 << 14), (5000, 100)], ids=["much", "little"])
+@pytest.mark.parametrize("piece", [1 << 20, 1000])
+def test_who_reads_goes_on_with_what_others_leave_of_the_connections_window(left: int, size: int, piece: int) -> None:
+    """Applications that read nothing hold most of it: half of all can never have been read again while they do."""
+    client, server = pair(sizes=frames.Sizes(stream_window=1 << 16, connection_window=1 << 18))
+    for held in (1 << 16, 1 << 16, 1 << 16, (1 << 16) - left):
+        _, deaf = open_stream(client, server)
+        deaf.appetite = 0
+        server.hears(frame(DATA, 0, deaf.sid, bytes(held)))
+    _, theirs = open_stream(client, server)
+    grants: list[int] = []
+    for _ in range(1000):
+        sent = frame(DATA, 0, theirs.sid, bytes(size))
+        for place in range(0, len(sent), piece):
+            server.hears(sent[place : place + piece])
+        said = server.says()
+        grants += [granted_by(said, 0)] if granted_by(said, 0) else []
+        left += granted_by(said, 0) - size
+        assert left >= size, "it is heard again before it has said all that it may"
+    assert min(grants) > 2000, "and costs no peer its patience"
+    assert server.http.widened == sum(grants)
+
+
 def test_windows_and_frames_are_of_the_sizes_that_an_operator_sets() -> None:
     sizes = frames.Sizes(stream_window=1 << 17, connection_window=1 << 18, frame=1 << 16)
     client, server = pair(0, sizes)
@@ -277,8 +300,8 @@ def test_frames_that_come_together_are_accounted_for_as_those_that_come_in_piece
         http = server.http
         seen.append(([(one.data, one.receive_window, one.credit) for one in server.streams], http.bulk_bytes))
         undelivered = sum(20_000 - one.receive_window - one.credit for one in server.streams)
-        assert http._receive_window + http._credit == 70_000 - undelivered
-        assert http._credit <= 35_000 and (http._receive_window > 35_000) == (appetite > 100)
+        assert http.receive_window + http._credit == 70_000 - undelivered
+        assert http._credit <= 35_000 and (http.receive_window > 35_000) == (appetite > 100)
     assert seen[0] == seen[1]
 
 

@@ -423,11 +423,12 @@ worker.main(sys.argv[1:])
 
 @pytest.fixture
 def narrow() -> Iterator[World]:
-    """A server whose tunnels have the smallest window there may be, for all streams together."""
+    """Tunnels have the smallest windows there may be, both ways, for all streams together."""
     before, _seen[0] = _seen[0], 0
     with world("narrow") as made:
         made.client.program = ("-c", STALLED)
-        made.server.configuration = {"tuning": Tuning(sizes=Sizes(DEFAULT_WINDOW, DEFAULT_WINDOW))}
+        for pod in made.pods.values():
+            pod.configuration = {"tuning": Tuning(sizes=Sizes(DEFAULT_WINDOW, DEFAULT_WINDOW))}
         made.start()
         with serving(made):
             yield made
@@ -442,17 +443,34 @@ def test_who_reads_nothing_holds_up_what_fits_its_tunnel_and_nobody_who_comes_la
         for _ in range(3):
             client = stack.enter_context(narrow.client.connect(narrow.server.address, 8081))
             threading.Thread(target=pour, args=(client,), daemon=True).start()
-            held = standstill(narrow, held)
+            held = standstill(narrow.server, held)
             with narrow.client.connect(narrow.server.address, 8080) as other:
                 other.settimeout(20)
                 talk(other)
 
 
-def standstill(mesh: World, before: int) -> int:
-    """How many bytes wait at the server once they are more than before, and become no more."""
+def test_nor_does_who_does_not_read_what_a_server_sends(narrow: World) -> None:
+    """The window that our own applications leave full is ours, and answers need it."""
+    with ExitStack() as stack:
+        mute = stack.enter_context(narrow.server.listen(8082, socket.AF_INET6))
+        held = 0
+        for _ in range(3):
+            client = stack.enter_context(narrow.client.connect(narrow.server.address, 8082))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            server, _ = mute.accept()
+            stack.enter_context(server)
+            threading.Thread(target=pour, args=(server,), daemon=True).start()
+            held = standstill(narrow.client, held)
+            with narrow.client.connect(narrow.server.address, 8080) as other:
+                other.settimeout(20)
+                talk(other)
+
+
+def standstill(pod: PodWorld, before: int) -> int:
+    """How many bytes wait at one end once they are more than before, and become no more."""
     sizes: list[int] = []
     while not sizes or sizes[-3:] != sizes[-1:] * 3 or sizes[-1] <= before:
-        sizes.append(mesh.server.worker.wait_for(WorkerStatus).gauges["buffered_bytes"])
+        sizes.append(pod.worker.wait_for(WorkerStatus).gauges["buffered_bytes"])
     return sizes[-1]
 
 

@@ -196,7 +196,7 @@ def test_a_tunnel_is_idle_from_the_end_of_its_last_stream_on() -> None:
     making.tunnel = cast("Any", tunnel)
     pool.made(making)
     idle_s = Tuning().pool_idle_s
-    tunnel.http = SimpleNamespace(streams=("one", "two"), bulk_bytes=0, window=1, room=True)
+    tunnel.http = SimpleNamespace(streams=("one", "two"), bulk_bytes=0, window=1, receive_window=1, room=True)
     for loop.now, tunnel.http.streams in ((2 * idle_s, ("one",)), (3 * idle_s, ())):
         making.retired(cast("Any", tunnel))
         pool.release_idle()
@@ -208,18 +208,23 @@ def test_a_tunnel_is_idle_from_the_end_of_its_last_stream_on() -> None:
 
 def test_a_tunnel_whose_window_stays_full_has_no_room_while_any_stream_fills_it() -> None:
     loop = SimpleNamespace(now=5.0)
-    http = SimpleNamespace(room=True, streams={1: object()}, window=0, granted=1 << 24, bulk_bytes=0)
+    http = SimpleNamespace(
+        room=True, streams={1: object()}, window=0, receive_window=1, granted=1 << 24, widened=0, bulk_bytes=0
+    )
     member = _Making(cast(Any, SimpleNamespace(node=SimpleNamespace(loop=loop))), cast(Any, None), cast(Any, None))
     member.tunnel = cast(Any, SimpleNamespace(http=http))
     assert member.room(100) and not member.calm(loop.now), "it may open in this moment"
     loop.now += _STALLED_S
     assert not member.room(100)
-    http.granted += 1
-    assert member.room(100), "somebody reads: what was granted is in use again"
-    loop.now += _STALLED_S
+    for granted, window, receive_window in (("granted", 1, 0), ("widened", 0, 0)):
+        setattr(http, granted, 1 << 25)
+        http.window, http.receive_window = window, receive_window
+        assert member.room(100), "somebody reads: what was granted is in use again"
+        loop.now += _STALLED_S
+        assert not member.room(100)
     http.streams.clear()
     assert member.room(100) and member.calm(loop.now), "the next tunnel would be no better"
-    http.streams[3], http.window = object(), 1
+    http.streams[3], http.window, http.receive_window = object(), 1, 1
     assert member.room(100) and member.calm(loop.now)
 
 
@@ -233,7 +238,9 @@ def full_pool(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Pool, list[_
     members = []
     for _ in range(count):
         member = _Making(pool, cast("Any", "key"), cast("Any", None))
-        http = SimpleNamespace(room=True, streams={1: object()}, window=0, granted=1 << 24, bulk_bytes=0)
+        http = SimpleNamespace(
+            room=True, streams={1: object()}, window=0, receive_window=1, granted=1 << 24, widened=0, bulk_bytes=0
+        )
         member.tunnel = cast("Any", SimpleNamespace(http=http, end=lambda _error: None))
         members.append(member)
     pool._ready[cast("Any", "key")] = members
