@@ -82,8 +82,8 @@ class Cluster:
         self._name_reports()
         for node in self._tokens.keep_only(self.index.nodes):
             _log.info("node removed: node=%s: its tokens are no longer valid", node)
-        self.is_loaded = True
         self._publish()
+        self.is_loaded = True
         self.objects_changed.give()
         return findings.problems
 
@@ -155,6 +155,9 @@ class Cluster:
 
     def report(self, reporter: str, reports: Sequence[PodReport]) -> dict[tuple[str, str], str]:
         """Make a reporter's whole list current, but for pods that cannot be where they are said to be: returns those."""
+        if self._half_made:
+            self._mend_index()
+            self._publish()
         ranges = {name: node.pod_cidrs for name, node in self.index.nodes.items()}
         sharing = {key for key, pod in self.index.pods.items() if pod.spec.host_network}
         misplaced = self._reports.misplaced(reporter, reports, ranges, sharing)
@@ -168,9 +171,8 @@ class Cluster:
         return misplaced
 
     def _take(self, changes: Changes) -> None:
-        if not changes.upserts and not changes.removals and not self._half_made:
+        if not changes.upserts and not changes.removals:
             return
-        self._mend_index()
         named = replace(changes, upserts=tuple(map(self._named, changes.upserts)))
         before = self._reports.undoing(named)
         self._half_made = True

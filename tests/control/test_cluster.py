@@ -247,6 +247,70 @@ def test_nothing_is_told_of_a_change_that_broke_off_and_could_not_be_undone(
     store.close()
 
 
+def test_a_first_set_of_which_nobody_could_be_told_is_no_mesh_without_anybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that ask then are to keep what they know."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    objects = parse({"all": NODE + POD.replace("ACCOUNT", "web") + POLICY}).objects
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as memory_ends:
+        memory_ends.setattr(Resources, "take", fail)
+        with pytest.raises(MemoryError):
+            cluster.replace_objects(objects)
+    assert not cluster.is_loaded
+    cluster.replace_objects(objects)
+    assert cluster.is_loaded and "demo/none" in cluster.feed.snapshots[AUTHORIZATION_TYPE].resources
+    store.close()
+
+
+def test_a_report_that_nobody_was_told_of_is_told_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + POD.replace("ACCOUNT", "web"))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as memory_ends:
+        memory_ends.setattr(Resources, "take", fail)
+        with pytest.raises(MemoryError):
+            cluster.report("lab", pods("a"))
+    assert not cluster.feed.snapshots[ADDRESS_TYPE].resources
+    cluster.report("lab", pods("a"))
+    assert cluster.feed.snapshots[ADDRESS_TYPE].resources
+    revision = cluster.revision
+    cluster.report("lab", pods("a"))
+    assert cluster.revision == revision, "it is told once"
+    store.close()
+
+
+def test_a_report_is_not_judged_by_what_is_left_of_an_index_that_broke_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nodes may lack: the pods of all of them were taken for misplaced, and gone, and dialled in plain then."""
+    store = Store(tmp_path / "control.db")
+    cluster = cluster_on(store)
+    apply(cluster, NODE + POD.replace("ACCOUNT", "web"))
+    cluster.report("lab", pods("a"))
+    told = dict(cluster.feed.snapshots)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as memory_ends:
+        memory_ends.setattr(Index, "replace_objects", fail)
+        with pytest.raises(MemoryError):
+            cluster.replace_objects(parse({"all": NODE + POD.replace("ACCOUNT", "web") + SERVICE}).objects)
+    assert not cluster.report("lab", pods("a")) and {one.name for one in store.reports()} == {"a"}
+    assert cluster.feed.snapshots == told
+    store.close()
+
+
 @pytest.mark.parametrize("types", [0, 1])
 def test_a_change_that_breaks_off_before_it_is_told_is_told_by_the_next_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: int
