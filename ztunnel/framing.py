@@ -55,14 +55,14 @@ class FrameReader:
         """Take one receive call's bytes and descriptors; return the messages that are complete, in order.
 
         A message whose descriptors were lost on the way comes with none.
-        Raises: FrameError for a header beyond the bounds, missing or surplus descriptors; then all are closed.
+        Raises: FrameError for a header beyond the bounds, missing or surplus descriptors; MemoryError. Then all are closed.
         """
         self._fds.extend(fds)
         self._buffer += data
         messages: list[tuple[object, list[int]]] = []
         try:
             offset = self._take_frames(messages)
-        except FrameError:
+        except (FrameError, MemoryError):
             for _, owned in messages:
                 _close_all(owned)
             self.close()
@@ -109,6 +109,8 @@ def _load(view: memoryview) -> object:
     try:
         with view:
             return pickle.loads(view)
+    except MemoryError:  # no fault of the frame's
+        raise
     except Exception as error:  # a broken pickle raises whatever its opcodes run into
         raise FrameError(f"frame holds no message: {error}") from error
 

@@ -91,6 +91,20 @@ def test_what_came_before_a_broken_frame_is_closed_with_it() -> None:
     assert open_descriptors() <= before
 
 
+def test_where_memory_ends_the_frame_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has no memory left ends, and says so."""
+
+    def load(_view: memoryview) -> object:
+        raise MemoryError
+
+    before = open_descriptors()
+    data = framing.pack(channel.RemovePod("u"), 1)
+    monkeypatch.setattr(pickle, "loads", load)
+    with pytest.raises(MemoryError):
+        framing.FrameReader().feed(data, [os.open("/dev/null", os.O_RDONLY)])
+    assert open_descriptors() <= before
+
+
 def test_who_is_closed_again_closes_nothing_of_others_and_begins_anew() -> None:
     """A number that was given back may be another's descriptor by then."""
     message = channel.AddPod("uid", "name", "namespace", "account")
