@@ -11,6 +11,7 @@ import click
 from cli.dial import TIMEOUT_S, control_stub
 from cli.failure import Failure, warn
 from cli.output import output_option, print_json, printable
+from mesh.line import as_text
 from mesh.proto.control_pb2 import ApplyRequest, ApplyResponse, DeleteRequest, ManifestFile, Problem
 from wire.places import Places
 
@@ -35,8 +36,7 @@ def read_manifests(sources: Iterable[str]) -> list[ManifestFile]:
         if total > _MAX_BYTES or len(files) == _MAX_FILES:
             raise Failure(name, f"more than {_MAX_BYTES >> 20} MiB or {_MAX_FILES} files of manifests", "apply them in parts")
         try:
-            shown = name.encode(errors="backslashreplace").decode()  # a file's name need not be text, a message's must
-            files.append(ManifestFile(name=shown, yaml=data.decode()))
+            files.append(ManifestFile(name=as_text(name), yaml=data.decode()))
         except UnicodeDecodeError as error:
             raise Failure(name, f"not UTF-8 at byte {error.start}", "manifests are text") from None
     return files

@@ -19,6 +19,7 @@ from control.source import FolderSource, Outcome
 from control.store import StoreError
 from control.tokens import TOKEN_BYTES, Tokens
 from control.trust import Trust
+from mesh.line import as_text
 from mesh.manifests import Problem
 from mesh.proto import control_pb2 as wire
 from mesh.proto import control_pb2_grpc
@@ -198,18 +199,13 @@ def _report(reporter: str, pod: wire.PodReport) -> PodReport:
 
 def _problem(problem: Problem) -> wire.Problem:
     return wire.Problem(
-        file=_text(problem.file),
+        file=as_text(problem.file),
         document=problem.document,
         object=problem.object,
         field=problem.field,
-        reason=_text(problem.reason),
+        reason=as_text(problem.reason),
         warning=problem.warning,
     )
-
-
-def _text(text: str) -> str:
-    """What a message can carry: names of files, which need not be text, in what they are not with escapes."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _response(outcome: Outcome) -> wire.ApplyResponse:

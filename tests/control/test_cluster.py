@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,6 @@ from control.store import Store
 from control.table import Resources
 from control.tokens import Tokens
 from control.workloads import MeshNames
-from mesh.delta import Resource
 from mesh.manifests import parse
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -54,6 +55,37 @@ def apply(cluster: Cluster, text: str) -> None:
 
 def pods(*names: str) -> list[PodReport]:
     return [PodReport("demo", name, "lab", f"uid-{name}", "n1", (ip_address(f"10.244.1.{ord(name)}"),)) for name in names]
+
+
+@contextmanager
+def breaking_off(
+    monkeypatch: pytest.MonkeyPatch, owner: type, method: str, errors: Iterable[Exception | None]
+) -> Iterator[None]:
+    """A method does its work, and then ends in the next of some errors, while any are left."""
+    made, left = getattr(owner, method), iter(errors)
+
+    def broken(*arguments: Any) -> Any:
+        found = made(*arguments)
+        error = next(left, None)
+        if error is not None:
+            raise error
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, method, broken)
+        yield
+
+
+@contextmanager
+def without_memory(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> Iterator[None]:
+    """A method ends before it has done anything."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as memory_ends:
+        memory_ends.setattr(owner, method, fail)
+        yield
 
 
 @contextmanager
@@ -197,15 +229,7 @@ def test_a_set_that_ends_in_a_mistake_of_ours_is_named_and_what_was_there_stays_
     apply(cluster, NODE + POD.replace("ACCOUNT", "web") + POLICY)
     cluster.report("lab", pods("a"))
     revision, told, addresses = cluster.revision, dict(cluster.feed.snapshots), store.addresses()
-    with monkeypatch.context() as patched:
-        made, mistakes = Index._replace_workloads, [KeyError("who")]
-
-        def replace_workloads(index: Index, dirty: Iterable[tuple[str, str]]) -> None:
-            made(index, dirty)
-            if mistakes:
-                raise mistakes.pop()
-
-        patched.setattr(Index, "_replace_workloads", replace_workloads)
+    with breaking_off(monkeypatch, Index, "_replace_workloads", [KeyError("who")]):
         without = parse({"all": NODE + POD.replace("ACCOUNT", "web") + SERVICE}).objects
         reason = "Service demo/web, AuthorizationPolicy demo/none: cannot be taken in: internal error: KeyError: 'who'"
         with pytest.raises(NotTaken, match=re.escape(reason)):
@@ -229,14 +253,7 @@ def test_nothing_is_told_of_a_change_that_broke_off_and_could_not_be_undone(
     cluster = cluster_on(store)
     apply(cluster, NODE + POD.replace("ACCOUNT", "web") + POLICY)
     told = dict(cluster.feed.snapshots)
-    with monkeypatch.context() as patched:
-        made = Index._replace_policies
-
-        def replace_policies(index: Index) -> set[tuple[str, str]]:
-            made(index)
-            raise MemoryError
-
-        patched.setattr(Index, "_replace_policies", replace_policies)
+    with breaking_off(monkeypatch, Index, "_replace_policies", repeat(MemoryError())):
         with pytest.raises(MemoryError):
             cluster.replace_objects(parse({"all": NODE}).objects)
         with pytest.raises(MemoryError):
@@ -254,14 +271,8 @@ def test_a_first_set_of_which_nobody_could_be_told_is_no_mesh_without_anybody(
     store = Store(tmp_path / "control.db")
     cluster = cluster_on(store)
     objects = parse({"all": NODE + POD.replace("ACCOUNT", "web") + POLICY}).objects
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as memory_ends:
-        memory_ends.setattr(Resources, "take", fail)
-        with pytest.raises(MemoryError):
-            cluster.replace_objects(objects)
+    with without_memory(monkeypatch, Resources, "take"), pytest.raises(MemoryError):
+        cluster.replace_objects(objects)
     assert not cluster.is_loaded
     cluster.replace_objects(objects)
     assert cluster.is_loaded and "demo/none" in cluster.feed.snapshots[AUTHORIZATION_TYPE].resources
@@ -272,14 +283,8 @@ def test_a_report_that_nobody_was_told_of_is_told_the_next_time(tmp_path: Path, 
     store = Store(tmp_path / "control.db")
     cluster = cluster_on(store)
     apply(cluster, NODE + POD.replace("ACCOUNT", "web"))
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as memory_ends:
-        memory_ends.setattr(Resources, "take", fail)
-        with pytest.raises(MemoryError):
-            cluster.report("lab", pods("a"))
+    with without_memory(monkeypatch, Resources, "take"), pytest.raises(MemoryError):
+        cluster.report("lab", pods("a"))
     assert not cluster.feed.snapshots[ADDRESS_TYPE].resources
     cluster.report("lab", pods("a"))
     assert cluster.feed.snapshots[ADDRESS_TYPE].resources
@@ -298,14 +303,8 @@ def test_a_report_is_not_judged_by_what_is_left_of_an_index_that_broke_off(
     apply(cluster, NODE + POD.replace("ACCOUNT", "web"))
     cluster.report("lab", pods("a"))
     told = dict(cluster.feed.snapshots)
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as memory_ends:
-        memory_ends.setattr(Index, "replace_objects", fail)
-        with pytest.raises(MemoryError):
-            cluster.replace_objects(parse({"all": NODE + POD.replace("ACCOUNT", "web") + SERVICE}).objects)
+    with without_memory(monkeypatch, Index, "replace_objects"), pytest.raises(MemoryError):
+        cluster.replace_objects(parse({"all": NODE + POD.replace("ACCOUNT", "web") + SERVICE}).objects)
     assert not cluster.report("lab", pods("a")) and {one.name for one in store.reports()} == {"a"}
     assert cluster.feed.snapshots == told
     store.close()
@@ -320,19 +319,9 @@ def test_a_change_that_breaks_off_before_it_is_told_is_told_by_the_next_try(
     cluster = cluster_on(store)
     apply(cluster, NODE + POD.replace("ACCOUNT", "web"))
     objects = parse({"all": NODE + POD.replace("ACCOUNT", "web") + SERVICE + POLICY}).objects
-    with monkeypatch.context() as patched:
-        taken, left = Resources.take, [None] * types
-
-        def take(resources: Resources) -> dict[str, Resource] | None:
-            copied = taken(resources)
-            if not left:
-                raise MemoryError
-            left.pop()
-            return copied
-
-        patched.setattr(Resources, "take", take)
-        with pytest.raises(MemoryError):
-            cluster.replace_objects(objects)
+    errors = chain([None] * types, repeat(MemoryError()))
+    with breaking_off(monkeypatch, Resources, "take", errors), pytest.raises(MemoryError):
+        cluster.replace_objects(objects)
     assert not cluster.feed.snapshots[AUTHORIZATION_TYPE].resources.keys() & {"demo/none"}
     cluster.replace_objects(objects)
     assert "demo/none" in cluster.feed.snapshots[AUTHORIZATION_TYPE].resources

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ztunnel.test_worker_gateway import MiB, Relay, connected, networks
+from tests.ztunnel.test_worker_gateway import MiB, Relay, connected, networks, relayed
 from tests.ztunnel.world import SERVER, World, run
 from ztunnel.channel import CertificateFailed, Connections, QueryConnections, WorkerStatus
 from ztunnel.closing import reset_on_close
@@ -33,11 +33,8 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def relay(shared: World) -> Iterator[Relay]:
-    shared.settle()
-    relay = Relay(shared)
-    yield relay
-    relay.close()
-    shared.reset_sockets()
+    with relayed(shared) as relay:
+        yield relay
 
 
 def test_a_connection_is_not_lost_in_a_tunnel_to_a_gateway_that_is_gone_without_a_word(shared: World, relay: Relay) -> None:

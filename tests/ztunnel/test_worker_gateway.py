@@ -136,13 +136,20 @@ def shared() -> Iterator[World]:
         yield mesh
 
 
-@pytest.fixture
-def mesh(shared: World) -> Iterator[World]:
+@contextmanager
+def relayed(shared: World) -> Iterator[Relay]:
+    """A gateway for one test, which leaves nothing behind."""
     shared.settle()
     relay = Relay(shared)
-    yield shared
+    yield relay
     relay.close()
     shared.reset_sockets()
+
+
+@pytest.fixture
+def mesh(shared: World) -> Iterator[World]:
+    with relayed(shared):
+        yield shared
 
 
 def connected(mesh: World, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
