@@ -114,7 +114,7 @@ def _route(inventory: Inventory, network: str, request: Request, search: Search)
             upstream = _gateway(search, waypoint, "waypoint", f"service {meant.key}", meant, None)
             return _to_waypoint(request, search, upstream, meant)
     if service is not None and service.mode is not BalancingMode.PASSTHROUGH:
-        upstream = _endpoint(search, service, request)
+        upstream = _endpoint(search, service, request, owner if meant is None else None)
     elif owner is not None:
         upstream = Upstream(owner, destination, port)
     else:
@@ -128,10 +128,16 @@ def _route(inventory: Inventory, network: str, request: Request, search: Search)
     return in_mesh(inventory, _to_workload(upstream))
 
 
-def _endpoint(search: Search, service: Service, request: Request) -> Upstream:
+def _endpoint(search: Search, service: Service, request: Request, owner: Workload | None) -> Upstream:
+    """An endpoint of a service, or where it has none, `owner` of the address itself: a range may be around pods of the mesh.
+
+    Istio's ztunnel takes the address in plain there.
+    """
     try:
         return search.endpoint(service, request.port, request.destination)
     except NoUpstream as error:
+        if owner is not None and not search.avoid:
+            return Upstream(owner, request.destination, request.port)
         reason = f"no healthy upstream: {Authority(request.destination, request.port)}: {error}"
         raise NoUpstream(reason, service) from None
 

@@ -77,7 +77,7 @@ class Search:
         self._source = source
         self._aside = aside
         self._wanted = wanted
-        self._avoid = avoid
+        self.avoid = avoid
         self.chance = chance
         self.drawn = False
         """Chance had a say."""
@@ -85,7 +85,7 @@ class Search:
     def endpoint(self, service: Service, port: int, target: Address, role: Role = "destination") -> Upstream:
         """An endpoint of a service. Raises: NoUpstream."""
         endpoints = self._inventory.endpoints(service.key)
-        candidates = eligible(service, endpoints, self._client, port, self._avoid, role)
+        candidates = eligible(service, endpoints, self._client, port, self.avoid, role)
         self.drawn |= len(candidates) > 1
         usual = candidates
         if self._aside:
@@ -96,7 +96,7 @@ class Search:
             chosen, chance = choose(service, candidates, self._client, self._source, self.chance)
         self.chance = chance
         if chosen is None:
-            raise NoUpstream(_why_nobody(service, endpoints, candidates, self._client, port, self._avoid, role), service)
+            raise NoUpstream(_why_nobody(service, endpoints, candidates, self._client, port, self.avoid, role), service)
         inner = target_port(service, chosen, port, role)
         assert inner is not None  # else it is not eligible
         return Upstream(chosen.workload, _address_of(chosen.workload, service, target), inner, service)
@@ -116,14 +116,14 @@ class Search:
             target = self._wanted
             service = inventory.service(str(where))
             workload = inventory.workload_by_hostname(where.namespace, where.hostname)
-        if service is not None and service.mode is not BalancingMode.PASSTHROUGH:
+        if service is not None and (not isinstance(where, NetworkAddress) or service.mode is not BalancingMode.PASSTHROUGH):
             try:
                 return self.endpoint(service, gateway.hbone_port, target, role)
             except NoUpstream as error:
                 raise NoUpstream(f"unknown {role}: {gateway}, wanted by {wanted_by}: {error}") from None
         if service is None and workload is not None:
             return Upstream(workload, _address_of(workload, None, target), gateway.hbone_port)
-        why = "is not known" if service is None else "is a PASSTHROUGH service, which has no endpoints"
+        why = "is not known" if service is None else "is an address of a PASSTHROUGH service, which leads to no endpoint"
         raise NoUpstream(f"unknown {role}: {gateway}, wanted by {wanted_by}, {why}; {_MENDS[role]}")
 
 

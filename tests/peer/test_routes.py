@@ -62,7 +62,12 @@ MESH = {
         workload(
             "both",
             "10.7.0.2 fd07::2",
-            {"web": {80: 9090}, **dict.fromkeys(("near", "strict", "any", "v4", "v6", "listed", "range"), AT_80), "way": {}},
+            {
+                "web": {80: 9090},
+                **dict.fromkeys(("near", "strict", "any", "v4", "v6", "listed", "range"), AT_80),
+                "way": {},
+                "pass": {},
+            },
             **HERE,
         ),
         workload("far", "10.7.0.3", dict.fromkeys(("near", "strict", "any"), AT_80), **ELSEWHERE),
@@ -119,6 +124,9 @@ MESH = {
         service("no-address", "10.8.0.28"),
         service("named", "10.8.0.29", {80: 0, 81: 8081}),
         service("other-network", "net2/10.8.0.30"),
+        service("pass", "10.8.0.31", {15008: 15008}, **balancing("Passthrough", health="AllowAll")),
+        service("by-pass", "10.8.0.32", waypoint=gateway(key("pass"))),
+        service("by-pass-vip", "10.8.0.33", waypoint=gateway("/10.8.0.31")),
         service("range", "", cidrVips=[{"cidr": "10.9.0.0/16", "network": ""}]),
     ],
     "policies": [],

@@ -122,6 +122,21 @@ def test_passthrough_svc_keeps_the_destination() -> None:
     assert target(route("10.0.0.2", 80, SERVER, everywhere)) == ("HBONE", "10.0.0.2", 15008)
 
 
+def test_a_pod_within_a_services_range_is_reached_where_the_service_has_nobody() -> None:
+    """As itself, by mutual TLS: not in plain, and the range is no reason to refuse."""
+    around = replace(WEB, vips=(NetworkAddress("", ip_address("10.0.0.0"), 8),), ports={443: 443})
+    for outcome in (route("10.0.0.2", 9000, SERVER, around), route("10.0.0.2", 443, replace(SERVER, services={}), around)):
+        assert isinstance(outcome, Route) and outcome.workload is not None
+        assert (target(outcome), outcome.workload.uid, outcome.service) == (("HBONE", "10.0.0.2", 15008), "s", None)
+    assert "has no port 9000" in refusal(route("10.0.0.9", 9000, SERVER, around)), "nobody has that address"
+    listed = replace(PLAIN, services={KEY: {443: 443}})
+    inventory = Inventory()
+    inventory.apply([CLIENT, replace(SERVER, services={}), listed, around], [])
+    asked = Request(CLIENT, CLIENT.addresses[0], ip_address("10.0.0.2"), 443)
+    assert target(decide(inventory, "", asked, 0.5)) == ("TCP", "10.0.0.3", 443), "the service's own endpoint first"
+    assert "set aside" in refusal(decide(inventory, "", asked, 0.5, frozenset({"p"}))), "and nobody else once that one failed"
+
+
 def test_host_network_workload_passes_through() -> None:
     assert target(route("10.0.0.2", 80, replace(SERVER, network_mode=NetworkMode.HOST_NETWORK))) == ("TCP", "10.0.0.2", 80)
 

@@ -14,6 +14,7 @@ from mesh.workload import (
     GatewayAddress,
     NamespacedHostname,
     NetworkAddress,
+    Scope,
     Service,
     TunnelProtocol,
     WeightedWaypoint,
@@ -173,10 +174,9 @@ UNKNOWN = {
     "no endpoint": (GATEWAY,),
     "unhealthy": (GATEWAY, replace(POD, healthy=False)),
     "no capacity": (GATEWAY, replace(POD, capacity=0)),
-    "passthrough": (replace(GATEWAY, mode=BalancingMode.PASSTHROUGH), POD),
-    "passthrough, beside a workload of the same address and name": (
+    "passthrough without a pod, beside a workload of the same address and name": (
         replace(GATEWAY, mode=BalancingMode.PASSTHROUGH),
-        replace(POD, addresses=(ip_address("10.96.0.10"),), hostname=GATEWAY.hostname),
+        replace(POD, addresses=(ip_address("10.96.0.10"),), hostname=GATEWAY.hostname, services={}),
     ),
 }
 
@@ -206,8 +206,20 @@ def test_a_refusal_says_how_to_mend() -> None:
         "create that waypoint, or take the wish for it away (label istio.io/use-waypoint)"
     )
     assert isinstance(outcome, Refused) and outcome.service is not None and outcome.service.key == KEY
-    outcome = route("10.96.0.1", 80, SERVER, replace(WEB, waypoint=BY_NAME), replace(GATEWAY, mode=BalancingMode.PASSTHROUGH))
-    assert f"wanted by service {KEY}, is a PASSTHROUGH service, which has no endpoints; create" in refusal(outcome)
+
+
+def test_a_passthrough_service_is_a_waypoint_by_its_name_and_not_by_its_address() -> None:
+    """Endpoints it has; only who dials its address keeps that."""
+    passing = replace(GATEWAY, mode=BalancingMode.PASSTHROUGH, preferences=(Scope.NODE,))
+    client, near = replace(CLIENT, node="n1"), replace(POD, node="n1")
+    far = replace(POD, uid="v", name="v", addresses=(ip_address("10.0.0.11"),), node="n2")
+    for chance in (0.01, 0.5, 0.99):
+        one = taken(route("10.96.0.1", 80, replace(WEB, waypoint=BY_NAME), far, near, passing, client=client, chance=chance))
+        assert one.workload is near, "the preferred one"
+    outcome = route("10.96.0.1", 80, SERVER, replace(WEB, waypoint=BY_VIP), near, passing)
+    assert f"wanted by service {KEY}, is an address of a PASSTHROUGH service, which leads to no endpoint; create" in refusal(
+        outcome
+    )
 
 
 def test_a_waypoint_wanted_on_the_clients_own_network_is_not_passed() -> None:
