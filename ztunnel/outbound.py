@@ -1,20 +1,18 @@
-"""Connections of this node's pods: captured at 15001, routed, and carried in a tunnel or in plain."""
+"""A connection of a pod of this node, from the decision where it goes to its end: carried in a tunnel or in plain."""
 
 import socket
 from collections.abc import Callable
-from functools import partial
 from random import randbytes
 
 from mesh.workload import Address, NetworkAddress, Workload
 from ztunnel.balance import NOBODY
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.closing import reset_on_close
-from ztunnel.dial import Dial, endpoint, original_destination, text_of
+from ztunnel.dial import Dial, text_of
 from ztunnel.fields import Fields, Repeating
 from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.inner_tunnel import InnerStream, InnerTunnel
 from ztunnel.ledger import DRAINED, SocketAddress, Tracked
-from ztunnel.missing import missing_outbound
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.pool import Key
@@ -23,51 +21,9 @@ from ztunnel.route import Refused, Request, Route, in_mesh
 from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials
 from ztunnel.tunnel import Tunnel
-from ztunnel.waiting import WaitingConnection
 from ztunnel.ways import Way, way_of
 
 _TRACE_BYTES = 24
-
-
-def accept_outbound(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
-    """An application connected: find out where to. One that no redirect sent is refused."""
-    meant = original_destination(sock)
-    if meant is None or meant[1] == 0:
-        local = endpoint(sock.getsockname())
-        sock.close()
-        pod.node.fail_early(pod.uid, "outbound", peer, local, "CONNECT", "no original destination: not sent by the redirect")
-        return
-    client = pod.workload()
-    if client is not None:
-        depart(pod, client, sock, peer, meant)
-        return
-
-    def go(known: socket.socket, workload: Workload) -> None:
-        depart(pod, workload, known, peer, meant)
-
-    WaitingConnection(pod, sock, peer, meant, "outbound", go).start()
-
-
-def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
-    """Route a connection, and take it there."""
-    node = pod.node
-    request = Request(client, peer[0], *destination)
-    if node.demands is not None:
-        _ask(pod, sock, peer, request, destination)
-        return
-    Outbound(pod, sock, peer, client, destination).start(pod.ways.find(request))
-
-
-def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request, destination: SocketAddress) -> None:
-    """Route a connection once all is known that its route depends on; never past what could not be known."""
-    node, network = pod.node, pod.node.config.network
-
-    def go(known: socket.socket, error: str) -> None:
-        way = Refused(error) if error else pod.ways.find(request)
-        Outbound(pod, known, peer, request.client, destination).start(way)
-
-    missing = partial(missing_outbound, node.inventory, network, request)
-    WaitingConnection(pod, sock, peer, destination, "outbound", lambda *_: None).ask(missing, go)
 
 
 class Outbound(Tracked):

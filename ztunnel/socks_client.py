@@ -10,11 +10,11 @@ from random import choice
 from mesh.workload import Address, Workload
 from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
+from ztunnel.departure import depart
 from ztunnel.dial import endpoint
 from ztunnel.ledger import SocketAddress
 from ztunnel.loop import IN
 from ztunnel.names import find
-from ztunnel.outbound import depart
 from ztunnel.pod import Pod
 from ztunnel.socks5 import Negotiation, Refusal, Reply
 

@@ -54,6 +54,7 @@ from ztunnel.channel import (
     UpdatePolicies,
     WorkerStatus,
 )
+from ztunnel.departure import accept_outbound
 from ztunnel.dns_service import DNSService
 from ztunnel.headroom import Headroom
 from ztunnel.inbound_plain import accept_plain
@@ -64,7 +65,6 @@ from ztunnel.listener import ACCEPTS_PER_EVENT, STRANGERS_PER_EVENT, Listener
 from ztunnel.log_lines import apply_levels, log_to_stderr
 from ztunnel.loop import MANY_BULKY_TURNS, Loop
 from ztunnel.node import Node
-from ztunnel.outbound import accept_outbound
 from ztunnel.parent import die_with_parent
 from ztunnel.pod import Closable, Pod
 from ztunnel.session_nice import BEHIND, SessionNice

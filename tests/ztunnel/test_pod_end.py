@@ -12,11 +12,12 @@ import pytest
 
 from mesh.workload import TunnelProtocol, Workload
 from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, FromWorker
+from ztunnel.departure import depart
 from ztunnel.inbound_plain import InboundPlain
 from ztunnel.ledger import DRAINED, Tracked
 from ztunnel.loop import Loop
 from ztunnel.node import Node
-from ztunnel.outbound import Outbound, depart
+from ztunnel.outbound import Outbound
 from ztunnel.pod import Pod
 from ztunnel.walk import ENDINGS_PER_TURN
 from ztunnel.ways import Way
