@@ -162,6 +162,7 @@ def _control_line(control: Answer[ControlStatus], reports: list[NodeReport], now
             f"running {status.version}, {status.objects} objects, {status.workloads} workloads, "
             f"{status.services} services, {status.policies} policies, "
             f"root certificate for {span(status.root_expires_unix_s - now.timestamp())}{_rotation(status, now)}"
+            f"{f', {status.refused_calls} calls refused' if status.refused_calls else ''}"
         )
     if control.failure is not None:
         return control.failure.state if isinstance(control.failure, Forbidden) else "does not answer"

@@ -1,9 +1,13 @@
 """weft-control: one process, one event loop. Builds the parts and ties them together."""
 
+import os
+
 from wire import endings
 
 if __name__ == "__main__":
     endings.remember()
+    # Read by gRPC when it is imported: else it writes a line, without an address, for each handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import asyncio
 import logging
@@ -22,6 +26,7 @@ from control.folder import Folder
 from control.grants import Grants
 from control.lock import take_lock
 from control.log_lines import log_to_stderr
+from control.refusals import Refusals
 from control.root import make_folder
 from control.server import STOP_GRACE_S, control_server, node_server
 from control.server_tls import server_addresses
@@ -69,7 +74,8 @@ async def serve(ground: Ground) -> None:
     cluster = Cluster(names, configuration.service_ranges, ground.store, tokens)
     source = FolderSource(Folder(configuration.manifests), cluster)
     await source.refresh()
-    nodes, control = _servers(ground, cluster, source, tokens)
+    refusals = Refusals()
+    nodes, control = _servers(ground, cluster, source, tokens, refusals)
     await nodes.start()
     await control.start()
     _log.info("ready: trust_domain=%s cluster=%s", names.trust_domain, names.cluster)
@@ -83,16 +89,19 @@ async def serve(ground: Ground) -> None:
     finally:
         _log.info("stopping")
         await asyncio.gather(nodes.stop(STOP_GRACE_S), control.stop(STOP_GRACE_S))
+        refusals.finish()
         ground.places.control_socket.unlink(missing_ok=True)
 
 
-def _servers(ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tokens) -> tuple[grpc.aio.Server, grpc.aio.Server]:
+def _servers(
+    ground: Ground, cluster: Cluster, source: FolderSource, tokens: Tokens, refusals: Refusals
+) -> tuple[grpc.aio.Server, grpc.aio.Server]:
     configuration = ground.configuration
     credentials = Credentials(tokens, configuration.trust_domain, configuration.trust_domain_aliases, _accounts(configuration))
     grants = Grants(configuration.trust_domain, configuration.cluster, cluster.has_node, cluster.runs_on, cluster.runs)
-    discovery = DiscoveryService(cluster, credentials)
-    signing = CertificateService(ground.trust, cluster, credentials, grants, configuration.workload_ttl_s)
-    service = ControlService(source, cluster, tokens, ground.trust, discovery)
+    discovery = DiscoveryService(cluster, credentials, refusals)
+    signing = CertificateService(ground.trust, cluster, credentials, grants, refusals, configuration.workload_ttl_s)
+    service = ControlService(source, cluster, tokens, ground.trust, discovery, refusals)
     nodes = node_server(configuration, ground.trust, ground.addresses, discovery, signing)
     return nodes, control_server(ground.places.control_socket, service)
 

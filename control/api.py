@@ -14,6 +14,7 @@ from control.abort import abort
 from control.cluster import NOT_LOADED, Cluster
 from control.describe import describe
 from control.discovery import DiscoveryService
+from control.refusals import Refusals
 from control.reports import PodReport, malformed, read_address
 from control.source import FolderSource, Outcome
 from control.store import StoreError
@@ -41,6 +42,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     tokens: Tokens
     trust: Trust
     discovery: DiscoveryService
+    refusals: Refusals
     _started_s: int = field(default_factory=lambda: int(time.time()))
 
     async def Apply(self, request: wire.ApplyRequest, context: grpc.aio.ServicerContext) -> wire.ApplyResponse:
@@ -135,6 +137,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
             problems=[*map(_problem, self.source.problems), *self._misplaced(), *self._unkept()],
             root_expires_unix_s=int(self.trust.signer.certificate.not_valid_after_utc.timestamp()),
             rotation=_rotation(self.trust),
+            refused_calls=self.refusals.total,
         )
 
     async def _require_objects(self, context: grpc.aio.ServicerContext) -> None:

@@ -19,6 +19,7 @@ from control.answer import Contents, from_proto, to_wire
 from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials, metadata_values
 from control.grants import NOT_AUTHENTICATED
+from control.refusals import Refusals
 from control.stream import Stream
 
 _SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
@@ -63,6 +64,7 @@ class DiscoveryService:
 
     cluster: Cluster
     credentials: Credentials
+    refusals: Refusals
     _contents: Contents = field(default_factory=Contents)
     _streams: dict[int, Stream] = field(default_factory=dict)
     _next: int = 0
@@ -106,11 +108,11 @@ class DiscoveryService:
             await abort(context, grpc.StatusCode.UNAVAILABLE, NOT_LOADED)
         node = self.credentials.node_of(context)
         if node is None or not self.cluster.has_node(node):
-            _log.warning("xds refused: peer=%s: no valid node token or node certificate", context.peer())
+            self.refusals.tell("xds", context.peer(), "no valid node token or node certificate")
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, NOT_AUTHENTICATED)
         if metadata_values(context, "clusterid") != [self.cluster.names.cluster]:
             reason = f"{NOT_AUTHENTICATED}: header clusterid must be {self.cluster.names.cluster!r}: set CLUSTER_ID to it"
-            _log.warning("xds refused: node=%s: %s", node, reason)
+            self.refusals.tell("xds", context.peer(), f"node={node}: {reason}")
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
         if Counter(stream.node for stream in self._streams.values())[node] >= MAX_STREAMS_PER_NODE:
             reason = f"node {node} has {MAX_STREAMS_PER_NODE} streams already: end some of them"

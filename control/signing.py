@@ -16,6 +16,7 @@ from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials, metadata_values
 from control.grants import NOT_AUTHENTICATED, Grant, Grants, Refusal
 from control.rate import Rate
+from control.refusals import Refusals
 from control.root import new_serial
 from control.trust import Trust
 from mesh.proto import certificate_pb2
@@ -42,6 +43,7 @@ class CertificateService:
     cluster: Cluster
     credentials: Credentials
     grants: Grants
+    refusals: Refusals
     default_lifetime_s: int
     clock: Callable[[], float] = time.time
     _rate: Rate = field(default_factory=lambda: Rate(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE))
@@ -66,7 +68,7 @@ class CertificateService:
         workload = self.credentials.workload_of(context) if node is None else None
         caller = f"node {node}" if node is not None else f"workload {workload}"
         if node is None and workload is None:
-            _log.warning("certificate refused: peer=%s: no valid token and no certificate of this mesh", context.peer())
+            self.refusals.tell("certificate", context.peer(), "no valid token and no certificate of this mesh")
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, NOT_AUTHENTICATED)
         request = await self._read(context)
         if request is grpc.aio.EOF:
@@ -77,7 +79,7 @@ class CertificateService:
         else:
             decision = self.grants.decide(node, clusters, impersonated)
         if isinstance(decision, Refusal):
-            _log.warning("certificate refused: peer=%s %s: %s", context.peer(), caller, decision.reason)
+            self.refusals.tell("certificate", context.peer(), f"{caller}: {decision.reason}")
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, decision.reason)
         if not self._rate.take(caller, self.clock()):
             await abort(

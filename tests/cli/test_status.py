@@ -92,6 +92,15 @@ def test_all_well(world: "World") -> None:
     )
 
 
+def test_calls_that_control_refused_are_counted(world: "World") -> None:
+    world.control().status = control_pb2.StatusResponse(version="0.1.0", refused_calls=12)
+    world.agent("node-a", _agent())
+    world.proxy("node-a", _dump())
+    line, *_ = world.weft("status").stdout.splitlines()
+    assert line.endswith(", 12 calls refused")
+    assert json.loads(world.weft("status", "-o", "json").stdout)["control"]["refusedCalls"] == "12"
+
+
 def test_a_node_and_the_control_plane_that_are_gone(world: "World") -> None:
     world.agent("node-a", _agent())
     world.proxy("node-a", _dump(), ready=(500, b"not ready, waiting for: state\n"))

@@ -15,6 +15,7 @@ from control import discovery
 from control.cluster import Cluster
 from control.credentials import Credentials
 from control.discovery import DiscoveryService
+from control.refusals import Refusals
 from control.store import Store
 from control.tokens import Tokens
 from control.workloads import MeshNames
@@ -47,7 +48,7 @@ async def serving(folder: Path) -> AsyncIterator[Opened]:
     cluster = Cluster(MeshNames(), [], store, tokens)
     cluster.replace_objects(parse({"f": NODES}).objects)
     server = grpc.aio.server()
-    DiscoveryService(cluster, Credentials(tokens, "cluster.local")).register(server)
+    DiscoveryService(cluster, Credentials(tokens, "cluster.local"), Refusals()).register(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     bearers = {node: f"Bearer {tokens.issue(node, bytes([number] * 32))}" for number, node in enumerate(("n1", "n2"))}

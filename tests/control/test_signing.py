@@ -24,6 +24,7 @@ from control.cluster import Cluster
 from control.credentials import Credentials
 from control.grants import Grants
 from control.rate import Rate
+from control.refusals import Refusals
 from control.store import Store
 from control.tokens import Tokens
 from control.trust import Trust
@@ -292,7 +293,7 @@ async def serving(folder: Path, manifests: str = MESH) -> AsyncIterator[tuple[si
         cluster.replace_objects(parse({"f": manifests}).objects)
     grants = Grants("cluster.local", "Kubernetes", cluster.has_node, cluster.index.runs_on, cluster.index.runs)
     trust = Trust(folder, "cluster.local", 3600)
-    service = signing.CertificateService(trust, cluster, Credentials(tokens, "cluster.local"), grants, 3600)
+    service = signing.CertificateService(trust, cluster, Credentials(tokens, "cluster.local"), grants, Refusals(), 3600)
     server = grpc.aio.server()
     service.register(server)
     port = server.add_insecure_port("127.0.0.1:0")
