@@ -39,27 +39,27 @@ class DNSMetrics:
         return [
             counter(
                 "istio_on_demand_dns",
-                "The total number of lookups of workloads that have a hostname and no address",
+                "The total number of requests that used on-demand DNS (unstable)",
                 self._on_demand.items(),
             ),
             counter(
                 "istio_dns_requests",
-                "The total number of names that pods asked for",
+                "Total number of DNS requests (unstable)",
                 ((labels, counts.requests) for labels, counts in self._queries.items()),
             ),
             counter(
                 "istio_dns_upstream_requests",
-                "The total number of questions that went on to a nameserver",
+                "Total number of DNS requests forwarded to upstream (unstable)",
                 ((labels, counts.upstream_requests) for labels, counts in forwarded),
             ),
             counter(
                 "istio_dns_upstream_failures",
-                "The total number of questions to which no nameserver had an answer",
+                "Total number of DNS requests that failed to forward upstream (unstable)",
                 ((labels, counts.upstream_failures) for labels, counts in forwarded if counts.upstream_failures),
             ),
             histogram(
                 "istio_dns_upstream_request_duration_seconds",
-                "How long nameservers took",
+                "Total time in seconds Istio takes to get DNS response from upstream (unstable)",
                 BUCKETS_S,
                 ((labels, counts.durations, counts.seconds) for labels, counts in forwarded),
             ),

@@ -35,6 +35,8 @@ class Family(NamedTuple):
     kind: Kind
     help: str
     samples: list[Sample]
+    unit: str = ""
+    """As the name ends with it; empty: not said."""
 
 
 def gauge(name: str, text: str, value: float, **labels: str) -> Family:
@@ -42,20 +44,20 @@ def gauge(name: str, text: str, value: float, **labels: str) -> Family:
     return Family(name, "gauge", text, [Sample(tuple(labels.items()), value)])
 
 
-def counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Family:
+def counter(name: str, text: str, values: Iterable[tuple[Labels, float]], unit: str = "") -> Family:
     """A family of counts."""
-    return Family(name, "counter", text, [Sample(labels, value) for labels, value in values])
+    return Family(name, "counter", text, [Sample(labels, value) for labels, value in values], unit)
 
 
 def histogram(name: str, text: str, bounds: Sequence[float], values: Iterable[tuple[Labels, Sequence[int], float]]) -> Family:
-    """A family of (labels, counts within each bound but not the one before and beyond all, sum)."""
+    """A family of (labels, counts within each bound but not the one before and beyond all, sum), in seconds."""
     samples = []
     for labels, counts, total in values:
         below = list(accumulate(counts))
         for bound, count in zip((*map(str, bounds), "+Inf"), below, strict=True):
             samples.append(Sample((*labels, ("le", bound)), count, "_bucket"))
         samples += [Sample(labels, below[-1], "_count"), Sample(labels, total, "_sum")]
-    return Family(name, "histogram", text, samples)
+    return Family(name, "histogram", text, samples, "seconds")
 
 
 def workload_labels(prefix: str, workload: Workload | None, principal: str) -> Iterator[tuple[str, str]]:
@@ -119,7 +121,7 @@ class Series:
 _TCP = {
     "opened": ("istio_tcp_connections_opened", "The total number of TCP connections opened"),
     "closed": ("istio_tcp_connections_closed", "The total number of TCP connections closed"),
-    "failed": ("istio_tcp_connections_failed", "The total number of TCP connections that failed"),
+    "failed": ("istio_tcp_connections_failed", "The total number of TCP connections that failed to establish (unstable)"),
     "received": ("istio_tcp_received_bytes", "The size of total bytes received during request in case of a TCP connection"),
     "sent": ("istio_tcp_sent_bytes", "The size of total bytes sent during response in case of a TCP connection"),
 }
@@ -157,7 +159,7 @@ class TcpMetrics:
         ]
         open_sockets = self.open | {"inbound": self.open["inbound"] + self.tunnels}
         sockets = [Sample((("reporter", _REPORTERS[direction]),), count) for direction, count in open_sockets.items()]
-        families.append(Family("istio_tcp_sockets_open", "gauge", "The number of TCP connections that are open", sockets))
+        families.append(Family("istio_tcp_sockets_open", "gauge", "The current number of open TCP sockets (unstable)", sockets))
         families.append(
             counter("weft_metrics_overflow", "Sets of labels that found no room", [((), self.overflow)]),
         )
@@ -172,8 +174,8 @@ def revocation_families(counts: Mapping[Revocation, int]) -> list[Family]:
             if one.known is known:
                 yield (("reporter", _REPORTERS[one.direction]),), count
 
-    refused = "The total number of connections rejected due to CRL certificate revocation"
-    unknown = "The total number of connections whose certificates could not be looked up in a CRL"
+    refused = "The total number of connections rejected due to CRL certificate revocation (unstable)"
+    unknown = "The total number of connections not tracked for CRL enforcement (unstable)"
     return [
         counter("istio_crl_policy_rejections", refused, reporters(True)),
         counter("istio_crl_untracked_connections", unknown, reporters(False)),
@@ -185,6 +187,7 @@ def render(families: Iterable[Family]) -> bytes:
     lines: list[str] = []
     for family in families:
         lines += [f"# HELP {family.name} {family.help}.", f"# TYPE {family.name} {family.kind}"]
+        lines += [f"# UNIT {family.name} {family.unit}"] if family.unit else ()
         suffix = {"counter": "_total", "info": "_info"}.get(family.kind, "")
         for labels, value, own in family.samples:
             text = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)

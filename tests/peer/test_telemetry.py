@@ -69,15 +69,17 @@ def test_counters_and_access_log_are_the_same(cross: CrossMesh) -> None:
 
 
 def families(text: str) -> dict[str, tuple[str, set[tuple[str, ...]]]]:
-    """Each metric's type, and the labels of its samples in their order."""
+    """What is said of each metric, and the labels of its samples in their order."""
     found: dict[str, tuple[str, set[tuple[str, ...]]]] = {}
-    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+    for kind, name in re.findall(
+        r"^((?:# HELP istio_.*\n|# HELP workload_.*\n)?# TYPE (\S+) .*\n(?:# UNIT .*\n)?)", text, re.MULTILINE
+    ):
         samples = re.findall(rf"^{name}(?:_total|_bucket|_sum|_count|_info)?(?:{{(.*)}})? ", text, re.MULTILINE)
         found[name] = (kind, {tuple(re.findall(r'(\w+)="', labels)) for labels in samples})
     return found
 
 
-def test_every_metric_of_istios_is_there_with_its_type_and_labels(cross: CrossMesh) -> None:
+def test_every_metric_of_istios_is_there_with_what_is_said_of_it_and_its_labels(cross: CrossMesh) -> None:
     for node in "ab":
         cross.output(f"shop/client-{node}", "python3", "-c", "import socket; socket.getaddrinfo('server-a', 1)")
     weft, istio = (families(cross.fetch(node, 15020, "/metrics")) for node in "ab")
