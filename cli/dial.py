@@ -22,7 +22,7 @@ from wire.http_messages import HttpError
 from wire.places import NodePlaces, Places
 
 TIMEOUT_S = 5.0
-_NOT_READY = "not ready, waiting for: "
+_NOT_READY = "not ready, pending: "
 MAX_MESSAGE_BYTES = 64 << 20
 _OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
 T = TypeVar("T")

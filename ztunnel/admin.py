@@ -161,7 +161,7 @@ class Admin:
     async def _ready(self, _: Request) -> Response:
         missing = self._proxy.waits_for()
         if missing:
-            return Response(500, ("not ready, waiting for: " + "; ".join(missing) + "\n").encode())
+            return Response(500, ("not ready, pending: " + ", ".join(missing) + "\n").encode())
         return Response(200, b"ready\n")
 
     async def _render(self) -> bytes:

@@ -225,21 +225,21 @@ class Supervisor:
     # --- what others ask
 
     def waits_for(self) -> list[str]:
-        """What is missing for readiness, in plain words."""
+        """What is missing for readiness: tasks by Istio's names, and in brackets why."""
         missing = []
         if self._end.is_set():
-            missing.append("its successor: this one is draining")
+            missing.append("proxy (its successor: this one is draining)")
         if not self.workers.alive:
-            missing.append("data workers")
-        missing += self.workers.silent(time.monotonic())
+            missing.append("proxy (data workers)")
+        missing += [f"proxy ({one})" for one in self.workers.silent(time.monotonic())]
         if self.xds is not None and not self.xds.ready and not self.view.restored:
-            missing.append(f"state of the mesh (control plane {self.xds.address}: {self.xds.status.last_error or 'asked'})")
+            missing.append(f"state manager (control plane {self.xds.address}: {self.xds.status.last_error or 'asked'})")
         if self.config.dedicated_to is not None:
-            missing += [] if list(self.pods.running()) else ["its pod's listeners"]
+            missing += [] if list(self.pods.running()) else ["proxy (its pod's listeners)"]
         elif not self.zds.connected:
-            missing.append(f"agent ({self.config.zds_socket}: {self.zds.last_error})")
+            missing.append(f"workload proxy manager (agent {self.config.zds_socket}: {self.zds.last_error})")
         elif not self.zds.ready:
-            missing.append("the agent's list of pods")
+            missing.append("workload proxy manager (the agent's list of pods)")
         return missing
 
     def families(self) -> list[Family]:

@@ -232,7 +232,7 @@ class Workers:
     def silent(self, now: float) -> list[str]:
         """Workers that seem to hang, in plain words with the mend."""
         return [
-            f"worker {index} (process {pid}, silent for {now - self._workers[index].heard_at:.0f} s: {_mend(pid)})"
+            f"worker {index}, process {pid}, silent for {now - self._workers[index].heard_at:.0f} s: {_mend(pid)}"
             for index, pid in self.pids.items()
             if now - self._workers[index].heard_at > _SILENT_AFTER_S
         ]

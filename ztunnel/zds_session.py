@@ -69,6 +69,8 @@ def read_request(packet: Packet) -> WorkloadRequest:
 
     Raises: ReadError in Istio's words. The descriptors stay the caller's.
     """
+    if len(packet.fds) > 1:
+        raise ReadError(f"Expected 1 FD, got {len(packet.fds)}")
     try:
         request = WorkloadRequest.FromString(packet.data)
     except DecodeError as error:
@@ -76,8 +78,6 @@ def read_request(packet: Packet) -> WorkloadRequest:
     payload = request.WhichOneof("payload")
     if payload is None:
         raise ReadError("no payload")
-    if len(packet.fds) > 1:
-        raise ReadError(f"Expected 1 FD, got {len(packet.fds)}")
     if payload == "add" and not packet.fds:
         raise ReadError("No control message")
     if payload != "add" and packet.fds:

@@ -103,7 +103,7 @@ def test_calls_that_control_refused_are_counted(world: "World") -> None:
 
 def test_a_node_and_the_control_plane_that_are_gone(world: "World") -> None:
     world.agent("node-a", _agent())
-    world.proxy("node-a", _dump(), ready=(500, b"not ready, waiting for: state\n"))
+    world.proxy("node-a", _dump(), ready=(500, b"not ready, pending: state manager\n"))
     world.node_folder("node-b")
     world.places.control_state.mkdir(parents=True)  # it ran here
     result = world.weft("status")
@@ -113,7 +113,7 @@ def test_a_node_and_the_control_plane_that_are_gone(world: "World") -> None:
     assert "node-b   down            down       -           -          -              -               -" in lines
     wrong = [line for line in lines if line.startswith("wrong: ")]
     assert [line.split(": ")[1] for line in wrong] == ["control", "node-a", "node-b", "node-b"]
-    assert wrong[1] == "wrong: node-a: the proxy is not ready, waiting for: state"
+    assert wrong[1] == "wrong: node-a: the proxy is not ready, waiting for: state manager"
     assert "agent of node-b" in wrong[2] and wrong[2].endswith("; look at the log of weft-agent")
     (world.places.run / "lab").mkdir()
     lines = world.weft("status").stdout.splitlines()

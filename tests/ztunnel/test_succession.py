@@ -50,7 +50,7 @@ class Generation:
 async def who_answers(path: Path) -> str:
     """The proxy behind the admin socket."""
     body = (await request(path, "GET", "/healthz/ready")).body.decode()
-    return body.removeprefix("not ready, waiting for: ").strip()
+    return body.removeprefix("not ready, pending: ").strip()
 
 
 def test_a_successor_that_ends_gives_the_endpoints_back(tmp_path: Path, eventually: Callable[..., Awaitable[None]]) -> None:

@@ -390,7 +390,8 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         assert (await request(node.admin, "GET", "/logging")).body == said
         assert (await request(node.admin, "POST", "/logging?reset&level=warn")).body == b"current log level is warn\n"
         reply = await request(node.admin, "GET", "/healthz/ready")
-        assert reply.status == 500 and b"waiting for: " in reply.body and b"the agent's list of pods" in reply.body
+        assert reply.status == 500 and b"not ready, pending: " in reply.body
+        assert b"workload proxy manager (the agent's list of pods)" in reply.body
         assert (await request(node.admin, "POST", "/quitquitquit")).status == 200
         assert await asyncio.to_thread(node.process.wait, 20) == 0
         node.agent.close()
@@ -411,7 +412,7 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         assert (await request(node.admin, "POST", "/quitquitquit")).status == 200
         await eventually(lambda: node.log.read_text().count("draining for at most 30 s") == 1)
         node.process.terminate()
-        assert (await request(node.admin, "GET", "/healthz/ready")).body.startswith(b"not ready, waiting for: its successor")
+        assert (await request(node.admin, "GET", "/healthz/ready")).body.startswith(b"not ready, pending: proxy (its successor")
         assert await node.end() == 128 + signal.SIGTERM
         await eventually(lambda: not any(map(_runs, workers)))
         node.agent.close()

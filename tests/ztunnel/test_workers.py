@@ -119,9 +119,9 @@ def test_a_worker_that_hangs_is_named_until_it_speaks_again(run: Any, eventually
         assert [line[:8] for line in world.workers.silent(now + 11)] == ["worker 0", "worker 1"]
         monkeypatch.setattr(workers, "_SILENT_AFTER_S", 0.05)
         with frozen([hung]):
-            named = f"worker 1 (process {hung}, silent for "
+            named = f"worker 1, process {hung}, silent for "
             world.heard.clear()
-            mend = f" s: it is stopped: kill -CONT {hung})"
+            mend = f" s: it is stopped: kill -CONT {hung}"
             await eventually(
                 lambda: any(line.startswith(named) and line.endswith(mend) for line in world.workers.silent(time.monotonic()))
             )

@@ -249,6 +249,7 @@ def test_who_has_no_descriptor_left_says_so_once_and_waits(
         (NOTHING, 0, NO_PAYLOAD),
         (SNAPSHOT, 1, ack("failure to read message : Unexpected control message")),
         (ADD_WEB, 2, ack("failure to read message : Expected 1 FD, got 2")),
+        (NOTHING, 2, ack("failure to read message : Expected 1 FD, got 2")),
         (b"\x0a" * 5000, 0, ack("failure to read message : received truncated message")),
     ],
 )
