@@ -60,7 +60,7 @@ def dump_workload(workload: Workload) -> JSON:
         "workloadName": workload.workload_name,
         "hostname": workload.hostname,
         "nativeTunnel": workload.native_tunnel or None,
-        "applicationTunnel": _present({"protocol": "PROXY" if tunnel.proxy_protocol else "NONE", "port": tunnel.port or None})
+        "applicationTunnel": {"protocol": "PROXY" if tunnel.proxy_protocol else "NONE", "port": tunnel.port or None}
         if tunnel
         else None,
         "authorizationPolicies": list(workload.authorization_policies),

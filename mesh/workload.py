@@ -31,9 +31,8 @@ class NetworkMode(Enum):
 
 
 class Scope(IntEnum):
-    """What a load-balancing preference compares (numbers are the wire's)."""
+    """What a load-balancing preference compares (numbers are the wire's, whose 0 compares nothing and is refused)."""
 
-    UNSPECIFIED = 0
     REGION = 1
     ZONE = 2
     SUBZONE = 3

@@ -99,7 +99,7 @@ class XdsStatus:
     """Why the last stream ended, or could not be opened; empty while connected."""
     messages: Counter[str] = field(default_factory=Counter)
     message_bytes: Counter[str] = field(default_factory=Counter)
-    """By type URL."""
+    """By type URL; of the resources' values, as Istio's ztunnel counts."""
     terminations: Counter[str] = field(default_factory=Counter)
     """By Istio's reasons: ConnectionError, Error, Reconnect, Complete."""
 
@@ -268,7 +268,7 @@ class XdsClient:
     async def _take(self, body: bytes) -> delta.Request:
         response = read_response(body)
         self.status.messages[response.type_url] += 1
-        self.status.message_bytes[response.type_url] += len(body)
+        self.status.message_bytes[response.type_url] += response.value_bytes
         if not self.status.connected:
             _log.info("control plane %s: connected", self._endpoint.address)
         self.status.connected, self.status.last_error, self._reported = True, "", ""

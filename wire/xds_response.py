@@ -50,10 +50,15 @@ def read_response(body: bytes) -> Response:
         message = DeltaDiscoveryResponse.FromString(body)
     except DecodeError as error:
         raise ValueError(f"not a DeltaDiscoveryResponse: {error}") from error
+    versions, value_bytes = {}, 0
+    for one in message.resources:
+        versions[intern(one.name)] = one.version
+        value_bytes += len(one.resource.value)
     return Response(
         message.type_url,
         _Resources(message.resources),
         tuple(message.removed_resources),
         message.nonce,
-        versions={intern(one.name): one.version for one in message.resources},
+        versions=versions,
+        value_bytes=value_bytes,
     )

@@ -144,6 +144,4 @@ def _matches(scope: Scope, client: Workload, workload: Workload) -> bool:
         return client.node == workload.node
     if scope is Scope.CLUSTER:
         return client.cluster_id == workload.cluster_id
-    if scope is Scope.NETWORK:
-        return client.network == workload.network
-    return True
+    return client.network == workload.network

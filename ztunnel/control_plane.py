@@ -123,7 +123,7 @@ def _read_local_mesh(name: str, text: str) -> "LocalMesh":
 def node_metadata(environment: Mapping[str, str]) -> dict[str, Any]:
     """What ISTIO_META_X (text) and ISTIO_METAJSON_X (JSON) say of this node, as X."""
     metadata: dict[str, Any] = {}
-    for name, value in sorted(environment.items()):
+    for name, value in sorted(environment.items(), reverse=True):  # of two for one X the JSON comes later, and counts
         if name.startswith("ISTIO_META_"):
             metadata[name.removeprefix("ISTIO_META_")] = value
         elif name.startswith("ISTIO_METAJSON_"):

@@ -57,6 +57,8 @@ class Response:
     """To a client that asks by name: aliases travel along."""
     versions: Mapping[str, str] | None = None
     """Of the resources, name -> version, where it is known without a look at each of them."""
+    value_bytes: int = 0
+    """Of all the resources' values."""
 
 
 def version_of(value: bytes) -> str:

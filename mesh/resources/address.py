@@ -51,7 +51,7 @@ def _enum(kind: type[_E], number: int) -> _E:
     try:
         return kind(number)
     except ValueError:
-        raise ValueError(f"unknown enum: unknown enumeration value {number}") from None
+        raise ValueError(f"decode error: unknown enumeration value {number}") from None
 
 
 def _network_address(message: Any) -> NetworkAddress:
@@ -59,7 +59,7 @@ def _network_address(message: Any) -> NetworkAddress:
     if not message.HasField("length") or message.length == address.max_prefixlen:
         return NetworkAddress(message.network, address)
     if message.length > address.max_prefixlen:
-        raise ValueError(f"invalid prefix length {message.length} of address {address}")
+        raise ValueError("invalid cidr: invalid IP prefix length")
     return NetworkAddress(message.network, address, message.length)
 
 
@@ -70,7 +70,7 @@ def _gateway(message: Any) -> GatewayAddress:
         return GatewayAddress(named, message.hbone_mtls_port & PORT_BITS)
     if kind == "address":
         return GatewayAddress(_network_address(message.address), message.hbone_mtls_port & PORT_BITS)
-    raise ValueError("gateway address without hostname and address")
+    raise ValueError("nonempty gateway address is missing address")
 
 
 def _optional_gateway(message: Any, field: str) -> GatewayAddress | None:
@@ -81,6 +81,17 @@ def _protocol(number: int) -> TunnelProtocol:
     if number == wire.LEGACY_ISTIO_MTLS:
         raise ValueError("unknown enum: unsupported tunnel protocol: legacy istio mtls")
     return pick((TunnelProtocol.NONE, TunnelProtocol.HBONE), number)
+
+
+def _workload_type(number: int) -> str:
+    """One that is newer than this is the first, as for Istio's ztunnel: it is a label, and no reason to lose the workload."""
+    return _WORKLOAD_TYPES[number if 0 <= number < len(_WORKLOAD_TYPES) else 0]
+
+
+def _preference(number: int) -> Preference:
+    if not number:
+        raise ValueError("unknown enum: invalid target")
+    return _enum(Preference, number)
 
 
 def _services(message: Any) -> dict[str, dict[int, int]]:
@@ -112,7 +123,7 @@ def _extension(message: Any, name: str, content: Any) -> Any:
     """The content of an extension of ours; empty where the message has none."""
     for one in message.extensions:
         if one.name == name and one.config.Is(content.DESCRIPTOR):
-            parse(content, one.config.value, "decode")
+            parse(content, one.config.value)
     return content
 
 
@@ -191,7 +202,7 @@ def _common(value: bytes) -> Workload:
         network_gateway=_optional_gateway(message, "network_gateway"),
         canonical_name=intern(message.canonical_name),
         canonical_revision=intern(message.canonical_revision),
-        workload_type=pick(_WORKLOAD_TYPES, message.workload_type),
+        workload_type=_workload_type(message.workload_type),
         native_tunnel=message.native_tunnel,
         authorization_policies=shared_strings(message.authorization_policies),
         healthy=pick((True, False), message.status),
@@ -220,7 +231,7 @@ def _service(message: Any) -> Service:
         subject_alt_names=tuple(message.subject_alt_names),
         waypoint=_optional_gateway(message, "waypoint"),
         weighted_waypoints=tuple(WeightedWaypoint(_gateway(one.destination), one.weight) for one in message.weighted_waypoints),
-        preferences=tuple(_enum(Preference, number) for number in balancing.routing_preference),
+        preferences=tuple(map(_preference, balancing.routing_preference)),
         mode=_enum(BalancingMode, balancing.mode),
         allow_unhealthy=pick((False, True), balancing.health_policy),
         ip_families=_enum(IPFamilies, message.ip_families),
@@ -237,7 +248,7 @@ def decode_address(value: bytes) -> Workload | Service:
     Raises: ValueError with the reason, in the words of a ztunnel's NACK.
     """
     message = wire.Address()
-    parse(message, value, "decode")
+    parse(message, value)
     kind = message.WhichOneof("type")
     if kind is None:
         raise ValueError("unknown address type")

@@ -101,7 +101,7 @@ def decode_authorization(name: str, value: bytes) -> Policy:
     Raises: ValueError with the reason, in the words of a ztunnel's NACK.
     """
     message = authorization.Authorization()
-    parse(message, value, "decode error")
+    parse(message, value)
     namespace, own = intern(message.namespace), intern(message.name)
     message.ClearField("namespace")
     message.ClearField("name")
@@ -113,7 +113,7 @@ def decode_authorization(name: str, value: bytes) -> Policy:
 def _terms(value: bytes) -> tuple[Scope, Action, tuple[Rule, ...], bool]:
     """What a policy says, but for its name."""
     message = authorization.Authorization.FromString(value)
-    scope, action = pick(_SCOPES, message.scope, "decode error"), pick(_ACTIONS, message.action, "decode error")
+    scope, action = pick(_SCOPES, message.scope), pick(_ACTIONS, message.action)
     return scope, action, _rules(message, action), message.dry_run
 
 

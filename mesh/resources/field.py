@@ -18,24 +18,24 @@ _SHARED = 4096
 _T = TypeVar("_T")
 
 
-def parse(message: Message, value: bytes, prefix: str) -> None:
+def parse(message: Message, value: bytes) -> None:
     """Fill a message from bytes.
 
-    Raises: ValueError with the prefix, if they are no such message.
+    Raises: ValueError if they are no such message.
     """
     try:
         message.ParseFromString(value)
     except DecodeError as error:
-        raise ValueError(f"{prefix}: failed to decode Protobuf message: {error}") from error
+        raise ValueError(f"decode: failed to decode Protobuf message: {error}") from error
 
 
-def pick(values: tuple[_T, ...], number: int, prefix: str = "unknown enum") -> _T:
+def pick(values: tuple[_T, ...], number: int) -> _T:
     """Turn an enumeration's number into one of our values.
 
-    Raises: ValueError with the prefix, for a number outside the enumeration.
+    Raises: ValueError for a number outside the enumeration.
     """
     if not 0 <= number < len(values):
-        raise ValueError(f"{prefix}: unknown enumeration value {number}")
+        raise ValueError(f"decode error: unknown enumeration value {number}")
     return values[number]
 
 

@@ -17,6 +17,7 @@ from mesh.workload import (
     Locality,
     NetworkAddress,
     WeightedWaypoint,
+    Workload,
 )
 from mesh.workload import Scope as Preference
 from tests.mesh.golden import ANN, S3, WAYPOINT
@@ -93,6 +94,8 @@ def test_what_few_workloads_have() -> None:
     )
     assert shown["networkGateway"] == {"destination": "net2/192.0.2.200", "hboneMtlsPort": 15009}
     assert shown["applicationTunnel"] == {"protocol": "PROXY", "port": 15088}
+    portless = dump_workload(Workload("u", "n", "ns", application_tunnel=ApplicationTunnel(True, 0)))
+    assert portless["applicationTunnel"] == {"protocol": "PROXY", "port": None}
     assert (shown["network"], shown["nativeTunnel"], shown["hostname"]) == ("net1", True, "h")
     assert shown["locality"] == {"region": "r", "zone": "z", "subzone": ""}
     assert shown["policySources"] == {"a/b": "PeerAuthentication a/x"}

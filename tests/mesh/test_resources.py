@@ -197,21 +197,21 @@ TOO_LONG = workload_pb2.NetworkAddress(address=b"\x01\x02\x03\x04", length=33)
     [
         (workload_bytes(addresses=[b"\x01\x02\x03"]), "failed to parse address, had 3 bytes"),
         (workload_bytes(tunnel_protocol=2), "unknown enum: unsupported tunnel protocol: legacy istio mtls"),
-        (workload_bytes(tunnel_protocol=9), "unknown enum: unknown enumeration value 9"),
-        (workload_bytes(network_mode=-1), "unknown enum: unknown enumeration value -1"),
-        (workload_bytes(status=2), "unknown enum: unknown enumeration value 2"),
-        (workload_bytes(workload_type=7), "unknown enum: unknown enumeration value 7"),
+        (workload_bytes(tunnel_protocol=9), "decode error: unknown enumeration value 9"),
+        (workload_bytes(network_mode=-1), "decode error: unknown enumeration value -1"),
+        (workload_bytes(status=2), "decode error: unknown enumeration value 2"),
         (
             workload_bytes(services={"noslash": workload_pb2.PortList()}),
             "failed to parse namespaced hostname: noslash",
         ),
-        (workload_bytes(waypoint=GATEWAY), "gateway address without hostname and address"),
-        (service_bytes(ip_families=4), "unknown enum: unknown enumeration value 4"),
+        (workload_bytes(waypoint=GATEWAY), "nonempty gateway address is missing address"),
+        (service_bytes(ip_families=4), "decode error: unknown enumeration value 4"),
         (
             service_bytes(load_balancing=workload_pb2.LoadBalancing(routing_preference=[1, 99])),
-            "unknown enum: unknown enumeration value 99",
+            "decode error: unknown enumeration value 99",
         ),
-        (service_bytes(addresses=[TOO_LONG]), "invalid prefix length 33 of address 1.2.3.4"),
+        (service_bytes(load_balancing=workload_pb2.LoadBalancing(routing_preference=[0])), "unknown enum: invalid target"),
+        (service_bytes(addresses=[TOO_LONG]), "invalid cidr: invalid IP prefix length"),
         (b"", "unknown address type"),
     ],
 )
@@ -224,8 +224,14 @@ def test_byte_to_ipaddr_refuses(value: bytes, reason: str) -> None:
 def test_bytes_that_are_no_message_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^decode: failed to decode Protobuf message: "):
         decode_address(b"\xff")
-    with pytest.raises(ValueError, match=r"^decode error: failed to decode Protobuf message: "):
+    with pytest.raises(ValueError, match=r"^decode: failed to decode Protobuf message: "):
         decode_authorization("a/b", b"\xff")
+
+
+@pytest.mark.parametrize("number", [7, -1])
+def test_a_workload_of_a_type_that_is_newer_is_there_all_the_same(number: int) -> None:
+    workload = decode_address(workload_bytes(workload_type=number, addresses=[b"\x0a\0\0\x05"]))
+    assert isinstance(workload, Workload) and workload.workload_type == "deployment"
 
 
 def test_policies_of_an_unknown_scope_or_action_are_refused() -> None:

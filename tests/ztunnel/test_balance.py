@@ -84,7 +84,6 @@ DIFFERENCES: dict[Scope, dict[str, object]] = {
     NODE: {"node": "x"},
     Scope.CLUSTER: {"cluster_id": "x"},
     NETWORK: {"network": "x", "network_gateway": GATEWAY},
-    Scope.UNSPECIFIED: {},
 }
 
 
@@ -95,7 +94,7 @@ def test_each_preference_compares_one_thing(preferred: Scope, differs: Scope) ->
     there = Endpoint(replace(here.workload, uid="there", **DIFFERENCES[differs]), {80: 8080})
     service = replace(SERVICE, mode=FAILOVER, preferences=(preferred,))
     second = choose(service, [here, there], CLIENT, 80, 0.9)
-    assert second is (here if preferred is differs is not Scope.UNSPECIFIED else there)
+    assert second is (here if preferred is differs else there)
     assert choose(service, [here, there], CLIENT, 80, 0.1) is here
 
 

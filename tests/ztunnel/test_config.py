@@ -124,6 +124,7 @@ def test_the_variables_of_istios_ztunnel_win() -> None:
         INPOD_UDS="/zds",
         CLUSTER_ID="c1",
         ISTIO_META_CLUSTER_ID="c2",
+        ISTIO_META_J="text",
         ISTIO_METAJSON_J='{"x":[1]}',
         SECRET_TTL="1h30m",
         ENABLE_ORIG_SRC="False",

@@ -28,7 +28,7 @@ Case = tuple[str, dict[str, bytes], str]
 MADNESS: list[Case] = [
     (ADDRESS_TYPE, {"K//Pod/demo/junk": b"\xff" * 64, **GOOD}, "K//Pod/demo/junk: decode: failed to decode Protobuf message"),
     (AUTHORIZATION_TYPE, {POLICY.key: encode_policy(POLICY)}, ""),
-    (AUTHORIZATION_TYPE, {POLICY.key: b"\x1a\x7f"}, f"{POLICY.key}: decode error: failed to decode Protobuf message"),
+    (AUTHORIZATION_TYPE, {POLICY.key: b"\x1a\x7f"}, f"{POLICY.key}: decode: failed to decode Protobuf message"),
     (ADDRESS_TYPE, {WEB.uid: b""}, f"{WEB.uid}: unknown address type"),
     (ADDRESS_TYPE, {f"K//Pod/demo/{number}": RANDOM.randbytes(64) for number in range(2000)}, "K//Pod/demo/"),
     (ADDRESS_TYPE, {"x" * 100_000: b"\xff"}, "x" * 100),
