@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,12 @@ from hypothesis import HealthCheck, settings
 # The same inputs each time, however long a busy machine takes over one: what is new is looked for by `make fuzz`.
 settings.register_profile("weft", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("weft")
+
+# In the background of a shell, or under nohup, these are ignored, and each program that a test starts would inherit that.
+# No program inherits a handler.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 PEER = "ZTUNNEL_BIN"
 """Names Istio's own ztunnel binary, beside which tests marked `peer` stand."""
