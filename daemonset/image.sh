@@ -12,7 +12,8 @@ root=$folder/root
 say() { printf '== %s\n' "$*"; }
 
 needed=()
-for package in mmdebstrap buildah debian-archive-keyring; do
+# Debian 13's buildah begins nothing without netavark, which it only recommends.
+for package in mmdebstrap buildah netavark debian-archive-keyring; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || needed+=("$package")
 done
 if [ ${#needed[@]} != 0 ]; then
