@@ -3,8 +3,9 @@
 `mesh.delta.DeltaClient` knows what to say; this shell connects, converts messages, hands every update to one consumer, and
 answers with what the consumer refused. State outlives streams: a new one says which versions are held, so that after a
 break only differences travel. A stream that ends is opened again, at once after a clean end, else after a pause that doubles
-from 10 ms to 15 s and starts over once a stream has delivered something that could be taken in. A server that ends streams
-as soon as it has answered them is not asked in a circle: only the end of a stream that lasted is clean.
+from 10 ms to 15 s. It starts over once a stream has delivered something that could be taken in and was cut off, or lasted: a
+server that answers and refuses at once is left in peace, and one that ends streams as soon as it has answered them is not asked
+in a circle: only the end of a stream that lasted is clean.
 """
 
 import asyncio
@@ -36,6 +37,8 @@ _DEMAND_PAUSE_S = 0.005
 """Between requests for names: what comes up meanwhile goes into the next."""
 _CUT_OFF = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 """How servers, and what lies between, end streams that are merely old."""
+_CUT_OFF_WORDS = ("transport is closing", "goaway", "stream removed", "socket closed", "cancelling all calls")
+"""How the words of UNAVAILABLE say the same; others are a refusal."""
 _PATIENCE_S = 30.0
 """A server that takes the stream but says nothing, or reads nothing any more, is given up for a new attempt: half-open
 connections look like that, and one that hangs answers pings still."""
@@ -164,11 +167,12 @@ class XdsClient:
     async def run(self) -> None:
         """Stay connected until cancelled."""
         while True:
-            began, reason = time.monotonic(), "Error"
+            began, reason, unreached = time.monotonic(), "Error", False
             try:
                 self.status.last_error, reason = await self._one_stream(), "Complete"
             except grpc.aio.AioRpcError as error:
-                reason = _termination(error.code(), self.status.connected)
+                reason = _termination(error, self.status.connected)
+                unreached = error.code() is grpc.StatusCode.UNAVAILABLE and not self.status.connected
                 self.status.last_error = reason_of(error, self._endpoint)
             except (OSError, ValueError) as error:
                 self.status.last_error = str(error)
@@ -183,10 +187,12 @@ class XdsClient:
                 self.status.connected = False  # what the stream delivered is no reason to hurry: the next may deliver the same
             self.status.terminations[reason] += 1
             if self.status.connected:
-                self.status.connected, self._pause_s = False, _FIRST_PAUSE_S
-                if reason == "Complete" and time.monotonic() - began > _LASTED_S:
+                self.status.connected, lasted = False, time.monotonic() - began > _LASTED_S
+                if lasted or reason != "Error":
+                    self._pause_s = _FIRST_PAUSE_S
+                if lasted and reason == "Complete":
                     continue
-            elif reason == "ConnectionError":
+            elif unreached:
                 self._unreached += 1
                 if self._endpoint.server_name and self._unreached % 2:
                     continue  # both names of it are one attempt
@@ -305,8 +311,10 @@ async def _in_time(otherwise: str) -> AsyncIterator[None]:
         raise TimeoutError(f"{otherwise} {_PATIENCE_S:g} s") from None
 
 
-def _termination(code: grpc.StatusCode, connected: bool) -> str:
-    """Istio's word for how a stream ended: never opened, cut off, or refused."""
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return "Reconnect" if connected else "ConnectionError"
-    return "Reconnect" if code in _CUT_OFF else "Error"
+def _termination(error: grpc.aio.AioRpcError, connected: bool) -> str:
+    """Istio's word for how a stream ended: before it delivered anything, cut off, or refused."""
+    if not connected:
+        return "ConnectionError"
+    said = (error.details() or "").lower()
+    closed = error.code() is grpc.StatusCode.UNAVAILABLE and any(words in said for words in _CUT_OFF_WORDS)
+    return "Reconnect" if closed or error.code() in _CUT_OFF else "Error"

@@ -126,6 +126,19 @@ class Control:
         return XdsClient(endpoint, node, (ADDRESS, AUTHORIZATION), on_update, retained, *on_demand)
 
 
+class Refusing(Control):
+    """Ends streams with an error, where others end them in order."""
+
+    def __init__(self, authority: Any, tmp_path: Path, code: grpc.StatusCode, words: str) -> None:
+        super().__init__(authority, tmp_path)
+        self._end = code, words
+
+    async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[DeltaDiscoveryResponse]:
+        async for response in super().stream(requests, context):
+            yield response
+        await context.abort(*self._end)
+
+
 async def accept(_: Update) -> Mapping[str, str]:
     """What every update is to a client that has nothing against any."""
     return {}
@@ -437,6 +450,66 @@ def test_what_is_said_outright_needs_no_file_and_either_name_of_the_server_will_
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.parametrize(
+    ("code", "words", "reason", "doublings"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "no", "Error", 3),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many", "Error", 3),
+        (grpc.StatusCode.UNAVAILABLE, "transport is closing", "Reconnect", 1),
+        (grpc.StatusCode.UNAVAILABLE, "closing transport: received prior goaway", "Reconnect", 1),
+        (grpc.StatusCode.CANCELLED, "", "Reconnect", 1),
+        (grpc.StatusCode.UNKNOWN, "", "Reconnect", 1),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "", "Reconnect", 1),
+    ],
+)
+def test_who_answers_and_refuses_at_once_is_left_in_peace_and_who_is_cut_off_is_asked_again(
+    authority: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: grpc.StatusCode,
+    words: str,
+    reason: str,
+    doublings: int,
+) -> None:
+    monkeypatch.setattr(xds, "_LASTED_S", 3600.0)
+
+    async def scenario() -> None:
+        control = Refusing(authority, tmp_path, code, words)
+        client = control.client(accept)
+        running = await control.meet(client)
+        for _ in range(3):
+            control.respond(ADDRESS, "n", {})
+            assert (await control.request()).response_nonce == "n"
+            control.responses.put_nowait(None)
+            for _ in range(2):
+                await control.request()
+        assert dict(client.status.terminations) == {reason: 3}
+        assert client._pause_s == 2**doublings * xds._FIRST_PAUSE_S
+        await control.end(running)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_refusal_behind_a_stream_that_lasted_is_no_reason_to_stay_away(
+    authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "_LASTED_S", -1.0)
+
+    async def scenario() -> None:
+        control = Refusing(authority, tmp_path, grpc.StatusCode.UNAVAILABLE, "no")
+        client = control.client(accept)
+        client._pause_s = 64 * xds._FIRST_PAUSE_S
+        running = await control.meet(client)
+        control.respond(ADDRESS, "n", {})
+        assert (await control.request()).response_nonce == "n"
+        control.responses.put_nowait(None)
+        await control.request()
+        assert client._pause_s == 2 * xds._FIRST_PAUSE_S
+        await control.end(running)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_who_is_refused_by_one_name_does_not_try_the_other(authority: Any, tmp_path: Path, eventually: Any) -> None:
     """A token that is not taken any more must not be told as a wrong certificate, nor a new one wait for twice the pauses."""
 
@@ -448,10 +521,10 @@ def test_who_is_refused_by_one_name_does_not_try_the_other(authority: Any, tmp_p
         client = XdsClient(endpoint, NodeMetadata("ztunnel", "app", "fz", "10.77.0.2", "nz", "K"), [ADDRESS], accept)
         running = asyncio.ensure_future(client.run())
         try:
-            await eventually(lambda: client.status.terminations["Error"] >= 3)
+            await eventually(lambda: client.status.terminations["ConnectionError"] >= 4)
         finally:
             await control.end(running)
-        assert client.status.terminations["ConnectionError"] == 1, "the name that is not in its certificate, once"
+        assert client._unreached == 1, "by the name that is not in its certificate, once"
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
