@@ -15,7 +15,7 @@ from control.catalogue import Catalogue, Reading, is_refused, unexpected
 from control.cluster import Cluster, NotTaken
 from control.folder import Folder, Texts
 from control.text import manifest_text
-from mesh.manifests import ManifestSet, Problem, parse
+from mesh.manifests import ManifestSet, Node, Object, Problem, parse
 
 POLL_S, LONGEST_POLL_S = 0.1, 1.0
 POLL_SHARE = 20
@@ -137,8 +137,9 @@ class FolderSource:
         def plan(wanted: ManifestSet) -> _Plan:
             changes: list[tuple[str, Change]] = []
             writes: dict[str, str | None] = {}
-            for one in wanted.objects:
-                known = self._reading.objects.get(one.title)
+            for manifest in wanted.objects:
+                known = self._reading.objects.get(manifest.title)
+                one = _with_ranges(manifest, known)
                 changes.append((one.title, "created" if known is None else "unchanged" if known == one else "configured"))
                 if known != one:
                     writes[one.file_name] = manifest_text(one)
@@ -237,6 +238,13 @@ class FolderSource:
         """Whether a file is as it was just written; else somebody wrote it since."""
         texts = self._texts
         return "." in texts.unreadable or (name not in texts.unreadable and texts.files.get(name) == text)
+
+
+def _with_ranges(one: Object, known: Object | None) -> Object:
+    """A manifest of a Node that names no pod ranges leaves it those that it has, as Kubernetes does: the lab may have chosen them."""
+    if isinstance(one, Node) and isinstance(known, Node) and not one.pod_cidrs:
+        return replace(one, pod_cidrs=known.pod_cidrs)
+    return one
 
 
 def _unreadable(texts: Texts) -> list[Problem]:

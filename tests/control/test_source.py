@@ -18,7 +18,7 @@ from control.source import MAX_LOGGED, FolderSource, Outcome
 from control.store import Store
 from control.tokens import Tokens
 from control.workloads import MeshNames
-from mesh.manifests import ManifestSet, Object
+from mesh.manifests import ManifestSet, Node, Object
 
 pytestmark = pytest.mark.unit
 
@@ -80,6 +80,21 @@ def test_what_changes_is_written_and_what_does_not_is_left_alone(world: World) -
     revision = world.cluster.revision
     assert world.apply(service(port=81)).changes == [("Service demo/web", "unchanged")]
     assert world.cluster.revision == revision
+
+
+def test_a_node_keeps_the_ranges_that_its_manifest_does_not_name(world: World) -> None:
+    """The lab chooses them: each `weft apply` of that manifest took them away, and its pods were nowhere until it wrote them again."""
+    ranges = NODE.replace("}}", "}, spec: {podCIDRs: [10.244.1.0/24]}}")
+    world.apply(NODE)
+    assert world.apply(ranges).changes == [("Node n1", "configured")]
+    written = world.written
+    assert world.apply(NODE).changes == [("Node n1", "unchanged")] and world.written == written
+    assert world.apply(NODE.replace("n1", "n1, labels: {a: b}")).changes == [("Node n1", "configured")]
+    node = world.cluster.objects["Node n1"]
+    assert isinstance(node, Node) and node.metadata.labels == {"a": "b"} and node.pod_cidrs == (ip_network("10.244.1.0/24"),)
+    assert world.apply(ranges.replace("10.244.1", "10.244.2")).changes == [("Node n1", "configured")]
+    node = world.cluster.objects["Node n1"]
+    assert isinstance(node, Node) and node.pod_cidrs == (ip_network("10.244.2.0/24"),)
 
 
 def test_what_is_there_is_deleted_and_what_is_not_is_absent(world: World) -> None:
