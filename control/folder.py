@@ -25,6 +25,8 @@ MAX_FILES = 50_000
 MAX_FILE_BYTES = 8 << 20
 MAX_FOLDER_BYTES = 256 << 20
 """Of all files together: five times what 50,000 objects take."""
+_NAMED = 3
+"""Files, in a message that there are too many."""
 FRESH_S = 0.05
 """A modification younger than this may be followed by one with the same time stamp."""
 _SUFFIXES = (".yaml", ".yml")
@@ -111,10 +113,13 @@ class Folder:
         if not self.is_writable:
             return {self.path.name: mark(self.path.stat())}
         statuses = self._statuses()
+        sizes = {name: status.st_size for name, status in statuses.items()}
         try:
-            _check_size({name: status.st_size for name, status in statuses.items()})
+            _check_size(sizes)
         except OSError as error:
-            raise OSError(0, f"{error.strerror}: move some of them away") from None
+            largest = ", ".join(sorted(sizes, key=lambda name: (-sizes[name], name))[:_NAMED])
+            mend = f"move files out of this folder (the largest are {largest}), as weft delete works below that bound alone"
+            raise OSError(0, f"{error.strerror}: {mend}") from None
         return {name: mark(status) for name, status in statuses.items()}
 
     def _statuses(self) -> dict[str, os.stat_result]:
