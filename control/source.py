@@ -241,7 +241,7 @@ class FolderSource:
 
 
 def _with_ranges(one: Object, known: Object | None) -> Object:
-    """A manifest of a Node that names no pod ranges leaves it those that it has, as Kubernetes does: the lab may have chosen them."""
+    """A Node whose manifest names no pod ranges keeps those that it has, as in Kubernetes: the lab may have chosen them."""
     if isinstance(one, Node) and isinstance(known, Node) and not one.pod_cidrs:
         return replace(one, pod_cidrs=known.pod_cidrs)
     return one

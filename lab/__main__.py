@@ -55,7 +55,7 @@ def main() -> None:
         with held(f"{layout.places.prefix}:daemon", _PATIENCE_S) as alone:
             if not alone:
                 sys.exit("weft-lab: another process of this lab's serves it already")
-            claim(layout)
+            layout = claim(layout)
             asyncio.run(serve(layout, not flags.no_mesh))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"weft-lab: {error}")

@@ -11,12 +11,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab import cgroup, netns
 from lab.layout import Layout
-from lab.ledger import Ledger, save
+from lab.ledger import Ledger, load, save
 
 _POLL_S = 0.05
 
@@ -60,8 +60,23 @@ def owns_cgroup(layout: Layout) -> bool:
     return layout.lab_cgroup.is_dir()
 
 
-def claim(layout: Layout) -> None:
-    """Make the folders and the cgroup this lab's; they may be already.
+def settled(layout: Layout) -> Layout:
+    """The layout with the cluster domain of the lab that is there: its pods and proxies were told that one.
+
+    Raises: ClaimError where another one is asked for, and for a damaged ledger; OSError.
+    """
+    try:
+        domain = load(layout.ledger).domain or layout.domain
+    except ValueError as error:
+        raise ClaimError(str(error)) from error
+    if layout.names_domain and domain != layout.domain:
+        mend = f"set WEFT_CLUSTER_DOMAIN to {domain} or not at all, or remove the lab with: weft lab down"
+        raise ClaimError(f"the cluster domain of this lab is {domain}, and {layout.domain} is asked for: {mend}")
+    return replace(layout, domain=domain)
+
+
+def claim(layout: Layout) -> Layout:
+    """Make the folders and the cgroup this lab's; they may be already. Returns its `settled` layout.
 
     Raises: ClaimError where one of them is somebody else's, and nothing is made then; OSError.
     """
@@ -70,10 +85,12 @@ def claim(layout: Layout) -> None:
             raise ClaimError(f"{taken[0]} is there, and no lab made it: set {folder.variable} to a folder of the lab's own")
     if not owns_cgroup(layout) and (cgroup.populated(layout.cgroup) or cgroup.children(layout.cgroup)):
         raise ClaimError(f"{layout.cgroup} is there, and no lab made it: set WEFT_PREFIX to another name")
+    layout = settled(layout)
     cgroup.create(layout.lab_cgroup)
     layout.programs.mkdir(parents=True, exist_ok=True)
     if not layout.ledger.exists():
-        save(Ledger(), layout.ledger)
+        save(Ledger(domain=layout.domain), layout.ledger)
+    return layout
 
 
 def require_own_namespace(name: str, owner: Path) -> None:

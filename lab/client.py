@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from lab import logs, neighbours, teardown
-from lab.claim import ClaimError, claim, held
+from lab.claim import ClaimError, claim, held, settled
 from lab.launch import Launch
 from lab.layout import SOURCE_ROOT, Layout
 from lab.node import program_environment
@@ -99,6 +99,7 @@ class Lab:
             yield
 
     def _start_daemon(self, mesh: bool, progress: Progress) -> None:
+        self.layout = self._settled()
         if listener_of(self.layout.socket):
             if self.status()["mesh"] != mesh:
                 progress("putting the mesh on" if mesh else "taking the mesh off")
@@ -135,6 +136,12 @@ class Lab:
             if time.monotonic() > until:
                 raise LabError(f"the lab's daemon does not answer within {_DAEMON_TIMEOUT_S:.0f} s: see {log}")
             time.sleep(_POLL_S)
+
+    def _settled(self) -> Layout:
+        try:
+            return settled(self.layout)
+        except ClaimError as error:
+            raise LabError(str(error)) from error
 
     def _apply(self, files: Mapping[str, str], until: float, progress: Progress) -> dict[str, Any]:
         told = False

@@ -47,6 +47,7 @@ class Daemon:
         self.layout = layout
         self.mesh = mesh
         self.ledger = load(layout.ledger)
+        self.ledger.domain = layout.domain
         self.nodes: dict[str, NodeRun] = {}
         self.wanted = Desired()
         self.problems: dict[str, str] = {}

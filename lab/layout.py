@@ -33,6 +33,8 @@ class Layout:
     places: Places
     domain: str = CLUSTER_DOMAIN
     """The cluster's in DNS."""
+    names_domain: bool = False
+    """Whether that was asked for; else a lab keeps the one that it has."""
 
     @classmethod
     def from_environment(cls) -> "Layout":
@@ -42,7 +44,7 @@ class Layout:
             domain = read_cluster_domain(text) if text else CLUSTER_DOMAIN
         except ValueError as error:
             raise PlacesError(f"WEFT_CLUSTER_DOMAIN={text!r}: {error}") from None
-        return cls(Places.from_environment(), domain)
+        return cls(Places.from_environment(), domain, bool(text))
 
     @property
     def fabric_netns(self) -> str:

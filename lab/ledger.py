@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lab.addresses import MAX_NODES, pick_host
+from mesh.domains import read_cluster_domain
 from mesh.workload import Network
 
 
@@ -30,6 +31,8 @@ class Ledger:
     """Node -> pod `namespace/name` -> host number; kept after the pod's end, so that it comes back to its address."""
     pods: dict[str, Placement] = field(default_factory=dict)
     """Living pods."""
+    domain: str = ""
+    """The cluster's in DNS; empty: a weft of before, which did not write it, made this ledger."""
 
     def node_index(self, node: str) -> int:
         """The node's index; the lowest free one when it is new.
@@ -73,6 +76,7 @@ def load(path: Path) -> Ledger:
             {str(node): int(index) for node, index in document["nodes"].items()},
             {str(node): {str(pod): int(number) for pod, number in pods.items()} for node, pods in document["hosts"].items()},
             {str(pod): Placement(*(str(one[key]) for key in ("uid", "node", "spec"))) for pod, one in document["pods"].items()},
+            read_cluster_domain(text) if (text := document.get("domain")) else "",
         )
     except FileNotFoundError:
         return Ledger()

@@ -83,7 +83,7 @@ def test_what_changes_is_written_and_what_does_not_is_left_alone(world: World) -
 
 
 def test_a_node_keeps_the_ranges_that_its_manifest_does_not_name(world: World) -> None:
-    """The lab chooses them: each `weft apply` of that manifest took them away, and its pods were nowhere until it wrote them again."""
+    """The lab chooses them, and wrote them again after each `weft apply` of that manifest, which took them away."""
     ranges = NODE.replace("}}", "}, spec: {podCIDRs: [10.244.1.0/24]}}")
     world.apply(NODE)
     assert world.apply(ranges).changes == [("Node n1", "configured")]

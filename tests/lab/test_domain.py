@@ -1,6 +1,7 @@
 """A lab whose cluster is called otherwise: all its parts are told."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from lab.addresses import node_addresses
+from lab.claim import ClaimError, settled
 from lab.daemon import Daemon
 from lab.launch import Launch
 from lab.layout import Layout
+from lab.ledger import Ledger, load, save
 from lab.node import NodeRun
 from mesh.domains import CLUSTER_DOMAIN
 from wire.places import PlacesError
@@ -63,3 +66,28 @@ def test_proxies_hear_of_it(layout: Layout, monkeypatch: pytest.MonkeyPatch, for
     monkeypatch.setattr("lab.node.cgroup.create", lambda _path: None)
     asyncio.run(scenario())
     assert [one().env["CLUSTER_DOMAIN"] for one in launches] == ["k8s.example"]
+
+
+def test_a_lab_keeps_the_one_that_it_has(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(layout) == layout, "there is no lab yet"
+    save(Ledger(domain="k8s.example"), layout.ledger)
+    assert settled(layout) == layout
+    monkeypatch.delenv("WEFT_CLUSTER_DOMAIN")
+    assert settled(Layout.from_environment()).domain == "k8s.example"
+    for other in ("other.example", CLUSTER_DOMAIN):
+        monkeypatch.setenv("WEFT_CLUSTER_DOMAIN", other)
+        reason = f"the cluster domain of this lab is k8s.example, and {other} is asked for: set WEFT_CLUSTER_DOMAIN to"
+        with pytest.raises(ClaimError, match=re.escape(reason)):
+            settled(Layout.from_environment())
+
+
+def test_a_lab_of_before_gets_the_one_that_its_next_daemon_is_told(layout: Layout) -> None:
+    save(Ledger({"a": 1}), layout.ledger)
+    layout.ledger.write_text(layout.ledger.read_text().replace('"domain"', '"unknown"'))
+    assert settled(layout) == layout
+
+    async def scenario() -> None:
+        save(Daemon(layout, True).ledger, layout.ledger)
+
+    asyncio.run(scenario())
+    assert load(layout.ledger) == Ledger({"a": 1}, domain="k8s.example")

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,23 @@ def test_the_next_daemon_adopts_what_runs(world: World) -> None:
         assert after == before
         world.apply(deployment(1))
         assert sorted(lives(world)) == ["web-0"]
+
+
+def test_the_next_daemon_keeps_the_cluster_domain() -> None:
+    """It began with the usual one: pods, proxies and control had been told another."""
+    layout = unique_layout()
+    named = replace(layout, domain="k8s.example", names_domain=True)
+    with World(BASE, mesh=False, layout=named) as world:
+        before = daemon_pid(world)
+        with pytest.raises(LabError, match=r"domain of this lab is k8s\.example, and other\.example is asked for"):
+            Lab(replace(named, domain="other.example")).up({"x": BASE}, mesh=False)
+        assert daemon_pid(world) == before
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: not world.running())
+        world.layout = layout
+        world.up({"x": BASE}, mesh=False)
+        environment = Path(f"/proc/{daemon_pid(world)}/environ").read_bytes().split(b"\0")
+        assert b"WEFT_CLUSTER_DOMAIN=k8s.example" in environment
 
 
 def test_the_next_daemon_removes_what_was_deleted_meanwhile(world: World) -> None:
