@@ -119,6 +119,10 @@ class Carried:
     def opened(self) -> None:
         """See ztunnel.stream_owner.Owner: it was before."""
 
+    def declined(self, _stream: object, _untouched: bool) -> bool:
+        """See ztunnel.stream_owner.Owner: how it came to be is forgotten."""
+        return False
+
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.stream_owner.Owner: write it down."""
         kind = self._kind

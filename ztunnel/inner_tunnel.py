@@ -76,7 +76,7 @@ class InnerTunnel:
         self._tunnel = tunnel
         node.add_tunnel(tunnel)
         self._outer = stream = TunnelStream(outer, self)
-        stream.keep_early(b"", self._declined)
+        stream.keep_early(b"")
         stream.request(gateways, repeating, once)
 
     def end(self) -> None:
@@ -93,8 +93,8 @@ class InnerTunnel:
         if owner is not None:
             owner.inner_failed(flag, error, self._untouched)
 
-    def _declined(self, _stream: TunnelStream, untouched: bool) -> bool:
-        """See ztunnel.stream.Declined: it ends all the same, and its owner begins anew."""
+    def declined(self, _stream: TunnelStream, untouched: bool) -> bool:
+        """See ztunnel.stream_owner.Owner: it ends all the same, and its owner begins anew."""
         self._untouched = untouched
         return False
 

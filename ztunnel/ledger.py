@@ -17,6 +17,7 @@ from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, 
 from ztunnel.failures import Failures
 from ztunnel.log_lines import RBAC
 from ztunnel.loop import Loop
+from ztunnel.stream import TunnelStream
 from ztunnel.stream_owner import Owner
 from ztunnel.walk import ENDINGS_PER_TURN, Walk
 
@@ -42,6 +43,10 @@ class Pump(Protocol):
     @property
     def received(self) -> int:
         """Bytes to it."""
+
+    @property
+    def is_stuck(self) -> bool:
+        """It may have to begin anew."""
 
     def abort(self, flag: Flag, error: str) -> None:
         """End both sides now."""
@@ -91,9 +96,14 @@ class Tracked:
         self.record.policy, self.record.asked_policies = verdict.policy or "", verdict.asked
 
     def opened(self) -> None:
-        """Bytes can flow."""
-        self.was_open = True
-        self.ledger.emit(Opened(self.record))
+        """Bytes can flow: told once, also of one that went on in another tunnel."""
+        if not self.was_open:
+            self.was_open = True
+            self.ledger.emit(Opened(self.record))
+
+    def declined(self, stream: TunnelStream, untouched: bool) -> bool:
+        """See ztunnel.stream_owner.Owner: there is no other way."""
+        return False
 
     def ended(self, flag: Flag, error: str) -> None:
         """It is over: write it down."""
@@ -234,7 +244,7 @@ class Ledger:
 
     def _settle(self, tracked: Tracked) -> None:
         pump = tracked.pump
-        if pump is not None:
+        if pump is not None and not pump.is_stuck:
             tracked.pump = None
             carried = Carried(tracked, pump, self.kinds.find(tracked, tracked.record))
             pump.owner = self.open[tracked.number] = carried

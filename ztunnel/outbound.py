@@ -135,7 +135,8 @@ class Outbound(Tracked):
         node = self.pod.node
         if self._attempts >= node.config.tuning.endpoint_attempts:
             return None
-        outcome = self.pod.ways.find(self._request, self._avoid)
+        stays = self.was_open and self._generation == node.generation  # with whom it was told of
+        outcome = self._way if stays else self.pod.ways.find(self._request, self._avoid)
         # A service that is gone meanwhile has no other endpoints: its address alone would be dialled in plain.
         return outcome if isinstance(outcome, Way) and outcome.route.workload is not None else None
 
@@ -168,11 +169,9 @@ class Outbound(Tracked):
             self._go_elsewhere(way)
         return way is not None
 
-    def _declined(self, stream: TunnelStream, untouched: bool) -> bool:
-        """See ztunnel.stream.Declined."""
-        if self.pod.closed or (not untouched and not self._failed()):
-            return False
-        way = self._another()
+    def declined(self, stream: TunnelStream, untouched: bool) -> bool:
+        """See ztunnel.stream_owner.Owner."""
+        way = None if self.pod.closed or (not untouched and not self._failed()) else self._another()
         if way is None:
             return False
         self.pump = None
@@ -337,7 +336,7 @@ class Outbound(Tracked):
         assert sock is not None
         self.pump = stream
         if self._attempts < self.pod.node.config.tuning.endpoint_attempts and self._inner is None:
-            stream.keep_early(self._early, self._declined)
+            stream.keep_early(self._early)
         stream.request(sock, *self._fields(network), self._early)
 
     def _fields(self, network: str | None) -> tuple[Repeating, bytes]:

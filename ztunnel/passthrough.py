@@ -159,6 +159,8 @@ class Passthrough:
 
     __slots__ = ("_local", "_remote", "closed", "held", "owner")
 
+    is_stuck = False
+
     def __init__(self, loop: Loop, owner: Owner, local: socket, remote: socket, held: Held, early: bytes = b"") -> None:
         """`held`: on whose account bytes wait; `early`: what came from the local side before."""
         self.owner = owner

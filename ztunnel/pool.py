@@ -8,6 +8,7 @@ What shares a tunnel with bulk waits behind up to a stream's window of it in the
 comes while bulk flows gets another tunnel, of two at most to the same peer, as long as one of them is calm or can be made.
 Where the window of all streams together is full, who comes would wait for applications that may read nothing, for ever: it
 gets another tunnel, whatever their number, and goes into a full one only if no other comes while that one has yet to show it.
+Who came before, and has moved nothing by then, goes on in another one too; who cannot, and would speak, is told after a while.
 """
 
 import socket
@@ -26,6 +27,7 @@ from ztunnel.http2 import Connection
 from ztunnel.limits import Held
 from ztunnel.node import Node
 from ztunnel.pod_netns import Netns
+from ztunnel.stream import TunnelStream
 from ztunnel.tls import Credentials, check_server
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
@@ -104,6 +106,19 @@ class _Making:
         if (granted := http.granted + http.widened) != self._full_at:
             self._full_at, self._full_since = granted, now
         return now - self._full_since >= _STALLED_S
+
+    def relieve(self) -> None:
+        """Where a window stays full, those who have moved nothing yet go another way, or end after a while."""
+        assert self.tunnel is not None
+        http = self.tunnel.http
+        if _flows(http) or not self._stalled(http):
+            return
+        node = self.pool.node
+        lost = node.loop.now - self._full_since >= node.config.tuning.connect_timeout_s
+        error = f"connection timed out: applications do not read what fills the tunnel to {self.key.address}" if lost else ""
+        for stream in list(http.streams.values()):
+            if isinstance(stream, TunnelStream) and stream.is_stuck:
+                stream.leave(error)
 
     def calm(self, now: float) -> bool:
         """Whether its windows are open and none of its streams moves bulk, or that is no reason for another tunnel now."""
@@ -316,8 +331,8 @@ class Pool:
             tunnel = member.tunnel
             if tunnel is None:
                 continue
-            member.calm(now)  # so that bulk of long ago is not taken for bulk of now,
-            member.room(self._streams)  # and that a window which fills up is known to be full since then
+            member.calm(now)  # so that bulk of long ago is not taken for bulk of now
+            member.relieve()
             if not tunnel.http.streams and member.idle_since <= since:
                 tunnel.end("")
 

@@ -13,7 +13,6 @@ is known then: that saves a new connection one round trip between nodes. They go
 stop there when it refuses. One that said nothing lately may be gone: they wait for its answer, and go another way without it.
 """
 
-from collections.abc import Callable
 from socket import SHUT_WR, socket
 
 from ztunnel import buffers
@@ -41,21 +40,11 @@ _frame, _frame_view, _payload = buffers.frame, buffers.frame_view, buffers.paylo
 _pack = header.pack_into
 
 
-Declined = Callable[["TunnelStream", bool], bool]
-"""Called where the peer does not take a stream, and nothing was delivered: its application is not there (503), or it never
-looked at it, or is gone (True). Returns True when socket and bytes were taken back with `give_back`, to go another way."""
-
-
-def _nowhere_else(_stream: "TunnelStream", _untouched: bool) -> bool:
-    return False
-
-
 class TunnelStream(Stream):
     """One HBONE connection; owns its plain socket, whose close is a reset unless both directions have ended."""
 
     __slots__ = (
         "_backlog",
-        "_declined",
         "_eof",
         "_fd",
         "_heard_last",
@@ -88,7 +77,6 @@ class TunnelStream(Stream):
         self._opening = False
         self._held = 0
         self._kept: bytearray | None = None
-        self._declined: Declined = _nowhere_else
         self._backlog: Backlog | None = None
         self._eof = False
         self._heard_last = False
@@ -96,10 +84,9 @@ class TunnelStream(Stream):
 
     # --- how it starts
 
-    def keep_early(self, early: bytes, declined: Declined) -> None:
+    def keep_early(self, early: bytes) -> None:
         """Keep a copy of the application's first bytes until the peer answers; `early` are those that were kept before."""
         self._kept = bytearray(early)
-        self._declined = declined
 
     def request(self, sock: socket, repeating: Repeating, once: bytes, early: bytes = b"") -> None:
         """Ask the peer for a connection on behalf of `sock`'s application, which has sent `early` already."""
@@ -125,8 +112,8 @@ class TunnelStream(Stream):
 
     def give_back(self) -> tuple[socket, bytes]:
         """End the stream without a word to its owner, who takes the application's socket, and the bytes that came from it."""
-        sock, kept = self._sock, self._kept
-        assert sock is not None and kept is not None
+        sock, kept = self._sock, self._kept or b""
+        assert sock is not None
         self.closed = True
         self.owner = NOBODY
         self._loop.forget(self._fd)
@@ -134,6 +121,19 @@ class TunnelStream(Stream):
         self._http.reset(self, Code.CANCEL)
         self._loop.dirty[self.tunnel] = None
         return sock, bytes(kept)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Nothing of it has moved, and its tunnel is full."""
+        http = self._http
+        if self.sent or self.received or self.remote_closed or self._backlog is not None:
+            return False
+        return http.receive_window <= 0 or (http.window <= 0 and self in http.blocked)
+
+    def leave(self, error: str) -> None:
+        """Go another way if one can be had; else end, if there is an error."""
+        if not self.owner.declined(self, True) and error and self in self._http.blocked:
+            self.abort("-", error)
 
     def attach(self, sock: socket, speaks_first: bool) -> None:
         """The application's socket is connected: move bytes; look at once for those of an application that speaks first."""
@@ -354,11 +354,11 @@ class TunnelStream(Stream):
         """See ztunnel.flow.Stream."""
         status = read_status(fields)
         if status != 200:
-            if status == 503 and self._kept is not None and self._declined(self, False):
+            if status == 503 and self._kept is not None and self.owner.declined(self, False):
                 return
             self.abort("CONNECT", f"http status: {status_text(status)}", Code.CANCEL)
             return
-        self._kept, self._declined = None, _nowhere_else
+        self._kept = None
         self.window += self._held
         self._held = 0
         self.open()
@@ -367,7 +367,7 @@ class TunnelStream(Stream):
 
     def peer_reset(self, code: int) -> None:
         """See ztunnel.flow.Stream."""
-        if code == Code.REFUSED_STREAM and self._kept is not None and not self.answered and self._declined(self, True):
+        if code == Code.REFUSED_STREAM and self._kept is not None and not self.answered and self.owner.declined(self, True):
             return
         self.remote_closed = self.local_closed = True
         if code == Code.NO_ERROR and self.answered and self._fd >= 0:
@@ -407,7 +407,7 @@ class TunnelStream(Stream):
     def connection_lost(self, flag: Flag, error: str) -> None:
         """See ztunnel.flow.Stream."""
         untouched = flag == "-" and self._kept is not None and not self.sent and not self.answered
-        if self.closed or (untouched and self._declined(self, True)):
+        if self.closed or (untouched and self.owner.declined(self, True)):
             return
         self._finish(flag, error or "h2 failed: connection closed")
 

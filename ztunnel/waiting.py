@@ -106,7 +106,11 @@ class WaitingRequest:
             self._go(self.stream, error)
 
     def opened(self) -> None:
-        """See ztunnel.stream.Owner."""
+        """See ztunnel.stream_owner.Owner."""
+
+    def declined(self, _stream: TunnelStream, _untouched: bool) -> bool:
+        """See ztunnel.stream_owner.Owner: only a server is asked."""
+        return False
 
     def ended(self, _flag: Flag, _error: str) -> None:
         """The client gave up, or its tunnel is gone."""

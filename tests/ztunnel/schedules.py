@@ -134,7 +134,11 @@ class Account:
         self.server: Application | None = None
 
     def opened(self) -> None:
-        """See ztunnel.stream.Owner."""
+        """See ztunnel.stream_owner.Owner."""
+
+    def declined(self, _stream: TunnelStream, _untouched: bool) -> bool:
+        """See ztunnel.stream_owner.Owner."""
+        return False
 
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.stream.Owner."""
@@ -184,7 +188,7 @@ class Schedule:
         for _ in range(self.random.randrange(4)):
             account.client.step()
         if self.random.random() < 0.7:
-            stream.keep_early(b"", lambda _stream, _untouched: False)
+            stream.keep_early(b"")
         self.streams[number, tunnel.http.next_sid] = account
         stream.request(ours, *_REQUEST)
 

@@ -41,6 +41,7 @@ class Pump:
     def __init__(self) -> None:
         self.aborted: list[tuple[str, str]] = []
         self.owner: Owner = NOBODY
+        self.is_stuck = False
 
     def abort(self, flag: str, error: str) -> None:
         self.aborted.append((flag, error))
@@ -217,6 +218,23 @@ def test_bytes_that_a_listing_shows_are_counted_at_once() -> None:
     assert book.heard == [Progress([(1, 5, 7), (carried.number, 6, 7)])]
     book.ledger.progress(60.0)
     assert len(book.heard) == 1, "and once"
+
+
+def test_how_who_may_have_to_begin_anew_began_is_not_forgotten() -> None:
+    book = Book()
+    tracked, pump = book.register(), Pump()
+    tracked.pump, pump.owner, pump.is_stuck = pump, tracked, True
+    tracked.opened()
+    tracked.began_ns -= SETTLED_NS
+    book.ledger.progress(60.0)
+    assert pump.owner is tracked is book.ledger.open[tracked.number]
+    tracked.opened()
+    assert len([one for one in book.heard if isinstance(one, Opened)]) == 1
+    pump.is_stuck = False
+    book.ledger.progress(60.0)
+    carried = book.ledger.open[tracked.number]
+    assert isinstance(carried, Carried) and pump.owner is carried
+    assert not carried.declined(pump, True), "nobody knows any more where else it could go"
 
 
 def test_who_is_open_for_a_while_is_told_as_before_and_ends_as_before() -> None:

@@ -1,11 +1,14 @@
 """The pump between an application's socket and a stream, where events of one turn of the loop meet."""
 
 import socket
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, Authority
+from ztunnel.backlog import Backlog
 from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
 from ztunnel.dial import endpoint
@@ -16,10 +19,13 @@ from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import repeating_fields, response_fields, single_fields
 from ztunnel.hellos import end_of
 from ztunnel.loop import Deadlines, Loop
+from ztunnel.outbound import Outbound
 from ztunnel.stream import EARLY_BYTES, TunnelStream
 from ztunnel.tls import Credentials, check_client
+from ztunnel.tuning import Tuning
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
+from ztunnel.ways import Way
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(20)]
 
@@ -87,6 +93,9 @@ class Outcome:
     def opened(self) -> None:
         self.heard.append("opened")
 
+    def declined(self, stream: TunnelStream, untouched: bool) -> bool:
+        return False
+
     def ended(self, flag: Flag, error: str) -> None:
         self.heard.append(f"ended {flag} {error}")
 
@@ -151,6 +160,86 @@ class Carried:
         self.application.close()
         for tunnel in self.tunnels:
             tunnel.close("-", "")
+
+
+@pytest.mark.parametrize("moved", ["", "sent", "received", "ended", "waits"])
+@pytest.mark.parametrize("full", ["", "theirs", "theirs, and it would speak", "ours"])
+def test_a_stream_is_stuck_in_a_full_tunnel_as_long_as_nothing_has_moved(full: str, moved: str) -> None:
+    carried = Carried()
+    stream, http = carried.stream, carried.tunnels[0].http
+    if full.startswith("theirs"):
+        http.window = 0
+    elif full == "ours":
+        http.receive_window = 0
+    if "speak" in full:
+        http.blocked[stream] = None
+    if moved == "sent":
+        stream.sent = 1
+    elif moved == "received":
+        stream.received = 1
+    elif moved == "ended":
+        stream.remote_closed = True
+    elif moved == "waits":
+        stream._backlog = Backlog(carried.tunnels[0].held)
+    assert stream.is_stuck is (not moved and full not in ("", "theirs"))
+    carried.close()
+
+
+def test_who_gets_its_connection_back_takes_it_as_it_is() -> None:
+    """Its peer hears that nobody wants it any more, and its application hears nothing."""
+    carried = Carried()
+    taken: list[tuple[socket.socket, bytes]] = []
+
+    class Elsewhere(Outcome):
+        def declined(self, stream: TunnelStream, untouched: bool) -> bool:
+            taken.append(stream.give_back())
+            return untouched
+
+    carried.stream.owner = Elsewhere()
+    carried.stream.leave("never said")
+    (mine, early), *others = taken
+    assert not others and early == b"" and carried.stream.closed and not carried.tunnels[0].http.streams
+    while carried.tunnels[1].http.streams:
+        carried.turn()
+    carried.application.sendall(b"as before")
+    with mine:
+        mine.settimeout(10)
+        assert mine.recv(100) == b"as before"
+    assert carried.outcome.heard == ["opened"]
+    carried.close()
+
+
+@pytest.mark.parametrize(("was_open", "changed", "same"), [(True, False, True), (True, True, False), (False, False, False)])
+def test_who_is_open_stays_with_whom_it_was_told_of(
+    was_open: bool, changed: bool, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a mesh that has changed."""
+    tried: list[object] = []
+    monkeypatch.setattr(Outbound, "_request", None)
+    monkeypatch.setattr(Outbound, "_try_another", lambda _, way: tried.append(way))
+    connection = Outbound.__new__(Outbound)
+    ways = [Way(cast("Any", SimpleNamespace(workload=name))) for name in ("another", "the same")]
+    node = SimpleNamespace(generation=7 + changed, config=SimpleNamespace(tuning=Tuning()))
+    found = SimpleNamespace(find=lambda _request, _avoid: ways[0])
+    connection.pod = cast("Any", SimpleNamespace(closed=False, node=node, ways=found))
+    connection._attempts, connection._avoid = 1, frozenset()
+    connection.was_open, connection._generation, connection._way = was_open, 7, ways[1]
+    stream = cast("Any", SimpleNamespace(give_back=lambda: (None, b"")))
+    assert connection.declined(stream, True)
+    assert tried == [ways[same]]
+
+
+def test_who_gets_none_back_ends_with_its_error_if_it_would_speak() -> None:
+    carried = Carried()
+    carried.stream.leave("")
+    carried.stream.leave("no room")
+    assert carried.outcome.heard == ["opened"]
+    carried.tunnels[0].http.blocked[carried.stream] = None
+    carried.stream.leave("")
+    assert carried.outcome.heard == ["opened"]
+    carried.stream.leave("no room")
+    assert carried.outcome.heard == ["opened", "ended - no room"]
+    carried.close()
 
 
 @pytest.mark.parametrize("size", [200_000, 8 << 20], ids=["all of it in the kernel", "some of it here"])
