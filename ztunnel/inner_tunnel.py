@@ -22,7 +22,7 @@ from ztunnel.channel import Flag
 from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import Code
-from ztunnel.node import Node
+from ztunnel.pod import Pod
 from ztunnel.stream import TunnelStream
 from ztunnel.stream_owner import Owner as StreamOwner
 from ztunnel.tls import Credentials, check_server
@@ -43,8 +43,8 @@ class Owner(Protocol):
 class InnerTunnel:
     """One tunnel in a stream; owns both, and the sockets between them."""
 
-    def __init__(self, node: Node, owner: Owner, expected: frozenset[str], gateway: Address) -> None:
-        self._node = node
+    def __init__(self, pod: Pod, owner: Owner, expected: frozenset[str], gateway: Address) -> None:
+        self._pod, self._node = pod, pod.node
         self._gateway = gateway
         """All tunnels through it share one place in the rota."""
         self._owner: Owner | None = owner
@@ -107,6 +107,7 @@ class InnerTunnel:
         """See ztunnel.stream.Owner. A clean end is one for the inner tunnel too: it reads what is left, and then the end."""
         self._outer = None
         self._node.lingering.discard(self)
+        self._pod.lingering.pop(self, None)
         if error and self._tunnel is not None:
             self._fail(flag, error)
             self._tunnel.close(flag, error)
@@ -153,6 +154,7 @@ class InnerTunnel:
     def _linger(self) -> None:
         """Give it a while to end: once, however often it is asked for."""
         if self._outer is not None and self._moved < 0:
+            self._pod.lingering[self] = None
             self._look_later(self._outer)
 
     def _look_later(self, outer: TunnelStream) -> None:

@@ -311,7 +311,7 @@ class Outbound(Tracked):
         assert way is not None and way.route.address is not None and credentials is not None
         route = way.route
         if route.protocol == "DOUBLEHBONE":
-            self._inner = InnerTunnel(self.pod.node, self, route.inner_expected, way.route.address)
+            self._inner = InnerTunnel(self.pod, self, route.inner_expected, way.route.address)
             self._inner.start(tunnel, credentials, *self._fields(None))
         else:
             self._open(TunnelStream(tunnel, self), None)

@@ -84,6 +84,8 @@ class Pod:
         self.connections = 0
         """In the ledger."""
         self.guests: dict[Guest, None] = {}
+        self.lingering: dict[object, None] = {}
+        """Tunnels through gateways whose connection has ended."""
         self.draining = False
         self.closed = False
         """Nothing begins any more, and what fails is for no other endpoint to try."""
@@ -95,8 +97,8 @@ class Pod:
 
     @property
     def held_connections(self) -> int:
-        """Connections of its applications and its peers' tunnels, and those that wait."""
-        return self.connections + len(self.tunnels) + len(self.guests)
+        """Connections of its applications and its peers' tunnels, those that wait, and those of which last bytes do."""
+        return self.connections + len(self.tunnels) + len(self.guests) + len(self.lingering)
 
     def has_room(self) -> bool:
         """Whether the pod, and the node, may have one more connection; counted where not."""

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from mesh.workload import TunnelProtocol, Workload
 from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, FromWorker
 from ztunnel.departure import depart
 from ztunnel.inbound_plain import InboundPlain
+from ztunnel.inner_tunnel import InnerTunnel
 from ztunnel.ledger import DRAINED, Tracked
 from ztunnel.loop import Loop
 from ztunnel.node import Node
@@ -46,6 +48,12 @@ class Open:
         self.end(error, flag)
 
     turn_away = abort
+
+
+class Outer:
+    """A stream to a gateway that does not end it."""
+
+    sent = 0
 
 
 class World:
@@ -232,3 +240,14 @@ def test_a_connection_for_which_no_socket_can_be_made_is_refused(world: World, m
         assert client.recv(1) == b"", "the other end is closed"
     record = world.closed()[-1]
     assert (record.flag, record.error) == ("CONNECT", "cannot make a socket: [Errno 24] Too many open files")
+
+
+def test_a_tunnel_that_lingers_behind_its_connection_is_one_of_its_pods_connections(world: World) -> None:
+    """Else a pod whose gateway reads nothing could have as many as the worker may."""
+    inner = InnerTunnel(world.pod, cast("Any", None), frozenset(), APP[0])
+    inner._outer = cast("Any", Outer())
+    for _ in range(2):
+        inner.closed(cast("Any", SimpleNamespace(offence="")), "-", "")
+        assert (world.pod.held_connections, world.neighbour.held_connections) == (1, 0)
+    inner.ended("-", "")
+    assert world.pod.held_connections == 0
