@@ -108,7 +108,10 @@ class Node:
         return process
 
     def tear_down(self) -> None:
-        """Remove all of it."""
+        """Remove all of it, what an agent that did not end in order had begun as well."""
+        if self.cgroup.exists():
+            (self.cgroup / "cgroup.kill").write_text("1")
+            wait_until(lambda: "populated 0" in (self.cgroup / "cgroup.events").read_text(), "the end of all processes")
         for process in self.processes:
             with suppress(ProcessLookupError):
                 process.kill()

@@ -16,7 +16,7 @@ from tests.ztunnel.test_http2 import hostile
 from tests.ztunnel.test_pool import take_in
 from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, world
 from ztunnel import frames
-from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
+from ztunnel.channel import Connections, EarlyFailure, Offence, QueryConnections, WorkerStatus
 from ztunnel.failures import AT_ONCE
 from ztunnel.fields import literal
 from ztunnel.frames import ACK, CLIENT_OPENING, DATA, END_HEADERS, END_STREAM, HEADERS, PING, Code, frame
@@ -103,6 +103,12 @@ def last_words(tls: ssl.SSLSocket) -> bytes:
     return said
 
 
+def all_said(mesh: World) -> None:
+    """Hear all that the server's worker has said by now."""
+    mesh.server.worker.tell(QueryConnections(-2))
+    mesh.server.worker.wait_for(Connections, lambda answer: answer.number == -2)
+
+
 def told(mesh: World, port: int, text: str) -> None:
     """The worker names the attacker of that port once for the connection, whatever it says of each stream, and its kind."""
     found = mesh.server.worker.wait_for(EarlyFailure, lambda message: message.source[1] == port and text in message.error)
@@ -144,6 +150,7 @@ def test_rapid_reset_and_stream_floods(mesh: World, good: None) -> None:
 
 def test_who_is_refused_again_and_again_keeps_its_good_streams(mesh: World, good: None) -> None:
     """A busy client of what a policy refuses, or of a port where nobody listens, offends nobody: it is asked elsewhere."""
+    all_said(mesh)
     mesh.server.worker.heard.clear()
     refused = request("10.198.0.2:15008")
     with attack(mesh) as tls:
@@ -159,6 +166,7 @@ def test_who_is_refused_again_and_again_keeps_its_good_streams(mesh: World, good
         send(tls, frame(PING, ACK, 0, frames.DRAIN_PAYLOAD) + frame(DATA, 0, 1, b"still here"))
         while b"still here" not in said:
             said += tls.recv(65536)
+    all_said(mesh)
     assert not [one for one in mesh.server.worker.heard if isinstance(one, Offence)]
 
 

@@ -16,6 +16,7 @@ from mesh.policy import Action, Policy, Scope
 from mesh.proto.zds_pb2 import SnapshotSent, WorkloadRequest
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, encode_policy, encode_service, encode_workload
 from tests.ztunnel.test_supervisor import SERVICE, WEB, Control, Node
+from wire import keyring
 
 pytestmark = pytest.mark.kernel
 
@@ -89,6 +90,7 @@ def test_a_proxy_outlives_a_mad_control_plane_and_keeps_what_was_right(tmp_path:
             node.process.wait()
             node.agent.close()
             node.listener.close()
+            keyring.forget_all(keyring.scope(node.environment["WEFT_PREFIX"]))
 
     netns = f"weft-test-{os.getpid()}-mad"
     subprocess.run(["ip", "netns", "add", netns], check=True)
