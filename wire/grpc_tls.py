@@ -130,16 +130,16 @@ def _system_roots() -> Path:
 
 
 def host_and_port(name: str, value: str, default_port: int) -> str:
-    """Read an address setting: `host:port`, `https://host[:port]`; IPv6 in brackets.
+    """Read an address setting: `host[:port]`, `https://host[:port]` (a URL's port is 443 unless it is said); IPv6 in brackets.
 
     Raises: ValueError naming the setting `name`.
     """
     address = value.removeprefix("https://").rstrip("/")
     host, colon, port = address.rpartition(":")
     if not colon or address.endswith("]"):
-        host, port = address, str(default_port)
+        host, port = address, str(443 if value.startswith("https://") else default_port)
     bracketed = host.startswith("[") and host.endswith("]")
-    bad_host = not host or "/" in host or (":" in host and not bracketed)
+    bad_host = not host or "/" in host or not host.isprintable() or " " in host or (":" in host and not bracketed)
     if bad_host or not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
         raise ValueError(f"{name}={value!r}: not an address of a TLS server: write https://HOST:PORT")
     return f"{host}:{port}"

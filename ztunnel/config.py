@@ -4,6 +4,7 @@
 """
 
 import argparse
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -311,12 +312,13 @@ def _granted(environment: Mapping[str, str], cores: int) -> int:
 
 def _workers(flag: str | None, environment: Mapping[str, str], cores: int) -> int:
     text = flag or environment.get("ZTUNNEL_WORKER_THREADS") or "0"
-    share = re.fullmatch(r"(\d{1,4})(%?)", text)
+    share = re.fullmatch(r"(\d{1,4})((?:\.\d{1,4})?%)?", text)
     if share is None or int(share[1]) > _MAX_WORKERS:
         said = f"--workers {text!r}" if flag else f"ZTUNNEL_WORKER_THREADS={text!r}"
         raise ValueError(f"{said}: not a number of workers: write N up to {_MAX_WORKERS}, a share like 50%, or 0 for all")
-    number = int(share[1])
-    return max(-(-cores * number // 100), 1) if share[2] else number or cores
+    if share[2]:
+        return max(math.ceil(cores * float(text[:-1]) / 100), 1)
+    return int(share[1]) or cores
 
 
 def _limits(holder: str, environment: Mapping[str, str], default: Limits) -> Limits:

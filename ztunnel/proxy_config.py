@@ -72,12 +72,12 @@ def _settings(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]
 
 
 def _metadata(metadata: Any, where: str) -> Iterator[tuple[str, str]]:
-    """With or without the prefix that they have as variables."""
+    """With or without the prefix that they have as variables; without quotes, as Istio's ztunnel takes them, too."""
     if metadata is None:
         return
     if not isinstance(metadata, dict):
         raise ValueError(f"{where}: not a mapping: write KEY: VALUE")
     for key, value in metadata.items():
-        if not isinstance(value, str):
+        if not isinstance(value, str | bool | int | float):
             raise ValueError(f'{where}: {key}: {value!r} is not a text: write it in quotes, like "true"')
-        yield _META + key.removeprefix(_META), value
+        yield _META + key.removeprefix(_META), str(value).lower() if isinstance(value, bool) else str(value)

@@ -118,7 +118,7 @@ def _resolver(config: Config) -> JSON:
 
 
 def _dns_address(config: Config) -> JSON:
-    if len(config.dns_places) == 1 and config.dns_places[0][0] != "127.0.0.1":
+    if len(config.dns_places) == 1 and not str(config.node_metadata.get("DNS_PROXY_ADDR", "localhost")).startswith("localhost"):
         host, port = config.dns_places[0]
         return {"SocketAddr": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
     return {"Localhost": [config.ipv6, config.dns_places[0][1] if config.dns_places else DNS_PORT]}

@@ -89,7 +89,7 @@ def test_config_has_all_of_istios_keys_with_its_shapes() -> None:
             {
                 "IPV6_ENABLED": "false", "CONNECTION_TERMINATION_DEADLINE": "1500ms", "XDS_ADDRESS": "",
                 "PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "a/b/c", "UNSTABLE_ENABLE_SOCKS5": "true", "CRL_PATH": "/crl",
-                "ISTIO_META_DNS_PROXY_ADDR": "127.0.0.9:53", "POD_NAME": "z", "POD_NAMESPACE": "i", "SERVICE_ACCOUNT": "s",
+                "ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53", "POD_NAME": "z", "POD_NAMESPACE": "i", "SERVICE_ACCOUNT": "s",
             },
             2,
         )
@@ -98,7 +98,11 @@ def test_config_has_all_of_istios_keys_with_its_shapes() -> None:
     assert (other["xdsAddress"], other["packetMark"], other["proxyMode"]) == (None, None, "Dedicated")
     assert other["proxyWorkloadInformation"] == {"namespace": "a", "name": "b", "serviceAccount": "c"}
     assert (other["socks5Addr"], other["illegalPorts"][-1], other["crlPath"]) == ("127.0.0.1:15080", 15080, "/crl")
-    assert other["dnsProxyAddr"] == {"SocketAddr": "127.0.0.9:53"}
+    assert other["dnsProxyAddr"] == {"SocketAddr": "127.0.0.1:53"}
+    renamed = dump_config(
+        read_config(["--node", "n1"], {"ISTIO_META_DNS_PROXY_ADDR": "localhost:53", "IPV6_ENABLED": "false"}, 2)
+    )
+    assert renamed["dnsProxyAddr"] == {"Localhost": [False, 53]}
     assert other["ztunnelIdentity"] == "spiffe://cluster.local/ns/i/sa/s" and other["ztunnelWorkload"]["name"] == "z"
 
 

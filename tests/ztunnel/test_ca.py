@@ -252,6 +252,9 @@ def test_a_certificate_is_valid_from_its_first_second_to_before_its_last(authori
     [
         ("https://istiod.istio-system.svc:15012", "istiod.istio-system.svc:15012"),
         ("10.0.0.1", "10.0.0.1:15012"),
+        ("https://istiod.example", "istiod.example:443"),
+        ("https://istiod.example/", "istiod.example:443"),
+        ("https://[fd00::1]", "[fd00::1]:443"),
         ("[fd00::1]:99", "[fd00::1]:99"),
         ("[fd00::1]", "[fd00::1]:15012"),
     ],
@@ -260,7 +263,9 @@ def test_addresses(value: str, expected: str) -> None:
     assert host_and_port("XDS_ADDRESS", value, 15012) == expected
 
 
-@pytest.mark.parametrize("value", ["", "http://x:1", "x:", "x:0", "x:99999", "x:\N{SUPERSCRIPT TWO}", "fd00::1", "a/b:1"])
+@pytest.mark.parametrize(
+    "value", ["", "http://x:1", "x:", "x:0", "x:99999", "x:\N{SUPERSCRIPT TWO}", "fd00::1", "a/b:1", "x y:1", "x\t:1"]
+)
 def test_what_is_no_address(value: str) -> None:
     with pytest.raises(ValueError, match=r"XDS_ADDRESS=.*write https://HOST:PORT"):
         host_and_port("XDS_ADDRESS", value, 15012)

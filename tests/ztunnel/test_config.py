@@ -183,6 +183,8 @@ def test_what_istios_chart_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "0"}, 1),
         ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "50%"}, 3),
         ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "1%"}, 1),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "20.0%"}, 1),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "20.1%"}, 2),
         ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "5", "ZTUNNEL_WORKER_THREADS": "7"}, 7),
     ],
 )
@@ -367,6 +369,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node N_1", {}, "--node 'N_1': not a node's name"),
         ("--node n1 --workers many", {}, "--workers 'many': not a number of workers: write N"),
         ("", {"NODE_NAME": "../n1"}, "NODE_NAME='../n1': not a node's name"),
+        ("--node n1", {"ZTUNNEL_WORKER_THREADS": "1.5"}, "ZTUNNEL_WORKER_THREADS='1.5': not a number of workers"),
         ("--node n1", {"ZTUNNEL_WORKER_THREADS": "all"}, "ZTUNNEL_WORKER_THREADS='all': not a number of workers"),
         ("--node n1", {"WEFT_RUN_DIR": "run"}, "WEFT_RUN_DIR='run': processes start in different folders: write a whole path"),
         ("--node n1", {"WEFT_STATE_DIR": "./state"}, "WEFT_STATE_DIR='state': processes start in different folders"),

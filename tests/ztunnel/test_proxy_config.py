@@ -51,6 +51,13 @@ def test_the_file_below_the_variable_below_the_settings_own_variables(mesh_file:
     assert read_config(["--control", "flag:1"], environment, 4).xds.address == "flag:1"  # type: ignore[union-attr]
 
 
+def test_metadata_need_no_quotes() -> None:
+    text = "proxyMetadata: {DNS_CAPTURE: false, OWNER: true, LIMIT: 12}"
+    expected = {"ISTIO_META_DNS_CAPTURE": "false", "ISTIO_META_OWNER": "true", "ISTIO_META_LIMIT": "12"}
+    assert proxy_config({"PROXY_CONFIG": text}) == expected
+    assert read_config(["--node", "n1"], {"PROXY_CONFIG": text}, 1).dns_places == ()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -60,7 +67,7 @@ def test_the_file_below_the_variable_below_the_settings_own_variables(mesh_file:
         ("concurrency: true", "PROXY_CONFIG: concurrency: True is not a number"),
         ("discoveryAddress: 1", "PROXY_CONFIG: discoveryAddress: 1 is not a text"),
         ("proxyMetadata: [a]", "PROXY_CONFIG: proxyMetadata: not a mapping"),
-        ("proxyMetadata: {DNS_CAPTURE: true}", "proxyMetadata: DNS_CAPTURE: True is not a text: write it in quotes"),
+        ("proxyMetadata: {DNS_CAPTURE: [true]}", "proxyMetadata: DNS_CAPTURE: [True] is not a text: write it in quotes"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(text: str, words: str) -> None:
