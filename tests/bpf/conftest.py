@@ -230,9 +230,9 @@ class World:
         """What was counted since `before`, zeros left out."""
         return {name: more for name, now in self.redirect.counters().items() if (more := now - before[name])}
 
-    def becomes(self, look: Callable[[], Any], wished: Any) -> None:
+    def becomes(self, look: Callable[[], Any], wished: Any, patience_s: float = 20.0) -> None:
         """Wait until `look` finds it so: on a busy machine the kernel ends a connection after close() has returned."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patience_s
         while (found := look()) != wished:
             assert time.monotonic() < deadline, f"{found} instead of {wished}"
             time.sleep(0.002)

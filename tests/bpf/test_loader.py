@@ -195,7 +195,8 @@ def test_the_link_of_a_pod_that_is_gone_keeps_no_newer_programs_out(world: Any) 
     world.redirect.enrol(PodRedirect("uid-gone", cookie, (ip_address("10.213.0.99"),)), descriptor)
     os.close(descriptor)
     subprocess.run(["ip", "netns", "del", f"{world.prefix}-gone"], check=True)
-    world.becomes(lambda: world.redirect.programs()[-1].attached, 2)
+    # The kernel removes namespaces one after the other, and waits for all processors with each.
+    world.becomes(lambda: world.redirect.programs()[-1].attached, 2, patience_s=60)
     (world.bpffs / "version").unlink()
     before = ids(world)[2]
     try:

@@ -1,5 +1,6 @@
 """What the lab's tests share: small manifests, and a look at the host that a lab must not change."""
 
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -79,6 +80,8 @@ def host_network() -> dict[str, Any]:
     )
     shown = {" ".join(argv): subprocess.run(argv, capture_output=True, text=True, check=True).stdout for argv in commands}
     shown["ip -o addr"] = "\n".join(line.split(" valid_lft ")[0] for line in shown["ip -o addr"].splitlines())
+    counted = r" (expires \d+sec|packets \d+ bytes \d+)"  # whatever the host itself does meanwhile
+    shown = {command: re.sub(counted, "", text) for command, text in shown.items()}
     for folder in ("ipv4", "ipv6"):
         for path in sorted(Path(f"/proc/sys/net/{folder}/conf").glob("*/*")):
             try:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench.accounts import started_s
 from lab.process import listener_of, popen
 from tests.frozen import frozen
 from tests.lab.puppet import ARGV, Puppet
@@ -88,6 +90,9 @@ PODS = (
 class Mesh(World):
     """The running lab, with a puppet per pod and per node's host, made when first asked for."""
 
+    evidence_since = datetime.fromtimestamp(0, UTC)
+    """What is older is no flow and no line of the access log: another test's, on the same lab."""
+
     def __init__(self, manifests: str = NODES + PODS) -> None:
         super().__init__(manifests, timeout_s=100)
         self._puppets: dict[str, Puppet] = {}
@@ -130,8 +135,14 @@ class Mesh(World):
         return int(next(one for one in self.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
 
     def supervisors(self, node: str) -> list[int]:
-        """The supervisors of a node's proxies: two while one takes over from the other."""
-        return [pid for pid in self.processes(node, "ztunnel") if b"ztunnel.worker" not in _command(pid)]
+        """The supervisors of a node's proxies: two while one takes over from the other. By age: a worker looks like its
+        supervisor until it is executed."""
+        found = []
+        for pid in self.processes(node, "ztunnel"):
+            with suppress(OSError):  # gone meanwhile
+                if b"ztunnel.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append((started_s(pid), pid))
+        return [pid for _, pid in sorted(found)]
 
     def config_dump(self, node: str) -> Any:
         """What a node's proxy knows."""
@@ -200,7 +211,8 @@ class Mesh(World):
 
     def flows(self, *filters: str) -> list[dict[str, Any]]:
         """The newest flows that match options of `weft observe`."""
-        lines = self.weft("observe", "--last", "200", "-o", "json", *filters).splitlines()
+        since = self.evidence_since.isoformat()
+        lines = self.weft("observe", "--last", "200", "--since", since, "-o", "json", *filters).splitlines()
         return [one["flow"] for one in map(json.loads, lines) if "flow" in one]  # others say how many were lost
 
     def await_flow(self, words: str, *filters: str) -> dict[str, Any]:
@@ -224,18 +236,12 @@ class Mesh(World):
 
         def look() -> str:
             lines = [line for line in self.log_path(f"{node}/ztunnel").read_text().splitlines() if "\taccess\t" in line]
+            lines = [line for line in lines if datetime.fromisoformat(line.partition("\t")[0]) >= self.evidence_since]
             found = [line for line in lines if all(word in line for word in words)]
             assert found, f"no line with {words} among {lines[-10:]}"
             return found[-1]
 
         return eventually(look)
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b"ztunnel.worker"  # gone meanwhile
 
 
 def _has_ended(pid: int) -> bool:

@@ -89,8 +89,7 @@ def test_an_operator_is_told_who_it_was(victim: Victim, name: str) -> None:
     victim.told(fate, f"h2 failed: {code}: ")
     name = "spiffe://cluster.local/ns/shop/sa/attacker"
     victim.mesh.await_access_log("b", f'src.identity="{name}"', f":{fate['port']} ", f"h2 failed: {code}: ")
-    metrics = victim.mesh.metrics("b")
-    assert f'weft_offences_total{{identity="{name}",kind="{code}"}}' in metrics
+    eventually(lambda: f'weft_offences_total{{identity="{name}",kind="{code}"}}' in victim.mesh.metrics("b"))
 
 
 @pytest.mark.parametrize("crowd", CROWDS, ids=[crowd.name for crowd in CROWDS])

@@ -90,6 +90,7 @@ def address_of(world: World, name: str) -> str:
 def take(world: World, name: str, port: int) -> socket.socket:
     with inside(world, name):
         sock = socket.socket(socket.AF_INET6)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what the proxy had there may be in TIME_WAIT
     sock.bind(("::", port))
     sock.listen()
     return sock

@@ -62,6 +62,11 @@ def open_wires(mesh: Mesh, puppet: Puppet, to: str, port: int = ECHO_PORT) -> li
     return wires
 
 
+def await_refusal(puppet: Puppet, address: str) -> None:
+    """Not at once: each worker hears of a policy by itself, and who ended a connection need not be who takes the next one."""
+    eventually(lambda: puppet.fate(address, ECHO_PORT) in ("refused", "reset"))
+
+
 @pytest.mark.parametrize("to", ["near", "far"])
 def test_strict_ends_live_plain_connections_and_no_others(mesh: Mesh, client: Puppet, to: str) -> None:
     plain = open_wires(mesh, mesh.puppet("outsider"), to)
@@ -73,7 +78,7 @@ def test_strict_ends_live_plain_connections_and_no_others(mesh: Mesh, client: Pu
         assert [wire.ended() for wire in plain] == ["reset", "reset"]
         print(f"plain connections ended {(time.monotonic() - began) * 1000:.0f} ms after the change was sent")
         assert all(wire.says("still here") for wire in proved + own_host)
-        assert mesh.puppet("outsider").fate(mesh.address(to), ECHO_PORT) in ("refused", "reset")
+        await_refusal(mesh.puppet("outsider"), mesh.address(to))
         mesh.await_flow("PeerAuthentication shop/mode", "--from-pod", "shop/outsider", "--to-pod", f"shop/{to}")
         mesh.apply(authentication("PERMISSIVE"))
         eventually(lambda: mesh.puppet("outsider").fate(mesh.address(to), ECHO_PORT) == "answered")
@@ -91,10 +96,9 @@ def test_a_new_denial_ends_its_streams_while_others_of_the_same_tunnel_live_on(m
     with mesh.having(DENIAL):
         assert {wire.ended() for wire in doomed} == {"reset"}
         assert all(wire.says("still here") for wire in allowed)
-        after = tunnels(mesh, to)
-        assert after and all(ports == {ECHO_PORT} for ports in after.values())
-        assert after.keys() <= before.keys(), "no tunnel was broken to end a stream"
-        assert client.fate(mesh.address(to), OTHER_PORT) == "reset"
+        eventually(lambda: set().union(*tunnels(mesh, to).values()) == {ECHO_PORT})
+        assert tunnels(mesh, to).keys() <= before.keys(), "no tunnel was broken to end a stream"
+        eventually(lambda: client.fate(mesh.address(to), OTHER_PORT) == "reset")
         mesh.await_flow("AuthorizationPolicy shop/no-other-port", "--verdict", "DROPPED", "--to-pod", f"shop/{to}")
     eventually(lambda: client.fate(mesh.address(to), OTHER_PORT) == "answered")
     for wire in allowed + doomed:
@@ -132,13 +136,15 @@ def test_connections_older_than_enrolment_live_until_strict(mesh: Mesh) -> None:
             assert "PeerAuthentication shop/mode" in flow["Summary"]
     finally:
         mesh.apply(OLDER)
+        for wire in inbound + outbound:
+            wire.close()
 
 
 def test_a_pod_without_its_label_is_out_of_the_mesh_and_back_with_it(mesh: Mesh) -> None:
     older, far = mesh.puppet("older"), mesh.address("far")
     enrolled = OLDER.replace("dataplane-mode: none", "dataplane-mode: ambient")
     with strict(mesh):
-        eventually(lambda: older.fate(far, ECHO_PORT) in ("refused", "reset"))
+        await_refusal(older, far)
         mesh.apply(enrolled)
         eventually(lambda: older.fate(far, ECHO_PORT) == "answered")
         wire = older.connect(far, ECHO_PORT)
@@ -160,9 +166,13 @@ def test_a_pod_that_is_written_anew_under_another_account_is_reached_as_that(mes
         mesh.apply(after)
         mesh.puppet("mover").echo(ECHO_PORT)
         eventually(lambda: client.fate(mesh.address("mover"), ECHO_PORT) == "answered")
-        held = {one["identity"].rpartition("/")[2] for one in mesh.config_dump("b")["certificates"]}
-        assert "other" in held and "mover" not in held
+        eventually(lambda: {"other"} == {"mover", "other"} & identities(mesh, "b"))
         mesh.dismiss("mover")
+
+
+def identities(mesh: Mesh, node: str) -> set[str]:
+    """The service accounts whose certificates a node's proxy has."""
+    return {one["identity"].rpartition("/")[2] for one in mesh.config_dump(node)["certificates"]}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -171,13 +181,14 @@ def test_only_a_nodes_own_processes_are_exempt_from_strict(mesh: Mesh, version: 
     hosted, near, far = mesh.puppet("hosted"), mesh.address("near", version), mesh.address("far", version)
     assert {hosted.fate(address, ECHO_PORT) for address in (near, far)} == {"answered"}
     with strict(mesh):
-        eventually(lambda: hosted.fate(near, ECHO_PORT) in ("refused", "reset"))
-        eventually(lambda: hosted.fate(far, ECHO_PORT) in ("refused", "reset"))
+        for puppet, address in ((hosted, near), (hosted, far), (mesh.host("b"), near)):
+            await_refusal(puppet, address)
         stranger = ("--from-label", "reserved:world", "--to-ip", near)
         mesh.await_flow("PeerAuthentication shop/mode", *stranger, "--verdict", "DROPPED")
-        assert mesh.host("b").fate(near, ECHO_PORT) in ("refused", "reset")
-        assert mesh.host("a").fate(near, ECHO_PORT) == "answered"
-        mesh.await_flow("", "--from-label", "reserved:host", "--to-ip", near)
+        with mesh.host("a").connect(near, ECHO_PORT) as wire:
+            assert wire.says("ping")
+            port = wire.names()["local"][1]
+            mesh.await_flow("", "--from-label", "reserved:host", "--to-ip", near, "--from-port", str(port))
     eventually(lambda: hosted.fate(near, ECHO_PORT) == "answered")
 
 
@@ -190,7 +201,8 @@ def detached(mesh: Mesh, link: Path) -> Iterator[None]:
         return any("bpf_link" in os.readlink(fd) for fd in Path(f"/proc/{agent}/fd").iterdir())
 
     def stands() -> bool:
-        return ") T " in Path(f"/proc/{agent}/stat").read_text()
+        """Each of its threads, whose calls into the kernel come to their end first."""
+        return all(") T " in path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/stat"))
 
     while True:
         with frozen([agent]):

@@ -1,16 +1,51 @@
 """An honest HBONE peer that works beside attackers and writes down what it notices. See tests.lab.attacker."""
 
 import itertools
+import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tests.lab.link import Link, Papers
 
 _DATA, _HEADERS, _RST_STREAM, _PING = 0, 1, 3, 6
+_BEAT_S, _LATE_S = 0.02, 0.05
+Span = tuple[float, float]
+"""From when to when, by time.monotonic()."""
+
+
+class Pulse:
+    """When a CPU of this machine stood still: on each a thread that does nothing looks whether it had its turn in time."""
+
+    def __init__(self, over: threading.Event) -> None:
+        self.pauses: list[Span] = []
+        self._over = over
+        self.threads = [threading.Thread(target=self._beat, args=(cpu,), daemon=True) for cpu in os.sched_getaffinity(0)]
+
+    def _beat(self, cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})
+        before = time.monotonic()
+        while not self._over.wait(_BEAT_S):
+            now = time.monotonic()
+            if now - before > _BEAT_S + _LATE_S:
+                self.pauses.append((before, now))
+            before = now
+
+
+def length_s(span: Span, pauses: Iterable[Span]) -> float:
+    """What is left of a span without the pauses in it, which may overlap."""
+    began, ended = span
+    left = ended - began
+    for first, last in sorted(pauses):
+        first = max(first, began)
+        last = min(last, ended)
+        if last > first:
+            left -= last - first
+            began = last
+    return left
 
 
 class Witness:
@@ -20,8 +55,9 @@ class Witness:
         self._place, self._papers, self._opening, self._block = (host, port), papers, opening, block
         self._over = threading.Event()
         self._failures: list[str] = []
-        self._times: dict[str, list[float]] = {"stream": [], "connection": []}
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._stay, self._renew)]
+        self._spans: dict[str, list[Span]] = {"stream": [], "connection": []}
+        self._pulse = Pulse(self._over)
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._stay, self._renew)] + self._pulse.threads
         for thread in self._threads:
             thread.start()
 
@@ -60,7 +96,7 @@ class Witness:
     def _timed(self, what: str, act: Callable[[], None]) -> None:
         began = time.monotonic()
         act()
-        self._times[what].append(time.monotonic() - began)
+        self._spans[what].append((began, time.monotonic()))
 
     def _stay(self) -> None:
         try:
@@ -88,9 +124,9 @@ class Witness:
             link.sock.close()
 
     def lap(self) -> dict[str, list[float]]:
-        """What each stream and each connection took since the last lap, in milliseconds."""
-        times, self._times = self._times, {"stream": [], "connection": []}
-        return {what: [round(1000 * one, 3) for one in some] for what, some in times.items()}
+        """What each stream and each connection took since the last lap, in milliseconds; not while a CPU stood still."""
+        spans, self._spans = self._spans, {"stream": [], "connection": []}
+        return {what: [round(1000 * length_s(one, self._pulse.pauses), 3) for one in some] for what, some in spans.items()}
 
     def stop(self) -> dict[str, Any]:
         """End it: failures, and of what the last lap took the median and the 99th percentile."""
