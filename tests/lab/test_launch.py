@@ -65,6 +65,7 @@ def test_it_starts_with_the_standard_library_alone() -> None:
 def test_a_root_has_its_own_writable_places(tmp_path: Path, overlay: bool) -> None:
     """Also where the kernel refuses an overlay, as on a root that is two overlays deep already."""
     hosts, volume, scratch = (tmp_path / name for name in ("hosts", "volume", "scratch"))
+    own = f"weft-test-{os.getpid()}"
     hosts.write_text("10.0.0.1 somebody\n")
     for folder in (volume, scratch):
         folder.mkdir()
@@ -83,7 +84,7 @@ rootfs.enter(rootfs.Root(
     volumes=(({str(volume)!r}, "/mnt", False),), passwd="somebody:x:4321:4321::/:/bin/sh",
 ))
 os.execv("/bin/sh", ["sh", "-ec", '''
-    touch /tmp/a /run/a /dev/shm/a /var/log/a /var/lib/a /mnt/written
+    touch /tmp/{own} /run/{own} /dev/shm/{own} /var/log/{own} /var/lib/{own} /mnt/written
     cat /etc/hosts; tail -n 1 /etc/passwd; ls /proc | grep -c "^[0-9]"; ls /tmp /usr/share/doc
     ! echo 1 2>/dev/null >/proc/sys/net/ipv4/ip_forward; ! touch /sys/a 2>/dev/null; echo x >/dev/null; stat -f -c %T /
 '''])
@@ -100,9 +101,9 @@ os.execv("/bin/sh", ["sh", "-ec", '''
     hosts_line, user, processes, *rest = done.stdout.splitlines()
     assert (hosts_line, user) == ("10.0.0.1 somebody", "somebody:x:4321:4321::/:/bin/sh")
     assert int(processes) <= 3
-    assert rest[:-1] == ["/tmp:", "a", "", "/usr/share/doc:"], "its own /tmp, and nothing of a hidden folder"
+    assert rest[:-1] == ["/tmp:", own, "", "/usr/share/doc:"], "its own /tmp, and nothing of a hidden folder"
     assert (rest[-1] == "overlayfs") is overlay
-    assert (volume / "written").exists() and not Path("/tmp/a").exists() and not Path("/var/log/a").exists()
+    assert (volume / "written").exists() and not Path("/tmp", own).exists() and not Path("/var/log", own).exists()
 
 
 @pytest.mark.kernel

@@ -186,9 +186,10 @@ def test_a_pod_has_no_keyrings(world: World) -> None:
 
 def test_a_pod_sees_its_own_processes_and_files_only(world: World) -> None:
     assert world.output("team/client-0", "ps", "-e", "-o", "comm=").split() == ["sleep", "ps"]
-    world.output("team/client-0", "sh", "-c", "touch /tmp/mine /run/mine /etc/mine /var/lib/mine")
-    assert world.run("team/client-3", "sh", "-c", "ls /tmp /run | grep mine").stdout == ""
-    assert not any(Path(folder, "mine").exists() for folder in ("/tmp", "/run", "/etc", "/var/lib"))
+    own, folders = f"{world.layout.places.prefix}-own", ("/tmp", "/run", "/etc", "/var/lib")
+    world.output("team/client-0", "touch", *(f"{folder}/{own}" for folder in folders))
+    assert world.run("team/client-3", "sh", "-c", f"ls /tmp /run | grep {own}").stdout == ""
+    assert not any(Path(folder, own).exists() for folder in folders)
 
 
 def test_programs_run_in_their_pods_cgroup(world: World) -> None:
