@@ -7,7 +7,7 @@ goes through the HPACK table; what never repeats follows as literals. Source: fa
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from mesh.workload import Address
@@ -17,11 +17,15 @@ from ztunnel.fields import Fields, Repeating, literal
 HBONE_PORT = 15008
 RESERVED_PORTS = frozenset({15001, 15006, 15008})
 MAX_PORT = 65535
-_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~*-]+)(?::([0-9]*))?")
+_ALLOWED = r"[A-Za-z0-9!$&'()*+,;=._~:@%-]*"
+_AUTHORITY = re.compile(rf"{_ALLOWED}(?:\[{_ALLOWED}\])?{_ALLOWED}")
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _PSEUDO = {b":method", b":authority", b":scheme", b":path", b":protocol"}
 _FORWARDED_NETWORK = b"x-forwarded-network"
 _USUAL = {b"baggage", b"forwarded", b"traceparent", _FORWARDED_NETWORK}
+_HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+"""Of HTTP/1.1; RFC 9113, section 8.2.2."""
 _CONNECT = (b":method", b"CONNECT")
 _OK = (b":status", b"200")
 _breaks_line = re.compile(rb"[\0\n\r]").search
@@ -64,23 +68,27 @@ class ConnectRequest(NamedTuple):
 
 @lru_cache(512)
 def parse_authority(text: str) -> Authority:
-    """Read `ip:port`, `[v6]:port` or `hostname:port`.
+    """Read `ip:port`, `[v6]:port` or `hostname:port`; odd hosts that a URI allows are names that nobody has.
 
     Raises: Malformed for what no URI allows; BadRequest without a port, or with one beyond 65535.
     """
-    match = _AUTHORITY.fullmatch(text) if len(text) <= 512 else None
-    if match is None:
+    if not _is_authority(text):
         raise Malformed(f"authority {text[:64]!r}")
-    host, port = match.groups()
-    if not port or len(port) > 5 or int(port) > MAX_PORT:
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > MAX_PORT:
         raise BadRequest(f"authority {text[:64]!r}: no port from 0 to {MAX_PORT}")
-    bare = host[1:-1] if host.startswith("[") else host
     try:
-        return Authority(ip_address(bare), int(port))
+        return Authority(IPv6Address(host[1:-1]) if host[:1] == "[" and "%" not in host else IPv4Address(host), int(port))
     except ValueError:
-        if bare is not host:
-            raise Malformed(f"authority {text[:64]!r}") from None
         return Authority(host, int(port))
+
+
+def _is_authority(text: str) -> bool:
+    """RFC 3986, section 3.2, as loosely as Istio's ztunnel reads it."""
+    if not 0 < len(text) <= 512 or not _AUTHORITY.fullmatch(text) or text[-1] == "@":
+        return False
+    place = text[max(text.rfind("@"), text.rfind("]")) + 1 :]
+    return "%" not in place and place.count(":") <= 1
 
 
 def read_request(fields: Fields) -> ConnectRequest:
@@ -108,7 +116,7 @@ def _read(fields: Sequence[tuple[bytes, bytes]]) -> ConnectRequest:
             pseudo[name] = value
         else:
             regular = True
-            if (name not in _USUAL and not _NAME.fullmatch(name)) or _breaks_line(value):
+            if (name not in _USUAL and not _may_say(name, value)) or _breaks_line(value):
                 raise Malformed(f"field {name[:32]!r}")
             if name == b"baggage":
                 baggage = baggage + b"," + value if baggage else value
@@ -116,19 +124,46 @@ def _read(fields: Sequence[tuple[bytes, bytes]]) -> ConnectRequest:
                 forwarded = value
             elif name == _FORWARDED_NETWORK:
                 network = value[:_LONGEST_NAME].decode("ascii", "replace")
+    authority = _target(pseudo)
+    said = baggage if len(baggage) <= MAX_BYTES else b""  # longer ones are not looked at
+    return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "", said, network)
+
+
+def _target(pseudo: dict[bytes, bytes]) -> Authority:
+    """Where a request wants to. Raises: Malformed, BadRequest."""
     method = pseudo.get(b":method")
     if not method:
         raise Malformed("no method")
     if method != b"CONNECT":
+        if not _is_request(pseudo):
+            raise Malformed(f"method {method[:16]!r}, and no scheme, path and authority to go with it")
         raise BadRequest(f"method {method[:16]!r}")
-    if len(pseudo) != 2 or not pseudo.get(b":authority"):
+    if len(pseudo) != 1 + (b":authority" in pseudo):
         raise Malformed("CONNECT has :method and :authority and no other pseudo field")
+    if b":authority" not in pseudo:
+        raise BadRequest("CONNECT without an authority")
     try:
-        authority = parse_authority(pseudo[b":authority"].decode("ascii"))
+        return parse_authority(pseudo[b":authority"].decode("ascii"))
     except UnicodeDecodeError:
         raise Malformed("authority is not ASCII") from None
-    said = baggage if len(baggage) <= MAX_BYTES else b""  # longer ones are not looked at
-    return ConnectRequest(authority, forwarded_host(forwarded) if forwarded else "", said, network)
+
+
+def _may_say(name: bytes, value: bytes) -> bool:
+    """Whether a request may have such a field."""
+    if name in _HOP_BY_HOP or not _NAME.fullmatch(name):
+        return False
+    return value == b"trailers" if name == b"te" else name != b"content-length" or value.isdigit()
+
+
+def _is_request(pseudo: dict[bytes, bytes]) -> bool:
+    """Whether a method other than CONNECT has what it needs; RFC 9113, section 8.3.1."""
+    authority = pseudo.get(b":authority")
+    return (
+        b":protocol" not in pseudo
+        and _SCHEME.fullmatch(pseudo.get(b":scheme", b"")) is not None
+        and pseudo.get(b":path", b"")[:1] == b"/"
+        and (authority is None or _is_authority(authority.decode("ascii", "replace")))
+    )
 
 
 _read_again = lru_cache(512)(_read)
@@ -195,4 +230,5 @@ def read_status(fields: Fields) -> int:
 def status_text(status: int) -> str:
     """A status with its name, where it is one of ours."""
     names = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
+    names[431] = "Request Header Fields Too Large"
     return f"{status} {names[status]}" if status in names else str(status)

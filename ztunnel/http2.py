@@ -30,7 +30,7 @@ from ztunnel.frames import (
     Setting,
     Sizes,
 )
-from ztunnel.hbone import read_status
+from ztunnel.hbone import read_status, response_fields
 from ztunnel.intake import WORK_OF_RESET, Intake
 
 PING_INTERVAL_S = 10.0
@@ -192,7 +192,7 @@ class Connection(Intake):
         elif len(self.streams) >= self._peer_streams:
             self.refuse(sid, Code.REFUSED_STREAM)
         elif size > self._reader.max_list_bytes:
-            self.refuse(sid, Code.PROTOCOL_ERROR)
+            self.reject(sid, response_fields(431))
         else:
             stream = self.owner.requested(sid, fields)
             if stream is not None and ended and self.streams.get(sid) is stream:

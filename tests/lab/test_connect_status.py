@@ -105,19 +105,24 @@ TABLE: list[tuple[str, int, str]] = [
     ("::::", 1, "malformed request: authority '::::'"),
     ("a b:80", 1, "malformed request: authority 'a b:80'"),
     ("http://x/", 1, "malformed request: authority 'http://x/'"),
+    (f"[FAR]:{ECHO_PORT}", 503, "unknown hostname [FAR]"),
+    (f"me@FAR:{ECHO_PORT}", 503, "unknown hostname me@FAR"),
+    (f":{ECHO_PORT}", 503, "unknown hostname "),
     ("", 1, "malformed request: "),
 ]
 BOMB = b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 20
 METHOD, HOST = (b":method", b"CONNECT"), (b":authority", b"FAR:7000")
 ODD: dict[str, tuple[bytes, int, str]] = {
-    "GET": (request((b":method", b"GET"), HOST), 400, "method b'GET'"),
+    "GET": (request((b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), HOST), 400, "method b'GET'"),
+    "GET of nothing": (request((b":method", b"GET"), HOST), 1, "malformed request: method b'GET'"),
+    "of one hop": (request(METHOD, HOST, (b"connection", b"close")), 1, "field b'connection'"),
     "scheme": (request(METHOD, (b":scheme", b"https"), HOST), 1, "no other pseudo field"),
     "path": (request(METHOD, (b":path", b"/"), HOST), 1, "no other pseudo field"),
     "protocol": (request(METHOD, (b":protocol", b"websocket"), HOST), 1, "no other pseudo field"),
-    "no authority": (request(METHOD), 1, "CONNECT has :method and :authority"),
+    "no authority": (request(METHOD), 400, "CONNECT without an authority"),
     "late pseudo field": (request(METHOD, (b"x", b"y"), HOST), 1, "pseudo field b':authority'"),
     "upper-case field": (request(METHOD, HOST, (b"Forwarded", b"x")), 1, "field b'Forwarded'"),
-    "a long list": (request(METHOD, HOST) + BOMB, 1, ""),
+    "a long list": (request(METHOD, HOST) + BOMB, 431, ""),
 }
 
 

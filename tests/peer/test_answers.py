@@ -37,6 +37,23 @@ AUTHORITIES = {
     "nothing": ("", "reset 1"),
     "spaces": ("a b:80", "reset 1"),
     "colons": ("::::", "reset 1"),
+    "zeros before the port": ("{own}:0007000", "200"),
+    "a sign before the port": ("{own}:-1", "400"),
+    "no host": (":7000", "503"),
+    "brackets around IPv4": ("[{own}]:7000", "503"),
+    "IPv4 as IPv6": ("[::ffff:{own}]:7000", "400"),
+    "a name in brackets": ("[x]:7000", "503"),
+    "brackets that are not closed": ("[::1:7000", "reset 1"),
+    "somebody at the pod": ("me@{own}:7000", "503"),
+    "somebody at nothing": ("me@", "reset 1"),
+    "a name with a percent": ("a%20b:7000", "reset 1"),
+    "a name that a URI allows": ("a!$&'()*+,;=b:7000", "503"),
+    "a name that none allows": ("a^b:7000", "reset 1"),
+    "a path": ("{own}:7000/", "reset 1"),
+    "a whole URL": ("http://{own}:7000", "reset 1"),
+    "the service with a dot behind": ("{name}.shop.svc.cluster.local.:7000", "503"),
+    "the service in short": ("{name}:7000", "503"),
+    "port 0": ("{own}:0", "503"),
 }
 
 
@@ -79,22 +96,41 @@ def test_what_a_connect_is_answered(cross: CrossMesh, stranger: Puppet, authorit
     assert found == dict.fromkeys(SERVERS, expected)
 
 
+METHOD, HTTPS, ROOT = literal(b":method", b"CONNECT"), literal(b":scheme", b"https"), literal(b":path", b"/")
+GET = literal(b":method", b"GET")
+LONG = b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 20
+"""A field that enters the table, and 20 times the same."""
 REQUESTS = {
-    "GET": (literal(b":method", b"GET") + literal(b":scheme", b"https") + literal(b":path", b"/"), "400"),
-    "CONNECT with a path": (literal(b":scheme", b"https") + literal(b":path", b"/"), "reset 1"),
-    "extended CONNECT": (literal(b":protocol", b"websocket"), "reset 1"),
+    "GET": (GET + HTTPS + ROOT, "400"),
+    "GET of nothing": (GET, "reset 1"),
+    "GET of no scheme": (GET + ROOT, "reset 1"),
+    "GET of an odd path": (GET + HTTPS + literal(b":path", b"x"), "reset 1"),
+    "lower case": (literal(b":method", b"connect"), "reset 1"),
+    "CONNECT with a path": (METHOD + HTTPS + ROOT, "reset 1"),
+    "extended CONNECT": (METHOD + literal(b":protocol", b"websocket"), "reset 1"),
+    "a field of one hop": (METHOD, "reset 1", literal(b"connection", b"close")),
+    "an upgrade": (METHOD, "reset 1", literal(b"upgrade", b"x")),
+    "te": (METHOD, "reset 1", literal(b"te", b"gzip")),
+    "te of trailers": (METHOD, "200", literal(b"te", b"trailers")),
+    "a length that is none": (METHOD, "reset 1", literal(b"content-length", b"x")),
+    "80 KiB of fields": (METHOD, "431", LONG),
 }
 
 
 @pytest.mark.parametrize("case", REQUESTS)
 def test_what_other_requests_are_answered(cross: CrossMesh, stranger: Puppet, authority: LabAuthority, case: str) -> None:
-    more, expected = REQUESTS[case]
+    first, expected, *more = REQUESTS[case]
     found = {}
     for server in SERVERS:
-        place = f"{cross.address(server)}:{ECHO_PORT}"
-        fields = more + literal(b":authority", place.encode()) if case == "GET" else connect(place) + more
-        found[server] = answer(cross, stranger, authority, server, fields)
+        place = literal(b":authority", f"{cross.address(server)}:{ECHO_PORT}".encode())
+        found[server] = answer(cross, stranger, authority, server, first + place + b"".join(more))
     assert found == dict.fromkeys(SERVERS, expected)
+
+
+def test_a_connect_without_an_authority_is_a_bad_request(cross: CrossMesh, stranger: Puppet, authority: LabAuthority) -> None:
+    for more in (b"", literal(b"host", b"10.1.0.1:7000")):
+        found = {server: answer(cross, stranger, authority, server, METHOD + more) for server in SERVERS}
+        assert found == dict.fromkeys(SERVERS, "400")
 
 
 def test_a_connect_that_says_nothing_more_is_served(cross: CrossMesh, stranger: Puppet, authority: LabAuthority) -> None:

@@ -86,14 +86,27 @@ def test_parse_forwarded_host() -> None:
         "::::",
         "a b:80",
         "http://x/",
+        "10.0.0.1:80/",
+        "a:80?x",
+        "a:80#x",
         "[::1:80",
-        "[x]:1",
+        "::1]:80",
+        "[::1][::1]:80",
+        "]a[:80",
         "fd00::1:80",
         "x" * 600 + ":1",
         "a:80:80",
+        "a%20b:80",
+        "a@",
+        "@",
+        "a\\b:80",
+        'a"b:80',
+        "a<b:80",
+        "a^b:80",
+        "a`b:80",
+        "a{b:80",
+        "10.0.0.1:80\t",
         "\u00e4:80",
-        "[:]:80",
-        "[abc]:80",
     ],
 )
 def test_what_is_no_authority_is_malformed(text: str) -> None:
@@ -101,7 +114,9 @@ def test_what_is_no_authority_is_malformed(text: str) -> None:
         read_request(connect(text.encode()))
 
 
-@pytest.mark.parametrize("text", ["10.0.0.1", "web.example", "10.0.0.1:65536", "web:", "web:123456", "web:000080"])
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1", "web.example", "10.0.0.1:65536", "web:", ":", "web:123456", "a:-1", "a:+1", "[::1]", "*"]
+)
 def test_what_has_no_port_is_a_bad_request(text: str) -> None:
     with pytest.raises(BadRequest):
         read_request(connect(text.encode()))
@@ -121,8 +136,22 @@ def test_what_has_no_port_is_a_bad_request(text: str) -> None:
         [(b":method", b"CONNECT"), (b"x", b"y"), (b":authority", b"a:1")],
         [(b":method", b"CONNECT"), (b":scheme", b"https")],
         [(b":method", b"CONNECT"), (b":authority", b"")],
-        [(b":method", b"CONNECT")],
         [],
+        connect(b"a:1", (b"connection", b"close")),
+        connect(b"a:1", (b"keep-alive", b"1")),
+        connect(b"a:1", (b"proxy-connection", b"x")),
+        connect(b"a:1", (b"transfer-encoding", b"chunked")),
+        connect(b"a:1", (b"upgrade", b"x")),
+        connect(b"a:1", (b"te", b"gzip")),
+        connect(b"a:1", (b"content-length", b"x")),
+        [(b":method", b"GET"), (b":authority", b"a:1")],
+        [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a:1")],
+        [(b":method", b"GET"), (b":scheme", b"1:"), (b":path", b"/")],
+        [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"x")],
+        [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"a b")],
+        [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":protocol", b"websocket")],
+        [(b":method", b"OPTIONS"), (b":scheme", b"https"), (b":path", b"*")],
+        [(b":method", b"connect"), (b":authority", b"a:1")],
     ],
 )
 def test_what_is_no_connect_is_malformed(fields: Fields) -> None:
@@ -137,6 +166,20 @@ def test_what_is_no_connect_is_malformed(fields: Fields) -> None:
         ("10.0.0.1:0", ip_address("10.0.0.1"), 0),
         ("web.example:80", "web.example", 80),
         ("a" * 509 + ":80", "a" * 509, 80),
+        ("10.0.0.1:000080", ip_address("10.0.0.1"), 80),
+        ("[::ffff:10.0.0.1]:80", ip_address("::ffff:10.0.0.1"), 80),
+        ("[10.0.0.1]:80", "[10.0.0.1]", 80),
+        ("me@10.0.0.1:80", "me@10.0.0.1", 80),
+        ("me:secret@web.example:80", "me:secret@web.example", 80),
+        ("me@:80", "me@", 80),
+        (":80", "", 80),
+        ("[]:80", "[]", 80),
+        ("[abc]:80", "[abc]", 80),
+        ("[::1]x:80", "[::1]x", 80),
+        ("x[::1]:80", "x[::1]", 80),
+        ("[fe80::1%25eth0]:80", "[fe80::1%25eth0]", 80),
+        ("01.0.0.1:80", "01.0.0.1", 80),
+        ("a!$&'()*+,;=._~-b:80", "a!$&'()*+,;=._~-b", 80),
     ],
 )
 def test_an_authority_is_an_address_or_a_name_and_a_port(text: str, host: object, port: int) -> None:
@@ -178,9 +221,23 @@ def test_what_others_say_beside_it_is_passed_over_and_what_they_say_of_a_request
         assert len(said) == (length if length == MAX_BYTES else 0)
 
 
-def test_other_methods_are_bad_requests() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"a")],
+        [(b":method", b"FOO"), (b":scheme", b"https"), (b":path", b"/")],
+        [(b":method", b"CONNECT")],
+        [(b":method", b"CONNECT"), (b"host", b"10.0.0.1:80")],
+    ],
+)
+def test_other_methods_and_a_connect_to_nowhere_are_bad_requests(fields: Fields) -> None:
     with pytest.raises(BadRequest):
-        read_request([(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"a")])
+        read_request(fields)
+
+
+def test_what_http_allows_beside_a_connect_is_passed_over() -> None:
+    more = ((b"te", b"trailers"), (b"content-length", b"0"), (b"host", b"other:1"), (b"x", b"\xff\t"))
+    assert read_request(connect(b"10.0.0.1:80", *more)) == read_request(connect(b"10.0.0.1:80"))
 
 
 def test_of_words_that_nobody_can_look_up_nothing_is_kept() -> None:
@@ -222,7 +279,7 @@ def test_responses() -> None:
         assert read_status(none) == 0
 
 
-@given(st.one_of(st.text(max_size=80), st.from_regex(r"\[?[0-9a-f:.]{1,20}\]?:[0-9]{0,6}", fullmatch=True)))
+@given(st.one_of(st.text(max_size=80), st.from_regex(r"[a@%]?\[?[0-9a-f:.%]{0,20}\]?:[+0-9]{0,6}", fullmatch=True)))
 def test_any_authority_is_read_or_refused(text: str) -> None:
     try:
         authority = parse_authority(text)

@@ -33,7 +33,7 @@ from ztunnel.frames import (
     frame,
     window_update,
 )
-from ztunnel.hbone import read_status
+from ztunnel.hbone import read_status, response_fields
 from ztunnel.http2 import Connection
 
 pytestmark = pytest.mark.unit
@@ -1089,7 +1089,8 @@ def test_a_long_header_list_costs_the_stream_only() -> None:
     server.says()
     bomb = b"\x40\x01x\x7f\xa0\x1e" + b"y" * 3999 + b"\xbe" * 20
     server.hears(frame(HEADERS, END_HEADERS, 1, BLOCK + bomb))
-    assert server.says() == frames.rst_stream(1, Code.PROTOCOL_ERROR) and not server.streams
+    answer = frame(HEADERS, END_HEADERS | END_STREAM, 1, FieldWriter().encode(response_fields(431)))
+    assert server.says() == answer + frames.rst_stream(1, Code.NO_ERROR) and not server.streams
 
 
 CONVERSATION = (
