@@ -1,11 +1,12 @@
 """The mesh as control tells it, for names in flows and for policy on connections that no proxy sees.
 
-What was last known is kept on disk: an agent that starts while control is away knows it still.
+What was last known is kept on disk: an agent that starts while control is away knows it still. Of an update all is taken in or
+nothing: control is asked for the difference to what was known before, so a half of it would stay for good, and may lack a DENY.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 from agent.agent_events import AgentEvents
 from agent.pod import PodRequest
@@ -14,10 +15,11 @@ from mesh.domains import TRUST_DOMAIN
 from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.matching import Connection
+from mesh.policy import Policy
 from mesh.policy_set import Verdict, evaluate
 from mesh.policy_store import PolicyStore
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address, decode_all, decode_authorization
-from mesh.workload import Address, Workload
+from mesh.workload import Address, Service, Workload
 from wire.memory import collector_at_rest, give_back
 from wire.mesh_cache import MeshCache
 from wire.xds import Update
@@ -37,6 +39,8 @@ class MeshView:
         self.policies = PolicyStore()
         self._events = events
         self._readers: list[Callable[[], None]] = []
+        self._before: tuple[list[Workload | Service], list[Policy]] | None = None
+        """What was known before an update that broke off, where that could not be undone yet: what is here is a half."""
 
     def on_change(self, reader: Callable[[], None]) -> None:
         """Have `reader` called after every update."""
@@ -56,7 +60,7 @@ class MeshView:
         if update.type_url not in TYPES:
             return {}
         is_large = len(update.upserts) >= _LARGE
-        with collector_at_rest() if is_large else nullcontext():
+        with collector_at_rest() if is_large else nullcontext(), self._all_or_nothing():
             refused = self._take_in(update.type_url, update.upserts, update.removals)
             left_out = (*update.refused, *refused)
             await asyncio.to_thread(self._cache.apply, update.type_url, update.body, left_out)
@@ -78,6 +82,28 @@ class MeshView:
             reader()
         return refused
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        self._undo()
+        addresses: list[Workload | Service] = [*self.inventory.workloads(), *self.inventory.services()]
+        policies = [*self.policies.policies()]
+        try:
+            yield
+        except Exception:
+            self._before = addresses, policies
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        """Make what was known before an update that broke off anew; where that breaks off too, the next update tries again."""
+        if self._before is None:
+            return
+        addresses, policies = self._before
+        inventory, store = Inventory(), PolicyStore()
+        inventory.apply(addresses, ())
+        store.apply(policies, ())
+        self.inventory, self.policies, self._before = inventory, store, None
+
     def workload_at(self, address: Address) -> Workload | None:
         """Who has an address on this node's network."""
         return self.inventory.workload_by_address(self.network, address)
@@ -91,8 +117,10 @@ class MeshView:
         domain = any_other.trust_domain if any_other is not None else TRUST_DOMAIN
         return Identity(domain, pod.namespace, pod.service_account)
 
-    def evaluate_plain(self, workload: Workload, source: Address, destination: Address, port: int) -> Verdict:
-        """What policy says to a connection whose peer proved no identity."""
+    def evaluate_plain(self, workload: Workload, source: Address, destination: Address, port: int) -> Verdict | None:
+        """What policy says to a connection whose peer proved no identity; None while half of an update is all that is known."""
+        if self._before is not None:
+            return None
         nobody: Identity | None = None
         return evaluate(self.policies.applicable(workload), Connection(source, nobody, destination, port))
 

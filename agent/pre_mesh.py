@@ -121,8 +121,10 @@ class PreMesh:
             return kept
         return self._judge_inbound(kept, workload, one) if workload else None
 
-    def _judge_inbound(self, kept: ConnectionEvent, workload: Workload, one: Connection) -> ConnectionEvent:
+    def _judge_inbound(self, kept: ConnectionEvent, workload: Workload, one: Connection) -> ConnectionEvent | None:
         verdict = self._view.evaluate_plain(workload, one.remote, one.local, one.local_port)
+        if verdict is None:
+            return None
         if verdict.allowed:
             return kept
         key = verdict.policy or ""
