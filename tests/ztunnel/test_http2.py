@@ -499,6 +499,21 @@ def test_padding_is_taken_off_and_counted() -> None:
     assert theirs.data == b"abc" and theirs.heard == ["end"] and theirs.credit == 7
 
 
+def test_padded_bytes_of_a_stream_that_is_gone_are_given_back_to_the_others() -> None:
+    client, server = pair()
+    _, theirs = open_stream(client, server)
+    server.http.reset(theirs, Code.CANCEL)
+    heard = list(theirs.heard)
+    window = server.http.receive_window
+    for _ in range(2):
+        server.hears(frame(DATA, PADDED | END_STREAM, 1, b"\x03abc" + bytes(3)))
+    assert (theirs.data, theirs.heard) == (b"", heard)
+    assert server.http.receive_window == window - 14
+    server.http.receive_window = 0
+    server.http.discarded(2048)
+    assert server.http.receive_window == 2062, "as soon as it is worth saying"
+
+
 def test_ping_is_answered_and_sent_and_its_silence_noticed() -> None:
     _, server = pair()
     server.hears(frame(PING, 0, 0, b"12345678"))

@@ -12,11 +12,11 @@ from typing import Any, cast
 import pytest
 
 from mesh.workload import TunnelProtocol, Workload
-from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, FromWorker
-from ztunnel.departure import depart
+from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, EarlyFailure, FromWorker
+from ztunnel.departure import accept_outbound, depart
 from ztunnel.inbound_plain import InboundPlain
 from ztunnel.inner_tunnel import InnerTunnel
-from ztunnel.ledger import DRAINED, Tracked
+from ztunnel.ledger import DRAINED, SocketAddress, Tracked
 from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.outbound import Outbound
@@ -251,3 +251,16 @@ def test_a_tunnel_that_lingers_behind_its_connection_is_one_of_its_pods_connecti
         assert (world.pod.held_connections, world.neighbour.held_connections) == (1, 0)
     inner.ended("-", "")
     assert world.pod.held_connections == 0
+
+
+@pytest.mark.parametrize("meant", [None, (APP[0], 0)], ids=["nowhere", "no port"])
+def test_whom_no_redirect_sent_is_refused(world: World, monkeypatch: pytest.MonkeyPatch, meant: SocketAddress | None) -> None:
+    if meant is not None:
+        monkeypatch.setattr("ztunnel.departure.original_destination", lambda _: meant)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        sock, _ = listener.accept()
+        accept_outbound(world.pod, sock, CLIENT)
+        assert sock.fileno() == -1 and client.recv(1) == b""
+    told = [one for one in world.told if isinstance(one, EarlyFailure)]
+    assert [(one.flag, one.error) for one in told] == [("CONNECT", "no original destination: not sent by the redirect")]
+    assert not world.node.ledger.open and not world.pod.held_connections

@@ -254,6 +254,21 @@ def test_a_server_that_knows_no_edns_is_asked_without(tmp_path: Path, refusal: d
     assert asked == [("udp", 0), ("udp", -1), *([("tcp", -1)] if name == "many.example" else [])]
 
 
+def test_nor_with_edns_over_tcp_where_that_is_what_it_does_not_know(tmp_path: Path) -> None:
+    """What it said of it there is no part of what it says next."""
+    asked: list[tuple[str, int]] = []
+    whole, refuse = zone(ZONE, max_udp_bytes=512), code(dns.rcode.FORMERR)
+
+    def behave(query: dns.message.Message, how: str) -> list[bytes]:
+        asked.append((how, query.edns))
+        return whole(query, how) if how == "udp" or query.edns < 0 else refuse(query, how)
+
+    with nameserver(behave) as server:
+        bench = Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+        assert bench.get("many.example") is not None
+    assert asked == [("udp", 0), ("tcp", 0), ("tcp", -1)]
+
+
 def test_a_server_that_refuses_either_way_is_followed_by_the_next(tmp_path: Path) -> None:
     first, second = several({"127.0.0.1": code(dns.rcode.FORMERR), "127.0.0.2": zone(ZONE)})
     try:
