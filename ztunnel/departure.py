@@ -34,12 +34,11 @@ def accept_outbound(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
 
 def depart(pod: Pod, client: Workload, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
     """Route a connection, and take it there."""
-    node = pod.node
     request = Request(client, peer[0], *destination)
-    if node.demands is not None:
+    if pod.node.demands is not None:
         _ask(pod, sock, peer, request, destination)
         return
-    Outbound(pod, sock, peer, client, destination).start(pod.ways.find(request))
+    Outbound(pod, sock, peer, request).start(pod.ways.find(request))
 
 
 def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request, destination: SocketAddress) -> None:
@@ -48,7 +47,7 @@ def _ask(pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request, d
 
     def go(known: socket.socket, error: str) -> None:
         way = Refused(error) if error else pod.ways.find(request)
-        Outbound(pod, known, peer, request.client, destination).start(way)
+        Outbound(pod, known, peer, request).start(way)
 
     missing = partial(missing_outbound, node.inventory, network, request)
     WaitingConnection(pod, sock, peer, destination, "outbound", lambda *_: None).ask(missing, go)

@@ -4,8 +4,8 @@ import socket
 from collections.abc import Callable
 from random import randbytes
 
-from mesh.workload import Address, NetworkAddress, Workload
-from ztunnel.balance import NOBODY
+from mesh.workload import Address, NetworkAddress
+from ztunnel.attempts import Attempts
 from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.closing import reset_on_close
 from ztunnel.dial import Dial, text_of
@@ -13,6 +13,7 @@ from ztunnel.fields import Fields, Repeating
 from ztunnel.hbone import repeating_fields, single_fields
 from ztunnel.inner_tunnel import InnerStream, InnerTunnel
 from ztunnel.ledger import DRAINED, SocketAddress, Tracked
+from ztunnel.outliers import Choice
 from ztunnel.passthrough import Passthrough
 from ztunnel.pod import Pod
 from ztunnel.pool import Key
@@ -35,23 +36,20 @@ class Outbound(Tracked):
 
     __slots__ = (
         "_attempts",
-        "_avoid",
-        "_client",
         "_credentials",
-        "_decided",
         "_dial",
         "_early",
-        "_generation",
         "_inner",
+        "_request",
         "_sock",
         "_trace",
         "_way",
         "pod",
     )
 
-    def __init__(
-        self, pod: Pod, sock: socket.socket, peer: SocketAddress, client: Workload, destination: SocketAddress
-    ) -> None:
+    def __init__(self, pod: Pod, sock: socket.socket, peer: SocketAddress, request: Request) -> None:
+        """`request`: what the application asked for."""
+        destination = request.destination, request.port
         record = ConnectionRecord(
             pod.node.ledger.next_number(),
             pod.uid,
@@ -60,31 +58,19 @@ class Outbound(Tracked):
             peer,
             destination,
             original_destination=destination,
-            source_workload=client.uid,
+            source_workload=request.client.uid,
         )
         super().__init__(pod.node.ledger, record)
         self.pod = pod
-        self._client = client
-        self._attempts = 1
-        self._avoid = NOBODY
+        self._request = request
+        self._attempts = Attempts(pod, request)
         self._early = b""
         self._sock: socket.socket | None = sock
         self._dial: Dial | None = None
         self._way: Way | None = None
-        self._decided: Way | None = None
-        """What was decided: the way, before its hostname had an address."""
-        self._generation = 0
-        """Of the mesh by which it was decided."""
         self._credentials: Credentials | None = None
         self._inner: InnerTunnel | None = None
         self._trace = b""
-
-    @property
-    def _request(self) -> Request:
-        """What was asked for."""
-        meant = self.record.original_destination
-        assert meant is not None
-        return Request(self._client, self.record.source[0], *meant)
 
     def start(self, way: Way | Refused) -> None:
         """Go where the decision says."""
@@ -103,7 +89,7 @@ class Outbound(Tracked):
         self.record.destination_service = route.service.key if route.service else ""
 
     def _try(self, way: Way) -> None:
-        self._decided, self._generation = way, self.pod.node.generation
+        self._attempts.begin(way)
         self._name(way.route)
         self.record.protocol = way.route.protocol
         self.record.hop = way.route.hop
@@ -114,36 +100,17 @@ class Outbound(Tracked):
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.end()
-        if not self.pod.closed and (untouched or self._failed()):
-            other = self._another()
+        if not self.pod.closed and (untouched or self._attempts.failed(self._choice)):
+            other = self._attempts.another(self._way if self.was_open else None)
             if other is not None:
-                self._try_another(other)
+                self._go_elsewhere(other)
                 return
         self.ended(flag, error)
 
-    def _failed(self) -> bool:
-        """Remember who failed; whether there may be others."""
-        choice = self._way.route.choice if self._way else None
-        if choice is None:
-            return False
-        self.pod.outliers.failed(choice, self.pod.node.loop.now)
-        self._avoid |= {choice.uid}
-        return True
-
-    def _another(self) -> Way | None:
-        """Where else the connection may go; None: nowhere, or it was tried often enough."""
-        node = self.pod.node
-        if self._attempts >= node.config.tuning.endpoint_attempts:
-            return None
-        stays = self.was_open and self._generation == node.generation  # with whom it was told of
-        outcome = self._way if stays else self.pod.ways.find(self._request, self._avoid)
-        # A service that is gone meanwhile has no other endpoints: its address alone would be dialled in plain.
-        return outcome if isinstance(outcome, Way) and outcome.route.workload is not None else None
-
-    def _try_another(self, way: Way) -> None:
-        self.pod.node.retries += 1
-        self._attempts += 1
-        self._go_elsewhere(way)
+    @property
+    def _choice(self) -> Choice | None:
+        """Who is tried, where others could have been."""
+        return self._way.route.choice if self._way else None
 
     def _go_elsewhere(self, way: Way | Refused) -> None:
         record = self.record
@@ -154,34 +121,27 @@ class Outbound(Tracked):
         else:
             self._try(way)
 
-    def _elsewhere(self) -> Way | Refused | None:
-        """Where the connection would go now, if the mesh changed while it waited and that is elsewhere (`Ways.elsewhere`)."""
-        generation, decided = self.pod.node.generation, self._decided
-        if generation == self._generation or decided is None:
-            return None
-        self._generation = generation
-        return self.pod.ways.elsewhere(self._request, decided.route, self._avoid)
-
     def _is_rerouted(self) -> bool:
-        """Go there, if there is such a place; whether there was."""
-        way = self._elsewhere()
+        """Go where the mesh would have it by now, if that is elsewhere; whether it is."""
+        way = self._attempts.elsewhere()
         if way is not None:
             self._go_elsewhere(way)
         return way is not None
 
     def declined(self, stream: TunnelStream, untouched: bool) -> bool:
         """See ztunnel.stream_owner.Owner."""
-        way = None if self.pod.closed or (not untouched and not self._failed()) else self._another()
+        lost = self.pod.closed or (not untouched and not self._attempts.failed(self._choice))
+        way = None if lost else self._attempts.another(self._way if self.was_open else None)
         if way is None:
             return False
         self.pump = None
         self._sock, self._early = stream.give_back()
-        self._try_another(way)
+        self._go_elsewhere(way)
         return True
 
     def opened(self) -> None:
         """See ztunnel.stream.Owner."""
-        choice = self._way.route.choice if self._way else None
+        choice = self._choice
         if choice is not None:
             self.pod.outliers.succeeded(choice)
         self._trace = b""
@@ -194,8 +154,8 @@ class Outbound(Tracked):
         elif route.address is not None:
             self._find_out(route, route.address)
         else:
-            resolver, client = self.pod.node.resolver, self._client
-            resolver.resolve(route.hostname, self.record.destination[0].version, self, self._resolved, client)
+            version, client = self._request.destination.version, self._request.client
+            self.pod.node.resolver.resolve(route.hostname, version, self, self._resolved, client)
 
     def _resolved(self, address: Address | None) -> None:
         assert self._way is not None
@@ -223,7 +183,7 @@ class Outbound(Tracked):
         demands, listed = self.pod.node.demands, route.workload
         if demands is not None and listed is not None and not listed.is_pod:
             names = [str(NetworkAddress(listed.network, address))]
-            if demands.ask(self, Asker(self.pod.uid, self._client.identity), lambda: names, self._found_out):
+            if demands.ask(self, Asker(self.pod.uid, self._request.client.identity), lambda: names, self._found_out):
                 return
         self._start_plain(route, address)
 
@@ -250,7 +210,7 @@ class Outbound(Tracked):
 
     def mesh_changed(self) -> None:
         """Look again, as long as nobody has answered in plain: who is dialled may be of the mesh by now."""
-        way = self._elsewhere()
+        way = self._attempts.elsewhere()
         if way is not None and self._dial is not None:
             self._give_up_dial(self._dial)
             self._go_elsewhere(way)
@@ -305,7 +265,7 @@ class Outbound(Tracked):
         if self.pod.closed:
             self.ended("-", DRAINED)
             return
-        if self._generation != self.pod.node.generation and self._is_rerouted():
+        if self._is_rerouted():
             return
         way, credentials = self._way, self._credentials
         assert way is not None and way.route.address is not None and credentials is not None
@@ -318,7 +278,7 @@ class Outbound(Tracked):
 
     def inner_ready(self, tunnel: Tunnel) -> None:
         """See ztunnel.inner_tunnel.Owner."""
-        way = Refused(DRAINED, "-") if self.pod.closed else self._elsewhere()
+        way = Refused(DRAINED, "-") if self.pod.closed else self._attempts.elsewhere()
         if way is not None:
             self._inner = None
             tunnel.end("")
@@ -335,7 +295,7 @@ class Outbound(Tracked):
         sock, self._sock = self._sock, None
         assert sock is not None
         self.pump = stream
-        if self._attempts < self.pod.node.config.tuning.endpoint_attempts and self._inner is None:
+        if not self._attempts.is_last and self._inner is None:
             stream.keep_early(self._early)
         stream.request(sock, *self._fields(network), self._early)
 
@@ -346,7 +306,7 @@ class Outbound(Tracked):
         trace = self._trace = self._trace or randbytes(_TRACE_BYTES)
         hostname = way.route.service.hostname if way.route.service else ""
         return (
-            repeating_fields(way.authority, self.pod.baggage(self._client)),
+            repeating_fields(way.authority, self.pod.baggage(self._request.client)),
             single_fields(self.record.source, hostname, trace, network),
         )
 
@@ -396,10 +356,10 @@ class Outbound(Tracked):
                 self.pod.node.resolver.forget_waiter(self)
             if way is not None and way.key is not None:
                 self.pod.pool.cancel(way.key, self)
-                self.pod.node.vault.forget_waiter(self._client.identity, self)
+                self.pod.node.vault.forget_waiter(self._request.client.identity, self)
             if self.pod.node.demands is not None:
                 self.pod.node.demands.forget(self)
             sock.close()
-        if error and self._attempts > 1 and not self.was_open:
-            error += f" (at attempt {self._attempts})"
+        if error and self._attempts.count > 1 and not self.was_open:
+            error += f" (at attempt {self._attempts.count})"
         super().ended(flag, error)

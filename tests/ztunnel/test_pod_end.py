@@ -21,6 +21,7 @@ from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.outbound import Outbound
 from ztunnel.pod import Pod
+from ztunnel.route import Request
 from ztunnel.walk import ENDINGS_PER_TURN
 from ztunnel.ways import Way
 
@@ -158,7 +159,7 @@ def test_an_application_that_answers_a_pod_that_ends_is_not_served(world: World)
 @pytest.mark.parametrize("step", ["start", "connected", "tunnel_ready"])
 def test_a_connection_of_a_pod_that_ends_goes_nowhere(world: World, step: str) -> None:
     (client, theirs), (server, ours) = pair(), pair()
-    leaving = Outbound(world.pod, theirs, CLIENT, WEB, APP)
+    leaving = Outbound(world.pod, theirs, CLIENT, Request(WEB, CLIENT[0], *APP))
     if step != "start":
         world.pod.connections += 1
         world.node.ledger.register(leaving)

@@ -1,8 +1,6 @@
 """The pump between an application's socket and a stream, where events of one turn of the loop meet."""
 
 import socket
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -19,13 +17,10 @@ from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import repeating_fields, response_fields, single_fields
 from ztunnel.hellos import end_of
 from ztunnel.loop import Deadlines, Loop
-from ztunnel.outbound import Outbound
 from ztunnel.stream import EARLY_BYTES, TunnelStream
 from ztunnel.tls import Credentials, check_client
-from ztunnel.tuning import Tuning
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
-from ztunnel.ways import Way
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(20)]
 
@@ -207,26 +202,6 @@ def test_who_gets_its_connection_back_takes_it_as_it_is() -> None:
         assert mine.recv(100) == b"as before"
     assert carried.outcome.heard == ["opened"]
     carried.close()
-
-
-@pytest.mark.parametrize(("was_open", "changed", "same"), [(True, False, True), (True, True, False), (False, False, False)])
-def test_who_is_open_stays_with_whom_it_was_told_of(
-    was_open: bool, changed: bool, same: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But for a mesh that has changed."""
-    tried: list[object] = []
-    monkeypatch.setattr(Outbound, "_request", None)
-    monkeypatch.setattr(Outbound, "_try_another", lambda _, way: tried.append(way))
-    connection = Outbound.__new__(Outbound)
-    ways = [Way(cast("Any", SimpleNamespace(workload=name))) for name in ("another", "the same")]
-    node = SimpleNamespace(generation=7 + changed, config=SimpleNamespace(tuning=Tuning()))
-    found = SimpleNamespace(find=lambda _request, _avoid: ways[0])
-    connection.pod = cast("Any", SimpleNamespace(closed=False, node=node, ways=found))
-    connection._attempts, connection._avoid = 1, frozenset()
-    connection.was_open, connection._generation, connection._way = was_open, 7, ways[1]
-    stream = cast("Any", SimpleNamespace(give_back=lambda: (None, b"")))
-    assert connection.declined(stream, True)
-    assert tried == [ways[same]]
 
 
 def test_who_gets_none_back_ends_with_its_error_if_it_would_speak() -> None:
