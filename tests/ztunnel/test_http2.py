@@ -50,10 +50,14 @@ class Recorder(Stream):
         super().__init__()
         self.appetite = appetite
         self.heard: list[str] = []
-        self.data = b""
+        self._data = bytearray()
+
+    @property
+    def data(self) -> bytes:
+        return bytes(self._data)
 
     def take(self, data: memoryview) -> int:
-        self.data += data
+        self._data += data
         return min(len(data), self.appetite)
 
     def peer_ended(self) -> None:
