@@ -8,7 +8,6 @@ Source: RFC 9113; facts of Istio's ztunnel for sizes, timing and the shutdown se
 """
 
 from ztunnel import frames
-from ztunnel.allowance import Allowance
 from ztunnel.fields import Fields, FieldWriter, Repeating, strip_padding
 from ztunnel.flow import Owner, Stream
 from ztunnel.frames import (
@@ -32,14 +31,9 @@ from ztunnel.frames import (
 )
 from ztunnel.hbone import read_status, response_fields
 from ztunnel.intake import WORK_OF_RESET, Intake
+from ztunnel.keep_alive import PING_TIMEOUT_S, KeepAlive
 
-PING_INTERVAL_S = 10.0
-PING_TIMEOUT_S = 20.0
 HEARD_LATELY_S = 2.0
-_BYTES_PER_WINDOW_UPDATE = 256
-"""A peer that acknowledges every few bytes earns its WINDOW_UPDATEs by what we send it."""
-_CROSSING, _CROSSING_PER_BYTE = 0.1, 0.01 / frames.MIN_MAX_FRAME_BYTES
-"""What may be on its way when we reset a stream, by what it will cost: an answer, and DATA as far as the window goes."""
 _USUAL_LIST_BYTES = 4096
 """Longer header lists cost allowance: a few bytes of HPACK may stand for 64 KiB."""
 
@@ -48,21 +42,15 @@ class Connection(Intake):
     """Both roles of one connection."""
 
     __slots__ = (
-        "_answers",
         "_excused",
         "_final_at",
         "_goaway_sid",
         "_initial_window",
-        "_next_ping",
+        "_keep_alive",
         "_overdrawn",
-        "_paid",
         "_parting",
         "_peer_left",
         "_peer_streams",
-        "_ping_sent",
-        "_refusals",
-        "_resets",
-        "_windows",
         "blocked",
         "chunk",
         "draining",
@@ -96,21 +84,14 @@ class Connection(Intake):
         self.writer = FieldWriter()
         self.granted = frames.DEFAULT_WINDOW
         """Bytes that the peer has let us send by now, of all streams together."""
-        self._paid = 0
         self._goaway_sid = MAX_STREAM_ID
         self._final_at = 0.0
         """When we take no new streams any more, whatever the peer has heard; 0: not known yet."""
         self._peer_left = False
-        self._next_ping = now + PING_INTERVAL_S
-        self._ping_sent = 0.0
-        self._resets = Allowance(200, 20)
-        self._refusals = Allowance(128, 16)
-        self._answers = Allowance(1280, 160)
-        """Final ones, which may be nobody's fault: a policy refuses, or an application is gone."""
+        self._keep_alive = KeepAlive(now)
         self._parting = frames.SERVER_STREAMS
         """Requests that may have left before the peer heard that it shall go."""
         self._overdrawn = False
-        self._windows = Allowance(4096, 256)
 
     def dispatch(self, kind: int, sid: int, payload: bytes) -> None:
         """Take a whole frame that is not plain DATA. Raises: ProtocolError."""
@@ -156,7 +137,7 @@ class Connection(Intake):
         ended = self._reader.ends_stream
         size = self._reader.list_bytes
         if size > _USUAL_LIST_BYTES:
-            self._spend(self._control, "long header lists", size / _USUAL_LIST_BYTES)
+            self._spend(self._budget.control, "long header lists", size / _USUAL_LIST_BYTES)
         stream = self.streams.get(sid)
         if stream is not None and (self.server or stream.answered):
             if not ended or stream.remote_closed:
@@ -164,7 +145,7 @@ class Connection(Intake):
             self.end_of_peer(stream)  # trailers: nothing in them for us
         elif stream is not None:
             if not ended and 100 <= read_status(fields) < 200:
-                self._spend(self._control, "interim answers")
+                self._spend(self._budget.control, "interim answers")
                 return
             stream.answered = True
             stream.peer_answered(fields)
@@ -173,7 +154,7 @@ class Connection(Intake):
         elif not self._is_idle(sid):
             if self.server and not ended:
                 raise ProtocolError(Code.STREAM_CLOSED, f"HEADERS on closed stream {sid}")
-            self._spend(self._control, "HEADERS on closed streams", 0.1)  # trailers, or an answer that crossed our reset
+            self._spend(self._budget.control, "HEADERS on closed streams", 0.1)  # trailers, or an answer that crossed our reset
         elif not self.server or not sid & 1:
             raise ProtocolError(Code.PROTOCOL_ERROR, f"HEADERS on stream {sid}")
         else:
@@ -246,10 +227,8 @@ class Connection(Intake):
         self.reopened = True
 
     def _window_update(self, sid: int, increment: int) -> None:
-        sent = self.granted - self.window
-        self._windows.earn((sent - self._paid) / _BYTES_PER_WINDOW_UPDATE)
-        self._paid = sent
-        self._spend(self._windows, "WINDOW_UPDATEs")
+        self._budget.sent(self.granted - self.window)
+        self._spend(self._budget.windows, "WINDOW_UPDATEs")
         if not increment:
             raise ProtocolError(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         if not sid:
@@ -272,7 +251,7 @@ class Connection(Intake):
         if not self._flags & ACK:
             self.out += frames.frame(PING, ACK, 0, payload)
         elif payload == frames.PING_PAYLOAD:
-            self._ping_sent = 0.0
+            self._keep_alive.answered()
         elif payload == frames.DRAIN_PAYLOAD and self._is_parting:
             self._take_no_more()
 
@@ -281,10 +260,10 @@ class Connection(Intake):
         if stream is None:
             if self._is_idle(sid):
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"RST_STREAM on idle stream {sid}")
-            self._spend(self._resets, "resets")
+            self._spend(self._budget.resets, "resets")
             return
         if self.server and stream.receive_window == self.stream_window and stream.window >= self._initial_window:
-            self._spend(self._resets, "resets of streams that carried nothing")
+            self._spend(self._budget.resets, "resets of streams that carried nothing")
         self.work -= WORK_OF_RESET
         self._drop(stream)
         stream.peer_reset(code)
@@ -304,8 +283,7 @@ class Connection(Intake):
 
     def restrain(self, share: float) -> None:
         """Leave a peer that is known to offend a part of its allowances and of its streams, and tell it how many those are."""
-        for allowance in (self._control, self._empty, self._resets, self._refusals, self._answers, self._windows):
-            allowance.shrink(share)
+        self._budget.shrink(share)
         self._peer_streams, self._excused = int(frames.SERVER_STREAMS * share), frames.CLIENT_STREAMS
         self.out += frames.settings([(Setting.MAX_CONCURRENT_STREAMS, self._peer_streams)])
 
@@ -340,7 +318,7 @@ class Connection(Intake):
 
         Who has many is drained: its streams go on, and a client that does not know better asks by another tunnel.
         """
-        if not self._answers.spend(self.now):
+        if not self._budget.answers.spend(self.now):
             self.drain()  # told before the answer, so that the peer has no room for more requests until it knows
             self._came_late()
         stream = self.streams.get(sid)
@@ -356,7 +334,7 @@ class Connection(Intake):
 
     def refuse(self, sid: int, code: Code) -> None:
         """Reset a request that never became a stream."""
-        self._spend(self._refusals, "refused streams")
+        self._spend(self._budget.refusals, "refused streams")
         self.out += frames.rst_stream(sid, code)
 
     def end(self, stream: Stream) -> None:
@@ -370,11 +348,11 @@ class Connection(Intake):
         """Give a stream up."""
         if self.streams.get(stream.sid) is stream:
             self._send_reset(stream.sid, code)
-            self._control.earn(_CROSSING + stream.receive_window * _CROSSING_PER_BYTE)
+            self._budget.excuse_crossing(stream.receive_window)
             self._drop(stream)
 
     def _send_reset(self, sid: int, code: Code) -> None:
-        self._resets.earn(1)  # one of the peer's may cross it; behind a refusal both ends send one
+        self._budget.resets.earn(1)  # one of the peer's may cross it; behind a refusal both ends send one
         self.out += frames.rst_stream(sid, code)
 
     def _drop(self, stream: Stream) -> None:
@@ -394,22 +372,18 @@ class Connection(Intake):
         self.out += frames.goaway(self.last_sid, Code.NO_ERROR)
 
     def tick(self, now: float) -> bool:
-        """Send a keep-alive PING when it is due; False when the last one was not answered, nor anything else said since.
+        """Send a keep-alive PING when it is due; False when the peer is lost.
 
-        Behind bulk on a slow link the answer takes longer than a PING may, though the peer is plainly there.
         A peer that was told to go and does not say that it heard may be one that is not believed any more: it has a while.
         """
         if self.server and self._is_parting:
             self._final_at = self._final_at or now + PING_TIMEOUT_S
             if now >= self._final_at:
                 self._take_no_more()
-        if self._ping_sent and now >= max(self._ping_sent, self.now) + PING_TIMEOUT_S:
+        if self._keep_alive.is_lost(now, self.now):
             return False
-        if now >= self._next_ping:
-            self._next_ping = now + PING_INTERVAL_S
-            if not self._ping_sent:
-                self._ping_sent = now
-                self.out += frames.frame(PING, 0, 0, frames.PING_PAYLOAD)
+        if self._keep_alive.asks(now):
+            self.out += frames.frame(PING, 0, 0, frames.PING_PAYLOAD)
         return True
 
     def heard_lately(self, now: float) -> bool:

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 
 from ztunnel import frames
 from ztunnel.allowance import Allowance
+from ztunnel.budget import Budget
 from ztunnel.fields import FieldReader
 from ztunnel.flow import Stream
 from ztunnel.frames import (
@@ -64,9 +65,8 @@ class Intake(ABC):
 
     __slots__ = (
         "__weakref__",
-        "_control",
+        "_budget",
         "_credit",
-        "_empty",
         "_flags",
         "_half_stream",
         "_head",
@@ -121,8 +121,7 @@ class Intake(ABC):
         self.bulk_bytes = 0
         """What has come, and gone, in bulk: see BULK_FRAME_BYTES."""
         self.work = WORK_PER_TURN
-        self._control = Allowance(256, 32)
-        self._empty = Allowance(128, 16)
+        self._budget = Budget()
 
     def receive(self, view: memoryview, now: float) -> int:
         """Take plaintext in, up to the work of one turn; returns how many bytes were used: the rest is to be given again.
@@ -317,9 +316,9 @@ class Intake(ABC):
             if self._is_idle(sid):
                 raise ProtocolError(Code.PROTOCOL_ERROR, f"DATA on idle stream {sid}")
             # A stream that we have reset: the peer may not know yet, for a while.
-            self._spend(self._control, "DATA on closed streams", 0.01)
+            self._spend(self._budget.control, "DATA on closed streams", 0.01)
         if length < 2 and not flags & END_STREAM and (not length or flags & PADDED):
-            self._spend(self._empty, "empty DATA")
+            self._spend(self._budget.empty, "empty DATA")
 
     def _begin_other(self, length: int, kind: int, sid: int) -> None:
         self._payload = bytearray()
@@ -339,7 +338,7 @@ class Intake(ABC):
             self._check_control(length, kind)
         else:
             self._payload = None
-            self._spend(self._control, "unknown frames", 1 + length / 4096)
+            self._spend(self._budget.control, "unknown frames", 1 + length / 4096)
         if not length and self._payload is not None:
             self._hand_on()
 
@@ -352,7 +351,7 @@ class Intake(ABC):
         if kind == SETTINGS:
             self.work -= len(self.streams) // _STREAMS_PER_WORK
         if kind not in (RST_STREAM, WINDOW_UPDATE):
-            self._spend(self._control, f"control frames (type {kind})")
+            self._spend(self._budget.control, f"control frames (type {kind})")
 
     def _hand_on(self) -> None:
         payload = bytes(self._payload or b"")
@@ -366,7 +365,7 @@ class Intake(ABC):
     def charge(self, what: str, now: float) -> None:
         """Count what came beneath frames: as much as a control frame. Raises: ProtocolError."""
         self.now = now
-        self._spend(self._control, what)
+        self._spend(self._budget.control, what)
 
     def _is_idle(self, sid: int) -> bool:
         """A stream id that nobody has used yet."""

@@ -22,8 +22,8 @@ from ztunnel.handshakes import Handshakes
 from ztunnel.hbone import RESERVED_PORTS
 from ztunnel.headroom import Headroom
 from ztunnel.hellos import Hellos
-from ztunnel.http2 import PING_INTERVAL_S
 from ztunnel.inbound_tunnels import InboundTunnels
+from ztunnel.keep_alive import PING_INTERVAL_S
 from ztunnel.ledger import Ledger, SocketAddress
 from ztunnel.limits import Holder
 from ztunnel.loop import Deadlines, Loop
