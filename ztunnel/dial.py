@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from mesh.workload import Address
-from ztunnel.channel import Flag
+from ztunnel.channel import HBONE, Flag
 from ztunnel.loop import OUT, Deadlines, Loop
 
 _SO_ORIGINAL_DST = 80  # not in Python's socket module
@@ -106,10 +106,8 @@ class Dial:
     def _timed_out(self) -> None:
         self.cancel()
         host, port = self._where
-        self._owner.not_connected(
-            "NETWORK_POLICY",
-            f"connection timed out, maybe a NetworkPolicy is blocking port {port} of {host}",
-        )
+        what = f"HBONE port {port}" if port == HBONE else f"port {port}"
+        self._owner.not_connected("NETWORK_POLICY", f"connection timed out, maybe a NetworkPolicy is blocking {what}: {host}")
 
     def _fail(self, error: int) -> None:
         self.cancel()

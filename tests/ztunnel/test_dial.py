@@ -1,5 +1,10 @@
-"""Sockets that are made ahead in a pod's namespace: where they are wanted again and again, and no longer than that."""
+"""Sockets that are made ahead in a pod's namespace: where they are wanted again and again, and no longer than that.
 
+And what a connection that never came is called.
+"""
+
+import errno
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -9,7 +14,8 @@ import pytest
 
 from tests.descriptors import open_descriptors
 from wire.netns import open_home
-from ztunnel.loop import Loop
+from ztunnel.dial import Dial
+from ztunnel.loop import Deadlines, Loop
 from ztunnel.pod_netns import STOCK, Netns
 from ztunnel.tuning import Tuning
 
@@ -79,3 +85,32 @@ def test_nothing_is_made_for_a_pod_that_is_gone() -> None:
         sock.close()
     assert open_sockets() <= before
     os.close(home_fd)
+
+
+class Unanswered(socket.socket):
+    """Connects to where nobody says anything."""
+
+    def connect_ex(self, _: object) -> int:
+        return errno.EINPROGRESS
+
+
+class Owner:
+    """Hears what became of it."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str]] = []
+
+    def connected(self, sock: socket.socket) -> None:
+        raise AssertionError(sock)
+
+    def not_connected(self, flag: str, error: str) -> None:
+        self.heard.append((flag, error))
+
+
+@pytest.mark.parametrize(("port", "what"), [(15008, "HBONE port 15008"), (8080, "port 8080")])
+def test_a_timeout_has_the_words_that_istios_documentation_explains(port: int, what: str) -> None:
+    owner, deadlines = Owner(), Deadlines(10.0)
+    Dial(Loop(), deadlines, owner, Unanswered(), ("10.0.0.9", port)).start()
+    assert not owner.heard
+    deadlines.expire(math.inf)
+    assert owner.heard == [("NETWORK_POLICY", f"connection timed out, maybe a NetworkPolicy is blocking {what}: 10.0.0.9")]
