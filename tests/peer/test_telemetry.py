@@ -6,11 +6,13 @@ import pytest
 
 from tests.lab.mesh import pod, service
 from tests.lab.world import eventually
-from tests.peer.cross import ECHO_PORT, CrossMesh
+from tests.peer.cross import ECHO_PORT, OTHER_PORT, CrossMesh, authorization
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
 
-CLOSED_PORT = 7999
+CLOSED_PORT, TALK_PORT = 7999, 7998
+_RULE = f"{{to: [{{operation: {{ports: ['{OTHER_PORT}']}}}}]}}"
+SHUT = authorization("shut", f"{{selector: {{matchLabels: {{role: target}}}}, action: DENY, rules: [{_RULE}]}}")
 _COUNTERS = ("istio_tcp_connections_", "istio_tcp_received_", "istio_tcp_sent_")
 _VARYING = (
     (r"10\.[12]\.0\.\d+", "ADDRESS"),
@@ -36,7 +38,7 @@ def counters(cross: CrossMesh, of: str) -> dict[str, int]:
 
 
 def traffic(cross: CrossMesh, of: str) -> None:
-    """Within a node: to a pod and to its service, out of the mesh and into it, and to ports where nobody listens."""
+    """Within a node: to a pod and to its service, out of the mesh and into it, and to ports that are closed or forbidden."""
     client, outsider, server = cross.puppet(f"caller-{of}"), cross.puppet(f"outsider-{of}"), f"target-{of}"
     cross.puppet(server).echo(ECHO_PORT)
     for host in (server, cross.address(server), cross.address(server, 6), cross.address(f"outsider-{of}")):
@@ -44,6 +46,31 @@ def traffic(cross: CrossMesh, of: str) -> None:
     assert outsider.ask(cross.address(server), ECHO_PORT, "some words") == "some words"
     for host in (server, f"outsider-{of}"):
         assert client.fate(cross.address(host), CLOSED_PORT) in ("reset", "end")
+    for one in (client, outsider):
+        assert one.fate(cross.address(server), OTHER_PORT) in ("reset", "end")
+    for end in ("client finishes", "server finishes", "client resets", "server resets"):
+        talk(cross, of, end)
+
+
+def talk(cross: CrossMesh, of: str, end: str) -> None:
+    """A connection on which both have said something, and how it ends."""
+    who, how = end.split()
+    with cross.puppet(f"target-{of}").listen(TALK_PORT) as listener:
+        near = cross.puppet(f"caller-{of}").connect(cross.address(f"target-{of}"), TALK_PORT)
+        with near, listener.accept() as far:
+            for here, there in ((near, far), (far, near)):
+                here.send("some words")
+                assert there.receive(10) == "some words"
+            first, second = (near, far) if who == "client" else (far, near)
+            if how == "resets":
+                first.close(reset=True)
+            else:
+                first.finish()
+                assert second.ended() == "end"
+                second.send("and more")
+                assert first.receive(8) == "and more"
+                second.finish()
+                assert first.ended() == "end"
 
 
 def test_counters_and_access_log_are_the_same(cross: CrossMesh) -> None:
@@ -55,12 +82,11 @@ def test_counters_and_access_log_are_the_same(cross: CrossMesh) -> None:
 
     def agree() -> None:
         weft, istio = told("a"), told("b")
-        assert len(weft[0]) == len(istio[0]) == 11, (weft[0], istio[0])
+        assert len(weft[0]) == len(istio[0]) == 22, (weft[0], istio[0])
         assert weft == istio and len(weft[1]) > 20
 
-    with cross.having(
-        "".join(pod(f"caller-{one}", one) + pod(f"target-{one}", one) + service(f"target-{one}") for one in "ab")
-    ):
+    pods = (pod(f"caller-{one}", one) + pod(f"target-{one}", one, ", role: target") + service(f"target-{one}") for one in "ab")
+    with cross.having("".join(pods) + SHUT):
         for node in "ab":
             traffic(cross, node)
         eventually(agree, 5)
