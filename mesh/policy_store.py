@@ -36,7 +36,7 @@ class PolicyStore:
             key = intern(policy.key)  # as in the lists of workloads, where those were decoded here
             self._remove(key)
             self._policies[key] = policy
-            if policy.scope is Scope.GLOBAL:
+            if _is_global(policy):
                 self._global.put(policy)
             elif policy.scope is Scope.NAMESPACE:
                 self._by_namespace.setdefault(policy.namespace, PolicyGroup()).put(policy)
@@ -47,7 +47,7 @@ class PolicyStore:
         policy = self._policies.pop(key, None)
         if policy is None:
             return
-        if policy.scope is Scope.GLOBAL:
+        if _is_global(policy):
             self._global.remove(key)
         elif policy.scope is Scope.NAMESPACE:
             group = self._by_namespace[policy.namespace]
@@ -59,7 +59,7 @@ class PolicyStore:
 
     def _list(self, question: _Question, policy: Policy) -> None:
         namespace, _ = question
-        applies_anyway = policy.scope is Scope.GLOBAL or (policy.scope is Scope.NAMESPACE and policy.namespace == namespace)
+        applies_anyway = _is_global(policy) or (policy.scope is Scope.NAMESPACE and policy.namespace == namespace)
         if not applies_anyway:
             self._listed[question].put(policy)
 
@@ -111,3 +111,8 @@ class PolicyStore:
     def policies(self) -> Iterable[Policy]:
         """List all policies."""
         return self._policies.values()
+
+
+def _is_global(policy: Policy) -> bool:
+    """Whether a policy is for all workloads: also one for a namespace that it does not name, as Istio's ztunnel has it."""
+    return policy.scope is Scope.GLOBAL or (policy.scope is Scope.NAMESPACE and not policy.namespace)

@@ -367,3 +367,14 @@ def test_strict_mutual_tls_is_a_policy_like_any_other() -> None:
     assert not evaluate([strict], PLAIN).allowed
     assert evaluate([exempt], PLAIN).allowed
     assert not evaluate([exempt], PLAIN._replace(port=9090)).allowed
+
+
+def test_a_policy_for_a_namespace_that_it_does_not_name_is_for_all() -> None:
+    """As Istio's ztunnel has it, and not for nobody: what it forbids is forbidden."""
+    nowhere = Policy("", "d", Scope.NAMESPACE, Action.DENY, YES)
+    store, workload = PolicyStore(), Workload("u", "w", "shop", authorization_policies=("/d",))
+    for one in (workload, replace(workload, authorization_policies=())):
+        store.apply([nowhere], [])
+        assert list(store.applicable(one)) == [nowhere]
+        store.apply([], ["/d"])
+        assert list(store.applicable(one)) == []
