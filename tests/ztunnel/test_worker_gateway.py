@@ -196,6 +196,8 @@ def test_the_outer_tunnel_is_shared_and_the_inner_ones_are_not(mesh: World) -> N
         mesh.client.worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 11)
         mesh.pods["gateway"].worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 1)
         mesh.server.worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 10)
+        for pod in (mesh.client, mesh.server):
+            pod.worker.heard.clear()  # before the first of them was made there were none either
         for pair in pairs:
             for sock in pair:
                 sock.close()
@@ -382,6 +384,7 @@ def test_a_waypoint_that_comes_while_who_answers_is_greeted_is_not_gone_past(mes
         assert mesh.client.worker.closed().error.startswith("unknown waypoint: shop/gone.shop.svc.cluster.local")
         with pytest.raises(ConnectionResetError):
             client.recv(1)
+    mesh.client.worker.heard.clear()
     mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["tunnels"] <= 1)  # the gateway's own
     mesh.client.worker.tell(UpdateInventory([far_service(mesh)], []))
 
