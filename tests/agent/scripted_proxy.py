@@ -101,7 +101,7 @@ class ScriptedProxy:
                 sock.close()
         packet.close()
         say(f"{kind} {uid}".strip())
-        with suppress(BrokenPipeError):  # an agent that has ended meanwhile: the next look says so
+        with suppress(BrokenPipeError, ConnectionResetError):  # an agent that has ended meanwhile: the next look says so
             send_packet(self._zds, bytes.fromhex("0a00"))
 
     def _serve(self, listener: socket.socket, port: int) -> None:
