@@ -109,9 +109,12 @@ def _best(inventory: Inventory, zone: Zone, client: Workload, hostname: str) -> 
 
 def _is_answered(service: Service, zone: Zone) -> bool:
     """Whether it has addresses to answer with. A headless service outside the cluster's domain is not ours to answer."""
-    if service.vips:
-        return any(vip.prefix is None for vip in service.vips)
-    return service.hostname.endswith(f".svc.{zone.domain}")
+    return not _is_headless(service) or service.hostname.endswith(f".svc.{zone.domain}")
+
+
+def _is_headless(service: Service) -> bool:
+    """Whether it has no address of its own; ranges are none."""
+    return all(vip.prefix is not None for vip in service.vips)
 
 
 def _addresses_of(inventory: Inventory, zone: Zone, client: Workload, service: Service, version: int) -> tuple[Address, ...]:
@@ -119,7 +122,7 @@ def _addresses_of(inventory: Inventory, zone: Zone, client: Workload, service: S
         return ()
     if service.ip_families is (IPFamilies.IPV6_ONLY if version == 4 else IPFamilies.IPV4_ONLY):
         return ()
-    if service.vips:
+    if not _is_headless(service):
         return tuple(
             vip.address
             for vip in service.vips
@@ -139,6 +142,6 @@ def _pod(inventory: Inventory, zone: Zone, client: Workload, name: str) -> Workl
     if not hostname.endswith(f".svc.{zone.domain}"):
         return None
     service = _best(inventory, zone, client, hostname)
-    if service is None or service.vips:
+    if service is None or not _is_headless(service):
         return None
     return inventory.endpoint_of_pod(service, pod)

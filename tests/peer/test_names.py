@@ -21,7 +21,7 @@ workloads:
    node: n1, serviceAccount: client,
    services: {}}
 - {uid: c//Pod/shop/h0, name: h0, namespace: shop, workloadIps: [10.197.0.50, "fd97::50"], network: "",
-   services: {shop/head.shop.svc.cluster.local: {80: 8080}}}
+   services: {shop/head.shop.svc.cluster.local: {80: 8080}, shop/ranged.shop.svc.cluster.local: {80: 8080}}}
 - {uid: c//Pod/shop/h1, name: h1, namespace: shop, workloadIps: [10.197.0.51], network: "", status: Unhealthy,
    services: {shop/head.shop.svc.cluster.local: {80: 8080}}}
 - {uid: c//Pod/other/h2, name: h2, namespace: other, workloadIps: [10.197.0.52], network: "",
@@ -51,6 +51,8 @@ services:
    ipFamilies: IPv4}
 - {name: range, namespace: shop, hostname: range.example.org, vips: [], ports: {80: 80},
    cidrVips: [{cidr: 10.5.0.0/16, network: ""}]}
+- {name: ranged, namespace: shop, hostname: ranged.shop.svc.cluster.local, vips: [], ports: {80: 80},
+   cidrVips: [{cidr: 10.6.0.0/16, network: ""}]}
 policies: []
 """
 _LOCAL = ("shop.svc.cluster.local", "svc.cluster.local", "cluster.local")
@@ -59,7 +61,8 @@ web web.shop web.shop.svc web.shop.svc.cluster.local WEB.Shop web.other web.svc.
 svc.shop svc.shop.svc api api.other api.other.svc api.other.svc.cluster.local head head.shop.svc.cluster.local hl hl.other
 head.example.com www.example.com example.com com a.com a.b.com x.wild.example.com a.b.wild.example.com wild.example.com x.k
 x.k.shop x.k.shop.svc x.k.shop.svc.cluster.local y.x.k.shop.svc.cluster.local one.example.org two.example.org net.example.org
-both.example.org hidden.example.org mine.example.org only.example.org range.example.org nobody nobody.shop.svc.cluster.local
+both.example.org hidden.example.org mine.example.org only.example.org range.example.org ranged
+nobody nobody.shop.svc.cluster.local
 a.b.c.d.e.f.g
 """
 NAMES = [name + end for name in _ASKED.split() for end in ("", *(f".{domain}" for domain in _LOCAL))]

@@ -73,6 +73,8 @@ INVENTORY.apply(
         service("canonical.with.local", "ns1", "10.10.10.150"),
         service("canonical.with.local", "ns3", "10.10.10.151", canonical=True),
         service("cidr.example.com", "ns1", "nw1/10.9.0.0/16"),
+        service("cidr.ns1.svc.cluster.local", "ns1", "nw1/10.9.0.0/16"),
+        pod("ranged-0", "ns1/cidr.ns1.svc.cluster.local", "36.36.36.36"),
     ],
     [],
 )
@@ -118,6 +120,9 @@ INVENTORY.apply(
         ("canonical.svc", 4, ["10.10.10.141"]),
         ("canonical.with.local", 4, ["10.10.10.150"]),
         ("cidr.example.com", 4, None),
+        ("cidr", 4, ["36.36.36.36"]),
+        ("cidr", 6, []),
+        ("ranged-0.cidr", 4, ["36.36.36.36"]),
         ("", 4, None),
         ("svc.cluster.local", 4, None),
     ],
