@@ -3,6 +3,10 @@
 Small frames of all streams collect in `http.out` for one TLS write and one send at the end of the loop's turn. What nobody
 waits for lingers: a moment later it leaves by itself, and before that with whatever is in a hurry. So a short connection's end
 travels with the next one's request or answer, and costs neither end of the tunnel a wake-up.
+
+A large payload goes out at once, its frame header in front of it in the same buffer, so that both fill whole TLS records, and
+those whole packets. What the socket does not take waits in a queue; above HIGH_WATER streams stop reading from their
+applications, and a peer that makes us queue far beyond that (by asking for answers that it does not read) is dropped.
 """
 
 from abc import ABC, abstractmethod
@@ -91,9 +95,13 @@ class Outflow(ABC):
     def close(self, flag: Flag, error: str) -> None:
         """End the tunnel."""
 
-    @abstractmethod
     def _resume(self) -> None:
-        """Little waits for the socket: streams may go on."""
+        """Let streams go on that wait for a window, or for the socket, while little waits for that."""
+        http = self.http
+        if http.blocked and self.queued <= HIGH_WATER:
+            blocked, http.blocked = http.blocked, {}
+            for stream in blocked:
+                stream.resume()
 
     def _write_small(self) -> None:
         out = self.http.out

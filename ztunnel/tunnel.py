@@ -1,18 +1,7 @@
-"""A tunnel: one HTTP/2 connection over mutual TLS on one socket. The only place where TLS bytes move.
+"""A tunnel: one HTTP/2 connection over mutual TLS on one socket.
 
-Theory of operation. TLS runs on memory BIOs, so that one receive call brings up to 256 KiB and all records in it are
-decrypted before the frames in them are parsed: the application gets one large send instead of one per record. In the other
-direction small frames of all streams collect in `http.out`; the loop flushes every dirty tunnel once per turn, in one TLS
-write and one send. A large payload goes out at once, its frame header in front of it in the same buffer, so that both fill
-whole TLS records, and those whole packets.
-
-A turn of the loop belongs to all tunnels. Who sends more frames than the work of one turn (see ztunnel.intake), begins a
-handshake when the turn has moved on enough of them, or comes when many others have used up the turn's time, goes on when its
-source's turn comes (ztunnel.rota); meanwhile its socket is not read. A tunnel reads little at once until it has shown that it
-moves bytes: what is left over stays small.
-
-What the socket does not take waits in a queue; above HIGH_WATER streams stop reading from their applications, and a peer
-that makes us queue far beyond that (by asking for answers that it does not read) is dropped.
+How it begins, who its peer is, and how it ends. The only place where TLS bytes move are its two halves: what comes is taken in
+by ztunnel.inflow, what leaves is written by ztunnel.outflow.
 """
 
 import ssl
@@ -20,54 +9,34 @@ from contextlib import suppress
 from socket import AF_UNIX, IPPROTO_TCP, MSG_PEEK, SHUT_WR, TCP_MAXSEG, TCP_NOTSENT_LOWAT, socket
 
 from mesh.identity import Identity
-from ztunnel import buffers
 from ztunnel.authorities import Authorities
 from ztunnel.channel import Flag
 from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.closing import reset_on_close
 from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
-from ztunnel.frames import HEADER_BYTES, SETTINGS_ACK, Code, ProtocolError, payload_in_whole_packets
+from ztunnel.frames import Code, ProtocolError, payload_in_whole_packets
 from ztunnel.hellos import End
 from ztunnel.http2 import Connection
+from ztunnel.inflow import Inflow
 from ztunnel.limits import Held
-from ztunnel.loop import BULKY_BYTES, GREETINGS_PER_TURN, IN, OUT, Deadlines, Loop
-from ztunnel.outflow import HIGH_WATER, Outflow
+from ztunnel.loop import IN, Deadlines, Loop
+from ztunnel.outflow import HIGH_WATER
 from ztunnel.tls import reason_of
 from ztunnel.tunnel_owner import Owner
 from ztunnel.verification import PeerRefused, Verified
 from ztunnel.wreck import Wreck
 
-_RECORD_BYTES = 16384
-_cipher, _plain = buffers.cipher_view, buffers.plain_view
-_IO_BYTES = buffers.IO_BYTES
-_PARSE_ABOVE = _IO_BYTES - _RECORD_BYTES
-_FIRST_ROOM = _cipher[:_RECORD_BYTES]
-RECORDS_PER_TURN = 128
-"""0.1 ms: of 16 KiB each there are 16 in what one call receives, of one byte 11,000."""
-_LEAST_OF_RECORDS = RECORDS_PER_TURN * (22 + HEADER_BYTES)
-"""Of a turn's records, with what TLS adds to each: less is not even a frame a record, and counts as a control frame."""
-_RECORDS_PER_MESSAGE = 8
-"""A KeyUpdate makes keys for both directions, and an answer."""
-_NOTHING = memoryview(b"")
 
-
-class Tunnel(Outflow):
+class Tunnel(Inflow):
     """One end of a tunnel; owns its socket."""
 
     __slots__ = (
         "_claim",
-        "_handshakes",
         "_hello",
-        "_late",
-        "_recv_into",
-        "_rest",
-        "_room",
-        "_source",
         "lost_streams",
         "owner",
         "peer",
-        "server",
         "verified",
     )
 
@@ -83,18 +52,13 @@ class Tunnel(Outflow):
         held: Held | None = None,
     ) -> None:
         """`source`: with whom it shares its place in the rota; `held`: on whose account its bytes wait, if not the node's."""
-        super().__init__(loop, sock, end, held or loop.held)
-        self.owner, self.server = owner, server
+        super().__init__(loop, sock, end, server, source, held or loop.held)
+        self.owner = owner
         self.http = Connection(server, self, loop.now, loop.sizes)
         self.peer: Identity | None = None
         self.lost_streams = 0
         """Streams that were open when the tunnel closed: each of them reports its own end."""
-        self._source = source
-        self._late = False  # waits in the rota
-        self._rest = _NOTHING  # plaintext beyond the work of a turn
-        self._room = _FIRST_ROOM
-        self._handshakes: Deadlines | None = handshakes
-        self._recv_into = sock.recv_into
+        self._handshakes = handshakes
         if sock.family != AF_UNIX:  # an inner tunnel's
             sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
             self.http.largest = payload_in_whole_packets(sock.getsockopt(IPPROTO_TCP, TCP_MAXSEG))
@@ -108,175 +72,7 @@ class Tunnel(Outflow):
         elif not server:
             self._handshake()  # and hear why there is no hello
 
-    # --- receiving
-
-    def on_event(self, events: int) -> None:
-        """The socket is ready."""
-        if events != IN:
-            if events & OUT:
-                self._send_waiting()
-            if events == OUT:
-                return
-        if self.open and not self._late:
-            if self.loop.crowded and self.loop.is_late():
-                self._leave()
-            else:
-                self._readable()
-
-    def _readable(self) -> None:
-        try:
-            count = self._recv_into(self._room)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._lost(error.strerror or str(error))
-            return
-        if not count:
-            self._lost("connection closed by the peer")
-            return
-        self._incoming.write(_cipher[:count])
-        if not self.established:
-            if not self._speaks_http2(_cipher[:count]):
-                return
-            if self.loop.greetings >= GREETINGS_PER_TURN:
-                self._leave()
-                return
-            self.loop.greetings += 1
-        self._use()
-        if count >= _RECORD_BYTES:
-            if count > BULKY_BYTES:
-                self.loop.bulky = True
-            if count == len(self._room) < _IO_BYTES and self.established and not self._late:
-                self._room = _cipher[: 2 * count]
-
-    def go_on(self) -> None:
-        """See ztunnel.rota.Continued."""
-        self._late = False
-        if self._rest or self._incoming.pending:
-            self._use()
-        else:
-            self._readable()
-
-    def _use(self) -> None:
-        """Do as much with what has come as one turn allows."""
-        if not self.established and not self._handshake():
-            return
-        self._reading = True
-        try:
-            self._decrypt()
-        except ProtocolError as error:
-            self.fail(error)
-        except ssl.SSLError as error:
-            self._push()
-            self.close("TLS_FAILURE", f"tls error: {reason_of(error)}")
-        if self.open:
-            self._after_reading()
-
-    def _decrypt(self) -> None:
-        if self._rest and not self._use_rest():
-            return
-        incoming, http = self._incoming, self.http
-        filled, records = 0, RECORDS_PER_TURN
-        came = left = incoming.pending
-        while left and records > 0:
-            try:
-                count: int = self._read(_IO_BYTES, _plain[filled:] if filled else _plain)
-            except ssl.SSLWantReadError:
-                if not self._goes_on_after_message():
-                    break
-                records -= _RECORDS_PER_MESSAGE
-                left = incoming.pending
-                continue
-            if not count:
-                if filled and (used := http.receive(_plain[:filled], self.loop.now)) < filled:
-                    self._keep(used, filled)  # and learn of the end again behind it
-                else:
-                    self._lost("connection closed by the peer")
-                return
-            filled += count
-            records -= 1
-            if filled > _PARSE_ABOVE:
-                if (used := http.receive(_plain[:filled], self.loop.now)) < filled:
-                    self._keep(used, filled)
-                    return
-                filled = 0
-                if not self.open:
-                    return
-            left = incoming.pending
-        if records <= 0:
-            self._leave_records(came - left)
-        if filled and (used := http.receive(_plain[:filled], self.loop.now)) < filled:
-            self._keep(used, filled)
-
-    def _leave_records(self, size: int) -> None:
-        """A turn's records are decrypted, of `size` bytes: leave the others for another. Raises: ProtocolError."""
-        if size < _LEAST_OF_RECORDS:
-            self.http.charge("tiny records", self.loop.now)
-        if self._incoming.pending:
-            self._room = _FIRST_ROOM
-            self._leave()
-
-    def _goes_on_after_message(self) -> bool:
-        """What was read is no data, or the beginning of a record: whether there is more. Raises: ProtocolError."""
-        if self._outgoing.pending:
-            self._push()  # our answer to a KeyUpdate
-        if not self._incoming.pending or not self.open:
-            return False
-        self.http.charge("messages of TLS", self.loop.now)
-        return True
-
-    def _keep(self, used: int, filled: int) -> None:
-        """Leave what was decrypted beyond the work of this turn for another."""
-        if not self.open:
-            return
-        if self.held.refuses():
-            raise ProtocolError(Code.ENHANCE_YOUR_CALM, "more than a turn's work, and the buffers of its pod or node are full")
-        self._rest = memoryview(bytes(_plain[used:filled]))
-        self.held.add(filled - used)
-        self._room = _FIRST_ROOM
-        self._leave()
-
-    def _use_rest(self) -> bool:
-        """Whether nothing is left over any more."""
-        rest, self._rest = self._rest, _NOTHING
-        self.held.add(-len(rest))
-        used = self.http.receive(rest, self.loop.now)
-        if used < len(rest) and self.open:
-            self._rest = rest[used:]
-            self.held.add(len(self._rest))
-            self._leave()
-            return False
-        if self.http.draining:
-            self.loop.dirty[self] = None
-        return self.open
-
-    def _leave(self) -> None:
-        self._late = True
-        self.loop.rota.add(self._source, self, stranger=self.server and not self.established)
-
-    def _after_reading(self) -> None:
-        http = self.http
-        self._reading = False
-        if self._answered:
-            answered, self._answered = self._answered, []
-            self._send_answers(answered)
-        if self._handshakes is not None and http.ready:
-            self._handshakes.discard(self)
-            self._handshakes = None
-            if len(http.out) == len(SETTINGS_ACK):
-                self._linger(0)
-        if http.reopened:
-            http.reopened = False
-            self._resume()
-        if http.out:
-            self.send_urgent()
-
-    def _resume(self) -> None:
-        http = self.http
-        if http.blocked and self.queued <= HIGH_WATER:
-            blocked, http.blocked = http.blocked, {}
-            for stream in blocked:
-                stream.resume()
+    # --- how it begins
 
     def _speaks_http2(self, data: memoryview) -> bool:
         """Look at the protocols that a client offers, once its ClientHello is whole; who offers others only is closed."""
@@ -437,10 +233,7 @@ class Tunnel(Outflow):
         self._waiting = None
         self.loop.dirty.pop(self, None)
         self.loop.hurry(self)
-        if self._late:
-            self.loop.rota.discard(self._source, self)
-        self.held.add(-len(self._rest))
-        self._rest = _NOTHING
+        self._forget_rest()
         streams = self.http.abandon()
         self.lost_streams = len(streams)
         try:

@@ -16,9 +16,9 @@ from tests.ztunnel.world import CLIENT, Authority
 from ztunnel import openssl
 from ztunnel.channel import SetCertificate
 from ztunnel.frames import DATA, PING, frame
+from ztunnel.inflow import RECORDS_PER_TURN
 from ztunnel.openssl import MOST_CHAIN_BYTES
 from ztunnel.tls import Credentials
-from ztunnel.tunnel import RECORDS_PER_TURN
 
 pytestmark = pytest.mark.unit
 
