@@ -1,46 +1,74 @@
 """What crosses a link: tcpdump inside a network namespace, and questions to its record."""
 
+import os
+import re
+import secrets
 import signal
+import socket
 import subprocess
+import time
 from pathlib import Path
 
+from lab.layout import netns_path
+from wire.netns import entered, open_home
+
 _PATIENCE_S = 10.0
+_POLL_S = 0.05
+_BUFFER_KIB = 16384
+_EXPERIMENTAL = 0x88B5
+"""An EtherType for whatever one likes (IEEE 802)."""
 
 
 class Capture:
-    """Records an interface while its block runs. Sees whole packets."""
+    """Records an interface while its block runs. Sees whole packets, and all of them."""
 
     def __init__(self, netns: str, interface: str, path: Path) -> None:
         self._netns, self._interface, self._path = netns, interface, path
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Capture":
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            self._netns,
-            "tcpdump",
-            "-i",
-            self._interface,
-            "-s",
-            "0",
-            "-U",
-            "-Z",
-            "root",
-            "--immediate-mode",
-        ]
-        self._process = subprocess.Popen([*command, "-w", str(self._path)], stderr=subprocess.PIPE, text=True)
+        command = ["ip", "netns", "exec", self._netns, "tcpdump", "-i", self._interface, "-s", "0", "-U", "-Z", "root"]
+        record = ["-B", str(_BUFFER_KIB), "-w", str(self._path)]
+        self._process = subprocess.Popen([*command, *record], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         for line in self._process.stderr:  # it says so when the first packet can no longer be missed
             if "listening on" in line:
                 return self
         raise OSError(f"tcpdump in {self._netns} ended at once: is there an interface {self._interface}?")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raises: OSError when packets are missing."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
-        self._process.communicate(timeout=_PATIENCE_S)
+        try:
+            if kind is None:
+                self._catch_up()
+        finally:
+            self._process.send_signal(signal.SIGINT)
+            said = self._process.communicate(timeout=_PATIENCE_S)[1]
+        lost = re.search(r"^([1-9]\d*) packets? dropped by kernel", said, re.MULTILINE)
+        if kind is None and lost:
+            raise OSError(f"tcpdump in {self._netns} missed {lost[1]} packets: this machine is too busy for it")
+
+    def _catch_up(self) -> None:
+        """Wait until a frame of our own is in the record, and with it all that came before: tcpdump ends without the rest."""
+        token, until = secrets.token_bytes(32), time.monotonic() + _PATIENCE_S
+        while token not in self.raw():
+            if time.monotonic() > until:
+                raise OSError(f"tcpdump in {self._netns} records nothing of {self._interface} any more")
+            self._send(token)  # again, as this one may be lost like any other
+            time.sleep(_POLL_S)
+
+    def _send(self, payload: bytes) -> None:
+        netns, home = os.open(netns_path(self._netns), os.O_RDONLY | os.O_CLOEXEC), open_home()
+        try:
+            with entered(netns, home):
+                sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        finally:
+            os.close(netns)
+            os.close(home)
+        interface = "lo" if self._interface == "any" else self._interface
+        with sock:
+            sock.sendto(payload, (interface, _EXPERIMENTAL, socket.PACKET_HOST, 0, bytes(6)))
 
     def raw(self) -> bytes:
         """The record as it is: headers and payloads."""
