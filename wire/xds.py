@@ -280,7 +280,11 @@ class XdsClient:
         self.status.connected, self.status.last_error, self._reported = True, "", ""
         refused = self._client.excess(response)
         upserts = [one for one in response.resources if one.name not in refused] if refused else response.resources
-        refused |= await self._on_update(Update(response.type_url, upserts, response.removed, body, tuple(refused)))
+        try:
+            refused |= await self._on_update(Update(response.type_url, upserts, response.removed, body, tuple(refused)))
+        except Exception:
+            self._client.doubt(response)
+            raise
         if refused:
             _log.warning("control plane sent %d resources that are refused: %s", len(refused), next(iter(refused.items())))
         answer = self._client.answer(response, refused)

@@ -12,6 +12,8 @@ MAX_PENDING = 4096
 MAX_ASKED = 10_000
 """Names asked for on one stream. A server keeps each: then a new stream begins."""
 ALL = "*"
+_DOUBTFUL = "broken off"
+"""No resource has this version."""
 NOBODY = "-/-"
 """Nothing can have this name. To a request that only takes names back istiod answers that everything is gone."""
 
@@ -157,6 +159,15 @@ class DeltaClient:
             return Request(response.type_url, nonce=response.nonce)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         return Request(response.type_url, nonce=response.nonce, error=reasons[: messages.MAX_REASON])
+
+    def doubt(self, response: Response) -> None:
+        """What a response names may be held as it says, or as before: it broke off. The next stream tells all of that anew.
+
+        Else who goes back meanwhile to what it said before would find nothing to tell.
+        """
+        one = self._types.get(response.type_url)
+        if one is not None:
+            one.versions |= dict.fromkeys((*response.removed, *(resource.name for resource in response.resources)), _DOUBTFUL)
 
     def _gone(self, one: _Type, name: str) -> None:
         if one.on_demand and name in one.versions:

@@ -32,6 +32,31 @@ def test_the_first_request_asks_for_everything_address_first() -> None:
     assert DeltaClient(BOTH).open() == [Request(ADDRESS_TYPE, initial=True), Request(AUTHORIZATION_TYPE, initial=True)]
 
 
+def test_who_went_back_before_the_next_stream_tells_anew_what_broke_off() -> None:
+    """A half of it may be held: a policy that it had replaced already, or one that it had not put in its place yet."""
+    before = snapshot(resource("kept"), resource("changed"), resource("gone"))
+    client, said = DeltaClient((ADDRESS_TYPE,)), []
+    for version, state in enumerate((before, snapshot(resource("kept"), resource("changed", "2"), resource("new")), before)):
+        server = DeltaServer((ADDRESS_TYPE,))
+        server.receive(client.open()[0])
+        response = server.push(ADDRESS_TYPE, state, str(version))
+        assert response is not None
+        said.append(({one.name: one.version for one in response.resources}, response.removed))
+        if version == 1:
+            client.doubt(response)
+        else:
+            client.answer(response)
+    assert said[1] == ({"changed": "2", "new": "1"}, ("gone",))
+    assert said[2] == ({"changed": "1", "gone": "1"}, ("new",))
+    assert client.versions(ADDRESS_TYPE) == before.versions
+
+
+def test_an_answer_that_nobody_asked_for_is_no_doubt() -> None:
+    client = DeltaClient((AUTHORIZATION_TYPE,))
+    client.doubt(answered(resource("a")))
+    assert client.open() == DeltaClient((AUTHORIZATION_TYPE,)).open()
+
+
 def as_wire(request: Request) -> bytes:
     message = discovery_pb2.DeltaDiscoveryRequest(type_url=request.type_url, response_nonce=request.nonce)
     if request.error is not None:
