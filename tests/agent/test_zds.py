@@ -312,6 +312,45 @@ def test_a_proxy_out_of_step_is_given_up(
     asyncio.run(scenario())
 
 
+def test_an_answer_to_nothing_is_the_end(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "zds", Book()) as (server, _):
+            proxy = await connect(tmp_path / "zds")
+            await exchange(proxy)
+            await until(lambda: server.synced)
+            await proxy.send(SUCCESS)
+            assert not (await proxy.receive()).data, "it hears that it is given up"
+            await until(lambda: server.newest is None)
+            assert "nobody asked for" in server.last_end
+            proxy.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_owes_three_answers_is_given_up_whether_anybody_waits_for_them_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "zds", Book()) as (server, _):
+            proxy = await connect(tmp_path / "zds")
+            await exchange(proxy)
+            await until(lambda: server.synced)
+            monkeypatch.setattr(zds_connection, "ACK_TIMEOUT_S", 0.2)
+            leaving = asyncio.create_task(server.add(WEB))
+            assert (await proxy.receive()).data == ADD_WEB
+            leaving.cancel()
+            with pytest.raises(ProxyAway, match="did not answer within"):
+                await server.add(ONE)
+            assert server.newest is not None
+            with pytest.raises(ProxyAway, match="did not answer within"):
+                await server.add(ONE)
+            await until(lambda: server.newest is None)
+            assert server.last_end == "it owes 3 answers"
+            proxy.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_full_queue_refuses(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path / "zds", Book()) as (server, _):

@@ -40,6 +40,31 @@ def test_tokens_are_signed_by_the_clusters_usual_issuer_unless_told_otherwise() 
 
 
 @pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("60", 60), ("60s", 60), ("1m", 60), ("90m", 5400), ("24h", 86400), ("90d", 90 * 86400), ("7776000", 7776000)],
+)
+def test_certificates_live_as_long_as_is_said(text: str, seconds: int) -> None:
+    assert parse(["--workload-ttl", text], PLACES).workload_ttl_s == seconds
+
+
+def test_the_edges_of_what_may_be_said() -> None:
+    flags = [
+        "--listen",
+        "[fd00::1]",
+        "--listen",
+        "10.0.0.1:65535",
+        "--service-cidr",
+        "10.1.0.0/16",
+        "--service-cidr",
+        "fd00::/112",
+    ]
+    configuration = parse([*flags, "--trust-domain", "shop.example"], PLACES)
+    assert list(map(str, configuration.listeners)) == ["[fd00::1]:15012", "10.0.0.1:65535"]
+    assert list(map(str, configuration.service_ranges)) == ["10.1.0.0/16", "fd00::/112"]
+    assert configuration.trust_domain == "shop.example"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "--listen here",
@@ -48,7 +73,9 @@ def test_tokens_are_signed_by_the_clusters_usual_issuer_unless_told_otherwise() 
         "--service-cidr 10.0.0.1/24",
         "--service-cidr 240.240.7.0/24",
         "--service-cidr 2001::/16",
-        "--workload-ttl 1s",
+        "--workload-ttl 59",
+        "--workload-ttl 7776001s",
+        "--workload-ttl 6٣٠",
         "--workload-ttl 91d",
         "--workload-ttl 5.5m",
         "--workload-ttl h",

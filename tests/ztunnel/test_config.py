@@ -88,6 +88,19 @@ def test_a_node_name_fills_all() -> None:
     assert (config.workers, config.secret_ttl_s, config.drain_s, config.packet_mark) == (4, 86_400, 5.0, 0x539)
 
 
+def test_what_a_setting_says_counts_and_what_is_empty_is_the_default() -> None:
+    said = {"": 0.5, "1500ms": 1.5, "0s": 0.0}
+    assert {text: read(WEFT_OFFENDER_PAUSE=text).offender_pause_s for text in said} == said
+    ports = read(ADMIN_PORT="65535", STATS_PORT="0")
+    assert (ports.admin_port, ports.metrics_port, ports.readiness_port) == (65535, 0, 15021)
+
+
+@pytest.mark.parametrize("missing", ["POD_NAME", "POD_NAMESPACE"])
+def test_a_pod_that_is_not_said_has_no_service_account(missing: str) -> None:
+    own = {"POD_NAME": "ztunnel-x", "POD_NAMESPACE": "weft", "SERVICE_ACCOUNT": "ztunnel"}
+    assert read(**own).service_account == "ztunnel" and read(**(own | {missing: ""})).service_account == ""
+
+
 def test_dns_is_served_on_both_loopbacks_unless_it_is_turned_off() -> None:
     both = [("127.0.0.1", 15053), ("::1", 15053)]
     for environment, expected in [
@@ -352,6 +365,7 @@ def test_no_address_is_no_control_plane() -> None:
         ({}, 5),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": ""}, 5),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": "0"}, 1),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "86400"}, 86_395),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": "11"}, 6),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": "10"}, 9),
         ({"TERMINATION_GRACE_PERIOD_SECONDS": "1"}, 1),
@@ -442,6 +456,10 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"ISTIO_METAJSON_X": "[" * 100_000}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "TERMINATION_GRACE_PERIOD_SECONDS='-1'"),
+        ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "86401"}, "TERMINATION_GRACE_PERIOD_SECONDS='86401'"),
+        ("--node n1", {"STATS_PORT": "65536"}, "STATS_PORT='65536'"),
+        ("--node n1", {"WEFT_WORKER_PATIENCE": "14999ms"}, "WEFT_WORKER_PATIENCE='14999ms': from 15s"),
+        ("--node n1", {"WEFT_WORKER_PATIENCE": "86401s"}, "WEFT_WORKER_PATIENCE='86401s': from 15s to 24h"),
     ],
 )
 def test_what_is_wrong_is_named(flags: str, variables: dict[str, str], words: str) -> None:
