@@ -36,6 +36,8 @@ _Part = dict[str, Any]
 _MAX_WORKERS = 256
 _HELP_WIDTH = 100
 """To look at the terminal, argparse imports what unpacks archives: at every start."""
+_LONGEST_GRACE_S = 100 * 365 * 86_400
+"""Kubernetes' own bound is further; who carries connections of days gives them days."""
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S = 15.0, 86_400.0
 
 
@@ -270,7 +272,7 @@ def drain_deadline(environment: Mapping[str, str]) -> float:
     if deadline := environment.get("CONNECTION_TERMINATION_DEADLINE"):
         return duration("CONNECTION_TERMINATION_DEADLINE", deadline)
     if environment.get("TERMINATION_GRACE_PERIOD_SECONDS"):
-        grace = integer("TERMINATION_GRACE_PERIOD_SECONDS", environment, 0, 0, 86_400)
+        grace = integer("TERMINATION_GRACE_PERIOD_SECONDS", environment, 0, 0, _LONGEST_GRACE_S)
         return float(grace - 5 if grace > 10 else max(grace - 1, 1))
     return 5.0
 
