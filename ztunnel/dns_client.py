@@ -61,6 +61,7 @@ class DNSClient:
             if events & (ERROR | HANGUP):
                 self.close()
             if events & OUT and self._open:
+                self._touch()  # it reads, however slowly
                 self._flush()
         except OSError:
             self.close()

@@ -375,6 +375,33 @@ def test_who_reads_late_hears_the_rest_as_it_makes_room(bench: Bench) -> None:
 
 
 @pytest.mark.unit
+def test_who_reads_is_not_silent_however_slowly(bench: Bench) -> None:
+    """It was cut off in the middle of what it was owed, 5 s after its last question."""
+    sock, asked = bench.tcp(), 0
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client = client_of(bench)
+    client._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sock.send(b"".join(framed(dns.message.make_query("large.com.", "A", id=number).to_wire()) for number in range(20)))
+
+    def all_are_answered() -> bool:
+        nonlocal asked
+        taken = bench.node.dns_counts.take()
+        asked += sum(one.requests for one in taken.queries.values()) if taken else 0
+        return asked == 20
+
+    def reads() -> bool:
+        with suppress(BlockingIOError):
+            sock.recv(4096)
+        return len(client._out) < left
+
+    bench.run(all_are_answered)
+    silent_until, left = bench.loop.now + bench.node.dns_idle.timeout_s, len(client._out)
+    bench.run(reads)
+    bench.node.dns_idle.expire(silent_until)
+    assert len(bench.node.dns_idle) == 1
+
+
+@pytest.mark.unit
 def test_who_was_answered_is_not_silent_however_late_that_was(bench: Bench) -> None:
     forget_the_client(bench)
     sock = bench.tcp()
