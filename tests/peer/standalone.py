@@ -21,14 +21,20 @@ class Standalone:
         self._inside = ("ip", "netns", "exec", netns)
         self.log = log
 
-    def make_socket(self, kind: int) -> socket.socket:
-        """One of its pod's, for IPv4."""
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The body runs in its pod's namespace."""
         home = open_home()
         try:
             with self._netns.open() as there, entered(there.fileno(), home):
-                return socket.socket(socket.AF_INET, kind)
+                yield
         finally:
             os.close(home)
+
+    def make_socket(self, kind: int) -> socket.socket:
+        """One of its pod's, for IPv4."""
+        with self.inside():
+            return socket.socket(socket.AF_INET, kind)
 
     def fetch(self, path: str) -> str:
         """What it answers on its admin port. Raises: AssertionError with its last words when it does not."""
@@ -39,7 +45,7 @@ class Standalone:
 
 
 @contextmanager
-def standalone(ztunnel: str, mesh: str, folder: Path, search: Sequence[str] = ()) -> Iterator[Standalone]:
+def standalone(ztunnel: str, mesh: str, folder: Path, search: Sequence[str] = (), **variables: str) -> Iterator[Standalone]:
     """Run one for the body, once it has read its mesh. `search`: the domains of its resolv.conf, whose server is nobody."""
     resolv_conf = folder / "resolv.conf"
     resolv_conf.write_text(f"nameserver 10.255.255.53\nsearch {' '.join(search)}\n")
@@ -48,7 +54,7 @@ def standalone(ztunnel: str, mesh: str, folder: Path, search: Sequence[str] = ()
     told = {
         "PATH": os.defpath, "FAKE_CA": "true", "XDS_ADDRESS": "", "LOCAL_XDS_PATH": str(file), "PROXY_MODE": "dedicated",
         "PROXY_WORKLOAD_INFO": "shop/client/client", "NODE_NAME": "n1", "CLUSTER_ID": "c", "ZTUNNEL_WORKER_THREADS": "1",
-        "ENABLE_ORIG_SRC": "false", "UNSTABLE_ENABLE_SOCKS5": "true", "RUST_LOG": "warn",
+        "ENABLE_ORIG_SRC": "false", "UNSTABLE_ENABLE_SOCKS5": "true", "RUST_LOG": "warn", **variables,
     }  # fmt: skip
     run("ip", "netns", "add", netns)
     try:
