@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -94,7 +95,24 @@ class Cluster:
             self.index.replace_objects(objects, addresses)
         except Exception as error:
             self._mend_index()
+            reported = ", ".join(self._wrongly_reported(objects, addresses)) if not self.is_loaded else ""
+            if reported:
+                mend = "weft delete these, and apply them again when weft status shows no problem"
+                raise NotTaken(f"{unexpected(error, f'{reported}: what was reported cannot be taken in')}: {mend}") from error
             raise NotTaken(f"{_differing(self.objects, objects)}: {unexpected(error, 'cannot be taken in')}") from error
+
+    def _wrongly_reported(self, objects: Iterable[Object], addresses: Addresses) -> list[str]:
+        """The pods whose reports, kept from before this start, alone lead to a mistake of ours: all objects are new then."""
+        index = Index(self.names, self._ranges)
+        found: list[str] = []
+        with suppress(Exception):  # where objects do without any report
+            index.replace_objects(objects, addresses)
+            for namespace, name in self._reports.pods:
+                try:
+                    index.replace_reports(self._reports.pods, [(namespace, name)])
+                except Exception:
+                    found.append(f"Pod {namespace}/{name}")
+        return found[:MAX_SHOWN]
 
     def _mend_index(self) -> None:
         """Have the state before in the place of a half-made one, which may lack policies: nobody must be told that."""

@@ -5,23 +5,27 @@ import errno
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from control.cluster import Cluster
 from control.folder import Folder, Texts
 from control.index import Addresses, Index
+from control.reports import PodReport
 from control.source import MAX_LOGGED, FolderSource, Outcome
 from control.store import Store
 from control.tokens import Tokens
-from control.workloads import MeshNames
-from mesh.manifests import ManifestSet, Node, Object
+from control.workloads import MeshNames, mesh_workload
+from mesh.manifests import ManifestSet, Node, Object, Pod
+from mesh.workload import Workload
 
 pytestmark = pytest.mark.unit
 
+POD = "{apiVersion: v1, kind: Pod, metadata: {name: NAME, namespace: demo}, spec: {containers: [{name: c, command: [x]}]}}"
 NODE = "{apiVersion: v1, kind: Node, metadata: {name: n1}}"
 SERVICE = "{apiVersion: v1, kind: Service, metadata: {name: NAME, namespace: demo, MARKS}, spec: {ports: [{port: PORT}]}}"
 WISH = "labels: {istio.io/use-waypoint: gw}"
@@ -177,6 +181,36 @@ def test_what_stands_elsewhere_is_changed_there(world: World) -> None:
         assert shown(refused)[0][1:] == (where, False) and not refused.changes
     assert world.apply(service()).changes == [("Service demo/web", "unchanged")]
     assert set(world.written) == {"mine.yaml"}
+
+
+def test_a_start_that_a_kept_report_breaks_off_names_its_pod_and_goes_on_without_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control takes no reports before it has started, so nobody could put that one right, and all objects were named."""
+    pods = {name: POD.replace("NAME", name) for name in "ab"}
+    node = NODE.replace("}}", "}, spec: {podCIDRs: [10.244.1.0/24]}}")
+    world.apply(node, *pods.values())
+    kept = [PodReport("demo", name, "lab", f"uid-{name}", "n1", (ip_address(f"10.244.1.{ord(name)}"),)) for name in pods]
+    assert not world.cluster.report("lab", kept)
+
+    def mistaken(names: MeshNames, pod: Pod, *rest: Any) -> Workload:
+        if pod.name == "a":
+            raise KeyError("a")
+        made: Workload = mesh_workload(names, pod, *rest)
+        return made
+
+    monkeypatch.setattr("control.index.mesh_workload", mistaken)
+    store = Store(tmp_path / "control.db")
+    started = World(world.folder, store)
+    started.refresh()
+    [problem] = started.source.problems
+    said = "Pod demo/a: what was reported cannot be taken in: internal error: KeyError: 'a'"
+    assert problem.reason.startswith(said) and "weft delete these" in problem.reason and not started.cluster.is_loaded
+    assert started.delete(pods["a"]).changes == [("Pod demo/a", "deleted")]
+    assert started.cluster.is_loaded and not started.source.problems and len(started.cluster.index.workloads.nouns) == 1
+    assert not started.cluster.report("lab", kept[1:])
+    assert started.apply(pods["a"]).changes == [("Pod demo/a", "created")]
+    store.close()
 
 
 def test_a_name_that_no_file_can_have_is_refused(world: World) -> None:
