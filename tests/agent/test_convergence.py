@@ -329,6 +329,21 @@ def test_what_a_proxy_answers_to_its_snapshot_counts_for_pods_that_are_registere
     asyncio.run(scenario())
 
 
+def test_a_proxy_is_told_of_a_pod_that_it_answered_for_before_the_kernel_knew_it(node: Node, eventually: Any) -> None:
+    node.machine.broken.add("register")
+
+    async def scenario() -> None:
+        with pytest.raises(EnrolmentFailed, match="no register today"):
+            await node.enrolment.add(REQUEST)
+        node.enrolment.told("uid-1", "")
+        assert not node.proxy.heard
+        node.machine.broken.clear()
+        await eventually(lambda: node.changes)
+        assert node.proxy.heard == [ANNOUNCED]
+
+    running(node, scenario)
+
+
 def test_who_fails_again_and_again_is_tried_less_and_less_often(patient: Node) -> None:
     node = patient
 
