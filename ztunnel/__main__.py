@@ -23,6 +23,7 @@ from ztunnel.config import Config, read_config
 from ztunnel.front import Front
 from ztunnel.log_lines import log_to_stderr
 from ztunnel.openssl_conf import check_pqc
+from ztunnel.shortage import MEND
 from ztunnel.spelling import misspelt
 
 _log = logging.getLogger("ztunnel")
@@ -46,6 +47,9 @@ def main() -> int:
         return 0
     except (OSError, ValueError) as error:
         _complain(error)
+        return 1
+    except MemoryError:
+        _complain(MemoryError(f"no memory is left: {MEND}"))
         return 1
 
 

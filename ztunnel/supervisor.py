@@ -62,6 +62,7 @@ from ztunnel.node_metrics import node_families
 from ztunnel.pods import DEDICATED_UID, OWN_UID
 from ztunnel.profiler import Profiler
 from ztunnel.residents import Residents
+from ztunnel.shortage import MEND
 from ztunnel.shown_config import dump_config
 from ztunnel.telemetry import Telemetry
 from ztunnel.workers import Statement
@@ -334,10 +335,13 @@ class Supervisor:
         """Run one part; its unexpected end is the end of all, so that somebody starts us anew."""
         try:
             await run()
-        except Exception:
-            _log.exception("%s broke: ending", name)
+        except Exception as error:
             self._exit_code = 1
-            self._end.set()
+            self._end.set()  # before the words: these may need memory that is not there
+            if _is_want_of_memory(error):
+                _log.critical("%s: no memory is left: ending; %s", name, MEND)
+            else:
+                _log.exception("%s broke: ending", name)
 
     async def _serve_agent(self) -> None:
         try:
@@ -388,6 +392,11 @@ class Supervisor:
             os._exit(128 + number)  # the workers follow when their channel closes
         self._signalled = True
         self._end.set()
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Of a part, or of any of its tasks."""
+    return isinstance(error, MemoryError) or (isinstance(error, ExceptionGroup) and error.subgroup(MemoryError) is not None)
 
 
 def _node_metadata(config: Config) -> NodeMetadata:

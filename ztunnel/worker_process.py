@@ -59,10 +59,14 @@ class Worker:
         self._loop.add_reader(self._sock, self._receive)
 
     def tell(self, frame: bytes, fds: Sequence[int] = ()) -> None:
-        """Queue a packed message; the worker is killed when it does not keep up."""
+        """Queue a packed message; a worker that does not keep up is killed, and so is one that cannot be told."""
         if self.gone.is_set():
             return
-        self._writer.push_packed(frame, fds)
+        try:
+            self._writer.push_packed(frame, fds)
+        except MemoryError:  # what others are told now, a policy perhaps, it would never know
+            self._cannot("tell")
+            return
         if self._writer.pending_bytes > _MAX_PENDING_BYTES:
             _log.error("worker %d reads nothing: replacing it", self.index)
             self.kill()
@@ -77,6 +81,12 @@ class Worker:
                 self._loop.add_writer(self._sock, self._flush)
         except OSError:
             self._hang_up()
+        except MemoryError:  # bytes of it would be sent twice
+            self._cannot("tell")
+
+    def _cannot(self, what: str) -> None:
+        self._hang_up()
+        _log.error("worker %d: no memory is left to %s it: replacing it; %s", self.index, what, MEND)
 
     def _receive(self) -> None:
         self.heard_at = self._loop.time()
@@ -97,8 +107,7 @@ class Worker:
             _log.error("worker %d: channel broken: %s", self.index, error)
             self._hang_up()
         except MemoryError:  # bytes of it are lost: what comes next would be read as something else
-            self._hang_up()
-            _log.error("worker %d: no memory is left to hear it: replacing it; %s", self.index, MEND)
+            self._cannot("hear")
 
     def _hang_up(self) -> None:
         if not self.gone.is_set():

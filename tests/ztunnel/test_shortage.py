@@ -1,5 +1,7 @@
-"""Where memory ends: a worker ends with it and is replaced, and the log says what to do."""
+"""Where memory ends: a worker ends with it and is replaced, a supervisor too, and the log says what to do."""
 
+import asyncio
+import logging
 import os
 import resource
 import signal
@@ -7,12 +9,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from ztunnel.channel import Configure, UpdateInventory, WorkerStatus
 from ztunnel.framing import FrameReader, pack, receive
 from ztunnel.shortage import MEND, oom_kills
+from ztunnel.supervisor import Supervisor
 from ztunnel.worker_process import how_it_ended
 
 pytestmark = pytest.mark.unit
@@ -51,3 +55,55 @@ def test_an_end_by_want_of_memory_is_told_with_the_mend() -> None:
     assert how_it_ended(-signal.SIGKILL, killed_for_memory=True).endswith(MEND)
     assert how_it_ended(-signal.SIGKILL) == "was killed by SIGKILL"
     assert how_it_ended(-signal.SIGTERM, killed_for_memory=True) == "was killed by SIGTERM"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ExceptionGroup("of its tasks", [ValueError(), MemoryError()])])
+def test_a_part_of_the_supervisor_whose_memory_ends_is_its_end_in_one_line(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def part() -> None:
+        raise error
+
+    async def scenario() -> tuple[bool, int]:
+        supervisor = Supervisor.__new__(Supervisor)
+        supervisor._end, supervisor._exit_code = asyncio.Event(), 0
+        await supervisor._watch("certificates", part)
+        return supervisor._end.is_set(), supervisor._exit_code
+
+    assert asyncio.run(scenario()) == (True, 1)
+    (record,) = caplog.records
+    assert (record.levelno, record.exc_info) == (logging.CRITICAL, None)
+    assert record.getMessage() == f"certificates: no memory is left: ending; {MEND}"
+
+
+def test_it_ends_where_none_is_left_for_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    async def scenario() -> None:
+        supervisor = Supervisor.__new__(Supervisor)
+        supervisor._end, supervisor._exit_code = asyncio.Event(), 0
+        monkeypatch.setattr(logging.Logger, "makeRecord", broken)
+        with pytest.raises(MemoryError):
+            await supervisor._watch("certificates", cast("Any", broken))
+        assert supervisor._end.is_set() and supervisor._exit_code == 1
+
+    asyncio.run(scenario())
+
+
+STARTING = """
+import sys
+from ztunnel import __main__ as entry
+
+async def run(config):
+    raise MemoryError
+
+entry._run = run
+sys.argv = ["ztunnel", "--node", "n"]
+sys.exit(entry.main())
+"""
+
+
+def test_a_proxy_that_has_no_memory_to_run_says_so_in_one_line() -> None:
+    ended = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, f"weft-ztunnel: no memory is left: {MEND}\n")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.frozen import frozen
 from ztunnel import channel, worker_process, workers
-from ztunnel.framing import FrameReader
+from ztunnel.framing import FrameReader, FrameWriter
 from ztunnel.headroom import Headroom
 from ztunnel.shortage import MEND
 
@@ -325,6 +325,33 @@ def test_a_worker_of_which_memory_loses_bytes_is_replaced(
         monkeypatch.setattr(FrameReader, "feed", broken)
         world.workers.broadcast(ASK)
         await eventually(lambda: world.workers.restarts == 1 and world.workers.alive == [0, 1])
+        assert not failing and MEND in caplog.text
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("where", ["push_packed", "flush"])
+def test_a_worker_that_cannot_be_told_for_want_of_memory_is_replaced_and_the_others_are_told(
+    run: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """It would go on without a policy that the others have, or read the same bytes twice."""
+    whole = getattr(FrameWriter, where)
+    failing = [True]
+
+    def broken(self: FrameWriter, *arguments: Any) -> Any:
+        if failing:
+            failing.pop()
+            raise MemoryError
+        return whole(self, *arguments)
+
+    async def scenario(world: World) -> None:
+        await eventually(lambda: len(world.workers.alive) == 2)
+        before = world.workers.pids
+        monkeypatch.setattr(FrameWriter, where, broken)
+        world.workers.broadcast(ASK)
+        await eventually(lambda: world.workers.restarts == 1 and world.workers.alive == [0, 1])
+        (stayed,) = (index for index, pid in world.workers.pids.items() if pid == before[index])
+        await eventually(lambda: world.gauges(stayed))
         assert not failing and MEND in caplog.text
 
     run(scenario)
