@@ -21,9 +21,10 @@ from pathlib import Path
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 from envoy.service.discovery.v3.discovery_pb2 import Resource as Message
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from mesh.delta import Resource
+from mesh.undecoded import rule_out_memory
 from wire.xds_response import read_resource
 
 _log = logging.getLogger(__name__)
@@ -147,13 +148,14 @@ class MeshCache:
                 self._path.unlink()
 
     def _joined(self, database: sqlite3.Connection, type_url: str) -> Iterable[Message]:
-        """What all answers of a type come to. Raises: ValueError where one of them is none."""
+        """What all answers of a type come to. Raises: ValueError where one of them is none; MemoryError."""
         kept: dict[str, Message] = {}
         rows = database.execute("SELECT body, refused FROM answer WHERE type = ? ORDER BY number", (type_url,))
         for body, refused in rows:
             try:
                 message = DeltaDiscoveryResponse.FromString(body)
             except DecodeError as error:
+                rule_out_memory(error)
                 raise ValueError(str(error)) from error
             for name in message.removed_resources:
                 kept.pop(name, None)
@@ -204,6 +206,10 @@ class MeshCache:
             self._sizes.clear()
             self._complain(error)
             self._bound(waiting)
+        except MemoryError:
+            self._sizes.clear()
+            self._bound(waiting)
+            raise
         except ValueError as error:
             self._complain(error)
             self._give_up()
@@ -243,7 +249,11 @@ class MeshCache:
         self._insert(database, type_url, body, refused)
         largest, total = self._sizes[type_url]
         if total > 2 * largest + _SLACK_BYTES:
-            joined = DeltaDiscoveryResponse(resources=self._joined(database, type_url)).SerializeToString()
+            response = DeltaDiscoveryResponse(resources=self._joined(database, type_url))
+            try:
+                joined = response.SerializeToString()
+            except EncodeError as error:  # each of them was read; all of them are more than memory holds
+                raise MemoryError(str(error)) from error
             self._empty(database, type_url)
             self._insert(database, type_url, joined, ())
 

@@ -9,6 +9,7 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as Message
 from google.protobuf.message import DecodeError
 
 from mesh.delta import Resource, Response
+from mesh.undecoded import rule_out_memory
 
 
 class _Resources(Sequence[Resource]):
@@ -44,11 +45,12 @@ def read_resource(message: Message) -> Resource:
 def read_response(body: bytes) -> Response:
     """Read a response.
 
-    Raises: ValueError for what is none.
+    Raises: ValueError for what is none; MemoryError.
     """
     try:
         message = DeltaDiscoveryResponse.FromString(body)
     except DecodeError as error:
+        rule_out_memory(error)
         raise ValueError(f"not a DeltaDiscoveryResponse: {error}") from error
     versions, value_bytes = {}, 0
     for one in message.resources:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from mesh.undecoded import rule_out_memory
 from mesh.workload import Address
 
 PORT_BITS = 0xFFFF
@@ -21,11 +22,12 @@ _T = TypeVar("_T")
 def parse(message: Message, value: bytes) -> None:
     """Fill a message from bytes.
 
-    Raises: ValueError if they are no such message.
+    Raises: ValueError if they are no such message; MemoryError.
     """
     try:
         message.ParseFromString(value)
     except DecodeError as error:
+        rule_out_memory(error)
         raise ValueError(f"decode: failed to decode Protobuf message: {error}") from error
 
 
