@@ -12,8 +12,9 @@ from wire.http_messages import HttpError, Request, Response
 from wire.http_server import HttpServer
 from wire.seldom import Seldom
 from ztunnel import succession
-from ztunnel.channel import ConnectionRecord, ProfileKind
+from ztunnel.channel import ProfileKind
 from ztunnel.config_dump import JSON, dump_connection_fully
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.dns_sockets import has_ipv6_loopback
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.log_levels import LogLevels

@@ -9,8 +9,8 @@ from functools import partial
 
 from mesh.identity import Identity
 from mesh.workload import Workload
-from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
+from ztunnel.connection_record import Flag
 from ztunnel.dial import endpoint
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream

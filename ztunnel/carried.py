@@ -13,7 +13,8 @@ from weakref import WeakValueDictionary
 from mesh.matching import Connection
 from mesh.policy_set import Verdict
 from mesh.workload import Workload
-from ztunnel.channel import Closed, ConnectionRecord, Flag, names_of, place_of
+from ztunnel.channel import Closed
+from ztunnel.connection_record import ConnectionRecord, Flag, names_of, place_of
 
 if TYPE_CHECKING:
     from ztunnel.ledger import Ledger, Pump, Tracked

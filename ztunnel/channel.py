@@ -1,7 +1,7 @@
 """The channel between ztunnel's supervisor and one data worker: the messages on it.
 
 Both ends are weft's own processes of the same privilege (the worker is the supervisor's child and inherits its end of the
-socket pair as a numbered descriptor), so messages are pickled values of mesh.* and of this module; a frame (ztunnel.framing)
+socket pair as a numbered descriptor), so messages are pickled values of mesh.* and of ours; a frame (ztunnel.framing)
 is a small header and the pickle, with up to MAX_FDS descriptors riding on its first byte (SCM_RIGHTS). The worker never blocks
 on the channel: what it cannot send it queues up to a bound, and drops connection events first (counted), never replies.
 
@@ -9,21 +9,18 @@ Order matters and is kept: the supervisor sends inventory and certificates befor
 every AddPod is answered by PodAdded.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
-from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mesh.domains import CLUSTER_DOMAIN
 from mesh.identity import Identity
+from ztunnel.connection_record import ConnectionRecord, Direction, Flag, IPAddress
 from ztunnel.limits import NODE, POD, Limits, Usage
 from ztunnel.tuning import Tuning
 
 if TYPE_CHECKING:  # a proxy that starts listens before it knows of these (ztunnel.front)
     from mesh.policy import Policy
     from mesh.workload import Service, Workload
-    from ztunnel.baggage import Described
     from ztunnel.query_counts import QueryCounts, QueryLabels
 
 MAX_FDS = 9
@@ -33,16 +30,6 @@ OUTBOUND, INBOUND, HBONE = PORTS = (15001, 15006, 15008)
 """On which the proxy listens in a pod: captured on the way out, plain text and tunnels on the way in."""
 SOCKS = 15080
 """On the pod's own loopback, for tests, where an operator turned it on."""
-
-IPAddress = IPv4Address | IPv6Address
-Direction = Literal["inbound", "outbound"]
-Protocol = Literal["TCP", "HBONE", "DOUBLEHBONE"]
-"""DOUBLEHBONE: a tunnel in a tunnel, to another network through its gateway."""
-Hop = Literal["", "waypoint", "gateway"]
-Flag = Literal[
-    "-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR", "CERT_REVOKED"
-]
-"""Istio's response_flags."""
 
 
 # --- supervisor -> worker
@@ -225,69 +212,6 @@ class Demand(NamedTuple):
     """Ask the control plane for workloads and services by these names: `NETWORK/ADDRESS`, `NAMESPACE/HOSTNAME`, xDS uid."""
 
     names: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class ConnectionRecord:
-    """One end of one application connection, as this proxy sees it. Workloads by xDS uid, services by key."""
-
-    number: int
-    """Unique in this worker."""
-    pod_uid: str
-    direction: Direction
-    protocol: Protocol
-    source: tuple[IPAddress, int]
-    destination: tuple[IPAddress, int]
-    """What is dialled (outbound) or was dialled (inbound): keeps :15008 for HBONE."""
-    hbone_destination: str = ""
-    """CONNECT target, `ip:port` or `hostname:port`; empty for TCP."""
-    original_destination: tuple[IPAddress, int] | None = None
-    """What the application dialled (outbound), before services and waypoints."""
-    forwarded_host: str = ""
-    """Hostname of the service that the client's proxy says its application dialled (inbound), where this pod serves it."""
-    source_workload: str = ""
-    source_identity: Identity | None = None
-    """Proved by mutual TLS (or our own, outbound over HBONE); None for plain text."""
-    source_described: "Described | None" = None
-    """What the peer says of itself, where no lookup by its address can tell."""
-    destination_workload: str = ""
-    destination_identity: Identity | None = None
-    destination_described: "Described | None" = None
-    """What answers behind a gateway, by its own words."""
-    hop: Hop = ""
-    """What `destination` is (outbound), where it is not the destination itself."""
-    destination_service: str = ""
-    opened_unix_ns: int = 0
-    duration_ns: int = 0
-    bytes_sent: int = 0
-    """From the local workload's viewpoint: outbound client->server, inbound server->client."""
-    bytes_received: int = 0
-    flag: Flag = "-"
-    error: str = ""
-    """Empty: ended well."""
-    policy: str = ""
-    """Key of the policy that allowed or denied; empty where a default did."""
-    asked_policies: tuple[str, ...] = ()
-    """Where no ALLOW policy allowed: the keys of the first few that were asked."""
-
-
-names_of: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
-    "direction",
-    "protocol",
-    "source_workload",
-    "source_identity",
-    "source_described",
-    "destination_workload",
-    "destination_identity",
-    "destination_described",
-    "destination_service",
-    "hop",
-)
-"""Who talks to whom: with the flag, all that decides by which series a connection is counted."""
-place_of: Callable[[ConnectionRecord], tuple[object, ...]] = attrgetter(
-    "pod_uid", "destination", "original_destination", "forwarded_host", "hbone_destination", "policy", "asked_policies"
-)
-"""Where to, and who allowed it: with the names, all that does not differ for each connection that is open."""
 
 
 @dataclass(slots=True)  # as the next but one: frozen ones are made in 2x the time, and these are of each connection

@@ -13,7 +13,7 @@ from mesh.identity import Identity
 from wire.xds import XdsClient
 from ztunnel.access_log import endpoint_text
 from ztunnel.certificates import Certificate
-from ztunnel.channel import ConnectionRecord
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.mesh_view import MeshView
 from ztunnel.zds_session import PodInfo
 

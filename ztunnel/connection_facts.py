@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from mesh.identity import Identity
 from mesh.inventory import Inventory
 from mesh.workload import Address, Service, Workload
-from ztunnel.channel import ConnectionRecord
+from ztunnel.connection_record import ConnectionRecord
 
 
 @dataclass(frozen=True, slots=True)

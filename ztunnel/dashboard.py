@@ -6,7 +6,7 @@ from html import escape
 
 from mesh.identity import Identity
 from ztunnel.certificates import Certificate
-from ztunnel.channel import ConnectionRecord
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.zds_session import PodInfo
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem;color:#222;background:#fff}

@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from mesh.workload import Address
-from ztunnel.channel import HBONE, Flag
+from ztunnel.channel import HBONE
+from ztunnel.connection_record import Flag
 from ztunnel.loop import OUT, Deadlines, Loop
 
 _SO_ORIGINAL_DST = 80  # not in Python's socket module

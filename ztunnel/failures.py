@@ -8,7 +8,8 @@ connections that it resets at once, must not become one of the log.
 from collections.abc import Callable
 from dataclasses import replace
 
-from ztunnel.channel import Closed, EarlyFailure, names_of
+from ztunnel.channel import Closed, EarlyFailure
+from ztunnel.connection_record import names_of
 
 AT_ONCE = 64
 """Of one peer, that failed alike, in PERIOD_S."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.fields import Fields
 
 

@@ -10,8 +10,8 @@ from mesh.identity import Identity
 from mesh.matching import Connection
 from mesh.workload import Address, Workload
 from ztunnel.baggage import Described
-from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.closing import reset_on_close
+from ztunnel.connection_record import ConnectionRecord, Flag
 from ztunnel.dial import Dial, text_of
 from ztunnel.flow import Stream
 from ztunnel.gate import Admitted

@@ -3,7 +3,7 @@
 import socket
 
 from mesh.workload import Workload
-from ztunnel.channel import ConnectionRecord, Flag
+from ztunnel.connection_record import ConnectionRecord, Flag
 from ztunnel.dial import endpoint, original_destination
 from ztunnel.gate import service_of
 from ztunnel.hbone import Authority

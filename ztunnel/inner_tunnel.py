@@ -18,7 +18,7 @@ from typing import Protocol
 
 from mesh.identity import Identity
 from mesh.workload import Address
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import Code

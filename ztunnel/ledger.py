@@ -13,7 +13,8 @@ from mesh.policy_set import Verdict, evaluate
 from mesh.policy_store import PolicyStore
 from mesh.workload import Address, Workload
 from ztunnel.carried import Carried, Kinds
-from ztunnel.channel import Closed, ConnectionRecord, Flag, FromWorker, Opened, Progress
+from ztunnel.channel import Closed, FromWorker, Opened, Progress
+from ztunnel.connection_record import ConnectionRecord, Flag
 from ztunnel.failures import Failures
 from ztunnel.log_lines import RBAC
 from ztunnel.loop import Loop

@@ -9,8 +9,9 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from mesh.workload import Workload
-from ztunnel.channel import Direction, Revocation
+from ztunnel.channel import Revocation
 from ztunnel.connection_facts import Facts
+from ztunnel.connection_record import Direction
 
 MAX_SERIES = 20_000
 UNKNOWN = "unknown"

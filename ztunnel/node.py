@@ -13,7 +13,8 @@ from mesh.workload import Address, NetworkAddress, Workload
 from wire.descriptors import take_all
 from wire.netns import open_home
 from ztunnel.baggage import Descriptions
-from ztunnel.channel import SOCKS, Configure, Direction, EarlyFailure, Flag, FromWorker, Offence
+from ztunnel.channel import SOCKS, Configure, EarlyFailure, FromWorker, Offence
+from ztunnel.connection_record import Direction, Flag
 from ztunnel.demands import Demands
 from ztunnel.dns_counts import Counts
 from ztunnel.dns_upstream import Home, Upstream

@@ -6,8 +6,8 @@ from random import randbytes
 
 from mesh.workload import Address, NetworkAddress
 from ztunnel.attempts import Attempts
-from ztunnel.channel import ConnectionRecord, Flag
 from ztunnel.closing import reset_on_close
+from ztunnel.connection_record import ConnectionRecord, Flag
 from ztunnel.dial import Dial, text_of
 from ztunnel.fields import Fields, Repeating
 from ztunnel.hbone import repeating_fields, single_fields

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from socket import socket
 
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.flow import Stream
 from ztunnel.hellos import End
 from ztunnel.http2 import Connection

@@ -9,8 +9,8 @@ from operator import attrgetter
 
 from mesh.event_line import write_head, write_tail
 from mesh.inventory import Inventory
-from ztunnel.channel import ConnectionRecord, names_of, place_of
 from ztunnel.connection_facts import Facts, facts_of
+from ztunnel.connection_record import ConnectionRecord, names_of, place_of
 from ztunnel.flow_feed import Line, connection_event
 from ztunnel.metrics import Series, TcpMetrics
 

@@ -8,8 +8,8 @@ from socket import SHUT_WR, socket
 
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
-from ztunnel.channel import Flag
 from ztunnel.closing import end_on_close
+from ztunnel.connection_record import Flag
 from ztunnel.limits import Held
 from ztunnel.loop import ERROR, IN, OUT, Loop
 from ztunnel.stream_owner import NOBODY, Owner

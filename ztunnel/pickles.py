@@ -23,7 +23,8 @@ from mesh.workload import (
     WeightedWaypoint,
     Workload,
 )
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Opened
+from ztunnel.channel import Closed, EarlyFailure, Opened
+from ztunnel.connection_record import ConnectionRecord
 
 _ipv4, _ipv6 = lru_cache(4096)(IPv4Address), lru_cache(4096)(IPv6Address)
 

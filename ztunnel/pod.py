@@ -7,7 +7,8 @@ from weakref import WeakValueDictionary
 
 from mesh.workload import Address, Workload
 from ztunnel.baggage import baggage_of
-from ztunnel.channel import AddPod, Flag
+from ztunnel.channel import AddPod
+from ztunnel.connection_record import Flag
 from ztunnel.ledger import DRAINED
 from ztunnel.limits import Held, Holder, PartHeld, Usage
 from ztunnel.node import Node

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from mesh.identity import Identity
 from mesh.workload import Address, Workload
 from ztunnel.allowance import Allowance
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.dial import Dial, text_of
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream

@@ -6,7 +6,8 @@ A chain is looked at whole; a certificate that no list names is good. Where no l
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ztunnel.channel import Direction, Flag, Revocation
+from ztunnel.channel import Revocation
+from ztunnel.connection_record import Direction, Flag
 from ztunnel.der import Malformed, certificate_key
 from ztunnel.loop import Loop
 from ztunnel.verification import PeerRefused

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mesh.inventory import Inventory
 from mesh.workload import Address, BalancingMode, GatewayAddress, Service, TunnelProtocol, Workload
 from ztunnel.balance import NOBODY, Role, sample_waypoint
-from ztunnel.channel import Flag, Hop, Protocol
+from ztunnel.connection_record import Flag, Hop, Protocol
 from ztunnel.hbone import HBONE_PORT, RESERVED_PORTS, Authority
 from ztunnel.outliers import Choice
 from ztunnel.upstream import NoUpstream, Search, Upstream, parsable

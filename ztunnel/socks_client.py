@@ -8,8 +8,8 @@ from contextlib import suppress
 from random import choice
 
 from mesh.workload import Address, Workload
-from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
+from ztunnel.connection_record import Flag
 from ztunnel.departure import depart
 from ztunnel.dial import endpoint
 from ztunnel.ledger import SocketAddress

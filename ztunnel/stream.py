@@ -17,8 +17,8 @@ from socket import SHUT_WR, socket
 
 from ztunnel import buffers
 from ztunnel.backlog import Backlog
-from ztunnel.channel import Flag
 from ztunnel.closing import end_on_close, undelivered_bytes
+from ztunnel.connection_record import Flag
 from ztunnel.fields import Fields, Repeating
 from ztunnel.flow import Stream
 from ztunnel.frames import BULK_FRAME_BYTES, DATA, HEADER_BYTES, Code, code_name, frame, header

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 
 if TYPE_CHECKING:
     from ztunnel.stream import TunnelStream

@@ -35,7 +35,6 @@ from ztunnel.certificates import Certificate
 from ztunnel.channel import (
     Answered,
     Configure,
-    ConnectionRecord,
     Demand,
     FromWorker,
     NeedCertificate,
@@ -45,6 +44,7 @@ from ztunnel.channel import (
     UpdatePolicies,
 )
 from ztunnel.config import Config
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.control_plane import read_local_file
 from ztunnel.crl_file import CrlFile
 from ztunnel.flow_feed import FlowFeed

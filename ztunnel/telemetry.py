@@ -12,7 +12,6 @@ from mesh.workload import Workload
 from ztunnel import access_log
 from ztunnel.channel import (
     Closed,
-    ConnectionRecord,
     DNSCounts,
     EarlyFailure,
     FromWorker,
@@ -23,6 +22,7 @@ from ztunnel.channel import (
     Unasked,
     WorkerStatus,
 )
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.dns_metrics import DNSMetrics
 from ztunnel.flow_feed import FlowFeed, Moment, connection_event, early_event
 from ztunnel.limit_metrics import LimitMetrics

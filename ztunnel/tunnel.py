@@ -10,9 +10,9 @@ from socket import AF_UNIX, IPPROTO_TCP, MSG_PEEK, SHUT_WR, TCP_MAXSEG, TCP_NOTS
 
 from mesh.identity import Identity
 from ztunnel.authorities import Authorities
-from ztunnel.channel import Flag
 from ztunnel.client_hello import NO_APPLICATION_PROTOCOL, Hello
 from ztunnel.closing import reset_on_close
+from ztunnel.connection_record import Flag
 from ztunnel.fields import Fields
 from ztunnel.flow import NOBODY, Stream
 from ztunnel.frames import Code, ProtocolError, payload_in_whole_packets

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from mesh.identity import Identity
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream
 from ztunnel.verification import Verified

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ztunnel.authorities import Authorities
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.openssl import OpenSSL, Verify
 
 _UNSPECIFIED, _NOT_PERMITTED = 1, 47  # X509_V_*; the last one becomes alert 46, certificate_unknown

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from mesh.workload import Workload
-from ztunnel.channel import Direction, Flag
+from ztunnel.connection_record import Direction, Flag
 from ztunnel.demands import Demands
 from ztunnel.ledger import SocketAddress
 from ztunnel.pod import Pod

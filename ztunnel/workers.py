@@ -22,7 +22,6 @@ from ztunnel import framing
 from ztunnel.channel import (
     AddDNS,
     AddPod,
-    ConnectionRecord,
     Connections,
     FromWorker,
     PodAdded,
@@ -35,6 +34,7 @@ from ztunnel.channel import (
     TakeProfile,
     ToWorker,
 )
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.headroom import make_table, withdraw
 from ztunnel.openssl_conf import openssl_conf
 from ztunnel.shortage import oom_kills

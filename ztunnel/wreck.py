@@ -1,6 +1,6 @@
 """What a closed tunnel leaves behind: streams that have to be told, each of which gives a socket back and reports its end."""
 
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.flow import Stream
 from ztunnel.loop import Loop
 

@@ -24,7 +24,6 @@ from mesh.workload import GatewayAddress, NamespacedHostname
 from tests.ztunnel.world import CLIENT, SERVER, VIP, World, world
 from ztunnel.channel import (
     Closed,
-    ConnectionRecord,
     Connections,
     ForgetCertificate,
     Opened,
@@ -33,6 +32,7 @@ from ztunnel.channel import (
     UpdateInventory,
     UpdatePolicies,
 )
+from ztunnel.connection_record import ConnectionRecord
 
 _STEPS = 120
 _FIRST_PORT = 20_000

@@ -13,8 +13,8 @@ from random import Random
 
 from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, Authority
-from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
+from ztunnel.connection_record import Flag
 from ztunnel.dial import endpoint
 from ztunnel.fields import Fields
 from ztunnel.flow import Stream

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mesh.identity import Identity
 from ztunnel import config_dump, line_output
 from ztunnel.ca import read_chain
-from ztunnel.channel import ConnectionRecord
 from ztunnel.config import read_config
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.line_output import LineOutput
 from ztunnel.log_levels import Level, LogLevels
 from ztunnel.shown_config import dump_config

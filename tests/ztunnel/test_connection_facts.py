@@ -11,9 +11,9 @@ from mesh.inventory import Inventory
 from mesh.workload import NetworkAddress, Service, Workload
 from ztunnel.access_log import connection_fields
 from ztunnel.baggage import Described
-from ztunnel.channel import ConnectionRecord
 from ztunnel.config_dump import dump_connection, dump_connection_fully
 from ztunnel.connection_facts import Facts, facts_of
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.flow_feed import connection_event
 from ztunnel.metrics import tcp_labels
 

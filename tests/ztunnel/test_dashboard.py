@@ -7,7 +7,7 @@ import pytest
 
 from mesh.identity import Identity
 from ztunnel.certificates import Certificate
-from ztunnel.channel import ConnectionRecord
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.dashboard import page
 from ztunnel.zds_session import PodInfo
 

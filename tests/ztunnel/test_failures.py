@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mesh.identity import Identity
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure
+from ztunnel.channel import Closed, EarlyFailure
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.failures import AT_ONCE, Failures
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztunnel import frames
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.fields import Fields, FieldWriter, literal
 from ztunnel.flow import Stream
 from ztunnel.frames import (

@@ -14,7 +14,8 @@ from mesh.policy import Action, Match, Policy, Scope, StringMatch
 from mesh.policy_store import PolicyStore
 from mesh.workload import Address, Workload
 from ztunnel.carried import Carried, Kind
-from ztunnel.channel import Closed, ConnectionRecord, FromWorker, Opened, Progress, names_of, place_of
+from ztunnel.channel import Closed, FromWorker, Opened, Progress
+from ztunnel.connection_record import ConnectionRecord, names_of, place_of
 from ztunnel.failures import AT_ONCE, Failures
 from ztunnel.ledger import SETTLED_NS, Ledger, Tracked
 from ztunnel.loop import Loop

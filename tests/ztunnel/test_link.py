@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from ztunnel.channel import Closed, ConnectionRecord, Opened, PodAdded
+from ztunnel.channel import Closed, Opened, PodAdded
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.framing import FrameReader, receive
 from ztunnel.link import BATCH_EVENTS, BATCH_S, Link
 from ztunnel.loop import Loop

@@ -11,15 +11,7 @@ import pytest
 from mesh.identity import Identity
 from mesh.workload import GatewayAddress, NamespacedHostname, TunnelProtocol
 from tests.ztunnel.world import CLIENT, SERVER, VIP, PodWorld, World, run, world
-from ztunnel.channel import (
-    Connections,
-    NeedCertificate,
-    Opened,
-    QueryConnections,
-    RemovePod,
-    UpdateInventory,
-    WorkerStatus,
-)
+from ztunnel.channel import Connections, NeedCertificate, Opened, QueryConnections, RemovePod, UpdateInventory, WorkerStatus
 from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel

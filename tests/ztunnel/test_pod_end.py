@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from mesh.workload import TunnelProtocol, Workload
-from ztunnel.channel import AddPod, Closed, Configure, ConnectionRecord, EarlyFailure, FromWorker
+from ztunnel.channel import AddPod, Closed, Configure, EarlyFailure, FromWorker
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.departure import accept_outbound, depart
 from ztunnel.inbound_plain import InboundPlain
 from ztunnel.inner_tunnel import InnerTunnel

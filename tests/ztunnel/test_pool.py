@@ -13,7 +13,6 @@ from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, Authority, PodWorld, Wo
 from ztunnel.channel import (
     CertificateFailed,
     Closed,
-    ConnectionRecord,
     Connections,
     NeedCertificate,
     Opened,
@@ -23,6 +22,7 @@ from ztunnel.channel import (
     UpdateInventory,
     WorkerStatus,
 )
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.frames import DEFAULT_WINDOW, Sizes
 from ztunnel.ledger import SocketAddress
 from ztunnel.tuning import Tuning

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from mesh.identity import Identity
-from ztunnel.channel import Flag
 from ztunnel.closing import reset_on_close
+from ztunnel.connection_record import Flag
 from ztunnel.limits import Held
 from ztunnel.outbound import Outbound
 from ztunnel.pool import _STALLED_S, WAITERS_PER_TURN, Key, Pool, _Making

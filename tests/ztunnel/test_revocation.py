@@ -11,16 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.test_tls import Judge
 from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, assert_reset
-from ztunnel.channel import (
-    Connections,
-    Direction,
-    EarlyFailure,
-    Flag,
-    QueryConnections,
-    Revocation,
-    SetCertificate,
-    SetRevoked,
-)
+from ztunnel.channel import Connections, EarlyFailure, QueryConnections, Revocation, SetCertificate, SetRevoked
+from ztunnel.connection_record import Direction, Flag
 from ztunnel.crl_file import read_lists
 from ztunnel.hellos import end_of
 from ztunnel.loop import Loop

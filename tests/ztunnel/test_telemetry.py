@@ -17,7 +17,8 @@ from mesh.inventory import Inventory
 from mesh.proto import flow_pb2
 from mesh.workload import Service, Workload
 from ztunnel import flow_feed, limits, metrics, parties, telemetry
-from ztunnel.channel import Closed, ConnectionRecord, EarlyFailure, Offence, Opened, Progress, Revocation, Unasked, WorkerStatus
+from ztunnel.channel import Closed, EarlyFailure, Offence, Opened, Progress, Revocation, Unasked, WorkerStatus
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.flow_feed import UNREAD_REFUSALS, FlowFeed
 from ztunnel.limits import Usage
 from ztunnel.log_levels import Level

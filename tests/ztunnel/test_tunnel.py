@@ -13,7 +13,7 @@ import pytest
 
 from mesh.identity import Identity
 from tests.ztunnel.world import CLIENT, Authority
-from ztunnel.channel import Flag
+from ztunnel.connection_record import Flag
 from ztunnel.fields import Fields, literal
 from ztunnel.flow import Stream
 from ztunnel.frames import (

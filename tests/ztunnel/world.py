@@ -32,7 +32,6 @@ from ztunnel.channel import (
     AddPod,
     Closed,
     Configure,
-    ConnectionRecord,
     Connections,
     EarlyFailure,
     PodAdded,
@@ -41,6 +40,7 @@ from ztunnel.channel import (
     UpdateInventory,
     UpdatePolicies,
 )
+from ztunnel.connection_record import ConnectionRecord
 from ztunnel.dns_config import dns_places
 from ztunnel.framing import FrameReader, FrameWriter, receive
 from ztunnel.openssl_conf import openssl_conf
