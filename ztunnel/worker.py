@@ -20,8 +20,7 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -59,17 +58,16 @@ from ztunnel.dns_service import DNSService
 from ztunnel.headroom import Headroom
 from ztunnel.inbound_plain import accept_plain
 from ztunnel.key_engine import read_keys_fast
-from ztunnel.limits import Holder
 from ztunnel.link import Link
 from ztunnel.listener import ACCEPTS_PER_EVENT, STRANGERS_PER_EVENT, Listener
 from ztunnel.log_lines import apply_levels, log_to_stderr
-from ztunnel.loop import MANY_BULKY_TURNS, Loop
+from ztunnel.loop import Loop
 from ztunnel.node import Node
 from ztunnel.parent import die_with_parent
-from ztunnel.pod import Closable, Pod
-from ztunnel.session_nice import BEHIND, SessionNice
+from ztunnel.pod import Pod
 from ztunnel.shortage import MEND
 from ztunnel.socks_client import accept_socks
+from ztunnel.standing import Standing
 from ztunnel.time_slice import take_short_slices
 from ztunnel.tunnel import Tunnel
 from ztunnel.walk import ENDINGS_PER_TURN, Walk
@@ -98,7 +96,8 @@ class Worker:
         self._draining = False
         self._log_levels: dict[str, int] = {}
         self._tunnels_until = 0.0
-        self._session_nice = SessionNice()
+        self._standing: Standing | None = None
+        """None: there are no others."""
         self._handlers: dict[type, Callable[[Node, Any, list[int]], None]] = {
             AddPod: self._add_pod,
             AddDNS: self._add_dns,
@@ -121,7 +120,8 @@ class Worker:
             self._node = Node(self._loop, message, self._link.emit, Headroom(fds[0], message.worker) if fds else None)
             _close_all(fds)
             if self._node.headroom is not None:
-                self._loop.on_bulk = self._begin_bulk
+                self._standing = Standing(self._node, self._node.headroom, self._pods, self._unserved)
+                self._loop.on_bulk = self._standing.begin_bulk
             self._loop.every(TICK_S, self._tick)
             self._loop.every(STATUS_S, self._report)
             self._loop.every(COLLECT_S, self._collect)
@@ -262,36 +262,8 @@ class Worker:
         self._node.tick()
         for pod in self._pods.values():
             pod.outliers.tick(self._loop.now)
-        if self._node.headroom is not None:
-            lacking = bool(self._unserved) or not self._pods  # of what is left to us there nobody would hear
-            full = lacking or any(holder.half_full(connections) for holder, connections in self._holders(self._node))
-            bulky, self._loop.bulky_turns = self._loop.bulky_turns >= MANY_BULKY_TURNS, 0
-            self._node.headroom.renew(self._loop.now, time.process_time(), full or bulky)
-            small_at = 0.0 if bulky else self._loop.small_at  # remains of many bulk streams look like small messages
-            self._loop.small_elsewhere_at = self._node.headroom.small_elsewhere_at(self._loop.now, small_at)
-            self._session_nice.set(BEHIND if bulky and self._loop.has_company_elsewhere else 0)
-            aside = bulky and self._node.headroom.others_have_time(self._loop.now)
-            for listener in self._listeners():
-                listener.stand_aside(aside)
-                listener.stand_behind()
-
-    def _begin_bulk(self) -> None:
-        assert self._node is not None and self._node.headroom is not None
-        self._node.headroom.take_back()
-        if self._node.headroom.others_have_time(self._loop.now):
-            for listener in self._listeners():
-                listener.stand_aside(True)
-            for tunnel in self._node.inbound_tunnels.beside_busy():
-                tunnel.drain()
-
-    def _listeners(self) -> Iterator[Closable]:
-        for pod in self._pods.values():
-            yield from pod.listeners
-
-    def _holders(self, node: Node) -> Iterator[tuple[Holder, int]]:
-        yield node.holder, node.connections
-        for pod in self._pods.values():
-            yield pod.holder, pod.held_connections
+        if self._standing is not None:
+            self._standing.renew()
 
     def _report(self) -> None:
         assert self._node is not None
