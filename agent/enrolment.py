@@ -16,10 +16,10 @@ from agent.hands import Found, Hands, Place, updated_addresses
 from agent.plan import Actual, Step, after, plan, same_place, unannounced
 from agent.pod import Pod, PodRequest
 from agent.pod_index import PodIndex
+from agent.retries import RETRY_FIRST_S, RETRY_LONGEST_S, Retries
 from agent.zds_connection import NoProxy, ProxyAway
 from agent.zds_messages import Announcement
 
-RETRY_FIRST_S, RETRY_LONGEST_S = 0.35, 5.0
 ALIVE_INTERVAL_S = 2.0
 PROXY_WAIT_S = 4.0
 """How long an enrolment waits for a proxy: a node's processes start together, and runtimes give up after five seconds."""
@@ -60,15 +60,12 @@ class Enrolment:
         self._actual: dict[str, Actual] = {}
         self._places: dict[str, Place] = {}
         self._inside: dict[str, Pod] = {}
-        self._failures: dict[str, str] = {}
-        self._due: dict[str, float] = {}
-        self._pauses: dict[str, float] = {}
+        self._retries = Retries()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._without_proxy: set[str] = set()
         self._blind = ""
         """Why it is not known whose inbound programs are attached."""
         self._settled = asyncio.Event()
-        self._wake = asyncio.Event()
         self.unreadable: dict[str, str] = {}
         """Uid -> sentence, of pods whose records cannot be read: the proxy keeps them as they are."""
         self.strays: set[str] = set()
@@ -99,7 +96,7 @@ class Enrolment:
                     await self._settled.wait()
         except TimeoutError:
             pass  # the failure says it
-        reason = self._failures.get(request.uid)
+        reason = self._retries.reason(request.uid)
         if reason:
             raise EnrolmentFailed(f"pod {pod} is pending: {reason}")
         if request.uid not in self._desired:
@@ -114,7 +111,7 @@ class Enrolment:
         else:
             pod = self._want(uid, None)
         await self._converge(uid)
-        reason = self._failures.get(uid)
+        reason = self._retries.reason(uid)
         if reason:
             raise EnrolmentFailed(f"pod {pod or uid} is not out of the mesh yet: {reason}")
 
@@ -160,16 +157,8 @@ class Enrolment:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_lives())
             while True:
-                self._wake.clear()
-                now = asyncio.get_running_loop().time()
-                for uid in [uid for uid, due in self._due.items() if due <= now]:
-                    del self._due[uid]
+                for uid in await self._retries.take_due():
                     group.create_task(self._converge(uid))
-                try:
-                    async with asyncio.timeout_at(min(self._due.values(), default=None)):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
 
     async def _watch_lives(self) -> None:
         while True:
@@ -178,7 +167,7 @@ class Enrolment:
                 if not await self.blocking(self.hands.is_alive, pod) and self._desired.get(uid) is pod:
                     _log.info("pod %s is gone: its network namespace has neither a process nor a name any more", pod)
                     self._want(uid, None)
-                    self._schedule(uid, 0.0)
+                    self._retries.schedule(uid, 0.0)
             await self.steer_again()
 
     async def steer_again(self) -> None:
@@ -202,7 +191,7 @@ class Enrolment:
                 )
                 self._actual = {**self._actual, uid: replace(present, layers=present.layers - {"capture"})}
                 self._inside.pop(uid, None)  # it enters anew: who came meanwhile is looked at then
-                self._schedule(uid, 0.0)
+                self._retries.schedule(uid, 0.0)
 
     async def blocking(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run something on the one thread that enters namespaces and writes maps."""
@@ -229,13 +218,13 @@ class Enrolment:
             self._fail(uid, f"the proxy did not take it: {reason}")
         else:
             self._actual = after(self._actual, Step(True, "announce", present.pod))
-            self._schedule(uid, 0.0)
+            self._retries.schedule(uid, 0.0)
 
     def proxy_changed(self) -> None:
         """Another proxy is the newest one, or none is: nobody was told of any pod."""
         self._actual = unannounced(self._actual)
         for uid in self._desired:
-            self._schedule(uid, _SNAPSHOT_GRACE_S)
+            self._retries.schedule(uid, _SNAPSHOT_GRACE_S)
 
     # what others ask about
 
@@ -254,7 +243,7 @@ class Enrolment:
         present = self._actual.get(uid)
         if present is not None and "announce" in present.layers and "capture" in present.layers:
             return ""
-        return self._failures.get(uid) or "the proxy was not told yet"
+        return self._retries.reason(uid) or "the proxy was not told yet"
 
     def is_captured(self, uid: str) -> bool:
         """Whether the kernel captures the pod, so that nothing of it travels in plain text unasked."""
@@ -302,7 +291,7 @@ class Enrolment:
         if pod != before:
             _log.info("pod %s now has the addresses %s", pod, ", ".join(map(str, pod.request.addresses)))
             self._want(uid, pod)
-            self._schedule(uid, 0.0)
+            self._retries.schedule(uid, 0.0)
 
     async def _converge(self, uid: str, announce: bool = True) -> None:
         """Do what is to be done for one pod; what fails is remembered, and tried again later."""
@@ -358,32 +347,23 @@ class Enrolment:
         if failure and (wanted or present):
             self._fail(uid, failure)
             return
-        self._failures.pop(uid, None)
-        self._pauses.pop(uid, None)
+        self._retries.worked(uid)
         if self._plan(uid):
-            self._schedule(uid, RETRY_FIRST_S)
+            self._retries.schedule(uid, RETRY_FIRST_S)
         elif wanted is not None:
             if uid not in self._inside:
                 self._on_change(wanted, True)
             self._inside[uid] = wanted
         elif present is None:
             self._drop_place(uid)
-            self._due.pop(uid, None)
+            self._retries.cancel(uid)
             if uid in self._inside:
                 self._on_change(self._inside.pop(uid), False)
 
     def _fail(self, uid: str, reason: str) -> None:
         pod = self._desired.get(uid) or self._actual[uid].pod
-        if self._failures.get(uid) != reason:
+        if self._retries.failed(uid, reason):
             _log.warning("pod %s: %s", pod, reason)
-        self._failures[uid] = reason
-        pause = self._pauses.get(uid, RETRY_FIRST_S)
-        self._pauses[uid] = min(pause * 2, RETRY_LONGEST_S)
-        self._schedule(uid, pause)
-
-    def _schedule(self, uid: str, pause_s: float) -> None:
-        self._due[uid] = asyncio.get_running_loop().time() + pause_s
-        self._wake.set()
 
 
 def _announcement(pod: Pod) -> Announcement:

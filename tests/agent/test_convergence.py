@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from agent import enrolment
+from agent import enrolment, retries
 from agent.enrolment import Enrolment, EnrolmentFailed
 from agent.hands import Found, Hands, Place
 from agent.plan import DOWN, Actual, Layer
@@ -124,8 +124,9 @@ def patient() -> Iterator[Node]:
 @pytest.fixture
 def node(patient: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
     """Where nobody waits for long."""
-    for name in ("RETRY_FIRST_S", "RETRY_LONGEST_S", "ALIVE_INTERVAL_S", "_SNAPSHOT_GRACE_S"):
-        monkeypatch.setattr(enrolment, name, 0.01)
+    for module, names in ((enrolment, ("ALIVE_INTERVAL_S", "_SNAPSHOT_GRACE_S")), (retries, ())):
+        for name in ("RETRY_FIRST_S", "RETRY_LONGEST_S", *names):
+            monkeypatch.setattr(module, name, 0.01)
     return patient
 
 
@@ -353,10 +354,10 @@ def test_who_fails_again_and_again_is_tried_less_and_less_often(patient: Node) -
         for pause_s in (0.35, 0.7, 1.4, 2.8, 5.0, 5.0):
             before_s = loop.time()
             node.enrolment.told("uid-1", "no")
-            assert before_s + pause_s <= node.enrolment._due["uid-1"] <= loop.time() + pause_s
+            assert before_s + pause_s <= node.enrolment._retries._due["uid-1"] <= loop.time() + pause_s
         await node.enrolment.add(REQUEST)
         node.enrolment.told("uid-1", "no")
-        assert node.enrolment._due["uid-1"] <= loop.time() + 0.35, "what worked is forgiven"
+        assert node.enrolment._retries._due["uid-1"] <= loop.time() + 0.35, "what worked is forgiven"
 
     asyncio.run(scenario())
 
