@@ -101,10 +101,10 @@ class InnerTunnel:
     # --- what the outer stream tells
 
     def opened(self) -> None:
-        """See ztunnel.stream.Owner: the gateway passes bytes on."""
+        """See ztunnel.stream_owner.Owner: the gateway passes bytes on."""
 
     def ended(self, flag: Flag, error: str) -> None:
-        """See ztunnel.stream.Owner. A clean end is one for the inner tunnel too: it reads what is left, and then the end."""
+        """See ztunnel.stream_owner.Owner. A clean end is one for the inner tunnel too, behind what is left."""
         self._outer = None
         self._node.lingering.discard(self)
         self._pod.lingering.pop(self, None)

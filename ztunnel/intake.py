@@ -57,7 +57,7 @@ WORK_PER_TURN = 128
 _WORK_OF_HEADERS, WORK_OF_RESET, _BLOCK_BYTES_PER_WORK, _STREAMS_PER_WORK = 64, 32, 64, 4
 """A new stream asks for a policy's verdict and a connection to an application; new settings walk over all streams."""
 _LEAST_GRANT_BYTES = 2048
-"""Of the connection's window: what peers get in smaller pieces they may take for an offence, as we do (ztunnel.http2)."""
+"""Of the connection's window: what peers get in smaller pieces they may take for an offence, as we do (ztunnel.budget)."""
 
 
 class Intake(ABC):

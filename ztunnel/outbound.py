@@ -140,7 +140,7 @@ class Outbound(Tracked):
         return True
 
     def opened(self) -> None:
-        """See ztunnel.stream.Owner."""
+        """See ztunnel.stream_owner.Owner."""
         choice = self._choice
         if choice is not None:
             self.pod.outliers.succeeded(choice)
