@@ -69,19 +69,19 @@ class Puppet:
         """A connection from there. Raises: OSError as over there."""
         return Wire(self, self.do("connect", host, port, timeout_s))
 
-    def ask(self, host: str, port: int, text: str = "ping") -> str:
+    def ask(self, host: str, port: int, text: str = "ping", patience_s: float = 10.0) -> str:
         """A new connection to an echo, one question, its answer (short when it ended before). Raises: OSError."""
-        with self.connect(host, port) as wire:
+        with self.connect(host, port, patience_s) as wire:
             wire.send(text)
-            return wire.receive(len(text))
+            return wire.receive(len(text), patience_s)
 
-    def fate(self, host: str, port: int, text: str = "ping") -> str:
+    def fate(self, host: str, port: int, text: str = "ping", patience_s: float = 10.0) -> str:
         """What becomes of a new connection to an echo: `answered`, `refused`, `reset`, `end` or `silent`.
 
         A connection that is reset may say so inside connect() as well as later: both are `reset`.
         """
         try:
-            return "answered" if self.ask(host, port, text) == text else "end"
+            return "answered" if self.ask(host, port, text, patience_s) == text else "end"
         except TimeoutError:
             return "silent"
         except ConnectionRefusedError:
