@@ -383,6 +383,23 @@ def test_a_pod_leaves_in_order_and_again_until_it_is_out(node: Node, eventually:
     running(node, scenario)
 
 
+def test_a_pod_that_is_wanted_again_before_it_is_out_is_captured_anew(node: Node) -> None:
+    """A release that failed may have ended the capture all the same."""
+
+    async def scenario() -> None:
+        await node.enrolment.add(REQUEST)
+        node.machine.broken.add("register")
+        with pytest.raises(EnrolmentFailed, match="no register today"):
+            await node.enrolment.remove("uid-1")
+        assert not node.enrolment.is_captured("uid-1")
+        node.machine.broken.clear()
+        node.machine.done.clear()
+        await node.enrolment.add(REQUEST)
+        assert "capture" in node.made() and node.enrolment.is_captured("uid-1")
+
+    asyncio.run(scenario())
+
+
 def test_a_pod_that_came_back_in_another_namespace_is_withdrawn_and_enrolled_anew(node: Node, eventually: Any) -> None:
     async def scenario() -> None:
         await node.enrolment.add(REQUEST)
