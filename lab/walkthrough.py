@@ -189,13 +189,12 @@ def subscription() -> Any:
     """A live connection from cache-worker to Redis that has been answered; ends when either side closes it."""
     script = "exec 3<>/dev/tcp/redis.data/6379 && printf 'SUBSCRIBE news\\r\\n' >&3 && cat <&3"
     command = [WEFT, "lab", "exec", "data/cache-worker", "--", "bash", "-c", script]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    try:
-        require(process.stdout is not None and b"*3" in process.stdout.readline(), "Redis did not answer SUBSCRIBE")
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as process:
+        try:
+            require(process.stdout is not None and b"*3" in process.stdout.readline(), "Redis did not answer SUBSCRIBE")
+            yield process
+        finally:
+            process.kill()
 
 
 def policy_edited(folder: Path) -> str:
