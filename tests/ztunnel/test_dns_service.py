@@ -559,6 +559,16 @@ def test_reset_connections_leave_nothing(bench: Bench) -> None:
     bench.run(lambda: not bench.node.dns_idle)
 
 
+@pytest.mark.kernel
+def test_what_a_pods_dns_says_bears_the_proxys_mark() -> None:
+    """The redirect would take it for an application's otherwise."""
+    sockets, _ = open_dns_sockets(LOOPBACKS, 0x539)
+    marks = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    assert marks == [0x539] * 4
+
+
 @pytest.mark.unit
 def test_queries_are_counted_as_istio_counts_them(bench: Bench) -> None:
     bench.ask("web.")
