@@ -95,7 +95,8 @@ class Cluster:
             self.index.replace_objects(objects, addresses)
         except Exception as error:
             self._mend_index()
-            reported = ", ".join(self._wrongly_reported(objects, addresses)) if not self.is_loaded else ""
+            doubtful = not self.is_loaded and not isinstance(error, MemoryError)
+            reported = ", ".join(self._wrongly_reported(objects, addresses)) if doubtful else ""
             if reported:
                 mend = "weft delete these, and apply them again when weft status shows no problem"
                 raise NotTaken(f"{unexpected(error, f'{reported}: what was reported cannot be taken in')}: {mend}") from error
@@ -105,11 +106,13 @@ class Cluster:
         """The pods whose reports, kept from before this start, alone lead to a mistake of ours: all objects are new then."""
         index = Index(self.names, self._ranges)
         found: list[str] = []
-        with suppress(Exception):  # where objects do without any report
+        with suppress(Exception):  # where objects do without any report; memory that ends says nothing of whom it meets
             index.replace_objects(objects, addresses)
             for namespace, name in self._reports.pods:
                 try:
                     index.replace_reports(self._reports.pods, [(namespace, name)])
+                except MemoryError:
+                    return []
                 except Exception:
                     found.append(f"Pod {namespace}/{name}")
         return found[:MAX_SHOWN]

@@ -183,15 +183,19 @@ def test_what_stands_elsewhere_is_changed_there(world: World) -> None:
     assert set(world.written) == {"mine.yaml"}
 
 
+@pytest.fixture
+def reported(world: World) -> list[PodReport]:
+    """What control knows of the pods a and b when it starts again."""
+    world.apply(NODE.replace("}}", "}, spec: {podCIDRs: [10.244.1.0/24]}}"), *(POD.replace("NAME", name) for name in "ab"))
+    kept = [PodReport("demo", name, "lab", f"uid-{name}", "n1", (ip_address(f"10.244.1.{ord(name)}"),)) for name in "ab"]
+    assert not world.cluster.report("lab", kept)
+    return kept
+
+
 def test_a_start_that_a_kept_report_breaks_off_names_its_pod_and_goes_on_without_it(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[PodReport]
 ) -> None:
     """Control takes no reports before it has started, so nobody could put that one right, and all objects were named."""
-    pods = {name: POD.replace("NAME", name) for name in "ab"}
-    node = NODE.replace("}}", "}, spec: {podCIDRs: [10.244.1.0/24]}}")
-    world.apply(node, *pods.values())
-    kept = [PodReport("demo", name, "lab", f"uid-{name}", "n1", (ip_address(f"10.244.1.{ord(name)}"),)) for name in pods]
-    assert not world.cluster.report("lab", kept)
 
     def mistaken(names: MeshNames, pod: Pod, *rest: Any) -> Workload:
         if pod.name == "a":
@@ -206,10 +210,33 @@ def test_a_start_that_a_kept_report_breaks_off_names_its_pod_and_goes_on_without
     [problem] = started.source.problems
     said = "Pod demo/a: what was reported cannot be taken in: internal error: KeyError: 'a'"
     assert problem.reason.startswith(said) and "weft delete these" in problem.reason and not started.cluster.is_loaded
-    assert started.delete(pods["a"]).changes == [("Pod demo/a", "deleted")]
+    pod = POD.replace("NAME", "a")
+    assert started.delete(pod).changes == [("Pod demo/a", "deleted")]
     assert started.cluster.is_loaded and not started.source.problems and len(started.cluster.index.workloads.nouns) == 1
-    assert not started.cluster.report("lab", kept[1:])
-    assert started.apply(pods["a"]).changes == [("Pod demo/a", "created")]
+    assert not started.cluster.report("lab", reported[1:])
+    assert started.apply(pod).changes == [("Pod demo/a", "created")]
+    store.close()
+
+
+@pytest.mark.parametrize("errors", [[MemoryError()], [KeyError("a"), MemoryError()]])
+def test_where_memory_ends_at_a_start_no_pod_is_to_blame(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[PodReport], errors: list[Exception]
+) -> None:
+    """Those that it did not suffice for were to be deleted."""
+    coming = iter(errors)
+
+    def ending(*_: Any) -> Workload:
+        raise next(coming, MemoryError())
+
+    monkeypatch.setattr("control.index.mesh_workload", ending)
+    store = Store(tmp_path / "control.db")
+    started = World(world.folder, store)
+    started.refresh()
+    [problem] = started.source.problems
+    assert "cannot be taken in" in problem.reason and "weft delete" not in problem.reason
+    monkeypatch.setattr("control.index.mesh_workload", mesh_workload)
+    started.refresh()
+    assert started.cluster.is_loaded and len(started.cluster.index.workloads.nouns) == len(reported)
     store.close()
 
 

@@ -17,6 +17,7 @@ from lab.ledger import Ledger, load, save
 from lab.node import NodeRun
 from mesh.domains import CLUSTER_DOMAIN
 from wire.places import PlacesError
+from ztunnel.spelling import misspelt
 
 pytestmark = pytest.mark.unit
 
@@ -65,7 +66,9 @@ def test_proxies_hear_of_it(layout: Layout, monkeypatch: pytest.MonkeyPatch, for
     monkeypatch.setattr("lab.node.Program", Started)
     monkeypatch.setattr("lab.node.cgroup.create", lambda _path: None)
     asyncio.run(scenario())
-    assert [one().env["CLUSTER_DOMAIN"] for one in launches] == ["k8s.example"]
+    (environment,) = [one().env for one in launches]
+    assert environment["CLUSTER_DOMAIN"] == "k8s.example"
+    assert "WEFT_CLUSTER_DOMAIN" not in dict(misspelt(environment)), "no proxy takes it for a mistake of its operator's"
 
 
 def test_a_lab_keeps_the_one_that_it_has(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
