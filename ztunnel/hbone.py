@@ -17,7 +17,8 @@ from ztunnel.fields import Fields, Repeating, literal
 HBONE_PORT = 15008
 RESERVED_PORTS = frozenset({15001, 15006, 15008})
 MAX_PORT = 65535
-_ALLOWED = r"[A-Za-z0-9!$&'()*+,;=._~:@%-]*"
+_ALLOWED = r"[A-Za-z0-9!$&'()*+,;=._~:@%-]*+"
+"""Possessive: who is refused costs no more than who is not, however long his authority is."""
 _AUTHORITY = re.compile(rf"{_ALLOWED}(?:\[{_ALLOWED}\])?{_ALLOWED}")
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mesh.workload import Locality, Workload
+from ztunnel import hbone
 from ztunnel.baggage import MAX_BYTES, baggage_of, parse_baggage
 from ztunnel.fields import FieldReader, Fields, FieldWriter, list_bytes, literal
 from ztunnel.frames import END_HEADERS, Code, ProtocolError
@@ -184,6 +185,12 @@ def test_what_is_no_connect_is_malformed(fields: Fields) -> None:
 )
 def test_an_authority_is_an_address_or_a_name_and_a_port(text: str, host: object, port: int) -> None:
     assert parse_authority(text) == (host, port)
+
+
+def test_who_is_refused_for_its_last_character_is_so_at_once() -> None:
+    """Tried at every split of it, one of the longest that are looked at would hold the worker up for a millisecond."""
+    assert not hbone._AUTHORITY.fullmatch("a" * 1_000_000 + '"')
+    assert not hbone._AUTHORITY.fullmatch("a" * 1_000_000 + "[" + "a" * 1_000_000 + '"')
 
 
 USUAL = connect(b"10.0.0.1:80", (b"baggage", b"a=b"), (b"forwarded", b"for=x;host=h"), (b"traceparent", b"00-0-0-00"))
