@@ -167,7 +167,9 @@ class DeltaClient:
         """
         one = self._types.get(response.type_url)
         if one is not None:
-            one.versions |= dict.fromkeys((*response.removed, *(resource.name for resource in response.resources)), _DOUBTFUL)
+            beyond = self.excess(response)
+            brought = (resource.name for resource in response.resources if resource.name not in beyond)
+            one.versions |= dict.fromkeys((*response.removed, *brought), _DOUBTFUL)
 
     def _gone(self, one: _Type, name: str) -> None:
         if one.on_demand and name in one.versions:

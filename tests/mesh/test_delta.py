@@ -146,6 +146,15 @@ def test_a_client_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(long.error or "") == messages.MAX_REASON
 
 
+def test_of_what_broke_off_no_more_is_in_doubt_than_may_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_RESOURCES", 2)
+    client = DeltaClient((ADDRESS_TYPE,))
+    client.answer(answered(resource("a")))
+    for names in ("abc", "xyz"):
+        client.doubt(answered(*map(resource, names)))
+    assert client.versions(ADDRESS_TYPE).keys() == {"a", "b"}
+
+
 # --- the server
 
 
