@@ -70,9 +70,7 @@ def choose(
     service: Service, candidates: list[Endpoint], client: Workload, source: Address, chance: float
 ) -> tuple[Endpoint | None, float]:
     """One of the eligible endpoints for a client, and the chance that is left; None when there is none that it wants."""
-    if (
-        service.mode is not BalancingMode.UNSPECIFIED
-    ):  # a gateway's may be PASSTHROUGH: by its name it has endpoints all the same
+    if service.mode is not BalancingMode.UNSPECIFIED:  # PASSTHROUGH is a gateway's: by its name it has endpoints all the same
         candidates = _preferred(service, candidates, client)
     if service.by_client_address:
         return max(candidates, key=lambda endpoint: _affinity(source, endpoint.workload), default=None), chance

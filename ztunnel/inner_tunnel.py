@@ -101,13 +101,16 @@ class InnerTunnel:
     # --- what the outer stream tells
 
     def opened(self) -> None:
-        """See ztunnel.stream_owner.Owner: the gateway passes bytes on."""
+        """See ztunnel.stream_owner.Owner: the gateway passes bytes on, though its tunnel may have been full for a while."""
+        self._untouched = False
 
     def ended(self, flag: Flag, error: str) -> None:
         """See ztunnel.stream_owner.Owner. A clean end is one for the inner tunnel too, behind what is left."""
-        self._outer = None
+        outer, self._outer = self._outer, None
         self._node.lingering.discard(self)
         self._pod.lingering.pop(self, None)
+        if outer is not None and outer.answered:
+            self._untouched = False
         if error and self._tunnel is not None:
             self._fail(flag, error)
             self._tunnel.close(flag, error)

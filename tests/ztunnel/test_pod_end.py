@@ -56,6 +56,7 @@ class Outer:
     """A stream to a gateway that does not end it."""
 
     sent = 0
+    answered = False
 
 
 class World:
@@ -253,6 +254,23 @@ def test_a_tunnel_that_lingers_behind_its_connection_is_one_of_its_pods_connecti
         assert (world.pod.held_connections, world.neighbour.held_connections) == (1, 0)
     inner.ended("-", "")
     assert world.pod.held_connections == 0
+
+
+@pytest.mark.parametrize("moved", ["", "passes bytes on", "refuses"])
+def test_a_gateway_whose_tunnel_was_full_has_looked_at_a_stream_once_it_says_so(world: World, moved: str) -> None:
+    """Else it would be tried again and again, and its failures would not count."""
+    heard: list[bool] = []
+    owner = SimpleNamespace(inner_failed=lambda _flag, _error, untouched: heard.append(untouched))
+    inner = InnerTunnel(world.pod, cast("Any", owner), frozenset(), APP[0])
+    outer = inner._outer = cast("Any", Outer())
+    inner._tunnel = cast("Any", SimpleNamespace(close=lambda _flag, _error: None))
+    assert not inner.declined(outer, True)
+    if moved == "refuses":
+        outer.answered = True
+    elif moved:
+        inner.opened()
+    inner.ended("CONNECT", "no")
+    assert heard == [not moved]
 
 
 @pytest.mark.parametrize("meant", [None, (APP[0], 0)], ids=["nowhere", "no port"])
