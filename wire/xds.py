@@ -4,8 +4,8 @@
 answers with what the consumer refused. State outlives streams: a new one says which versions are held, so that after a
 break only differences travel. A stream that ends is opened again, at once after a clean end, else after a pause that doubles
 from 10 ms to 15 s. It starts over once a stream has delivered something that could be taken in and was cut off, or lasted: a
-server that answers and refuses at once is left in peace, and one that ends streams as soon as it has answered them is not asked
-in a circle: only the end of a stream that lasted is clean.
+server that answers and refuses at once is left in peace, and so is one that ends streams as soon as it has answered them, one
+after the other: only the end of a stream that lasted is clean.
 """
 
 import asyncio
@@ -135,6 +135,8 @@ class XdsClient:
         self.ready = False
         """Whether every type was answered at least once."""
         self._reported = ""
+        self._ended_at_once = False
+        """The last stream was ended as soon as it had been answered."""
         self._unreached = 0
         """Attempts that reached nobody: the next goes by the other name of the server, if it has two."""
         self.status = XdsStatus()
@@ -188,7 +190,8 @@ class XdsClient:
             self.status.terminations[reason] += 1
             if self.status.connected:
                 self.status.connected, lasted = False, time.monotonic() - began > _LASTED_S
-                if lasted or reason != "Error":
+                again, self._ended_at_once = self._ended_at_once, reason == "Complete" and not lasted
+                if lasted or (reason != "Error" and not (again and self._ended_at_once)):
                     self._pause_s = _FIRST_PAUSE_S
                 if lasted and reason == "Complete":
                     continue

@@ -491,6 +491,30 @@ def test_who_answers_and_refuses_at_once_is_left_in_peace_and_who_is_cut_off_is_
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_who_ends_stream_after_stream_at_once_is_asked_less_and_less(
+    authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the first time: one that is replaced may have come just before."""
+    monkeypatch.setattr(xds, "_LASTED_S", 3600.0)
+
+    async def scenario() -> None:
+        control = Control(authority, tmp_path)
+        client = control.client(accept)
+        client._pause_s = 64 * xds._FIRST_PAUSE_S
+        running = await control.meet(client)
+        for doublings in (1, 2, 3):
+            control.respond(ADDRESS, "n", {})
+            assert (await control.request()).response_nonce == "n"
+            control.responses.put_nowait(None)
+            for _ in range(2):
+                await control.request()
+            assert client._pause_s == 2**doublings * xds._FIRST_PAUSE_S
+        assert dict(client.status.terminations) == {"Complete": 3}
+        await control.end(running)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_a_refusal_behind_a_stream_that_lasted_is_no_reason_to_stay_away(
     authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

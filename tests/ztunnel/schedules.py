@@ -141,7 +141,7 @@ class Account:
         return False
 
     def ended(self, flag: Flag, error: str) -> None:
-        """See ztunnel.stream.Owner."""
+        """See ztunnel.stream_owner.Owner."""
         assert self.ended_with is None, "ended twice"
         self.ended_with = flag, error
 
