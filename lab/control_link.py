@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -18,6 +18,8 @@ _STATUS_TIMEOUT_S = 2.0
 """The lab's own status waits for this answer, and its readers for that."""
 _RETRY_S = 0.2
 _REPORTER = "weft-lab"
+_AGENT = "agent~"
+"""What an agent's xDS node id begins with."""
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -93,15 +95,19 @@ class ControlLink:
         raise OSError("control ended the stream of objects at once")
 
     async def acknowledged(self) -> dict[str, bool]:
-        """Per connected node: whether the newest push of every type is acknowledged. Raises: OSError."""
+        """Per connected node: whether its agent and its proxy have taken the newest of everything. Raises: OSError."""
         try:
             reply = await self._stub.Status(control_pb2.StatusRequest(), timeout=_STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
             raise OSError(f"control does not answer: {error.details()}") from error
-        result: dict[str, bool] = {}
-        for node in reply.nodes:
-            result[node.node] = result.get(node.node, True) and node.acked
-        return result
+        return in_step(reply.nodes)
+
+
+def in_step(streams: Sequence[control_pb2.ConnectedNode]) -> dict[str, bool]:
+    """By node: whether all its streams are in step, and one is not the agent's: a proxy may begin with what is on its disk."""
+    proxies = {one.node for one in streams if not one.client.startswith(_AGENT)}
+    behind = {one.node for one in streams if not one.acked}
+    return {one.node: one.node in proxies - behind for one in streams}
 
 
 def _report(pod: PodState) -> control_pb2.PodReport:
