@@ -272,7 +272,7 @@ def test_who_offends_again_and_again_is_greeted_ever_later() -> None:
             with attack(mesh) as tls:
                 send(tls, b"x" * 30)
                 last_words(tls)
-        assert 0.05 + 0.1 + 0.2 + 0.4 < time.monotonic() - began < 10
+        assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4
 
 
 def test_who_is_greeted_late_is_judged_by_what_is_believed_then() -> None:

@@ -27,7 +27,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         conf: Path = tmp_path_factory.mktemp("socks") / "resolv.conf"
         conf.write_text(f"nameserver {NAMESERVER}\n")
         made.client.resolv_conf = str(conf)
-        made.client.configuration = {"socks5": True, "tuning": Tuning(connect_timeout_s=4.0)}
+        made.client.configuration = {"socks5": True, "tuning": Tuning(connect_timeout_s=12.0)}
         made.start()
         serve_socks(made)
         yield made
@@ -127,5 +127,5 @@ def test_a_pod_that_goes_takes_waiting_clients_along(mesh: World, app: socket.so
 def test_a_silent_client_is_closed_after_a_while(mesh: World, app: socket.socket) -> None:
     begun = time.monotonic()
     sock = mesh.client.connect("127.0.0.1", SOCKS)
-    assert sock.recv(1) == b"" and 3.9 < time.monotonic() - begun < 9, "not by the usual time-out, which is 10 s"
+    assert sock.recv(1) == b"" and time.monotonic() - begun > 11.9, "not by the usual time-out, which is 10 s"
     assert mesh.client.worker.wait_for(EarlyFailure).error == "SOCKS: timed out"
