@@ -457,7 +457,7 @@ def test_the_drain_deadline(variables: dict[str, str], deadline: float) -> None:
         ("--node n1", {"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"ISTIO_METAJSON_X": "[" * 100_000}, "ISTIO_METAJSON_X: not JSON"),
         ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "TERMINATION_GRACE_PERIOD_SECONDS='-1'"),
-        ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "86401"}, "TERMINATION_GRACE_PERIOD_SECONDS='86401'"),
+        ("--node n1", {"TERMINATION_GRACE_PERIOD_SECONDS": "3153600001"}, "TERMINATION_GRACE_PERIOD_SECONDS='3153600001'"),
         ("--node n1", {"STATS_PORT": "65536"}, "STATS_PORT='65536'"),
         ("--node n1", {"WEFT_WORKER_PATIENCE": "14999ms"}, "WEFT_WORKER_PATIENCE='14999ms': from 15s"),
         ("--node n1", {"WEFT_WORKER_PATIENCE": "86401s"}, "WEFT_WORKER_PATIENCE='86401s': from 15s to 24h"),
