@@ -43,16 +43,28 @@ class Capture:
             if kind is None:
                 self._catch_up()
         finally:
-            self._process.send_signal(signal.SIGINT)
-            said = self._process.communicate(timeout=_PATIENCE_S)[1]
+            said = self._end()
         lost = re.search(r"^([1-9]\d*) packets? dropped by kernel", said, re.MULTILINE)
         if kind is None and lost:
             raise OSError(f"tcpdump in {self._netns} missed {lost[1]} packets: this machine is too busy for it")
 
+    def _end(self) -> str:
+        """End tcpdump, one that hangs as well; its last words."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        try:
+            return self._process.communicate(timeout=_PATIENCE_S)[1]
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.communicate()[1]
+
     def _catch_up(self) -> None:
         """Wait until a frame of our own is in the record, and with it all that came before: tcpdump ends without the rest."""
+        assert self._process is not None
         token, until = secrets.token_bytes(32), time.monotonic() + _PATIENCE_S
         while token not in self.raw():
+            if self._process.poll() is not None:
+                raise OSError(f"tcpdump in {self._netns} has ended before its time: {self._end().strip() or 'it says nothing'}")
             if time.monotonic() > until:
                 raise OSError(f"tcpdump in {self._netns} records nothing of {self._interface} any more")
             self._send(token)  # again, as this one may be lost like any other

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import capture as capture_module
 from lab import netns
 from lab.capture import Capture
 from lab.layout import netns_path
@@ -59,3 +60,21 @@ def test_a_record_that_lacks_packets_is_none(name: str, tmp_path: Path) -> None:
         os.kill(pid, signal.SIGSTOP)
         send(name, *[bytes(60000)] * 1000)
         os.kill(pid, signal.SIGCONT)
+
+
+def test_a_tcpdump_that_has_ended_is_told_with_its_words(name: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"has ended before its time: .*packets captured"),
+        Capture(name, "lo", tmp_path / "x") as capture,
+    ):
+        assert capture._process is not None
+        capture._process.send_signal(signal.SIGINT)
+        os.waitid(os.P_PID, capture._process.pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_tcpdump_that_hangs_is_not_left_behind(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_module, "_PATIENCE_S", 0.2)
+    with pytest.raises(OSError, match="records nothing of lo any more"), Capture(name, "lo", tmp_path / "x") as capture:
+        assert capture._process is not None
+        os.kill(capture._process.pid, signal.SIGSTOP)
+    assert capture._process.returncode == -signal.SIGKILL
