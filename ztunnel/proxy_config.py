@@ -22,12 +22,12 @@ _SETTINGS = {
 def proxy_config(environment: Mapping[str, str]) -> dict[str, str]:
     """What file and PROXY_CONFIG set, as variables. Raises: ValueError naming the place, the key, the reason and the mend."""
     found: dict[str, str] = {}
-    text = _file_text()
-    if text:
-        mesh = _mapping(text, str(MESH_FILE))
-        found |= _variables(mesh.get("defaultConfig"), f"{MESH_FILE}: defaultConfig")
-    if environment.get("PROXY_CONFIG"):
-        found |= _variables(_mapping(environment["PROXY_CONFIG"], "PROXY_CONFIG"), "PROXY_CONFIG")
+    for text, where, key in (
+        (_file_text(), str(MESH_FILE), "defaultConfig"),
+        (environment.get("PROXY_CONFIG"), "PROXY_CONFIG", ""),
+    ):
+        if text:
+            found |= _variables(text, where, key)
     return found
 
 
@@ -40,12 +40,12 @@ def _file_text() -> str:
         raise ValueError(f"{MESH_FILE}: cannot be read: {error}") from error
 
 
-def _mapping(text: str, where: str) -> Mapping[str, Any]:
+def _mapping(text: str, where: str, typed: bool) -> Mapping[str, Any]:
     # Only here: nodes without it need neither the memory nor the time.
     from mesh.manifests.document import documents
 
     try:
-        values = [value for _, value in documents(text)]
+        values = [value for _, value in documents(text, typed=typed)]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if len(values) > 1 or not isinstance(values[0] if values else None, dict | None):
@@ -53,12 +53,25 @@ def _mapping(text: str, where: str) -> Mapping[str, Any]:
     return (values[0] if values else None) or {}
 
 
-def _variables(config: Any, where: str) -> dict[str, str]:
+def _variables(text: str, where: str, key: str) -> dict[str, str]:
+    """`key`: beneath which the settings are; empty: there is none."""
+    config = _config(text, where, key, typed=True)
+    said_at = f"{where}: {key}" if key else where
     if config is None:
         return {}
     if not isinstance(config, dict):
-        raise ValueError(f"{where}: not a mapping: write KEY: VALUE")
-    return dict(_settings(config, where)) | dict(_metadata(config.get("proxyMetadata"), f"{where}: proxyMetadata"))
+        raise ValueError(f"{said_at}: not a mapping: write KEY: VALUE")
+    found = dict(_settings(config, said_at))
+    metadata = config.get("proxyMetadata")
+    if metadata is not None:
+        written = _config(text, where, key, typed=False)["proxyMetadata"]
+        found |= _metadata(metadata, written, f"{said_at}: proxyMetadata")
+    return found
+
+
+def _config(text: str, where: str, key: str, typed: bool) -> Any:
+    mesh = _mapping(text, where, typed)
+    return mesh.get(key) if key else mesh
 
 
 def _settings(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
@@ -71,13 +84,11 @@ def _settings(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]
         yield variable, str(value)
 
 
-def _metadata(metadata: Any, where: str) -> Iterator[tuple[str, str]]:
-    """With or without the prefix that they have as variables; without quotes, as Istio's ztunnel takes them, too."""
-    if metadata is None:
-        return
+def _metadata(metadata: Any, written: Any, where: str) -> Iterator[tuple[str, str]]:
+    """With or without the prefix that they have as variables; without quotes, too, as they are `written`: 1.30 is not 1.3."""
     if not isinstance(metadata, dict):
         raise ValueError(f"{where}: not a mapping: write KEY: VALUE")
     for key, value in metadata.items():
         if not isinstance(value, str | bool | int | float):
             raise ValueError(f'{where}: {key}: {value!r} is not a text: write it in quotes, like "true"')
-        yield _META + key.removeprefix(_META), str(value).lower() if isinstance(value, bool) else str(value)
+        yield _META + key.removeprefix(_META), written[key]

@@ -59,6 +59,11 @@ def _scalar(event: Any) -> Any:
     raise ValueError(f"tag {event.tag!r} is not allowed")
 
 
+def _as_written(event: Any) -> str:
+    text: str = event.value
+    return text
+
+
 @dataclass(slots=True)
 class _Frame:
     """A mapping or list that is being filled."""
@@ -77,9 +82,10 @@ class _Frame:
 class _Document:
     """One document that is being built."""
 
-    def __init__(self, words: Collection[str]) -> None:
+    def __init__(self, words: Collection[str], typed: bool) -> None:
         self.value: Any = None
         self._words = words
+        self._scalar = _scalar if typed else _as_written
         self._frames: list[_Frame] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._nodes = 0
@@ -102,7 +108,7 @@ class _Document:
             self._take_key(frame, event)
             return
         word = self._word(event)
-        value, size = ({word: event.value}, 2) if word else (_scalar(event), 1)
+        value, size = ({word: event.value}, 2) if word else (self._scalar(event), 1)
         if event.anchor:
             self._anchors[event.anchor] = (value, size)
         self._add(value, size)
@@ -169,8 +175,8 @@ class _Document:
         frame.inherited.extend(mappings)
 
 
-def documents(text: str, words: Collection[str] = ()) -> Iterator[tuple[int, Any]]:
-    """Read a file's documents one by one: (number from 1, value). `words`: tags that are allowed.
+def documents(text: str, words: Collection[str] = (), typed: bool = True) -> Iterator[tuple[int, Any]]:
+    """Read a file's documents one by one: (number from 1, value). `words`: tags that are allowed; not `typed`: all is text.
 
     Raises: DocumentError at the first document that is not acceptable; what follows in the file is not read.
     """
@@ -178,12 +184,12 @@ def documents(text: str, words: Collection[str] = ()) -> Iterator[tuple[int, Any
     if size > MAX_BYTES:
         raise DocumentError(0, 0, f"{size} bytes: more than {MAX_BYTES} in one file")
     number, line = 0, 0
-    document = _Document(words)
+    document = _Document(words, typed)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             line = event.start_mark.line + 1 if event.start_mark else line
             if isinstance(event, yaml.DocumentStartEvent):
-                number, document = number + 1, _Document(words)
+                number, document = number + 1, _Document(words, typed)
             elif isinstance(event, yaml.DocumentEndEvent):
                 yield number, document.value
             else:

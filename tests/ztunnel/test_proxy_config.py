@@ -32,6 +32,8 @@ def mesh_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_either_nothing_is_set() -> None:
     assert proxy_config({}) == {} == proxy_config({"PROXY_CONFIG": ""})
+    for nothing in ("---", "null", "proxyMetadata:", "proxyMetadata: {}"):
+        assert proxy_config({"PROXY_CONFIG": nothing}) == {}
 
 
 def test_the_file_below_the_variable_below_the_settings_own_variables(mesh_file: Path) -> None:
@@ -51,10 +53,13 @@ def test_the_file_below_the_variable_below_the_settings_own_variables(mesh_file:
     assert read_config(["--control", "flag:1"], environment, 4).xds.address == "flag:1"  # type: ignore[union-attr]
 
 
-def test_metadata_need_no_quotes() -> None:
-    text = "proxyMetadata: {DNS_CAPTURE: false, OWNER: true, LIMIT: 12}"
-    expected = {"ISTIO_META_DNS_CAPTURE": "false", "ISTIO_META_OWNER": "true", "ISTIO_META_LIMIT": "12"}
-    assert proxy_config({"PROXY_CONFIG": text}) == expected
+def test_metadata_need_no_quotes(mesh_file: Path) -> None:
+    text = "proxyMetadata: {DNS_CAPTURE: false, OWNER: True, LIMIT: 012, ISTIO_VERSION: 1.30, QUOTED: '1.30'}"
+    said = {"DNS_CAPTURE": "false", "OWNER": "True", "LIMIT": "012", "ISTIO_VERSION": "1.30", "QUOTED": "1.30"}
+    expected = {f"ISTIO_META_{key}": value for key, value in said.items()}
+    assert proxy_config({"PROXY_CONFIG": text}) == expected, "a version is no number of which the last 0 is nothing"
+    mesh_file.write_text("defaultConfig: {proxyMetadata: {ISTIO_VERSION: 1.20}}")
+    assert proxy_config({}) == {"ISTIO_META_ISTIO_VERSION": "1.20"}
     assert read_config(["--node", "n1"], {"PROXY_CONFIG": text}, 1).dns_places == ()
 
 
