@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cli.dial import proxy_json
-from cli.failure import warn
+from cli.dial import proxy_document, proxy_json
+from cli.failure import Incomplete, warn
 from wire.places import NodePlaces
 
 JSON = dict[str, Any]
@@ -59,6 +59,7 @@ _DUMP: Shape = {
     "workloadState": _Keyed({"info": {}, "connections": {"inbound": [_CONNECTION], "outbound": [_CONNECTION]}}),
     "controlPlane": {},
     "version": {},
+    "silentWorkers": _COUNT,
 }
 _MAX_NAMED = 3
 _MAX_KEY = 60
@@ -70,8 +71,17 @@ async def config_dump(node: NodePlaces) -> JSON:
 
 
 async def open_connections(node: NodePlaces) -> list[JSON]:
-    """What weft's proxy has open. Raises: Failure when there is no such answer, as a foreign proxy gives none."""
-    return _sound(node, "/connections", await proxy_json(node, "/connections", list), _CONNECTIONS)  # type: ignore[no-any-return]
+    """What weft's proxy has open.
+
+    Raises: Failure when there is no such answer, as a foreign proxy gives none; Incomplete when some of its workers are silent.
+    """
+    document, headers = await proxy_document(node, "/connections", list)
+    found: list[JSON] = _sound(node, "/connections", document, _CONNECTIONS)
+    silent = headers.get("silent-workers", "")
+    if silent:
+        reason = f"{silent} of its data workers did not answer: what they carry is missing"
+        raise Incomplete(f"proxy of {node.name}", reason, "see why with: weft status", found)
+    return found
 
 
 def _sound(node: NodePlaces, path: str, found: Any, shape: Shape) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
-from cli.failure import Failure, Forbidden, explained, warn
+from cli.failure import Failure, Forbidden, Incomplete, explained, warn
 from cli.mend import START_A_MESH, continue_it, has_control, is_lab, look_at_log
 from mesh.proto.agent_pb2 import StatusRequest, StatusResponse
 from mesh.proto.agent_pb2_grpc import AgentStub
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
-    """What one node said, or why it said nothing."""
+    """What one node said, or why it said nothing, or not all."""
 
     node: str
     value: T | None
@@ -58,6 +58,8 @@ async def from_nodes(nodes: list[NodePlaces], fetch: Callable[[NodePlaces], Awai
     async def one(node: NodePlaces) -> Answer[T]:
         try:
             return Answer(node.name, await fetch(node))
+        except Incomplete as failure:
+            return Answer(node.name, failure.found, failure)
         except Failure as failure:
             return Answer(node.name, None, failure)
 
@@ -67,15 +69,20 @@ async def from_nodes(nodes: list[NodePlaces], fetch: Callable[[NodePlaces], Awai
 
 
 def report_failures(answers: Iterable[Answer[Any]]) -> bool:
-    """Say on stderr which nodes did not answer; whether all did."""
+    """Say on stderr which nodes did not answer in full; whether all did."""
     failed = [answer.failure for answer in answers if answer.failure]
     for failure in failed:
         warn(failure.message)
     return not failed
 
 
-async def proxy_json(node: NodePlaces, path: str, kind: type = dict) -> Any:
-    """A JSON document from the node's proxy, which need not be weft's. Raises: Failure."""
+async def proxy_json(node: NodePlaces, path: str) -> Any:
+    """A JSON object from the node's proxy, which need not be weft's. Raises: Failure."""
+    return (await proxy_document(node, path, dict))[0]
+
+
+async def proxy_document(node: NodePlaces, path: str, kind: type) -> tuple[Any, Mapping[str, str]]:
+    """A JSON document of this kind from the node's proxy, with the headers that it came with. Raises: Failure."""
     what = f"proxy of {node.name}"
     with explained(what, node.admin_socket, look_at_log(node, "ztunnel")):
         try:
@@ -87,7 +94,7 @@ async def proxy_json(node: NodePlaces, path: str, kind: type = dict) -> Any:
             raise Failure(what, f"{path}: no JSON: {error}") from None
     if not isinstance(found, kind):
         raise Failure(what, f"{path}: {type(found).__name__}, not {kind.__name__}")
-    return found
+    return found, reply.headers
 
 
 async def proxy_readiness(node: NodePlaces) -> str:

@@ -28,6 +28,14 @@ class Failure(click.ClickException):
         warn(self.message)
 
 
+class Incomplete(Failure):
+    """An answer, and what it lacks."""
+
+    def __init__(self, what: str, reason: str, mend: str, found: Any) -> None:
+        super().__init__(what, reason, mend)
+        self.found = found
+
+
 class Forbidden(Failure):
     """Whoever asks may not open a socket: nothing is known of who serves it."""
 

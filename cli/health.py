@@ -82,6 +82,9 @@ def proxy_findings(node: str, dump: dict[str, Any], agent: AgentStatus | None) -
         if agent is None or agent.control.connected or agent.control.address != address:
             text = f"the proxy's control plane {address} is away ({control['error']})"
             yield Finding(node, f"{text}: what it knows of the mesh stays in force")
+    if dump.get("silentWorkers"):
+        text = f"{dump['silentWorkers']} of the proxy's data workers did not answer"
+        yield Finding(node, f"{text}: what they carry is not counted")
 
 
 def certificate_findings(node: str, found: Iterable[Certificate], now: datetime) -> Iterator[Finding]:

@@ -40,11 +40,13 @@ class Response:
     body: bytes = b""
     content_type: str = "text/plain; charset=utf-8"
     stream: AsyncGenerator[bytes, None] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """More of them."""
 
     @classmethod
-    def json(cls, value: object, status: int = 200) -> "Response":
+    def json(cls, value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> "Response":
         """A JSON document."""
-        return cls(status, json.dumps(value).encode() + b"\n", "application/json")
+        return cls(status, json.dumps(value).encode() + b"\n", "application/json", headers=headers or {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,8 @@ async def _discard(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 def _head(response: Response, framing: str) -> bytes:
     reason = HTTPStatus(response.status).phrase
-    return f"HTTP/1.1 {response.status} {reason}\r\ncontent-type: {response.content_type}\r\n{framing}\r\n".encode()
+    more = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+    return f"HTTP/1.1 {response.status} {reason}\r\ncontent-type: {response.content_type}\r\n{more}{framing}\r\n".encode()
 
 
 def _pack(response: Response) -> Response:

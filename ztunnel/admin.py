@@ -14,12 +14,12 @@ from wire.seldom import Seldom
 from ztunnel import succession
 from ztunnel.channel import ProfileKind
 from ztunnel.config_dump import JSON, dump_connection_fully
-from ztunnel.connection_record import ConnectionRecord
 from ztunnel.dns_sockets import has_ipv6_loopback
 from ztunnel.flow_feed import FlowFeed
 from ztunnel.log_levels import LogLevels
 from ztunnel.metrics import Family, render
 from ztunnel.profiler import MAX_FREQUENCY, MAX_SECONDS, USUAL_FREQUENCY, USUAL_SECONDS, Profiler
+from ztunnel.workers import OpenConnections
 
 _log = logging.getLogger(__name__)
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -38,7 +38,7 @@ class Proxy(Protocol):
     def families(self) -> list[Family]:
         """The metrics."""
 
-    async def connections(self) -> list[tuple[int, ConnectionRecord]]:
+    async def connections(self) -> OpenConnections:
         """The open connections, with their workers."""
 
     async def config_dump(self) -> JSON:
@@ -152,7 +152,9 @@ class Admin:
         return Response(200, await self._proxy.profiler.take(kind, seconds, frequency), "application/octet-stream")
 
     async def _connections(self, _: Request) -> Response:
-        return Response.json([dump_connection_fully(*row) for row in await self._proxy.connections()])
+        rows, silent = await self._proxy.connections()
+        headers = {"silent-workers": str(silent)} if silent else {}
+        return Response.json([dump_connection_fully(*row) for row in rows], headers=headers)
 
     async def _flows(self, _: Request) -> Response:
         if not self._proxy.flows.has_room:

@@ -44,7 +44,6 @@ from ztunnel.channel import (
     UpdatePolicies,
 )
 from ztunnel.config import Config
-from ztunnel.connection_record import ConnectionRecord
 from ztunnel.control_plane import read_local_file
 from ztunnel.crl_file import CrlFile
 from ztunnel.flow_feed import FlowFeed
@@ -65,7 +64,7 @@ from ztunnel.residents import Residents
 from ztunnel.shortage import MEND
 from ztunnel.shown_config import dump_config
 from ztunnel.telemetry import Telemetry
-from ztunnel.workers import Statement
+from ztunnel.workers import OpenConnections, Statement
 from ztunnel.zds_session import PodInfo, StartError, ZdsProtocolError
 
 if TYPE_CHECKING:
@@ -251,25 +250,26 @@ class Supervisor:
     def _istio_version(self) -> str:
         return str(self.config.node_metadata.get("ISTIO_VERSION", ""))
 
-    async def connections(self) -> list[tuple[int, ConnectionRecord]]:
+    async def connections(self) -> OpenConnections:
         """The open connections, with their workers."""
         return await self.workers.query_connections()
 
     async def config_dump(self) -> config_dump.JSON:
         """Everything that is known."""
-        records = [record for _, record in await self.workers.query_connections()]
+        rows, silent = await self.workers.query_connections()
         return {
             **config_dump.dump_mesh(self.view),
             "version": config_dump.dump_version(self._istio_version),
             "config": dump_config(self.config),
             "controlPlane": config_dump.dump_control(self.xds),
             "certificates": config_dump.dump_certificates(self._certificates()),
-            "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, records),
+            "workloadState": config_dump.dump_pods(self.pods.infos(), self.zds.pending, [record for _, record in rows]),
+            **({"silentWorkers": silent} if silent else {}),
         }
 
     async def dashboard(self) -> str:
         """The page for a browser."""
-        records = [record for _, record in await self.workers.query_connections()]
+        records = [record for _, record in (await self.workers.query_connections()).records]
         version = config_dump.VERSION
         pods, states = self.pods.infos(), self._certificates()
         return dashboard.page(self.config.node, version, self.waits_for(), pods, self.zds.troubles, records, states)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from ztunnel import framing
 from ztunnel.channel import (
@@ -61,6 +62,15 @@ _NOT_OF_THE_STATE = (AddPod, RemovePod, AddDNS, QueryConnections, TakeProfile, S
 _TRACE = signal.SIGUSR2
 """Has a worker write to standard error where it is."""
 _log = logging.getLogger(__name__)
+
+
+class OpenConnections(NamedTuple):
+    """What the workers carry."""
+
+    records: list[tuple[int, ConnectionRecord]]
+    """With the worker's index."""
+    silent: int
+    """Workers that did not answer: theirs are missing."""
 
 
 class _Query:
@@ -272,19 +282,20 @@ class Workers:
         await self._ready.wait()
         await self.query_connections()
 
-    async def query_connections(self) -> list[tuple[int, ConnectionRecord]]:
-        """The open connections of all workers, with the worker's index; those that do not answer in time are left out."""
-        answers = await self._query(QueryConnections, _ANSWER_TIMEOUT_S)
+    async def query_connections(self) -> OpenConnections:
+        """Those of all workers; of who does not answer in time there are none."""
+        answers, silent = await self._query(QueryConnections, _ANSWER_TIMEOUT_S)
         parts = [(index, part) for index, answer in answers.items() for part in answer if isinstance(part, Connections)]
-        return [(index, record) for index, part in parts for record in part.records]
+        return OpenConnections([(index, record) for index, part in parts for record in part.records], silent)
 
     async def take_profiles(self, kind: ProfileKind, seconds: int, frequency: int) -> dict[int, list[Stack]]:
         """What all workers do meanwhile, by index; those that do not answer in time are left out."""
-        answers = await self._query(lambda number: TakeProfile(number, kind, seconds, frequency), seconds + _PROFILE_TIMEOUT_S)
+        due_s = seconds + _PROFILE_TIMEOUT_S
+        answers, _ = await self._query(lambda number: TakeProfile(number, kind, seconds, frequency), due_s)
         return {index: part.stacks for index, answer in answers.items() for part in answer if isinstance(part, Profile)}
 
-    async def _query(self, question: Callable[[int], ToWorker], timeout_s: float) -> dict[int, list[Answer]]:
-        """The answers of all workers, by index and in their parts, to a question with a number of its own."""
+    async def _query(self, question: Callable[[int], ToWorker], timeout_s: float) -> tuple[dict[int, list[Answer]], int]:
+        """The answers to a question with a number of its own, by index and in their parts; how many workers owe theirs."""
         self._query_number += 1
         number = self._query_number
         query = self._queries[number] = _Query()
@@ -299,7 +310,7 @@ class Workers:
             _log.warning("%d of %d workers did not answer in time", self._owing(asked, query), len(asked))
         finally:
             del self._queries[number]
-        return dict(sorted(query.answers.items()))
+        return dict(sorted(query.answers.items())), self._owing(asked, query)
 
     def _owing(self, asked: dict[int, Worker], query: _Query) -> int:
         """How many have yet to answer, of those that are alive still: who came in the place of one was not asked."""

@@ -23,6 +23,8 @@ from wire.places import Places
 class _HttpServer(ThreadingMixIn, UnixStreamServer):
     daemon_threads = True
     pages: dict[str, tuple[int, bytes]]
+    headers: dict[str, str]
+    """Of every page."""
 
 
 class _Pages(BaseHTTPRequestHandler):
@@ -31,7 +33,8 @@ class _Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status, body = self.server.pages.get(self.path, (404, b"not here\n"))
         self.send_response(status)
-        self.send_header("content-length", str(len(body)))
+        for name, value in {"content-length": str(len(body)), **self.server.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -147,12 +150,20 @@ class World:
         server.start()
         return control
 
-    def proxy(self, node: str, dump: dict[str, Any] | bytes, ready: tuple[int, bytes] = (200, b"ready"), **pages: Any) -> None:
+    def proxy(
+        self,
+        node: str,
+        dump: dict[str, Any] | bytes,
+        ready: tuple[int, bytes] = (200, b"ready"),
+        headers: dict[str, str] | None = None,
+        **pages: Any,
+    ) -> None:
         """Serve a proxy's admin endpoints."""
         server = _HttpServer(str(self._socket_folder(self.places.node(node).admin_socket)), _Pages)
         page = dump if isinstance(dump, bytes) else json.dumps(dump).encode()
         server.pages = {"/config_dump": (200, page), "/healthz/ready": ready}
         server.pages |= {f"/{name}": (200, json.dumps(page).encode()) for name, page in pages.items()}
+        server.headers = headers or {}
         self._pages.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

@@ -102,6 +102,15 @@ def test_a_node_that_is_down_is_told_and_the_others_are_listed(world: "World") -
     assert len(result.stdout.splitlines()) == 2 and "proxy of node-b: nobody serves" in result.stderr
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_what_silent_workers_carry_is_said_to_be_missing(world: "World", output: str) -> None:
+    world.proxy("node-a", {}, headers={"silent-workers": "2"}, connections=[_OUTBOUND])
+    result = world.weft("connections", "-o", output)
+    assert result.exit_code == 1 and result.stdout.count("10.1.1.2:41000") == 1
+    said = "2 of its data workers did not answer: what they carry is missing; see why with: weft status"
+    assert result.stderr == f"weft: proxy of node-a: {said}\n"
+
+
 def test_sizes() -> None:
     assert [size(count) for count in (0, 999, 1000, 1_500_000, 2 * 10**9, 3 * 10**15)] == [
         "0 B",

@@ -75,6 +75,12 @@ def test_a_proxy_without_its_control_plane_is_told_of_once() -> None:
     assert found({"controlPlane": None}, None) == found({}, None) == []  # by wish; another proxy than weft's
 
 
+def test_silent_workers_of_a_proxy_are_told_of() -> None:
+    (found,) = proxy_findings("n", {"silentWorkers": 1}, None)
+    assert found.text == "1 of the proxy's data workers did not answer: what they carry is not counted" and not found.warning
+    assert list(proxy_findings("n", {"silentWorkers": None}, None)) == []
+
+
 def test_certificates_of_a_config_dump() -> None:
     dump = {
         "certificates": [

@@ -24,6 +24,7 @@ from mesh.proto.profile_pb2 import Profile
 from mesh.proto.zds_pb2 import AddWorkload, DelWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse
 from mesh.resources import ADDRESS_TYPE, encode_service, encode_workload
 from mesh.workload import Service, TunnelProtocol, Workload
+from tests.frozen import frozen
 from wire import keyring
 from wire.fds import PacketStream
 from wire.http_client import open_stream, read_lines, request
@@ -247,12 +248,27 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
     play(scenario)
 
 
+def test_what_a_silent_worker_carries_is_said_to_be_missing(play: Any) -> None:
+    async def scenario(node: Node, control: Control) -> None:
+        await node.start(await control.start())
+        async with asyncio.timeout(40):
+            while b"weft_workers 2" not in (await request(node.admin, "GET", "/metrics")).check():
+                pass
+        with frozen(node.workers()[:1]):
+            asked = (request(node.admin, "GET", path, timeout_s=40) for path in ("/connections", "/config_dump"))
+            connections, dump = await asyncio.gather(*asked)
+        assert (connections.check(), connections.headers["silent-workers"]) == (b"[]\n", "1")
+        assert json.loads(dump.check())["silentWorkers"] == 1
+
+    play(scenario)
+
+
 def has_istios_keys(dump: dict[str, Any]) -> None:
     """All keys that istioctl may read, at each place outside of workloads, services and policies (tests/mesh/test_dump.py).
 
-    And one of weft's own, which `weft status` reads.
+    And two of weft's own, which `weft status` reads.
     """
-    assert dump.keys() == {
+    assert dump.keys() - {"silentWorkers"} == {
         "workloads", "services", "policies", "stagedServices", "staticConfig", "version", "config", "certificates",
         "workloadState", "controlPlane",
     }  # fmt: skip

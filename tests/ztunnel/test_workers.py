@@ -100,7 +100,7 @@ def test_every_worker_is_told_and_the_first_error_counts(run: Any, eventually: A
         await eventually(lambda: len(world.workers.alive) == 2)
         assert await world.workers.add_pod(good, [NULL]) == ""
         assert await world.workers.add_pod(bad, [NULL]) == "no room"
-        assert await world.workers.query_connections() == []
+        assert await world.workers.query_connections() == ([], 0)
         world.workers.broadcast(ASK)
         await eventually(lambda: world.gauges(0) and world.gauges(1))
         expected = {"Configure": 1, "AddPod": 2, "fd_inode": os.fstat(NULL).st_ino, "QueryConnections": 1, "RemovePod": 1}
@@ -223,7 +223,7 @@ def test_who_has_come_in_a_workers_place_owes_no_answer_to_what_that_one_was_ask
             os.kill(dies, signal.SIGKILL)
             await eventually(lambda: world.workers.restarts == 1 and len(world.workers.alive) == 2)
             assert not answered.done(), "the other one lives, and will answer"
-        assert await answered == []
+        assert await answered == ([], 0)
 
     run(scenario)
 
