@@ -315,6 +315,8 @@ class Lab:
             result: dict[str, Any] = json.loads(self._request(method, path, body, 30.0))
             return result
         except HttpError as error:
+            if isinstance(error.__cause__, EOFError):
+                raise self._ended("before it answered") from error
             raise LabError(error.reason) from error
         except TimeoutError as error:
             raise LabError("the lab's daemon does not answer: see weft lab logs lab") from error
@@ -322,11 +324,13 @@ class Lab:
             raise LabError(f"no permission to open {self.layout.socket}: run as root") from error
         except OSError as error:
             if self.layout.socket.exists():
-                raise LabError(
-                    f"the daemon of this lab has ended ({error.strerror or error}): weft lab up takes over what still runs, "
-                    "weft lab down removes it"
-                ) from error
+                raise self._ended(error.strerror or str(error)) from error
             raise LabError("no lab is up: start one with: weft lab up") from error
+
+    def _ended(self, how: str) -> LabError:
+        mend = "weft lab up takes over what still runs, weft lab down removes it"
+        last = logs.tail(self.layout.logs / "lab.log", 3)
+        return LabError(f"the daemon of this lab has ended ({how}): {mend}" + (f"; its last words:\n{last}" if last else ""))
 
     def _request(self, method: str, path: str, body: bytes, timeout_s: float) -> bytes:
         return asyncio.run(request(self.layout.socket, method, path, body, timeout_s)).check()
