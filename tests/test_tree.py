@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ztunnel.pprof import parse
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def sources() -> list[Path]:
 
 def imported(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path.read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -88,7 +90,7 @@ def test_what_a_cluster_and_its_mesh_are_called_by_default_is_said_once() -> Non
     saying = {
         path
         for path in sources()
-        if any(isinstance(one, ast.Constant) and one.value == "cluster.local" for one in ast.walk(ast.parse(path.read_text())))
+        if any(isinstance(one, ast.Constant) and one.value == "cluster.local" for one in ast.walk(parse(path.read_text())))
     }
     assert {path.relative_to(ROOT) for path in saying} == {Path("mesh/domains.py"), Path("bench/scale.py")}
 

@@ -1,6 +1,7 @@
 """Profiles in the format of `go tool pprof`. Source: the field numbers of profile.proto, which is public."""
 
 import ast
+import gc
 import gzip
 import sys
 from bisect import bisect_right
@@ -96,7 +97,7 @@ class FunctionNames:
         self._spans: list[tuple[int, int, str]] = []
         try:
             with open(file, encoding="utf-8") as source:
-                self._collect(ast.parse(source.read()), "")
+                self._collect(parse(source.read()), "")
         except (OSError, ValueError, SyntaxError):  # no source here: frozen, or made up
             pass
         self._spans.sort()
@@ -115,3 +116,17 @@ class FunctionNames:
             if line <= last:
                 return name, first
         return f"<{self._file.rpartition('/')[2]}>", 1
+
+
+def parse(source: str) -> ast.Module:
+    """A syntax tree. Raises: SyntaxError, ValueError.
+
+    No garbage is collected meanwhile: a finalizer may parse too, for a traceback, and Python 3.11 fails the outer one of two.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if collects:
+            gc.enable()

@@ -9,6 +9,7 @@ import pytest
 from lab.launch import Launch, _become, end
 from lab.layout import SOURCE_ROOT
 from lab.rootfs import Root
+from ztunnel.pprof import parse
 
 ROOT = Root("/scratch", ("/a",), (("/h", "/etc/hosts"),), (("/v", "/data", True),), "x:x:1:1::/:/bin/sh")
 
@@ -51,7 +52,7 @@ def test_it_starts_with_the_standard_library_alone() -> None:
             seen.add(name)
             continue
         seen.add(name)
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 todo += [node.module, *(f"{node.module}.{one.name}" for one in node.names if node.module == "lab")]
             elif isinstance(node, ast.Import):

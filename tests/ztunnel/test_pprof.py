@@ -1,13 +1,15 @@
 """Profiles as `go tool pprof` reads them."""
 
+import gc
 import gzip
-import inspect
+import traceback
+from collections.abc import Iterator
 
 import pytest
 
 from mesh.proto.profile_pb2 import Profile
 from ztunnel.channel import Stack
-from ztunnel.pprof import FunctionNames, encode
+from ztunnel.pprof import FunctionNames, encode, parse
 
 pytestmark = pytest.mark.unit
 
@@ -24,6 +26,9 @@ class Outer:
             return 1
 
         return inner()
+
+
+FIRST = Outer.method.__code__.co_firstlineno - 1
 
 
 def read(packed: bytes) -> tuple[Profile, dict[int, str], dict[tuple[str, ...], list[int]]]:
@@ -58,17 +63,46 @@ def test_samples_of_all_processes_with_their_places() -> None:
 
 
 def test_memory_is_known_by_line_and_named_by_its_function() -> None:
-    lines, first = inspect.getsourcelines(Outer)
-    place = ("", __file__, 0, first + len(lines) - 1)
+    place = ("", __file__, 0, FIRST + 5)
     profile, _, samples = read(encode("heap", {"supervisor": [((place, ("", "<frozen x>", 0, 7)), 2, 64)]}, 0, 1, 100))
     assert samples == {("supervisor", "<<frozen x>>:7", f"Outer.method:{place[3]}"): [2, 64]}
     assert profile.string_table[profile.sample_type[1].type] == "inuse_space"
 
 
 def test_the_innermost_function_around_a_line() -> None:
-    _, first = inspect.getsourcelines(Outer)
-    names = FunctionNames(__file__)
+    first, names = FIRST, FunctionNames(__file__)
     assert names.at(first) == ("Outer", first)
     assert names.at(first + 3) == ("Outer.method.inner", first + 2)
     assert names.at(first + 5) == ("Outer.method", first + 1)
     assert names.at(1) == ("<test_pprof.py>", 1) and FunctionNames("/nowhere.py").at(3) == ("<nowhere.py>", 1)
+
+
+class Complaining:
+    """Garbage that formats a traceback, as asyncio does of a task that nobody has asked how it ended."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+    def __del__(self) -> None:
+        try:
+            _ = (1 + {}["nothing"]) * 2  # type: ignore[index]
+        except KeyError:
+            traceback.format_exc()
+
+
+@pytest.fixture
+def collecting() -> Iterator[None]:
+    """Garbage is looked for at almost each new object."""
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    yield
+    gc.set_threshold(*before)
+
+
+def test_source_is_read_whatever_garbage_there_is(collecting: None) -> None:
+    """Python 3.11 raises SystemError where a finalizer that formats a traceback meets ast.parse."""
+    source = "def f():\n" + "    x = [1, 2, (3 + 4) * 5]\n" * 1000
+    for _ in range(20):
+        Complaining()
+        assert len(parse(source).body) == 1
+    assert gc.isenabled()
