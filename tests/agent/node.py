@@ -199,7 +199,8 @@ class Node:
         }
 
     def enrol(self, name: str, **changes: Any) -> None:
-        """Enrol a pod; must work."""
+        """Enrol a pod; must work. The agent waits for a proxy too, but for no longer than runtimes wait."""
+        wait_until(lambda: self.status().proxy.ready, "the proxy")
         answer = self.post("/cmdadd", self.add_request(name, **changes))
         assert answer[0] == 200, f"{answer}\n{self.log()}"
 
