@@ -135,8 +135,6 @@ class XdsClient:
         self.ready = False
         """Whether every type was answered at least once."""
         self._reported = ""
-        self._ended_at_once = False
-        """The last stream was ended as soon as it had been answered."""
         self._unreached = 0
         """Attempts that reached nobody: the next goes by the other name of the server, if it has two."""
         self.status = XdsStatus()
@@ -168,8 +166,10 @@ class XdsClient:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
+        ended_at_once = False
         while True:
             began, reason, unreached = time.monotonic(), "Error", False
+            again, ended_at_once = ended_at_once, False
             try:
                 self.status.last_error, reason = await self._one_stream(), "Complete"
             except grpc.aio.AioRpcError as error:
@@ -190,8 +190,8 @@ class XdsClient:
             self.status.terminations[reason] += 1
             if self.status.connected:
                 self.status.connected, lasted = False, time.monotonic() - began > _LASTED_S
-                again, self._ended_at_once = self._ended_at_once, reason == "Complete" and not lasted
-                if lasted or (reason != "Error" and not (again and self._ended_at_once)):
+                ended_at_once = reason == "Complete" and not lasted
+                if lasted or (reason != "Error" and not (again and ended_at_once)):
                     self._pause_s = _FIRST_PAUSE_S
                 if lasted and reason == "Complete":
                     continue

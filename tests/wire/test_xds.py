@@ -502,14 +502,15 @@ def test_who_ends_stream_after_stream_at_once_is_asked_less_and_less(
         client = control.client(accept)
         client._pause_s = 64 * xds._FIRST_PAUSE_S
         running = await control.meet(client)
-        for doublings in (1, 2, 3):
-            control.respond(ADDRESS, "n", {})
-            assert (await control.request()).response_nonce == "n"
+        for answers, doublings in ((True, 1), (True, 2), (True, 3), (False, 4), (True, 1), (True, 2)):
+            if answers:
+                control.respond(ADDRESS, "n", {})
+                assert (await control.request()).response_nonce == "n"
             control.responses.put_nowait(None)
             for _ in range(2):
                 await control.request()
             assert client._pause_s == 2**doublings * xds._FIRST_PAUSE_S
-        assert dict(client.status.terminations) == {"Complete": 3}
+        assert dict(client.status.terminations) == {"Complete": 6}
         await control.end(running)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
