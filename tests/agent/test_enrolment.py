@@ -176,6 +176,46 @@ def test_a_stray_whose_withdrawal_fails_is_a_stray_still() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_left_of_a_pod_is_withdrawn_though_no_proxy_is_there() -> None:
+    async def scenario() -> None:
+        machine = Machine(Found([], [], {}, [stray("uid-1", 3, True)]))
+        enrolment = adopted(machine)
+        enrolment.proxy = None
+        await enrolment.adopt()
+        await enrolment.remove("uid-1")
+        assert machine.done == [("forget", "uid-1", 0)] and not enrolment.strays
+
+    asyncio.run(scenario())
+
+
+def test_a_proxy_is_waited_for_whatever_else_fails_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.enrolment.PROXY_WAIT_S", 600)
+
+    class NoRoom(Machine):
+        """It captures no pod."""
+
+        def add(self, layer: Layer, pod: Pod, netns_fd: int) -> None:
+            if layer == "capture" and self.fails:
+                raise OSError(28, "No space left on device")
+            super().add(layer, pod, netns_fd)
+
+    async def scenario() -> None:
+        machine = NoRoom(Found([], [], {}, []), fails=True)
+        enrolment = adopted(machine)
+        enrolment.proxy = None
+        adding = asyncio.create_task(enrolment.add(REQUEST))
+        for _ in range(20):  # it does as much as it can: all of it is done on this one thread
+            await enrolment.blocking(int)
+        assert enrolment.pending_reason("uid-1") == "no proxy is connected" and not adding.done()
+        machine.fails, enrolment.proxy = False, Willing(machine.done)
+        await enrolment._converge("uid-1")
+        await adding
+        assert enrolment.is_captured("uid-1")
+        await enrolment.remove("uid-1")
+
+    asyncio.run(scenario())
+
+
 def test_what_an_earlier_agent_left_without_a_record_stays_captured_and_what_was_not_captured_goes() -> None:
     async def scenario() -> None:
         machine = Machine(Found([], [], {"uid-3": "spoilt"}, [stray("uid-1", 3, True), stray("uid-2", 4, False)]))

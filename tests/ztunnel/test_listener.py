@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import socket
 import threading
 import time
@@ -150,6 +151,34 @@ def test_a_bad_connection_keeps_a_listener_that_drains_from_no_other(place: Plac
         place.listener._pod.node.loop.turn(0)
     assert len(place.taken) == 20 and not place.listener._open
     assert complaints(caplog) == ["'connection 3'", "'connection 5'"]
+
+
+def test_who_comes_when_there_is_no_room_is_reset(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place.listener._pod, "has_room", lambda: False)
+    client = socket.create_connection(place.address, timeout=20)
+    place.clients.append(client)
+    assert select.select([place.sock], [], [], 20)[0]
+    place.listener.on_event(1)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    assert not place.taken
+
+
+def test_who_was_gone_before_we_looked_keeps_out_nobody(place: Place) -> None:
+    take, looked = place.listener._accept, list[SocketAddress]()
+
+    def take_all_but_one(pod: Pod, sock: socket.socket, peer: SocketAddress) -> None:
+        looked.append(peer)
+        if len(looked) == 1:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        take(pod, sock, peer)
+
+    place.listener._accept = take_all_but_one
+    place.clients = [socket.create_connection(place.address) for _ in range(2)]
+    while len(place.taken) < 1:
+        place.listener.on_event(1)
+    place.clients[0].settimeout(20)
+    assert place.clients[0].recv(1) == b"", "closed"
 
 
 def test_a_listener_that_cannot_accept_while_it_drains_gives_up(

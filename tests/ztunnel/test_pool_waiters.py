@@ -66,6 +66,22 @@ def test_a_crowd_that_waits_for_a_tunnel_is_told_in_parts() -> None:
     assert [one.told for one in waiters] == [["gone"]] * 50 + [[]] + [["gone"]] * 49
 
 
+def test_who_is_told_may_take_others_away() -> None:
+    last = Waiting()
+
+    class Leaving(Waiting):
+        """Takes another one along."""
+
+        def no_tunnel(self, flag: Flag, error: str) -> None:
+            super().no_tunnel(flag, error)
+            pool.cancel(cast("Any", "key"), last)
+
+    first = Leaving()
+    pool, making, rota = pool_of([first, last])
+    pool.failed(making, "CONNECT", "gone")
+    assert (first.told, last.told, rota.take()) == (["gone"], [], None)
+
+
 def test_a_crowd_is_served_in_parts_by_a_tunnel_that_came_up(monkeypatch: pytest.MonkeyPatch) -> None:
     waiters = [Waiting() for _ in range(20)]
     pool, making, rota = pool_of(waiters)
