@@ -8,8 +8,11 @@ the newest state later.
 
 import asyncio
 import logging
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
@@ -19,6 +22,7 @@ from control.answer import Contents, from_proto, to_wire
 from control.cluster import NOT_LOADED, Cluster
 from control.credentials import Credentials, metadata_values
 from control.grants import NOT_AUTHENTICATED
+from control.rate import Rate
 from control.refusals import Refusals
 from control.stream import Stream
 
@@ -31,6 +35,8 @@ WRITE_S = 60.0
 """For a client that reads nothing: its connection is ended then."""
 MAX_STREAMS_PER_NODE = 16
 """Agent, proxy, a proxy that takes over, and dead ones not noticed yet."""
+LINES_PER_SECOND, LINES_AT_ONCE = 1.0, 64
+"""Of the streams of one node: a client that comes back or refuses without end must not fill the log."""
 _log = logging.getLogger("control.discovery")
 
 
@@ -48,6 +54,8 @@ class Connection:
     """A stream as it is carried."""
 
     stream: Stream
+    tell: Callable[[int, str], None]
+    """Write a line, at this level."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Something may be to say."""
     ended: StreamEnded | None = None
@@ -68,6 +76,9 @@ class DiscoveryService:
     _contents: Contents = field(default_factory=Contents)
     _streams: dict[int, Stream] = field(default_factory=dict)
     _next: int = 0
+    _lines: Rate = field(default_factory=lambda: Rate(LINES_PER_SECOND, LINES_AT_ONCE))
+    _untold: Counter[str] = field(default_factory=Counter)
+    """Lines left out since the newest one, by node."""
 
     def register(self, server: grpc.aio.Server) -> None:
         """Have a server serve this. Answers leave as they were encoded."""
@@ -84,7 +95,8 @@ class DiscoveryService:
     async def DeltaAggregatedResources(self, _requests: object, context: grpc.aio.ServicerContext) -> None:
         """Serve one stream until its client leaves, misbehaves, or its node is gone."""
         node = await self._admit(context)
-        connection = Connection(Stream(node))
+        tell = partial(self._tell, node)
+        connection = Connection(Stream(node), tell)
         self._next += 1
         number = self._next
         self._streams[number] = connection.stream
@@ -97,10 +109,17 @@ class DiscoveryService:
             for silence in silences:
                 silence()
             del self._streams[number]
-            _log.info("xds stream ended: node=%s client=%s", node, connection.stream.client or "-")
+            tell(logging.INFO, f"xds stream ended: node={node} client={connection.stream.client or '-'}")
         if connection.ended:
-            _log.warning("xds stream refused: node=%s: %s", node, connection.ended.reason)
+            tell(logging.WARNING, f"xds stream refused: node={node}: {connection.ended.reason}")
             await abort(context, connection.ended.code, connection.ended.reason)
+
+    def _tell(self, node: str, level: int, line: str) -> None:
+        if self._lines.take(node, time.monotonic()):
+            untold = self._untold.pop(node, 0)
+            _log.log(level, "%s", f"{line} untold={untold}" if untold else line)
+        else:
+            self._untold[node] += 1
 
     async def _admit(self, context: grpc.aio.ServicerContext) -> str:
         """The node that asks; the call is ended for anybody else."""
@@ -161,7 +180,7 @@ async def _read(connection: Connection, context: grpc.aio.ServicerContext) -> No
             raise StreamEnded(grpc.StatusCode.DEADLINE_EXCEEDED, reason) from None
         if first is not grpc.aio.EOF:
             _introduce(stream, first)
-            _log.info("xds stream: node=%s client=%s peer=%s", stream.node, stream.client, context.peer())
+            connection.tell(logging.INFO, f"xds stream: node={stream.node} client={stream.client} peer={context.peer()}")
             _receive(connection, first)
             patience = asyncio.get_running_loop().call_later(ALONE_AFTER_S, connection.leave_alone)
         while (request := await context.read()) is not grpc.aio.EOF:
@@ -193,5 +212,6 @@ def _receive(connection: Connection, proto: discovery_pb2.DeltaDiscoveryRequest)
     except ValueError as error:
         raise StreamEnded(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
     if request.error is not None:
-        _log.warning("xds refused by client: node=%s client=%s %s", stream.node, stream.client, stream.last_nack)
+        line = f"xds refused by client: node={stream.node} client={stream.client} {stream.last_nack}"
+        connection.tell(logging.WARNING, line)
     connection.wake.set()

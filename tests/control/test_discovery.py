@@ -1,15 +1,18 @@
 """What a stream of a node may cost: how many there are, and how long one is waited for."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 from envoy.config.core.v3.base_pb2 import Node
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from google.rpc.status_pb2 import Status
 
 from control import discovery
 from control.cluster import Cluster
@@ -103,3 +106,50 @@ def test_who_asks_for_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(discovery, "FIRST_REQUEST_S", 0.1)
     asyncio.run(scenario())
+
+
+def test_a_client_that_comes_back_and_refuses_without_end_fills_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(discovery, "LINES_PER_SECOND", 0.0)
+    monkeypatch.setattr(discovery, "LINES_AT_ONCE", 5)
+    refusal = DeltaDiscoveryRequest(type_url=AUTHORIZATION_TYPE, response_nonce="?", error_detail=Status(message="no"))
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as opened:
+            nobody = opened("n1", DeltaDiscoveryRequest(node=Node(id="client"), type_url=AUTHORIZATION_TYPE), *[refusal] * 20)
+            await nobody.read()
+            nobody.cancel()
+            for _ in range(10):  # each is refused by its end: it has no id
+                with pytest.raises(grpc.aio.AioRpcError, match="missing node information"):
+                    await opened("n1", DeltaDiscoveryRequest()).read()
+            with pytest.raises(grpc.aio.AioRpcError, match="missing node information"):
+                await opened("n2", DeltaDiscoveryRequest()).read()
+
+    with caplog.at_level(logging.INFO, "control.discovery"):
+        asyncio.run(scenario())
+    said = caplog.messages
+    assert len([one for one in said if "node=n1" in one]) == 5
+    assert [one for one in said if "node=n2" in one] == [
+        "xds stream ended: node=n2 client=-",
+        "xds stream refused: node=n2: missing node information",
+    ]
+
+
+def test_lines_that_were_left_out_are_counted_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "control.db")
+    tokens = Tokens(store)
+    cluster = Cluster(MeshNames(), [], store, tokens)
+    service, clock = DiscoveryService(cluster, Credentials(tokens, "cluster.local"), Refusals()), [100.0]
+    monkeypatch.setattr(discovery, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with caplog.at_level(logging.INFO, "control.discovery"):
+        for number in range(discovery.LINES_AT_ONCE + 3):
+            service._tell("n1", logging.INFO, f"line {number}")
+        clock[0] += 2.5
+        service._tell("n1", logging.INFO, "one more")
+        service._tell("n1", logging.INFO, "another one")
+    store.close()
+    last = discovery.LINES_AT_ONCE - 1
+    assert caplog.messages[last:] == [f"line {last}", "one more untold=3", "another one"]
