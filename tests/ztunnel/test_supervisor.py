@@ -113,6 +113,12 @@ class Node:
             while not await self.answers():  # noqa: ASYNC110  the event is in another process
                 await asyncio.sleep(0.01)
 
+    async def works(self) -> None:
+        """Both its workers have begun. One that is stopped between fork and exec would stop the proxy, which waits for it."""
+        async with asyncio.timeout(40):
+            while b"weft_workers 2" not in (await request(self.admin, "GET", "/metrics", timeout_s=40)).check():
+                pass
+
     async def answers(self) -> bool:
         try:
             await request(self.admin, "GET", "/healthz/ready")
@@ -251,9 +257,7 @@ def test_a_node_comes_up_outlives_its_workers_and_its_control_plane(play: Any, e
 def test_what_a_silent_worker_carries_is_said_to_be_missing(play: Any) -> None:
     async def scenario(node: Node, control: Control) -> None:
         await node.start(await control.start())
-        async with asyncio.timeout(40):
-            while b"weft_workers 2" not in (await request(node.admin, "GET", "/metrics")).check():
-                pass
+        await node.works()
         with frozen(node.workers()[:1]):
             asked = (request(node.admin, "GET", path, timeout_s=40) for path in ("/connections", "/config_dump"))
             connections, dump = await asyncio.gather(*asked)
@@ -421,7 +425,7 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         # Workers that are frozen do not drain: a second signal does not wait for them.
         node.environment["CONNECTION_TERMINATION_DEADLINE"] = "30s"
         await node.start(port)
-        await eventually(lambda: len(node.workers()) == 2)
+        await node.works()
         workers = node.workers()
         for pid in workers:
             os.kill(pid, signal.SIGSTOP)
@@ -435,7 +439,7 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
 
         # A terminal that is closed tells all of them.
         await node.start(port)
-        await eventually(lambda: len(node.workers()) == 2)
+        await node.works()
         for pid in node.workers():
             os.kill(pid, signal.SIGHUP)
         assert await node.end(signal.SIGHUP) == 0
@@ -443,7 +447,7 @@ def test_levels_quit_and_what_ends_the_process(play: Any, eventually: Any) -> No
         node.agent.close()
 
         await node.start(port)
-        await eventually(lambda: len(node.workers()) == 2)
+        await node.works()
         workers = node.workers()
         os.kill(workers[0], signal.SIGSTOP)
         node.process.kill()
