@@ -29,6 +29,13 @@ _HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-enc
 """Of HTTP/1.1; RFC 9113, section 8.2.2."""
 _CONNECT = (b":method", b"CONNECT")
 _OK = (b":status", b"200")
+_STATUSES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 _breaks_line = re.compile(rb"[\0\n\r]").search
 _LONGEST_NAME = 253
 """Of hosts and networks, in characters. What nobody can look up is not kept: each of thousands of tunnels may say 64 KiB."""
@@ -230,6 +237,4 @@ def read_status(fields: Fields) -> int:
 
 def status_text(status: int) -> str:
     """A status with its name, where it is one of ours."""
-    names = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
-    names[431] = "Request Header Fields Too Large"
-    return f"{status} {names[status]}" if status in names else str(status)
+    return f"{status} {_STATUSES[status]}" if status in _STATUSES else str(status)
