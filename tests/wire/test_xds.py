@@ -241,12 +241,9 @@ def test_a_stream_that_ends_while_its_update_is_taken_in_is_opened_again(
             await asyncio.sleep(0.1)  # the end of the stream arrives before the answer to its update leaves
             return {}
 
-        await control.start()
         client = control.client(on_update)
-        running = asyncio.ensure_future(client.run())
+        running = await control.meet(client)
         control.respond(ADDRESS, "n1", {"K//Pod/fz/app": "v1"})
-        for _ in range(2):
-            await control.request()
         await eventually(lambda: running.done() or client.status.terminations.total() > 0)
         assert not running.done(), running.exception()
         await control.start()
