@@ -32,6 +32,17 @@ def request(authority: str) -> bytes:
 
 
 ACCEPTED = request("10.198.0.2:8080")
+PATIENT = (
+    "-c",
+    """
+import sys
+from ztunnel import penance, tuning
+tuning.HANDSHAKE_S = penance._FORGOTTEN_AFTER_S = 100.0
+from ztunnel import worker
+worker.main(sys.argv[1:])
+""",
+)
+"""A worker that lets a handshake take, and remembers an offence for, as long as a busy machine may need."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def mesh() -> Iterator[World]:
 @pytest.fixture
 def good(mesh: World) -> Iterator[None]:
     """A client with a standing connection and a new one every moment: none may fail while the test runs."""
-    stop, failures = threading.Event(), []
+    stop, served, failures = threading.Event(), threading.Event(), []
     listener = mesh.server.listen(8080)
 
     def serve(server: socket.socket) -> None:
@@ -72,12 +83,15 @@ def good(mesh: World) -> Iterator[None]:
                         for sock in (fresh, standing):
                             sock.sendall(b"ping")
                             assert sock.recv(4) == b"ping"
+                    served.set()
         except (OSError, AssertionError) as error:
             failures.append(error)
+            served.set()
 
     threads = [threading.Thread(target=accept), threading.Thread(target=ask)]
     for thread in threads:
         thread.start()
+    served.wait()  # whoever floods its address before its tunnel stands would have its handshake shown out
     yield
     stop.set()
     threads[1].join()
@@ -154,11 +168,10 @@ def test_who_is_refused_again_and_again_keeps_its_good_streams(mesh: World, good
     mesh.server.worker.heard.clear()
     refused = request("10.198.0.2:15008")
     with attack(mesh) as tls:
-        tls.settimeout(20)
         send(tls, CLIENT_OPENING + frame(HEADERS, END_HEADERS, 1, ACCEPTED))
-        said, sids = b"", iter(range(3, 60_000, 2))
+        said, sids, at_once = b"", iter(range(3, 600_000, 2)), 1200  # nearly all that it may ask, and then more than it earns
         while goaway_code(said) is None:
-            asked = [next(sids) for _ in range(100)]
+            asked, at_once = [next(sids) for _ in range(at_once)], 190
             send(tls, b"".join(frame(HEADERS, END_HEADERS, sid, refused) for sid in asked))
             while frames.rst_stream(asked[-1], Code.NO_ERROR) not in said:
                 said += tls.recv(65536)
@@ -194,6 +207,7 @@ def test_silent_connections_do_not_keep_others_out(mesh: World, good: None) -> N
 
 def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
     with world("limits") as mesh:
+        mesh.server.program = PATIENT
         mesh.server.configuration["pod_limits"] = Limits(connections=5, streams=2, handshakes=2, buffered_bytes=1 << 20)
         mesh.start()
         worker = mesh.server.worker
@@ -240,6 +254,7 @@ def test_a_pods_limits_turn_away_what_is_too_much_and_nothing_else() -> None:
 
 def test_who_says_nothing_costs_no_tunnel_and_one_line_stands_for_many() -> None:
     with world("silent") as mesh:
+        mesh.server.program = PATIENT
         mesh.start()
         worker = mesh.server.worker
         os.kill(worker.process.pid, signal.SIGSTOP)  # until all are at the door: they are shown out in one second then
@@ -279,7 +294,8 @@ def test_who_is_greeted_late_is_judged_by_what_is_believed_then() -> None:
     """Else a root that is none any more lets in whoever offended just before."""
     other = Authority("other root")
     with world("late") as mesh:
-        mesh.server.configuration["offender_pause_s"] = 40.0  # 5 s for the first offence
+        mesh.server.program = PATIENT
+        mesh.server.configuration["offender_pause_s"] = 64.0  # 8 s for the first offence
         mesh.start()
         take_in(mesh.server, mesh.authority.certificate_for(SERVER, roots=mesh.authority.pem + other.pem))
         with attack(mesh) as tls:
@@ -294,7 +310,7 @@ def test_who_is_greeted_late_is_judged_by_what_is_believed_then() -> None:
         mesh.server.worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == 1)
         take_in(mesh.server, mesh.authority.certificate_for(SERVER))
         with tls:
-            tls.settimeout(20)
+            tls.settimeout(40)
             with suppress(ConnectionResetError, ssl.SSLError):
                 tls.do_handshake()
                 send(tls, CLIENT_OPENING + frame(PING, 0, 0, b"are you?"))
@@ -304,6 +320,7 @@ def test_who_is_greeted_late_is_judged_by_what_is_believed_then() -> None:
 
 def test_who_offends_again_and_again_may_open_ever_fewer_streams() -> None:
     with world("restrained") as mesh:
+        mesh.server.program = PATIENT
         mesh.server.configuration["offender_pause_s"] = 0.01
         mesh.start()
         flood = b"".join(frame(HEADERS, END_HEADERS, sid, ACCEPTED) for sid in range(1, 4001, 2))
