@@ -67,9 +67,10 @@ def test_a_proxy_outlives_a_mad_control_plane_and_keeps_what_was_right(tmp_path:
     async def scenario(node: Node, control: Mad) -> None:
         await node.start(await control.start())
         assert await node.add_pod() == ""
+        await node.works()
         workers = node.workers()
         assert await node.tell(WorkloadRequest(snapshot_sent=SnapshotSent())) == ""
-        await asyncio.wait_for(control.done.wait(), 30)
+        await asyncio.wait_for(control.done.wait(), 100)
         for answer, (_, _, words) in zip(control.answers, MADNESS, strict=True):
             assert words in answer and bool(answer) == bool(words) and len(answer) <= 4096, (words, answer[:300])
         await node.ready()
@@ -83,7 +84,7 @@ def test_a_proxy_outlives_a_mad_control_plane_and_keeps_what_was_right(tmp_path:
         node, control = Node(tmp_path, netns), Mad(authority)
         (node.run / "root-cert.pem").write_bytes(authority.root_pem)
         try:
-            await asyncio.wait_for(scenario(node, control), 60)
+            await asyncio.wait_for(scenario(node, control), 110)
         finally:
             await control.server.stop(None)
             node.process.kill()

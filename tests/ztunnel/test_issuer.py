@@ -102,15 +102,16 @@ def play(scenario: Callable[[World], Awaitable[None]]) -> None:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), 100))
 
 
 def test_prefetch_serve_and_forget(eventually: Any) -> None:
     async def scenario(world: World) -> None:
+        began = time.time()
         world.move_in("web")
         await eventually(lambda: len(world.told) == 1)
         assert isinstance(world.told[0], SetCertificate) and world.told[0].identity == WEB
-        assert world.told[0].expires_unix_s == pytest.approx(time.time() + 1000, abs=5)
+        assert began <= world.told[0].expires_unix_s - 1000 <= time.time()
         world.issuer.need(WEB)
         assert world.told[1] == world.told[0] and world.issuer.statements() == [world.told[0]]
         world.move_out("web")
@@ -252,10 +253,10 @@ def test_refreshed_at_half_life(eventually: Any) -> None:
 def test_a_successor_goes_on_with_what_was_kept_and_asks_the_ca_at_half_of_the_rest(eventually: Any) -> None:
     async def scenario(world: World) -> None:
         now = time.time()
-        kept = Certificate(WEB, b"chain", b"key", b"roots", now - 10, now + 1.2)
+        kept = Certificate(WEB, b"chain", b"key", b"roots", now - 10, now + 2)
         world.shelf.kept = {WEB: kept, DB: Certificate(DB, b"chain", b"key", b"roots", now, now + 9)}
         world.move_in("web")
-        assert [message.expires_unix_s for message in world.told if isinstance(message, SetCertificate)] == [now + 1.2]
+        assert [message.expires_unix_s for message in world.told if isinstance(message, SetCertificate)] == [now + 2]
         assert not world.ca.asked
         world.issuer.residents_complete()
         assert world.shelf.kept == {WEB: kept}, "who lives here no longer leaves no key"

@@ -119,6 +119,8 @@ for _ in range(3):
 
 
 def test_where_keyrings_are_forbidden_it_is_one_line_and_nothing_else(token: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FORBIDDEN, str(token)], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FORBIDDEN, str(token)], capture_output=True, text=True, timeout=100, check=True
+    )
     problem, consequence = "kernel keyring: Operation not permitted", "a successor of this proxy will have to ask the CA"
     assert done.stderr == f"[Errno 1] {problem}: {consequence} for certificates\n"

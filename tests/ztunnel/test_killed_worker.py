@@ -40,7 +40,7 @@ def half_an_answer(mesh: World, address: str, port: int, mark: int = 0) -> tuple
 
 def kill(pod: PodWorld) -> None:
     os.kill(pod.worker.process.pid, signal.SIGKILL)
-    pod.worker.process.wait(10)
+    pod.worker.process.wait(40)
 
 
 @pytest.mark.parametrize("killed", ["client", "server"])

@@ -31,7 +31,7 @@ from ztunnel.tls import Credentials
 from ztunnel.tunnel import Tunnel
 from ztunnel.worker import FAREWELL_S, Worker
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(20)]
+pytestmark = pytest.mark.unit
 BULK = 200_000
 """More than the peer's socket takes, and less than ours does."""
 

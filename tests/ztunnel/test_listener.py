@@ -2,8 +2,8 @@
 
 import errno
 import os
-import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +21,21 @@ from ztunnel.pod import Pod
 from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.unit
+
+
+def in_line(listener: Any) -> int:
+    """How many connections wait to be accepted: of a listening socket TCP_INFO says that as tcpi_unacked."""
+    found: int = struct.unpack_from("I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)[0]
+    return found
+
+
+def queue_up(listener: Any, address: SocketAddress, count: int) -> list[socket.socket]:
+    """So many new connections wait: a client is connected before the last packet of its handshake has made it one of them."""
+    before = in_line(listener)
+    clients = [socket.create_connection(address) for _ in range(count)]
+    while in_line(listener) < before + count:
+        time.sleep(0.001)
+    return clients
 
 
 class Counting:
@@ -56,9 +71,13 @@ class Place:
     def _take(self, _pod: Pod, sock: socket.socket, _peer: SocketAddress) -> None:
         self.taken.append(sock)
 
+    def queue_up(self, count: int) -> None:
+        """So many connections wait."""
+        self.clients += queue_up(self.sock, self.address, count)
+
     def come(self, count: int) -> None:
         """So many connections wait, and the loop says so once."""
-        self.clients += [socket.create_connection(self.address) for _ in range(count)]
+        self.queue_up(count)
         self.listener.on_event(1)
 
 
@@ -104,7 +123,7 @@ def test_a_crowd_has_no_longer_turn_than_others(place: Place, monkeypatch: pytes
 def test_who_waits_when_the_listener_drains_is_taken_some_a_turn(place: Place) -> None:
     """In one go 1,024 of each pod, for a tenth of a second and more, in which what is open stands still."""
     node = place.listener._pod.node
-    place.clients += [socket.create_connection(place.address) for _ in range(100)]
+    place.queue_up(100)
     node.loop.overtime_s = 0.0
     place.listener.drain()
     sizes = [len(place.taken)]
@@ -120,7 +139,7 @@ def test_who_waits_when_the_listener_drains_is_taken_some_a_turn(place: Place) -
 def test_a_listener_that_drains_is_bounded_and_not_back_in_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "LAST_ACCEPTS", 2 * ACCEPTS_BEFORE_CLOCK)
     node, fd = place.listener._pod.node, place.sock.fileno()
-    place.clients += [socket.create_connection(place.address) for _ in range(100)]
+    place.queue_up(100)
     place.listener.drain()
     place.listener.drain()
     place.listener._watch()  # as after a pause, for want of descriptors, that was begun before
@@ -145,7 +164,7 @@ def test_a_bad_connection_keeps_a_listener_that_drains_from_no_other(place: Plac
             raise KeyError(f"connection {bad.pop(0)}")
 
     place.listener._accept = take_most
-    place.clients += [socket.create_connection(place.address) for _ in range(20)]
+    place.queue_up(20)
     place.listener.drain()
     while place.listener._pod.node.last_accepts:
         place.listener._pod.node.loop.turn(0)
@@ -155,12 +174,10 @@ def test_a_bad_connection_keeps_a_listener_that_drains_from_no_other(place: Plac
 
 def test_who_comes_when_there_is_no_room_is_reset(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place.listener._pod, "has_room", lambda: False)
-    client = socket.create_connection(place.address, timeout=20)
-    place.clients.append(client)
-    assert select.select([place.sock], [], [], 20)[0]
-    place.listener.on_event(1)
+    place.come(1)
+    place.clients[0].settimeout(40)
     with pytest.raises(ConnectionResetError):
-        client.recv(1)
+        place.clients[0].recv(1)
     assert not place.taken
 
 
@@ -174,10 +191,10 @@ def test_who_was_gone_before_we_looked_keeps_out_nobody(place: Place) -> None:
         take(pod, sock, peer)
 
     place.listener._accept = take_all_but_one
-    place.clients = [socket.create_connection(place.address) for _ in range(2)]
+    place.queue_up(2)
     while len(place.taken) < 1:
         place.listener.on_event(1)
-    place.clients[0].settimeout(20)
+    place.clients[0].settimeout(40)
     assert place.clients[0].recv(1) == b"", "closed"
 
 
@@ -208,7 +225,7 @@ def test_a_listener_that_finds_nothing_left_twice_goes_on_after_the_pause(
         place.listener.go_on()
     while not place.taken:
         loop.turn(10)
-    said = [record.getMessage() for record in caplog.records]
+    said = [record.getMessage() for record in caplog.records if record.filename == "listener.py"]
     assert said == ["connections wait: cannot accept: Too many open files: raise the limit (RLIMIT_NOFILE)"], "once for all"
 
 
@@ -267,7 +284,7 @@ class Line:
         self.promise()
 
     def come(self) -> None:
-        self.clients.append(socket.create_connection(self.address))
+        self.clients += queue_up(self.listeners[self.home]._sock, self.address, 1)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -297,8 +314,8 @@ def serve_one_by_one(line: Line, count: int) -> None:
         thread.start()
     try:
         for number in range(1, count + 1):
-            line.come()
-            deadline = time.monotonic() + 10
+            line.clients.append(socket.create_connection(line.address))
+            deadline = time.monotonic() + 40
             while sum(line.counts) < before + number and time.monotonic() < deadline:
                 time.sleep(0.0001)
     finally:
@@ -306,13 +323,13 @@ def serve_one_by_one(line: Line, count: int) -> None:
             loop.running = False
         for loop, thread in zip(line.loops, threads, strict=True):
             loop.call_at(0.0, lambda: None)  # wakes it
-            thread.join(10)
+            thread.join(40)
     assert sum(line.counts) == before + count
 
 
 def take_turns(line: Line) -> bool:
     """Whether each worker takes ten of fifty at least; of the next fifty where a busy machine lets one of them wait."""
-    for _ in range(5):
+    for _ in range(20):
         before = line.counts
         serve_one_by_one(line, 50)
         if min(now - then for now, then in zip(line.counts, before, strict=True)) >= 10:

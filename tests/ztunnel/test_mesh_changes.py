@@ -7,7 +7,7 @@ import pytest
 from tests.ztunnel.mesh_changes import Story
 from tests.ztunnel.world import World, world
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture

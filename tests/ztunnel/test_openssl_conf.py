@@ -31,7 +31,7 @@ def client_hello(conf: str) -> str:
     try:
         environment = os.environ | {"OPENSSL_CONF": f"/proc/self/fd/{fd}"}
         done = subprocess.run(
-            [sys.executable, "-c", HELLO], env=environment, pass_fds=[fd], capture_output=True, text=True, timeout=30
+            [sys.executable, "-c", HELLO], env=environment, pass_fds=[fd], capture_output=True, text=True, timeout=100
         )
         return done.stdout.strip()
     finally:
@@ -60,6 +60,6 @@ def test_a_proxy_keeps_the_policy_or_does_not_start() -> None:
         return
     done = subprocess.run(
         [sys.executable, "-m", "ztunnel", "--node", "n1"],
-        env=os.environ | {"COMPLIANCE_POLICY": "pqc"}, capture_output=True, text=True, timeout=30,
+        env=os.environ | {"COMPLIANCE_POLICY": "pqc"}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("weft-ztunnel: COMPLIANCE_POLICY='pqc': OpenSSL ")
