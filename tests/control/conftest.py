@@ -19,7 +19,12 @@ from google.protobuf.struct_pb2 import Struct
 
 from mesh.proto import certificate_pb2, certificate_pb2_grpc, control_pb2, control_pb2_grpc
 
-DEADLINE_S = 30
+DEADLINE_S = 100
+OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    # Of the control plane before on the same socket a shared pool may have a connection that has not noticed its end.
+    ("grpc.use_local_subchannel_pool", 1),
+]
 _LISTENING = re.compile(r"listening: address=(\S+) for=(node tokens|certificates)")
 
 
@@ -83,6 +88,7 @@ class ControlProcess:
         self.root_pem = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._channels: list[grpc.Channel] = []
+        self._streams: list[NodeStream] = []
 
     def start(self, *flags: str, ready: str = "control ready:") -> None:
         """Start, and wait until it says that it is ready."""
@@ -91,7 +97,7 @@ class ControlProcess:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.wait_for_log(ready)
-        channel = grpc.insecure_channel(f"unix:{self.run / 'control.sock'}", [("grpc.max_receive_message_length", 64 << 20)])
+        channel = grpc.insecure_channel(f"unix:{self.run / 'control.sock'}", OPTIONS)
         self._channels.append(channel)
         self.stub = control_pb2_grpc.ControlStub(channel)
 
@@ -104,7 +110,10 @@ class ControlProcess:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stop it as an init system would."""
+        """Stop it as an init system would; nothing is left of who spoke to it, nor a thread that waits for what to say."""
+        for stream in self._streams:
+            stream.close()
+        self._streams.clear()
         for channel in self._channels:
             channel.close()
         self._channels.clear()
@@ -151,8 +160,8 @@ class ControlProcess:
     def channel(self, purpose: str = "node tokens", key: bytes | None = None, chain: bytes | None = None) -> grpc.Channel:
         """A TLS channel that trusts control's root, with a client certificate where there is a key."""
         credentials = grpc.ssl_channel_credentials(self.root_pem.encode(), key, chain)
-        options = [("grpc.ssl_target_name_override", "weft-control"), ("grpc.max_receive_message_length", 64 << 20)]
-        channel = grpc.secure_channel(self.address(purpose), credentials, options)
+        named = ("grpc.ssl_target_name_override", "weft-control")
+        channel = grpc.secure_channel(self.address(purpose), credentials, [*OPTIONS, named])
         self._channels.append(channel)
         return channel
 
@@ -163,7 +172,8 @@ class ControlProcess:
         shown = self.tokens.get(node, "") if token is None else token
         metadata = [("authorization", f"Bearer {shown}")] if shown else []
         metadata += [("clusterid", cluster)] if cluster else []
-        return NodeStream(channel or self.channel(), node, metadata)
+        self._streams.append(NodeStream(channel or self.channel(), node, metadata))
+        return self._streams[-1]
 
     def certificate(
         self, request: certificate_pb2.IstioCertificateRequest, token: str, cluster: str | None = "Kubernetes"

@@ -23,6 +23,7 @@ from control.tokens import Tokens
 from control.workloads import MeshNames
 from mesh.manifests import parse
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from tests.control.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.unit
 
@@ -410,7 +411,7 @@ def test_what_the_database_does_not_take_is_written_again_and_again(tmp_path: Pa
             with refusing(store):
                 cluster.report("lab", pods(*names))
             assert cluster.unkept
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(DEADLINE_S):
                 while cluster.unkept:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
             assert {one.name for one in store.reports()} == set(names)

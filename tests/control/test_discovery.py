@@ -24,6 +24,7 @@ from control.tokens import Tokens
 from control.workloads import MeshNames
 from mesh.manifests import parse
 from mesh.resources import AUTHORIZATION_TYPE
+from tests.control.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +61,7 @@ async def serving(folder: Path) -> AsyncIterator[Opened]:
 
         def opened(node: str, *requests: DeltaDiscoveryRequest) -> Stream:
             metadata = (("authorization", bearers[node]), ("clusterid", "Kubernetes"))
-            stream: Stream = stub.DeltaAggregatedResources(staying(*requests), timeout=20, metadata=metadata)
+            stream: Stream = stub.DeltaAggregatedResources(staying(*requests), timeout=DEADLINE_S, metadata=metadata)
             return stream
 
         yield opened
@@ -84,7 +85,7 @@ def test_a_node_has_so_many_streams_and_takes_none_of_anothers(tmp_path: Path, m
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             streams.append(await served(opened, "n2"))
             streams.pop(0).cancel()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE_S):
                 while len(streams) < 3:
                     try:
                         streams.append(await served(opened, "n1"))

@@ -102,7 +102,6 @@ def test_a_file_that_is_away_while_it_is_to_be_read_is_read_when_it_is_back(
     assert folder.read() is None
 
 
-@pytest.mark.timeout(30)
 def test_what_is_no_file_is_named_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")

@@ -10,6 +10,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 from control.answer import Content, Contents, to_wire
 from mesh.delta import Resource, Response
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
+from tests.control.conftest import DEADLINE_S
 from tests.control.test_server import NODES, UID_0, WEB, WEB_0, WEB_KEY
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
@@ -76,7 +77,7 @@ def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, ev
         endpoint = Endpoint(control.address(), control.root_pem.encode(), token, "Kubernetes")
         node = NodeMetadata("ztunnel", "ztunnel-n1", "weft", "10.0.0.1", "n1", "Kubernetes")
         client = XdsClient(endpoint, node, [ADDRESS_TYPE, AUTHORIZATION_TYPE], take, None, [ADDRESS_TYPE], answers.update)
-        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             running = tasks.create_task(client.run())
             await eventually(lambda: client.ready)
             assert set(seen) == {UID_0} and policies == ["istio-system/istio_converted_static_strict"]
@@ -96,7 +97,9 @@ def test_a_node_is_told_of_its_own_pods_and_of_what_it_asks_for(control: Any, ev
             client.demand(ADDRESS_TYPE, [WEB_KEY])
             await eventually(lambda: WEB_KEY in answers)
             service = decode_address(seen[WEB_KEY])
-            client.demand(ADDRESS_TYPE, [f"/{service.vips[0].address}"])  # type: ignore[union-attr]
+            vip = f"/{service.vips[0].address}"  # type: ignore[union-attr]
+            client.demand(ADDRESS_TYPE, [vip])
+            await eventually(lambda: vip in answers)
             await asyncio.to_thread(control.report, WEB_0)
             await eventually(lambda: set(seen) == {UID_0, WEB_KEY})
             running.cancel()

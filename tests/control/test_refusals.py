@@ -13,7 +13,7 @@ from control import refusals
 from control.refusals import ALL_AT_ONCE, AT_ONCE, Refusals
 from mesh.proto import certificate_pb2
 from mesh.resources import ADDRESS_TYPE
-from tests.control.conftest import ControlProcess
+from tests.control.conftest import DEADLINE_S, ControlProcess
 
 pytestmark = pytest.mark.unit
 
@@ -83,7 +83,7 @@ def test_what_is_held_back_is_told_when_its_time_is_over_and_then_it_begins_anew
             caplog.clear()
             for _ in range(AT_ONCE + 3):
                 told.tell("xds", "ipv4:10.0.0.9:1", "no valid node token")
-            await asyncio.wait_for(ended.wait(), 20)
+            await asyncio.wait_for(ended.wait(), DEADLINE_S)
             ended.clear()
             assert len(caplog.messages) == AT_ONCE + 1 and "repeated=3:" in caplog.messages[-1]
 
@@ -101,7 +101,7 @@ def test_whoever_knocks_at_the_port_writes_little_into_the_log(new_control: Call
     control.token("n1")
     for purpose in ("node tokens", "certificates"):
         host, _, port = control.address(purpose).rpartition(":")
-        with socket.create_connection((host, int(port)), 20) as stranger:
+        with socket.create_connection((host, int(port)), DEADLINE_S) as stranger:
             stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
             while stranger.recv(1024):
                 pass

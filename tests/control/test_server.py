@@ -18,6 +18,7 @@ from mesh.proto import control_pb2
 from mesh.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, decode_address
 from mesh.version import VERSION
 from mesh.workload import Service, TunnelProtocol, Workload
+from tests.control.conftest import DEADLINE_S
 from tests.lab import world
 from wire.grpc_tls import Endpoint
 from wire.xds import NodeMetadata, Update, XdsClient
@@ -208,7 +209,7 @@ def test_the_meshs_own_client(control: Any, tmp_path: Any, eventually: Any) -> N
     async def follow() -> None:
         node = NodeMetadata("ztunnel", "ztunnel-n1", "weft", "10.0.0.1", "n1", "Kubernetes")
         client = XdsClient(endpoint, node, [ADDRESS_TYPE, AUTHORIZATION_TYPE], take)
-        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             running = tasks.create_task(client.run())
             await eventually(lambda: client.ready)
             assert set(seen) == {UID_0, WEB_KEY}
@@ -257,7 +258,7 @@ def test_who_may_not_listen(
     control.apply(NODES)
     control.token("n1")
     stream = control.stream("n1", token=token)
-    stream.send(request_fields.pop("type_url", ADDRESS_TYPE), **request_fields)
+    stream.send(**{"type_url": ADDRESS_TYPE} | request_fields)
     assert stream.status() == (code, reason)
     assert not control.status().nodes
     other = open_stream(control)
@@ -456,7 +457,8 @@ def test_resources_are_described_with_the_users_object(control: Any) -> None:
 
     def described(kind: str) -> list[Any]:
         return [
-            json.loads(one) for one in control.stub.Describe(control_pb2.DescribeRequest(kind=kind), timeout=30).resources_json
+            json.loads(one)
+            for one in control.stub.Describe(control_pb2.DescribeRequest(kind=kind), timeout=DEADLINE_S).resources_json
         ]
 
     [workload] = described("workloads")
@@ -485,14 +487,14 @@ def test_manifests_in_one_file(new_control: Callable[[], Any], tmp_path: Any) ->
 def test_a_second_control_plane_is_refused(control: Any, tmp_path: Any) -> None:
     command = [sys.executable, "-m", "control", "--listen", control.address()]
     environment = {"WEFT_RUN_DIR": str(control.run), "WEFT_STATE_DIR": str(control.state)}
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert second.returncode == 1 and "another weft-control" in second.stderr
     environment = {"WEFT_RUN_DIR": str(tmp_path / "run"), "WEFT_STATE_DIR": str(tmp_path / "state")}
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert second.returncode == 1 and f"cannot listen on {control.address()}" in second.stderr
     environment["WEFT_RUN_DIR"] = str(control.run)
     second = subprocess.run(
-        [*command[:-1], "127.0.0.1:0"], env=environment, capture_output=True, text=True, timeout=30, check=False
+        [*command[:-1], "127.0.0.1:0"], env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
     assert second.returncode == 1 and "another process serves on" in second.stderr
     assert control.status().revision == 1, "the first one never noticed"

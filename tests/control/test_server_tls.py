@@ -11,6 +11,7 @@ import pytest
 from control.server import NODE_OPTIONS
 from control.server_tls import SERVER_LIFETIME_S, ServerCertificate
 from control.trust import Trust
+from tests.control.conftest import DEADLINE_S
 from tests.control.test_trust import Clock, make
 
 pytestmark = pytest.mark.unit
@@ -56,7 +57,7 @@ async def silent_stranger(certificate: ServerCertificate) -> bytes:
     port = server.add_secure_port("127.0.0.1:0", certificate.credentials(require_client_certificate=False))
     await server.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         heard = await reader.read()
     writer.close()
     await server.stop(None)

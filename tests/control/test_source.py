@@ -22,6 +22,7 @@ from control.tokens import Tokens
 from control.workloads import MeshNames, mesh_workload
 from mesh.manifests import ManifestSet, Node, Object, Pod
 from mesh.workload import Workload
+from tests.control.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.unit
 
@@ -284,7 +285,7 @@ def test_a_change_whose_asker_goes_away_is_written_whole_before_anybody_looks(
 
     def slowly(writes: Mapping[str, str | None]) -> None:
         begun.set()
-        assert let.wait(30)
+        assert let.wait(DEADLINE_S)
         write(writes)
         order.append("written")
 
@@ -295,7 +296,7 @@ def test_a_change_whose_asker_goes_away_is_written_whole_before_anybody_looks(
     async def scenario() -> None:
         monkeypatch.setattr(world.source._folder, "write", slowly)
         applying = asyncio.create_task(world.source.apply({"given.yaml": NODE}, False))
-        await asyncio.to_thread(begun.wait, 30)
+        assert await asyncio.to_thread(begun.wait, DEADLINE_S)
         monkeypatch.setattr(world.source._folder, "read", look)
         applying.cancel()
         await asyncio.gather(applying, return_exceptions=True)
@@ -382,7 +383,7 @@ def test_what_changes_on_disk_is_followed(world: World) -> None:
                 changed.clear()
         following.cancel()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
 
 
 @pytest.mark.parametrize("where", ["control.folder.Folder._list", "control.examination.check_references"])
@@ -601,4 +602,4 @@ def test_a_mistake_of_ours_does_not_end_the_following(world: World, monkeypatch:
         assert not following.done() and "Service demo/one" in world.cluster.objects
         following.cancel()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))

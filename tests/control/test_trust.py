@@ -7,6 +7,7 @@ import pytest
 
 from control.rotation import ROTATE_BEFORE, Phase
 from control.trust import Trust
+from tests.control.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +61,7 @@ def test_a_rotation_that_is_asked_for_moves_on_while_control_runs(tmp_path: Path
         with pytest.raises(ValueError, match="an overlap of 15552001 s"):
             trust.rotate(180 * DAY_S + 1)
         trust.rotate(1)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while trust.roots.crossed == () or trust.roots.phase is not Phase.STEADY:  # noqa: ASYNC110  as it is asked
                 await asyncio.sleep(0.01)
         running.cancel()
