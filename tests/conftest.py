@@ -1,10 +1,11 @@
 """What tests of several folders stand on: a certificate authority of their own, a way to wait, and whether peers are there."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
@@ -57,6 +58,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"peer tests: {count} not run: {PEER} names no ztunnel binary (with one: make peer {PEER}=PATH)", yellow=True
         )
+
+
+def _is_of_this_test(record: logging.LogRecord) -> bool:
+    left = ("Task was destroyed", "Task exception was never retrieved", "Future exception was never retrieved")
+    return record.name != "asyncio" or not record.getMessage().startswith(left)
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What is logged, but for what asyncio says of another test's garbage when the collector comes to it."""
+    caplog.handler.addFilter(_is_of_this_test)
+    yield caplog
+    caplog.handler.removeFilter(_is_of_this_test)
 
 
 class Authority:
