@@ -1,6 +1,6 @@
 # Two commands do everything, as root, on a fresh Debian 12 or 13 machine: `make demo` and `make test`.
 PYTHON := .venv/bin/python
-.PHONY: setup demo down test check unit kernel lab peer fuzz soak bench bench-hostile image clean
+.PHONY: setup demo down test check unit kernel lab peer fuzz soak shake bench bench-hostile image clean
 
 setup:
 	@./setup.sh run
@@ -12,7 +12,7 @@ down: setup
 	@.venv/bin/weft lab down
 
 test: check
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m tests.suite
 
 check:
 	@./setup.sh run test
@@ -38,6 +38,13 @@ soak:
 	@./setup.sh run test
 	$(PYTHON) -m tests.ztunnel.schedules --seconds $(SECONDS) --seed $(SEED)
 	$(PYTHON) -m tests.ztunnel.mesh_changes --seconds $(SECONDS) --seed $(SEED)
+
+# Tests that depend on which thread or process comes first: each has TURNS turns while random ones of them stand still.
+TURNS := 10
+TESTS := tests/wire
+shake:
+	@./setup.sh run test
+	$(PYTHON) -m tests.shaken --turns $(TURNS) $(TESTS)
 
 # IMAGE=1: weft's processes run from the node image's root file system.
 bench:
