@@ -95,7 +95,7 @@ os.execv("/bin/sh", ["sh", "-ec", '''
         env={"PYTHONPATH": str(SOURCE_ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ print(sorted(os.listdir("/")), os.listdir("{scratch}/late"))
         env={"PYTHONPATH": str(SOURCE_ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -19,12 +19,12 @@ def test_cancelling_waits_for_the_step() -> None:
 
     def step() -> None:
         entered.set()
-        go_on.wait(10)
+        go_on.wait(60)
         ended.set()
 
     async def scenario() -> None:
         task = asyncio.create_task(to_its_end(step))
-        await asyncio.to_thread(entered.wait, 10)
+        await asyncio.to_thread(entered.wait, 60)
         task.cancel()
         await asyncio.wait([task], timeout=0.05)
         assert not task.done()

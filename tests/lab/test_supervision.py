@@ -88,10 +88,11 @@ def test_a_successor_whose_predecessor_dies_before_it_is_ready_is_the_only_one(
 ) -> None:
     async def scenario(program: Program) -> None:
         first = program.state.pid
+        living = {first}
 
         async def unready(pid: int) -> str:
-            if program.state.pid == first:
-                os.kill(first, signal.SIGKILL)
+            if living:  # once: it is called again while nobody has been told of the end yet
+                os.kill(living.pop(), signal.SIGKILL)
             return "" if program.state.pid == pid and not program.state.reason else "it is not waited for yet"
 
         _, successor = await program.replace(unready)
@@ -110,6 +111,8 @@ def test_who_drains_outlives_its_successors_death(group: Path, tmp_path: Path, e
         return ""
 
     async def scenario(program: Program) -> None:
+        running = Path(f"/proc/{program.state.pid}/comm")
+        await eventually(lambda: running.read_text() == "sleep\n")  # until then `env` itself would hear the signal
         drains, successor = await program.replace(ready)
         os.kill(successor, signal.SIGKILL)
         await eventually(lambda: program.state.pid not in (0, successor))
