@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench.accounts import started_s
 from lab.process import listener_of, popen
 from tests.frozen import frozen
 from tests.lab.puppet import ARGV, Puppet
@@ -104,6 +103,19 @@ class Mesh(World):
             puppet.end()
         super().__exit__(kind, error, trace)
 
+    def up(self, *what: Any, **how: Any) -> dict[str, Any]:
+        """As any lab's; and each data worker has heard all that its supervisor has acknowledged."""
+        status = super().up(*what, **how)
+        for node in status["nodes"]:
+            if "ztunnel" in node["programs"]:
+                eventually(lambda name=node["name"]: self._workers_answer(name))  # type: ignore[misc]
+        return status
+
+    def _workers_answer(self, node: str) -> bool:
+        """In turn: what they were told before they have taken in. A foreign proxy cannot be asked so."""
+        reply = asyncio.run(request(self.layout.places.node(node).admin_socket, "GET", "/connections"))
+        return reply.status == 404 or (bool(reply.check()) and "silent-workers" not in reply.headers)
+
     def puppet(self, name: str) -> Puppet:
         """The puppet in pod `shop/NAME`."""
         return self._puppet(name, lambda: popen(self.join(f"shop/{name}", ARGV), **OPTIONS))
@@ -133,16 +145,6 @@ class Mesh(World):
     def program(self, node: str, part: str) -> int:
         """The pid of a node's `agent` or `ztunnel`; 0 while it does not run."""
         return int(next(one for one in self.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
-
-    def supervisors(self, node: str) -> list[int]:
-        """The supervisors of a node's proxies: two while one takes over from the other. By age: a worker looks like its
-        supervisor until it is executed."""
-        found = []
-        for pid in self.processes(node, "ztunnel"):
-            with suppress(OSError):  # gone meanwhile
-                if b"ztunnel.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append((started_s(pid), pid))
-        return [pid for _, pid in sorted(found)]
 
     def config_dump(self, node: str) -> Any:
         """What a node's proxy knows."""

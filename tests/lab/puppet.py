@@ -16,6 +16,7 @@ from tests.lab.world import eventually
 PROGRAM = Path(__file__).with_name("inside.py").read_text()
 ARGV = ("python3", "-u", "-c", PROGRAM)
 _GRACE_S = 5.0
+_PATIENCE_S = 40.0
 
 
 class Puppet:
@@ -65,17 +66,17 @@ class Puppet:
         """Answer on a port for the rest of the process's life."""
         self.do("echo", port)
 
-    def connect(self, host: str, port: int, timeout_s: float = 10.0) -> "Wire":
+    def connect(self, host: str, port: int, timeout_s: float = _PATIENCE_S) -> "Wire":
         """A connection from there. Raises: OSError as over there."""
         return Wire(self, self.do("connect", host, port, timeout_s))
 
-    def ask(self, host: str, port: int, text: str = "ping", patience_s: float = 10.0) -> str:
+    def ask(self, host: str, port: int, text: str = "ping", patience_s: float = _PATIENCE_S) -> str:
         """A new connection to an echo, one question, its answer (short when it ended before). Raises: OSError."""
         with self.connect(host, port, patience_s) as wire:
             wire.send(text)
             return wire.receive(len(text), patience_s)
 
-    def fate(self, host: str, port: int, text: str = "ping", patience_s: float = 10.0) -> str:
+    def fate(self, host: str, port: int, text: str = "ping", patience_s: float = 15.0) -> str:
         """What becomes of a new connection to an echo: `answered`, `refused`, `reset`, `end` or `silent`.
 
         A connection that is reset may say so inside connect() as well as later: both are `reset`.
@@ -111,7 +112,7 @@ class Listener:
     puppet: Puppet
     number: int
 
-    def accept(self, timeout_s: float = 10.0) -> "Wire":
+    def accept(self, timeout_s: float = _PATIENCE_S) -> "Wire":
         """Its next connection. Raises: TimeoutError."""
         return Wire(self.puppet, self.puppet.do("accept", self.number, timeout_s))
 
@@ -133,7 +134,7 @@ class Wire:
         """Send all of it."""
         self.puppet.do("send", self.number, text)
 
-    def receive(self, size: int, timeout_s: float = 10.0) -> str:
+    def receive(self, size: int, timeout_s: float = _PATIENCE_S) -> str:
         """Exactly `size` characters, or fewer at the end."""
         return str(self.puppet.do("receive", self.number, size, timeout_s))
 
@@ -142,7 +143,7 @@ class Wire:
         self.send(text)
         return self.receive(len(text)) == text
 
-    def ended(self, timeout_s: float = 10.0) -> str:
+    def ended(self, timeout_s: float = _PATIENCE_S) -> str:
         """Wait for its end: `end` when it was in order, `reset` otherwise. Raises: TimeoutError when it lives on."""
         try:
             return "more" if self.receive(1, timeout_s) else "end"

@@ -15,7 +15,7 @@ from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, authentication, pod
 from tests.lab.puppet import Puppet, Wire
 from tests.lab.world import eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 OTHER_PORT = 7001
 OLDER = pod("older", "a", ", istio.io/dataplane-mode: none")
@@ -91,13 +91,23 @@ def test_strict_ends_live_plain_connections_and_no_others(mesh: Mesh, client: Pu
 def test_a_new_denial_ends_its_streams_while_others_of_the_same_tunnel_live_on(mesh: Mesh, client: Puppet, to: str) -> None:
     allowed = [wire for _ in range(3) for wire in open_wires(mesh, client, to)]
     doomed = [wire for _ in range(3) for wire in open_wires(mesh, client, to, OTHER_PORT)]
-    before = tunnels(mesh, to)
-    assert any(ports == {ECHO_PORT, OTHER_PORT} for ports in before.values()), before
+    before: dict[str, set[int]] = {}
+
+    def one_carries_both() -> bool:
+        """Not at once: which worker takes a connection depends on who is busy, and each has a tunnel of its own."""
+        before.update(tunnels(mesh, to))
+        if {ECHO_PORT, OTHER_PORT} in before.values():
+            return True
+        allowed.extend(open_wires(mesh, client, to))
+        doomed.extend(open_wires(mesh, client, to, OTHER_PORT))
+        return False
+
+    eventually(one_carries_both)
     with mesh.having(DENIAL):
         assert {wire.ended() for wire in doomed} == {"reset"}
         assert all(wire.says("still here") for wire in allowed)
-        eventually(lambda: set().union(*tunnels(mesh, to).values()) == {ECHO_PORT})
-        assert tunnels(mesh, to).keys() <= before.keys(), "no tunnel was broken to end a stream"
+        after = eventually(lambda: found if set().union(*(found := tunnels(mesh, to)).values()) == {ECHO_PORT} else {})
+        assert after.keys() <= before.keys(), "no tunnel was broken to end a stream"
         eventually(lambda: client.fate(mesh.address(to), OTHER_PORT) == "reset")
         mesh.await_flow("AuthorizationPolicy shop/no-other-port", "--verdict", "DROPPED", "--to-pod", f"shop/{to}")
     eventually(lambda: client.fate(mesh.address(to), OTHER_PORT) == "answered")
@@ -153,8 +163,12 @@ def test_a_pod_without_its_label_is_out_of_the_mesh_and_back_with_it(mesh: Mesh)
         assert wire.ended() in ("end", "reset"), "the proxy lets go of a pod that leaves"
         assert older.fate(far, ECHO_PORT) in ("refused", "reset")
     eventually(lambda: older.fate(far, ECHO_PORT) == "answered")
-    status = json.loads(mesh.weft("status", "--node", "a", "-o", "json"))
-    assert "older" not in [one["name"] for node in status["nodes"] for one in node["agent"]["pods"]]
+
+    def agents_pods() -> list[str]:
+        status = json.loads(mesh.weft("status", "--node", "a", "-o", "json"))
+        return [one["name"] for node in status["nodes"] for one in node["agent"]["pods"]]
+
+    assert "older" not in eventually(agents_pods)  # an agent that is busy may not answer at once
 
 
 def test_a_pod_that_is_written_anew_under_another_account_is_reached_as_that(mesh: Mesh, client: Puppet) -> None:

@@ -23,6 +23,7 @@ from lab.launch import Launch
 from lab.layout import Layout, netns_path
 from lab.node import program_environment
 from lab.process import popen
+from wire.http_messages import HttpError
 from wire.places import Places
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ def unique_layout() -> Layout:
 
 
 def eventually(check: Callable[[], T], timeout_s: float = 40.0) -> T:
-    """What `check` returns once it is true (or returns None, raising neither AssertionError nor LookupError nor OSError).
+    """What `check` returns once it is true, or None; until then it may raise AssertionError, LookupError, OSError, HttpError.
 
     Raises: AssertionError with its newest value when the time is up.
     """
@@ -48,7 +49,7 @@ def eventually(check: Callable[[], T], timeout_s: float = 40.0) -> T:
             if value or value is None:
                 return value
             problem = AssertionError(f"still {value!r} after {timeout_s:g} s")
-        except (AssertionError, LookupError, OSError) as error:  # the latter: of who is about to listen, or refuses still
+        except (AssertionError, LookupError, OSError, HttpError) as error:  # the latter: of who begins, or ends, just now
             problem = AssertionError(repr(error))
         if time.monotonic() > until:
             raise problem
@@ -108,7 +109,7 @@ class World(Lab):
                 return dict(pod)
         raise KeyError(key)
 
-    def output(self, pod: str, *argv: str, timeout_s: float = 30.0) -> str:
+    def output(self, pod: str, *argv: str, timeout_s: float = 100.0) -> str:
         """What a program prints that succeeds inside a pod.
 
         Raises: AssertionError with what it said when it fails.
