@@ -136,7 +136,7 @@ def test_programs_are_asked_to_end_and_those_that_cannot_hear_are_not_waited_for
             world.apply(pod("polite", "[sleep, infinity]", grace))
             assert "1234" in log.read()
         world.apply(pod("polite", "[sleep, '99999']", grace))
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 60, "the second one's time of grace"
 
 
 def test_what_cannot_be_is_refused_and_named(world: World) -> None:
@@ -168,7 +168,7 @@ def test_a_lab_that_shares_a_part_of_its_names_is_neither_brought_up_nor_removed
             with pytest.raises(LabError, match=f"another lab is up .WEFT_PREFIX={own.prefix} WEFT_RUN_DIR={own.run} "):
                 touch(other)
         assert not elsewhere.exists()
-    assert not world.status()["unready"]
+    eventually(lambda: not world.status()["unready"])
 
 
 def test_the_next_daemon_adopts_what_runs(world: World) -> None:
@@ -241,8 +241,12 @@ def test_the_next_daemon_does_not_run_again_what_came_to_its_end(world: World) -
         os.kill(daemon_pid(world), signal.SIGKILL)
         eventually(lambda: not world.running())
         os.kill(before, signal.SIGKILL)
-        with pytest.raises(LabError, match="Pod shop/ended: container c: ended with code 4"):
-            world.up({"x": BASE}, mesh=False, timeout_s=6)
+
+        def told() -> None:
+            with pytest.raises(LabError, match="Pod shop/ended: container c: ended with code 4"):
+                world.up({"x": BASE}, mesh=False, timeout_s=0.3)
+
+        eventually(told)  # a daemon that has just begun knows less
         eventually(lambda: world.pod("shop/missed")["phase"] == "Failed")
         assert world.pod("shop/missed")["reason"] == "container c: ended, its exit code unknown"
         for name in ("ended", "missed"):
@@ -335,7 +339,7 @@ def test_down_touches_no_lab_whose_name_begins_the_same() -> None:
         teardown.remove(shorter)
         assert keyring.read(key) == b"sealed"
         assert netns.exists(longer.node_netns("a")) and netns.exists(longer.fabric_netns)
-        assert other.status()["unready"] == []
+        eventually(lambda: other.status()["unready"] == [])
 
 
 def test_up_again_changes_nothing() -> None:

@@ -15,6 +15,7 @@ from tests.lab.host import BASE, pod
 from tests.lab.test_mesh import NAMESPACE, REFUSED, program
 from tests.lab.world import World, eventually
 from wire.http_client import request
+from wire.http_messages import HttpError
 from wire.netns import entered, open_home
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
@@ -68,7 +69,7 @@ def state_of(world: World, name: str) -> tuple[str, str]:
 def node_is_ready(world: World) -> bool:
     try:
         answer = asyncio.run(request(world.layout.places.node("a").admin_socket, "GET", "/healthz/ready", timeout_s=20))
-    except OSError:
+    except (OSError, HttpError):
         return False
     return answer.status == 200
 
@@ -90,22 +91,30 @@ def address_of(world: World, name: str) -> str:
 def take(world: World, name: str, port: int) -> socket.socket:
     with inside(world, name):
         sock = socket.socket(socket.AF_INET6)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what the proxy had there may be in TIME_WAIT
-    sock.bind(("::", port))
-    sock.listen()
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what the proxy had there may be in TIME_WAIT
+        sock.bind(("::", port))
+        sock.listen()
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
 @pytest.mark.parametrize("port", [15008, 15006, 15001])
 def test_a_pod_that_holds_a_port_of_the_proxy_is_refused_reported_and_tried_again(world: World, port: int) -> None:
     try:
-        with take(world, "taken", port):
+        with eventually(lambda: take(world, "taken", port)):  # a worker may not have closed its listener yet
             world.apply(server("taken", True), wait=False)
-            eventually(lambda: state_of(world, "taken")[0] == "pending")
-            reason = state_of(world, "taken")[1]
-            assert f"failure to start proxy : Bind([::]:{port}, Os {{ code: 98, kind: AddrInUse" in reason
-            assert f"a process of the pod holds port {port}, which is the proxy's: have it listen elsewhere" in reason
-            assert [one for one in agent_status(world).problems if "pod shop/taken is pending: " in one and reason in one]
+
+            def refused() -> None:
+                state, reason = state_of(world, "taken")
+                assert state == "pending", state
+                assert f"failure to start proxy : Bind([::]:{port}, Os {{ code: 98, kind: AddrInUse" in reason
+                assert f"a process of the pod holds port {port}, which is the proxy's: have it listen elsewhere" in reason
+                assert [one for one in agent_status(world).problems if "pod shop/taken is pending: " in one and reason in one]
+
+            eventually(refused)  # before its first answer it is pending, too
             assert ask(world, "client", "taken") != 0 and ask(world, "outsider", "taken") in REFUSED
             assert ask(world, "outsider", "taken", port) in REFUSED, "nobody reaches what holds the port"
             assert world.run("shop/taken", "curl", "-sS", "-m", "5", address_of(world, "good")).returncode != 0

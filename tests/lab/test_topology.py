@@ -117,31 +117,40 @@ def test_node_processes_and_host_network_pods_use_services_too(world: World) -> 
     vip = world.output("team/host", "getent", "ahostsv4", "web").split()[0]
     assert fetch(world, "team/host", f"http://{vip}/").startswith("web-")
     with world.on_node("north", ["curl", "-sS", "-m", "20", f"http://{vip}/"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.communicate(timeout=30)[0].startswith("web-")
+        assert process.communicate(timeout=60)[0].startswith("web-")
     assert (
         world.pod("team/host")["addresses"]
         == next(one for one in world.status()["nodes"] if one["name"] == "south")["addresses"]
     )
 
 
-def quickest_failure(world: World, url: str, code: int) -> float:
-    """Seconds until curl ends with this code: the best of three, as others use this machine too."""
-
-    def once() -> float:
-        done = world.run("team/client-0", "curl", "-sS", "-m", "20", "-w", "%{time_total}", url)
-        assert done.returncode == code, done
-        return float(done.stdout)
-
-    return min(once() for _ in range(3))
+def syns_sent_again(world: World) -> int:
+    """By the pod since it began."""
+    lines = world.output("team/client-0", "cat", "/proc/net/netstat").splitlines()
+    names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+    return int(values[names.index("TCPSynRetrans")])
 
 
 @pytest.mark.parametrize("url", ["http://nobody/", "http://web:81/", "http://10.200.0.1/"])
 def test_what_leads_nowhere_fails_at_once(world: World, url: str) -> None:
-    assert quickest_failure(world, url, 7) < 0.9, "before a SYN is sent again"
+    def answered() -> bool:
+        before = syns_sent_again(world)
+        done = world.run("team/client-0", "curl", "-sS", "-m", "20", url)
+        assert done.returncode == 7, done
+        return syns_sent_again(world) == before
+
+    assert any(answered() for _ in range(3)), "before a SYN is sent again, which takes a second"
 
 
 def test_an_unknown_name_fails_at_once(world: World) -> None:
-    assert quickest_failure(world, "http://nosuch.example/", 6) < 1
+    """Else the resolver waits for a second, four times: with each domain that it appends, and without."""
+
+    def took_s() -> float:
+        done = world.run("team/client-0", "curl", "-sS", "-m", "20", "-w", "%{time_total}", "http://nosuch.example/")
+        assert done.returncode == 6, done
+        return float(done.stdout)
+
+    assert min(took_s() for _ in range(3)) < 4
 
 
 def test_a_headless_service_names_its_pods(world: World) -> None:
@@ -207,7 +216,7 @@ def test_exit_codes_and_streams_pass_through(world: World) -> None:
     assert (missing.returncode, missing.stderr) == (127, reason)
     process = world.popen("team/client-0", ["wc", "-c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
-        assert process.communicate(b"x" * 100_000, timeout=10)[0].strip() == b"100000"
+        assert process.communicate(b"x" * 100_000, timeout=60)[0].strip() == b"100000"
 
 
 def test_exec_takes_its_options_in_kubectls_order_too(world: World) -> None:
@@ -216,7 +225,7 @@ def test_exec_takes_its_options_in_kubectls_order_too(world: World) -> None:
     command = [sys.executable, "-m", "cli.main", "lab", "exec"]
 
     def run(*words: str) -> tuple[int, str]:
-        found = subprocess.run([*command, *words], env=os.environ | folders, capture_output=True, text=True, timeout=30)
+        found = subprocess.run([*command, *words], env=os.environ | folders, capture_output=True, text=True, timeout=60)
         return found.returncode, found.stdout + found.stderr
 
     name = world.pod("team/client-0")["containers"][0]["name"]
