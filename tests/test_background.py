@@ -16,6 +16,6 @@ def test_programs_hear_the_signals_that_the_run_itself_ignores() -> None:
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=115,
     )
     assert run.returncode == 0, run.stdout

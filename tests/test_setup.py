@@ -62,7 +62,7 @@ def test_a_killed_set_up_leaves_no_rule_that_keeps_servers_from_starting(tmp_pat
         assert run.stdout is not None
         while (line := run.stdout.readline()) != "installing\n":
             assert line
-        out, _ = run.communicate("go\n", timeout=60)
+        out, _ = run.communicate("go\n", timeout=110)
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
@@ -105,6 +105,6 @@ def test_headers_are_those_of_the_running_kernel_where_debian_has_them(tmp_path:
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
     )
     assert run.stdout.split()[-1] == installed, run

@@ -16,7 +16,8 @@ MAX_MESSAGE_BYTES = 200 << 20
 MAX_ROOT_BYTES = 4 << 20
 _PEM = b"-----BEGIN CERTIFICATE-----"
 _KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
-_RECONNECT_MS = 100
+_RECONNECT_MS, _CONNECT_MS = 100, 5_000
+"""Between two connection attempts, and for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Endpoint:
             # The caller paces its attempts; a pool shared with an earlier channel would add that one's backoff.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),
-            ("grpc.min_reconnect_backoff_ms", 5_000),  # also the bound of one connection attempt
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
             ("grpc.enable_http_proxy", 0),
         ]
         if self.server_name and attempt % 2 == 0:

@@ -32,12 +32,12 @@ sys.stdin.read()"""
 
 
 def test_cpu_of_another_process() -> None:
+    machine = machine_cpu_s()  # before it begins, which may be before it is known here
     with subprocess.Popen([sys.executable, "-c", _BUSY], stdin=-1, stdout=-1) as process:
         assert process.stdout is not None
-        machine = machine_cpu_s()
         process.stdout.readline()
         used = cpu_s([process.pid])
-        assert 0.2 <= used < 1
+        assert 0.2 <= used < 2
         assert machine_cpu_s() - machine >= 0.15
         process.kill()
     assert cpu_s([process.pid]) == 0.0  # gone: counts nothing
@@ -77,8 +77,9 @@ def test_listeners_and_starts_are_seen() -> None:
         port = sock.getsockname()[1]
         assert listens(os.getpid(), port)
     assert not listens(os.getpid(), port)
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
     with subprocess.Popen(["sleep", "60"]) as process:
-        assert abs(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s(process.pid)) < 5
+        assert before - 0.02 < started_s(process.pid) < time.clock_gettime(time.CLOCK_BOOTTIME) + 0.02
         assert parent(process.pid) == os.getpid()
         kill(process.pid)
         process.wait()

@@ -44,11 +44,11 @@ def _stopped(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     process.send_signal(signal.SIGCONT)
 
 
-def _requests_wait(port: int) -> bool:
-    """Whether bytes came for who listens at a port, who has not read them."""
+def _unread_bytes(port: int) -> int:
+    """How many came for who listens at a port, who has not read them."""
     tables = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
     rows = [row.split() for row in tables.splitlines()]
-    return any(row[1].endswith(f":{port:04X}") and row[3] == "01" and not row[4].endswith(":00000000") for row in rows)
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def server() -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
 def client(server: tuple[int, Any]) -> Iterator[_Client]:
     with subprocess.Popen([sys.executable, str(_LOAD)], stdin=-1, stdout=-1, text=True) as process:
         client = _Client(process, server[0])
-        client("until", refused=False, seconds=10)
+        client("until", refused=False, seconds=60)
         assert client.read()["at_s"] > 0  # the server is up
         yield client
         process.kill()
@@ -72,14 +72,17 @@ def client(server: tuple[int, Any]) -> Iterator[_Client]:
 @pytest.mark.parametrize("connections", [1, 32])
 @pytest.mark.parametrize("size", [64, 3000])
 def test_round_trips(client: _Client, connections: int, size: int) -> None:
-    client.send("round_trips", connections=connections, seconds=0.3, size=size)
-    assert client.read()["started_s"] > 0
-    found = client.read()
-    assert found["count"] == pytest.approx(found["per_s"] * found["seconds"])
-    assert 0.29 < found["seconds"] < 10
-    assert 0 < found["p50_us"] <= found["p99_us"] <= found["max_us"]
-    # Closed loop: every connection has exactly one request in flight.
-    assert found["p50_us"] * found["per_s"] / 1e6 < connections * 1.5
+    def in_flight() -> float:
+        client.send("round_trips", connections=connections, seconds=0.3, size=size)
+        assert client.read()["started_s"] > 0
+        found = client.read()
+        assert found["count"] == pytest.approx(found["per_s"] * found["seconds"])
+        assert 0.29 < found["seconds"] < 60
+        assert 0 < found["p50_us"] <= found["p99_us"] <= found["max_us"]
+        return float(found["p50_us"] * found["per_s"] / 1e6)
+
+    # Closed loop: every connection has exactly one request in flight. More, for as long as the machine stands still.
+    assert any(in_flight() < connections * 1.5 for _ in range(5))
 
 
 def test_connect_and_request(client: _Client) -> None:
@@ -95,14 +98,17 @@ def test_bulk_each_way(client: _Client, size: int, connections: int) -> None:
 
 
 def test_a_fixed_rate_counts_from_the_moment_a_request_was_due(client: _Client, server: tuple[int, Any]) -> None:
-    found = min((client("paced", rate=1000, connections=4, seconds=0.3) for _ in range(3)), key=lambda one: one["p50_us"])
-    assert found["count"] == pytest.approx(300, abs=3) and found["p50_us"] < 90_000, "unless the machine stands still as well"
+    def is_prompt() -> bool:
+        found = client("paced", rate=1000, connections=4, seconds=0.3)
+        assert found["count"] == pytest.approx(300, abs=3)
+        return bool(found["p50_us"] < 90_000)
+
+    assert any(is_prompt() for _ in range(10)), "unless the machine stands still as well"
     # A server that stands still for a while: what was due meanwhile waited, although it was sent late or answered at once.
     with _stopped(server[1]):
         client.send("paced", rate=1000, connections=4, seconds=0.4)
-        while not _requests_wait(server[0]):
+        while _unread_bytes(server[0]) < 450 * 64:  # what is due in 0.45 s, 0.3 s of it while it warms up
             time.sleep(0.001)
-        time.sleep(0.5)  # 0.3 s of it while it warms up
     found = client.read()
     assert found["count"] == pytest.approx(400, abs=3)
     assert found["max_us"] > 90_000 and found["p99_us"] > 50_000
@@ -119,15 +125,18 @@ def test_a_flood_beside_others(client: _Client) -> None:
 
 
 def test_a_probe_sees_a_gap_and_what_failed(client: _Client, server: tuple[int, Any]) -> None:
-    client.send("probe", rate=1000, seconds=1.2)
-    assert client.read()["started_s"] > 0
-    with _stopped(server[1]):
-        time.sleep(0.2)
-    found = client.read()
+    for _ in range(10):
+        client.send("probe", rate=1000, seconds=1.2)
+        started_s = client.read()["started_s"]
+        with _stopped(server[1]):
+            time.sleep(0.2)
+        took_s, found = time.monotonic() - started_s, client.read()
+        if took_s < 1 and found["answered"] > 50:
+            break  # else the machine stood still as well
     assert found["failed"] == 0 and found["answered"] > 50 and found["gap_s"] > 0.15
     server[1].kill()
     server[1].wait()
-    found = client("probe", rate=1000, seconds=0.05)
+    found = client("probe", rate=1000, seconds=0.5)
     assert found["answered"] == 0 and found["failed"] > 0
 
 
@@ -139,7 +148,7 @@ def test_held_connections_stay_open_and_others_work_beside_them(client: _Client)
 
 
 def test_refusal_and_the_end_of_a_live_connection_are_seen_in_time(client: _Client, server: tuple[int, Any]) -> None:
-    client.send("until", refused=True, live=True, seconds=20)
+    client.send("until", refused=True, live=True, seconds=60)
     started = client.read()["started_s"]
     server[1].kill()
     found = client.read()

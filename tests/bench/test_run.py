@@ -123,4 +123,4 @@ def test_a_run_that_is_told_to_end_takes_the_lab_down(number: signal.Signals) ->
         assert process.stdout is not None and process.stdout.readline() == "up\n"
         process.send_signal(number)
         assert process.stdout.read() == "down\n", "another signal meanwhile ends nothing early"
-        assert process.wait(30) == 128 + number
+        assert process.wait(100) == 128 + number

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cli import patience
 from tests.frozen import frozen
 from wire.cgroup import cgroup2_mount
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
-_WAIT_S = 40.0
+_WAIT_S = 90.0
 
 
 def _pod(name: str, node: str, command: list[str]) -> dict[str, object]:
@@ -73,7 +74,7 @@ class _Live:
     environment: dict[str, str]
 
     def weft(self, *arguments: str, input: str | None = None) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "cli.main", *arguments]
+        command = [sys.executable, "-c", patience.PROGRAM + "cli.main.main()", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=self.environment, input=input, timeout=180)
 
     def nothing_is_wrong(self) -> bool:
@@ -88,7 +89,7 @@ class _Live:
         return frozen([int(pid) for pid in group.read_text().split()])
 
     def fetch(self) -> "subprocess.CompletedProcess[str]":
-        return self.weft("lab", "exec", "live/user", "--", "curl", "-s", "-m", "5", "http://web.live/")
+        return self.weft("lab", "exec", "live/user", "--", "curl", "-s", "-m", "20", "http://web.live/")
 
 
 def _eventually(holds: Callable[[], bool]) -> None:
@@ -147,7 +148,8 @@ def test_a_request_is_seen_at_both_ends(live: _Live) -> None:
         }
 
     _eventually(seen)
-    assert 'src.identity="spiffe://cluster.local/ns/live/sa/user"' in live.weft("lab", "logs", "two/ztunnel").stdout
+    identity = 'src.identity="spiffe://cluster.local/ns/live/sa/user"'
+    _eventually(lambda: identity in live.weft("lab", "logs", "two/ztunnel").stdout)
 
 
 def test_a_live_connection_is_listed_at_both_ends(live: _Live) -> None:
@@ -163,7 +165,7 @@ def test_a_live_connection_is_listed_at_both_ends(live: _Live) -> None:
         _eventually(lambda: directions() == {("one", "outbound"), ("two", "inbound")})
         process.stdin.write("\n")
         process.stdin.flush()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         _eventually(lambda: directions() == set())
 
 
@@ -212,7 +214,8 @@ def test_a_proxy_that_is_gone_is_what_status_says(live: _Live) -> None:
 
 def test_logs_for_programs_and_a_node_that_is_not_there(live: _Live) -> None:
     for arguments in (["two/ztunnel"], ["--node", "two"]):
-        lines = [json.loads(line) for line in live.weft("lab", "logs", *arguments, "-o", "json").stdout.splitlines()]
+        shown = live.weft("lab", "logs", *arguments, "-n", "10000", "-o", "json").stdout  # a line for each request above
+        lines = [json.loads(line) for line in shown.splitlines()]
         assert any(line["origin"] == "two/ztunnel" and "serving pod live/web" in line["line"] for line in lines)
     missing = live.weft("lab", "status", "--node", "tow")
     assert missing.returncode == 1 and missing.stderr == "weft: node tow: not in this lab; known here: one, two\n"

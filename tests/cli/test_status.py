@@ -40,7 +40,7 @@ def _dump() -> dict[str, Any]:
     leaf = {
         "serialNumber": "255",
         "validFrom": (now - timedelta(minutes=1)).isoformat(),
-        "expirationTime": (now + timedelta(hours=24, seconds=30)).isoformat(),
+        "expirationTime": (now + timedelta(hours=24, minutes=30)).isoformat(),
     }
     identity = "spiffe://cluster.local/ns/demo/sa/web"
     connections = {"inbound": [{"src": "10.1.2.2:1", "protocol": "HBONE"}], "outbound": []}
@@ -51,7 +51,7 @@ def _dump() -> dict[str, Any]:
 
 
 def _control(world: "World") -> None:
-    expires = int(time.time()) + 3650 * 86400 + 60
+    expires = int(time.time()) + 3650 * 86400 + 1800
     world.control().status = control_pb2.StatusResponse(version="0.1.0", objects=5, workloads=2, root_expires_unix_s=expires)
 
 

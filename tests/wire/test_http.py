@@ -110,7 +110,7 @@ def with_server(tmp_path: Path, scenario: Callable[[World, Path], Awaitable[None
         world = World()
         path = tmp_path / "admin.sock"
         await world.server.listen_unix(path)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await scenario(world, path)
             await world.server.close()
         gc.collect()  # a task that failed says so when it goes
@@ -410,7 +410,7 @@ def test_curl_understands_it(tmp_path: Path) -> None:
             subprocess.run,
             [curl, "-sS", "--unix-socket", str(path), "-d", "body", "http://weft/echo"],
             capture_output=True,
-            timeout=10,
+            timeout=50,
         )
         assert (run.stdout, run.stderr) == (b"body", b"")
 

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -39,7 +40,7 @@ def nothing_left() -> Iterator[None]:
 def test_a_successor_in_whatever_session_reads_and_replaces_and_forgets(session: str) -> None:
     keyring.store(WEB, b"a secret", 100)
     run = [sys.executable, "-c", SUCCESSOR, session, WEB]
-    assert subprocess.run(run, capture_output=True, text=True, timeout=20, check=True).stdout == "b'a secret' True\n"
+    assert subprocess.run(run, capture_output=True, text=True, timeout=100, check=True).stdout == "b'a secret' True\n"
     assert keyring.read(WEB) == b"the successor's"
     keyring.forget(WEB)
     keyring.forget(WEB)
@@ -47,8 +48,9 @@ def test_a_successor_in_whatever_session_reads_and_replaces_and_forgets(session:
 
 
 def test_the_kernel_destroys_what_has_lived() -> None:
+    before = time.monotonic()
     keyring.store(WEB, b"short", 1.1)  # more than a second: the kernel counts whole ones, and this one may be nearly over
-    assert keyring.read(WEB) == b"short"
+    assert keyring.read(WEB) == b"short" or time.monotonic() - before > 1, "unless the machine stood still for as long"
     eventually(lambda: keyring.read(WEB) is None)
     keyring.store(WEB, b"anew", 100)
     assert keyring.read(WEB) == b"anew", "its place can be taken"
@@ -105,5 +107,5 @@ except OSError as error:
 
 
 def test_where_keyrings_are_forbidden_there_is_nothing_to_forget() -> None:
-    done = subprocess.run([sys.executable, "-c", FORBIDDEN], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", FORBIDDEN], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout == "[Errno 1] kernel keyring: Operation not permitted\n"
