@@ -70,7 +70,7 @@ def test_the_vocabulary_is_pure() -> None:
 def brought_in_by(module: str) -> set[str]:
     """All that an interpreter has in memory that imported it."""
     command = [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"]
-    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100).stdout.split())
 
 
 def test_the_data_worker_starts_light() -> None:

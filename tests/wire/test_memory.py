@@ -53,7 +53,7 @@ except MemoryError:
 @pytest.mark.parametrize("what", ["resource", "response"])
 def test_what_memory_does_not_suffice_to_read_is_not_refused(what: str) -> None:
     command = [sys.executable, "-c", CONFINED, what]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert (ended.returncode, ended.stderr) == (7, "")
 
 
