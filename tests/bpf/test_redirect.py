@@ -81,7 +81,7 @@ def test_a_pod_whose_namespace_is_gone_is_seen_and_withdrawn(world: Any) -> None
     os.close(descriptor)
     os.system(f"ip netns del {world.prefix}-gone")
     del world.namespaces["gone"]
-    world.events(until=lambda _: not _steered(world, "uid-gone"), timeout=60)  # the kernel takes its time
+    world.events(until=lambda _: not _steered(world, "uid-gone"), timeout=100)  # the kernel takes its time
     assert not _steered(world, "uid-gone")
     world.redirect.withdraw("uid-gone", cookie)
     assert {entry.pod.uid for entry in world.redirect.enrolled()} == {"uid-a", "uid-b"}
