@@ -12,9 +12,9 @@ from pathlib import Path
 from lab.layout import netns_path
 from wire.netns import entered, open_home
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60.0
 _POLL_S = 0.05
-_BUFFER_KIB = 16384
+_BUFFER_KIB = 32768
 _EXPERIMENTAL = 0x88B5
 """An EtherType for whatever one likes (IEEE 802)."""
 
@@ -89,7 +89,7 @@ class Capture:
     def packets(self, expression: str) -> int:
         """How many packets match a pcap filter."""
         result = subprocess.run(
-            ["tcpdump", "-nn", "-r", str(self._path), expression], capture_output=True, text=True, check=True, timeout=30
+            ["tcpdump", "-nn", "-r", str(self._path), expression], capture_output=True, text=True, check=True, timeout=100
         )
         return len(result.stdout.splitlines())
 

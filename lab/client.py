@@ -27,7 +27,7 @@ from wire.http_client import request
 from wire.http_messages import HttpError
 
 READY_TIMEOUT_S = 120.0
-_DAEMON_TIMEOUT_S = 20.0
+_DAEMON_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _QUIET_S = 1.0
 _MAX_SOCKET_PATH = 107

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.lab.link import Link, Papers
-from tests.lab.witness import Witness
+from tests.lab.witness import PING, Witness, pong
 
 _HEADERS, _RST_STREAM, _GOAWAY = 1, 3, 7
 _RESET = struct.pack("ii", 1, 0)
@@ -36,9 +36,10 @@ class Inside:
         self._crowds: dict[int, list[socket.socket]] = {}
         self._witnesses: dict[int, Witness] = {}
         self._listeners: dict[int, socket.socket] = {}
+        self._talking = threading.Lock()
 
     def speak(
-        self, host: str, port: int, papers: Papers | None, data: str, repeat: int = 1, read: bool = True, timeout_s: float = 20
+        self, host: str, port: int, papers: Papers | None, data: str, repeat: int = 1, read: bool = True, timeout_s: float = 60
     ) -> dict[str, Any]:
         """Connect, say it all, listen until the end: what was said, how it ended, what came last, bytes sent, own port."""
         with socket.create_connection((host, port), 10) as sock:
@@ -54,20 +55,33 @@ class Inside:
         self._links[number] = link
         return number
 
+    def keep(self, number: int) -> None:
+        """Answer the PINGs of a connection that stays, which is given up otherwise when it is long until the next question."""
+        threading.Thread(target=self._keep, args=(self._links[number],), daemon=True).start()
+
+    def _keep(self, link: Link) -> None:
+        while not link.end:
+            select.select([link.sock], [], [], 0.5)
+            with self._talking:
+                if select.select([link.sock], [], [], 0)[0]:
+                    _answer_pings(link)
+
     def ask(self, number: int, data: str, sid: int) -> list[tuple[int, int, str]]:
-        """Say something on a connection that stays; type, flags and payload of the frames on stream `sid` that answer."""
+        """Say something on a connection that stays; type, flags and payload of the frames on stream `sid` that answer,
+        up to its end where it is refused."""
         link, found = self._links[number], []
 
         def answered() -> bool:
             found.extend([one for one in link.frames() if one[2] == sid])
-            return any(one[0] in (_HEADERS, _RST_STREAM) for one in found)
+            return any(kind == _RST_STREAM or (kind == _HEADERS and not flags & 1) for kind, flags, _, _ in found)
 
-        link.exchange(base64.b64decode(data), 1, True, answered, 10)
+        with self._talking:
+            link.exchange(base64.b64decode(data), 1, True, answered, 40)
         if not found:
             raise RuntimeError(f"no answer on stream {sid}: {link.end}")
         return [(kind, flags, _text(payload)) for kind, flags, _, payload in found]
 
-    def insist(self, number: int, data: str, repeat: int, read: bool, timeout_s: float = 20) -> dict[str, Any]:
+    def insist(self, number: int, data: str, repeat: int, read: bool, timeout_s: float = 60) -> dict[str, Any]:
         """Say something again and again on a connection that stays, until it does not any more: see `speak`."""
         link = self._links.pop(number)
         with link.sock:
@@ -285,7 +299,7 @@ class Inside:
         self._listeners[number] = sock
         return number
 
-    def visit(self, number: int, papers: Papers | None, answer: str, timeout_s: float = 15) -> dict[str, Any]:
+    def visit(self, number: int, papers: Papers | None, answer: str, timeout_s: float = 60) -> dict[str, Any]:
         """Serve one visitor with these papers, answering with `answer`, and hear it to the end."""
         listener = self._listeners[number]
         listener.settimeout(timeout_s)
@@ -311,6 +325,10 @@ class Inside:
         """Let time pass."""
         time.sleep(seconds)
 
+    def noticed(self, number: int) -> dict[str, int]:
+        """How many streams a witness has had by now, and how many failures."""
+        return self._witnesses[number].counts()
+
     def lap(self, number: int) -> dict[str, list[float]]:
         """What a witness has measured since the last lap."""
         return self._witnesses[number].lap()
@@ -335,6 +353,22 @@ class Inside:
                 return "reset"
             except TimeoutError:
                 return "silent"
+
+
+def _answer_pings(link: Link) -> None:
+    """Read on, by a frame at least, and answer its PING. Other frames are for nobody."""
+    answers = b""
+
+    def heard() -> bool:
+        nonlocal answers
+        frames = link.frames()
+        answers += b"".join(pong(payload) for kind, flags, _, payload in frames if kind == PING and not flags & 1)
+        return bool(frames)
+
+    link.exchange(b"", 0, True, heard, 10)
+    if answers:
+        before = link.sent
+        link.exchange(answers, 1, True, lambda: link.sent > before and not link.sending, 10)
 
 
 def _frame_head(length: int) -> bytes:

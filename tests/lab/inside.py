@@ -18,6 +18,7 @@ from typing import Any
 
 SO_ORIGINAL_DST = 80
 _PIECE = bytes(range(256)) * 1024
+_PATIENCE_S = 30
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -90,7 +91,7 @@ class Inside:
     def connect_write_close(self, host: str, port: int, text: str, times: int) -> None:
         """Programs that are gone before anybody looks."""
         for _ in range(times):
-            with socket.create_connection((host, port), 10) as sock:
+            with socket.create_connection((host, port), 60) as sock:
                 sock.sendall(text.encode("latin-1"))
 
     # Bulk
@@ -98,7 +99,7 @@ class Inside:
     def pour(self, number: int, size: int) -> str:
         """Send `size` bytes, and say so with a half-close: their SHA-256."""
         sock, checksum, left = self._sockets[number], hashlib.sha256(), size
-        sock.settimeout(60)
+        sock.settimeout(120)
         while left:
             piece = _PIECE[:left]
             sock.sendall(piece)
@@ -115,7 +116,7 @@ class Inside:
     def drain(self, number: int, rate: int = 0) -> dict[str, Any]:
         """Read to the end, at `rate` bytes a second at most: how much came, and its SHA-256."""
         sock, checksum, size, started = self._sockets[number], hashlib.sha256(), 0, time.monotonic()
-        sock.settimeout(60)
+        sock.settimeout(120)
         buffer = bytearray(1 << 18)
         while count := sock.recv_into(buffer):
             size += count
@@ -139,11 +140,11 @@ class Inside:
         def one(number: int) -> str:
             data = hashlib.sha256(f"{number}".encode()).digest() * (size // 32)
             try:
-                with socket.create_connection((host, port), 30) as sock:
-                    sock.settimeout(30)
+                with socket.create_connection((host, port), 100) as sock:
+                    sock.settimeout(100)
                     sock.sendall(data[:32])
                     _exactly(sock, 32)
-                    ends.wait(40)
+                    ends.wait(120)
                     sender = threading.Thread(target=sock.sendall, args=(data,))
                     sender.start()
                     came = _exactly(sock, size)
@@ -185,7 +186,7 @@ class Load:
             thread.start()
 
     def _ask(self, sock: socket.socket) -> None:
-        sock.settimeout(10)
+        sock.settimeout(_PATIENCE_S)
         sock.sendall(self._text)
         if _exactly(sock, len(self._text)) != self._text:
             raise OSError("another answer")
@@ -193,7 +194,7 @@ class Load:
     def _renew(self) -> None:
         while not self._over.wait(0.005):
             try:
-                with socket.create_connection(self._place, 10) as sock:
+                with socket.create_connection(self._place, _PATIENCE_S) as sock:
                     self._ask(sock)
                 with self._counting:
                     self._fresh += 1
@@ -202,7 +203,7 @@ class Load:
 
     def _stay(self) -> None:
         try:
-            with socket.create_connection(self._place, 10) as sock:
+            with socket.create_connection(self._place, _PATIENCE_S) as sock:
                 while not self._over.wait(0.005):
                     self._ask(sock)
                     self._kept += 1
@@ -217,7 +218,7 @@ class Load:
         """End it."""
         self._over.set()
         for thread in self._threads:
-            thread.join(15)
+            thread.join(3 * _PATIENCE_S)
         return self.counts()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
 ---
 """
 ECHO_PORT = 7000
+_ACCESS = re.compile(r"\d{4}-\d\d-\d\dT[^\t]*\t.*\taccess\t")
 OPTIONS: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
@@ -93,7 +95,7 @@ class Mesh(World):
     """What is older is no flow and no line of the access log: another test's, on the same lab."""
 
     def __init__(self, manifests: str = NODES + PODS) -> None:
-        super().__init__(manifests, timeout_s=100)
+        super().__init__(manifests, timeout_s=200)
         self._puppets: dict[str, Puppet] = {}
         self._addresses: dict[str, list[str]] = {}
         self._lock = threading.Lock()
@@ -146,6 +148,10 @@ class Mesh(World):
         """The pid of a node's `agent` or `ztunnel`; 0 while it does not run."""
         return int(next(one for one in self.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
 
+    def await_program(self, node: str, part: str) -> int:
+        """The same, once it runs."""
+        return eventually(lambda: self.program(node, part))
+
     def config_dump(self, node: str) -> Any:
         """What a node's proxy knows."""
         target = self.layout.places.node(node).admin_socket
@@ -172,19 +178,19 @@ class Mesh(World):
     def kill_proxy(self, node: str) -> None:
         """SIGKILL a node's proxy, and wait until its workers are gone, too. The lab starts another."""
         before = self.processes(node, "ztunnel")
-        os.kill(self.program(node, "ztunnel"), signal.SIGKILL)
+        os.kill(self.await_program(node, "ztunnel"), signal.SIGKILL)
         eventually(lambda: not set(before) & set(self.processes(node, "ztunnel")))
 
     @contextmanager
     def without_proxy(self, node: str) -> Iterator[None]:
         """A node's proxy is killed and stays away for the length of a `with` block; then the lab starts another."""
-        proxy = self.program(node, "ztunnel")
+        proxy = self.await_program(node, "ztunnel")
         with frozen(self.cgroup_pids(".lab")):
             os.kill(proxy, signal.SIGKILL)
             eventually(lambda: not self.processes(node, "ztunnel"))
             yield
 
-    def await_ready(self, timeout_s: float = 40.0) -> None:
+    def await_ready(self, timeout_s: float = 100.0) -> None:
         """Until the lab says that everything is ready."""
 
         def unready() -> bool:
@@ -199,7 +205,7 @@ class Mesh(World):
     def weft(self, *arguments: str, code: int = 0) -> str:
         """Standard output of the `weft` command for this lab, which must end with `code`."""
         running = self.start_weft(*arguments)
-        output, error = running.communicate(timeout=60)
+        output, error = running.communicate(timeout=100)
         assert running.returncode == code, f"{arguments}: exit {running.returncode}: {error}"
         return output
 
@@ -233,11 +239,17 @@ class Mesh(World):
         reply = asyncio.run(request(self.layout.places.node(node).admin_socket, "GET", "/metrics"))
         return reply.check().decode()
 
+    def log(self, target: str) -> str:
+        """All that is left of a log: what the lab moved aside when it outgrew its bounds, and what came since."""
+        path = self.log_path(target)
+        aside = path.with_name(path.name + ".1")
+        return "".join(one.read_text(errors="replace") for one in (aside, path) if one.exists())
+
     def await_access_log(self, node: str, *words: str) -> str:
         """The newest line of a proxy's access log that holds all of these words."""
 
         def look() -> str:
-            lines = [line for line in self.log_path(f"{node}/ztunnel").read_text().splitlines() if "\taccess\t" in line]
+            lines = [line for line in self.log(f"{node}/ztunnel").splitlines() if _ACCESS.match(line)]
             lines = [line for line in lines if datetime.fromisoformat(line.partition("\t")[0]) >= self.evidence_since]
             found = [line for line in lines if all(word in line for word in words)]
             assert found, f"no line with {words} among {lines[-10:]}"

@@ -40,7 +40,7 @@ class Puppet:
                 continue
             kind = getattr(builtins, answer["error"], RuntimeError)
             future.set_exception(kind(answer["text"]) if issubclass(kind, OSError) else RuntimeError(str(answer)))
-        for future in self._waiting.values():
+        for future in list(self._waiting.values()):
             future.set_exception(RuntimeError("the process in the pod has ended"))
 
     def start(self, call: str, *args: Any) -> "Future[Any]":
@@ -54,7 +54,7 @@ class Puppet:
             self._process.stdin.flush()
         return future
 
-    def do(self, call: str, *args: Any, timeout_s: float = 60.0) -> Any:
+    def do(self, call: str, *args: Any, timeout_s: float = 150.0) -> Any:
         """Call a method of `Inside`. Raises: the OSError it met there; RuntimeError for any other failure."""
         return self.start(call, *args).result(timeout_s)
 
@@ -172,8 +172,8 @@ class Wire:
         ends = (self, other)
         drained = [one.puppet.start("drain", one.number) for one in ends]
         poured = [one.puppet.start("pour", one.number, size) for one in ends]
-        expected = [{"size": size, "sha256": one.result(60)} for one in reversed(poured)]
-        assert [one.result(60) for one in drained] == expected
+        expected = [{"size": size, "sha256": one.result(240)} for one in reversed(poured)]
+        assert [one.result(240) for one in drained] == expected
 
     def names(self) -> dict[str, Any]:
         """`local`, `peer`, and `original` (SO_ORIGINAL_DST, or None)."""

@@ -15,7 +15,7 @@ from tests.lab.world import eventually
 from wire import keyring
 from ztunnel.vault import WAIT_S
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 PATHS = (("client", "far", 4), ("client", "near", 6), ("far", "near", 4), ("outsider", "near", 4), ("client", "outsider", 6))
 """Across nodes, within a node, and plain text in and out."""
@@ -69,7 +69,7 @@ def agent_serves(mesh: Mesh, node: str, former: int) -> bool:
 def test_not_one_connection_notices_a_restart_of_the_agents(mesh: Mesh, how: signal.Signals) -> None:
     with undisturbed(mesh) as more:
         for node in ("a", "b"):
-            agent = mesh.program(node, "agent")
+            agent = mesh.await_program(node, "agent")
             os.kill(agent, how)
             eventually(lambda node=node, agent=agent: agent not in mesh.processes(node, "agent"))
             eventually(lambda node=node, agent=agent: agent_serves(mesh, node, agent))
@@ -78,7 +78,7 @@ def test_not_one_connection_notices_a_restart_of_the_agents(mesh: Mesh, how: sig
 
 def test_the_next_agent_enrols_and_withdraws(mesh: Mesh) -> None:
     """Pods that came before it as well as new ones."""
-    former = mesh.program("a", "agent")
+    former = mesh.await_program("a", "agent")
     mesh.apply(LATE)
     os.kill(former, signal.SIGKILL)
     eventually(lambda: agent_serves(mesh, "a", former))
@@ -129,7 +129,7 @@ def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh
     with frozen(mesh.cgroup_pids(".control")):
         eventually(lambda: any("control does not answer" in reason for reason in mesh.status()["unready"]))
         with undisturbed(mesh):
-            agent = mesh.program("a", "agent")
+            agent = mesh.await_program("a", "agent")
             os.kill(agent, signal.SIGKILL)
             eventually(lambda: mesh.program("a", "agent") not in (0, agent))
         mesh.kill_proxy("a")

@@ -147,7 +147,7 @@ def test_of_two_that_bring_up_the_same_lab_one_starts_it(layout: Layout) -> None
 
     def up(lab: Lab) -> None:
         try:
-            lab.up({"x": BASE}, mesh=False, timeout_s=60)
+            lab.up({"x": BASE}, mesh=False, timeout_s=150)
         except LabError as error:
             errors.append(error)
 
@@ -160,7 +160,7 @@ def test_of_two_that_bring_up_the_same_lab_one_starts_it(layout: Layout) -> None
         assert not errors
         assert sorted(bool(lab._daemon) for lab in labs) == [False, True]
         environment = program_environment(layout)
-        second = subprocess.run([sys.executable, "-m", "lab"], env=environment, capture_output=True, text=True, timeout=30)
+        second = subprocess.run([sys.executable, "-m", "lab"], env=environment, capture_output=True, text=True, timeout=100)
         assert second.returncode == 1 and second.stderr.startswith("weft-lab: another process of this lab's serves it already")
         assert labs[0].running()
     finally:

@@ -14,7 +14,7 @@ from tests.lab.puppet import Puppet
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Code, frame, read_code
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 HBONE, DENIED_PORT = 15008, 7002
 DENY = f"""
@@ -47,7 +47,9 @@ def mesh() -> Iterator[Mesh]:
 def conversation(mesh: Mesh) -> Iterator["Conversation"]:
     attacker = attacker_in(mesh, "attacker")
     shown = papers(LabAuthority(mesh), "spiffe://cluster.local/ns/shop/sa/attacker")
-    yield Conversation(attacker, attacker.do("open", mesh.address("far"), HBONE, shown, text(CLIENT_OPENING)))
+    number = attacker.do("open", mesh.address("far"), HBONE, shown, text(CLIENT_OPENING))
+    attacker.do("keep", number)
+    yield Conversation(attacker, number)
     attacker.end()
 
 

@@ -14,7 +14,7 @@ from tests.lab.world import eventually
 from tests.ztunnel.nameserver import Nameserver, zone
 from wire.netns import entered, open_home
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 HEADLESS = """
 apiVersion: v1
@@ -43,7 +43,7 @@ import socket, struct, sys
 address, how, wire = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
 kind = socket.SOCK_DGRAM if how == "udp" else socket.SOCK_STREAM
 with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
-    sock.settimeout(10)
+    sock.settimeout(25)
     sock.connect((address, 53))
     sock.sendall(wire if how == "udp" else struct.pack("!H", len(wire)) + wire)
     got = sock.recv(65535) if how == "udp" else sock.recv(2, socket.MSG_WAITALL)
@@ -121,9 +121,11 @@ def test_programs_resolve_names_in_the_usual_way(mesh: Mesh, nameserver: Nameser
     resolve = "socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]"
     timed = f"import socket, sys, time; began = time.monotonic()\ntry: print({resolve})\n"
     timed += "except socket.gaierror: print(time.monotonic() - began)"
-    assert mesh.output("shop/client", "python3", "-c", timed, "www.example").strip() == "192.0.2.1"
+    patient = ("env", "RES_OPTIONS=timeout:25", "python3", "-c", timed)
+    assert mesh.output("shop/client", *patient, "www.example").strip() == "192.0.2.1"
     for name in ("client", "outsider"):
-        assert float(mesh.output(f"shop/{name}", "python3", "-c", timed, "absent.example")) < 5
+        took_s = float(mesh.output(f"shop/{name}", *patient, "absent.example", timeout_s=250))
+        assert took_s < 25, "no question was left without an answer"
 
 
 @pytest.mark.parametrize(

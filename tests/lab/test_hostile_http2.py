@@ -17,7 +17,7 @@ from tests.lab.world import eventually
 from tests.ztunnel.test_http2 import hostile
 from ztunnel.frames import CLIENT_OPENING, PING, Code, frame
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 GROWTH_MIB = 16
 P99_MS = 500
@@ -96,7 +96,7 @@ def test_an_operator_is_told_who_it_was(victim: Victim, name: str) -> None:
 def test_crowds_at_the_door(victim: Victim, crowd: Crowd) -> None:
     """Nobody else waits, and who says nothing is shown out; who has said all that HTTP/2 asks for stays, up to a number."""
     number = victim.attacker.do(
-        "crowd", victim.address, HBONE, victim.papers, crowd.count, crowd.manner, text(CLIENT_OPENING), timeout_s=60
+        "crowd", victim.address, HBONE, victim.papers, crowd.count, crowd.manner, text(CLIENT_OPENING), timeout_s=250
     )
     victim.past(20)
     if crowd.ends:

@@ -24,7 +24,7 @@ from ztunnel.client_hello import NO_APPLICATION_PROTOCOL
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, Code, frame
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 PORT, HBONE = 7001, 15008
 NAMES = {name: f"spiffe://cluster.local/ns/shop/sa/{name}" for name in ("attacker", "far", "bank", "client")}
@@ -222,7 +222,7 @@ def robbed(mesh: Mesh, attacker: Puppet, thief: int, shown: dict[str, Any] | Non
     except (ConnectionResetError, BrokenPipeError):
         ended = "reset"
     assert ended == "reset"
-    return dict(visit.result(20))
+    return dict(visit.result(100))
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -283,7 +283,7 @@ def test_a_mark_opens_no_door(mesh: Mesh, attacker: Puppet, others: list[Puppet]
     with untouched(mesh, PORT):
         for puppet in (attacker, *others):
             for port in (PORT, PORT_INBOUND, PORT_OUTBOUND):
-                fate = puppet.do("dial", mesh.address("far", version), port, mark, "let me in", 5)
+                fate = puppet.do("dial", mesh.address("far", version), port, mark, "let me in", 30)
                 assert fate in ("refused", "reset"), port
     mesh.await_flow("shop/known", "--from-pod", "shop/intruder", "--to-pod", "shop/far", "--verdict", "DROPPED")
     mesh.await_flow(

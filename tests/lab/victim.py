@@ -82,13 +82,18 @@ class Victim:
         """Let time pass for the good ones."""
         self.witness.do("rest", seconds)
 
+    def _done(self) -> dict[str, int]:
+        mesh_peers, honest = self.client.do("progress", self._load), self.witness.do("noticed", self._watch)
+        failed = mesh_peers["failed"] + honest["failed"]
+        return {**{kind: mesh_peers[kind] for kind in ("fresh", "kept")}, "streams": honest["streams"], "failed": failed}
+
     def past(self, count: int) -> None:
         """Wait until the good ones have done some more."""
-        before = self.client.do("progress", self._load)
+        before = self._done()
 
         def more() -> bool:
-            now = self.client.do("progress", self._load)
-            return bool(min(now[kind] - before[kind] for kind in ("fresh", "kept")) >= count or now["failed"])
+            now = self._done()
+            return min(now[kind] - before[kind] for kind in ("fresh", "kept", "streams")) >= count or now["failed"] > 0
 
         eventually(more)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from tests.lab.link import Link, Papers
 
-_DATA, _HEADERS, _RST_STREAM, _PING = 0, 1, 3, 6
+PING = 6
+_DATA, _HEADERS, _RST_STREAM = 0, 1, 3
 _BEAT_S, _LATE_S = 0.02, 0.05
 Span = tuple[float, float]
 """From when to when, by time.monotonic()."""
@@ -48,6 +49,11 @@ def length_s(span: Span, pauses: Iterable[Span]) -> float:
     return left
 
 
+def pong(payload: bytes) -> bytes:
+    """The frame that answers a PING."""
+    return b"\0\0\x08\6\1\0\0\0\0" + payload
+
+
 class Witness:
     """Streams on a connection that stays, one every 10 ms, and a whole new connection every 150 ms."""
 
@@ -56,13 +62,14 @@ class Witness:
         self._over = threading.Event()
         self._failures: list[str] = []
         self._spans: dict[str, list[Span]] = {"stream": [], "connection": []}
+        self._done = {"stream": 0, "connection": 0}
         self._pulse = Pulse(self._over)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._stay, self._renew)] + self._pulse.threads
         for thread in self._threads:
             thread.start()
 
     def _connect(self) -> Link:
-        return Link(socket.create_connection(self._place, 10), self._papers)
+        return Link(socket.create_connection(self._place, 30), self._papers)
 
     def _once(self, link: Link, sid: int, first: bool) -> None:
         """One stream: CONNECT, `ping`, its echo, both ends."""
@@ -74,8 +81,8 @@ class Witness:
         def answered() -> bool:
             nonlocal status, echo, ended, pings
             for kind, flags, stream, payload in link.frames():
-                if kind == _PING and not flags & 1:
-                    pings += b"\0\0\x08\6\1\0\0\0\0" + payload
+                if kind == PING and not flags & 1:
+                    pings += pong(payload)
                 elif stream == sid and kind == _HEADERS:
                     status = payload[:1]
                     ended = ended or bool(flags & 1)
@@ -86,7 +93,7 @@ class Witness:
                     ended = True
             return ended
 
-        link.exchange(begin + head + data, 1, True, answered, 10)
+        link.exchange(begin + head + data, 1, True, answered, 30)
         if pings:
             before = link.sent
             link.exchange(pings, 1, True, lambda: link.sent > before and not link.sending, 10)
@@ -97,6 +104,7 @@ class Witness:
         began = time.monotonic()
         act()
         self._spans[what].append((began, time.monotonic()))
+        self._done[what] += 1
 
     def _stay(self) -> None:
         try:
@@ -123,6 +131,10 @@ class Witness:
         finally:
             link.sock.close()
 
+    def counts(self) -> dict[str, int]:
+        """All streams until now, and failures."""
+        return {"streams": self._done["stream"], "failed": len(self._failures)}
+
     def lap(self) -> dict[str, list[float]]:
         """What each stream and each connection took since the last lap, in milliseconds; not while a CPU stood still."""
         spans, self._spans = self._spans, {"stream": [], "connection": []}
@@ -132,7 +144,7 @@ class Witness:
         """End it: failures, and of what the last lap took the median and the 99th percentile."""
         self._over.set()
         for thread in self._threads:
-            thread.join(15)
+            thread.join(100)
         return {"failures": self._failures[:20], **{what: _summary(times) for what, times in self.lap().items()}}
 
 

@@ -37,7 +37,7 @@ def unique_layout() -> Layout:
     return Layout(Places(Path(f"/run/{name}"), Path(f"/var/lib/{name}"), name))
 
 
-def eventually(check: Callable[[], T], timeout_s: float = 40.0) -> T:
+def eventually(check: Callable[[], T], timeout_s: float = 100.0) -> T:
     """What `check` returns once it is true, or None; until then it may raise AssertionError, LookupError, OSError, HttpError.
 
     Raises: AssertionError with its newest value when the time is up.
@@ -60,7 +60,7 @@ class World(Lab):
     """A lab that lasts as long as its `with` block."""
 
     def __init__(
-        self, manifests: str | Mapping[str, str], mesh: bool = True, timeout_s: float = 60.0, layout: Layout | None = None
+        self, manifests: str | Mapping[str, str], mesh: bool = True, timeout_s: float = 150.0, layout: Layout | None = None
     ) -> None:
         super().__init__(layout or unique_layout())
         self._files = {"world.yaml": dedent(manifests)} if isinstance(manifests, str) else dict(manifests)
