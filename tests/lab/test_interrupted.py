@@ -10,7 +10,7 @@ import pytest
 from lab.client import Lab
 from tests.lab.world import eventually, unique_layout
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 def test_an_interrupted_demo_says_what_is_left_and_one_command_removes_it() -> None:

@@ -18,7 +18,7 @@ from tests.lab.world import World, eventually, unique_layout
 from wire import keyring
 from wire.places import Places
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tests.frozen import frozen
 from tests.lab.host import BASE, daemon_pid, host_network, leftovers, pod, processes, runs
 from tests.lab.world import World, eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 NAMESPACE = "\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: %s}}\n---\n"
 STRICT = """
@@ -36,7 +36,7 @@ EVERYTHING = BASE + NAMESPACE % "ambient" + "---".join((STRICT, SERVER, CLIENT, 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     before = host_network()
-    with World(EVERYTHING, timeout_s=100) as made:
+    with World(EVERYTHING, timeout_s=200) as made:
         assert host_network() == before
         yield made
     assert host_network() == before
@@ -140,7 +140,7 @@ def test_the_next_daemon_adopts_agents_and_proxies(world: World) -> None:
     before = [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")]
     os.kill(daemon_pid(world), signal.SIGKILL)
     eventually(lambda: not world.running())
-    world.up({}, timeout_s=60)
+    world.up({})
     assert [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")] == before
     assert world.pod("shop/client")["enrolled"]
     assert ask(world, "client") == 0 and ask(world, "outsider") in REFUSED
@@ -149,13 +149,13 @@ def test_the_next_daemon_adopts_agents_and_proxies(world: World) -> None:
 def test_the_mesh_goes_off_and_on_under_running_pods(world: World) -> None:
     before = processes(world)
     agents = [program(world, node, "agent") for node in ("a", "b")]
-    status = world.up({}, mesh=False, timeout_s=60)
+    status = world.up({}, mesh=False)
     assert not any(pod["enrolled"] for pod in status["pods"])
     eventually(lambda: not any(runs(pid) for pid in agents))
     eventually(lambda: all(set(node["programs"]) == {"prober"} for node in world.status()["nodes"]))
     eventually(lambda: not any("/bpf bpf " in line for line in mounts(world)))
     assert ask(world, "outsider") == 0, "without a mesh nobody refuses plain text"
-    world.up({}, mesh=True, timeout_s=100)
+    world.up({}, mesh=True, timeout_s=200)
     assert processes(world) == before
     eventually(lambda: ask(world, "client") == 0)
     assert ask(world, "outsider") in REFUSED

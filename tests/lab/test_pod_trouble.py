@@ -18,7 +18,7 @@ from wire.http_client import request
 from wire.http_messages import HttpError
 from wire.netns import entered, open_home
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 OUTSIDE = ", labels: {istio.io/dataplane-mode: none},"
 
@@ -35,7 +35,7 @@ OUTSIDER = pod("outsider", "[sleep, infinity]", "nodeName: b").replace("name: ou
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     pods = (server("good", True), server("four", False), server("taken", False), CLIENT, OUTSIDER)
-    with World(BASE + NAMESPACE % "ambient" + "---".join(pods), timeout_s=100) as made:
+    with World(BASE + NAMESPACE % "ambient" + "---".join(pods), timeout_s=200) as made:
         yield made
 
 
