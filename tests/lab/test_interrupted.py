@@ -10,7 +10,7 @@ import pytest
 from lab.client import Lab
 from tests.lab.world import eventually, unique_layout
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 
 def test_an_interrupted_demo_says_what_is_left_and_one_command_removes_it() -> None:
@@ -22,7 +22,7 @@ def test_an_interrupted_demo_says_what_is_left_and_one_command_removes_it() -> N
         command, env=os.environ | names, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        eventually(lab.running, 80)
+        eventually(lab.running)
         os.killpg(demo.pid, signal.SIGINT)  # as a terminal does it
         out, error = demo.communicate(timeout=60)
         assert demo.returncode == 130 and "Traceback" not in error, error

@@ -18,7 +18,7 @@ from tests.lab.world import World, eventually, unique_layout
 from wire import keyring
 from wire.places import Places
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_no_program_that_nobody_knows_of() -> None:
     layout = unique_layout()
     with (
         small_disk(layout.places.run, "1m") as disk,
-        World(BASE + "---" + pod("p", "[sleep, infinity]"), False, 60, layout) as full,
+        World(BASE + "---" + pod("p", "[sleep, infinity]"), False, layout=layout) as full,
     ):
         full.up({"long.yaml": f"# {'x' * (2 << 20)}"}, mesh=False)  # as much as one may say at a time
         path = layout.pod_cgroup(full.pod("shop/p")["node"], "shop/p")

@@ -113,7 +113,7 @@ def test_a_program_that_dies_is_started_again(world: World, part: str) -> None:
     before = program(world, "a", part)
     os.kill(before, signal.SIGKILL)
     eventually(lambda: program(world, "a", part) not in (0, before))
-    eventually(lambda: not world.status()["unready"], 60)
+    eventually(lambda: not world.status()["unready"])
     eventually(lambda: ask(world, "client") == 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh
 from tests.lab.world import eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 PASS_PORT = 15443
 RELAY = f"""

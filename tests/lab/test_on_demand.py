@@ -13,7 +13,7 @@ from tests.lab.mesh import ECHO_PORT, NODES, Mesh, pod, service
 from tests.lab.world import eventually
 from wire.http_client import request
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 COMMAND = f"env XDS_ON_DEMAND=true ISTIO_META_DNS_CAPTURE=false {shlex.quote(sys.executable)} -m ztunnel"
 """On node a, as Istio's chart would start a proxy; node b's is told everything."""

@@ -16,7 +16,7 @@ from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, authentication, pod
 from tests.lab.puppet import Puppet, Wire
 from tests.lab.world import eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 OTHER_PORT = 7001
 OLDER = pod("older", "a", ", istio.io/dataplane-mode: none")

@@ -11,7 +11,7 @@ from tests.frozen import frozen
 from tests.lab.mesh import ECHO_PORT, NODES, Mesh, pod
 from tests.lab.world import eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 CROWD = 30
 """Idle pods on the node whose proxy is replaced: its successor must be told of all of them first."""

@@ -13,7 +13,7 @@ from lab.layout import SOURCE_ROOT
 from tests.lab.mesh import Mesh
 from tests.lab.world import World, eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 EXAMPLE = SOURCE_ROOT / "lab/examples/three-nodes.yaml"
 SERVERS = {f"web-{number}" for number in range(4)}

@@ -17,7 +17,7 @@ from lab.layout import SOURCE_ROOT
 from tests.lab.test_three_nodes import SERVERS, UNTIL_ALL_ANSWERED
 from tests.lab.world import World
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 ODD_ONES = """
 apiVersion: v1
