@@ -371,7 +371,7 @@ def test_before_the_first_good_state_a_node_is_told_to_come_again(tmp_path: Path
 
     async def scenario() -> grpc.aio.AioRpcError:
         async with serving(tmp_path, "") as (_, call):
-            ended: grpc.aio.AioRpcError = await call("n1", IstioCertificateRequest().SerializeToString())
+            ended: grpc.aio.AioRpcError = await call("n1", stays=True)  # a request that meets the end would be INTERNAL
         return ended
 
     assert asyncio.run(scenario()).code() is grpc.StatusCode.UNAVAILABLE
