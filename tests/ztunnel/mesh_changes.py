@@ -208,6 +208,7 @@ class Story:
         self._hear()
         for one in (*(one.sock for one in self._tries), *self._accepted, self._listener):
             one.close()
+        until = time.monotonic() + 40
         while any(one.delivered is not None and one.port not in self._records for one in self._tries):
             assert time.monotonic() < until, "a connection that was delivered is not told of"
             self._mesh.client.worker.listen(0.02)

@@ -50,7 +50,7 @@ class Nameserver:
     def _serve_stream(self) -> None:
         sock, _ = self._tcp.accept()
         with sock:
-            sock.settimeout(5)
+            sock.settimeout(40)
             reader = sock.makefile("rb")
             size = reader.read(2)
             if len(size) == 2:
@@ -71,7 +71,7 @@ class Nameserver:
 
     def close(self) -> None:
         self._stop.close()
-        self._thread.join(10)
+        self._thread.join(60)
         for sock in (self._udp, self._tcp, self._wake):
             sock.close()
 

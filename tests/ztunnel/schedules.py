@@ -30,7 +30,8 @@ from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
 
-MOST_STEPS = 60_000
+MOST_STEPS, LEAST_S = 60_000, 40.0
+"""Until both are over nothing hangs: what the kernel sends again waits for its time, however many steps are made meanwhile."""
 _BYTES = Random(0).randbytes(1 << 22)
 _REQUEST = (repeating_fields("10.0.0.1:80", b""), single_fields(endpoint(("10.0.0.9", 5)), "", bytes(24), None))
 
@@ -222,7 +223,9 @@ class Schedule:
     def run(self) -> None:
         """All of it, to the end of every connection. Raises: AssertionError for what must not be."""
         random, left = self.random, self.random.randrange(1, 25)
-        for _ in range(MOST_STEPS):
+        steps, until = 0, time.monotonic() + LEAST_S
+        while steps < MOST_STEPS or time.monotonic() < until:
+            steps += 1
             if left and random.random() < 0.2:
                 left -= 1
                 self._begin()
@@ -277,7 +280,7 @@ class Schedule:
         return {fd for fd, handler in enumerate(self.loop._handlers) if handler is not None}
 
     def _check(self) -> None:
-        until = time.monotonic() + 10
+        until = time.monotonic() + LEAST_S
         while not (self._at_rest() and all(account.ended_with for account in self.accounts)):
             while self.later:  # requests whose clients left before they came
                 self.later.pop()()

@@ -34,7 +34,7 @@ TO_APPLICATION = CONNECT, (":authority", "10.198.0.2:8080")
 @pytest.fixture
 def mesh() -> Iterator[World]:
     with world("arrival") as made:
-        made.server.configuration["tuning"] = Tuning(workload_timeout_s=0.2)
+        made.server.configuration["tuning"] = Tuning(workload_timeout_s=0.2, connect_timeout_s=100.0)
         made.start()
         yield made
 
@@ -127,7 +127,7 @@ def test_plain_text_for_an_application_that_is_not_there_is_reset(mesh: World) -
 def test_a_request_that_waited_is_judged_by_what_is_known_then() -> None:
     """On demand: while its target is asked for, its pod's workload may go."""
     with world("waited") as mesh:
-        mesh.server.configuration["on_demand"] = True
+        mesh.server.configuration = {"on_demand": True, "tuning": Tuning(workload_timeout_s=100.0)}
         mesh.start()
         asker = Asker(mesh)
         asker.say(CONNECT, (":authority", "10.199.0.9:80"))

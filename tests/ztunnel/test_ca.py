@@ -17,6 +17,7 @@ from mesh.identity import Identity
 from mesh.proto import certificate_pb2, certificate_pb2_grpc
 from tests.conftest import key_pem
 from wire.grpc_tls import Endpoint, host_and_port
+from ztunnel import ca as ca_client
 from ztunnel.ca import CertificateClient, ExpiredError, FetchError, make_request, read_chain
 
 pytestmark = pytest.mark.unit
@@ -40,12 +41,18 @@ class Ca(certificate_pb2_grpc.IstioCertificateServiceServicer):
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata() or ()})
         uri = dict(request.metadata).get("ImpersonatedIdentity", URI)
         if "slow" in uri:
-            await asyncio.sleep(20)
+            await asyncio.Event().wait()  # until the call ends
         if "intruder" in uri:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "request impersonation authentication failure")
         key = x509.load_pem_x509_csr(request.csr.encode()).public_key()
         leaf = self.authority.workload(key, uri).decode()
         return certificate_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.root_pem.decode()])
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is not answered here was meant not to be."""
+    monkeypatch.setattr(ca_client, "_TIMEOUT_S", 60.0)
 
 
 def with_ca(
@@ -60,7 +67,7 @@ def with_ca(
         await server.start()
         (tmp_path / "root.pem").write_bytes(authority.root_pem)
         (tmp_path / "token").write_text("first\n")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             await scenario(ca, Endpoint(f"127.0.0.1:{port}", tmp_path / "root.pem", tmp_path / "token", "Kubernetes"))
         await server.stop(None)
 

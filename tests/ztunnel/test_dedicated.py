@@ -68,7 +68,7 @@ def get(netns_fd: int, home_fd: int, path: str, port: int, host: str = "127.0.0.
     with entered(netns_fd, home_fd):
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     with sock:
-        sock.settimeout(10)
+        sock.settimeout(40)
         sock.connect((host, port))
         sock.sendall(f"GET {path} HTTP/1.0\r\nhost: x\r\n\r\n".encode())
         answer = b""
@@ -76,6 +76,12 @@ def get(netns_fd: int, home_fd: int, path: str, port: int, host: str = "127.0.0.
             answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body.decode()
+
+
+def tell(folder: Path, mesh: str) -> Path:
+    """Write the mesh's file: half of it is nobody's to read."""
+    (folder / "new").write_text(mesh)
+    return (folder / "new").rename(folder / "mesh.yaml")
 
 
 def await_ready(netns_fd: int, home_fd: int) -> None:
@@ -97,12 +103,19 @@ def say_hello(netns_fd: int, home_fd: int, vip: str, place: tuple[str, int]) -> 
         client = socket.socket(socket.AF_INET)
     with listener, client:
         for sock in (listener, client):
-            sock.settimeout(10)
+            sock.settimeout(40)
         client.connect((vip, 80))
         client.sendall(b"hello")
         server, _ = listener.accept()
         with server:
             assert server.recv(5) == b"hello"
+
+
+def until_counted(netns_fd: int, home_fd: int) -> None:
+    """A worker tells of its connections when it comes to it."""
+    until = time.monotonic() + 40
+    while "\nistio_tcp_connections_opened_total{" not in (body := get(netns_fd, home_fd, "/metrics", 15020)[1]):
+        assert time.monotonic() < until, body
 
 
 def stats_exist(*answers: tuple[int, str]) -> None:
@@ -122,6 +135,7 @@ def test_stats_exist_and_one_pod_is_served_without_an_agent(netns: str, tmp_path
         assert get(netns_fd, home_fd, "/config_dump", 15000, "::1")[0] == 200
         with pytest.raises(ConnectionRefusedError):
             get(netns_fd, home_fd, "/config_dump", 15000, "10.197.0.1")
+        until_counted(netns_fd, home_fd)
         stats_exist(get(netns_fd, home_fd, "/metrics", 15020), get(netns_fd, home_fd, "/stats/prometheus", 15020, "10.197.0.1"))
         assert dump["version"]["istioVersion"] == "1.99"
         assert 'istio_build{component="ztunnel",tag="1.99"} 1\n' in get(netns_fd, home_fd, "/metrics", 15020)[1]
@@ -169,14 +183,13 @@ def test_a_mesh_that_is_a_file_is_followed(netns: str, tmp_path: Path) -> None:
     process = start(netns, tmp_path)
     try:
         await_ready(netns_fd, home_fd)
-        file = tmp_path / "mesh.yaml"
-        file.write_text(MESH.replace("hostname: self.shop", "hostname: renamed.shop"))
+        file = tell(tmp_path, MESH.replace("hostname: self.shop", "hostname: renamed.shop"))
         until_dumped(netns_fd, home_fd, ["renamed.shop", "web.shop"])
-        file.write_text("services: [{name: web}]")
+        tell(tmp_path, "services: [{name: web}]")
         assert process.stdout is not None
         refusal = next(line for line in process.stdout if "what it told before stays in force" in line)
         assert f"{file}: services[0]." in refusal
-        file.write_text(MESH)
+        tell(tmp_path, MESH)
         until_dumped(netns_fd, home_fd, ["self.shop", "web.shop"])
         say_hello(netns_fd, home_fd, "10.197.1.1", ("10.197.0.2", 8080))
         process.send_signal(signal.SIGTERM)

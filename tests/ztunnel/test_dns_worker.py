@@ -52,7 +52,7 @@ def ask(
     with entered(pod.fd, pod.home_fd):
         sock = socket.socket(family, kind)
     with sock:
-        sock.settimeout(10)
+        sock.settimeout(40)
         sock.connect(("127.0.0.1" if family == socket.AF_INET else "::1", 15053))
         if kind == socket.SOCK_DGRAM:
             sock.send(wire)
@@ -60,6 +60,14 @@ def ask(
         sock.sendall(struct.pack("!H", len(wire)) + wire)
         size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
         return dns.message.from_wire(sock.recv(size, socket.MSG_WAITALL))
+
+
+def ask_until_answered(pod: PodWorld, name: str) -> dns.message.Message:
+    """As an application does that is told of a nameserver's silence: here that is a thread, which may be late."""
+    until = time.monotonic() + 60
+    while (answer := ask(pod, name)).rcode() == dns.rcode.SERVFAIL:
+        assert time.monotonic() < until, answer
+    return answer
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
@@ -70,8 +78,8 @@ def test_a_pod_is_answered_on_its_loopback(mesh: World, family: int, kind: int) 
 
 
 def test_other_names_are_asked_of_the_nameserver_from_inside_the_pod(mesh: World, server: Nameserver) -> None:
-    assert ask(mesh.client, "www.example.").answer[0].to_text() == "www.example. 60 IN A 192.0.2.1"
-    assert ask(mesh.client, "absent.example.").rcode() == dns.rcode.NXDOMAIN
+    assert ask_until_answered(mesh.client, "www.example.").answer[0].to_text() == "www.example. 60 IN A 192.0.2.1"
+    assert ask_until_answered(mesh.client, "absent.example.").rcode() == dns.rcode.NXDOMAIN
     assert {address for address, _ in server.sources} == {mesh.client.address}
 
 
@@ -96,9 +104,9 @@ def test_queries_are_logged_only_when_asked_for(mesh: World, folder: Path) -> No
 
 def test_a_pod_that_goes_takes_its_dns_with_it_and_comes_back(mesh: World) -> None:
     mesh.client.worker.tell(RemovePod(mesh.client.name))
-    with pytest.raises((ConnectionRefusedError, TimeoutError, ConnectionResetError)):
-        while True:
-            ask(mesh.client, "web.")
+    mesh.client.worker.settle()  # it has gone: what came to it shortly before would be lost
+    with pytest.raises(ConnectionRefusedError):
+        ask(mesh.client, "web.")
     mesh.client.add_pod()
     assert ask(mesh.client, "web.").answer
 

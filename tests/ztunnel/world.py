@@ -150,6 +150,7 @@ class WorkerProcess:
         self.heard: list[Any] = []
 
     def tell(self, message: object, fds: list[int] | None = None) -> None:
+        self.sock.settimeout(40)  # not as long as was last listened for
         self._writer.push(message, fds or [])
         self._writer.flush(self.sock)
 
@@ -161,7 +162,7 @@ class WorkerProcess:
         except (TimeoutError, BlockingIOError):
             return
         if not data:
-            raise EOFError(f"worker ended with {self.process.wait(5)}")
+            raise EOFError(f"worker ended with {self.process.wait(40)}")
         self.heard += [message for message, _ in self._reader.feed(data, fds)]
 
     def wait_for(self, kind: type[_T], accept: Callable[[_T], bool] = lambda _: True, timeout_s: float = 40) -> _T:
