@@ -23,7 +23,7 @@ async def request(
 
     Raises: OSError when nobody listens; TimeoutError; HttpError 502 for a reply that is no HTTP or beyond `max_bytes`.
     """
-    async with asyncio.timeout(timeout_s), open_stream(target, method, path, body) as (status, headers, pieces):
+    async with asyncio.timeout(timeout_s), open_stream(target, method, path, body, timeout_s) as (status, headers, pieces):
         whole = bytearray()
         async for piece in pieces:
             whole += piece

@@ -447,3 +447,26 @@ def test_a_long_body_is_packed_for_who_takes_it(tmp_path: Path, accepted: str, p
         await server.close()
 
     asyncio.run(scenario())
+
+
+def test_an_answer_may_take_as_long_as_who_asks_for_it_waits(tmp_path: Path) -> None:
+    """Longer than those wait who do not say how long."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            clock = loop.time
+            loop.time = lambda: clock() + 100  # type: ignore[method-assign]
+            for _ in range(5):  # whoever's time is over has its turn
+                await asyncio.sleep(0)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate")
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, tmp_path / "s.sock"):
+            assert (await request(tmp_path / "s.sock", "GET", "/", timeout_s=1000)).check() == b"late"
+            with pytest.raises(TimeoutError):
+                await request(tmp_path / "s.sock", "GET", "/", timeout_s=99)
+
+    asyncio.run(scenario())
