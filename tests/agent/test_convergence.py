@@ -67,6 +67,8 @@ class Machine:
     def _do(self, what: str, layer: Layer) -> None:
         if layer in self.broken:
             raise MemoryError if self.exhausted else OSError(5, f"no {layer} today")
+        if (what, layer) == ("add", "capture"):
+            self.attached = True
         self.done.append((what, layer))
 
     def is_alive(self, _pod: Pod) -> bool:
@@ -211,7 +213,6 @@ def test_an_inbound_program_that_somebody_detached_is_attached_again(
         node.machine.attached = False
         node.machine.broken.add("capture")
         await eventually(lambda: "no capture today" in node.enrolment.pending_reason("uid-1"))
-        node.machine.attached = True
         node.machine.broken.clear()
         await eventually(lambda: node.enrolment.is_captured("uid-1"))
         assert node.made() == [*LAYERS, "capture"] and node.enrolment.pending_reason("uid-1") == ""
@@ -235,7 +236,6 @@ def test_an_agent_that_cannot_look_for_inbound_programs_goes_on_and_looks_again(
             await eventually(lambda: node.machine.looks > 1)
         node.machine.attached = False
         await eventually(lambda: node.made() == [*LAYERS, "capture"])
-        node.machine.attached = True
 
     running(node, scenario)
     assert caplog.text.count("No such file or directory") == 2
