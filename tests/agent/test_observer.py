@@ -56,7 +56,7 @@ class Served:
             self.flows.add(one, PodIndex(()), time.time())
 
     async def get(self, **request: Any) -> list[observer_pb2.GetFlowsResponse]:
-        return [response async for response in self.stub.GetFlows(observer_pb2.GetFlowsRequest(**request), timeout=10)]
+        return [response async for response in self.stub.GetFlows(observer_pb2.GetFlowsRequest(**request), timeout=60)]
 
     async def times(self, **request: Any) -> list[int]:
         return [response.time.seconds - 10**9 for response in await self.get(**request)]
@@ -179,11 +179,10 @@ def test_follows_and_is_cut_when_the_agent_stops(tmp_path: Path) -> None:
     asyncio.run(following(tmp_path / "hubble.sock"))
 
 
-async def overrun(path: Path) -> None:
+async def overrun(path: Path, eventually: Any) -> None:
     async with serving(path, capacity=7) as served:
         call = served.stub.GetFlows(observer_pb2.GetFlowsRequest(follow=True))
-        await call.initial_metadata()
-        await asyncio.sleep(0)
+        await eventually(lambda: served.flows._readers)  # from here on it follows; its headers are sent before
         for second in range(100):  # in one turn of the loop: the reader cannot keep up
             served.add(seen(second))
         first = await call.read()
@@ -195,8 +194,8 @@ async def overrun(path: Path) -> None:
         assert answers[0].lost_events.num_events_lost == 94 and len(answers) == 8
 
 
-def test_a_slow_reader_learns_what_it_missed(tmp_path: Path) -> None:
-    asyncio.run(overrun(tmp_path / "hubble.sock"))
+def test_a_slow_reader_learns_what_it_missed(tmp_path: Path, eventually: Any) -> None:
+    asyncio.run(overrun(tmp_path / "hubble.sock", eventually))
 
 
 async def surroundings(path: Path) -> None:

@@ -56,15 +56,15 @@ def test_reads_a_proxy_that_drains_beside_its_successor(tmp_path: Path, monkeypa
             await server.listen_unix(path)
             servers.append(server)
             feed.put_nowait(write_event(EVENT))
-            assert await asyncio.wait_for(events.get(), 10) == EVENT
+            assert await asyncio.wait_for(events.get(), 60) == EVENT
         feeds[0].put_nowait(write_event(replace(EVENT, node="old")))
         feeds[1].put_nowait(write_event(replace(EVENT, node="new")))
-        assert {node_of(await asyncio.wait_for(events.get(), 10)) for _ in feeds} == {"old", "new"}
+        assert {node_of(await asyncio.wait_for(events.get(), 60)) for _ in feeds} == {"old", "new"}
         await servers[0].close()
         feeds[1].put_nowait(write_event(EVENT))
-        assert await asyncio.wait_for(events.get(), 10) == EVENT and reader.connected
+        assert await asyncio.wait_for(events.get(), 60) == EVENT and reader.connected
         feeds[1].put_nowait(write_event(replace(EVENT, phase="closed")))
-        line = await asyncio.wait_for(events.get(), 10)
+        line = await asyncio.wait_for(events.get(), 60)
         assert isinstance(line, EventLine) and line.whole() == replace(EVENT, phase="closed")
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
