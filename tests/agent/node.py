@@ -26,7 +26,7 @@ NODE = "n1"
 ADDRESSES = {"a": ("10.214.0.2/24", "fd14::2/64"), "b": ("10.214.0.3/24", "fd14::3/64")}
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 40.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 100.0) -> Any:
     """What `condition` returns once that is true."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -71,7 +71,7 @@ class Node:
 
     def add_namespace(self, name: str) -> None:
         """A namespace with a loopback."""
-        subprocess.run(["ip", "netns", "add", f"{self.prefix}-{name}"], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "add", f"{self.prefix}-{name}"], check=True, timeout=100)
         self.namespaces.append(name)
         self.ip(name, "link set lo up")
 
@@ -86,13 +86,13 @@ class Node:
 
     def remove_namespace(self, name: str) -> None:
         """As the runtime does when a pod ends."""
-        subprocess.run(["ip", "netns", "del", f"{self.prefix}-{name}"], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "del", f"{self.prefix}-{name}"], check=True, timeout=100)
         self.namespaces.remove(name)
 
     def ip(self, namespace: str, *commands: str) -> None:
         """Run `ip` in a namespace."""
         for command in commands:
-            subprocess.run(["ip", "-n", f"{self.prefix}-{namespace}", *command.split()], check=True, timeout=20)
+            subprocess.run(["ip", "-n", f"{self.prefix}-{namespace}", *command.split()], check=True, timeout=100)
 
     def netns(self, name: str) -> str:
         """Path of a namespace."""
@@ -115,7 +115,7 @@ class Node:
         for process in self.processes:
             with suppress(ProcessLookupError):
                 process.kill()
-            process.wait(10)
+            process.wait(100)
             for stream in (process.stdout, process.stderr):
                 if stream:
                     stream.close()
@@ -142,13 +142,13 @@ class Node:
             assert process.poll() is None, (self.folder / "agent.log").read_text()[-3000:]
             return bool(self.status().node)
 
-        wait_until(serves, "the agent", 100.0)  # it compiles its programs, for some seconds of a CPU that has others to serve
+        wait_until(serves, "the agent")  # it compiles its programs, for some seconds of a CPU that has others to serve
         return process
 
     def stop_agent(self, process: "subprocess.Popen[bytes]") -> None:
         """SIGTERM, and a clean end."""
         process.send_signal(signal.SIGTERM)
-        assert process.wait(40) == 0, self.log()
+        assert process.wait(100) == 0, self.log()
 
     def start_proxy(self) -> "subprocess.Popen[bytes]":
         """The scripted proxy; its output is read with `proxy_says`."""
@@ -173,7 +173,7 @@ class Node:
         body = json.dumps(document).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(20)
+            sock.settimeout(100)
             sock.connect(str(self.places.agent_socket))
             sock.sendall(head.encode() + body)
             answer = b"".join(iter(lambda: sock.recv(65536), b""))
@@ -207,14 +207,14 @@ class Node:
     def status(self) -> agent_pb2.StatusResponse:
         """weft.agent.Agent/Status, through agent.sock."""
         with grpc.insecure_channel(f"unix:{self.places.agent_socket}") as channel:
-            return agent_pb2_grpc.AgentStub(channel).Status(agent_pb2.StatusRequest(), timeout=20)
+            return agent_pb2_grpc.AgentStub(channel).Status(agent_pb2.StatusRequest(), timeout=100)
 
     def flows(self, **request: Any) -> list[flow_pb2.Flow]:
         """Stored flows."""
         with grpc.insecure_channel(f"unix:{self.places.hubble_socket}") as channel:
             stub = observer_pb2_grpc.ObserverStub(channel)
             return [
-                one.flow for one in stub.GetFlows(observer_pb2.GetFlowsRequest(**request), timeout=20) if one.HasField("flow")
+                one.flow for one in stub.GetFlows(observer_pb2.GetFlowsRequest(**request), timeout=100) if one.HasField("flow")
             ]
 
     # what apps do
@@ -223,14 +223,14 @@ class Node:
         """Connect from a pod; what came back first, or the error's name."""
         script = (
             "import socket,sys\n"
-            "try:\n s=socket.create_connection((sys.argv[1],int(sys.argv[2])),15)\n print(s.recv(200).decode().strip())\n"
+            "try:\n s=socket.create_connection((sys.argv[1],int(sys.argv[2])),60)\n print(s.recv(200).decode().strip())\n"
             "except OSError as e: print(type(e).__name__)"
         )
         process = self.start(
             name, cgroup or f"pods/{name}", sys.executable, "-c", script, address, str(port), stdout=subprocess.PIPE
         )
         assert process.stdout is not None
-        return process.communicate(timeout=40)[0].decode().strip()
+        return process.communicate(timeout=100)[0].decode().strip()
 
 
 def read_line(process: "subprocess.Popen[bytes]") -> str:

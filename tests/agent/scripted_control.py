@@ -33,6 +33,8 @@ class ScriptedControl:
         self._resources: dict[str, dict[str, bytes]] = {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
         self._streams: list[_News] = []
         self._lock = threading.Lock()
+        self.acknowledged: set[str] = set()
+        """Types of which an agent has taken an answer in, and written it down."""
         self._server = grpc.server(ThreadPoolExecutor(4))
         handler = grpc.stream_stream_rpc_method_handler(
             self._stream, DeltaDiscoveryRequest.FromString, DeltaDiscoveryResponse.SerializeToString
@@ -65,7 +67,7 @@ class ScriptedControl:
         """End every stream."""
         for news in self._streams:
             news.put(None)
-        self._server.stop(0).wait(5)
+        self._server.stop(0).wait(60)
 
     def _stream(self, requests: Iterator[DeltaDiscoveryRequest], _: grpc.ServicerContext) -> Iterator[DeltaDiscoveryResponse]:
         news: _News = queue.Queue()
@@ -73,8 +75,10 @@ class ScriptedControl:
         def read() -> None:
             try:
                 for request in requests:
-                    if not request.response_nonce:
-                        with self._lock:
+                    with self._lock:
+                        if request.response_nonce:
+                            self.acknowledged.add(request.type_url)
+                        else:
                             news.put((request.type_url, dict(self._resources[request.type_url])))
             except grpc.RpcError:
                 news.put(None)

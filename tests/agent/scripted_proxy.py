@@ -50,7 +50,6 @@ class ScriptedProxy:
         self._home = open_home()
         self._selector = selectors.DefaultSelector()
         self._pods: dict[str, list[socket.socket]] = {}
-        self._held: list[socket.socket] = []
         self._zds: socket.socket | None = None
 
     def run(self) -> None:
@@ -59,9 +58,12 @@ class ScriptedProxy:
             if self._zds is None:
                 self._connect()
             for key, _ in self._selector.select(0.05):
+                assert isinstance(key.fileobj, socket.socket)
                 if key.fileobj is self._zds:
                     self._order()
-                elif isinstance(key.fileobj, socket.socket):
+                elif key.data is None:
+                    self._end(key.fileobj)
+                elif key.fileobj.fileno() >= 0:  # no order of this very turn closed it
                     self._serve(key.fileobj, key.data)
 
     def _connect(self) -> None:
@@ -108,11 +110,20 @@ class ScriptedProxy:
         sock, _ = listener.accept()
         try:
             answer = original_destination(sock) if port == 15001 else f"inbound {sock.getsockname()[1]}"
-        except FileNotFoundError:  # the kernel knows its destination no more: as weft's own does, it lets nobody through
+            sock.sendall(f"{answer}\n".encode())
+        except (FileNotFoundError, ConnectionError):
+            # The kernel knows its destination no more, and as weft's own this one lets nobody through; or the app has gone.
             sock.close()
             return
-        sock.sendall(f"{answer}\n".encode())
-        self._held.append(sock)  # open until the process ends
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _end(self, sock: socket.socket) -> None:
+        """An app's connection, which is open until the app ends it."""
+        with suppress(ConnectionError):
+            if sock.recv(1 << 16):
+                return
+        self._selector.unregister(sock)
+        sock.close()
 
 
 def say(line: str) -> None:

@@ -18,7 +18,7 @@ from tests.agent.node import Node, read_line, wait_until
 from tests.agent.scripted_control import ADDRESS, ScriptedControl
 from tests.strict import STRICT
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 
 def workload(name: str, *addresses: str, **changes: Any) -> Workload:
@@ -43,7 +43,7 @@ def conversation(node: Node, server: str, client: str, address: str) -> Iterator
         "print('ready',flush=True)\nwhile True:\n c,_=s.accept(); c.sendall(b'x'); held.append(c)"
     )
     dial = (
-        "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),15)\ns.recv(1); s.settimeout(None)\n"
+        "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),60)\ns.recv(1); s.settimeout(None)\n"
         "print('open',flush=True)\n"
         "try: print('closed' if not s.recv(1) else 'data',flush=True)\nexcept OSError as e: print(type(e).__name__,flush=True)"
     )
@@ -146,7 +146,7 @@ def test_a_namesake_in_another_cluster_decides_nothing(node: Node, control: Scri
 def conversation_from_host(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
     """A process of the node itself, connected to pod a's server that another conversation started."""
     dial = (
-        "import socket\ns=socket.create_connection(('10.214.0.2',8080),15)\ns.recv(1); s.settimeout(None)\n"
+        "import socket\ns=socket.create_connection(('10.214.0.2',8080),60)\ns.recv(1); s.settimeout(None)\n"
         "print('open',flush=True); s.recv(1)"
     )
     process = node.start("node", "host", sys.executable, "-c", dial, stdout=subprocess.PIPE)
@@ -168,7 +168,7 @@ def test_an_agent_that_starts_without_control_remembers_the_mesh(node: Node, con
     )
     control.put(strict, STRICT, workload("b", "10.214.0.3", "fd14::3"))
     agent = node.start_agent("--control", ADDRESS)
-    wait_until(lambda: node.status().control.resources == 3, "the mesh to be known")
+    wait_until(lambda: len(control.acknowledged) == 2, "the mesh to be known and written down")
     node.stop_agent(agent)
     control.stop()
     node.start_agent("--control", ADDRESS)
