@@ -3,16 +3,20 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
 def frozen(pids: Sequence[int]) -> Iterator[None]:
     """Processes stand still for the length of a `with` block."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        _send(signal.SIGSTOP, pids)
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        _send(signal.SIGCONT, pids)
+
+
+def _send(number: signal.Signals, pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # it ran for a moment only, as what a daemon starts may
+            os.kill(pid, number)

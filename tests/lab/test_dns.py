@@ -76,6 +76,7 @@ def nameserver(mesh: Mesh) -> Iterator[Nameserver]:
             mesh.address("far"),
             53,
         )
+    eventually(lambda: addresses(ask(mesh, "www.example.")) == {"192.0.2.1"})  # proxies look by the second who it is
     yield made
     made.close()
     for fd in (netns, home):

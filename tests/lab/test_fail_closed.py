@@ -89,13 +89,12 @@ def test_nothing_goes_plain_while_the_proxy_dies_and_comes_back(mesh: Mesh, tmp_
 @pytest.mark.parametrize("node", ["a", "b"])
 def test_a_dead_worker_takes_its_own_connections_along_and_no_others(mesh: Mesh, node: str) -> None:
     client, far = mesh.puppet("client"), mesh.address("far")
-    workers = mesh.workers(node)
-    assert len(workers) >= 2
+    workers = eventually(lambda: len(found := mesh.workers(node)) >= 2 and found)
     for worker in workers:
         held = [client.connect(far, ECHO_PORT) for _ in range(6)]
         assert all(wire.says("before") for wire in held)
-        eventually(lambda: carrying(mesh, node).total() == 6)  # those of before may end a moment later than for us
-        carried = carrying(mesh, node)
+        # Those of before may end a moment later than for us.
+        carried = eventually(lambda: (found := carrying(mesh, node)).total() == 6 and found)
         os.kill(worker, signal.SIGKILL)
         eventually(lambda worker=worker: worker not in mesh.processes(node, "ztunnel"))
         served = [client.fate(mesh.address(to, version), ECHO_PORT) for to in ("near", "far") * 5 for version in VERSIONS]
