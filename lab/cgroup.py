@@ -32,7 +32,7 @@ def processes(path: Path) -> list[int]:
         return []
 
 
-def kill(path: Path, timeout_s: float = 10.0) -> None:
+def kill(path: Path, timeout_s: float = 60.0) -> None:
     """Kill every process in it and below, and wait until they are gone (cgroup.kill, Linux 5.14).
 
     Raises: TimeoutError naming it when one stays, in an uninterruptible state.

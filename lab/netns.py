@@ -12,7 +12,7 @@ from pathlib import Path
 from lab.layout import netns_path
 from wire.netns import entered, open_home
 
-_TIMEOUT_S = 20
+_TIMEOUT_S = 60
 _SYSCTL = Path("/proc/sys/net")
 
 
