@@ -60,7 +60,7 @@ def test_who_is_woken_for_nothing_waits_on() -> None:
         await asyncio.sleep(0)
         for data in (b"one", b"two"):
             ours.send(data)
-            done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=60)
             assert [one.result().data for one in done] == [data]
             waiting = list(pending)
         assert not waiting

@@ -168,7 +168,7 @@ def test_what_is_no_good_request_is_answered_and_closed(tmp_path: Path, sent: by
 
 def test_who_speaks_the_older_protocol_is_answered_and_left(tmp_path: Path) -> None:
     async def scenario(_: World, path: Path) -> None:
-        answer = await asyncio.wait_for(reply_to(path, b"GET /hello HTTP/1.0\r\n\r\n"), 20)
+        answer = await asyncio.wait_for(reply_to(path, b"GET /hello HTTP/1.0\r\n\r\n"), 50)
         assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in answer
 
     with_server(tmp_path, scenario)
@@ -211,7 +211,7 @@ def test_only_so_many_connections_are_served(tmp_path: Path) -> None:
                 _, _, pieces = await stack.enter_async_context(open_stream(path, "GET", "/count"))
                 await anext(pieces)
             assert (await request(path, "GET", "/hello")).status == 503
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while (await request(path, "GET", "/hello")).status == 503:
                 pass
 
@@ -242,7 +242,7 @@ def hung_up(sock: socket.socket) -> bool:
     """Whether the other end has closed, now or soon."""
     poll = select.poll()
     poll.register(sock, 0)
-    return bool(poll.poll(20_000))
+    return bool(poll.poll(50_000))
 
 
 @pytest.mark.parametrize("asks_more", [False, True])
