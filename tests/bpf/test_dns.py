@@ -58,7 +58,7 @@ class Answering:
                         return  # shut down
                     sock.sendto(answer(wire, self._says), peer)
                 else:
-                    with sock.accept()[0] as client:
+                    with sock.accept()[0] as client, suppress(ConnectionError):  # who asked may have gone
                         size = int.from_bytes(client.recv(2, socket.MSG_WAITALL), "big")
                         if not size:
                             continue  # who connected had nothing to ask
