@@ -2,7 +2,9 @@
 
 import errno
 import os
+import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,7 +46,7 @@ V4, V6 = ip_address("192.0.2.2"), ip_address("2001:db8::2")
 class Bench:
     """A loop, a resolver, and the answers that came."""
 
-    def __init__(self, path: Path, port: int, servers: list[str], timeout_s: float = 10.0) -> None:
+    def __init__(self, path: Path, port: int, servers: list[str], timeout_s: float = 600.0) -> None:
         path.write_text("".join(f"nameserver {server}\n" for server in servers))
         self.loop = Loop()
         self.path = path
@@ -64,8 +66,9 @@ class Bench:
         assert not self.upstream.under_way and not self.upstream.deadlines
         return heard[0]
 
-    def run(self, done: Callable[[], object] = lambda: False, turns: int = 2000) -> None:
-        for _ in range(turns):
+    def run(self, done: Callable[[], object] = lambda: False) -> None:
+        until = time.monotonic() + 40
+        while time.monotonic() < until:
             if done():
                 return
             self.loop.turn(0.01)
@@ -88,6 +91,10 @@ def server() -> Iterator[Nameserver]:
 @pytest.fixture
 def bench(server: Nameserver, tmp_path: Path) -> Bench:
     return Bench(tmp_path / "resolv.conf", server.port, ["127.0.0.1"])
+
+
+def readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 def several(behaviours: dict[str, Behaviour]) -> list[Nameserver]:
@@ -229,9 +236,14 @@ def test_every_question_has_a_new_id_and_port(bench: Bench, server: Nameserver) 
 @pytest.mark.parametrize("first", [silence, code(2), code(5)], ids=["silent", "servfail", "refused"])
 def test_a_server_that_cannot_answer_is_followed_by_the_next(first: Behaviour, tmp_path: Path) -> None:
     servers = several({"127.0.0.1": first, "127.0.0.2": zone(ZONE)})
-    bench = Bench(tmp_path / "resolv.conf", servers[0].port, ["127.0.0.1", "127.0.0.2"], 1.0 if first is silence else 10.0)
+    bench = Bench(tmp_path / "resolv.conf", servers[0].port, ["127.0.0.1", "127.0.0.2"])
     try:
-        assert bench.get("both.example") == V4
+        bench.ask("both.example")
+        bench.run(lambda: servers[0].asked)
+        if first is silence:
+            bench.upstream.deadlines.expire(bench.loop.now + bench.upstream.deadlines.timeout_s)
+        bench.run(lambda: bench.answers)
+        assert bench.answers == [V4]
         assert [len(server.asked) for server in servers] == [1, 1]
     finally:
         for server in servers:
@@ -349,13 +361,13 @@ def test_an_answer_that_comes_in_pieces_is_put_together(tmp_path: Path) -> None:
         bench = Bench(tmp_path / "resolv.conf", listener.getsockname()[1], ["127.0.0.1"])
         heard: list[Response | None] = []
         bench.upstream.ask(Home(0x539), question_for("many.example", 1), lambda response, _: heard.append(response))
-        bench.loop.turn(1.0)
+        bench.run(lambda: readable(datagrams))
         query, peer = datagrams.recvfrom(4096)
         datagrams.sendto(cut(dns.message.from_wire(query), "udp")[0], peer)
-        for _ in range(4):
-            bench.loop.turn(0.1)
+        bench.run(lambda: readable(listener))
         stream, _ = listener.accept()
         with stream:
+            bench.run(lambda: readable(stream))
             size = int.from_bytes(stream.recv(2), "big")
             whole = zone(ZONE)(dns.message.from_wire(stream.recv(size)), "tcp")[0]
             sent = len(whole).to_bytes(2, "big") + whole

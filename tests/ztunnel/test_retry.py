@@ -1,7 +1,6 @@
 """An endpoint that does not take a connection: another one does, with every byte; a tunnel whose peer is somebody else now."""
 
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -10,8 +9,8 @@ import pytest
 
 from mesh.identity import Identity
 from mesh.workload import NetworkAddress, TunnelProtocol, Workload
-from tests.ztunnel.world import CLIENT, SERVER, VIP, World, world
-from ztunnel.channel import Closed, Opened, RemovePod, UpdateInventory, WorkerStatus
+from tests.ztunnel.world import CLIENT, SERVER, VIP, World, run, world
+from ztunnel.channel import Closed, Connections, Opened, QueryConnections, RemovePod, UpdateInventory, WorkerStatus
 from ztunnel.stream import KEPT_BYTES
 from ztunnel.tuning import Tuning
 
@@ -21,6 +20,8 @@ OTHER = Identity("cluster.local", "shop", "other")
 FAILURES = 4
 LOST = "10.199.0.9"
 """A service whose endpoints are not there."""
+ABSENT = (200, 201)
+"""The last bytes of their addresses."""
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,14 @@ def mesh() -> Iterator[World]:
         for name in ("server", "other"):
             pod = made.pods[name]
             pod.workload = replace(pod.workload, services={key: {80: 8080}})
-        made.client.configuration = {"tuning": Tuning(outlier_failures=FAILURES)}
+        made.client.configuration = {"tuning": Tuning(outlier_failures=FAILURES, connect_timeout_s=60.0)}
         inventory = [*made.inventory, made.pods["other"].workload]
         made.client.start(inventory, [made.authority.certificate_for(CLIENT)])
         made.server.start(inventory, [made.authority.certificate_for(SERVER)])
         made.pods["other"].start(inventory, [made.authority.certificate_for(OTHER)])
+        for number in ABSENT:  # else who dials them hears after three seconds that nobody has such an address
+            nobody = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
+            run("ip", "-n", made.client.netns, "neigh", "replace", f"10.198.0.{number}", *nobody)
         yield made
 
 
@@ -63,8 +67,12 @@ def forgive(mesh: World) -> None:
 
 
 def retries(mesh: World) -> int:
-    mesh.client.worker.heard.clear()
-    return mesh.client.worker.wait_for(WorkerStatus).gauges["endpoint_retries"]
+    """How many there were by now."""
+    worker = mesh.client.worker
+    worker.tell(QueryConnections(-2))
+    worker.wait_for(Connections, lambda answer: answer.number == -2)
+    worker.heard.clear()  # what it said before
+    return worker.wait_for(WorkerStatus).gauges["endpoint_retries"]
 
 
 def serve(app: socket.socket, expected: bytes) -> None:
@@ -114,13 +122,14 @@ def test_a_client_that_ended_its_side_already_is_served_too(mesh: World, app: so
 
 
 def test_an_endpoint_that_keeps_failing_is_set_aside(mesh: World, app: socket.socket) -> None:
-    for _ in range(40):
+    worker = mesh.client.worker
+    while not any(isinstance(one, WorkerStatus) and one.gauges["endpoints_aside"] for one in worker.heard):
         client = mesh.client.connect(VIP, 80)
         client.sendall(b"a")
         serve(app, b"a")
         client.close()
-    gauges = mesh.client.worker.wait_for(WorkerStatus, lambda status: bool(status.gauges["endpoints_aside"])).gauges
-    tried = gauges["endpoint_retries"]
+        worker.listen(0)
+    tried = retries(mesh)
     for _ in range(10):
         mesh.client.connect(VIP, 80).close()
     assert retries(mesh) == tried, "nobody is sent there now"
@@ -147,7 +156,7 @@ def test_a_pod_that_goes_asks_no_other_endpoint(mesh: World) -> None:
     )
     nobody = [
         Workload(f"Kubernetes//Pod/shop/nobody{number}", f"nobody{number}", "shop", (ip_address(f"10.198.0.{number}"),),
-                 protocol=TunnelProtocol.HBONE, services={lost.key: {}}) for number in (200, 201)
+                 protocol=TunnelProtocol.HBONE, services={lost.key: {}}) for number in ABSENT
     ]  # fmt: skip
     worker.tell(UpdateInventory([lost, *nobody], []))
     tried = retries(mesh)
@@ -178,12 +187,9 @@ def test_a_tunnel_ends_at_once_when_its_peers_address_is_another_pods(mesh: Worl
         client, server = _in_a_tunnel(mesh, app)
         stranger = Workload("Kubernetes//Pod/shop/new", "new", "shop", (ip_address(mesh.server.address),),
                             protocol=TunnelProtocol.HBONE, service_account="new")  # fmt: skip
-        client.settimeout(60)
-        began = time.monotonic()
         mesh.client.worker.tell(UpdateInventory([stranger], [mesh.server.workload.uid]))
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-        assert time.monotonic() - began < 15, "not by a time-out"
         closed = mesh.client.worker.wait_for(Closed).record
         assert f"{mesh.server.address} belongs to shop/new now" in closed.error
         server.close()

@@ -39,6 +39,8 @@ class Revocable(World):
         lists = read_lists(revocation_list(self.authority, *(self.papers[name].chain_pem for name in names)))
         for pod in (self.client, self.server):
             pod.worker.tell(SetRevoked(lists))
+            pod.worker.tell(QueryConnections(6))
+            pod.worker.wait_for(Connections, lambda answer: answer.number == 6)  # it has taken them in
 
 
 @pytest.fixture

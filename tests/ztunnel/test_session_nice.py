@@ -24,7 +24,7 @@ for wanted in (5, 5, 0):
 
 def test_a_session_gives_way_and_takes_it_back() -> None:
     command = [sys.executable, "-c", _CODE]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, start_new_session=True)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, start_new_session=True)
     assert said.stdout.splitlines() == (["5", "5", "0"] if _FILE.exists() else ["no groups"] * 3)
 
 

@@ -38,7 +38,7 @@ def test_a_worker_whose_memory_ends_says_so_and_ends() -> None:
         with pytest.raises(OSError, match=r"reset|pipe"):  # what it had read of it is lost
             while True:
                 ours.sendall(pack(UpdateInventory([], ["x" * (8 << 20)])))
-        _, said = worker.communicate(timeout=30)
+        _, said = worker.communicate(timeout=60)
         assert worker.returncode == 1, said
     assert "no memory is left: this worker ends" in said and MEND in said and "Traceback" not in said
 

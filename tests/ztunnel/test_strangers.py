@@ -10,6 +10,7 @@ import pytest
 from mesh.workload import GatewayAddress, NetworkAddress
 from tests.ztunnel.world import SERVER, World, run, world
 from ztunnel.channel import Closed, Opened, UpdateInventory, WorkerStatus
+from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
 
@@ -24,6 +25,7 @@ def mesh() -> Iterator[World]:
     with world("strangers") as made:
         run("ip", "-n", made.server.netns, "addr", "add", f"{LATE}/24", "dev", "eth0")
         run("ip", "netns", "exec", made.server.netns, "nft", "-f", "-", text=_SILENCE)
+        made.client.configuration = {"tuning": Tuning(connect_timeout_s=60.0)}  # whatever a busy machine does meanwhile
         made.start()
         yield made
 

@@ -22,7 +22,7 @@ from ztunnel.tls import Credentials, check_client
 from ztunnel.tunnel import Tunnel
 from ztunnel.verification import Verified
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(20)]
+pytestmark = pytest.mark.unit
 
 
 class Reader(Stream):

@@ -45,8 +45,7 @@ def small(tuning: Tuning, program: Sequence[str] = ("-c", BEGINNING)) -> Iterato
 def open_all(mesh: World, stack: ExitStack, ports: Sequence[int]) -> list[socket.socket]:
     """Connections that share a tunnel."""
     clients = [stack.enter_context(mesh.client.connect(mesh.server.address, port)) for port in ports]
-    for client in clients:
-        client.settimeout(30)
+    for _ in clients:
         mesh.client.worker.wait_for(Opened)
     return clients
 
@@ -68,7 +67,7 @@ def test_who_has_said_nothing_when_its_tunnel_is_full_goes_on_in_another() -> No
         quiet, *filling = open_all(mesh, stack, (ECHO, DEAF, DEAF))
         for client in filling:
             fill(client)
-        standstill(mesh.server, 0)
+        standstill(mesh, mesh.server, 0)
         talk(quiet)
         quiet.close()
         record = mesh.client.worker.closed()
@@ -86,10 +85,9 @@ def test_so_does_who_has_heard_nothing_because_nobody_reads_what_its_own_node_ge
         for client in filling:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             fill(stack.enter_context(mute.accept()[0]))
-        standstill(mesh.client, 0)
+        standstill(mesh, mesh.client, 0)
         with suppress(ConnectionResetError):  # it may have gone by now
             first.sendall(b"hello")
-        prompt.settimeout(30)
         second, _ = prompt.accept()
         with second:
             second.sendall(b"hello")
@@ -104,7 +102,7 @@ def test_who_can_go_nowhere_else_is_told_and_who_has_spoken_waits() -> None:
         talk(spoken)
         for client in filling:
             fill(client)
-        standstill(mesh.server, 0)
+        standstill(mesh, mesh.server, 0)
         spoken.sendall(b"more")
         quiet.sendall(b"x")
         with pytest.raises(ConnectionResetError):

@@ -12,8 +12,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from mesh.proto.zds_pb2 import SnapshotSent, WorkloadRequest
 from mesh.resources import ADDRESS_TYPE, encode_workload
 from tests.ztunnel import test_supervisor
-from tests.ztunnel.test_supervisor import WEB, Control, Node, until_closed
-from wire.http_client import open_stream, read_lines, request
+from tests.ztunnel.test_supervisor import WEB, Control, Node, request, until_closed
+from wire.http_client import open_stream, read_lines
 
 pytestmark = pytest.mark.kernel
 

@@ -3,7 +3,6 @@
 The table is that of Istio's ztunnel.
 """
 
-import os
 import ssl
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from tests.descriptors import open_descriptors
 from tests.ztunnel.world import CLIENT, SERVER, Authority
 from ztunnel.channel import SetCertificate
 from ztunnel.key_engine import read_keys_fast
@@ -154,8 +154,7 @@ def test_why_a_certificate_is_not_accepted_is_said_in_one_line(code: int, words:
 
 def test_no_descriptor_is_left_of_a_certificate_and_its_key() -> None:
     Credentials(AUTHORITY.certificate_for(CLIENT), tls12=True)
-    names = (os.readlink(one.path) for one in os.scandir("/proc/self/fd") if one.is_symlink() and os.path.lexists(one.path))
-    assert not [name for name in names if "identity" in name]
+    assert not [name for _, name in open_descriptors() if "identity" in name]
 
 
 def test_neither_tickets_nor_renegotiation_and_http_2_alone() -> None:

@@ -160,7 +160,8 @@ class Peer:
                 break
             except ssl.SSLWantReadError:
                 sock.send(self._outgoing.read())
-                loop.turn(0)
+                while not select.select([sock], [], [], 0)[0]:  # by TCP it comes when the kernel has the time
+                    loop.turn(0.01)
                 self._incoming.write(sock.recv(1 << 16))
 
     def say(self, data: bytes) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.ztunnel.world import CLIENT, SERVER, VIP, world
 from ztunnel.channel import Connections, QueryConnections, UpdateInventory, WorkerStatus
+from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
 
@@ -14,6 +15,7 @@ def test_a_connection_waits_until_all_is_known_and_then_goes_where_it_should() -
     """Without the service the address would be anybody's, and the connection leave in plain text."""
     with world("unfinished") as mesh:
         client, server = mesh.client, mesh.server
+        client.configuration = {"tuning": Tuning(workload_timeout_s=60.0)}  # whatever a busy machine does meanwhile
         client.start([], [mesh.authority.certificate_for(CLIENT)])
         server.start(mesh.inventory, [mesh.authority.certificate_for(SERVER)])
         client.worker.tell(UpdateInventory([client.workload], [], unfinished=True))

@@ -81,7 +81,8 @@ class World:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Callable[[World], Awaitable[None]]], None]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Awaitable[None]]], None]:
+    monkeypatch.setattr(workers, "_ANSWER_TIMEOUT_S", 60)  # who is there may still import what it needs
     (tmp_path / "program.py").write_text(PROGRAM)
 
     async def main(scenario: Callable[[World], Awaitable[None]]) -> None:
@@ -91,7 +92,7 @@ def run(tmp_path: Path) -> Callable[[Callable[[World], Awaitable[None]]], None]:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
-    return lambda scenario: asyncio.run(asyncio.wait_for(main(scenario), 60))
+    return lambda scenario: asyncio.run(asyncio.wait_for(main(scenario), 100))
 
 
 def test_every_worker_is_told_and_the_first_error_counts(run: Any, eventually: Any) -> None:
@@ -265,7 +266,7 @@ def test_a_worker_that_cannot_start_is_tried_again_ever_more_slowly(
     async def main() -> None:
         pool = workers.Workers(1, lambda _: [], lambda *_: None, lambda _: None, (str(tmp_path / "absent"),))
         running = asyncio.ensure_future(pool.run())
-        await eventually(lambda: pool.restarts == 3)
+        await eventually(lambda: pool.restarts >= 3)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
@@ -370,7 +371,7 @@ def test_nobody_is_started_in_a_dead_workers_place_once_all_are_to_end(
         await eventually(lambda: len(world.workers.alive) == 2)
         os.kill(world.workers.pids[1], signal.SIGKILL)
         await eventually(lambda: world.workers.restarts == 1)
-        await world.workers.shut_down(5)
+        await world.workers.shut_down(40)
         await running  # by itself
         assert world.deaths == [1, 0]
 
@@ -381,7 +382,7 @@ def test_shutdown_hears_last_words_and_leaves_no_process(run: Any, eventually: A
     async def scenario(world: World) -> None:
         await eventually(lambda: len(world.workers.alive) == 2)
         pids = world.workers.pids
-        await world.workers.shut_down(5)
+        await world.workers.shut_down(40)
         await eventually(lambda: world.gauges(0) == world.gauges(1) == {"last words": 1})
         await eventually(lambda: not world.workers.alive and world.workers.restarts == 0)
         for pid in pids.values():

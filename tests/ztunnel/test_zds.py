@@ -117,7 +117,7 @@ def converse(tmp_path: Path, scenario: Callable[[Agent, zds.ZdsClient, Host, "as
         agent.stream.close()
         agent.listener.close()
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), 60))
     assert open_descriptors() <= before, "descriptors leaked"
 
 
@@ -299,7 +299,7 @@ def test_an_agent_that_comes_later_is_found(tmp_path: Path) -> None:
         agent.stream.close()
         agent.listener.close()
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_an_agent_that_takes_no_word_is_greeted_again_ever_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,9 @@ from mesh.policy import Policy
 from mesh.workload import NetworkAddress, Service, TunnelProtocol, Workload
 from wire.netns import entered, open_home
 from ztunnel.channel import (
+    HBONE,
+    PORTS,
+    SOCKS,
     AddPod,
     Closed,
     Configure,
@@ -51,6 +54,8 @@ ROOT = Path(__file__).parents[2]
 VIP = "10.199.0.1"
 CLIENT, SERVER = Identity("cluster.local", "shop", "client"), Identity("cluster.local", "shop", "server")
 PROGRAM = ("-m", "ztunnel.worker")
+_LISTENING = "0A"
+"""A state in /proc/net/tcp."""
 _T = TypeVar("_T")
 
 _RULES = """
@@ -148,6 +153,8 @@ class WorkerProcess:
         os.close(conf)
         self._reader, self._writer = FrameReader(), FrameWriter()
         self.heard: list[Any] = []
+        self.captured: Callable[[], int] = lambda: 0
+        """See `PodWorld.captured`."""
 
     def tell(self, message: object, fds: list[int] | None = None) -> None:
         self.sock.settimeout(40)  # not as long as was last listened for
@@ -192,7 +199,7 @@ class WorkerProcess:
             parts = [self.wait_for(Connections, lambda answer: answer.number == -1)]
             while parts[-1].unfinished:
                 parts.append(self.wait_for(Connections, lambda answer: answer.number == -1))
-            nothing = 0 if any(part.records for part in parts) else nothing + 1
+            nothing = 0 if self.captured() or any(part.records for part in parts) else nothing + 1
             assert time.monotonic() < until, "connections stay open"
         self.heard.clear()
 
@@ -272,6 +279,7 @@ class PodWorld:
     ) -> None:
         """Start the worker and give it this pod."""
         self.worker = WorkerProcess(self.log, self.program)
+        self.worker.captured = self.captured
         node, network = f"node-{self.name}", self.network
         configure = Configure(
             node, network, "Kubernetes", "cluster.local", 0, resolv_conf=self.resolv_conf, offender_pause_s=0.0
@@ -282,6 +290,14 @@ class PodWorld:
         for certificate in certificates:
             self.worker.tell(certificate)
         self.add_pod()
+
+    def captured(self) -> int:
+        """How many connections its worker has taken in and not ended; it does not tell of those that have yet to open."""
+        with entered(self.fd, self.home_fd):
+            tables = [Path(f"/proc/thread-self/net/{name}").read_text() for name in ("tcp", "tcp6")]
+        table = [line.split() for one in tables for line in one.splitlines()]
+        ours = [f":{port:04X}" for port in (*PORTS, SOCKS) if port != HBONE]
+        return sum(line[1][-5:] in ours and line[3] != _LISTENING and line[9] != "0" for line in table)
 
     def add_pod(self) -> None:
         sockets = open_pod_sockets(self.fd, self.home_fd, Openings(0x539, dns_places({}, ipv6=True)))
