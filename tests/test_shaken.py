@@ -18,9 +18,9 @@ def idles(thread):
 
 def test_a_thread_and_a_program_that_is_nobodys_child_any_more():
     go = threading.Event()
-    thread = threading.Thread(target=go.wait)
+    thread = threading.Thread(target=go.wait, daemon=True)
     thread.start()
-    orphan = int(subprocess.check_output(["sh", "-c", "sleep 100 >&2 & echo $!"]))
+    orphan = int(subprocess.check_output(["sh", "-c", "sleep 1000 >&2 & echo $!"]))
     assert idles(thread.native_id) and idles(orphan)
     go.set()
     os.kill(orphan, 9)

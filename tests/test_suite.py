@@ -9,6 +9,7 @@ import pytest
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(400)]  # up to four runs of pytest
 _FAILS = """
 from pathlib import Path
+from time import sleep
 
 def test_it():
     turns = Path(__file__).with_suffix(".turns")
@@ -16,14 +17,16 @@ def test_it():
     assert len(turns.read_text()) not in {failing}
 """
 
+_PROGRAM = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; import suite; sys.exit(suite.run([]))"
+_HASTY = _PROGRAM.replace("sys.exit", "suite._LONG_TURN_S = 60; sys.exit")
 
-def _suite(folder: Path, *failing: str) -> "subprocess.CompletedProcess[str]":
+
+def _suite(folder: Path, *failing: str, program: str = _PROGRAM) -> "subprocess.CompletedProcess[str]":
     """Run a suite of files each of which fails in the turns named."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     for number, turns in enumerate(failing):
         (folder / f"test_{number}.py").write_text(_FAILS.replace("{failing}", turns))
-    program = [sys.executable, str(Path(__file__).with_name("suite.py"))]
-    return subprocess.run(program, cwd=folder, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
 
 
 def _turns(folder: Path) -> list[int]:
@@ -47,6 +50,12 @@ def test_what_fails_again_in_any_turn_fails_the_run(tmp_path: Path, again: int) 
 def test_failures_in_many_files_have_no_further_turn(tmp_path: Path) -> None:
     run = _suite(tmp_path, "(1,)", "(1,)", "(1,)")
     assert run.returncode == 1 and _turns(tmp_path) == [1, 1, 1], run.stdout
+
+
+def test_what_takes_too_long_in_a_further_turn_is_ended_and_fails_the_run(tmp_path: Path) -> None:
+    run = _suite(tmp_path, "(1,)\n    if len(turns.read_text()) == 2: sleep(1000)", program=_HASTY)
+    assert run.returncode == 1 and _turns(tmp_path) == [2], run.stdout
+    assert "=== ended after 60 s" in run.stdout and "KeyboardInterrupt" in run.stdout
 
 
 def test_a_run_that_passes_and_one_that_finds_nothing_end_as_pytest_does(tmp_path: Path) -> None:
