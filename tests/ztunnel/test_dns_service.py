@@ -596,10 +596,8 @@ def test_draining_answers_what_has_come_and_takes_no_more(bench: Bench) -> None:
 
 @pytest.mark.unit
 def test_a_port_that_is_taken_is_told_and_the_others_are_opened() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
-        port = unused_port()
-        taken.bind(("127.0.0.1", port))
-        taken.listen()
+    port = unused_port()
+    with socket.create_server(("127.0.0.1", port)):
         sockets, trouble = open_dns_sockets([("127.0.0.1", port), ("::1", port)], 0x539)
         assert trouble == f"127.0.0.1:{port}: Address already in use"
         assert [(sock.family, sock.type) for sock in sockets] == [
