@@ -40,8 +40,10 @@ class _Client:
 @contextmanager
 def _stopped(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     process.send_signal(signal.SIGSTOP)
-    yield
-    process.send_signal(signal.SIGCONT)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def _unread_bytes(port: int) -> int:
@@ -107,7 +109,9 @@ def test_a_fixed_rate_counts_from_the_moment_a_request_was_due(client: _Client, 
     # A server that stands still for a while: what was due meanwhile waited, although it was sent late or answered at once.
     with _stopped(server[1]):
         client.send("paced", rate=1000, connections=4, seconds=0.4)
+        deadline = time.monotonic() + 100
         while _unread_bytes(server[0]) < 450 * 64:  # what is due in 0.45 s, 0.3 s of it while it warms up
+            assert time.monotonic() < deadline, "the client sends no more"
             time.sleep(0.001)
     found = client.read()
     assert found["count"] == pytest.approx(400, abs=3)

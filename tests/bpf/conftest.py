@@ -36,6 +36,8 @@ IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 TCP_TOTAL_RETRANSMISSIONS = 100
 """Where tcp_info has them: a u32."""
 Where = tuple[str, str]  # namespace, cgroup
+DEADLINE_S = 60
+"""For what comes as soon as the machine has time for it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class World:
     def tear_down(self) -> None:
         """Remove all of it, and processes that a failed test left in it."""
         (self.cgroup / "cgroup.kill").write_text("1")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE_S
         while "populated 1" in (self.cgroup / "cgroup.events").read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
         for fd in (*self.namespaces.values(), self.home):
@@ -106,14 +108,14 @@ class World:
 
     def add_namespace(self, name: str) -> None:
         """Make a namespace, with its loopback up."""
-        subprocess.run(["ip", "netns", "add", f"{self.prefix}-{name}"], check=True, timeout=60)
+        subprocess.run(["ip", "netns", "add", f"{self.prefix}-{name}"], check=True, timeout=DEADLINE_S)
         self.namespaces[name] = os.open(f"/run/netns/{self.prefix}-{name}", os.O_RDONLY | os.O_CLOEXEC)
         self.ip(name, "link set lo up")
 
     def ip(self, name: str, *commands: str) -> None:
         """Run `ip` commands inside a namespace."""
         for command in commands:
-            subprocess.run(["ip", "-n", f"{self.prefix}-{name}", *command.split()], check=True, timeout=60)
+            subprocess.run(["ip", "-n", f"{self.prefix}-{name}", *command.split()], check=True, timeout=DEADLINE_S)
 
     def cookie(self, name: str) -> int:
         """The cookie of a namespace."""
@@ -163,7 +165,7 @@ class World:
 
         def end() -> Any:
             with ours:
-                ours.settimeout(100)
+                ours.settimeout(100)  # longer than it waits for anything itself
                 data, ancillary, _, _ = ours.recvmsg(1 << 18, socket.CMSG_SPACE(16))
             os.waitpid(child, 0)
             answer = pickle.loads(data)
@@ -203,7 +205,7 @@ class World:
                 sock.connect_ex((address, port))
                 poll = select.poll()
                 poll.register(sock, select.POLLOUT)
-                assert poll.poll(60_000), "neither connected nor refused"
+                assert poll.poll(1000 * DEADLINE_S), "neither connected nor refused"
                 info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_TOTAL_RETRANSMISSIONS + 4)
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
                 return int(struct.unpack_from("=I", info, TCP_TOTAL_RETRANSMISSIONS)[0])
@@ -239,22 +241,22 @@ class World:
         return Tag.from_buffer_copy(raw) if raw else None
 
     def counted(self, before: dict[str, int]) -> dict[str, int]:
-        """What was counted since `before`, zeros left out, and strays: segments that crossed an end, of whichever test."""
+        """What was counted since `before`; without zeros, and strays: segments that crossed an end, of whichever test."""
         counters = self.redirect.counters().items()
         return {name: more for name, now in counters if (more := now - before[name]) and name != "stray"}
 
-    def becomes(self, look: Callable[[], Any], wished: Any, patience_s: float = 60.0) -> None:
+    def becomes(self, look: Callable[[], Any], wished: Any, patience_s: float = DEADLINE_S) -> None:
         """Wait until `look` finds it so: on a busy machine the kernel ends a connection after close() has returned."""
         deadline = time.monotonic() + patience_s
         while (found := look()) != wished:
             assert time.monotonic() < deadline, f"{found} instead of {wished}"
             time.sleep(0.002)
 
-    def events(self, until: Callable[[list[Event]], bool] = bool, timeout: float = 60.0) -> list[Event]:
+    def events(self, until: Callable[[list[Event]], bool] = bool, timeout: float = DEADLINE_S) -> list[Event]:
         """Events since the last call; waits until they are as wished. One for a SYN that came more than once."""
         return list({replace(event, time_ns=0): event for event in self.told(until, timeout)}.values())
 
-    def told(self, until: Callable[[list[Event]], bool] = bool, timeout: float = 60.0) -> list[Event]:
+    def told(self, until: Callable[[list[Event]], bool] = bool, timeout: float = DEADLINE_S) -> list[Event]:
         """The same, each as often as the kernel tells of it."""
         reader = self.redirect.open_events()
         found = reader.read()
@@ -266,7 +268,7 @@ class World:
         return found
 
 
-def connected(address: str, port: int, timeout: float = 40.0, **options: Any) -> socket.socket:
+def connected(address: str, port: int, timeout: float = DEADLINE_S, **options: Any) -> socket.socket:
     """Connect from the calling process; a `source` that is not its own is allowed (transparent)."""
     sock = _unconnected(address, **options)
     sock.settimeout(timeout)
@@ -304,7 +306,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def _with_timeout(sock: socket.socket) -> socket.socket:
-    sock.settimeout(60)
+    sock.settimeout(DEADLINE_S)
     return sock
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from bpf.layout import PORT_OUTBOUND, Reason
 from bpf.sock_destroy import State, connections
+from tests.bpf.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.kernel
 SO_ORIGINAL_DST = 80
@@ -72,7 +73,7 @@ def test_connect_write_close_before_the_proxy_accepts(world: Any, outbound: sock
     target = {"ip4": "10.9.8.7", "ip6": "2001:db8::7"}[family]
 
     def work() -> None:
-        with socket.create_connection((target, 514), timeout=40) as sock:
+        with socket.create_connection((target, 514), timeout=DEADLINE_S) as sock:
             sock.sendall(b"one line")
 
     world.at(world.pods["a"].where, work)
@@ -117,7 +118,7 @@ def test_link_local_is_left_alone(world: Any, outbound: socket.socket) -> None:
 
 def test_datagrams_are_not_touched(world: Any, outbound: socket.socket) -> None:
     with world.at(world.pods["c"].where, lambda: _bound_datagram(world.pods["c"].ip4, 5353)) as server:
-        server.settimeout(40)
+        server.settimeout(DEADLINE_S)
         before = world.redirect.counters()
 
         def work() -> None:
@@ -164,7 +165,7 @@ def test_a_family_that_the_pod_lacks_is_refused(world: Any, outbound: socket.soc
     with pytest.raises(ConnectionRefusedError):
         world.dial(world.pods["a"].where, world.pods["c"].ip6, 80)
     assert world.counted(before) == {"no_address": 1}
-    (event,) = world.events()
+    (event,) = world.told()
     assert (event.reason, event.source, str(event.destination)) == (Reason.NO_ADDRESS, None, world.pods["c"].ip6)
 
 
@@ -206,7 +207,7 @@ def test_an_mptcp_socket_from_before_enrolment_is_captured(world: Any) -> None:
     old = world.at(world.pods["a"].where, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, MPTCP))
     world.enrol("a")
     with world.proxy_listener("a", PORT_OUTBOUND) as proxy:
-        old.settimeout(40)
+        old.settimeout(DEADLINE_S)
         old.connect((world.pods["c"].ip4, 80))
         assert original_destination(proxy.accept()[0], socket.IPPROTO_IP) == (world.pods["c"].ip4, 80)
 
@@ -235,7 +236,7 @@ def test_a_connection_that_passed_no_hook_does_not_escape(world: Any) -> None:
                 server.accept()
     finally:
         world.sysctl("a", "ipv4/tcp_fastopen", kept)
-    (event,) = world.events()
+    (event,) = world.told()
     assert (event.reason, str(event.destination)) == (Reason.ESCAPE, world.pods["c"].ip4)
     assert not connections(world.namespaces["a"], world.home, [State.SYN_SENT])
 
@@ -273,7 +274,7 @@ def test_local_ports_come_back_after_a_second(world: Any, outbound: socket.socke
                 accepted = outbound.accept()[0]
             assert accepted.recv(1) == b""
             accepted.close()  # the client closed first: its port is in TIME_WAIT
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE_S
         while True:
             try:
                 world.dial(world.pods["a"].where, "10.9.8.7", 80)

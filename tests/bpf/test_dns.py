@@ -16,6 +16,7 @@ import pytest
 
 from bpf.layout import PORT_DNS, Role
 from mesh.exclusions import Exclusions
+from tests.bpf.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.kernel
 
@@ -72,7 +73,7 @@ class Answering:
             with suppress(OSError):  # of a socket that is not connected it only wakes who reads
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(60)
+            thread.join(DEADLINE_S)
         for sock in self._sockets:
             sock.close()
 
@@ -100,7 +101,7 @@ def proxy(world: Any, nameserver: Answering) -> Iterator[Answering]:
     made.close()
 
 
-def unconnected(address: str, patience_s: float = 40) -> tuple[str, str]:
+def unconnected(address: str, patience_s: float = DEADLINE_S) -> tuple[str, str]:
     """Says what was answered, and from where."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(patience_s)
@@ -112,7 +113,7 @@ def unconnected(address: str, patience_s: float = 40) -> tuple[str, str]:
 
 def connected(address: str, kind: int = socket.SOCK_DGRAM) -> tuple[str, str]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
-        sock.settimeout(40)
+        sock.settimeout(DEADLINE_S)
         sock.connect((address, 53))
         query = dns.message.make_query("web.shop", "A")
         if kind == socket.SOCK_DGRAM:
@@ -140,7 +141,7 @@ def own_address(address: str, kind: int = socket.SOCK_DGRAM, bound: str = "") ->
 
 def dnspython(address: str) -> tuple[str, str]:
     """Refuses an answer from anybody but whom it asked."""
-    return _address(dns.query.udp(dns.message.make_query("web.shop", "A"), address, timeout=40)), address
+    return _address(dns.query.udp(dns.message.make_query("web.shop", "A"), address, timeout=DEADLINE_S)), address
 
 
 def _address(message: dns.message.Message) -> str:
@@ -254,7 +255,7 @@ def test_other_datagrams_and_other_peers_of_a_socket_that_asked_are_untouched(wo
 
     def ask_and_talk() -> list[Any]:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(40)
+            sock.settimeout(DEADLINE_S)
             sock.sendto(dns.message.make_query("web.shop", "A").to_wire(), ("10.99.0.10", 53))
             first = sock.recvfrom(4096)[1]
             sock.sendto(b"hello", ("10.213.0.4", 5353))
@@ -263,7 +264,7 @@ def test_other_datagrams_and_other_peers_of_a_socket_that_asked_are_untouched(wo
             return [first, second, sock.getpeername()]
 
     talk = world.begin(world.pods["a"].where, ask_and_talk)
-    echo.settimeout(40)
+    echo.settimeout(DEADLINE_S)
     data, peer = echo.recvfrom(100)
     echo.sendto(data, peer)
     assert talk() == [("10.99.0.10", 53), (b"hello", ("10.213.0.4", 5353)), ("10.213.0.4", 5353)]
@@ -272,7 +273,7 @@ def test_other_datagrams_and_other_peers_of_a_socket_that_asked_are_untouched(wo
 def test_a_socket_bound_to_a_device_is_left_alone(world: Any, proxy: Answering) -> None:
     def ask() -> Any:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(40)
+            sock.settimeout(DEADLINE_S)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
             sock.sendto(dns.message.make_query("web.shop", "A").to_wire(), (UDP4, 53))
             return _address(dns.message.from_wire(sock.recv(4096)))
@@ -283,7 +284,7 @@ def test_a_socket_bound_to_a_device_is_left_alone(world: Any, proxy: Answering) 
 def test_a_socket_bound_to_the_pods_address_is_answered(world: Any, proxy: Answering) -> None:
     def ask() -> Any:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(40)
+            sock.settimeout(DEADLINE_S)
             sock.bind((world.pods["a"].ip4, 0))
             sock.sendto(dns.message.make_query("web.shop", "A").to_wire(), (UDP4, 53))
             wire, source = sock.recvfrom(4096)

@@ -15,6 +15,7 @@ from bpf import libbpf
 from bpf.layout import MAPS, PORT_DNS, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND, Role
 from bpf.loader import CGROUP_PROGRAMS, load, mount_bpffs, source_version
 from bpf.redirect import PodRedirect
+from tests.bpf.conftest import DEADLINE_S
 from wire.netns import netns_cookie
 
 pytestmark = pytest.mark.kernel
@@ -53,7 +54,7 @@ def test_other_sources_replace_the_programs_under_traffic(
     def dial_on() -> list[str]:
         seen: list[str] = []
         while not done.exists():
-            with socket.create_connection((f"10.9.{len(seen) % 250}.7", 80), timeout=60) as sock:
+            with socket.create_connection((f"10.9.{len(seen) % 250}.7", 80), timeout=DEADLINE_S) as sock:
                 seen.append(sock.getpeername()[0])
                 sock.recv(1)  # in step with the proxy: its queue is not the matter here
             progress[:] = len(seen).to_bytes(8, "little")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bpf.layout import MARK_DELIVER, MARK_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND, Reason
+from tests.bpf.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.kernel
 FAMILIES = pytest.mark.parametrize("family", ["ip4", "ip6"])
@@ -90,6 +91,33 @@ def test_the_proxys_own_ports_cannot_be_dialled(world: Any, port: int, place: An
             assert Reason.DIRECT in [event.reason for event in world.events()]
         assert nobody_comes(out)
         assert nobody_comes(plain)
+
+
+@FAMILIES
+@pytest.mark.parametrize("port", [8080, PORT_OUTBOUND, PORT_HBONE])
+def test_late_segments_inside_a_pod_are_strays_and_nobody_is_told_of_them(world: Any, family: str, port: int) -> None:
+    address = getattr(world.pods["b"], family)
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET6 if family == "ip6" else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as sock:
+            for _ in range(20):
+                sock.sendto(_acknowledgement(address, port), (address, 0))
+
+    before = world.redirect.counters()
+    world.at(("b", "host"), send)
+    world.becomes(lambda: world.redirect.counters()["stray"] - before["stray"] >= 20, True)
+    assert world.counted(before) == {}
+
+
+def _acknowledgement(address: str, port: int) -> bytes:
+    """A segment of a connection of an address with itself that nobody knows any more."""
+
+    def segment(checksum: int) -> bytes:
+        return struct.pack("!HHIIBBHHH", 9, port, 1, 1, 5 << 4, 0x10, 1024, checksum, 0)
+
+    summed = 2 * ip_address(address).packed + segment(0)
+    words = struct.unpack(f"!{len(summed) // 2}H", summed)
+    return segment(~((sum(words) + len(segment(0)) + socket.IPPROTO_TCP) % 0xFFFF) & 0xFFFF)
 
 
 @FAMILIES
@@ -182,7 +210,7 @@ def test_a_shared_port_does_not_share_the_connections(world: Any) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sock.bind(("::", PORT_INBOUND))
         sock.listen(64)
-        sock.settimeout(40)
+        sock.settimeout(DEADLINE_S)
         return sock
 
     real = world.at(("b", "proxy"), lambda: shared(MARK_PROXY))

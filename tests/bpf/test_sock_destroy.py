@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bpf.sock_destroy import State, connections, destroy
+from tests.bpf.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.kernel
 
@@ -82,7 +83,7 @@ def test_more_connections_than_one_answer_holds(world: Any) -> None:
         held = []
         for _ in range(300):
             with world.entered("c"):
-                held.append(socket.create_connection((world.pods["c"].ip4, 80), timeout=40))
+                held.append(socket.create_connection((world.pods["c"].ip4, 80), timeout=DEADLINE_S))
             held.append(server.accept()[0])
         found = connections(world.namespaces["c"], world.home)
         assert len(found) == 600

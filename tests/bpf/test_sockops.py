@@ -10,6 +10,7 @@ import pytest
 from bpf.events import Event
 from bpf.layout import HANDSHAKE_CAPACITY, MARK_PROXY, POD_HANDSHAKES, PORT_OUTBOUND, Reason, Usage
 from bpf.sock_destroy import connections, destroy
+from tests.bpf.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.kernel
 
@@ -82,7 +83,7 @@ def test_a_full_map_refuses_and_evicts_nobody(world: Any, outbound: socket.socke
             world.dial(world.pods["a"].where, "10.9.8.7", 80)
         assert refused.value.errno == errno.EHOSTUNREACH
         assert world.counted(before) == {"captured": 1, "full": 1}
-        (event,) = world.events()
+        (event,) = world.told()
         assert (event.reason, str(event.destination), event.destination_port) == (Reason.FULL, "10.9.8.7", 80)
         assert left_over(world) == HANDSHAKE_CAPACITY
         assert usage_of(world, "a") == (0, 0, 0)
@@ -99,7 +100,7 @@ def test_a_pod_cannot_take_more_than_its_share(world: Any, outbound: socket.sock
     with pytest.raises(OSError) as refused:
         world.dial(world.pods["a"].where, "10.9.8.7", 80)
     assert refused.value.errno == errno.EHOSTUNREACH
-    assert [event.reason for event in world.events()] == [Reason.FULL]
+    assert [event.reason for event in world.told()] == [Reason.FULL]
 
 
 def test_an_untagged_listener_is_not_registered(world: Any) -> None:
@@ -140,7 +141,7 @@ def test_a_crowd_leaves_nothing(world: Any, outbound: socket.socket, tmp_path: P
     def dial_many() -> int:
         for number in range(300):
             sock = socket.socket(socket.AF_INET6 if number % 3 == 0 else socket.AF_INET)
-            sock.settimeout(60)
+            sock.settimeout(DEADLINE_S)
             sock.connect(("2001:db8::7" if number % 3 == 0 else "10.9.8.7", 80))
             try:
                 sock.sendall(b"x")

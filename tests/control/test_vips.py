@@ -98,6 +98,7 @@ def test_a_full_range_is_not_searched_again_for_each() -> None:
     made = allocate(claims, [space], {})
     assert len(made.addresses) == 4094 and len(made.problems) == 20_000 - 4094
     assert not allocate(claims, [space, wide], {}).problems, "the next range has room"
+    assert space.looks and wide.looks, "nothing was counted: it is searched in another way"
 
 
 @given(st.lists(st.integers(0, 40), unique=True), st.lists(st.integers(0, 40), unique=True))
