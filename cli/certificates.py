@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import click
 
+from cli import dial
 from cli.config_dump import config_dump
-from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, report_failures
+from cli.dial import chosen_nodes, control_stub, from_nodes, report_failures
 from cli.group import Group
 from cli.health import certificates as leaf_certificates
 from cli.moments import parse_duration, span
@@ -90,7 +91,7 @@ def rotate_root(overlap: int, output: str) -> None:
 
     async def call() -> RootRotation:
         async with control_stub(Places.from_environment()) as stub:
-            answer: RootRotation = await stub.RotateRoot(RotateRootRequest(overlap_s=overlap), timeout=TIMEOUT_S)
+            answer: RootRotation = await stub.RotateRoot(RotateRootRequest(overlap_s=overlap), timeout=dial.TIMEOUT_S)
             return answer
 
     answer = asyncio.run(call())
@@ -114,7 +115,7 @@ def roots(output: str) -> None:
 
     async def call() -> RootRotation:
         async with control_stub(Places.from_environment()) as stub:
-            answer: StatusResponse = await stub.Status(StatusRequest(), timeout=TIMEOUT_S)
+            answer: StatusResponse = await stub.Status(StatusRequest(), timeout=dial.TIMEOUT_S)
             return answer.rotation
 
     rotation = asyncio.run(call())

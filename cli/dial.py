@@ -22,6 +22,7 @@ from wire.http_messages import HttpError
 from wire.places import NodePlaces, Places
 
 TIMEOUT_S = 5.0
+"""Of a call. Read as `dial.TIMEOUT_S` when it is made: tests put another there."""
 _NOT_READY = "not ready, pending: "
 MAX_MESSAGE_BYTES = 64 << 20
 _OPTIONS = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))

@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from cli.dial import TIMEOUT_S, Answer, from_nodes, grpc_socket, rpc_failure
+from cli import dial
+from cli.dial import Answer, from_nodes, grpc_socket, rpc_failure
 from cli.failure import Failure
 from cli.flow_merge import LiveMerge
 from cli.mend import continue_it, look_at_log
@@ -17,7 +18,7 @@ from mesh.proto.observer_pb2_grpc import ObserverStub
 from wire.places import NodePlaces
 
 RETRY_S = 1.0
-_HISTORY_S = 6 * TIMEOUT_S
+_HISTORY_S = 30.0
 """For all that a node has stored; what follows has no end."""
 _QUEUE = 1024
 
@@ -84,7 +85,7 @@ async def _follow_one(
 async def _answer(stub: ObserverStub, asked: GetFlowsRequest, **options: float) -> Any:
     """The stream, when it has begun: an Observer greets at once, however long its first flow is in coming."""
     call = stub.GetFlows(asked, **options)
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(dial.TIMEOUT_S):
         await call.initial_metadata()
     return call
 
@@ -107,7 +108,7 @@ async def _observer(node: NodePlaces) -> AsyncIterator[ObserverStub]:
         try:
             yield ObserverStub(channel)
         except TimeoutError:
-            reason = f"no answer on {node.hubble_socket} within {TIMEOUT_S:g} s"
+            reason = f"no answer on {node.hubble_socket} within {dial.TIMEOUT_S:g} s"
             raise Failure(what, reason, continue_it(node.hubble_socket) or mend) from None
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN):

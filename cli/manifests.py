@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli.dial import TIMEOUT_S, control_stub
+from cli.dial import control_stub
 from cli.failure import Failure, warn
 from cli.output import output_option, print_json, printable
 from mesh.line import as_text
@@ -18,7 +18,7 @@ from wire.places import Places
 _SUFFIXES = (".yaml", ".yml", ".json")
 _MAX_BYTES = 16 << 20
 _MAX_FILES = 10_000
-_CHANGE_S = 6 * TIMEOUT_S
+_CHANGE_S = 30.0
 _MAX_ENTRIES = 100_000
 """Below a folder, manifests or not."""
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from cli import dial
 from cli.config_dump import config_dump
-from cli.dial import TIMEOUT_S, chosen_nodes, control_stub, from_nodes, report_failures
+from cli.dial import chosen_nodes, control_stub, from_nodes, report_failures
 from cli.failure import Failure, warn
 from cli.mend import has_control
 from cli.nodes import node_option
@@ -26,7 +27,7 @@ _namespace_option = click.option("-n", "--namespace", metavar="NAME", help="Only
 
 async def _from_control(places: Places, kind: str) -> list[Resource]:
     async with control_stub(places) as stub:
-        answer: DescribeResponse = await stub.Describe(DescribeRequest(kind=kind), timeout=TIMEOUT_S)
+        answer: DescribeResponse = await stub.Describe(DescribeRequest(kind=kind), timeout=dial.TIMEOUT_S)
     return [json.loads(text) for text in answer.resources_json]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 
+from cli import dial
 from cli.config_dump import config_dump
-from cli.dial import TIMEOUT_S, Answer, agent_status, chosen_nodes, control_stub, from_nodes, proxy_readiness
+from cli.dial import Answer, agent_status, chosen_nodes, control_stub, from_nodes, proxy_readiness
 from cli.failure import Failure, Forbidden
 from cli.health import (
     Certificate,
@@ -80,7 +81,7 @@ def _open_connections(dump: dict[str, Any]) -> int:
 async def control_report(places: Places) -> ControlStatus:
     """The control plane's own status. Raises: Failure."""
     async with control_stub(places) as stub:
-        status: ControlStatus = await stub.Status(StatusRequest(), timeout=TIMEOUT_S)
+        status: ControlStatus = await stub.Status(StatusRequest(), timeout=dial.TIMEOUT_S)
         return status
 
 

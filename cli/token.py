@@ -4,7 +4,8 @@ import asyncio
 
 import click
 
-from cli.dial import TIMEOUT_S, control_stub
+from cli import dial
+from cli.dial import control_stub
 from cli.output import output_option, print_json
 from mesh.proto.control_pb2 import NodeTokenRequest, NodeTokenResponse
 from wire.places import Places
@@ -28,7 +29,7 @@ def token(node: str, output: str) -> None:
 
     async def call() -> NodeTokenResponse:
         async with control_stub(Places.from_environment()) as stub:
-            answer: NodeTokenResponse = await stub.NodeToken(NodeTokenRequest(node=node), timeout=TIMEOUT_S)
+            answer: NodeTokenResponse = await stub.NodeToken(NodeTokenRequest(node=node), timeout=dial.TIMEOUT_S)
             return answer
 
     answer = asyncio.run(call())

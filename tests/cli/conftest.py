@@ -15,9 +15,10 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
+from cli import dial
 from cli.main import weft
 from mesh.proto import agent_pb2, agent_pb2_grpc, control_pb2, control_pb2_grpc, observer_pb2, observer_pb2_grpc
-from tests.cli import patience
+from tests.cli.patience import DEADLINE_S, PATIENCE_S
 from wire.places import Places
 
 
@@ -68,13 +69,13 @@ class _Observer(observer_pb2_grpc.ObserverServicer):
     def GetFlows(self, request: observer_pb2.GetFlowsRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self.asked.append(request)
         if self.silent:
-            self.live.wait(100)
+            self.live.wait(DEADLINE_S)
         context.send_initial_metadata(())
         if self.refusal:
             context.abort(grpc.StatusCode.UNKNOWN, self.refusal)
         yield from self.responses
         if request.follow:
-            self.live.wait(100)
+            self.live.wait(DEADLINE_S)
 
 
 class Control(control_pb2_grpc.ControlServicer):
@@ -108,7 +109,7 @@ class Control(control_pb2_grpc.ControlServicer):
 
     def Apply(self, request: Any, context: grpc.ServicerContext) -> control_pb2.ApplyResponse:
         self.asked = request
-        self.answers.wait(100)
+        self.answers.wait(DEADLINE_S)
         return self.answer
 
     def Delete(self, request: Any, context: grpc.ServicerContext) -> control_pb2.ApplyResponse:
@@ -204,8 +205,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """An empty installation: tests put parts into it. The folder's name is short, for the sake of socket paths."""
-    for module in patience.MODULES:
-        monkeypatch.setattr(f"{module}.TIMEOUT_S", patience.PATIENCE_S)
+    monkeypatch.setattr(dial, "TIMEOUT_S", PATIENCE_S)
     made = World(Path(tempfile.mkdtemp(prefix="weft-cli-")))
     yield made
     made.close()

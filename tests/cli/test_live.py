@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli import patience
+from tests.cli.patience import PROGRAM
 from tests.frozen import frozen
 from wire.cgroup import cgroup2_mount
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 _WAIT_S = 90.0
 
 
@@ -74,7 +74,7 @@ class _Live:
     environment: dict[str, str]
 
     def weft(self, *arguments: str, input: str | None = None) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-c", patience.PROGRAM + "cli.main.main()", *arguments]
+        command = [sys.executable, "-c", PROGRAM + "cli.main.main()", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=self.environment, input=input, timeout=180)
 
     def nothing_is_wrong(self) -> bool:

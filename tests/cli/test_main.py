@@ -12,6 +12,7 @@ import pytest
 from cli.main import _COMMANDS, _HELP, weft
 from lab.client import Lab
 from mesh.proto import agent_pb2
+from tests.cli.patience import DEADLINE_S
 
 if TYPE_CHECKING:
     from tests.cli.conftest import World
@@ -57,7 +58,7 @@ def test_every_command_that_answers_does_so_as_json_too(path: tuple[str, ...]) -
 
 def test_the_list_of_commands_needs_none_of_them() -> None:
     code = "import sys, cli.main; cli.main.weft.main(['--help'], standalone_mode=False); print('grpc' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
     assert run.stdout.splitlines()[-1] == "False" and run.returncode == 0
     assert _COMMANDS.keys() == _HELP.keys()
 
@@ -66,7 +67,7 @@ def test_exit_codes_of_the_program() -> None:
     def code_and_error(*arguments: str) -> tuple[int, str]:
         environment = os.environ | {"WEFT_RUN_DIR": "/nonexistent/weft"}
         command = [sys.executable, "-m", "cli.main", *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=DEADLINE_S)
         assert "Traceback" not in run.stderr
         return run.returncode, run.stderr
 
@@ -84,7 +85,7 @@ def test_a_misspelt_command_names_the_nearest(world: "World", said: str) -> None
 
 def test_a_mistake_of_the_program_is_one_line(world: "World") -> None:
     code = "import cli.main, cli.version; cli.version.platform.release = lambda: 1 / 0; cli.main.main()"
-    run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=100)
+    run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=DEADLINE_S)
     assert run.returncode == 1
     assert run.stderr == "weft: internal error: ZeroDivisionError: division by zero; WEFT_DEBUG=1 shows where\n"
 
@@ -103,7 +104,7 @@ def test_a_removal_that_is_interrupted_says_how_it_goes_on(world: "World", monke
 def test_output_that_cannot_be_written_is_one_line() -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "cli.main", "version", "--client"]
-        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S)
     assert (run.returncode, run.stderr) == (1, "weft: No space left on device\n")
 
 
@@ -113,7 +114,7 @@ def test_a_failure_among_several_tasks_is_one_as_any_other(world: "World") -> No
         "async def running(places): raise ExceptionGroup('', [ExceptionGroup('', [cli.version.Failure('agent', 'gone')])])\n"
         "cli.version._running = running; cli.main.main()"
     )
-    run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=100)
+    run = subprocess.run([sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=DEADLINE_S)
     assert (run.returncode, run.stderr) == (1, "weft: agent: gone\n")
 
 
@@ -125,7 +126,7 @@ def test_names_that_cannot_be_and_folders_that_may_not_be_read_are_one_line(tmp_
     def run(run_dir: str) -> tuple[int, str]:
         environment = os.environ | {"WEFT_RUN_DIR": run_dir}
         ran = subprocess.run(
-            [sys.executable, "-c", nobody, "status"], capture_output=True, text=True, env=environment, timeout=100
+            [sys.executable, "-c", nobody, "status"], capture_output=True, text=True, env=environment, timeout=DEADLINE_S
         )
         return ran.returncode, ran.stderr
 
@@ -145,7 +146,7 @@ def run_as_nobody(world: "World", *arguments: str) -> subprocess.CompletedProces
     modules = "cli.token, cli.status, cli.resources"
     nobody = f"import os, {modules}; from cli.main import main; os.setgroups([]); os.setgid(65534); os.setuid(65534); main()"
     command = [sys.executable, "-c", nobody, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=DEADLINE_S)
 
 
 def test_who_may_not_open_a_socket_is_told_so(world: "World") -> None:
@@ -187,7 +188,9 @@ def test_completion(world: "World", words: str, index: int, expected: str) -> No
     world.node_folder("node-a")
     environment = os.environ | {"WEFT_RUN_DIR": str(world.places.run), "_WEFT_COMPLETE": "bash_complete"}
     environment |= {"COMP_WORDS": words, "COMP_CWORD": str(index)}
-    run = subprocess.run([sys.executable, "-m", "cli.main"], capture_output=True, text=True, env=environment, timeout=100)
+    run = subprocess.run(
+        [sys.executable, "-m", "cli.main"], capture_output=True, text=True, env=environment, timeout=DEADLINE_S
+    )
     assert f"plain,{expected}" in run.stdout.splitlines()
 
 

@@ -16,7 +16,7 @@ from google.protobuf.json_format import ParseDict
 from cli.flow_merge import LiveMerge
 from cli.flow_source import follow
 from mesh.proto.observer_pb2 import GetFlowsRequest, GetFlowsResponse
-from tests.cli import patience
+from tests.cli.patience import DEADLINE_S, PROGRAM
 from wire.places import NodePlaces, Places
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_a_node_that_says_nothing_is_not_waited_for_long(world: "World", monkeyp
     silent.silent = True
     world.observer("node-b", [_flow(2, "node-b")])
     for patience_s in (0.2, 2.0, 20.0):
-        monkeypatch.setattr("cli.flow_source.TIMEOUT_S", patience_s)
+        monkeypatch.setattr("cli.dial.TIMEOUT_S", patience_s)
         result = world.weft("observe")
         if result.stdout:
             break  # else it was too short for the other one as well
@@ -188,7 +188,7 @@ _HOLDING = "import cli.flow_merge, cli.observe\ncli.flow_merge.MAX_HELD, cli.obs
 
 
 def _following(*options: str, before: str = "") -> list[str]:
-    return [sys.executable, "-c", f"{patience.PROGRAM}{before}cli.main.main()", "observe", "-f", *options]
+    return [sys.executable, "-c", f"{PROGRAM}{before}cli.main.main()", "observe", "-f", *options]
 
 
 def test_following_shows_flows_in_order_and_ends_well_when_interrupted(world: "World") -> None:
@@ -200,7 +200,7 @@ def test_following_shows_flows_in_order_and_ends_well_when_interrupted(world: "W
         assert process.stdout is not None and process.stderr is not None
         lines = [process.stdout.readline(), process.stdout.readline()]
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(DEADLINE_S) == 0
         assert process.stderr.read() == ""
         lines += process.stdout.readlines()
     observer.live.set()
@@ -232,7 +232,7 @@ def test_flows_that_wait_for_older_ones_are_shown_when_following_ends(monkeypatc
 
     monkeypatch.setattr("cli.flow_source._follow_one", follow_one)
     monkeypatch.setattr(LiveMerge, "receive", received)
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
     assert [one.time.seconds % 60 for one in shown] == [1, 2]
 
 
@@ -242,7 +242,7 @@ def test_following_ends_quietly_when_its_reader_has_gone(world: "World") -> None
     reader, writer = os.pipe()
     os.close(reader)
     command = _following("--last", "2")
-    run = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100)
+    run = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S)
     os.close(writer)
     for observer in observers:
         observer.live.set()
@@ -262,7 +262,7 @@ def test_following_outlives_a_node_that_goes_and_comes_back(world: "World") -> N
         back = world.observer("node-a", [_flow(2, "node-a")])
         assert json.loads(process.stdout.readline())["flow"]["uuid"] == "node-a-2"
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(DEADLINE_S) == 0
     back.live.set()
     assert words.startswith("weft: flows of node-a: ") and words.endswith("asking again until it is back\n")
     # Nothing is asked for twice.
