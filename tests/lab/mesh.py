@@ -177,18 +177,21 @@ class Mesh(World):
 
     def kill_proxy(self, node: str) -> None:
         """SIGKILL a node's proxy, and wait until its workers are gone, too. The lab starts another."""
-        before = self.processes(node, "ztunnel")
-        os.kill(self.await_program(node, "ztunnel"), signal.SIGKILL)
-        eventually(lambda: not set(before) & set(self.processes(node, "ztunnel")))
+        self._kill_proxy(node, self.await_program(node, "ztunnel"))
 
     @contextmanager
     def without_proxy(self, node: str) -> Iterator[None]:
         """A node's proxy is killed and stays away for the length of a `with` block; then the lab starts another."""
         proxy = self.await_program(node, "ztunnel")
         with frozen(self.cgroup_pids(".lab")):
-            os.kill(proxy, signal.SIGKILL)
-            eventually(lambda: not self.processes(node, "ztunnel"))
+            self._kill_proxy(node, proxy)
             yield
+
+    def _kill_proxy(self, node: str, supervisor: int) -> None:
+        # Each process by itself: one whose threads have all begun to end is listed no more, and has its listeners open still.
+        before = self.processes(node, "ztunnel")
+        os.kill(supervisor, signal.SIGKILL)
+        eventually(lambda: all(map(_has_ended, before)))
 
     def await_ready(self, timeout_s: float = 100.0) -> None:
         """Until the lab says that everything is ready."""
