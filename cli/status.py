@@ -124,7 +124,7 @@ def _is_without_mesh() -> bool:
     """Whether a lab is up whose user asked for no mesh: nothing is missing then."""
     lab = Lab()
     try:
-        return lab.layout.socket.exists() and lab.status()["mesh"] is False
+        return lab.layout.socket.exists() and lab.status(dial.TIMEOUT_S)["mesh"] is False
     except LabError:
         return False  # a node without a lab's daemon, or a daemon in trouble: its nodes are asked all the same
 

@@ -28,6 +28,7 @@ from wire.http_messages import HttpError
 
 READY_TIMEOUT_S = 120.0
 _DAEMON_TIMEOUT_S = 60.0
+_ANSWER_S = 30.0
 _POLL_S = 0.05
 _QUIET_S = 1.0
 _MAX_SOCKET_PATH = 107
@@ -208,9 +209,9 @@ class Lab:
             return False
         return True
 
-    def status(self) -> dict[str, Any]:
-        """The whole lab, as `GET /status` gives it. Raises: LabError when none is up."""
-        return self._call("GET", "/status")
+    def status(self, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
+        """The whole lab, as `GET /status` gives it. Raises: LabError when none is up, or it does not answer."""
+        return self._call("GET", "/status", timeout_s=timeout_s)
 
     def log_path(self, target: str, container: str = "") -> Path:
         """The log file of `lab`, `control`, a node's part `NODE/agent`, or a pod `NAMESPACE/NAME`.
@@ -309,10 +310,12 @@ class Lab:
 
     # The wire
 
-    def _call(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _call(
+        self, method: str, path: str, document: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_S
+    ) -> dict[str, Any]:
         body = json.dumps(document).encode() if document is not None else b""
         try:
-            result: dict[str, Any] = json.loads(self._request(method, path, body, 30.0))
+            result: dict[str, Any] = json.loads(self._request(method, path, body, timeout_s))
             return result
         except HttpError as error:
             if isinstance(error.__cause__, EOFError):

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cli import dial
+from lab.client import Lab
+from lab.layout import Layout
 from mesh.proto import agent_pb2, control_pb2
 
 if TYPE_CHECKING:
@@ -183,6 +186,25 @@ def test_a_lab_without_a_mesh_has_the_same_keys(world: "World", monkeypatch: pyt
     monkeypatch.setattr("cli.status._is_without_mesh", lambda: True)
     without = json.loads(world.weft("status", "-o", "json").stdout)
     assert usual.keys() == without.keys() and (usual["mesh"], without["mesh"]) == (True, False)
+
+
+def test_a_lab_that_does_not_answer_is_waited_for_no_longer_than_others(
+    world: "World", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_s: list[float] = []
+
+    def silent(_lab: Lab, _method: str, _path: str, _body: bytes, timeout_s: float) -> bytes:
+        waited_s.append(timeout_s)
+        raise TimeoutError
+
+    monkeypatch.setattr(Lab, "_request", silent)
+    monkeypatch.setattr(dial, "TIMEOUT_S", 7.0)
+    _control(world)
+    world.agent("node-a", _agent())
+    world.proxy("node-a", _dump())
+    Layout(world.places).socket.touch()
+    assert json.loads(world.weft("status", "-o", "json").stdout)["mesh"] is True, "its nodes are asked all the same"
+    assert waited_s == [7.0]
 
 
 def test_no_mesh_at_all(world: "World") -> None:
