@@ -54,7 +54,7 @@ def nobody_else_notices(request: pytest.FixtureRequest, victim: Victim) -> Itera
 
 
 def test_every_violation_costs_its_own_connection_and_has_its_code(victim: Victim) -> None:
-    for name, attack, code in hostile(victim.block)[::4]:  # each offence makes the next one wait; see tests/ztunnel for all
+    for name, attack, code in hostile(victim.block, 10)[::4]:  # each offence makes the next one wait; see tests/ztunnel for all
         if name in TAKEN:
             continue
         fate = victim.attack(attack)

@@ -10,12 +10,30 @@ pytestmark = pytest.mark.unit
 NOW = 5.0
 
 
-def left(allowance: Allowance) -> int:
+def left(allowance: Allowance, now: float = NOW) -> int:
     """How often it can be spent from at once; it is used up then."""
     count = 0
-    while allowance.spend(NOW):
+    while allowance.spend(now):
         count += 1
     return count
+
+
+@pytest.mark.parametrize(
+    ("kind", "burst", "rate_per_s"),
+    [
+        ("control", 256, 32),
+        ("empty", 128, 16),
+        ("resets", 200, 20),
+        ("refusals", 128, 16),
+        ("answers", 1280, 160),
+        ("windows", 4096, 256),
+    ],
+)
+def test_so_much_is_allowed_at_once_and_comes_back_in_time(kind: str, burst: int, rate_per_s: int) -> None:
+    allowance = getattr(Budget(), kind)
+    assert left(allowance) == burst
+    assert left(allowance, NOW + 5) == 5 * rate_per_s - 1, "one was overdrawn"
+    assert left(allowance, NOW + 1000) == burst, "and never more"
 
 
 def test_an_offender_has_a_part_of_every_allowance() -> None:

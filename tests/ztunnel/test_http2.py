@@ -628,13 +628,14 @@ def test_goaway_refuses_the_streams_that_it_did_not_reach() -> None:
 
 HostileCase = tuple[str, bytes, Code]
 EMPTY_FRAGMENT = frame(CONTINUATION, 0, 1)
-FLOOD = 3000
-"""Several times what is allowed at once: more comes to be allowed while a busy machine takes its time over them."""
 
 
-def hostile(block: bytes) -> list[HostileCase]:
-    """Attacks by name, with the code that ends them; `block` is a request that the server accepts."""
-    start = frame(HEADERS, END_HEADERS, 1, block)
+def hostile(block: bytes, times: int = 1) -> list[HostileCase]:
+    """Attacks by name, with the code that ends them; `block` is a request that the server accepts.
+
+    Floods are a little more than what is allowed at once, `times` over: more comes to be allowed while a busy machine reads.
+    """
+    start, flood = frame(HEADERS, END_HEADERS, 1, block), 300 * times
     return [
         ("oversized DATA", start + frame(DATA, 0, 1, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
         ("oversized unknown frame", frame(0xBB, 0, 0, bytes((1 << 20) + 1)), Code.FRAME_SIZE_ERROR),
@@ -666,16 +667,16 @@ def hostile(block: bytes) -> list[HostileCase]:
             start + window_update(1, 2**31 - 1 - (4 << 20)) + frames.settings([(4, 2**31 - 1)]),
             Code.FLOW_CONTROL_ERROR,
         ),
-        ("SETTINGS flood", frames.settings([(3, 1)]) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("PING flood", frame(PING, 0, 0, bytes(8)) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("PING ack flood", frame(PING, ACK, 0, bytes(8)) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("PRIORITY flood", frame(PRIORITY, 0, 1, bytes(5)) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("unknown flood", frame(0xBB, 0, 0) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("GOAWAY flood", frame(GOAWAY, 0, 0, bytes(8)) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("RST_STREAM flood", start + frames.rst_stream(1, 8) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("empty DATA flood", start + frame(DATA, 0, 1) * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("padding-only DATA flood", start + frame(DATA, PADDED, 1, b"\0") * FLOOD, Code.ENHANCE_YOUR_CALM),
-        ("WINDOW_UPDATE flood", window_update(0, 1) * 4 * FLOOD, Code.ENHANCE_YOUR_CALM),
+        ("SETTINGS flood", frames.settings([(3, 1)]) * flood, Code.ENHANCE_YOUR_CALM),
+        ("PING flood", frame(PING, 0, 0, bytes(8)) * flood, Code.ENHANCE_YOUR_CALM),
+        ("PING ack flood", frame(PING, ACK, 0, bytes(8)) * flood, Code.ENHANCE_YOUR_CALM),
+        ("PRIORITY flood", frame(PRIORITY, 0, 1, bytes(5)) * flood, Code.ENHANCE_YOUR_CALM),
+        ("unknown flood", frame(0xBB, 0, 0) * flood, Code.ENHANCE_YOUR_CALM),
+        ("GOAWAY flood", frame(GOAWAY, 0, 0, bytes(8)) * flood, Code.ENHANCE_YOUR_CALM),
+        ("RST_STREAM flood", start + frames.rst_stream(1, 8) * flood, Code.ENHANCE_YOUR_CALM),
+        ("empty DATA flood", start + frame(DATA, 0, 1) * 200 * times, Code.ENHANCE_YOUR_CALM),
+        ("padding-only DATA flood", start + frame(DATA, PADDED, 1, b"\0") * 200 * times, Code.ENHANCE_YOUR_CALM),
+        ("WINDOW_UPDATE flood", window_update(0, 1) * 5000 * times, Code.ENHANCE_YOUR_CALM),
         ("stream id 0", frame(HEADERS, END_HEADERS, 0, block), Code.PROTOCOL_ERROR),
         ("even stream id", frame(HEADERS, END_HEADERS, 2, block), Code.PROTOCOL_ERROR),
         (
