@@ -50,7 +50,7 @@ class Ca(certificate_pb2_grpc.IstioCertificateServiceServicer):
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is not answered here was meant not to be."""
     monkeypatch.setattr(ca_client, "_TIMEOUT_S", 60.0)
 
