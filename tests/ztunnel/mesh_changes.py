@@ -24,10 +24,8 @@ from mesh.workload import GatewayAddress, NamespacedHostname
 from tests.ztunnel.world import CLIENT, SERVER, VIP, World, world
 from ztunnel.channel import (
     Closed,
-    Connections,
     ForgetCertificate,
     Opened,
-    QueryConnections,
     RemovePod,
     UpdateInventory,
     UpdatePolicies,
@@ -77,7 +75,7 @@ class Story:
         self._accepted: list[socket.socket] = []
         self._listener = mesh.server.listen(8080)
         self._listener.setblocking(False)
-        self._asked = self._dialled = 0
+        self._dialled = 0
         self._records: dict[int, ConnectionRecord] = {}
         """The newest of each connection of the client, by its port."""
 
@@ -103,13 +101,11 @@ class Story:
 
     def _tell(self, changes: list[Any], at: str = "client server") -> None:
         """Both proxies take it in before anything else happens."""
-        self._asked += 1
         for name in at.split():
             worker = self._mesh.pods[name].worker
             for change in changes:
                 worker.tell(change)
-            worker.tell(QueryConnections(self._asked))
-            worker.wait_for(Connections, lambda answer: answer.number == self._asked)
+            worker.catch_up()
 
     def _now(self, **changes: Any) -> None:
         self._states.append(replace(self._states[-1], **changes))

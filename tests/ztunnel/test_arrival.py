@@ -14,11 +14,9 @@ from ztunnel.channel import (
     Answered,
     CertificateFailed,
     Closed,
-    Connections,
     Demand,
     ForgetCertificate,
     NeedCertificate,
-    QueryConnections,
     UpdateInventory,
     UpdatePolicies,
 )
@@ -43,8 +41,7 @@ def tell_server(mesh: World, *messages: object) -> None:
     """It has taken in all of them when this returns."""
     for message in messages:
         mesh.server.worker.tell(message)
-    mesh.server.worker.tell(QueryConnections(7))
-    mesh.server.worker.wait_for(Connections, lambda answer: answer.number == 7)
+    mesh.server.worker.catch_up()
 
 
 def speak(mesh: World) -> socket.socket:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.ztunnel.test_worker_gateway import MiB, Relay, connected, networks, relayed
-from tests.ztunnel.world import SERVER, World, run
-from ztunnel.channel import CertificateFailed, Connections, QueryConnections, WorkerStatus
+from tests.ztunnel.world import SERVER, World, patched, run
+from ztunnel.channel import CertificateFailed, WorkerStatus
 from ztunnel.closing import reset_on_close
 from ztunnel.frames import Sizes
 from ztunnel.tuning import Tuning
@@ -16,21 +16,19 @@ pytestmark = pytest.mark.kernel
 
 # A peer is taken for one that may be gone however lately it was heard, and for one that takes nothing after some seconds. It is
 # not asked whether it is there: that would be how its end is noticed, on a machine that is slow enough.
-_CLIENT = """
-import sys
-from ztunnel import keep_alive
-keep_alive.PING_INTERVAL_S = 1000.0
-from ztunnel import http2, node, worker
-http2.HEARD_LATELY_S, node.LINGER_S = 0.0, 4.0
-worker.main(sys.argv[1:])
-"""
+_CLIENT = patched(
+    "from ztunnel import keep_alive",
+    "keep_alive.PING_INTERVAL_S = 1000.0",
+    "from ztunnel import http2, node",
+    "http2.HEARD_LATELY_S, node.LINGER_S = 0.0, 4.0",
+)
 MUCH = 3 * MiB
 """More than a gateway's socket takes, and less than a stream may carry."""
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[World]:
-    with networks("ends", ("-c", _CLIENT), Tuning(sizes=Sizes(stream_window=16 * MiB))) as mesh:
+    with networks("ends", _CLIENT, Tuning(sizes=Sizes(stream_window=16 * MiB))) as mesh:
         yield mesh
 
 
@@ -46,8 +44,9 @@ def test_a_connection_is_not_lost_in_a_tunnel_to_a_gateway_that_is_gone_without_
         for sock in connected(shared, listener):
             sock.close()
         shared.client.worker.closed()
-        shared.client.worker.heard.clear()
-        for _ in range(2):  # in between the last packets arrive, that would tell of the end of the tunnel which carried them
+        for pod in ("gateway", "client"):  # nobody has anything left to say that would tell of the end of the tunnel
+            shared.pods[pod].worker.settle()
+        for _ in range(2):  # nor has the kernel, which acknowledges it in between
             idle = shared.client.worker.wait_for(WorkerStatus, lambda said: said.gauges["tunnels"] == 1)
         gateway = shared.pods["gateway"].netns
         run("ip", "-n", gateway, "route", "add", "blackhole", f"{shared.client.address}/32")
@@ -97,8 +96,7 @@ def test_the_last_bytes_arrive_whatever_is_said_behind_a_gateway_meanwhile(share
         shared.server.worker.tell(CertificateFailed(SERVER, "withdrawn"))  # its proxy says GOAWAY
         assert relay.answered.wait(40)
         for pod in ("gateway", "client", "gateway"):  # they have heard it, and what any of them makes of it
-            shared.pods[pod].worker.tell(QueryConnections(-5))
-            shared.pods[pod].worker.wait_for(Connections, lambda answer: answer.number == -5)
+            shared.pods[pod].worker.catch_up()
         relay.flows.set()
         received = 0
         while part := server.recv(MiB):

@@ -14,9 +14,9 @@ import pytest
 from tests.lab.attacks import goaway_code
 from tests.ztunnel.test_http2 import hostile
 from tests.ztunnel.test_pool import take_in
-from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, world
+from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, patched, world
 from ztunnel import frames
-from ztunnel.channel import Connections, EarlyFailure, Offence, QueryConnections, WorkerStatus
+from ztunnel.channel import EarlyFailure, Offence, WorkerStatus
 from ztunnel.failures import AT_ONCE
 from ztunnel.fields import literal
 from ztunnel.frames import ACK, CLIENT_OPENING, DATA, END_HEADERS, END_STREAM, HEADERS, PING, Code, frame
@@ -32,17 +32,11 @@ def request(authority: str) -> bytes:
 
 
 ACCEPTED = request("10.198.0.2:8080")
-PATIENT = (
-    "-c",
-    """
-import sys
-from ztunnel import budget, penance, tuning
-from ztunnel.allowance import Allowance
-tuning.HANDSHAKE_S = penance._FORGOTTEN_AFTER_S = 100.0
-budget.Allowance = lambda burst, rate_per_s: Allowance(burst, rate_per_s / 100)
-from ztunnel import worker
-worker.main(sys.argv[1:])
-""",
+PATIENT = patched(
+    "from ztunnel import budget, penance, tuning",
+    "from ztunnel.allowance import Allowance",
+    "tuning.HANDSHAKE_S = penance._FORGOTTEN_AFTER_S = 100.0",
+    "budget.Allowance = lambda burst, rate_per_s: Allowance(burst, rate_per_s / 100)",
 )
 """A worker for a busy machine: a handshake may take, and an offence is remembered for, as long as that may need, and a peer
 comes to be allowed little more while its flood is read.
@@ -122,12 +116,6 @@ def last_words(tls: ssl.SSLSocket) -> bytes:
     return said
 
 
-def all_said(mesh: World) -> None:
-    """Hear all that the server's worker has said by now."""
-    mesh.server.worker.tell(QueryConnections(-2))
-    mesh.server.worker.wait_for(Connections, lambda answer: answer.number == -2)
-
-
 def told(mesh: World, port: int, text: str) -> None:
     """The worker names the attacker of that port once for the connection, whatever it says of each stream, and its kind."""
     found = mesh.server.worker.wait_for(EarlyFailure, lambda message: message.source[1] == port and text in message.error)
@@ -169,7 +157,7 @@ def test_rapid_reset_and_stream_floods(mesh: World, good: None) -> None:
 
 def test_who_is_refused_again_and_again_keeps_its_good_streams(mesh: World, good: None) -> None:
     """A busy client of what a policy refuses, or of a port where nobody listens, offends nobody: it is asked elsewhere."""
-    all_said(mesh)
+    mesh.server.worker.catch_up()
     mesh.server.worker.heard.clear()
     refused = request("10.198.0.2:15008")
     with attack(mesh) as tls:
@@ -184,7 +172,7 @@ def test_who_is_refused_again_and_again_keeps_its_good_streams(mesh: World, good
         send(tls, frame(PING, ACK, 0, frames.DRAIN_PAYLOAD) + frame(DATA, 0, 1, b"still here"))
         while b"still here" not in said:
             said += tls.recv(65536)
-    all_said(mesh)
+    mesh.server.worker.catch_up()
     assert not [one for one in mesh.server.worker.heard if isinstance(one, Offence)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from mesh.identity import Identity
 from mesh.workload import GatewayAddress, NamespacedHostname, TunnelProtocol
 from tests.ztunnel.world import CLIENT, SERVER, VIP, PodWorld, World, run, world
-from ztunnel.channel import Connections, NeedCertificate, Opened, QueryConnections, RemovePod, UpdateInventory, WorkerStatus
+from ztunnel.channel import NeedCertificate, Opened, RemovePod, UpdateInventory, WorkerStatus
 from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
@@ -39,8 +39,7 @@ def mesh() -> Iterator[World]:
 def tell(pod: PodWorld, message: object) -> None:
     """Tell a pod's worker, which has taken it in when this returns."""
     pod.worker.tell(message)
-    pod.worker.tell(QueryConnections(7))
-    pod.worker.wait_for(Connections, lambda answer: answer.number == 7)
+    pod.worker.catch_up()
 
 
 def nft(mesh: World, *words: str, text: str = "") -> None:

@@ -9,14 +9,12 @@ from random import Random
 import pytest
 
 from tests.frozen import frozen
-from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, Authority, PodWorld, World, run, world
+from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, Authority, PodWorld, World, patched, run, world
 from ztunnel.channel import (
     CertificateFailed,
     Closed,
-    Connections,
     NeedCertificate,
     Opened,
-    QueryConnections,
     RemovePod,
     SetCertificate,
     UpdateInventory,
@@ -56,18 +54,12 @@ def serving(shared: World) -> Iterator[World]:
 
 
 # Who stands still for a test's sake, in the midst of a handshake, does so however long a busy machine takes over the rest.
-UNHURRIED = """
-import sys
-from ztunnel import tuning
-tuning.HANDSHAKE_S = 60.0
-from ztunnel import worker
-worker.main(sys.argv[1:])
-"""
+UNHURRIED = patched("from ztunnel import tuning", "tuning.HANDSHAKE_S = 60.0")
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[World]:
-    with pooling("pool", idle_s=600.0, program=("-c", UNHURRIED)) as made:
+    with pooling("pool", idle_s=600.0, program=UNHURRIED) as made:
         yield made
 
 
@@ -125,8 +117,7 @@ def tunnels(mesh: World, count: int) -> None:
 
 def forget(mesh: World) -> None:
     """Whatever the client's worker has said by now."""
-    mesh.client.worker.tell(QueryConnections(-2))
-    mesh.client.worker.wait_for(Connections, lambda answer: answer.number == -2)
+    mesh.client.worker.catch_up()
     mesh.client.worker.heard.clear()
 
 
@@ -214,17 +205,12 @@ def test_an_idle_tunnel_goes_with_its_peer(mesh: World) -> None:
 
 
 # A peer is taken for one that may be gone however lately it was heard.
-DOUBTFUL = """
-import sys
-from ztunnel import http2, worker
-http2.HEARD_LATELY_S = 0.0
-worker.main(sys.argv[1:])
-"""
+DOUBTFUL = patched("from ztunnel import http2", "http2.HEARD_LATELY_S = 0.0")
 
 
 @pytest.fixture
 def doubtful() -> Iterator[World]:
-    with pooling("doubtful", idle_s=600.0, program=("-c", DOUBTFUL)) as made, serving(made):
+    with pooling("doubtful", idle_s=600.0, program=DOUBTFUL) as made, serving(made):
         yield made
 
 
@@ -259,8 +245,7 @@ def test_who_lost_its_certificate_begins_nothing_in_tunnels_from_before(mesh: Wo
     second = mesh.client.connect(mesh.server.address, 8080)
     talk(second)
     mesh.server.worker.tell(CertificateFailed(SERVER, "withdrawn"))
-    mesh.server.worker.tell(QueryConnections(-3))
-    mesh.server.worker.wait_for(Connections, lambda answer: answer.number == -3)
+    mesh.server.worker.catch_up()
     talk(first)
     talk(second)  # behind the word that its tunnel takes nothing new
     third = mesh.client.connect(mesh.server.address, 8080)
@@ -273,8 +258,7 @@ def test_who_lost_its_certificate_begins_nothing_in_tunnels_from_before(mesh: Wo
 def take_in(pod: PodWorld, certificate: SetCertificate) -> None:
     """Have its worker know it."""
     pod.worker.tell(certificate)
-    pod.worker.tell(QueryConnections(-4))
-    pod.worker.wait_for(Connections, lambda answer: answer.number == -4)
+    pod.worker.catch_up()
 
 
 @pytest.mark.parametrize("end", ["client", "server"])
@@ -315,8 +299,7 @@ def test_a_root_that_goes_while_a_pod_is_unknown_lets_nobody_in(mesh: World) -> 
     mesh.server.worker.tell(UpdateInventory([], [own.uid]))
     take_in(mesh.server, mesh.authority.certificate_for(SERVER))
     mesh.server.worker.tell(UpdateInventory([own], []))
-    mesh.server.worker.tell(QueryConnections(-4))
-    mesh.server.worker.wait_for(Connections, lambda answer: answer.number == -4)
+    mesh.server.worker.catch_up()
     talk(first)  # behind the word that its tunnel takes nothing new
     with pytest.raises(ConnectionResetError):
         mesh.client.connect(mesh.server.address, 8080).recv(1)
@@ -329,8 +312,7 @@ def test_who_loses_its_certificate_while_hands_are_shaken_begins_nothing(mesh: W
         waiting = mesh.client.connect(mesh.server.address6, 8080)
         mesh.client.worker.wait_for(WorkerStatus, lambda status: status.gauges["handshakes"] == 1)
         mesh.client.worker.tell(CertificateFailed(CLIENT, "withdrawn"))
-        mesh.client.worker.tell(QueryConnections(-4))
-        mesh.client.worker.wait_for(Connections, lambda answer: answer.number == -4)
+        mesh.client.worker.catch_up()
     with pytest.raises(ConnectionResetError):
         waiting.recv(1)
     assert "has no certificate any more" in mesh.client.worker.closed().error
@@ -377,17 +359,12 @@ def test_idle_eviction_with_persistent_stream(forgetful: World) -> None:
 
 
 # Bulk is bulk however slowly a busy machine moves it, and who waits for another tunnel beside it waits.
-PATIENT = """
-import sys
-from ztunnel import pool, worker
-pool._BULK_BYTES_PER_S, pool._PATIENCE_S = 1, 60.0
-worker.main(sys.argv[1:])
-"""
+CALM = patched("from ztunnel import pool", "pool._BULK_BYTES_PER_S, pool._PATIENCE_S = 1, 60.0")
 
 
 @pytest.fixture
-def patient() -> Iterator[World]:
-    with pooling("patient", idle_s=600.0, program=("-c", PATIENT)) as made, serving(made):
+def calm() -> Iterator[World]:
+    with pooling("calm", idle_s=600.0, program=CALM) as made, serving(made):
         yield made
 
 
@@ -401,37 +378,32 @@ def flood(client: socket.socket, stop: threading.Event) -> None:
             left -= len(client.recv(left))
 
 
-def test_who_comes_while_bulk_flows_shares_no_tunnel_with_it(patient: World) -> None:
+def test_who_comes_while_bulk_flows_shares_no_tunnel_with_it(calm: World) -> None:
     """But with its like: two tunnels are enough."""
     stop = threading.Event()
     with ExitStack() as stack:
-        bulk = stack.enter_context(patient.client.connect(patient.server.address, 8080))
+        bulk = stack.enter_context(calm.client.connect(calm.server.address, 8080))
         for _ in range(16):
             talk(bulk, bytes(1 << 18))
-        before, *_ = carriers(patient, 1)
+        before, *_ = carriers(calm, 1)
         flows = threading.Thread(target=flood, args=(bulk, stop))
         flows.start()
         try:
             for _ in range(3):
-                talk(stack.enter_context(patient.client.connect(patient.server.address, 8080)))
+                talk(stack.enter_context(calm.client.connect(calm.server.address, 8080)))
         finally:
             stop.set()
             flows.join()
-        apart = carriers(patient, 3)
+        apart = carriers(calm, 3)
         assert len(set(apart)) == 1 and before not in apart
-    patient.client.worker.settle()
-    with patient.client.connect(patient.server.address, 8080) as client:
+    calm.client.worker.settle()
+    with calm.client.connect(calm.server.address, 8080) as client:
         talk(client)
-    assert carriers(patient, 1) == [before], "one that carries nothing is calm"
+    assert carriers(calm, 1) == [before], "one that carries nothing is calm"
 
 
 # Who is stalled once is stalled however soon the next one comes.
-STALLED = """
-import sys
-from ztunnel import pool, worker
-pool._STALLED_S, pool._PATIENCE_S = 0.0, 60.0
-worker.main(sys.argv[1:])
-"""
+STALLED = patched("from ztunnel import pool", "pool._STALLED_S, pool._PATIENCE_S = 0.0, 60.0")
 
 
 @pytest.fixture
@@ -439,7 +411,7 @@ def narrow() -> Iterator[World]:
     """Tunnels have the smallest windows there may be, both ways, for all streams together."""
     before, _seen[0] = _seen[0], 0
     with world("narrow") as made:
-        made.client.program = ("-c", STALLED)
+        made.client.program = STALLED
         for pod in made.pods.values():
             pod.configuration = {"tuning": Tuning(sizes=Sizes(DEFAULT_WINDOW, DEFAULT_WINDOW))}
         made.start()

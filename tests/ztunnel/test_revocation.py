@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tests.ztunnel.revocation_lists import revocation_list
 from tests.ztunnel.test_tls import Judge
 from tests.ztunnel.world import CLIENT, SERVER, VIP, Authority, World, assert_reset
-from ztunnel.channel import Connections, EarlyFailure, QueryConnections, Revocation, SetCertificate, SetRevoked
+from ztunnel.channel import EarlyFailure, Revocation, SetCertificate, SetRevoked
 from ztunnel.connection_record import Direction, Flag
 from ztunnel.crl_file import read_lists
 from ztunnel.hellos import end_of
@@ -39,8 +39,7 @@ class Revocable(World):
         lists = read_lists(revocation_list(self.authority, *(self.papers[name].chain_pem for name in names)))
         for pod in (self.client, self.server):
             pod.worker.tell(SetRevoked(lists))
-            pod.worker.tell(QueryConnections(6))
-            pod.worker.wait_for(Connections, lambda answer: answer.number == 6)  # it has taken them in
+            pod.worker.catch_up()
 
 
 @pytest.fixture
@@ -105,8 +104,7 @@ def test_who_keeps_back_the_last_byte_of_its_handshake_until_it_is_revoked_is_no
             except ssl.SSLWantReadError:
                 continue
         sock.sendall(end.outgoing.read()[:-1])
-        mesh.server.worker.tell(QueryConnections(5))
-        mesh.server.worker.wait_for(Connections, lambda answer: answer.number == 5)
+        mesh.server.worker.catch_up()
         mesh.revoke("client")
         failure = mesh.server.worker.wait_for(EarlyFailure)
         assert failure.flag == "CERT_REVOKED" and "peer certificate revoked: serial number " in failure.error

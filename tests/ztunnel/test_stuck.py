@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from tests.ztunnel.test_pool import echo_all, pour, standstill, talk
-from tests.ztunnel.world import World, world
+from tests.ztunnel.world import World, patched, world
 from ztunnel.channel import Closed, Opened
 from ztunnel.frames import DEFAULT_WINDOW, Sizes
 from ztunnel.tuning import Tuning
@@ -19,16 +19,11 @@ ECHO, DEAF, PROMPT = 8080, 8081, 8082
 SMALLEST = Sizes(DEFAULT_WINDOW, DEFAULT_WINDOW)
 
 # How a connection began is remembered however long a busy machine takes to fill its tunnel.
-BEGINNING = """
-import sys
-from ztunnel import ledger, worker
-ledger.SETTLED_NS = 60_000_000_000
-worker.main(sys.argv[1:])
-"""
+BEGINNING = patched("from ztunnel import ledger", "ledger.SETTLED_NS = 60_000_000_000")
 
 
 @contextmanager
-def small(tuning: Tuning, program: Sequence[str] = ("-c", BEGINNING)) -> Iterator[World]:
+def small(tuning: Tuning, program: Sequence[str] = BEGINNING) -> Iterator[World]:
     """Tunnels have the smallest windows there may be, and one application echoes."""
     with world("stuck") as made:
         made.client.program = program

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from tests.ztunnel.world import CLIENT, SERVER, VIP, world
-from ztunnel.channel import Connections, QueryConnections, UpdateInventory, WorkerStatus
+from ztunnel.channel import UpdateInventory, WorkerStatus
 from ztunnel.tuning import Tuning
 
 pytestmark = pytest.mark.kernel
@@ -22,8 +22,7 @@ def test_a_connection_waits_until_all_is_known_and_then_goes_where_it_should() -
         with server.listen(8080) as app, client.connect(VIP, 80) as sock:
             sock.sendall(b"a")
             client.worker.tell(UpdateInventory([], [], unfinished=True))
-            client.worker.tell(QueryConnections(1))
-            assert client.worker.wait_for(Connections).records == []
+            assert client.worker.catch_up() == []
             assert {type(message) for message in client.worker.heard} <= {WorkerStatus}, "nothing has opened or failed"
             client.worker.tell(UpdateInventory([server.workload, mesh.service], []))
             app.settimeout(40)

@@ -20,11 +20,9 @@ from tests.ztunnel.world import CLIENT, PROGRAM, SERVER, Authority, World, asser
 from ztunnel.baggage import Described
 from ztunnel.channel import (
     CertificateFailed,
-    Connections,
     ForgetCertificate,
     NeedCertificate,
     Opened,
-    QueryConnections,
     RemovePod,
     SetRevoked,
     UpdateInventory,
@@ -167,8 +165,7 @@ def test_double_hbone(mesh: World) -> None:
         server.sendall(b"the answer")
         assert client.recv(100) == b"the answer"
         mesh.client.worker.wait_for(Opened)
-        mesh.client.worker.tell(QueryConnections(3))
-        assert mesh.client.worker.wait_for(Connections, lambda answer: answer.number == 3).records[0].protocol == "DOUBLEHBONE"
+        assert mesh.client.worker.catch_up()[0].protocol == "DOUBLEHBONE"
         client.close()
         assert server.recv(1) == b""
         server.close()
@@ -400,8 +397,7 @@ def test_who_is_greeted_behind_a_gateway_is_judged_by_what_holds_then(mesh: Worl
         client = mesh.client.connect(VIP, 80)
         mesh.server.worker.wait_for(NeedCertificate)
         mesh.client.worker.tell(CertificateFailed(CLIENT, "withdrawn") if gone == "certificate" else own)
-        mesh.client.worker.tell(QueryConnections(-4))
-        mesh.client.worker.wait_for(Connections, lambda answer: answer.number == -4)
+        mesh.client.worker.catch_up()
         mesh.server.worker.tell(other.certificate_for(SERVER, roots=mesh.authority.pem))
         with pytest.raises(ConnectionResetError):
             client.recv(1)

@@ -54,6 +54,13 @@ ROOT = Path(__file__).parents[2]
 VIP = "10.199.0.1"
 CLIENT, SERVER = Identity("cluster.local", "shop", "client"), Identity("cluster.local", "shop", "server")
 PROGRAM = ("-m", "ztunnel.worker")
+
+
+def patched(*lines: str) -> tuple[str, str]:
+    """What a worker runs instead, where lines that change its modules come first, before what takes their names."""
+    return "-c", "\n".join(("import sys", *lines, "from ztunnel import worker", "worker.main(sys.argv[1:])"))
+
+
 _LISTENING = "0A"
 """A state in /proc/net/tcp."""
 _T = TypeVar("_T")
@@ -188,6 +195,14 @@ class WorkerProcess:
                 raise TimeoutError(f"no {kind.__name__}; heard {self.heard[-20:]}")
             self.listen(left)
 
+    def catch_up(self) -> list[ConnectionRecord]:
+        """What is open once it has taken in all that it was told; what it said before is heard by then."""
+        self.tell(QueryConnections(-1))
+        parts: list[Connections] = []
+        while not parts or parts[-1].unfinished:
+            parts.append(self.wait_for(Connections, lambda answer: answer.number == -1))
+        return [record for part in parts for record in part.records]
+
     def settle(self) -> None:
         """Wait until nothing is open any more, and forget all that was said.
 
@@ -195,11 +210,7 @@ class WorkerProcess:
         """
         until, nothing = time.monotonic() + 40, 0
         while nothing < 3:
-            self.tell(QueryConnections(-1))
-            parts = [self.wait_for(Connections, lambda answer: answer.number == -1)]
-            while parts[-1].unfinished:
-                parts.append(self.wait_for(Connections, lambda answer: answer.number == -1))
-            nothing = 0 if self.captured() or any(part.records for part in parts) else nothing + 1
+            nothing = 0 if self.catch_up() or self.captured() else nothing + 1
             assert time.monotonic() < until, "connections stay open"
         self.heard.clear()
 
