@@ -28,8 +28,8 @@ from ztunnel.tls import Credentials
 
 pytestmark = pytest.mark.kernel
 
-LIFE_S = 6
-"""Of a certificate: each is renewed 3 s before its end, which is what a busy machine may stand still for."""
+LIFE_S = 10
+"""Of a certificate: each is renewed 5 s before its end, which is what a busy machine may stand still for."""
 MESH = """
 {{apiVersion: v1, kind: Node, metadata: {{name: node-{name}}}, spec: {{podCIDRs: [10.244.{number}.0/24]}}}}
 ---
