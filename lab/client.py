@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -29,6 +29,7 @@ from wire.http_messages import HttpError
 READY_TIMEOUT_S = 120.0
 _DAEMON_TIMEOUT_S = 60.0
 _ANSWER_S = 30.0
+_SILENT_S = 3.0
 _POLL_S = 0.05
 _QUIET_S = 1.0
 _MAX_SOCKET_PATH = 107
@@ -80,7 +81,7 @@ class Lab:
             raise ManifestError([_problem(one) for one in read.problems if not one.warning])
         _require_short_paths(self.layout, [one.name for one in read.objects if isinstance(one, Node)])
         _require_own_places(self.layout)
-        with self._alone():
+        with self._alone(progress):
             self._start_daemon(mesh, progress)
         until = time.monotonic() + timeout_s
         answer = self._apply(files, until, progress)
@@ -92,9 +93,14 @@ class Lab:
         return self._await_ready(until, timeout_s, progress)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, progress: Progress) -> Iterator[None]:
         """One command at a time starts a lab, or removes it. Raises: LabError when another one takes long."""
-        with held(f"{self.layout.places.prefix}:command", _DAEMON_TIMEOUT_S) as alone:
+        name = f"{self.layout.places.prefix}:command"
+        with ExitStack() as stack:
+            alone = stack.enter_context(held(name, _SILENT_S))
+            if not alone:
+                progress("waiting for another weft lab up or down that is at work on this lab")
+                alone = stack.enter_context(held(name, _DAEMON_TIMEOUT_S))
             if not alone:
                 raise LabError("another weft lab up or down is at work on this lab: repeat when it has ended")
             yield
@@ -186,7 +192,7 @@ class Lab:
         """
         _require_root()
         _require_own_places(self.layout)
-        with self._alone():
+        with self._alone(progress):
             if not teardown.present(self.layout):
                 return False
             progress("removing the lab")
