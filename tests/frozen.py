@@ -4,19 +4,37 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 @contextmanager
 def frozen(pids: Sequence[int]) -> Iterator[None]:
-    """Processes stand still for the length of a `with` block."""
-    try:
-        _send(signal.SIGSTOP, pids)
+    """Processes stand still for the length of a `with` block. Raises: AssertionError unless each of them runs."""
+    with _stopped(pids) as stopped:
+        assert len(stopped) == len(pids), f"of {pids} only {stopped} run"
         yield
+
+
+@contextmanager
+def frozen_group(folder: Path) -> Iterator[None]:
+    """As `frozen`, of those that a cgroup has now: what a daemon starts may run for a moment only."""
+    with _stopped([int(pid) for pid in (folder / "cgroup.procs").read_text().split()]):
+        yield
+
+
+@contextmanager
+def _stopped(pids: Sequence[int]) -> Iterator[list[int]]:
+    """Those of them that there were to stop: one at least."""
+    assert all(pid > 0 for pid in pids), f"{pids}: 0 would be this process and who waits for it"
+    stopped: list[int] = []
+    try:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
+        assert stopped, f"of {pids} none runs"
+        yield stopped
     finally:
-        _send(signal.SIGCONT, pids)
-
-
-def _send(number: signal.Signals, pids: Sequence[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):  # it ran for a moment only, as what a daemon starts may
-            os.kill(pid, number)
+        for pid in stopped:
+            with suppress(ProcessLookupError):  # a test may have ended it
+                os.kill(pid, signal.SIGCONT)

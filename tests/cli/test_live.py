@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.cli.patience import PROGRAM
-from tests.frozen import frozen
+from tests.frozen import frozen_group
 from wire.cgroup import cgroup2_mount
 
 pytestmark = pytest.mark.lab
@@ -85,18 +85,23 @@ class _Live:
 
     def frozen(self) -> AbstractContextManager[None]:
         """The lab starts nothing for the length of a `with` block."""
-        group = cgroup2_mount() / self.environment["WEFT_PREFIX"] / ".lab" / "cgroup.procs"
-        return frozen([int(pid) for pid in group.read_text().split()])
+        return frozen_group(cgroup2_mount() / self.environment["WEFT_PREFIX"] / ".lab")
+
+    def first_proxy(self) -> int:
+        """The pid of that of node one; 0 while it does not run."""
+        nodes = json.loads(self.weft("lab", "status", "-o", "json").stdout)["nodes"]
+        return int(next(node for node in nodes if node["name"] == "one")["programs"]["ztunnel"]["pid"])
 
     def fetch(self) -> "subprocess.CompletedProcess[str]":
         return self.weft("lab", "exec", "live/user", "--", "curl", "-s", "-m", "20", "http://web.live/")
 
 
-def _eventually(holds: Callable[[], bool]) -> None:
+def _eventually(holds: Callable[[], int]) -> int:
     deadline = time.monotonic() + _WAIT_S
-    while not holds():
+    while not (held := holds()):
         assert time.monotonic() < deadline, "did not come true in time"
         time.sleep(0.1)
+    return held
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +208,7 @@ def test_up_again_changes_nothing(live: _Live) -> None:
 
 
 def test_a_proxy_that_is_gone_is_what_status_says(live: _Live) -> None:
-    nodes = json.loads(live.weft("lab", "status", "-o", "json").stdout)["nodes"]
-    (pid,) = [node["programs"]["ztunnel"]["pid"] for node in nodes if node["name"] == "one"]
+    pid = _eventually(live.first_proxy)
     with live.frozen():  # it would start another before anybody has looked
         os.kill(pid, signal.SIGKILL)
         _eventually(lambda: live.weft("status").returncode == 1)

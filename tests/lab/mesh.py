@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from lab.process import listener_of, popen
-from tests.frozen import frozen
+from tests.frozen import frozen_group
 from tests.lab.puppet import ARGV, Puppet
 from tests.lab.world import World, eventually
 from wire.cgroup import cgroup2_mount
@@ -144,14 +144,6 @@ class Mesh(World):
 
     # Processes
 
-    def program(self, node: str, part: str) -> int:
-        """The pid of a node's `agent` or `ztunnel`; 0 while it does not run."""
-        return int(next(one for one in self.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
-
-    def await_program(self, node: str, part: str) -> int:
-        """The same, once it runs."""
-        return eventually(lambda: self.program(node, part))
-
     def config_dump(self, node: str) -> Any:
         """What a node's proxy knows."""
         target = self.layout.places.node(node).admin_socket
@@ -171,9 +163,13 @@ class Mesh(World):
         path = self.layout.node_cgroup(node) / part / "cgroup.procs"
         return [pid for pid in map(int, path.read_text().split()) if not _has_ended(pid)]
 
+    def cgroup(self, name: str) -> Path:
+        """One of the lab's own cgroups, `.lab` or `.control`."""
+        return cgroup2_mount() / self.layout.places.prefix / name
+
     def cgroup_pids(self, name: str) -> list[int]:
-        """The processes of one of the lab's own cgroups, `.lab` or `.control`."""
-        return list(map(int, (cgroup2_mount() / self.layout.places.prefix / name / "cgroup.procs").read_text().split()))
+        """Its processes."""
+        return list(map(int, (self.cgroup(name) / "cgroup.procs").read_text().split()))
 
     def kill_proxy(self, node: str) -> None:
         """SIGKILL a node's proxy, and wait until its workers are gone, too. The lab starts another."""
@@ -183,7 +179,7 @@ class Mesh(World):
     def without_proxy(self, node: str) -> Iterator[None]:
         """A node's proxy is killed and stays away for the length of a `with` block; then the lab starts another."""
         proxy = self.await_program(node, "ztunnel")
-        with frozen(self.cgroup_pids(".lab")):
+        with frozen_group(self.cgroup(".lab")):
             self._kill_proxy(node, proxy)
             yield
 

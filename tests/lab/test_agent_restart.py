@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import pytest
 
 from mesh.identity import Identity
-from tests.frozen import frozen
+from tests.frozen import frozen_group
 from tests.lab.mesh import ECHO_PORT, Mesh, pod
 from tests.lab.world import eventually
 from wire import keyring
 from ztunnel.vault import WAIT_S
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 PATHS = (("client", "far", 4), ("client", "near", 6), ("far", "near", 4), ("outsider", "near", 4), ("client", "outsider", 6))
 """Across nodes, within a node, and plain text in and out."""
@@ -126,7 +126,7 @@ def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh
     scope = keyring.scope(mesh.layout.places.prefix, "a")
     expected = {str(identity("client")), str(identity("near"))}  # a pod's certificate comes a moment after the pod
     eventually(lambda: {name.removeprefix(scope) for name in keyring.names(scope)} == expected)
-    with frozen(mesh.cgroup_pids(".control")):
+    with frozen_group(mesh.cgroup(".control")):
         eventually(lambda: any("control does not answer" in reason for reason in mesh.status()["unready"]))
         with undisturbed(mesh):
             agent = mesh.await_program("a", "agent")

@@ -14,7 +14,7 @@ from tests.lab.puppet import Puppet
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Code, frame, read_code
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 HBONE, DENIED_PORT = 15008, 7002
 DENY = f"""

@@ -14,7 +14,7 @@ from tests.lab.world import eventually
 from tests.ztunnel.nameserver import Nameserver, zone
 from wire.netns import entered, open_home
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 HEADLESS = """
 apiVersion: v1

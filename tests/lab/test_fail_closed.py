@@ -17,7 +17,7 @@ from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.puppet import Wire
 from tests.lab.world import eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 VERSIONS = (4, 6)
 

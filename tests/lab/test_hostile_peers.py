@@ -24,7 +24,7 @@ from ztunnel.client_hello import NO_APPLICATION_PROTOCOL
 from ztunnel.fields import literal
 from ztunnel.frames import CLIENT_OPENING, END_HEADERS, HEADERS, Code, frame
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 PORT, HBONE = 7001, 15008
 NAMES = {name: f"spiffe://cluster.local/ns/shop/sa/{name}" for name in ("attacker", "far", "bank", "client")}

@@ -286,7 +286,7 @@ def test_a_volume_below_a_folder_that_is_a_link_is_in_the_pod_and_nowhere_else(w
 
 def test_control_is_started_again(world: World) -> None:
     with world.having(deployment(1)):
-        before, uid = world.status()["control"]["pid"], lives(world)
+        before, uid = eventually(lambda: world.status()["control"]["pid"]), lives(world)
         os.kill(before, signal.SIGKILL)
         eventually(lambda: world.status()["control"]["pid"] not in (0, before))
         world.apply(deployment(2))

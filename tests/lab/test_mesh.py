@@ -50,10 +50,6 @@ def ask(world: World, client: str, version: int = 4) -> int:
     return world.run(f"shop/{client}", "curl", "-sS", "-m", "20", "-o", "/dev/null", f"http://{host}:8000/").returncode
 
 
-def program(world: World, node: str, part: str) -> int:
-    return int(next(one for one in world.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
-
-
 def cgroup_of(pid: int) -> str:
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     return next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
@@ -73,7 +69,7 @@ def test_enrolled_pods_talk_and_plain_text_is_refused_under_strict(world: World,
 def test_a_strict_pod_becomes_ready_by_its_nodes_probe(world: World) -> None:
     """Its prober is a host process: in the node's namespace and in the cgroup `host`."""
     assert world.pod("shop/server")["ready"]
-    assert cgroup_of(program(world, "b", "prober")) == f"/{world.layout.places.prefix}/b/host"
+    assert cgroup_of(world.await_program("b", "prober")) == f"/{world.layout.places.prefix}/b/host"
 
 
 def test_a_nodes_programs_are_inside_its_cgroup_and_namespace(world: World) -> None:
@@ -81,7 +77,7 @@ def test_a_nodes_programs_are_inside_its_cgroup_and_namespace(world: World) -> N
     for node in ("a", "b"):
         expected = Path("/run/netns", world.layout.node_netns(node)).stat().st_ino
         for part in ("agent", "ztunnel"):
-            pid = program(world, node, part)
+            pid = world.await_program(node, part)
             assert cgroup_of(pid) == f"/{prefix}/{node}/{part}" and netns_of(pid) == expected
 
 
@@ -110,9 +106,9 @@ def test_an_excluded_inbound_port_of_a_strict_pod_is_reached_in_plain_text_as_as
 
 @pytest.mark.parametrize("part", ["agent", "ztunnel", "prober"])
 def test_a_program_that_dies_is_started_again(world: World, part: str) -> None:
-    before = program(world, "a", part)
+    before = world.await_program("a", part)
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: program(world, "a", part) not in (0, before))
+    eventually(lambda: world.program("a", part) not in (0, before))
     eventually(lambda: not world.status()["unready"])
     eventually(lambda: ask(world, "client") == 0)
 
@@ -121,7 +117,7 @@ def test_no_program_starts_before_its_pod_is_enrolled(world: World) -> None:
     """A node whose agent cannot answer starts no enrolled pod, and says why; un-enrolled ones are none of its business."""
     late = CLIENT.replace("client", "late")
     plain = OUTSIDER.replace("outsider", "plain")
-    agent = program(world, "a", "agent")
+    agent = world.await_program("a", "agent")
     with frozen([agent]):
         plain = pod("plain", "[sleep, infinity]", "nodeName: a").replace(
             "plain,", "plain, labels: {istio.io/dataplane-mode: none},"
@@ -137,18 +133,18 @@ def test_no_program_starts_before_its_pod_is_enrolled(world: World) -> None:
 
 
 def test_the_next_daemon_adopts_agents_and_proxies(world: World) -> None:
-    before = [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")]
+    before = [world.await_program(node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")]
     os.kill(daemon_pid(world), signal.SIGKILL)
     eventually(lambda: not world.running())
     world.up({})
-    assert [program(world, node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")] == before
+    assert [world.program(node, part) for node in ("a", "b") for part in ("agent", "ztunnel", "prober")] == before
     assert world.pod("shop/client")["enrolled"]
     assert ask(world, "client") == 0 and ask(world, "outsider") in REFUSED
 
 
 def test_the_mesh_goes_off_and_on_under_running_pods(world: World) -> None:
     before = processes(world)
-    agents = [program(world, node, "agent") for node in ("a", "b")]
+    agents = [world.await_program(node, "agent") for node in ("a", "b")]
     status = world.up({}, mesh=False)
     assert not any(pod["enrolled"] for pod in status["pods"])
     eventually(lambda: not any(runs(pid) for pid in agents))

@@ -12,7 +12,7 @@ import pytest
 
 from mesh.proto import agent_pb2, agent_pb2_grpc
 from tests.lab.host import BASE, pod
-from tests.lab.test_mesh import NAMESPACE, REFUSED, program
+from tests.lab.test_mesh import NAMESPACE, REFUSED
 from tests.lab.world import World, eventually
 from wire.http_client import request
 from wire.http_messages import HttpError
@@ -120,7 +120,7 @@ def test_a_pod_that_holds_a_port_of_the_proxy_is_refused_reported_and_tried_agai
             assert world.run("shop/taken", "curl", "-sS", "-m", "5", address_of(world, "good")).returncode != 0
             assert ask(world, "client", "good") == 0 and node_is_ready(world)
             if port == 15008:
-                os.kill(program(world, "a", "ztunnel"), signal.SIGKILL)
+                os.kill(world.await_program("a", "ztunnel"), signal.SIGKILL)
                 eventually(lambda: node_is_ready(world) and agent_status(world).proxy.ready)
                 eventually(lambda: ask(world, "client", "good") == 0)
                 assert state_of(world, "taken")[0] == "pending"

@@ -1,6 +1,5 @@
 """Policies and labels that change under live connections: what is no longer allowed ends, and nothing else does."""
 
-import ctypes
 import json
 import time
 from collections import defaultdict
@@ -10,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bpf import libbpf
 from tests.frozen import frozen
 from tests.lab.mesh import ECHO_PORT, NODES, PODS, Mesh, authentication, pod
 from tests.lab.puppet import Puppet, Wire
 from tests.lab.world import eventually
+from tests.links import detach
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
@@ -210,7 +209,7 @@ def test_only_a_nodes_own_processes_are_exempt_from_strict(mesh: Mesh, version: 
 @contextmanager
 def detached(mesh: Mesh, link: Path) -> Iterator[None]:
     """A pod's inbound program is away, at once and whoever looks at its link; the agent stands still meanwhile."""
-    agent = mesh.program("a", "agent")
+    agent = mesh.await_program("a", "agent")
 
     def stands() -> bool:
         """Each of its threads, whose calls into the kernel come to their end first."""
@@ -218,8 +217,7 @@ def detached(mesh: Mesh, link: Path) -> Iterator[None]:
 
     with frozen([agent]):
         eventually(stands)
-        with libbpf.open_pin(link) as opened:  # the kernel detaches what nobody has any more when it has time
-            assert ctypes.CDLL("libbpf.so.1").bpf_link_detach(opened.fd) == 0
+        detach(link)
         link.unlink()
         yield
 

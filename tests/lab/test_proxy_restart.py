@@ -45,7 +45,7 @@ def test_a_thousand_connections_a_second_do_not_notice_that_the_proxy_is_replace
         return all(now > before[path] + 100 for path, now in served().items())
 
     eventually(lambda: more_than(dict.fromkeys(loads, 0)))
-    former = mesh.program("a", "ztunnel")
+    former = mesh.await_program("a", "ztunnel")
     done = json.loads(mesh.weft("lab", "restart", "--node", "a", "-o", "json"))
     assert done[0]["old"] == former and done[0]["new"] != former
     kept.send("after!")
@@ -62,8 +62,8 @@ def test_a_thousand_connections_a_second_do_not_notice_that_the_proxy_is_replace
 
 def test_a_successor_that_ends_gives_everything_back(mesh: Mesh) -> None:
     """Whoever started it hears why; the endpoints are the old proxy's again."""
-    former = mesh.program("a", "ztunnel")
-    agent = mesh.program("a", "agent")
+    former = mesh.await_program("a", "ztunnel")
+    agent = mesh.await_program("a", "agent")
     with frozen([agent]):  # no successor learns of pods: it does not become ready
         restart = mesh.start_weft("lab", "restart", "--node", "a")
         fresh = eventually(lambda: pid if (pid := mesh.admin("a")) != former else 0)

@@ -109,6 +109,14 @@ class World(Lab):
                 return dict(pod)
         raise KeyError(key)
 
+    def program(self, node: str, part: str) -> int:
+        """The pid of a node's `agent`, `ztunnel` or `prober`; 0 while it does not run."""
+        return int(next(one for one in self.status()["nodes"] if one["name"] == node)["programs"][part]["pid"])
+
+    def await_program(self, node: str, part: str) -> int:
+        """The same, once it runs: a signal to 0 would be the test's own."""
+        return eventually(lambda: self.program(node, part))
+
     def output(self, pod: str, *argv: str, timeout_s: float = 100.0) -> str:
         """What a program prints that succeeds inside a pod.
 
