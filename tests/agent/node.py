@@ -142,7 +142,7 @@ class Node:
             assert process.poll() is None, (self.folder / "agent.log").read_text()[-3000:]
             return bool(self.status().node)
 
-        wait_until(serves, "the agent")  # it compiles its programs, for some seconds of a CPU that has others to serve
+        wait_until(serves, "the agent")
         return process
 
     def stop_agent(self, process: "subprocess.Popen[bytes]") -> None:

@@ -77,7 +77,8 @@ class ScriptedControl:
                 for request in requests:
                     with self._lock:
                         if request.response_nonce:
-                            self.acknowledged.add(request.type_url)
+                            if not request.HasField("error_detail"):
+                                self.acknowledged.add(request.type_url)
                         else:
                             news.put((request.type_url, dict(self._resources[request.type_url])))
             except grpc.RpcError:

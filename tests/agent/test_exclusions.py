@@ -7,7 +7,7 @@ from mesh.proto import flow_pb2
 from tests.agent.node import Node, wait_until
 from tests.agent.test_node_agent import OUTSIDE, listening, until_says
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.kernel
 
 B = "10.214.0.3"
 

@@ -1,6 +1,5 @@
 """The agent's process on a node of real namespaces and cgroups: pods come and go, agent and proxy restart."""
 
-import ctypes
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bpf import libbpf
 from bpf.redirect import Redirect
 from mesh.exclusions import INBOUND_PORTS
 from mesh.proto import flow_pb2
 from tests.agent.node import Node, read_line, wait_until
+from tests.links import detach
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.kernel
 
 OUTSIDE, OUTSIDE6 = "10.214.0.99", "fd14::99"
 
@@ -187,8 +186,7 @@ def test_programs_that_are_not_attached_are_named_and_the_next_agent_attaches_th
     link_of_pod = node.places.bpffs / "links/uid-a"
     link_of_pod.unlink()
     wait_until(lambda: link_of_pod.exists() and not node.status().problems, "the agent to attach the pod's own again")
-    with libbpf.open_pin(node.places.bpffs / "hooks/sockops") as link:  # as when its cgroup goes: the pin stays
-        assert ctypes.CDLL("libbpf.so.1").bpf_link_detach(link.fd) == 0
+    detach(node.places.bpffs / "hooks/sockops")  # as when its cgroup goes
     assert node.status().problems == ["program sockops is not attached to cgroup/sock_ops: restart the agent"]
     node.stop_agent(agent)
     node.start_agent()
@@ -311,11 +309,12 @@ def test_a_running_pod_enters_and_leaves_without_an_outage(node: Node) -> None:
     with listening(node, "b", 8080):
         dialling = node.start("a", "pods/a", sys.executable, "-c", script, stdout=subprocess.PIPE)
         # What is past the connect hook and not yet on its way when capture begins or ends is refused: it would be plain text.
-        # Few are just there: none in one round of ten.
+        # One comes after the other, so that one at most is just there each time; in one round of ten none.
         while not refused or (refused[-1] and len(refused) < 10):
             said = enter_and_leave(node, dialling)
-            answers = [one for one in said if one in ("hello", "10.214.0.3:8080")]
+            answers = [one for one in said if "Error" not in one and one != "no answer"]
             changes = [one for one, before in zip(answers, ["", *answers], strict=False) if one != before]
             assert changes == ["hello", "10.214.0.3:8080", "hello"], said
             refused.append([one for one in said if one not in answers])
+            assert len(refused[-1]) <= 2, said
     assert not refused[-1], refused

@@ -18,7 +18,7 @@ from tests.agent.node import Node, read_line, wait_until
 from tests.agent.scripted_control import ADDRESS, ScriptedControl
 from tests.strict import STRICT
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.kernel
 
 
 def workload(name: str, *addresses: str, **changes: Any) -> Workload:
