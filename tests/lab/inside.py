@@ -18,7 +18,8 @@ from typing import Any
 
 SO_ORIGINAL_DST = 80
 _PIECE = bytes(range(256)) * 1024
-_PATIENCE_S = 30
+_PATIENCE_S = 15
+"""Of a load, which is to notice nothing: no longer than that of `Puppet.fate`, which is to be answered."""
 _RESET = struct.pack("ii", 1, 0)
 
 

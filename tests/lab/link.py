@@ -17,6 +17,8 @@ from typing import Any
 _CHUNK = 1 << 16
 _KEPT = 1 << 20
 _contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+Frame = tuple[int, int, int, bytes]
+"""Of HTTP/2: type, flags, stream, payload."""
 Papers = dict[str, Any]
 """`chain` and `key` as PEM (none: no certificate), `alpn`, `version`: of TLS. None in place of all: no TLS."""
 
@@ -75,7 +77,7 @@ class Link:
             if ready[1]:
                 self._send()
             if ready[0]:
-                self._receive()
+                self.receive()
 
     def update_keys(self, count: int) -> bytes:
         """So many KeyUpdates that want an answer, as they go on the wire. By OpenSSL's own call: `ssl` has none."""
@@ -105,7 +107,7 @@ class Link:
             if ready[1]:
                 self._send()
             if ready[0]:
-                self._receive()
+                self.receive()
         self.end = self.end or ("silent" if self._writable else "reset")
 
     def offer(self, data: bytes) -> None:
@@ -114,7 +116,7 @@ class Link:
             self._encrypt(data)
         if self._cipher:
             self._send()
-        self._receive()
+        self.receive()
         if not self._writable:
             self.end = self.end or "reset"
 
@@ -148,7 +150,8 @@ class Link:
         self.sent += count
         self._cipher = self._cipher[count:]
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Read what is there, and wait for nothing."""
         try:
             data = self.sock.recv(1 << 18)
         except BlockingIOError:
@@ -179,8 +182,8 @@ class Link:
     def _keep(self, data: bytes) -> None:
         self.said = (self.said + data)[-_KEPT:]
 
-    def frames(self) -> list[tuple[int, int, int, bytes]]:
-        """Every whole HTTP/2 frame that was said: type, flags, stream, payload; what is left over stays."""
+    def frames(self) -> list[Frame]:
+        """Every whole one that was said; what is left over stays."""
         found = []
         while len(self.said) >= 9 and len(self.said) >= 9 + (length := int.from_bytes(self.said[:3], "big")):
             sid = int.from_bytes(self.said[5:9], "big")

@@ -17,7 +17,7 @@ from tests.lab.world import eventually
 from tests.ztunnel.test_http2 import hostile
 from ztunnel.frames import CLIENT_OPENING, PING, Code, frame
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.lab
 
 GROWTH_MIB = 16
 P99_MS = 500
