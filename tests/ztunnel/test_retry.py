@@ -129,7 +129,7 @@ def test_an_endpoint_that_keeps_failing_is_set_aside(mesh: World, app: socket.so
         client.close()
         worker.listen(0)
     tried = retries(mesh)
-    assert tried - before <= FAILURES
+    assert tried - before <= 2 * FAILURES, "a tunnel that is lost meanwhile counts as well"
     for _ in range(10):
         mesh.client.connect(VIP, 80).close()
     assert retries(mesh) == tried, "nobody is sent there now"
