@@ -126,10 +126,11 @@ def test_an_endpoint_that_keeps_failing_is_set_aside(mesh: World, app: socket.so
         client = mesh.client.connect(VIP, 80)
         client.sendall(b"a")
         serve(app, b"a")
+        assert client.recv(100) == b"served"  # else its end is a reset, of which a tunnel does not take any number
         client.close()
         worker.listen(0)
     tried = retries(mesh)
-    assert tried - before <= 2 * FAILURES, "a tunnel that is lost meanwhile counts as well"
+    assert tried - before <= FAILURES
     for _ in range(10):
         mesh.client.connect(VIP, 80).close()
     assert retries(mesh) == tried, "nobody is sent there now"
