@@ -145,11 +145,10 @@ class Wire:
         self.send(text)
         return self.receive(len(text)) == text
 
-    def ended(self) -> str:
-        """Wait for its end: `end` when it was in order, `reset` otherwise. Raises: TimeoutError when it lives on for 25 s: what
-        should have ended it did not, for agents look at older connections after 30 s, and proxies give a tunnel up, anyhow."""
+    def ended(self, timeout_s: float = _SOON_S) -> str:
+        """Wait for its end: `end` when it was in order, `reset` otherwise. Raises: TimeoutError when it lives on."""
         try:
-            return "more" if self.receive(1, _SOON_S) else "end"
+            return "more" if self.receive(1, timeout_s) else "end"
         except TimeoutError:
             raise
         except OSError:
