@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lab.cgroup import processes
+
 
 @contextmanager
 def frozen(pids: Sequence[int]) -> Iterator[None]:
@@ -18,7 +20,7 @@ def frozen(pids: Sequence[int]) -> Iterator[None]:
 @contextmanager
 def frozen_group(folder: Path) -> Iterator[None]:
     """As `frozen`, of those that a cgroup has now: what a daemon starts may run for a moment only."""
-    with _stopped([int(pid) for pid in (folder / "cgroup.procs").read_text().split()]):
+    with _stopped(processes(folder)):
         yield
 
 

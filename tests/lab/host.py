@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.accounts import started_s
+from lab import cgroup
 from tests.lab.world import World
 from wire import keyring
 from wire.cgroup import cgroup2_mount
@@ -56,7 +57,7 @@ def processes(world: World) -> dict[str, int]:
 def daemon_pid(world: World) -> int:
     """The oldest in its cgroup: what it starts is there for a moment, too."""
     started = []
-    for pid in map(int, (world.layout.lab_cgroup / "cgroup.procs").read_text().split()):
+    for pid in cgroup.processes(world.layout.lab_cgroup):
         with suppress(OSError):  # one of those, which has ended since
             started.append((started_s(pid), pid))
     return min(started)[1]

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,6 @@ from lab.process import listener_of, popen
 from tests.frozen import frozen_group
 from tests.lab.puppet import ARGV, Puppet
 from tests.lab.world import World, eventually
-from wire.cgroup import cgroup2_mount
 from wire.http_client import request
 
 NODES = """
@@ -110,7 +110,7 @@ class Mesh(World):
         status = super().up(*what, **how)
         for node in status["nodes"]:
             if "ztunnel" in node["programs"]:
-                eventually(lambda name=node["name"]: self._workers_answer(name))  # type: ignore[misc]
+                eventually(partial(self._workers_answer, node["name"]))
         return status
 
     def _workers_answer(self, node: str) -> bool:
@@ -163,14 +163,6 @@ class Mesh(World):
         path = self.layout.node_cgroup(node) / part / "cgroup.procs"
         return [pid for pid in map(int, path.read_text().split()) if not _has_ended(pid)]
 
-    def cgroup(self, name: str) -> Path:
-        """One of the lab's own cgroups, `.lab` or `.control`."""
-        return cgroup2_mount() / self.layout.places.prefix / name
-
-    def cgroup_pids(self, name: str) -> list[int]:
-        """Its processes."""
-        return list(map(int, (self.cgroup(name) / "cgroup.procs").read_text().split()))
-
     def kill_proxy(self, node: str) -> None:
         """SIGKILL a node's proxy, and wait until its workers are gone, too. The lab starts another."""
         self._kill_proxy(node, self.await_program(node, "ztunnel"))
@@ -179,7 +171,7 @@ class Mesh(World):
     def without_proxy(self, node: str) -> Iterator[None]:
         """A node's proxy is killed and stays away for the length of a `with` block; then the lab starts another."""
         proxy = self.await_program(node, "ztunnel")
-        with frozen_group(self.cgroup(".lab")):
+        with frozen_group(self.layout.lab_cgroup):
             self._kill_proxy(node, proxy)
             yield
 

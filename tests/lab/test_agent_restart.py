@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from lab.cgroup import processes
 from mesh.identity import Identity
 from tests.frozen import frozen_group
 from tests.lab.mesh import ECHO_PORT, Mesh, pod
@@ -107,10 +108,10 @@ def source_is_proved(mesh: Mesh, name: str) -> bool:
 
 def test_not_one_connection_notices_a_control_plane_that_dies(mesh: Mesh) -> None:
     with undisturbed(mesh) as more:
-        (control,) = mesh.cgroup_pids(".control")
+        (control,) = processes(mesh.layout.control_cgroup)
         os.kill(control, signal.SIGKILL)
         more()
-        eventually(lambda: mesh.cgroup_pids(".control") not in ([], [control]))
+        eventually(lambda: processes(mesh.layout.control_cgroup) not in ([], [control]))
         eventually(lambda: agent_control_connected(mesh))
         mesh.await_ready()
 
@@ -126,7 +127,7 @@ def test_without_control_the_last_state_serves_restarted_agents_and_proxies(mesh
     scope = keyring.scope(mesh.layout.places.prefix, "a")
     expected = {str(identity("client")), str(identity("near"))}  # a pod's certificate comes a moment after the pod
     eventually(lambda: {name.removeprefix(scope) for name in keyring.names(scope)} == expected)
-    with frozen_group(mesh.cgroup(".control")):
+    with frozen_group(mesh.layout.control_cgroup):
         eventually(lambda: any("control does not answer" in reason for reason in mesh.status()["unready"]))
         with undisturbed(mesh):
             agent = mesh.await_program("a", "agent")

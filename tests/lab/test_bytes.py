@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lab.cgroup import processes
 from tests.lab.memory import Memory
 from tests.lab.mesh import ECHO_PORT, Mesh
 from tests.lab.puppet import Listener, Puppet, Wire
@@ -56,7 +57,7 @@ def pair(request: pytest.FixtureRequest, mesh: Mesh, client: Puppet) -> Iterator
 def all_of_weft(mesh: Mesh) -> list[int]:
     """The processes of agents, proxies and control."""
     pids = [pid for node in "ab" for part in ("agent", "ztunnel") for pid in mesh.processes(node, part)]
-    return pids + mesh.cgroup_pids(".control")
+    return pids + processes(mesh.layout.control_cgroup)
 
 
 @pytest.mark.parametrize("upload", [True, False], ids=["upload", "download"])

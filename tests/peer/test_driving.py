@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.cgroup import processes
 from tests.lab.mesh import pod
 from tests.lab.world import eventually
 from tests.peer.cross import CROSSINGS, ECHO_PORT, CrossMesh, authentication
@@ -164,10 +165,10 @@ def test_a_restart_of_the_agent_goes_unnoticed(cross: CrossMesh, how: signal.Sig
 
 def test_a_restart_of_control_goes_unnoticed_and_what_is_new_arrives(cross: CrossMesh) -> None:
     with undisturbed(cross) as more:
-        (control,) = cross.cgroup_pids(".control")
+        (control,) = processes(cross.layout.control_cgroup)
         os.kill(control, signal.SIGKILL)
         more()
-        eventually(lambda: cross.cgroup_pids(".control") not in ([], [control]))
+        eventually(lambda: processes(cross.layout.control_cgroup) not in ([], [control]))
         cross.await_ready(60)
     with cross.having(authentication("STRICT")):
         eventually(lambda: cross.puppet("outsider-a").fate(cross.address("server-b"), ECHO_PORT) in ("reset", "end"))
